@@ -1,0 +1,114 @@
+"""What a probe is: the thing trained (or not) on a frozen backbone, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from backbones.base import Backbone
+from probes.datasets.base import Kind, PreparedDataset
+
+
+class RunLog(Protocol):
+    """Where a probe writes its curves; MLflow behind it in a real run, a list in a test."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values of training curves (``train/loss``, ``train/lr``, ``val/mIoU`` …) at ``step``; cheap, batched."""
+
+
+class Progress(Protocol):
+    """A progress bar: rate and time left are its own business."""
+
+    def start(self, description: str, total: int) -> None: ...
+
+    def advance(self, steps: int = 1) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a probe needs for one task.
+
+    Attributes:
+        backbone: frozen, on ``device``.
+        backbone_config: keyword arguments of ``backbones.create`` that make it again (in another process, from a config).
+        data: the checked dataset.
+        settings: an instance of the probe's ``settings_type`` (all protocol: each field is part of the task's identity).
+        seed: of everything random.
+        device: where to compute.
+        work_dir: scratch of this cell, kept until the cell is finished; resume state lives here.
+        log, progress: where curves and progress go.
+        workers: data loading processes (0 = in this one); never changes a result.
+    """
+
+    backbone: Backbone
+    backbone_config: Mapping[str, Any]
+    data: PreparedDataset
+    settings: Any
+    seed: int
+    device: torch.device
+    work_dir: Path
+    log: RunLog
+    progress: Progress
+    workers: int = 2
+
+
+@dataclass
+class TaskResult:
+    """What a task ends with.
+
+    Attributes:
+        metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages 0–100.
+        per_image: arrays whose first axis is the images, always with ``image`` (relative paths); for segmentation
+            ``intersection``, ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics of each
+            image and ``pixels``; for classification ``rank`` of the true class; for retrieval the best ``rank`` of each query.
+            All that the statistics of a report need.
+        detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]); detection only.
+        panel: PNG with images, truth and predictions side by side; dense tasks and detection.
+        config: the resolved MMEngine config as text, or the settings as JSON for probes without one.
+        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, ``images_per_second``.
+        notes: things the user should know, one line each (skipped samples, chosen learning rate …).
+    """
+
+    metrics: dict[str, float]
+    per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    detections: list[dict[str, Any]] | None = None
+    panel: Path | None = None
+    config: str = ""
+    cost: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Probe(Protocol):
+    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under (kind, name).
+
+    Attributes:
+        name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
+        kind: kind of dataset it is for.
+        version: raised whenever the same settings would give other numbers; part of the task's identity.
+        settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
+        metrics: names of what ``run`` returns, the main one first, each with +1 (higher is better) or -1.
+        needs_text: whether the backbone must have a text tower.
+    """
+
+    name: str
+    kind: Kind
+    version: int
+    settings_type: type
+    metrics: Mapping[str, int]
+    needs_text: bool
+
+    def config(self, context: Context) -> str:
+        """The resolved config as text (MMEngine python, runnable with plain mmengine; JSON where no Runner is used)."""
+
+    def run(self, context: Context) -> TaskResult:
+        """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for what the user can mend,
+        ``NonFiniteLoss`` when training breaks."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the run ends FAILED with this reason."""

@@ -1,0 +1,88 @@
+"""What a dataset is: an official layout on disk, declared in one file and registered once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["segmentation", "depth", "normals", "detection", "classification", "image-text"]
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a dataset and where its truth is.
+
+    Attributes:
+        image: path of the image, relative to the dataset's root, with forward slashes.
+        target: relative path of the label map (segmentation, depth, normals), class index (classification),
+            list of captions (image-text), or image id in the annotation file (detection).
+    """
+
+    image: str
+    target: Any = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset in its official layout.
+
+    Attributes:
+        name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
+        kind: what its truth is.
+        folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
+        list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is missing.
+        expected: official number of samples of each split; a dataset with fewer runs only with ``--partial``.
+            Empty for a user's own dataset.
+        classes: class names, by index; empty for regression and image-text. May be a function of the root, for
+            layouts that name their classes themselves (ImageFolder).
+        ignore_index: label value that is not scored (segmentation).
+        label_offset: added to the stored label (ADE20K: -1, its stored 0 is 'unlabelled' and becomes ``ignore_index``).
+        annotations: split → annotation file relative to the root (detection, image-text).
+        extra: protocol facts that belong to the dataset: depth range in metres and file scale, evaluation crop, …;
+            part of a task's identity.
+        about: one line for ``list`` and ``data check``: what it is, where to get it.
+    """
+
+    name: str
+    kind: Kind
+    folder: str
+    list_samples: Callable[[Path, Split], list[Sample]]
+    expected: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] | Callable[[Path], tuple[str, ...]] = ()
+    ignore_index: int = 255
+    label_offset: int = 0
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    def class_names(self, root: Path) -> tuple[str, ...]:
+        """Names of the classes of the copy at ``root``."""
+        return self.classes(root) if callable(self.classes) else self.classes
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset on this disk, checked: what a probe gets.
+
+    Attributes:
+        spec: its declaration.
+        root: its folder on this disk.
+        samples: split → usable samples, in the official order.
+        skipped: (relative path, reason) of each sample left out because it cannot be read.
+        fingerprint: hash over names and content of all samples used; the same bytes give the same one everywhere.
+        partial: whether it is a part of the official dataset (then part of the protocol).
+    """
+
+    spec: DatasetSpec
+    root: Path
+    samples: Mapping[str, list[Sample]]
+    skipped: tuple[tuple[str, str], ...] = ()
+    fingerprint: str = ""
+    partial: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.spec.class_names(self.root)
