@@ -1,0 +1,76 @@
+"""Progress for people: a bar with rate and time left in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Rate(TextColumn):
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task):  # type: ignore[override]
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
+
+
+class Bar:
+    """One line of progress for the step under way. In a terminal a live bar; elsewhere a line every ``every`` seconds."""
+
+    def __init__(self, every: float = 15.0):
+        self.live = console.is_terminal
+        self.every = every
+        self.prefix = ""
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def start(self, description: str, total: int) -> None:
+        """Begin a step of ``total`` parts; the one before is over."""
+        self._description = f"{self.prefix}{description}"
+        self._total, self._done = total, 0
+        self._started = self._said = time.monotonic()
+        if self.live:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(self._description, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """``steps`` more parts are done."""
+        self._done += steps
+        if self.live:
+            if self._task is not None:
+                self._progress.advance(self._task, steps)
+            return
+        now = time.monotonic()
+        if now - self._said >= self.every:
+            self._said = now
+            rate = self._done / (now - self._started)
+            left = (self._total - self._done) / rate if rate else 0
+            console.print(
+                f"  {self._description}  {self._done}/{self._total}  {rate:.1f}/s  {int(left // 60)}:{int(left % 60):02d} left"
+            )

@@ -1,0 +1,323 @@
+"""Writing runs to MLflow: parents and children, batched metrics, artifacts, and honest endings.
+
+The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an interrupted one KILLED; one
+whose process vanished (kill -9, power) is found at the next start and closed. None stays RUNNING for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reports.errors import TrackingError
+from reports.store import connect, metric_key, tracking_uri
+
+FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
+FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
+PARENT_TAG = "mlflow.parentRunId"
+FAILURE_TAG = "failure"
+
+
+class Tracker:
+    """One experiment in one MLflow store.
+
+    Args:
+        experiment: name; made when it is not there. By convention the suite's name.
+        uri: tracking URI; ``None`` = ``MLFLOW_TRACKING_URI`` or MLflow's default database in the working directory.
+
+    Raises:
+        TrackingError: the store cannot be reached or written.
+    """
+
+    def __init__(self, experiment: str, uri: str | None = None):
+        from mlflow.exceptions import MlflowException
+
+        self.uri = tracking_uri(uri)
+        self.client = connect(self.uri)
+        self.experiment = experiment
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            try:
+                self.experiment_id = self.client.create_experiment(experiment)
+            except MlflowException:  # another process was quicker
+                found = self.client.get_experiment_by_name(experiment)
+                if found is None:
+                    raise
+                self.experiment_id = found.experiment_id
+        elif found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow gc`, then try again"
+            )
+        else:
+            self.experiment_id = found.experiment_id
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+
+    def close_vanished(self) -> list[str]:
+        """End runs of this machine that are RUNNING though their process is gone; returns their names."""
+        closed = []
+        for run in self.search("attributes.status = 'RUNNING'"):
+            tags = run.data.tags
+            if tags.get("host") != socket.gethostname() or _alive(tags.get("process", "")):
+                continue
+            self.client.set_tag(run.info.run_id, FAILURE_TAG, "the process vanished (killed or crashed)")
+            self.client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(run.info.run_name)
+        return closed
+
+    def search(self, filter_string: str) -> list[Any]:
+        """All runs of the experiment that fit an MLflow filter, newest first."""
+        runs, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id],
+                filter_string,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def finished(self, **tags: str) -> Any | None:
+        """The newest FINISHED run that carries all ``tags``, or None."""
+        terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        runs = self.search(" and ".join(["attributes.status = 'FINISHED'", *terms]))
+        return runs[0] if runs else None
+
+    @contextmanager
+    def run(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parent: Run | None = None,
+        resume: str | None = None,
+    ) -> Iterator[Run]:
+        """A run for the length of a ``with`` block.
+
+        Args:
+            name: run name in the UI.
+            tags, params: written at the start; params are short typed facts, the whole config belongs in an artifact.
+            parent: the run under which it nests.
+            resume: id of an earlier run to take up again instead of starting a new one.
+        """
+        tags = {**_process_tags(), **(tags or {})}
+        if parent is not None:
+            tags[PARENT_TAG] = parent.id
+        if resume:
+            run_id = resume
+            self.client.update_run(run_id, status="RUNNING", name=name)
+            for key, value in tags.items():
+                self.client.set_tag(run_id, key, value)
+            with contextlib.suppress(Exception):
+                self.client.delete_tag(run_id, FAILURE_TAG)
+        else:
+            run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        run = Run(self, run_id, name)
+        status, reason = "FAILED", ""
+        try:
+            if params and not resume:
+                run.log_params(params)
+            yield run
+            run.flush()
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status, reason = "KILLED", "interrupted"
+            raise
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+            raise
+        finally:
+            if status != "FINISHED":
+                with contextlib.suppress(Exception):  # the first error is the one to show
+                    run.flush()
+                with contextlib.suppress(Exception):
+                    self.client.set_tag(run_id, FAILURE_TAG, reason)
+            self.client.set_terminated(run_id, status)
+
+
+class Run:
+    """A run being written. Metrics are buffered and sent in the background, in batches, with their own time stamps."""
+
+    def __init__(self, tracker: Tracker, run_id: str, name: str):
+        self.tracker = tracker
+        self.id = run_id
+        self.name = name
+        self._buffer: list[Any] = []
+        self._sent = time.monotonic()
+        self._pending: list[Future] = []
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """A few short parameters (values are cut at MLflow's 500 characters)."""
+        from mlflow.entities import Param
+
+        entities = [Param(key, str(value)[:500]) for key, value in params.items()]
+        for start in range(0, len(entities), 100):
+            self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record finite values at ``step``; NaN is a hole, not a number, and is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            value = float(value)
+            if value == value and abs(value) != float("inf"):
+                self._buffer.append(Metric(metric_key(name), value, now, int(step)))
+        if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
+            self._send()
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags (values are cut at 5,000 characters)."""
+        from mlflow.entities import RunTag
+
+        self.tracker.client.log_batch(self.id, tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()])
+
+    def describe(self, markdown: str) -> None:
+        """The run's description in the MLflow UI."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def log_dataset(self, name: str, digest: str, context: str, **profile: Any) -> None:
+        """Record that a dataset was used (shown in the UI's Datasets column)."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name, digest=digest[:36], source_type="local", source="{}", profile=json.dumps(profile) or None
+        )
+        self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Store a file as an artifact, whole or not at all."""
+        try:
+            self.tracker.client.log_artifact(self.id, str(path), folder)
+        except OSError as error:
+            raise TrackingError(
+                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error}; free some space"
+            ) from error
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store ``text`` as the artifact ``name`` (may contain slashes)."""
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / file
+            path.write_text(text, encoding="utf-8")
+            self.log_file(path, folder or None)
+
+    def log_json(self, value: Any, name: str) -> None:
+        """Store ``value`` as indented JSON."""
+        self.log_text(json.dumps(value, indent=2, ensure_ascii=False, default=str), name)
+
+    def _send(self) -> None:
+        metrics, self._buffer = self._buffer, []
+        self._sent = time.monotonic()
+        for start in range(0, len(metrics), 1000):
+            chunk = metrics[start : start + 1000]
+            self._pending.append(
+                self.tracker._pool.submit(self.tracker.client.log_batch, self.id, metrics=chunk, synchronous=True)
+            )
+        self._pending = [future for future in self._pending if not future.done() or future.exception() is not None]
+
+    def flush(self) -> None:
+        """Wait until everything logged so far is in the store.
+
+        Raises:
+            TrackingError: some of it could not be written.
+        """
+        self._send()
+        pending, self._pending = self._pending, []
+        for future in pending:
+            try:
+                future.result()
+            except Exception as error:
+                raise TrackingError(
+                    f"MLflow did not take the metrics of {self.name!r}: {str(error).splitlines()[0][:200]}; "
+                    "check the store and run the command again (finished tasks are kept)"
+                ) from error
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """The commit of the checkout that ``folder`` (default: this package's) is in, with ``+dirty`` when it has changes; else ''."""
+    git = shutil.which("git")
+    if not git:
+        return ""
+    command = [git, "-C", str(folder or Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(
+            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if commit.returncode:
+        return ""
+    return commit.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit: what a result needs to be believed later."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {}
+    for name in (
+        *("cliptex-benchmark", "torch", "torchvision", "open_clip_torch", "timm", "onedl-mmengine", "onedl-mmcv"),
+        *("onedl-mmsegmentation", "onedl-mmdetection", "mlflow", "numpy", "pandas", "transformers"),
+    ):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": packages,
+        "git.commit": git_commit(),
+    }
+
+
+def _process_tags() -> dict[str, str]:
+    return {"host": socket.gethostname(), "process": f"{os.getpid()}:{_start_time(os.getpid())}"}
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty where there is no such process (or no /proc)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _start_time(pid: int) -> str:
+    """When a process started, in the kernel's ticks, since pids are used again."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else ""
+
+
+def _alive(process: str) -> bool:
+    """Whether the process written as ``pid:start`` still runs; a tag that says nothing counts as alive."""
+    pid, _, started = process.partition(":")
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    fields = _stat(int(pid))
+    if fields and fields[0] == "Z":  # dead, not yet waited for by its parent
+        return False
+    return not started or _start_time(int(pid)) == started
