@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install run test lint bench format clean
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## set up .venv with everything
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+run: install     ## the main job on the embedded default, then where to look
+	$(BIN)/python -m benchmark run --backbone efficientnet-lite0,random
+
+test: lint       ## lint, then all tests
+	$(BIN)/python -m pytest
+
+lint: install    ## ruff (lint and format), mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install   ## measure, and write docs/benchmarks.md and .json
+	$(BIN)/python -m benchmark.bench
+
+clean:           ## remove what was built here (not your MLflow runs)
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,294 @@
+"""The main job: backbones × tasks × seeds, every number in MLflow, a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import backbones
+from backbones import Backbone, UserError
+from backbones.files import content_key, write_json
+from backbones.overrides import parse_pairs
+from benchmark.cells import Cell, finished_cell, run_cell
+from benchmark.plan import PlannedTask, plan_tasks, split_names
+from benchmark.progress import Bar, console
+from benchmark.suites import Provision, Suite, find_suite
+from probes import catalog
+from probes.datasets.base import PreparedDataset
+from probes.datasets.check import place, prepare
+from reports.store import hide_password
+from reports.tracking import Tracker, environment
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see ``python -m benchmark run --help``."""
+
+    backbones: Sequence[str] = ()
+    suite: str = "mini"
+    tasks: Sequence[str] = ()
+    weights: Path | None = None
+    seed: int = 0
+    seeds: int = 1
+    changes: Sequence[str] = ()
+    data_root: Path | None = None
+    data: Mapping[str, Path] = field(default_factory=dict)
+    partial: bool = False
+    force: bool = False
+    device: str = "auto"
+    workers: int = 2
+    json: Path | None = None
+    tracking_uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclass
+class Outcome:
+    """What a run ended with: its cells, and where they are in MLflow."""
+
+    suite: Suite
+    tasks: list[PlannedTask]
+    cells: list[Cell]
+    run_ids: dict[tuple[str, int], str]
+    tracker: Tracker
+
+    @property
+    def failed(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.status == "failed"]
+
+
+def run(options: Options) -> Outcome:
+    """Run the suite's tasks on each backbone and seed; finished cells are reused.
+
+    Raises:
+        UserError: the request cannot be fulfilled; nothing was half-written.
+        TrackingError: the MLflow store cannot be used.
+        KeyboardInterrupt: interrupted; finished cells stay, the run under way is KILLED, the same command goes on.
+    """
+    catalog.load()
+    suite = find_suite(options.suite)
+    names = split_names(options.backbones) or list(suite.default_backbones)
+    if options.weights is not None and len(names) != 1:
+        raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
+    for name in names:
+        backbones.check_name(name)
+    changes = parse_pairs(options.changes)
+    tasks = plan_tasks(suite, split_names(options.tasks), changes)
+    device = choose_device(options.device)
+    seeds = range(options.seed, options.seed + options.seeds)
+
+    tracker = Tracker(options.experiment or suite.name, options.tracking_uri)
+    for name in tracker.close_vanished():
+        console.print(f"closed the run {name!r}: its process had vanished", style="yellow")
+
+    with Bar() as bar:
+        made = suite.provide(options, names, seeds, tracker, bar) if suite.provide else Provision()
+        data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
+        cells: list[Cell] = []
+        run_ids: dict[tuple[str, int], str] = {}
+        for seed in seeds:
+            for name in names:
+                config = made.backbones.get((name, seed)) or {"name": name, "weights": options.weights, "seed": seed}
+                if options.weights is not None:
+                    config = {"name": name, "weights": options.weights, "seed": seed}
+                backbone = backbones.create(**config).to(device)
+                facts = {"train_run": made.runs.get((name, seed), ""), "costs": made.costs.get((name, seed), {})}
+                done, run_id = _run_backbone(
+                    tracker, suite, backbone, config, tasks, data, seed, changes, facts, options, device, bar
+                )
+                cells += done
+                run_ids[name, seed] = run_id
+    outcome = Outcome(suite, tasks, cells, run_ids, tracker)
+    if options.json:
+        write_json(options.json, as_json(outcome))
+    return outcome
+
+
+def prepare_data(
+    tasks: Sequence[PlannedTask], placed: Mapping[str, Path], options: Options, bar: Bar
+) -> dict[str, PreparedDataset]:
+    """Find and check every dataset of the tasks before hours of work start."""
+    roots = {task.spec.name: place(task.spec, options.data_root, placed) for task in tasks}
+    specs = {task.spec.name: task.spec for task in tasks}
+    return {
+        name: prepare(specs[name], root, partial=options.partial, workers=options.workers, progress=bar)
+        for name, root in roots.items()
+    }
+
+
+def _run_backbone(
+    tracker: Tracker,
+    suite: Suite,
+    backbone: Backbone,
+    config: Mapping[str, Any],
+    tasks: Sequence[PlannedTask],
+    data: Mapping[str, PreparedDataset],
+    seed: int,
+    changes: Mapping[str, str],
+    facts: Mapping[str, Any],
+    options: Options,
+    device: torch.device,
+    bar: Bar,
+) -> tuple[list[Cell], str]:
+    """All tasks of one backbone and one seed under one parent run; returns the cells and the parent's id."""
+    cells: dict[str, Cell] = {}
+    left: list[PlannedTask] = []
+    for task in tasks:
+        if task.probe.needs_text and not backbone.has_text:
+            cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason="no text tower")
+        elif not options.force and (old := finished_cell(tracker, backbone, task, data[task.spec.name], seed)):
+            cells[task.name] = old
+        else:
+            left.append(task)
+    run_key = content_key(
+        {"suite": suite.name, "seed": seed, "backbone": backbone.identity(), "name": backbone.name, "set": changes}
+    )
+    earlier = None if options.force else _newest(tracker, run_key)
+    reused = [cell for cell in cells.values() if cell.status == "reused"]
+    if reused:
+        console.print(f"{backbone.name} · seed {seed}: {len(reused)} of {len(tasks)} tasks were finished before and are not run "
+                      "again (--force does)", style="dim")  # fmt: skip
+    if not left and earlier is not None and earlier.info.status == "FINISHED":
+        return [cells[task.name] for task in tasks], earlier.info.run_id
+
+    tags = {
+        "backbone": backbone.name,
+        "architecture": backbone.architecture,
+        "suite": suite.name,
+        "seed": str(seed),
+        "weights.sha256": backbone.weights.sha256,
+        "weights.source": backbone.weights.source,
+        "weights.licence": backbone.weights.licence,
+        "run.key": run_key,
+        "train.run": facts["train_run"],
+    }
+    env = environment()
+    if env["git.commit"]:
+        tags["git.commit"] = env["git.commit"]
+        tags["mlflow.source.git.commit"] = env["git.commit"].partition("+")[0]
+    tags["mlflow.source.name"] = "python -m benchmark run"
+    params = {"backbone": backbone.name, "suite": suite.name, "seed": seed, "device": str(device), **changes}
+    title = f"{backbone.name} · {suite.name} · seed {seed}"
+    resume = earlier.info.run_id if earlier is not None else None
+    with tracker.run(title, tags=tags, params=params, resume=resume) as parent:
+        parent.log_json(
+            {
+                "backbone": {**backbone.identity(), "name": backbone.name, "source": backbone.weights.source,
+                             "licence": backbone.weights.licence, "config": {k: str(v) for k, v in config.items()}},
+                "suite": suite.name, "seed": seed, "set": dict(changes),
+                "tasks": {task.name: task.protocol(data[task.spec.name]) for task in tasks},
+                "environment": env,
+            },
+            "run.json",
+        )  # fmt: skip
+        parent.log_metrics({f"cost/{name}": value for name, value in facts["costs"].items()})
+        for number, task in enumerate(left, 1):
+            bar.prefix = f"{backbone.name} · seed {seed} · {task.name} ({number}/{len(left)}) · "
+            try:
+                cell = run_cell(
+                    tracker, parent, backbone, config, task, data[task.spec.name], seed,
+                    device=device, workers=options.workers, progress=bar,
+                )  # fmt: skip
+            except (KeyboardInterrupt, MemoryError):
+                raise
+            except Exception as error:
+                # What the user must mend (also a full disk or a lost tracking server) ends the run; a task that broke is a hole.
+                if getattr(error, "exit_code", None) == 2 or isinstance(error, OSError):
+                    raise
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                cell = Cell(backbone.name, task.name, seed, "failed", reason=reason)
+                console.print_exception(max_frames=8)
+            bar.prefix = ""
+            cells[task.name] = cell
+            main = next(iter(task.probe.metrics))
+            if cell.status == "done":
+                console.print(f"  {backbone.name} · seed {seed} · {task.name}: {main} {_number(cell.metrics.get(main))}"
+                              f"  [dim]{cell.seconds:.0f} s[/dim]")  # fmt: skip
+        ordered = [cells[task.name] for task in tasks]
+        parent.log_metrics({f"{cell.task}/{name}": value for cell in ordered for name, value in cell.metrics.items()})
+        parent.set_tags({f"reused.{c.task.replace('/', '.')}": c.run_id for c in ordered if c.status == "reused"})
+        parent.describe(_note(backbone, ordered, tasks))
+        parent.flush()
+        broken = [cell for cell in ordered if cell.status == "failed"]
+        if broken:
+            parent.set_tags({"failure": "; ".join(f"{cell.task}: {cell.reason}" for cell in broken)})
+    if broken:
+        tracker.client.set_terminated(parent.id, "FAILED")
+    return ordered, parent.id
+
+
+def _newest(tracker: Tracker, run_key: str) -> Any | None:
+    runs = tracker.search(f"tags.`run.key` = '{run_key}'")
+    return runs[0] if runs else None
+
+
+def _note(backbone: Backbone, cells: Sequence[Cell], tasks: Sequence[PlannedTask]) -> str:
+    """The parent run's description in the MLflow UI: its results as a table."""
+    lines = [f"`{backbone.name}` ({backbone.architecture}), weights {backbone.weights.source}", "", "| task | result |", "| --- | --- |"]
+    for cell, task in zip(cells, tasks, strict=True):
+        main = next(iter(task.probe.metrics))
+        text = f"{main} {_number(cell.metrics.get(main))}" if cell.metrics else f"– ({cell.status}: {cell.reason})"
+        lines.append(f"| {cell.task} | {text} |")
+    return "\n".join(lines)
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """The contract of ``run --json``: with several seeds ``backbones`` holds means, and ``by_seed`` each seed's values."""
+    seeds = list(dict.fromkeys(cell.seed for cell in outcome.cells))
+    names = list(dict.fromkeys(cell.backbone for cell in outcome.cells))
+    by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
+    for cell in outcome.cells:
+        if cell.metrics:
+            by_seed[str(cell.seed)][cell.backbone][cell.task] = {
+                k: float(v) for k, v in cell.metrics.items() if np.isfinite(v)
+            }
+    means: dict[str, dict] = {name: {} for name in names}
+    for name in names:
+        for task in dict.fromkeys(cell.task for cell in outcome.cells):
+            rows = [by_seed[str(seed)][name].get(task) for seed in seeds]
+            if all(rows):
+                shared = [m for m in rows[0] if all(m in row for row in rows)]  # type: ignore[union-attr,operator]
+                means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}  # type: ignore[index]
+    value: dict[str, Any] = {
+        "suite": outcome.suite.name,
+        "seed": seeds[0] if seeds else None,
+        "backbones": means,
+        "mlflow": {
+            "tracking_uri": hide_password(outcome.tracker.uri),
+            "experiment": outcome.tracker.experiment,
+            "run_ids": {name: outcome.run_ids[name, seeds[0]] for name in names},
+        },
+    }
+    if len(seeds) > 1:
+        value["seeds"] = seeds
+        value["by_seed"] = by_seed
+        value["mlflow"]["run_ids_by_seed"] = {
+            str(seed): {name: outcome.run_ids[name, seed] for name in names} for seed in seeds
+        }
+    holes = [cell for cell in outcome.cells if not cell.metrics]
+    if holes:
+        value["holes"] = [
+            {"backbone": c.backbone, "task": c.task, "seed": c.seed, "status": c.status, "reason": c.reason} for c in holes
+        ]
+    return value
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"no device {name!r} here ({str(error).splitlines()[0]}); use cpu, cuda or auto") from None
+    return device
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else (f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}")

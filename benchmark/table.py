@@ -1,0 +1,63 @@
+"""The table in the terminal at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from benchmark.cells import Cell
+from benchmark.plan import PlannedTask
+from benchmark.progress import console
+
+BESIDE = {"segmentation": 1, "detection": 2, "depth": 2, "normals": 2, "classification": 2, "image-text": 4}
+
+
+def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
+    """Tasks down, backbones across; with several seeds mean ± standard error. The best mean of a row is bold."""
+    names = list(dict.fromkeys(cell.backbone for cell in cells))
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    title = f"mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
+    table = Table(title=title, title_justify="left", title_style="dim")
+    table.add_column("task")
+    table.add_column("metric")
+    for name in names:
+        table.add_column(name, justify="right")
+    for task in tasks:
+        shown = list(task.probe.metrics.items())[: BESIDE[task.spec.kind]]
+        for number, (metric, sign) in enumerate(shown):
+            texts, means = [], []
+            for name in names:
+                mine = [c for c in cells if c.backbone == name and c.task == task.name]
+                values = np.array([c.metrics.get(metric, np.nan) for c in mine])
+                text, mean = _cell(values, mine)
+                texts.append(text)
+                means.append(mean * sign)
+            if len(names) > 1 and np.isfinite(means).any():
+                best = int(np.nanargmax(means))
+                texts[best] = f"[bold]{texts[best]}[/bold]"
+            arrow = "↑" if sign > 0 else "↓"
+            table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts, end_section=number == len(shown) - 1)
+    return table
+
+
+def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
+    if not len(values) or not np.isfinite(values).all():
+        return (cells[0].status if cells and not np.isfinite(values).any() else "–"), np.nan
+    mean = float(values.mean())
+    digits = 3 if abs(mean) < 10 else 1
+    text = f"{mean:.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+    return text, mean
+
+
+def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
+    """Print the table, then notes and holes, one line each."""
+    console.print(results_table(tasks, cells))
+    for note in dict.fromkeys(f"{cell.task}: {note}" for cell in cells for note in cell.notes):
+        console.print(f"  note · {note}", style="dim")
+    for cell in cells:
+        if cell.status in ("failed", "not applicable"):
+            console.print(f"  hole · {cell.backbone} · {cell.task} · seed {cell.seed}: {cell.status}, {cell.reason}")

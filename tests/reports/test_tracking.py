@@ -1,0 +1,139 @@
+"""Runs are written whole, nested, batched, and end as they should – against a real MLflow store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from reports.errors import TrackingError
+from reports.store import connect, hide_password, metric_key, metric_name, tracking_uri
+from reports.tracking import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    before = os.getcwd()
+    os.chdir(folder)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    Tracker("first", uri)
+    yield uri
+    os.chdir(before)
+
+
+def test_parent_child_metrics_and_artifacts(uri, tmp_path):
+    tracker = Tracker("nested", uri)
+    with tracker.run("parent", tags={"backbone": "x"}, params={"seed": 0}) as parent:
+        with tracker.run("voc/linear", tags={"task": "voc/linear"}, parent=parent) as child:
+            for step in range(1203):
+                child.log_metrics({"train/loss": 1 / (step + 1)}, step)
+            child.log_metrics({"mIoU": 41.5, "i2t_R@1": 7.0, "hole": float("nan")})
+            child.log_text("a = 1\n", "config.py")
+            child.log_json({"mIoU": 41.5}, "metrics.json")
+            child.log_dataset("voc", "abc", "probing", train=3)
+    client = tracker.client
+    run = client.get_run(child.id)
+    assert run.info.status == client.get_run(parent.id).info.status == "FINISHED"
+    assert run.data.tags[PARENT_TAG] == parent.id
+    assert run.data.metrics["mIoU"] == 41.5
+    assert run.data.metrics[metric_key("i2t_R@1")] == 7.0
+    assert "hole" not in run.data.metrics
+    history = client.get_metric_history(child.id, "train/loss")
+    assert [m.step for m in sorted(history, key=lambda m: m.step)] == list(range(1203))
+    assert {f.path for f in client.list_artifacts(child.id)} == {"config.py", "metrics.json"}
+    assert run.inputs.dataset_inputs[0].dataset.name == "voc"
+    assert tracker.finished(task="voc/linear").info.run_id == child.id
+    assert tracker.finished(task="other") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [(ValueError("loss is nan"), "FAILED", "ValueError: loss is nan"), (KeyboardInterrupt(), "KILLED", "interrupted")],
+)
+def test_endings(uri, error, status, reason):
+    tracker = Tracker("endings", uri)
+    with pytest.raises(type(error)), tracker.run("breaks") as run:
+        run.log_metrics({"train/loss": 3.0}, 1)
+        raise error
+    stored = tracker.client.get_run(run.id)
+    assert stored.info.status == status
+    assert stored.data.tags[FAILURE_TAG] == reason
+    assert stored.data.metrics == {"train/loss": 3.0}, "what was logged before the end is kept"
+
+
+def test_resume_takes_the_same_run_up_again(uri):
+    tracker = Tracker("resume", uri)
+    with pytest.raises(RuntimeError), tracker.run("r") as run:
+        raise RuntimeError("first try")
+    with tracker.run("r", resume=run.id) as again:
+        assert tracker.client.get_run(run.id).info.status == "RUNNING"
+    stored = tracker.client.get_run(again.id)
+    assert again.id == run.id
+    assert stored.info.status == "FINISHED"
+    assert FAILURE_TAG not in stored.data.tags
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_run_stays_running_when_its_process_is_killed(uri, number):
+    script = textwrap.dedent(
+        """
+        import sys, time, signal
+        from reports.tracking import Tracker
+        def stop(*_): raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, stop)
+        with Tracker("killed", sys.argv[1]).run("victim") as run:
+            print(run.id, flush=True)
+            time.sleep(60)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, uri], stdout=subprocess.PIPE, text=True)
+    run_id = process.stdout.readline().strip()
+    tracker = Tracker("killed", uri)
+    assert tracker.close_vanished() == [], "a living process keeps its run"
+    process.send_signal(number)
+    process.wait()
+    closed = tracker.close_vanished()
+    stored = tracker.client.get_run(run_id)
+    assert stored.info.status == "KILLED"
+    assert closed == (["victim"] if number == signal.SIGKILL else [])
+    assert stored.data.tags[FAILURE_TAG]
+
+
+def test_wrong_stores_are_said_in_one_line(tmp_path):
+    with pytest.raises(TrackingError, match="file stores are refused"):
+        tracking_uri("./mlruns")
+    with pytest.raises(TrackingError, match="cannot use the MLflow store"):
+        connect(f"sqlite:////{tmp_path}/no/such/folder/mlflow.db")
+    with pytest.raises(TrackingError, match="cannot use the MLflow store"):
+        connect("http://127.0.0.1:9")  # nothing listens on the discard port
+    (tmp_path / "bad.db").write_text("this is no database")
+    with pytest.raises(TrackingError, match="cannot use the MLflow store"):
+        connect(f"sqlite:///{tmp_path}/bad.db")
+
+
+def test_a_store_of_a_newer_schema_is_refused(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as database:
+        database.execute("create table alembic_version (version_num varchar(32))")
+        database.execute("insert into alembic_version values ('ffffffffffff')")
+    with pytest.raises(TrackingError, match="newer MLflow"):
+        connect(f"sqlite:///{path}")
+
+
+def test_names_that_mlflow_admits():
+    assert metric_key("t2i_R@10") == "t2i_R_at_10"
+    assert metric_name(metric_key("t2i_R@10")) == "t2i_R@10"
+    assert metric_name("abs_rel") == "abs_rel"
+    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert hide_password("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_git_commit_outside_a_checkout_is_empty(tmp_path):
+    assert git_commit(tmp_path) == ""
