@@ -43,6 +43,9 @@ class DatasetSpec:
         annotations: split → annotation file relative to the root (detection, image-text).
         extra: protocol facts that belong to the dataset: depth range in metres and file scale, evaluation crop, …;
             part of a task's identity.
+        adapt: (declaration, root) → the declaration as it holds for the copy at ``root``, where copies differ in what
+            they hold (VOC with or without the augmented train list); ``prepare`` applies it, so
+            ``PreparedDataset.spec`` is right.
         about: one line for ``list`` and ``data check``: what it is, where to get it.
     """
 
@@ -56,6 +59,7 @@ class DatasetSpec:
     label_offset: int = 0
     annotations: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
     about: str = ""
 
     def class_names(self, root: Path) -> tuple[str, ...]:

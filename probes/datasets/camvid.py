@@ -1,0 +1,31 @@
+"""CamVid: road scenes, 11 classes – and the example of a user's own dataset, declared in one file.
+
+To declare yours, copy this file: name it, say where images and label maps lie, list the classes, and register it. A
+dataset that lives outside this package does the same in a module of its own.
+"""
+
+from pathlib import Path
+
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.layouts import mirrored
+from probes.registry import register_dataset
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    return mirrored(root, f"images/{split}", f"annotations/{split}")
+
+
+register_dataset(
+    DatasetSpec(
+        name="camvid",
+        kind="segmentation",
+        folder="camvid",
+        list_samples=list_samples,
+        classes=(
+            *("sky", "building", "pole", "road", "pavement", "tree"),
+            *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+        ),
+        ignore_index=255,
+        about="CamVid road scenes, 11 classes: images/{train,val}, annotations/{train,val} with labels 0-10, void 255",
+    )
+)

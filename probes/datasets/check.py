@@ -1,0 +1,366 @@
+"""Where a dataset lies, whether it is whole, and whether every sample can be used – before hours of work start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from backbones.errors import UserError, nearest
+from backbones.files import content_key, home, write_json
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.verify import Unreadable, coco_truth, verify
+from probes.registry import DATASETS
+
+if TYPE_CHECKING:
+    from probes.base import Progress
+
+VERSION = 1  # raised whenever the checks change: old verdicts no longer count
+SPLITS: tuple[Split, ...] = ("train", "val")
+UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
+T = TypeVar("T")
+
+
+def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Path]) -> Path:
+    """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
+
+    NAME is the dataset's name or its folder (``nyu`` places nyu-depth and nyu-normal). DIR is the dataset's own
+    folder; one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``) is accepted too.
+
+    Raises:
+        UserError: a NAME that no dataset has, no place given, or nothing there.
+    """
+    known = {name for each in (*DATASETS.values(), spec) for name in (each.name, each.folder)}
+    for name in data_dirs:
+        if name not in known:
+            raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, known)}")
+    given = data_dirs.get(spec.name) or data_dirs.get(spec.folder)
+    if given is None and data_root is None:
+        raise UserError(
+            f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data {spec.name}=DIR"
+        )
+    if given is None:
+        root = Path(data_root or "") / spec.folder
+        if not root.is_dir():
+            raise UserError(f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass "
+                            f"--data {spec.name}=DIR")  # fmt: skip
+        return root
+    parts = Path(spec.folder).parts
+    inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts))]
+    root = next((path for path in inside if path.is_dir()), Path(given))
+    if not root.is_dir():
+        raise UserError(f"--data {spec.name}={given}: no such folder")
+    return root
+
+
+def prepare(
+    spec: DatasetSpec,
+    root: Path,
+    *,
+    splits: Sequence[Split] = SPLITS,
+    partial: bool = False,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> PreparedDataset:
+    """List, count and decode every sample of the copy at ``root``. The verdict is kept, so that a second call only
+    looks at names, sizes and times of the files.
+
+    Args:
+        splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
+        partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
+        workers: decoding threads; never changes the result.
+    Raises:
+        UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, more than 1
+            % of a split (and more than one sample) cannot be read, or labels do not fit the declaration. One line,
+            naming files.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
+    spec = spec.adapt(spec, root) if spec.adapt else spec
+    inventory = Inventory.take(spec, root, splits)
+    whole = inventory.is_whole(spec)
+    if not whole and not partial:
+        raise UserError(
+            f"{spec.name} is not whole: {inventory.counts(spec)}; "
+            f"get the rest or pass --partial to run on what is there (in {root})"
+        )
+    inventory.must_be_disjoint_and_filled(spec, root)
+
+    identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
+    identity |= {"spec": protocol(spec, root), "expected": spec.expected}
+    cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
+    verdict = read_verdict(cache)
+    if verdict is None:
+        verdict = examine(spec, root, inventory, workers, progress)
+        write_json(cache, verdict)
+
+    # files that are missing from a part of an official dataset are what 'partial' means; elsewhere they are broken
+    # samples
+    skipped = [(path, reason) for split in splits for path, reason in verdict["skipped"][split]]
+    left_out = {path for path, _ in skipped}
+    return PreparedDataset(
+        spec=spec,
+        root=root,
+        samples={s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits},
+        skipped=tuple(skipped),
+        fingerprint=verdict["fingerprint"],
+        partial=not whole,
+    )
+
+
+def protocol(spec: DatasetSpec, root: Path) -> dict[str, Any]:
+    """What the declaration says about the content: part of the fingerprint."""
+    return {
+        "kind": spec.kind,
+        "classes": spec.class_names(root),
+        "ignore_index": spec.ignore_index,
+        "label_offset": spec.label_offset,
+        "extra": dict(spec.extra),
+    }
+
+
+@dataclass
+class Inventory:
+    """What is listed and what is there, without opening an image.
+
+    Attributes:
+        present: split → samples whose files are all there, in the official order.
+        missing: split → files that are listed but not there.
+        stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
+    """
+
+    present: dict[Split, list[Sample]] = field(default_factory=dict)
+    missing: dict[Split, list[str]] = field(default_factory=dict)
+    stats: list[tuple[str, int, int]] = field(default_factory=list)
+
+    @classmethod
+    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split]) -> Inventory:
+        """List the samples and look whether their files are there. Raises ``UserError`` naming a missing list or
+        folder.
+        """
+        inventory = cls()
+        for split in splits:
+            try:
+                listed = spec.list_samples(root, split)
+            except UserError as error:
+                raise UserError(f"{spec.name}: {error}") from error
+            inventory.present[split], inventory.missing[split] = [], []
+            for sample in listed:
+                gone = [path for path in files_of(spec, sample) if not inventory.noted(root, split, path)]
+                if gone:
+                    inventory.missing[split].append(gone[0])
+                else:
+                    inventory.present[split].append(sample)
+            if split in spec.annotations and spec.kind == "detection":
+                inventory.noted(root, split, spec.annotations[split])
+            elif spec.kind in ("classification", "image-text"):  # the truth is in the listing, not in files of its own
+                targets = content_key([sample.target for sample in listed])
+                inventory.stats.append((f"{split}:{targets}", len(listed), 0))
+        return inventory
+
+    def noted(self, root: Path, split: Split, path: str) -> bool:
+        try:
+            stat = os.stat(f"{root}/{path}")  # noqa: PTH116 – a Path for each of a million files takes minutes
+        except (OSError, ValueError):
+            return False
+        self.stats.append((f"{split}:{path}", stat.st_size, stat.st_mtime_ns))
+        return True
+
+    def is_whole(self, spec: DatasetSpec) -> bool:
+        """Whether the counts are the official ones; a user's own dataset is whole by definition."""
+        return all(
+            len(self.present[split]) == spec.expected.get(split, len(self.present[split])) for split in self.present
+        )
+
+    def counts(self, spec: DatasetSpec) -> str:
+        """``train 103 of 1464, val 60 of 1449; no JPEGImages/x.jpg``."""
+        text = ", ".join(
+            f"{split} {len(samples)}" + (f" of {spec.expected[split]}" if split in spec.expected else "")
+            for split, samples in self.present.items()
+        )
+        gone = [path for paths in self.missing.values() for path in paths]
+        return text + (f"; {len(gone)} listed files missing, such as {gone[0]}" if gone else "")
+
+    def must_be_disjoint_and_filled(self, spec: DatasetSpec, root: Path) -> None:
+        """No split is empty, and no image is in two splits: a model must not be scored on what it was trained on."""
+        for split, samples in self.present.items():
+            if not samples:
+                raise UserError(f"{spec.name}: split {split!r} is empty in {root}; {self.counts(spec)}")
+        seen: dict[str, Split] = {}
+        for split, samples in self.present.items():
+            for sample in samples:
+                if (other := seen.setdefault(sample.image, split)) != split:
+                    raise UserError(f"{spec.name}: {sample.image} is in both {other} and {split}; mend the lists")
+
+
+def files_of(spec: DatasetSpec, sample: Sample) -> list[str]:
+    dense = spec.kind in ("segmentation", "depth", "normals")
+    return [sample.image, sample.target] if dense else [sample.image]
+
+
+def read_verdict(path: Path) -> dict[str, Any] | None:
+    """What was found out before, or nothing when it is not there or not readable."""
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        return verdict if verdict["fingerprint"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def examine(
+    spec: DatasetSpec, root: Path, inventory: Inventory, workers: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Decode and hash everything: {"fingerprint": hash, "skipped": {split: [(path, reason)]}}."""
+    classes = len(spec.class_names(root))
+    digests: dict[str, list[str]] = {}
+    skipped: dict[str, list[tuple[str, str]]] = {}
+    if progress:
+        progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
+    for split, samples in inventory.present.items():
+        truth = coco_truth(spec, root, split) if spec.kind == "detection" else {}
+        check_captions(spec, split, samples)
+
+        def look(sample: Sample, truth: Mapping[Any, Any] = truth) -> tuple[str, str]:
+            try:
+                return verify(spec, classes, root, sample, truth), ""
+            except Unreadable as error:
+                return "", str(error)
+
+        # a listed file that is not there: counted as broken, unless the dataset is knowingly a part of the official one
+        bad = [] if spec.expected else [(path, "missing") for path in inventory.missing[split]]
+        digests[split] = []
+        for sample, (digest, reason) in zip(samples, in_threads(look, samples, workers), strict=True):
+            if reason:
+                bad.append((sample.image, reason))
+            else:
+                digests[split].append(digest)
+            if progress:
+                progress.advance()
+        total = len(digests[split]) + len(bad)
+        if len(bad) > max(1, int(UNREADABLE_SHARE * total)) or not digests[split]:
+            named = ", ".join(f"{path} ({reason})" for path, reason in bad[:3])
+            raise UserError(
+                f"{spec.name}: {len(bad)} of {total} {split} samples cannot be used, more than 1 %: {named}; "
+                f"get them again or take them out (in {root})"
+            )
+        skipped[split] = bad
+    return {"fingerprint": content_key([protocol(spec, root), digests], length=32), "skipped": skipped}
+
+
+def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -> None:
+    """Retrieval figures are comparable only over the same captions: five an image in Flickr30k, all 5,000 of them."""
+    if (wanted := spec.extra.get("captions_per_image")) is None:
+        return
+    for sample in samples:
+        if len(sample.target) != wanted:
+            raise UserError(
+                f"{spec.name}: {sample.image} in {split} has {len(sample.target)} captions instead of {wanted}; "
+                "get the annotation file again"
+            )
+
+
+def in_threads(function: Any, items: Sequence[T], workers: int, chunk: int = 32) -> Iterator[Any]:
+    """``map`` over threads (decoding and hashing free the interpreter), in order, with a bounded number in flight."""
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(lambda part: [*map(function, part)], part) for part in islice(chunks, 2 * workers)]
+        try:
+            while pending:
+                yield from pending.pop(0).result()
+                pending += [pool.submit(lambda part: [*map(function, part)], part) for part in islice(chunks, 1)]
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``data check``.
+
+    Attributes:
+        state: ``absent``, ``broken`` (something is wrong or missing), ``partial`` (runs with ``--partial``) or
+        ``whole``.
+        found, expected: samples by split; ``expected`` is empty for a user's own dataset.
+        message: what is missing or wrong, or what should be known; empty when there is nothing to say.
+    """
+
+    name: str
+    kind: str
+    state: str
+    root: str = ""
+    found: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    about: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(
+    data_root: Path | None,
+    data_dirs: Mapping[str, Path],
+    *,
+    full: bool = False,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """One row for each registered dataset; by names and counts only, or with every sample decoded when ``full``."""
+    return [look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.values()]
+
+
+def look_at(
+    spec: DatasetSpec,
+    data_root: Path | None,
+    data_dirs: Mapping[str, Path],
+    full: bool,
+    workers: int,
+    progress: Progress | None,
+) -> Row:
+    def row(state: str, **about: Any) -> Row:
+        return Row(spec.name, spec.kind, state, expected=dict(spec.expected), about=spec.about, **about)
+
+    try:
+        root = place(spec, data_root, data_dirs)
+    except UserError as error:
+        if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
+            raise
+        return row("absent", message=str(error))
+    spec = spec.adapt(spec, root) if spec.adapt else spec
+    found: dict[str, int] = {}
+    problems, whole = [], True
+    for split in SPLITS:
+        try:
+            inventory = Inventory.take(spec, root, [split])
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        found[split] = len(inventory.present[split])
+        whole &= inventory.is_whole(spec)
+        if inventory.missing[split] or not found[split]:
+            problems.append(inventory.counts(spec))
+    broken = len(found) < len(SPLITS) or not all(found.values())
+    if full and not broken:
+        try:
+            data = prepare(spec, root, partial=True, workers=workers, progress=progress)
+            problems += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
+        except UserError as error:
+            broken = True
+            problems.append(str(error))
+    state = "broken" if broken else "whole" if whole else "partial"
+    if not problems and state == "whole" and spec.extra.get("train_list"):
+        problems.append(f"train list: {spec.extra['train_list']}")
+    return row(state, root=str(root), found=found, message="; ".join(problems))
+
+
+def known_names() -> set[str]:
+    return {name for spec in DATASETS.values() for name in (spec.name, spec.folder)}

@@ -1,0 +1,56 @@
+"""ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with ``meta/val.txt``; evaluated
+on val.
+"""
+
+from pathlib import Path
+
+from backbones.errors import UserError
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.layouts import file, folder, image_folder, read_lines
+from probes.registry import register_dataset
+
+
+def wnids() -> tuple[str, ...]:
+    """The 1000 WordNet ids, sorted: the usual class order."""
+    from timm.data import ImageNetInfo  # timm is slow to import: only when ImageNet is used
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def classes(root: Path) -> tuple[str, ...]:
+    """Readable names in the order of ``wnids()``, as cleaned up for prompts by the authors of CLIP (from open_clip)."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    place = folder(root, split)
+    if any(entry.is_dir() for entry in place.iterdir()):
+        return image_folder(root, split, wnids())
+    return listed(root, split)
+
+
+def listed(root: Path, split: Split) -> list[Sample]:
+    """The flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in ``meta/<split>.txt``."""
+    path = file(root, f"meta/{split}.txt")
+    samples = []
+    for number, line in enumerate(read_lines(path), start=1):
+        name, _, label = line.rpartition(" ")
+        if not (name and label.isdecimal() and int(label) < 1000):
+            raise UserError(f"{path} line {number}: expected '<file> <class 0-999>', found {line!r}")
+        samples.append(Sample(f"{split}/{name}", int(label)))
+    return samples
+
+
+register_dataset(
+    DatasetSpec(
+        name="imagenet",
+        kind="classification",
+        folder="imagenet",
+        list_samples=list_samples,
+        expected={"train": 1281167, "val": 50000},
+        classes=classes,
+        about="ImageNet-1k, ILSVRC 2012: train/<wnid>, val/<wnid> or flat val with meta/val.txt (image-net.org)",
+    )
+)

@@ -1,0 +1,134 @@
+"""How the official layouts list their samples: id lists, mirrored folders, ImageFolder, COCO json, Karpathy json.
+
+Nothing is decoded here. Each function names what is missing (folder, list, annotation file) in a ``UserError``;
+whether the single files are there and readable is found out by ``probes.datasets.check``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backbones.errors import UserError
+from probes.datasets.base import Sample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def folder(root: Path, name: str) -> Path:
+    """``root / name``, which must be a folder; ``UserError`` names it if it is not."""
+    if not (path := Path(root) / name).is_dir():
+        raise UserError(f"folder {name} is missing in {root}")
+    return path
+
+
+def file(root: Path, *names: str) -> Path:
+    """The first of ``names`` that is a file in ``root``; ``UserError`` names what was looked for."""
+    for name in names:
+        if (path := Path(root) / name).is_file():
+            return path
+    raise UserError(f"file {' or '.join(names)} is missing in {root}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a list file, stripped, empty ones left out. Raises ``UserError`` when there is none or it is no text."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not (lines := [line for line in lines if line]):
+        raise UserError(f"list {path} is empty")
+    return lines
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises ``UserError`` with the place of the fault when it is broken."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); get the file again") from error
+
+
+def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
+    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left
+    out.
+    """
+    top = folder(root, name)
+    found = []
+    for directory, _, names in os.walk(top, followlinks=True):
+        prefix = Path(directory).relative_to(top).as_posix()
+        for entry in names:
+            if entry.lower().endswith(tuple(suffixes)) and not entry.startswith("."):
+                found.append(entry if prefix == "." else f"{prefix}/{entry}")
+    return sorted(found)
+
+
+def mirrored(root: Path, images: str, targets: str) -> list[Sample]:
+    """Pairs from two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and ``targets/a/b.png``.
+
+    A label map without an image is listed too, with the image it should have: nothing is lost in silence.
+    """
+    names = walk(root, images, IMAGE_SUFFIXES)
+    labels = walk(root, targets, (".png",))
+    stems = {name.rpartition(".")[0] for name in names}
+    suffix = names[0].rpartition(".")[2] if names else "jpg"
+    orphans = [f"{stem}.{suffix}" for label in labels if (stem := label.rpartition(".")[0]) not in stems]
+    return [Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}.png") for name in sorted(names + orphans)]
+
+
+def class_folders(root: Path, split_folder: str) -> list[str]:
+    """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder."""
+    names = sorted(
+        entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    if not names:
+        raise UserError(f"{Path(root) / split_folder} has no class folders; expected {split_folder}/<class>/<image>")
+    return names
+
+
+def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[Sample]:
+    """``split_folder/<class>/…`` → samples whose target is the index of the folder's name in ``classes``."""
+    index = {name: number for number, name in enumerate(classes)}
+    samples = []
+    for name in class_folders(root, split_folder):
+        if name not in index:
+            raise UserError(f"{Path(root) / split_folder / name} is not one of the {len(classes)} known classes; "
+                            "remove the folder or put its training images beside the others")  # fmt: skip
+        place = f"{split_folder}/{name}"
+        samples += [Sample(f"{place}/{image}", index[name]) for image in walk(root, place, IMAGE_SUFFIXES)]
+    return samples
+
+
+def coco_images(root: Path, annotations: str, images: str) -> list[Sample]:
+    """Images of a COCO ``instances_*.json`` in its order; target = image id."""
+    path = file(root, annotations)
+    folder(root, images)
+    content = read_json(path)
+    try:
+        return [Sample(f"{images}/{entry['file_name']}", int(entry["id"])) for entry in content["images"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a COCO annotation file (images need id and file_name: {error!r})") from error
+
+
+def karpathy(root: Path, annotations: Sequence[str], images: Sequence[str], split: str) -> list[Sample]:
+    """Images of one ``split`` of a Karpathy ``dataset_*.json``; target = list of raw captions.
+
+    ``annotations`` and ``images`` are the usual places, of which the first that exists is used.
+    """
+    path = file(root, *annotations)
+    place = next((name for name in images if (Path(root) / name).is_dir()), None)
+    if place is None:
+        raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
+    content = read_json(path)
+    try:
+        entries = [entry for entry in content["images"] if entry["split"] == split]
+        return [
+            Sample(f"{place}/{entry['filename']}", [str(sentence["raw"]) for sentence in entry["sentences"]])
+            for entry in entries
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a Karpathy caption file (missing or wrong field: {error!r})") from error

@@ -1,0 +1,61 @@
+"""PASCAL VOC 2012 segmentation: 21 classes with background; with the augmented train list (SBD) where it is present."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.layouts import file, folder, read_lines
+from probes.registry import register_dataset
+
+# fmt: off
+CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+
+LISTS = "ImageSets/Segmentation"
+
+
+def augmented(root: Path) -> bool:
+    """Whether the copy has the 10,582-image train list and its label maps (mmseg's and DeepLab's layout)."""
+    return (root / LISTS / "trainaug.txt").is_file() and (root / "SegmentationClassAug").is_dir()
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    folder(root, "JPEGImages")
+    folder(root, "SegmentationClass")
+    official = read_lines(file(root, f"{LISTS}/{split}.txt"))
+    if split == "val" or not augmented(root):
+        return [sample(name, "SegmentationClass") for name in official]
+    # VOC's own label maps are finer than SBD's: they are kept for the images that have them
+    own = set(official)
+    names = read_lines(file(root, f"{LISTS}/trainaug.txt"))
+    return [sample(name, "SegmentationClass" if name in own else "SegmentationClassAug") for name in names]
+
+
+def sample(name: str, labels: str) -> Sample:
+    return Sample(f"JPEGImages/{name}.jpg", f"{labels}/{name}.png")
+
+
+def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """With the augmented list the train split is another one, and so is the protocol."""
+    if not augmented(root):
+        return spec
+    return replace(spec, expected={**spec.expected, "train": 10582}, extra={**spec.extra, "train_list": "trainaug"})
+
+
+register_dataset(
+    DatasetSpec(
+        name="voc",
+        kind="segmentation",
+        folder="VOCdevkit/VOC2012",
+        list_samples=list_samples,
+        expected={"train": 1464, "val": 1449},
+        classes=CLASSES,
+        ignore_index=255,
+        extra={"train_list": "train"},
+        adapt=adapt,
+        about="PASCAL VOC 2012 segmentation, 21 classes (VOCtrainval_11-May-2012.tar, host.robots.ox.ac.uk/pascal/VOC)",
+    )
+)
