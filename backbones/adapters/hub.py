@@ -1,0 +1,59 @@
+"""Weights from the Hugging Face hub: the local cache first, and without network one clear line, quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from backbones.errors import UserError
+
+TIMEOUT = 3.0  # seconds until the hub counts as unreachable
+
+
+def hub_file(repo: str, files: Sequence[str], *, backbone: str) -> Path:
+    """The first of ``files`` that the hub repository has, downloaded unless it is in the local cache.
+
+    Args:
+        repo: ``timm/resnet18.a1_in1k`` …
+        files: names in order of preference, safetensors first.
+        backbone: for the message.
+
+    Raises:
+        UserError: the hub cannot be reached or refuses; says which file to put where.
+    """
+    for file in files:
+        cached = try_to_load_from_cache(repo, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    where = (
+        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere and pass it with --weights FILE, "
+        f"or copy the hub cache to {constants.HF_HUB_CACHE}"
+    )
+    if not hub_reachable():
+        raise UserError(f"no network for the weights of {backbone!r}: {where}")
+    for file in files:
+        try:
+            return Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT))
+        except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError that means: the network went away
+            raise UserError(f"no network for the weights of {backbone!r}: {where}") from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(f"the hub refuses the weights of {backbone!r} ({type(error).__name__}): {where}") from error
+    raise UserError(
+        f"hub repository {repo} has none of {', '.join(files)} for {backbone!r}; pass weights with --weights FILE"
+    )
+
+
+def hub_reachable() -> bool:
+    """Whether the hub answers within a few seconds; asked first, since its client retries for half a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # the client library's own exceptions differ between its versions; any means: not reachable
+        return False
+    return True

@@ -1,0 +1,373 @@
+"""Any open_clip model: image tower (ViT, CLIP ResNet, or a timm trunk such as SigLIP's) and its text tower."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.convert import convert_state_dict
+from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from backbones.adapters.hub import hub_file, hub_reachable
+from backbones.adapters.layers import evenly_spaced
+from backbones.adapters.resizing import SizedCopies
+from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.checkpoint import Checkpoint, fit_state
+from backbones.errors import UserError
+from backbones.registry import Request
+
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+class OpenClipBackbone(Backbone):
+    """An open_clip model. The embedding is CLIP's projected one, so that text and image can be compared.
+
+    Feature maps of a ViT are the patch tokens of the blocks read, each through the tower's final norm where it has one.
+    """
+
+    has_text = True
+
+    def __init__(
+        self, model: nn.Module, *, name: str, arch: str, model_config: Mapping[str, Any], data: DataConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.architecture = f"open_clip/{arch}"
+        self.model_config = dict(model_config)
+        self.data = data
+        self.embed_dim = self.model_config["embed_dim"]
+        self.channels, self.strides = _maps(self.visual, data.layers)
+        self.divisor = max(self.strides)
+        self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if _resizes_by_copy(self.visual) else None
+
+    @property
+    def visual(self) -> Any:
+        return cast(Any, self.model).visual
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        layers = list(self.data.layers)
+        visual = self.visual
+        if isinstance(visual, VisionTransformer):
+            _, blocks = visual.transformer.forward_intermediates(
+                embed_patches(visual, images), indices=layers, stop_early=True
+            )
+            rows, columns = grid_of(visual, images)
+            if visual.attn_pool is None:  # with attentional pooling, ln_post lives in the pooled space
+                blocks = [visual.ln_post(tokens) for tokens in blocks]
+            maps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous() for tokens in blocks]
+        else:
+            maps = self._at(images).forward_intermediates(
+                images, indices=layers, stop_early=True, normalize_intermediates=True, intermediates_only=True
+            )["image_intermediates"]
+        return tuple(maps)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        visual = self.visual
+        if isinstance(visual, VisionTransformer):
+            pooled, _ = visual._pool(visual.transformer(embed_patches(visual, images)))
+            return pooled if visual.proj is None else pooled @ visual.proj
+        if isinstance(visual, ModifiedResNet):
+            last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)["image_intermediates"][0]
+            return attention_pool(visual.attnpool, last)
+        return self._at(images)(images)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        if not self.has_text:
+            return super().encode_text(texts)
+        tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)
+        return cast(Any, self.model).encode_text(tokens)
+
+    @functools.cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Texts → (N, context_length) int64 token ids, as the text tower was trained with.
+
+        Raises:
+            UserError: the tokenizer's files are on the hub and cannot be had.
+        """
+        return make_tokenizer(self.model_config, backbone=self.name)
+
+    def model_state(self) -> dict[str, Tensor]:
+        """open_clip's own state dict, as ``save_checkpoint`` writes it."""
+        return self.model.state_dict()
+
+    def identity(self) -> dict[str, Any]:
+        # names of architectures may be invented, and QuickGELU leaves no trace in the weights
+        return {**super().identity(), "model_config": self.model_config}
+
+    def _at(self, images: Tensor) -> Any:
+        return self._sized.at(images.shape[-2], images.shape[-1]) if self._sized else self.visual
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OpenClipBackbone:
+        if self._sized:
+            self._sized.clear()
+        return super()._apply(fn, recurse)
+
+
+def grid_of(visual: VisionTransformer, images: Tensor) -> tuple[int, int]:
+    """(rows, columns) of patches of ``images``."""
+    return images.shape[-2] // visual.patch_size[0], images.shape[-1] // visual.patch_size[1]
+
+
+def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """What enters the transformer: (N, 1 + rows·columns, width), class token first.
+
+    As open_clip's ``_embeds``, with the position embedding interpolated to the size of ``images``.
+    """
+    tokens = visual.conv1(images).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+    position = resize_position(visual.positional_embedding, visual.grid_size, grid_of(visual, images))
+    tokens = torch.cat([first, tokens], dim=1) + position.to(tokens.dtype)
+    return visual.ln_pre(visual.patch_dropout(tokens))
+
+
+def resize_position(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embedding (1 + rows·columns, width) of an ``old`` grid for a ``new`` one, first token kept.
+
+    Bicubic with antialiasing, as open_clip's ``resize_pos_embed``; unchanged where the sizes agree.
+    """
+    if old == new:
+        return embedding
+    grid = embedding[1:].T.reshape(1, -1, *old)
+    grid = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
+
+
+def attention_pool(pool: Any, features: Tensor) -> Tensor:
+    """CLIP ResNet's attention pooling of (N, C, h, w) features, position embedding interpolated to (h, w)."""
+    side = math.isqrt(len(pool.positional_embedding) - 1)
+    new = (features.shape[-2], features.shape[-1])
+    if new == (side, side):
+        return pool(features)
+    sized = copy.copy(pool)  # shallow: shares every tensor but the one replaced here
+    sized._parameters = dict(pool._parameters)
+    sized._parameters["positional_embedding"] = nn.Parameter(
+        resize_position(pool.positional_embedding, (side, side), new), requires_grad=False
+    )
+    return sized(features)
+
+
+def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of an open_clip model config; CLIP's byte-pair encoder (carried by open_clip) unless it names another.
+
+    Raises:
+        UserError: it names one on the hub, which can be neither found in the local cache nor reached.
+    """
+    text = model_config["text_cfg"]
+    length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+    options = dict(text.get("tokenizer_kwargs", {}))
+    repo = text.get("hf_tokenizer_name")
+    if not repo:
+        return SimpleTokenizer(context_length=length, **options)
+    make = functools.partial(
+        HFTokenizer, repo, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
+    )
+    try:
+        return make(local_files_only=True)
+    except (OSError, ValueError) as error:
+        if not hub_reachable():
+            raise UserError(
+                f"no network for the tokenizer of {backbone!r}: fetch https://huggingface.co/{repo} elsewhere into the hub cache"
+            ) from error
+    return make()
+
+
+def build(request: Request) -> Backbone:
+    """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of every named entry whose ``architecture`` is one of open_clip's.
+
+    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``licence``, ``layers``, ``size``.
+
+    Raises:
+        UserError: see ``backbones.create``.
+    """
+    settings, checkpoint = request.settings, request.checkpoint
+    if request.any_architecture and checkpoint is not None and checkpoint.architecture is not None:
+        arch, tag = checkpoint.architecture.removeprefix("open_clip/"), ""
+        config = checkpoint.model_config
+    else:
+        full = settings.get("architecture", request.name).removeprefix("open_clip/")
+        arch, _, tag = full.partition("/")
+        tag = settings.get("pretrained", tag)
+        config = _library_config(arch)
+        if tag:
+            _check_tag(arch, tag, config)
+        if checkpoint is not None:
+            _check_architecture(checkpoint, arch, config)
+    model = build_model(config, backbone=request.name)
+    pretrained = cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag)) if tag else {}
+    has_text = True
+    if checkpoint is not None:
+        has_text = load_open_clip(model, checkpoint, architecture=f"open_clip/{arch}")
+        source, licence = str(checkpoint.path), checkpoint.licence
+    elif request.random or not tag:
+        source, licence = f"random(seed={request.seed})", "none"
+    else:
+        _load_pretrained(model, pretrained, backbone=request.name)
+        source, licence = f"open_clip/{arch}/{tag}", settings.get("licence", "unknown")
+    data = checkpoint.data if checkpoint and checkpoint.data else _data(model, pretrained, settings)
+    backbone = OpenClipBackbone(model, name=request.name, arch=arch, model_config=config, data=data)
+    backbone.has_text = has_text
+    state = backbone.model_state() if has_text else backbone.visual.state_dict()
+    backbone.weights = Weights(source, state_sha256(state), licence)
+    return backbone
+
+
+def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Module:
+    """A randomly initialised open_clip model of a model config, on the CPU, in float32; also a custom one.
+
+    Raises:
+        UserError: its text tower's config is on the hub and cannot be had.
+    """
+    config = copy.deepcopy(dict(model_config))
+    custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+    if "multimodal_cfg" in config:
+        raise UserError(
+            f"{backbone!r} is a CoCa model, whose captioning decoder has no place here; choose a CLIP model"
+        )
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"]["hf_model_pretrained"] = False
+        hub_file(config["text_cfg"]["hf_model_name"], ("config.json",), backbone=backbone)
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    return (CustomTextCLIP if custom_text else CLIP)(**config)
+
+
+def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: str) -> bool:
+    """Load a checkpoint in open_clip's layout, or in one it can convert; returns whether it has a text tower.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    state = dict(checkpoint.state)
+    if checkpoint.architecture is None:
+        state = convert_state_dict(model, state)
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        state.pop("text.transformer.embeddings.position_ids", None)
+    text = any("token_embedding" in name or name.startswith("text.") for name in state)
+    target: nn.Module = model if text else cast(Any, model).visual
+    fit_state(target, state, path=checkpoint.path, architecture=architecture)
+    return text
+
+
+def _library_config(arch: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(arch)
+    if config is None:
+        close = difflib.get_close_matches(arch, open_clip.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "see open_clip.list_models()"
+        raise UserError(f"open_clip has no model {arch!r}; {hint}")
+    return config
+
+
+def _check_tag(arch: str, tag: str, config: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` when there are no such weights, or when they were trained with the other activation."""
+    pretrained = open_clip.get_pretrained_cfg(arch, tag)
+    if not pretrained:
+        known = open_clip.list_pretrained_tags_by_model(arch)
+        raise UserError(f"open_clip has no weights {tag!r} of {arch}; known: {', '.join(known) or 'none'}")
+    if (
+        bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu"))
+        and "timm_model_name" not in config["vision_cfg"]
+    ):
+        other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
+        raise UserError(f"weights {tag!r} were trained with the other activation; ask for open_clip/{other}/{tag}")
+
+
+def _check_architecture(checkpoint: Checkpoint, arch: str, config: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` when the checkpoint remembers another architecture; says where the two first differ."""
+    if checkpoint.architecture is None:
+        return
+    there, here = _flat(checkpoint.model_config), _flat(config)
+    if checkpoint.architecture.startswith("open_clip/"):
+        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    else:
+        differing = []
+    if checkpoint.architecture == f"open_clip/{arch}" and not differing:
+        return
+    where = "; ".join(f"{key} {there.get(key)} there, {here.get(key)} here" for key in differing[:3])
+    raise UserError(
+        f"{checkpoint.path} holds {checkpoint.architecture}, not open_clip/{arch}{f' ({where})' if where else ''}; ask for a "
+        f"backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as ``{"vision_cfg.width": 64 …}``; settings that say nothing are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value not in (None, False):
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _load_pretrained(model: nn.Module, pretrained: Mapping[str, Any], *, backbone: str) -> None:
+    """Download open_clip's own weights and load them, through its own conversions, never unpickling."""
+    repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
+    if repo:
+        stem = file.rpartition(".")[0]
+        path = hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
+    elif not hub_reachable():
+        raise UserError(
+            f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere and pass it with --weights FILE"
+        )
+    else:
+        path = open_clip.download_pretrained(dict(pretrained))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_clip.load_checkpoint(cast(Any, model), str(path), weights_only=True)
+
+
+def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str, Any]) -> DataConfig:
+    """open_clip's preprocessing of these weights, with the entry's own settings over it."""
+    visual = cast(Any, model).visual
+    size = visual.image_size if isinstance(visual.image_size, tuple | list) else (visual.image_size,) * 2
+    return DataConfig(
+        size=tuple(settings.get("size", size)),
+        mean=tuple(pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(pretrained.get("std") or open_clip.OPENAI_DATASET_STD),
+        interpolation=pretrained.get("interpolation") or "bicubic",
+        crop_pct=1.0,
+        layers=tuple(settings.get("layers", ())) or _default_layers(visual),
+    )
+
+
+def _default_layers(visual: Any) -> tuple[int, ...]:
+    if isinstance(visual, ModifiedResNet):
+        return (1, 2, 3, 4)  # 0 is the stem
+    if isinstance(visual, VisionTransformer):
+        return evenly_spaced(len(visual.transformer.resblocks))
+    strides = [layer["reduction"] for layer in visual.trunk.feature_info]
+    if len(set(strides)) == 1:
+        return evenly_spaced(len(strides))
+    return tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in (4, 8, 16, 32) if stride in strides)
+
+
+def _maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(channels, strides) of the feature maps of ``layers``."""
+    if isinstance(visual, VisionTransformer):
+        return (visual.transformer.width,) * len(layers), (visual.patch_size[0],) * len(layers)
+    if isinstance(visual, ModifiedResNet):
+        stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        widths = [visual.conv3.out_channels] + [stage[-1].conv3.out_channels for stage in stages]
+        return tuple(widths[layer] for layer in layers), tuple((4, 4, 8, 16, 32)[layer] for layer in layers)
+    info = visual.trunk.feature_info
+    return tuple(info[layer]["num_chs"] for layer in layers), tuple(info[layer]["reduction"] for layer in layers)
+
+
+def _resizes_by_copy(visual: Any) -> bool:
+    return isinstance(visual, TimmModel) and hasattr(visual.trunk, "set_input_size")

@@ -1,0 +1,46 @@
+"""Input sizes that differ from training, for models whose position tables are tied to one size."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+_KEPT = 4  # sizes remembered; a resized copy shares all but its position tables with the original
+
+
+class SizedCopies:
+    """Copies of a model for other input sizes, made by its own ``set_input_size``, always from the original.
+
+    ``native`` is the (height, width) that ``model`` itself takes; None where it does not say, and every size is a copy.
+    Not a module: the copies are no part of the state dict. Whoever holds this clears it when the model moves.
+    """
+
+    def __init__(self, model: nn.Module, native: tuple[int, int] | None) -> None:
+        self.model = model
+        self.native = native
+        self._copies: OrderedDict[tuple[int, int], Any] = OrderedDict()
+
+    def at(self, height: int, width: int) -> Any:
+        """The model for images of ``height`` × ``width`` pixels."""
+        size = (height, width)
+        if size == self.native:
+            return self.model
+        if size not in self._copies:
+            shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
+            with torch.inference_mode(False), torch.no_grad():
+                resized: Any = copy.deepcopy(self.model, memo=shared)
+                resized.set_input_size(size)
+            self._copies[size] = resized.requires_grad_(False).eval()
+            while len(self._copies) > _KEPT:
+                self._copies.popitem(last=False)
+        self._copies.move_to_end(size)
+        return self._copies[size]
+
+    def clear(self) -> None:
+        """Forget the copies; they are made again when needed."""
+        self._copies.clear()

