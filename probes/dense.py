@@ -1,0 +1,309 @@
+"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a DeepLabv3 and a PSPNet
+head.
+
+One config is generated for all nine: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to one
+stride and concatenated. What differs between kinds is the objective, the truth and the scores; what differs between
+probes is the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+
+from backbones.errors import UserError
+from probes.base import Context, TaskResult
+from probes.datasets.base import Kind
+from probes.registry import register_probe
+
+OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.dense_metrics")
+PROBES = ("linear", "deeplabv3", "pspnet")
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """Protocol of a dense probe; every field is part of the task's identity.
+
+    Attributes:
+        size: short side in pixels of images at test time, and side of the square crops of training (rounded up to the
+            backbone's divisor). Scores are at the label's own resolution whatever the size.
+        scale_range: in training images are resized to ``size`` × a random factor of this range before they are
+            cropped.
+        flip: probability of a horizontal flip in training (the x of normals changes sign with it).
+        max_iters, batch_size: length of training; images of a batch (at least 2 for deeplabv3 and pspnet).
+        optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
+        lr, weight_decay: of the optimizer.
+        schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to 0, after the warm-up.
+        warmup: share of ``max_iters`` over which the learning rate grows linearly from nearly 0.
+        layers: ``all`` of the backbone's feature maps, or the ``last`` only.
+        feature_stride: the maps are resized (bilinear) to this stride and concatenated.
+        channels, dropout: width of the deeplabv3 and pspnet heads and dropout before their last convolution.
+        precision: of the frozen backbone, ``fp32`` or ``bf16``; heads and losses are in fp32.
+    """
+
+    size: int = 512
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    max_iters: int = 40_000
+    batch_size: int = 16
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: str = "poly"
+    warmup: float = 0.05
+    layers: str = "all"
+    feature_stride: int = 8
+    channels: int = 512
+    dropout: float = 0.1
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
+        checks = {
+            "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
+            "schedule": (self.schedule in ("poly", "cosine"), "poly or cosine"),
+            "layers": (self.layers in ("all", "last"), "all or last"),
+            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            "scale_range": (0 < low <= high, "two factors, 0 < low <= high"),
+            "flip": (0 <= self.flip <= 1, "a probability"),
+            "warmup": (0 <= self.warmup < 1, "a share below 1"),
+            "dropout": (0 <= self.dropout < 1, "a share below 1"),
+            "size": (self.size >= 16, "16 pixels or more"),
+            "lr": (self.lr > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            **{name: (getattr(self, name) >= 1, "1 or more")
+               for name in ("max_iters", "batch_size", "feature_stride", "channels")},
+        }  # fmt: skip
+        for name, (right, wanted) in checks.items():
+            if not right:
+                raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
+
+
+@dataclass(frozen=True)
+class SegmentationSettings(DenseSettings):
+    """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2."""
+
+
+@dataclass(frozen=True)
+class DepthSettings(DenseSettings):
+    """Range, file scale and evaluation crop are the dataset's own protocol (``DatasetSpec.extra``).
+
+    Defaults: NYU-v2's 480 px, 20k iterations. Images are not scaled at random: enlarging one changes the depth it
+        shows.
+
+    Attributes:
+        silog_balance: λ of the scale-invariant loss, 0 (log RMSE) … 1 (the scale of an image is free).
+    """
+
+    size: int = 480
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    max_iters: int = 20_000
+    silog_balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.silog_balance <= 1:
+            raise UserError(f"silog_balance={self.silog_balance!r} is not possible; it must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class NormalSettings(DenseSettings):
+    """Defaults: NYU-v2's 480 px, 20k iterations, without random scaling as for depth."""
+
+    size: int = 480
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    max_iters: int = 20_000
+
+
+SETTINGS: Mapping[Kind, type[DenseSettings]] = {
+    "segmentation": SegmentationSettings,
+    "depth": DepthSettings,
+    "normals": NormalSettings,
+}
+METRICS: Mapping[Kind, Mapping[str, int]] = {
+    "segmentation": {"mIoU": 1, "mAcc": 1, "aAcc": 1},
+    "depth": {"abs_rel": -1, "rmse": -1, "log10": -1, "delta1": 1, "delta2": 1, "delta3": 1},
+    "normals": {"normal_mean": -1, "normal_median": -1, "normal_11.25": 1, "normal_22.5": 1, "normal_30": 1},
+}
+
+
+@dataclass(frozen=True)
+class DenseProbe:
+    """A dense probe; see ``probes.base.Probe``."""
+
+    name: str
+    kind: Kind
+    version: int = 1
+    needs_text: bool = False
+
+    @property
+    def settings_type(self) -> type[DenseSettings]:
+        return SETTINGS[self.kind]
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        return METRICS[self.kind]
+
+    def config(self, context: Context) -> str:
+        """The resolved MMEngine config; it runs with plain mmengine."""
+        from probes.training import resolved
+
+        return resolved(dense_config(self, context), context).pretty_text
+
+    def run(self, context: Context) -> TaskResult:
+        """Train the head on ``train`` and score ``val`` at the resolution of its labels.
+
+        Raises:
+            UserError: the dataset or the settings do not fit the probe.
+            NonFiniteLoss: training broke.
+        """
+        from probes.dense_panel import draw_panel
+        from probes.training import run_training
+
+        trained = run_training(
+            dense_config(self, context), context, description=f"{context.data.spec.name}/{self.name}"
+        )
+        (scores,) = trained.evaluators
+        scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
+        if scored != expected:
+            raise RuntimeError(f"{len(scored)} images were scored, not the {len(expected)} of the split in their order")
+        return TaskResult(
+            metrics={name: trained.metrics[name] for name in self.metrics},
+            per_image=scores.per_image,
+            panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
+            config=trained.config,
+            cost=trained.cost,
+            notes=scores.notes,
+        )
+
+
+def dense_config(probe: DenseProbe, context: Context) -> Config:
+    """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds what all probes
+    share."""
+    import probes.dense_metrics  # noqa: F401  registers what the config names, as the next two do
+    from probes.dense_data import pipelines
+    from probes.heads import head_config
+
+    settings, data, backbone = context.settings, context.data, context.backbone
+    spec, classes = data.spec, data.classes
+    check(probe, context)
+
+    last = settings.layers == "last"
+    channels = backbone.channels[-1:] if last else backbone.channels
+    strides = backbone.strides[-1:] if last else backbone.strides
+    mean, std = ([255 * value for value in values] for values in (backbone.data.mean, backbone.data.std))
+    crop = math.ceil(settings.size / backbone.divisor) * backbone.divisor
+
+    objective: dict[str, Any]
+    scores: dict[str, Any]
+    if probe.kind == "segmentation":
+        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has many
+        loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
+        objective = {"num_classes": len(classes), "ignore_index": spec.ignore_index, "loss_decode": loss}
+        scores = {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
+    elif probe.kind == "depth":
+        bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
+        objective = {"loss_decode": {"type": "DepthObjective", **bounds, "balance": settings.silog_balance}}
+        scores = {"type": "DepthScores", **bounds, "crop": spec.extra.get("crop")}
+    else:
+        objective = {"loss_decode": {"type": "NormalObjective"}}
+        scores = {"type": "NormalScores", "crop": spec.extra.get("crop")}
+
+    model = {
+        "type": "EncoderDecoder" if probe.kind == "segmentation" else "DenseRegressor",
+        "data_preprocessor": {
+            "type": "SegDataPreProcessor",
+            "mean": mean,
+            "std": std,
+            "bgr_to_rgb": True,
+            "size_divisor": backbone.divisor,
+            "test_cfg": {"size_divisor": backbone.divisor},
+        },
+        "backbone": {
+            "type": "FrozenBackbone",
+            "precision": settings.precision,
+            "out_indices": [-1] if last else None,
+            **context.backbone_config,
+        },
+        "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": settings.feature_stride},
+        "decode_head": head_config(
+            probe.name,
+            in_channels=sum(channels),
+            channels=settings.channels,
+            dropout=settings.dropout,
+            size=crop,
+            stride=settings.feature_stride,
+            **objective,
+        ),
+        "train_cfg": {},
+        "test_cfg": {"mode": "whole"},
+    }
+    train, test = pipelines(spec, len(classes), settings.size, crop, settings.scale_range, settings.flip, mean)
+
+    def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+        usable = {sample.image for sample in data.samples[split]}
+        listed = [sample.image for sample in spec.list_samples(data.root, split)]  # type: ignore[arg-type]
+        return {
+            "type": "DenseDataset",
+            "dataset": spec.name,
+            "root": str(data.root),
+            "split": split,
+            "exclude": [image for image in listed if image not in usable],
+            "pipeline": pipeline,
+            "test_mode": split == "val",
+        }
+
+    # importing it registers the dataset that the config names
+    declared_in = getattr(spec.list_samples, "__module__", "probes.catalog")
+    return Config({
+        "default_scope": "mmseg",
+        "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
+        "model": model,
+        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train)},
+        # one by one: each image has a shape of its own
+        "val_dataloader": {"batch_size": 1, "dataset": dataset("val", test)},
+        "val_evaluator": scores,
+        "optim_wrapper": {"type": "OptimWrapper", "optimizer": optimizer(settings)},
+        "param_scheduler": schedule(settings),
+        "train_cfg": {"max_iters": settings.max_iters},
+    })  # fmt: skip
+
+
+def check(probe: DenseProbe, context: Context) -> None:
+    """Raise ``UserError`` for what can be known to be wrong before any work is done."""
+    settings, spec = context.settings, context.data.spec
+    if probe.name != "linear" and settings.batch_size < 2:
+        raise UserError(f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more")
+    if probe.kind == "segmentation" and len(context.data.classes) < 2:
+        raise UserError(f"dataset {spec.name!r} has {len(context.data.classes)} class; segmentation needs 2 or more")
+    if missing := {"depth_scale", "min_depth", "max_depth"} - set(spec.extra) if probe.kind == "depth" else set():
+        raise UserError(f"dataset {spec.name!r} does not declare {', '.join(sorted(missing))}; add them to its extra")
+
+
+def optimizer(settings: DenseSettings) -> dict[str, Any]:
+    """Config of the optimizer."""
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    return {"type": "AdamW", **common} if settings.optimizer == "adamw" else {"type": "SGD", "momentum": 0.9, **common}
+
+
+def schedule(settings: DenseSettings) -> list[dict[str, Any]]:
+    """Configs of warm-up and decay, by iteration."""
+    end = settings.max_iters
+    warm = round(settings.warmup * end)
+    warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
+    warmup = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warm}
+    decay = {"by_epoch": False, "begin": warm, "end": end}
+    if settings.schedule == "poly":
+        decay |= {"type": "PolyLR", "power": 0.9, "eta_min": 0.0}
+    else:
+        decay |= {"type": "CosineAnnealingLR", "T_max": end - warm, "eta_min": 0.0}
+    return [warmup, decay] if warm else [decay]
+
+
+for _kind in SETTINGS:
+    for _name in PROBES:
+        register_probe(DenseProbe(_name, _kind))

@@ -1,0 +1,139 @@
+"""Pictures of what a probe predicts, beside the truth, as one PNG. Needs Pillow and OpenCV only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from backbones.files import replacing
+
+GAP = 8
+TILE = 256  # longest side of a picture, pixels
+INK, PAPER, NOTHING = (32, 32, 32), (255, 255, 255), (128, 128, 128)
+
+
+def palette(classes: int) -> np.ndarray:
+    """Colours of label maps, (classes, 3) uint8: PASCAL VOC's own series (the bits of the index, spread over R, G and
+    B)."""
+    indices = np.arange(classes)
+    colours = np.zeros((classes, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((indices >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """(H, W) class indices → (H, W, 3) uint8; whatever is no class is grey."""
+    known = (labels >= 0) & (labels < len(colours))
+    return np.where(known[..., None], colours[np.where(known, labels, 0)], np.uint8(NOTHING[0]))
+
+
+def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0 (unknown) is grey."""
+    grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
+    colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    return np.where(depth[..., None] > 0, colour, np.uint8(NOTHING[0]))
+
+
+def normal_picture(normals: np.ndarray) -> np.ndarray:
+    """(3, H, W) unit vectors → (H, W, 3) uint8 with x, y, z from -1 … 1 as R, G, B from 0 … 255; (0, 0, 0) is
+    black."""
+    rgb = np.clip((normals.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8)
+    return np.where(normals.any(axis=0)[..., None], rgb, np.uint8(0))
+
+
+def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:
+    """A legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both ends; (28, width,
+    3) uint8."""
+    left, right = f"{low:.1f} m", f"{high:.1f} m"
+    picture = Image.new("RGB", (width, 28), PAPER)
+    pen, font = ImageDraw.Draw(picture), _font(14)
+    start, end = int(pen.textlength(left, font=font)) + 8, width - int(pen.textlength(right, font=font)) - 8
+    ramp = np.linspace(max(low, 1e-3), high, end - start)[None].repeat(16, axis=0)
+    picture.paste(Image.fromarray(depth_picture(ramp, low, high)), (start, 6))
+    pen.text((0, 14), left, INK, font, anchor="lm")
+    pen.text((width, 14), right, INK, font, anchor="rm")
+    return np.asarray(picture)
+
+
+def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.ndarray:
+    """A legend of ``label_picture``: a swatch and a name for each class, wrapped to ``width``; (height, width, 3)
+    uint8."""
+    font = _font(14)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    places, x, y = [], 0, 0
+    for name in names:
+        length = 24 + int(measure.textlength(name, font=font)) + 12
+        if x and x + length > width:
+            x, y = 0, y + 22
+        places.append((x, y))
+        x += length
+    picture = Image.new("RGB", (width, y + 22), PAPER)
+    pen = ImageDraw.Draw(picture)
+    for (x, y), name, colour in zip(places, names, colours, strict=True):
+        pen.rectangle((x, y + 3, x + 16, y + 17), tuple(int(value) for value in colour), INK)
+        pen.text((x + 22, y + 10), name, INK, font, anchor="lm")
+    return np.asarray(picture)
+
+
+def write_panel(
+    path: Path,
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[str] = (),
+    legend: np.ndarray | None = None,
+) -> Path:
+    """Write a grid of pictures as a PNG, whole or not at all.
+
+    Args:
+        path: where to.
+        titles: one for each column.
+        rows: pictures (H, W, 3) uint8 RGB, shrunk or grown so that their longest side is 256 px.
+        captions: one for each row, above it; may be left out.
+        legend: (h, w, 3) uint8, below the grid.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    tiles = [[_fit(picture) for picture in row] for row in rows]
+    widths = [max(row[column].width for row in tiles) for column in range(len(titles))]
+    heights = [max(tile.height for tile in row) for row in tiles]
+    caption = 20 if captions else 0
+    width = max(sum(widths) + GAP * (len(widths) + 1), 0 if legend is None else legend.shape[1] + 2 * GAP)
+    height = 28 + sum(heights) + (GAP + caption) * len(heights) + GAP + (0 if legend is None else legend.shape[0] + GAP)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    left = [GAP + sum(widths[:column]) + GAP * column for column in range(len(widths))]
+    for x, column_width, title in zip(left, widths, titles, strict=True):
+        pen.text((x + column_width / 2, 16), title, INK, _font(16), anchor="mm")
+    y = 28
+    for number, (row, row_height) in enumerate(zip(tiles, heights, strict=True)):
+        if captions:
+            pen.text((GAP, y + caption / 2), captions[number], NOTHING, _font(13), anchor="lm")
+        for x, tile in zip(left, row, strict=True):
+            sheet.paste(tile, (x, y + caption))
+        y += caption + row_height + GAP
+    if legend is not None:
+        sheet.paste(Image.fromarray(legend), (GAP, y))
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
+    return path
+
+
+def _fit(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    factor = TILE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
