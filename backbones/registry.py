@@ -61,8 +61,8 @@ class Entry:
         about: one line for ``list backbones``.
         licence: of its default weights, SPDX-like, or ``unknown``.
         build: makes it.
-        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``, ``open_clip/…``), ``pretrained``
-            (the library's tag) and the paper-size ``layers`` and ``size``.
+        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``, ``open_clip/…``),
+            ``pretrained`` (the library's tag) and the paper-size ``layers`` and ``size``.
         download: hub repository or address that the default weights come from; empty when nothing is downloaded.
     """
 
@@ -129,7 +129,7 @@ def find(name: str) -> Entry:
     prefix, _, rest = name.partition("/")
     if rest and prefix in FAMILIES:
         family = FAMILIES[prefix]
-        return Entry(name, family.about, "see its own page", family.build)
+        return Entry(name, family.about, "of each", family.build)
     if name not in _entries:
         _read_entry_points()
     if name in _broken:
@@ -148,14 +148,14 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
     Args:
         name: a named backbone (see ``names``), ``timm/NAME[.TAG]``, ``open_clip/ARCH[/PRETRAINED]``, or ``random/`` in
             front of any of these: the same architecture, initialised from ``seed``, nothing downloaded.
-        weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a torch file that loads with
-            ``weights_only=True``.
+        weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a torch file that loads
+            with ``weights_only=True``.
         seed: of random initialisation.
         any_architecture: build the architecture that ``weights`` remembers, whatever ``name`` stands for.
 
     Raises:
-        UserError: unknown name; weights that cannot be had without network; a file that is missing, damaged, not finite, or
-            of another architecture.
+        UserError: unknown name; weights that cannot be had without network; a file that is missing, damaged, not finite
+            or of another architecture.
     """
     random = name.startswith("random/")
     base = name.removeprefix("random/")

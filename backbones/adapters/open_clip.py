@@ -13,6 +13,7 @@ from typing import Any, cast
 import open_clip
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
@@ -161,7 +162,7 @@ def attention_pool(pool: Any, features: Tensor) -> Tensor:
 
 
 def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of an open_clip model config; CLIP's byte-pair encoder (carried by open_clip) unless it names another.
+    """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, carried by open_clip, or the one it names.
 
     Raises:
         UserError: it names one on the hub, which can be neither found in the local cache nor reached.
@@ -180,15 +181,17 @@ def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callabl
     except (OSError, ValueError) as error:
         if not hub_reachable():
             raise UserError(
-                f"no network for the tokenizer of {backbone!r}: fetch https://huggingface.co/{repo} elsewhere into the hub cache"
+                f"no network for the tokenizer of {backbone!r}: copy the hub cache of https://huggingface.co/{repo} "
+                f"to {constants.HF_HUB_CACHE}"
             ) from error
     return make()
 
 
 def build(request: Request) -> Backbone:
-    """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of every named entry whose ``architecture`` is one of open_clip's.
+    """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture`` is open_clip's.
 
-    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``licence``, ``layers``, ``size``.
+    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes to open_clip's
+    model config, by section), ``licence``, ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
@@ -201,7 +204,7 @@ def build(request: Request) -> Backbone:
         full = settings.get("architecture", request.name).removeprefix("open_clip/")
         arch, _, tag = full.partition("/")
         tag = settings.get("pretrained", tag)
-        config = _library_config(arch)
+        config = _library_config(arch, settings.get("model_args", {}))
         if tag:
             _check_tag(arch, tag, config)
         if checkpoint is not None:
@@ -263,12 +266,15 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
     return text
 
 
-def _library_config(arch: str) -> dict[str, Any]:
+def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError`` naming the nearest."""
     config = open_clip.get_model_config(arch)
     if config is None:
         close = difflib.get_close_matches(arch, open_clip.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see open_clip.list_models()"
         raise UserError(f"open_clip has no model {arch!r}; {hint}")
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(value, Mapping) else value
     return config
 
 
@@ -297,10 +303,10 @@ def _check_architecture(checkpoint: Checkpoint, arch: str, config: Mapping[str, 
         differing = []
     if checkpoint.architecture == f"open_clip/{arch}" and not differing:
         return
-    where = "; ".join(f"{key} {there.get(key)} there, {here.get(key)} here" for key in differing[:3])
+    where = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differing[:3])
     raise UserError(
-        f"{checkpoint.path} holds {checkpoint.architecture}, not open_clip/{arch}{f' ({where})' if where else ''}; ask for a "
-        f"backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
+        f"{checkpoint.path} holds {checkpoint.architecture}, not open_clip/{arch}{f' ({where})' if where else ''}; "
+        f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
     )
 
 
@@ -323,7 +329,8 @@ def _load_pretrained(model: nn.Module, pretrained: Mapping[str, Any], *, backbon
         path = hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
     elif not hub_reachable():
         raise UserError(
-            f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere and pass it with --weights FILE"
+            f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere "
+            f"and pass it with --weights FILE"
         )
     else:
         path = open_clip.download_pretrained(dict(pretrained))

@@ -87,8 +87,8 @@ class TimmBackbone(Backbone):
 def build(request: Request) -> Backbone:
     """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
 
-    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``layers``, ``size``, ``mean``, ``std``
-    (override timm's data config) and ``state`` (a function that returns the state dict and says where it came from, for
+    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of ``timm.create_model``),
+    ``layers``, ``size``, ``mean``, ``std`` (override timm's data config) and ``state`` (a function that returns the state dict and says where it came from, for
     weights that a package carries, and ``licence`` of those).
 
     Raises:
@@ -103,8 +103,9 @@ def build(request: Request) -> Backbone:
     arch, _, tag = full.partition(".")
     tag = settings.get("pretrained", tag)
     _check_name(arch, tag)
-    kwargs = dict(checkpoint.model_config) if checkpoint else {}
+    kwargs = dict(settings.get("model_args", {}))
     if checkpoint is not None:
+        kwargs |= checkpoint.model_config
         _check_architecture(checkpoint, arch)
         kwargs = {**_head(arch, checkpoint), **kwargs}
     name = f"{arch}.{tag}" if tag else arch
@@ -144,8 +145,8 @@ def _check_architecture(checkpoint: Checkpoint, arch: str) -> None:
     """Raises ``UserError`` when the checkpoint remembers another architecture."""
     if checkpoint.architecture not in (None, f"timm/{arch}"):
         raise UserError(
-            f"{checkpoint.path} holds {checkpoint.architecture}, not timm/{arch}; ask for a backbone of that architecture, "
-            f"or for cliptex or clip-ft, which take what the file remembers"
+            f"{checkpoint.path} holds {checkpoint.architecture}, not timm/{arch}; "
+            f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
         )
 
 
@@ -202,7 +203,7 @@ def _data(model: nn.Module, settings: Mapping[str, Any]) -> DataConfig:
 
 
 def _default_layers(model: nn.Module) -> tuple[int, ...]:
-    """The last layer of each stride 4, 8, 16 and 32 of a pyramid; four evenly spaced blocks where there is one stride."""
+    """The last layer of each stride 4, 8, 16, 32 of a pyramid; four evenly spaced blocks where there is one stride."""
     info = cast(Any, model).feature_info
     strides = [layer["reduction"] for layer in info]
     if len(set(strides)) == 1:
