@@ -1,0 +1,458 @@
+"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, guarded loss, curves.
+
+A probe writes a config of model, data, optimizer, schedule and evaluator; ``resolved`` adds the shared parts (all
+named by registered types, so that the dumped text runs with plain mmengine) and ``run_training`` runs it quietly.
+
+All randomness follows from (seed, place): sample ``k`` ever drawn is seeded by (seed, k), iteration ``i`` by (seed,
+i). So neither the number of loading processes nor a stop and a resume can change what is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.dist import get_dist_info, is_main_process
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, DefaultScope
+from mmengine.runner import Runner, set_random_seed
+from mmengine.visualization import Visualizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from backbones.files import content_key, replacing
+from probes import mmlab
+from probes.base import Context, NonFiniteLoss
+
+STATE = "training-state.pth"
+
+
+# ---------------------------------------------------------------- the same samples, whatever the workers
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
+    return int(content_key(parts, 16), 16) >> 1
+
+
+@DATASETS.register_module()
+class SeededDraws(Dataset):
+    """A training set without end: item ``k`` is the k-th sample ever drawn, from one shuffle after the other.
+
+    python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and put back afterwards.
+
+    Args:
+        dataset: config of the training set, or the set.
+        seed: of the order and of the augmentation.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any] | BaseDataset, seed: int = 0) -> None:
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+        self.seed = seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return dict(getattr(self.dataset, "metainfo", {}))
+
+    def index(self, draw: int) -> int:
+        """Which item of the set the ``draw``-th sample is."""
+        epoch, place = divmod(draw, len(self.dataset))
+        if self._order[0] != epoch:
+            generator = np.random.default_rng(seed_of("order", self.seed, epoch))
+            self._order = epoch, generator.permutation(len(self.dataset))
+        return int(self._order[1][place])
+
+    def __getitem__(self, draw: int) -> Any:
+        with mmlab.isolated_rng(seed_of("sample", self.seed, draw)):
+            return self.dataset[self.index(draw)]
+
+
+@DATA_SAMPLERS.register_module()
+class EndlessSampler(Sampler[int]):
+    """Yields draw numbers (for ``SeededDraws``) without end; process r of w takes r, r + w, r + 2w …"""
+
+    def __init__(self, dataset: SeededDraws, seed: int | None = None) -> None:
+        if not isinstance(dataset, SeededDraws):
+            raise TypeError(f"EndlessSampler numbers the draws of a SeededDraws, not of {type(dataset).__name__}")
+        self.rank, self.world_size = get_dist_info()
+        self.size = len(dataset)
+        self.start = 0
+
+    def skip(self, samples: int) -> None:
+        """Begin after ``samples`` draws of this process; mmengine's loop calls it when it resumes."""
+        self.start = samples
+
+    def __iter__(self) -> Iterator[int]:
+        draw = self.rank + self.start * self.world_size
+        while True:
+            yield draw
+            draw += self.world_size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@HOOKS.register_module()
+class SeedEachIteration(Hook):
+    """Seed every generator by (seed, iteration) before each step: dropout and the like repeat after a resume."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        set_random_seed(seed_of("iteration", self.seed, runner.rank, runner.iter) % 2**32)
+
+
+# ---------------------------------------------------------------- guards, curves, resume
+
+
+@HOOKS.register_module()
+class NonFiniteLossGuard(Hook):
+    """End the run at the first loss that is NaN or infinite, before it is saved."""
+
+    priority = "VERY_HIGH"
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        losses = {name: value for name, value in (outputs or {}).items() if "loss" in name}
+        values = {name: float(value.mean() if isinstance(value, Tensor) else value) for name, value in losses.items()}
+        if broken := [name for name, value in values.items() if not np.isfinite(value)]:
+            raise NonFiniteLoss(
+                f"the loss is not finite at iteration {runner.iter + 1} ({', '.join(broken)}); "
+                f"try a lower learning rate (--set lr=…) or precision=fp32"
+            )
+
+
+@HOOKS.register_module()
+class ResumeState(Hook):
+    """Keep the last state of what is trained in ``work_dir/training-state.pth``, and begin from it when it is there.
+
+    The file holds the head's weights (the frozen backbone is no part of the model's state), optimizer, schedules and
+    iteration. It is replaced atomically and read with ``weights_only=True``.
+
+    Args:
+        every: iterations between two writes; the last iteration is always written.
+        key: what the state belongs to; the state of another key is not used.
+    """
+
+    priority = "VERY_LOW"  # after the schedules took their step
+
+    def __init__(self, every: int, key: str = "") -> None:
+        self.every = every
+        self.key = key
+        self.resumed_at = 0
+
+    def before_train(self, runner: Runner) -> None:
+        path = Path(runner.work_dir, STATE)
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["key"] != self.key:
+            runner.logger.warning(f"{path} belongs to another run ({state['key']}, not {self.key}): starting anew")
+            return
+        _bare(runner.model).load_state_dict(state["model"])
+        runner.optim_wrapper.load_state_dict(state["optimizer"])
+        for scheduler, saved in zip(runner.param_schedulers or [], state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        runner.train_loop._iter = self.resumed_at = state["iteration"]
+        runner.optim_wrapper.initialize_count_status(runner.model, state["iteration"], runner.max_iters)
+        runner.logger.info(f"resumed at iteration {state['iteration']} of {runner.max_iters}")
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        done = runner.iter + 1
+        if (done % self.every == 0 or done == runner.max_iters) and is_main_process():
+            state = {
+                "key": self.key,
+                "iteration": done,
+                "model": _bare(runner.model).state_dict(),
+                "optimizer": runner.optim_wrapper.state_dict(),
+                "schedulers": [_plain(scheduler.state_dict()) for scheduler in runner.param_schedulers or []],
+            }
+            with replacing(Path(runner.work_dir, STATE)) as temporary:
+                torch.save(state, temporary)
+
+
+class _Report(Hook):
+    """Curves to the run's log and steps to its progress bar (not registered: it holds live objects)."""
+
+    priority = "LOWEST"
+
+    def __init__(self, context: Context, description: str) -> None:
+        self.log, self.progress, self.description = context.log, context.progress, description
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.every = max(1, runner.max_iters // 500)
+        self.progress.start(self.description, runner.max_iters)
+        if runner.iter:
+            self.progress.advance(runner.iter)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        self.progress.advance()
+        step = runner.iter + 1
+        if step % self.every == 0 or step == 1 or step == runner.max_iters:
+            curves = {f"train/{name}": float(value) for name, value in (outputs or {}).items() if _is_scalar(value)}
+            curves["train/lr"] = float(runner.optim_wrapper.get_lr()["lr"][0])
+            self.log.log_metrics(curves, step)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.log.log_metrics(
+            {f"val/{name}": float(v) for name, v in (metrics or {}).items() if _is_scalar(v)}, runner.iter
+        )
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self.progress.start(f"{self.description}: evaluation", len(runner.test_dataloader))
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.progress.advance()
+
+
+# ---------------------------------------------------------------- config and run
+
+
+def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = None) -> Config:
+    """``cfg`` with all that the probes share; its ``pretty_text`` is what ``Probe.config`` returns.
+
+    Args:
+        cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and ``val_dataloader``
+            (``batch_size``, ``dataset`` and what else is their own), ``val_evaluator``, ``optim_wrapper``,
+            ``param_scheduler`` (by iteration) and ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of
+            its own registered types.
+        context: gives seed, workers and work_dir.
+        checkpoint_every: iterations between two resume states; a twentieth of the run when None.
+    """
+    key = content_key([cfg.to_dict(), context.seed, context.backbone.identity(), context.data.fingerprint])
+    cfg = copy.deepcopy(cfg)
+    max_iters = cfg.train_cfg["max_iters"]
+    loading = {"num_workers": context.workers, "persistent_workers": context.workers > 0}
+
+    imports = ["probes.mmlab", "probes.training", *cfg.get("custom_imports", {}).get("imports", [])]
+    cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
+    cfg.train_dataloader.update(loading)
+    cfg.train_dataloader.dataset = {
+        "type": "SeededDraws",
+        "seed": context.seed,
+        "dataset": cfg.train_dataloader.dataset,
+    }
+    cfg.train_dataloader.sampler = {"type": "EndlessSampler"}
+    cfg.val_dataloader.update(loading)
+    cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
+    cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
+    cfg.setdefault("val_cfg", {"type": "ValLoop"})
+    cfg.default_hooks = {
+        "logger": {"type": "LoggerHook", "interval": max(1, max_iters // 50), "log_metric_by_epoch": False},
+        "checkpoint": None,  # ResumeState instead
+    }
+    cfg.custom_hooks = [
+        *cfg.get("custom_hooks", []),
+        {"type": "SeedEachIteration", "seed": context.seed},
+        {"type": "NonFiniteLossGuard"},
+        {"type": "ResumeState", "every": checkpoint_every or max(1, max_iters // 20), "key": key},
+    ]
+    cfg.log_processor = {"by_epoch": False}
+    cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
+    cfg.randomness = {"seed": context.seed % 2**32}
+    cfg.env_cfg = {
+        "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+        "dist_cfg": {"backend": "nccl" if context.device.type == "cuda" else "gloo"},
+    }
+    cfg.work_dir = str(context.work_dir)
+    return cfg
+
+
+@dataclass
+class Trained:
+    """What ``run_training`` ends with.
+
+    Attributes:
+        model: trained, in eval mode, on the context's device (no distributed wrapper).
+        metrics: what the evaluator returned.
+        evaluators: the evaluator's metric objects, for what else they keep (per-image scores …).
+        val_dataset: as the evaluation saw it.
+        cost: ``train_seconds`` (of this process: after a resume only the rest), ``eval_seconds``,
+            ``train_images_per_second``, ``eval_images_per_second``.
+        resumed_at: iteration that training began from; 0 for a whole run.
+        config: the resolved config as text.
+    """
+
+    model: nn.Module
+    metrics: dict[str, float]
+    evaluators: list[BaseMetric]
+    val_dataset: Any
+    cost: dict[str, float] = field(default_factory=dict)
+    resumed_at: int = 0
+    config: str = ""
+
+
+def run_training(
+    cfg: Config,
+    context: Context,
+    *,
+    description: str = "training",
+    val_curve: int | None = None,
+    checkpoint_every: int | None = None,
+) -> Trained:
+    """Train what ``cfg`` describes, resuming what ``context.work_dir`` holds, and evaluate it once at the end.
+
+    mmengine's log goes to files in ``work_dir``; loss and learning-rate curves go to ``context.log`` as ``train/loss``,
+    ``train/lr`` …, steps to ``context.progress``. On a CPU the same seed gives the same weights and metrics,
+    whatever the number of workers and however often the run was stopped.
+
+    Args:
+        cfg: as for ``resolved``.
+        description: of the progress bar, e.g. the task's name.
+        val_curve: also evaluate every so many iterations, as ``val/…`` curves.
+        checkpoint_every: as for ``resolved``.
+
+    Raises:
+        NonFiniteLoss: names the iteration and the losses.
+    """
+    cfg = resolved(cfg, context, checkpoint_every=checkpoint_every)
+    text = cfg.pretty_text
+    mmlab.share(context.backbone_config, context.backbone)
+    live = copy.deepcopy(cfg)
+    live.experiment_name = uuid.uuid4().hex
+    live.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+    live.test_dataloader, live.test_evaluator, live.test_cfg = (
+        cfg.val_dataloader,
+        cfg.val_evaluator,
+        {"type": "TestLoop"},
+    )
+    if val_curve:
+        live.train_cfg.val_interval = val_curve
+    else:
+        live.val_dataloader = live.val_evaluator = live.val_cfg = None
+
+    runner: _QuietRunner | None = None
+    try:
+        with _warnings_to_log():
+            _QuietRunner.device = context.device
+            runner = _QuietRunner.from_cfg(live)
+            resume = next(hook for hook in runner.hooks if isinstance(hook, ResumeState))
+            runner.register_hook(_Report(context, description), priority="LOWEST")
+            began = time.perf_counter()
+            runner.train()
+            trained = time.perf_counter()
+            metrics = runner.test()
+            ended = time.perf_counter()
+        images = (runner.max_iters - resume.resumed_at) * runner.train_dataloader.batch_size * runner.world_size
+        return Trained(
+            model=_bare(runner.model).eval(),
+            metrics=dict(metrics),
+            evaluators=list(runner.test_evaluator.metrics),
+            val_dataset=runner.test_dataloader.dataset,
+            cost={
+                "train_seconds": trained - began,
+                "eval_seconds": ended - trained,
+                "train_images_per_second": images / (trained - began),
+                "eval_images_per_second": len(runner.test_dataloader.dataset) / (ended - trained),
+            },
+            resumed_at=resume.resumed_at,
+            config=text,
+        )
+    finally:
+        if runner is not None:
+            _close(runner)
+        del runner
+        gc.collect()
+
+
+class _QuietRunner(Runner):
+    """A Runner on a given device, whose log goes to its file only."""
+
+    device = torch.device("cpu")
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+        return logger
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        return model.to(self.device)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """mmengine asks compilers for their versions here; a run records its environment elsewhere."""
+
+    def dump_config(self) -> None:
+        """The resolved config is an artifact of the run, written by whoever tracks it."""
+
+
+def _close(runner: Runner) -> None:
+    """End the loading processes and forget mmengine's global instances of this run (logger, hub, visualizer, scope)."""
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        loader = getattr(loop, "dataloader", None)
+        iterators = (
+            getattr(loader, "_iterator", None),
+            getattr(getattr(loop, "dataloader_iterator", None), "_iterator", None),
+        )
+        for iterator in iterators:
+            if shut_down := getattr(iterator, "_shutdown_workers", None):
+                shut_down()
+        if isinstance(loader, DataLoader):
+            loader._iterator = None
+    for handler in list(runner.logger.handlers):
+        runner.logger.removeHandler(handler)
+        handler.close()
+    for manager in (MMLogger, MessageHub, Visualizer, DefaultScope):
+        manager._instance_dict.pop(runner.experiment_name, None)
+
+
+@contextmanager
+def _warnings_to_log() -> Iterator[None]:
+    """mmengine, mmseg and mmdet warn about their own internals at every start: into the log file with it."""
+
+    def to_log(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        logger = MMLogger.get_current_instance() if MMLogger._instance_dict else logging.getLogger("mmengine")
+        logger.debug(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = to_log  # type: ignore[assignment]
+        yield
+
+
+def _bare(model: Any) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor | np.generic) and np.prod(np.shape(value)) == 1)
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars to python's, so that ``weights_only=True`` can read them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
