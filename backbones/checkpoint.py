@@ -37,7 +37,7 @@ class Checkpoint:
         data: how images are prepared; None when the file does not say.
         licence, source: of the weights, as the file says.
         extra: whatever the maker added (recipe, λs, steps …), JSON.
-        sha256: ``state_sha256(state)``.
+        sha256: ``state_sha256(state)`` that the file remembers, checked; empty when it remembers none.
     """
 
     path: Path
@@ -83,10 +83,10 @@ def save_checkpoint(
         ValueError: a state dict was given without its architecture, model config or data config.
     """
     if isinstance(backbone_or_state, Backbone):
-        backbone = backbone_or_state
-        state = backbone.model_state()  # type: ignore[operator]
+        backbone: Any = backbone_or_state
+        state = backbone.model_state()
         architecture = architecture or backbone.architecture
-        model_config = backbone.model_config if model_config is None else model_config  # type: ignore[assignment]
+        model_config = backbone.model_config if model_config is None else model_config
         data = data or backbone.data
         licence = licence or backbone.weights.licence
         source = source or backbone.weights.source
@@ -180,28 +180,29 @@ def _read_safetensors(path: Path) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_first_line(error)}); copy or download it again") from error
-    if "format_version" not in metadata or "architecture" not in metadata:
+    if "format_version" not in metadata:
         return Checkpoint(path, _unwrap(state))
-    if int(metadata["format_version"]) > FORMAT_VERSION:
+    if metadata["format_version"] != str(FORMAT_VERSION):
         raise UserError(
-            f"{path} was written by a newer version (format {metadata['format_version']}); upgrade cliptex-benchmark"
+            f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the version that wrote it"
         )
-    digest = state_sha256(state)
-    if digest != metadata["sha256"]:
-        raise UserError(
-            f"{path} is damaged (its tensors do not have the digest it remembers); copy or download it again"
+    try:
+        remembered = Checkpoint(
+            path,
+            state,
+            architecture=metadata["architecture"],
+            model_config=json.loads(metadata["model_config"]),
+            data=data_from_dict(json.loads(metadata["data"])),
+            licence=metadata["licence"],
+            source=metadata["source"],
+            extra=json.loads(metadata["extra"]),
+            sha256=metadata["sha256"],
         )
-    return Checkpoint(
-        path,
-        state,
-        architecture=metadata["architecture"],
-        model_config=json.loads(metadata["model_config"]),
-        data=data_from_dict(json.loads(metadata["data"])),
-        licence=metadata["licence"],
-        source=metadata["source"],
-        extra=json.loads(metadata["extra"]),
-        sha256=digest,
-    )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}); copy or download it again") from error
+    if state_sha256(state) != remembered.sha256:
+        raise UserError(f"{path} is damaged (its tensors are not those it was saved with); copy or download it again")
+    return remembered
 
 
 def data_from_dict(values: Mapping[str, Any]) -> DataConfig:

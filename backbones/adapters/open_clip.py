@@ -190,8 +190,8 @@ def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callabl
 def build(request: Request) -> Backbone:
     """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture`` is open_clip's.
 
-    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes to open_clip's
-    model config, by section), ``licence``, ``layers``, ``size``.
+    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes to
+    open_clip's model config, by section), ``licence``, ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.

@@ -87,9 +87,9 @@ class TimmBackbone(Backbone):
 def build(request: Request) -> Backbone:
     """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
 
-    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of ``timm.create_model``),
-    ``layers``, ``size``, ``mean``, ``std`` (override timm's data config) and ``state`` (a function that returns the state dict and says where it came from, for
-    weights that a package carries, and ``licence`` of those).
+    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (for ``timm.create_model``),
+    ``layers``, ``size``, ``mean``, ``std`` (over timm's data config), ``licence`` and, for weights that a package carries,
+    ``state`` (a function that returns the state dict and its source).
 
     Raises:
         UserError: see ``backbones.create``.
