@@ -1,0 +1,132 @@
+"""Building blocks of objects: boxes, frusta, ellipsoids, tubes, lathed profiles and leaves, as bare triangle arrays.
+
+Units are metres, z is up. Templates come from ``trimesh.creation`` once and are scaled afterwards, which is about a
+hundred times cheaper than making a ``Trimesh`` for every part of every scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import trimesh
+
+ROUND = 28  # segments round a circle: facets smaller than a pixel at the sizes the world is rendered at
+
+
+class Solid(NamedTuple):
+    """A part: ``vertices`` (V, 3) float64 in metres, ``faces`` (F, 3) int32, and the material ``slot`` it is made of."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    slot: int
+
+
+@cache
+def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    if kind == "box":
+        mesh = trimesh.creation.box((1, 1, 1))
+        mesh.apply_translation((0, 0, 0.5))
+    elif kind == "cylinder":
+        mesh = trimesh.creation.cylinder(1.0, 1.0, sections=ROUND)
+        mesh.apply_translation((0, 0, 0.5))
+    else:
+        mesh = trimesh.creation.icosphere(subdivisions=2)
+    return np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int32)
+
+
+def box(size: Sequence[float], at: Sequence[float], slot: int = 0, tilt: float = 0.0) -> Solid:
+    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt`` radians about x."""
+    vertices, faces = _template("box")
+    vertices = vertices * size
+    if tilt:
+        vertices = vertices @ rotation_x(tilt).T
+    return Solid(vertices + at, faces, slot)
+
+
+def frustum(bottom: float, top: float, height: float, at: Sequence[float], slot: int = 0) -> Solid:
+    """A cylinder or cone with radii ``bottom`` and ``top``, standing on ``at``."""
+    vertices, faces = _template("cylinder")
+    radius = bottom + (top - bottom) * vertices[:, 2:]
+    return Solid(np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + at, faces, slot)
+
+
+def ellipsoid(radii: Sequence[float], at: Sequence[float], slot: int = 0, tilt: float = 0.0) -> Solid:
+    """An ellipsoid centred at ``at``."""
+    vertices, faces = _template("ball")
+    vertices = vertices * radii
+    if tilt:
+        vertices = vertices @ rotation_x(tilt).T
+    return Solid(vertices + at, faces, slot)
+
+
+def lathe(
+    profile: Sequence[Sequence[float]], at: Sequence[float] = (0, 0, 0), slot: int = 0, segments: int = ROUND
+) -> Solid:
+    """The surface made by turning ``profile``, a list of (radius, z), about the z axis."""
+    outline = np.asarray(profile, np.float64)
+    angle = np.arange(segments) * (2 * np.pi / segments)
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    xy = outline[:, None, :1] * ring[None]
+    z = np.broadcast_to(outline[:, None, 1:], (len(outline), segments, 1))
+    vertices = np.concatenate([xy, z], axis=2).reshape(-1, 3)
+    return Solid(vertices + at, _strip(len(outline), segments), slot)
+
+
+def tube(path: Sequence[Sequence[float]], radius: float, slot: int = 0, segments: int = 10) -> Solid:
+    """A round bar along ``path`` (P, 3), open at its ends."""
+    points = np.asarray(path, np.float64)
+    tangent = np.gradient(points, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    # one reference direction for the whole bar keeps the rings from twisting; it must not be parallel to the path
+    reference = np.eye(3)[np.abs(points[-1] - points[0]).argmin()]
+    side = np.cross(tangent, reference)
+    side /= np.linalg.norm(side, axis=1, keepdims=True) + 1e-12
+    other = np.cross(tangent, side)
+    angle = np.arange(segments) * (2 * np.pi / segments)
+    vertices = points[:, None] + radius * (
+        np.cos(angle)[None, :, None] * side[:, None] + np.sin(angle)[None, :, None] * other[:, None]
+    )
+    return Solid(vertices.reshape(-1, 3), _strip(len(points), segments), slot)
+
+
+def leaf(
+    length: float, width: float, azimuth: float, rise: float, bend: float, at: Sequence[float], slot: int = 0
+) -> Solid:
+    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` radians above the horizon and bends down by ``bend``."""
+    steps = 6
+    along = np.linspace(0, 1, steps)
+    pitch = rise - bend * along
+    centre = np.cumsum(np.stack([np.cos(pitch), np.zeros(steps), np.sin(pitch)], axis=1), axis=0) * (length / steps)
+    half = width / 2 * np.sin(np.pi * np.clip(along * 0.85 + 0.15, 0, 1)) ** 0.8
+    half[-1] = 0.002
+    left, right = centre.copy(), centre.copy()
+    left[:, 1], right[:, 1] = half, -half
+    vertices = np.stack([left, right], axis=1).reshape(-1, 3) @ rotation_z(azimuth).T + at
+    first = 2 * np.arange(steps - 1, dtype=np.int32)
+    faces = np.concatenate([np.stack([first, first + 1, first + 3], 1), np.stack([first, first + 3, first + 2], 1)])
+    return Solid(vertices, faces, slot)
+
+
+def rotation_x(angle: float) -> np.ndarray:
+    """Rotation matrix about x, radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def rotation_z(angle: float) -> np.ndarray:
+    """Rotation matrix about z, radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+@cache
+def _strip(rows: int, columns: int) -> np.ndarray:
+    """Faces that join ``rows`` closed rings of ``columns`` vertices."""
+    row, column = np.meshgrid(np.arange(rows - 1), np.arange(columns), indexing="ij")
+    a = row * columns + column
+    b = row * columns + (column + 1) % columns
+    c, d = a + columns, b + columns
+    return np.concatenate([np.stack([a, b, d], -1), np.stack([a, d, c], -1)]).reshape(-1, 3).astype(np.int32)
