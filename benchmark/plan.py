@@ -36,7 +36,7 @@ class PlannedTask:
                 "name": self.spec.name,
                 "fingerprint": data.fingerprint,
                 "partial": data.partial,
-                "extra": dict(self.spec.extra),
+                "extra": dict(data.spec.extra),
             },
         }
 

@@ -18,8 +18,9 @@ from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.suites import Provision, Suite, find_suite
-from probes import catalog
-from probes.datasets.base import PreparedDataset
+import probes.catalog  # noqa: F401 – registers every dataset and probe
+from probes.base import Context
+from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare
 from reports.store import hide_password
 from reports.tracking import Tracker, environment
@@ -70,13 +71,12 @@ def run(options: Options) -> Outcome:
         TrackingError: the MLflow store cannot be used.
         KeyboardInterrupt: interrupted; finished cells stay, the run under way is KILLED, the same command goes on.
     """
-    catalog.load()
     suite = find_suite(options.suite)
     names = split_names(options.backbones) or list(suite.default_backbones)
     if options.weights is not None and len(names) != 1:
         raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
     for name in names:
-        backbones.check_name(name)
+        backbones.find(name.removeprefix("random/"))
     changes = parse_pairs(options.changes)
     tasks = plan_tasks(suite, split_names(options.tasks), changes)
     device = choose_device(options.device)
@@ -93,9 +93,7 @@ def run(options: Options) -> Outcome:
         run_ids: dict[tuple[str, int], str] = {}
         for seed in seeds:
             for name in names:
-                config = made.backbones.get((name, seed)) or {"name": name, "weights": options.weights, "seed": seed}
-                if options.weights is not None:
-                    config = {"name": name, "weights": options.weights, "seed": seed}
+                config = backbone_config(name, seed, made, options)
                 backbone = backbones.create(**config).to(device)
                 facts = {"train_run": made.runs.get((name, seed), ""), "costs": made.costs.get((name, seed), {})}
                 done, run_id = _run_backbone(
@@ -109,16 +107,62 @@ def run(options: Options) -> Outcome:
     return outcome
 
 
+def configs(options: Options) -> list[str]:
+    """The resolved config of each task on each backbone, as text, without running anything (``run --dump-config``).
+
+    Raises:
+        UserError: as ``run`` does.
+    """
+    suite = find_suite(options.suite)
+    names = split_names(options.backbones) or list(suite.default_backbones)
+    tasks = plan_tasks(suite, split_names(options.tasks), parse_pairs(options.changes))
+    texts = []
+    with Bar() as bar:
+        made = suite.provide(options, names, [options.seed], None, bar) if suite.provide else Provision()
+        data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
+    for name in names:
+        config = backbone_config(name, options.seed, made, options)
+        backbone = backbones.create(**config)
+        for task in tasks:
+            context = Context(
+                backbone=backbone, backbone_config=config, data=data[task.name], settings=task.settings,
+                seed=options.seed, device=choose_device(options.device), work_dir=Path("work_dirs") / task.name,
+                log=NoLog(), progress=Bar(), workers=options.workers,
+            )  # fmt: skip
+            comment = "//" if task.probe.config(context).lstrip().startswith("{") else "#"
+            texts.append(f"{comment} {name} · {task.name}\n{task.probe.config(context)}")
+    return texts
+
+
+def backbone_config(name: str, seed: int, made: Provision, options: Options) -> Mapping[str, Any]:
+    """Keyword arguments of ``backbones.create``: the user's ``--weights`` come before what the suite made."""
+    if options.weights is None and (name, seed) in made.backbones:
+        return made.backbones[name, seed]
+    weights = str(options.weights) if options.weights is not None else None
+    return {"name": name, "weights": weights, "seed": seed}
+
+
+class NoLog:
+    """A ``RunLog`` for where nothing is run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Forget them."""
+
+
 def prepare_data(
     tasks: Sequence[PlannedTask], placed: Mapping[str, Path], options: Options, bar: Bar
 ) -> dict[str, PreparedDataset]:
-    """Find and check every dataset of the tasks before hours of work start."""
+    """Task name → its dataset, found and checked before hours of work start (each dataset and set of splits once)."""
     roots = {task.spec.name: place(task.spec, options.data_root, placed) for task in tasks}
-    specs = {task.spec.name: task.spec for task in tasks}
-    return {
-        name: prepare(specs[name], root, partial=options.partial, workers=options.workers, progress=bar)
-        for name, root in roots.items()
-    }
+    prepared: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
+    for task in tasks:
+        key = (task.spec.name, task.probe.splits)
+        if key not in prepared:
+            prepared[key] = prepare(
+                task.spec, roots[task.spec.name], splits=task.probe.splits,
+                partial=options.partial, workers=options.workers, progress=bar,
+            )  # fmt: skip
+    return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}
 
 
 def _run_backbone(
@@ -141,7 +185,7 @@ def _run_backbone(
     for task in tasks:
         if task.probe.needs_text and not backbone.has_text:
             cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason="no text tower")
-        elif not options.force and (old := finished_cell(tracker, backbone, task, data[task.spec.name], seed)):
+        elif not options.force and (old := finished_cell(tracker, backbone, task, data[task.name], seed)):
             cells[task.name] = old
         else:
             left.append(task)
@@ -181,7 +225,7 @@ def _run_backbone(
                 "backbone": {**backbone.identity(), "name": backbone.name, "source": backbone.weights.source,
                              "licence": backbone.weights.licence, "config": {k: str(v) for k, v in config.items()}},
                 "suite": suite.name, "seed": seed, "set": dict(changes),
-                "tasks": {task.name: task.protocol(data[task.spec.name]) for task in tasks},
+                "tasks": {task.name: task.protocol(data[task.name]) for task in tasks},
                 "environment": env,
             },
             "run.json",
@@ -191,7 +235,7 @@ def _run_backbone(
             bar.prefix = f"{backbone.name} · seed {seed} · {task.name} ({number}/{len(left)}) · "
             try:
                 cell = run_cell(
-                    tracker, parent, backbone, config, task, data[task.spec.name], seed,
+                    tracker, parent, backbone, config, task, data[task.name], seed,
                     device=device, workers=options.workers, progress=bar,
                 )  # fmt: skip
             except (KeyboardInterrupt, MemoryError):

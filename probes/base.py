@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from backbones.base import Backbone
-from probes.datasets.base import Kind, PreparedDataset
+from probes.datasets.base import Kind, PreparedDataset, Split
 
 
 class RunLog(Protocol):
@@ -93,6 +93,7 @@ class Probe(Protocol):
         settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
         metrics: names of what ``run`` returns, the main one first, each with +1 (higher is better) or -1.
         needs_text: whether the backbone must have a text tower.
+        splits: those that it reads; (``val``,) where nothing is trained.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Probe(Protocol):
     settings_type: type
     metrics: Mapping[str, int]
     needs_text: bool
+    splits: tuple[Split, ...]
 
     def config(self, context: Context) -> str:
         """The resolved config as text (MMEngine python, runnable with plain mmengine; JSON where no Runner is used)."""

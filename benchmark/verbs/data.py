@@ -18,23 +18,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """One line a dataset; exit code 0 even when some are absent, since not everybody needs all."""
+    import probes.catalog  # noqa: F401 – registers every dataset
     from backbones.errors import UserError
     from benchmark.progress import Bar, console
-    from probes import catalog
-    from probes.datasets.check import prepare, survey
+    from probes.datasets.check import survey
 
-    catalog.load()
     if options.data_root is None and not options.data:
         raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
-    marks = {"complete": "[green]complete[/]", "partial": "[yellow]partial [/]", "absent": "[dim]absent  [/]"}
+    styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
-        for row in survey(options.data_root, placed(options.data)):
-            text = row.detail
-            if options.full and row.status != "absent":
-                try:
-                    data = prepare(row.spec, row.root, partial=True, workers=options.workers, progress=bar)
-                    text += f"; all files decoded, {len(data.skipped)} unreadable, fingerprint {data.fingerprint[:12]}"
-                except UserError as error:
-                    text += f"; NOT USABLE: {error}"
-            console.print(f"{row.spec.name:<12} {marks.get(row.status, row.status)}  {text}")
+        rows = survey(
+            options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar
+        )
+    for row in rows:
+        counts = ", ".join(
+            f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")
+            for split, found in row.found.items()
+        )
+        console.print(f"[{styles[row.state]}]{row.name:<12} {row.state:<8}[/] {counts}")
+        if row.message and row.state != "absent":
+            console.print(f"{'':<13}{row.message}", markup=False)
+    absent = [row.name for row in rows if row.state == "absent"]
+    if absent:
+        console.print(f"absent datasets are expected at: {', '.join(_places(absent))}", style="dim")
     return 0
+
+
+def _places(names: list[str]) -> list[str]:
+    from probes.registry import DATASETS
+
+    return [f"{name} → {DATASETS[name].folder}" for name in names]

@@ -28,13 +28,16 @@ def _rows(what: str) -> list[tuple[str, str]]:
     if what == "backbones":
         import backbones
 
-        return backbones.describe()
+        from backbones.registry import FAMILIES
+
+        named = [(name, f"{e.about} [{e.licence}]") for name in backbones.names() for e in [backbones.find(name)]]
+        return named + [(family.pattern, family.about) for family in FAMILIES.values()] + [
+            ("random/NAME", "any of these, randomly initialised from the seed")
+        ]
     from benchmark import suites
-    from probes import catalog
+    import probes.catalog  # noqa: F401 – registers every dataset and probe
     from probes.registry import DATASETS, PROBES
 
-    catalog.load()
-    suites.load()
     if what == "suites":
         return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites.SUITES.values()]
     if what == "datasets":

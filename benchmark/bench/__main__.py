@@ -1,0 +1,39 @@
+"""``python -m benchmark.bench [NAME …]``: run the benchmarks and write ``docs/benchmarks.{md,json}``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from benchmark.progress import console
+
+
+def main() -> int:
+    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: docs, for a whole run)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
+        from benchmark.bench import encoding, tracking  # noqa: F401 – register their benchmarks
+        from benchmark.bench.harness import BENCHES, write
+
+        unknown = set(options.names) - set(BENCHES)
+        if unknown:
+            parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(BENCHES)}")
+        results = []
+        for name in options.names or BENCHES:
+            console.rule(name)
+            results += BENCHES[name]()
+    out = options.out or (None if options.names else Path("docs"))
+    if out:
+        write(results, out)
+        console.print(f"written: {out}/benchmarks.md and .json")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

