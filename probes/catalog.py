@@ -1,15 +1,4 @@
-"""Importing this module registers every dataset and every probe; nothing else does."""
+"""Importing this module registers every dataset and every probe of the suite; nothing else does."""
 
-from probes.datasets import (  # noqa: F401
-    ade20k,
-    camvid,
-    coco,
-    flickr8k,
-    flickr30k,
-    imagefolder,
-    imagenet,
-    nyu_depth,
-    nyu_normal,
-    places365,
-    voc,
-)
+from probes import classification, dense, retrieval, zero_shot  # noqa: F401
+from probes.datasets import shipped  # noqa: F401

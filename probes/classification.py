@@ -1,0 +1,224 @@
+"""``linear`` classification: features once, then linear classifiers over a grid, chosen on a split of train.
+
+The labels of ``val`` are looked at once, at the end, by the classifier that was chosen without them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.errors import UserError
+from probes.base import Context, TaskResult
+from probes.datasets.base import Kind, Split
+from probes.encode import Precision, encode_images
+from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
+from probes.registry import register_probe
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """Protocol of linear classification.
+
+    Attributes:
+        epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to zero.
+        learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
+        holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
+        standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
+        size: (height, width) that the backbone sees; None for its own.
+        precision: of the backbone's arithmetic, ``float32`` or ``bfloat16``.
+        encode_batch_size: images that the backbone sees at once.
+    """
+
+    epochs: int = 30
+    batch_size: int = 256
+    momentum: float = 0.9
+    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    weight_decays: tuple[float, ...] = (0.0,)
+    holdout: float = 0.1
+    standardise: bool = True
+    size: tuple[int, int] | None = None
+    precision: Precision = "float32"
+    encode_batch_size: int = 64
+
+
+class LinearClassification:
+    """Linear classification of whole images."""
+
+    name = "linear"
+    kind: Kind = "classification"
+    version = 1
+    settings_type: type = LinearSettings
+    metrics: Mapping[str, int] = {"top1": 1, "top5": 1}
+    needs_text = False
+    splits: tuple[Split, ...] = ("train", "val")
+
+    def config(self, context: Context) -> str:
+        return settings_json(context, self.name)
+
+    def run(self, context: Context) -> TaskResult:
+        settings: LinearSettings = context.settings
+        check(settings)
+        started = time.perf_counter()
+        features = {split: encode_split(context, split, settings) for split in self.splits}
+        encoded = time.perf_counter()
+        labels = {split: targets(context, split) for split in self.splits}
+        classes = len(context.data.classes)
+        rate, decay, why = choose(features["train"], labels["train"], classes, context)
+        model = refit(features["train"], labels["train"], classes, rate, decay, context)
+        trained = time.perf_counter()
+        logits = [model.logits(part.to(context.device))[0].cpu() for part in features["val"].split(4096)]
+        result = score(torch.cat(logits), labels["val"], [sample.image for sample in context.data.samples["val"]])
+        result.config = self.config(context)
+        result.cost = {
+            "encode_seconds": encoded - started,
+            "images_per_second": sum(map(len, features.values())) / (encoded - started),
+            "train_seconds": trained - encoded,
+            "eval_seconds": time.perf_counter() - trained,
+        }
+        result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
+        return result
+
+
+def check(settings: LinearSettings) -> None:
+    """Raises ``UserError`` for settings that make no sense."""
+    if not settings.learning_rates or not settings.weight_decays:
+        raise UserError("linear: learning_rates and weight_decays need at least one value each")
+    if min(settings.learning_rates) <= 0 or min(settings.weight_decays) < 0:
+        raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
+    if settings.epochs < 1 or settings.batch_size < 1 or settings.encode_batch_size < 1:
+        raise UserError("linear: epochs, batch_size and encode_batch_size must be at least 1")
+    if not 0 < settings.holdout < 1:
+        raise UserError(f"linear: holdout is a share of train between 0 and 1, not {settings.holdout:g}")
+
+
+def encode_split(context: Context, split: Split, settings: Any) -> Tensor:
+    """Features of the images of one split, in the order of its samples."""
+    return encode_images(
+        context.backbone,
+        [context.data.root / sample.image for sample in context.data.samples[split]],
+        context.device,
+        size=settings.size,
+        batch_size=settings.encode_batch_size,
+        workers=context.workers,
+        precision=settings.precision,
+        progress=context.progress,
+    )
+
+
+def targets(context: Context, split: Split) -> Tensor:
+    return torch.tensor([sample.target for sample in context.data.samples[split]], dtype=torch.int64)
+
+
+def choose(features: Tensor, labels: Tensor, classes: int, context: Context) -> tuple[float, float, str]:
+    """The (learning rate, weight decay) with the best top-1 on a held-out part of train, and why. ``val`` has no say.
+
+    Of equals the one with the lower held-out loss wins. Logs ``select/top1/lr_…`` after each epoch.
+    """
+    settings: LinearSettings = context.settings
+    grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
+    if len(grid) == 1:
+        return *grid[0], "given"
+    kept, held = stratified_split(labels, settings.holdout, context.seed)
+    if not len(held):
+        raise UserError("linear: every class has only one training image, so that no learning rate can be chosen; "
+                        "give one with --set learning_rates=0.1")  # fmt: skip
+    latest: list[tuple[float, float]] = []
+
+    def look(epoch: int, losses: list[float], model: Linear) -> None:
+        latest[:] = zip(*held_out_scores(model, features[held], labels[held], context.device), strict=True)
+        names = [f"lr_{rate:g}" + (f"_wd_{decay:g}" if decay else "") for rate, decay in grid]
+        context.log.log_metrics({f"select/top1/{n}": top1 for n, (top1, _) in zip(names, latest, strict=True)}, epoch)
+        context.progress.advance()
+
+    context.progress.start(f"choosing among {len(grid)} linear classifiers", settings.epochs)
+    train_linear(
+        features[kept],
+        labels[kept],
+        classes,
+        [rate for rate, _ in grid],
+        [decay for _, decay in grid],
+        Schedule(settings.epochs, settings.batch_size, settings.momentum),
+        seed=context.seed,
+        device=context.device,
+        standardise=settings.standardise,
+        on_epoch=look,
+    )
+    best = max(range(len(grid)), key=lambda each: (math.isfinite(latest[each][1]), latest[each][0], -latest[each][1]))
+    return *grid[best], f"best of {len(grid)} on {len(held)} held-out training images (top1 {latest[best][0]:.1f})"
+
+
+def held_out_scores(
+    model: Linear, features: Tensor, labels: Tensor, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Top-1 in percent and mean cross-entropy (infinite if it is not a number) of each classifier of the grid."""
+    right = torch.zeros(len(model.weight), dtype=torch.int64)
+    loss = torch.zeros(len(model.weight), dtype=torch.float64)
+    for part, truth in zip(features.split(1024), labels.split(1024), strict=True):
+        logits = model.logits(part.to(device)).cpu()
+        right += (ranks(logits, truth) == 0).sum(dim=1)
+        loss -= logits.double().log_softmax(dim=2).gather(2, truth.expand(len(right), -1)[..., None]).sum(dim=(1, 2))
+    loss = torch.where(loss.isfinite(), loss, torch.inf)
+    return (100 * right / len(labels)).tolist(), (loss / len(labels)).tolist()
+
+
+def refit(features: Tensor, labels: Tensor, classes: int, rate: float, decay: float, context: Context) -> Linear:
+    """One classifier on all of train. Logs ``train/loss`` and ``train/lr`` after each epoch."""
+    settings: LinearSettings = context.settings
+
+    def log(epoch: int, losses: list[float], model: Linear) -> None:
+        context.log.log_metrics({"train/loss": losses[0]}, epoch)
+        context.progress.advance()
+
+    context.progress.start("training the linear classifier", settings.epochs)
+    return train_linear(
+        features,
+        labels,
+        classes,
+        [rate],
+        [decay],
+        Schedule(settings.epochs, settings.batch_size, settings.momentum),
+        seed=context.seed,
+        device=context.device,
+        standardise=settings.standardise,
+        on_epoch=log,
+    )
+
+
+def score(logits: Tensor, labels: Tensor, images: list[str]) -> TaskResult:
+    """``top1`` and, with more than five classes, ``top5`` in percent; the true class's rank (0 = right) for each image.
+
+    (N, C), (N,), N names.
+    """
+    rank = ranks(logits, labels)
+    metrics = {"top1": 100 * (rank < 1).double().mean().item()}
+    if logits.shape[-1] > 5:
+        metrics["top5"] = 100 * (rank < 5).double().mean().item()
+    return TaskResult(metrics, {"image": np.array(images), "rank": rank.numpy(), "label": labels.numpy()})
+
+
+def settings_json(context: Context, probe: str) -> str:
+    """The settings, the backbone and the data, for a task that has no MMEngine config."""
+    return json.dumps(
+        {
+            "task": f"{context.data.spec.name}/{probe}",
+            "settings": asdict(context.settings),
+            "seed": context.seed,
+            "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
+            "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
+        },
+        indent=2,
+        default=lambda value: str(value) if isinstance(value, Path) else repr(value),
+    )
+
+
+register_probe(LinearClassification())

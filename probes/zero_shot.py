@@ -1,0 +1,105 @@
+"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section
+3.1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from backbones.errors import UserError, nearest
+from probes.base import Context, TaskResult
+from probes.classification import encode_split, score, settings_json, targets
+from probes.datasets.base import DatasetSpec, Kind, Split
+from probes.encode import Precision, encode_texts
+from probes.registry import register_probe
+
+Template = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """Protocol of zero-shot classification.
+
+    Attributes:
+        templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
+            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), or ``auto``:
+            ``openai`` for imagenet and ``photo`` for everything else.
+        size, precision, encode_batch_size: as in linear classification.
+    """
+
+    templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"
+    size: tuple[int, int] | None = None
+    precision: Precision = "float32"
+    encode_batch_size: int = 64
+
+
+class ZeroShot:
+    """Zero-shot classification with prompt templates."""
+
+    name = "zero-shot"
+    kind: Kind = "classification"
+    version = 1
+    settings_type: type = ZeroShotSettings
+    metrics: Mapping[str, int] = {"top1": 1, "top5": 1}
+    needs_text = True
+    splits: tuple[Split, ...] = ("val",)
+
+    def config(self, context: Context) -> str:
+        return settings_json(context, self.name)
+
+    def run(self, context: Context) -> TaskResult:
+        settings: ZeroShotSettings = context.settings
+        which, templates = templates_for(settings.templates, context.data.spec)
+        started = time.perf_counter()
+        weights = class_embeddings(context, templates)
+        prompted = time.perf_counter()
+        images = normalize(encode_split(context, "val", settings), dim=1)
+        encoded = time.perf_counter()
+        logits = torch.cat([part @ weights.T for part in images.split(4096)])
+        result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
+        result.config = self.config(context)
+        result.cost = {
+            "text_seconds": prompted - started,
+            "encode_seconds": encoded - prompted,
+            "images_per_second": len(images) / (encoded - prompted),
+            "eval_seconds": time.perf_counter() - started,
+        }
+        result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
+        return result
+
+
+def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]]:
+    """(name of the set, templates): what ``auto`` means for a dataset, and the prompts themselves."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # slow to import: only when used
+
+    sets: dict[str, Sequence[Template]] = {
+        "openai": OPENAI_IMAGENET_TEMPLATES,
+        "openai-7": SIMPLE_IMAGENET_TEMPLATES,
+        "photo": ("a photo of a {}.".format,),
+    }
+    if name == "auto":
+        name = "openai" if spec.name == "imagenet" else "photo"
+    if name not in sets:
+        raise UserError(f"zero-shot: no templates {name!r}; {nearest(name, ['auto', *sets])}")
+    return name, sets[name]
+
+
+def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
+    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, scaled to unit length
+    again.
+    """
+    prompts = [template(name.replace("_", " ")) for name in context.data.classes for template in templates]
+    embedded = encode_texts(
+        context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
+    )
+    return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)
+
+
+register_probe(ZeroShot())
