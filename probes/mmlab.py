@@ -7,36 +7,37 @@ They are registered in mmengine's root registries, from which mmseg's and mmdet'
 
 from __future__ import annotations
 
+import io
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+import backbones
+from backbones.base import Backbone
+from backbones.errors import UserError
+from backbones.files import content_key
+from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
 from probes import ops
 
 ops.install()  # before mmdet, whose import asks mmcv for its operators
-
-import mmdet.datasets  # noqa: E402
-import mmdet.engine  # noqa: E402
-import mmdet.evaluation  # noqa: E402
-import mmdet.models  # noqa: E402, F401
-import mmseg.datasets  # noqa: E402
-import mmseg.engine  # noqa: E402
-import mmseg.evaluation  # noqa: E402
-import mmseg.models  # noqa: E402, F401
-from mmengine.registry import MODELS  # noqa: E402
-
-import backbones  # noqa: E402
-from backbones.base import Backbone  # noqa: E402
-from backbones.errors import UserError  # noqa: E402
-from backbones.files import content_key  # noqa: E402
+with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
+    import mmdet.datasets
+    import mmdet.engine
+    import mmdet.evaluation
+    import mmdet.models
+    import mmseg.datasets
+    import mmseg.engine
+    import mmseg.evaluation
+    import mmseg.models  # noqa: F401
 
 
 def install() -> None:
@@ -133,7 +134,7 @@ class FrozenBackbone(nn.Module):
         if images.shape[-2] % divisor or images.shape[-1] % divisor:
             raise UserError(
                 f"backbone {self.backbone.name!r} takes heights and widths that are multiples of {divisor}, not "
-                f"{tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or size_divisor (mmseg) of the data preprocessor"
+                f"{tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or size_divisor (mmseg)"
             )
         assert not self.backbone.training
         autocast = self.precision == "bf16"
@@ -150,6 +151,44 @@ class FrozenBackbone(nn.Module):
         return f"{self.backbone.name}, {self.precision}, maps {self.out_indices}"
 
 
+@MODELS.register_module(name="SimpleFeaturePyramid")
+class SimpleFeaturePyramidNeck(nn.Module):
+    """``backbones.pyramid.SimpleFeaturePyramid`` as a neck: a pyramid from the last map of a plain ViT. Trained.
+
+    Args:
+        in_channels, out_channels, stride, out_strides: as there.
+        norm: ``LN`` (the paper's) or ``GN`` (32 groups, or as many as divide ``out_channels``).
+        num_outs: levels in all; those beyond ``out_strides`` take every second value of the one before, as FPN's do.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        out_strides: Sequence[int] = (4, 8, 16, 32),
+        norm: str = "LN",
+        num_outs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in ("LN", "GN"):
+            raise UserError(f"norm {norm!r} is not known; use LN or GN")
+        layer: Callable[[int], nn.Module] = LayerNorm2d if norm == "LN" else _group_norm
+        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, stride, tuple(out_strides), layer)
+        self.extra = (num_outs or len(out_strides)) - len(out_strides)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps of the backbone, of which the last is used → ``num_outs`` maps (N, out_channels, H / s, W / s)."""
+        levels = list(self.pyramid(maps[-1]))
+        for _ in range(self.extra):
+            levels.append(levels[-1][..., ::2, ::2])
+        return tuple(levels)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
 @MODELS.register_module()
 class ResizeConcat(nn.Module):
     """Every map resized to one size (bilinear) and concatenated: the input of a linear dense probe. No parameters.
@@ -159,20 +198,11 @@ class ResizeConcat(nn.Module):
         stride: stride of the result; None for the finest of ``strides``.
     """
 
-    def __init__(self, strides: Sequence[int], stride: int | None = None) -> None:
+    def __init__(self, strides: Sequence[float], stride: float | None = None) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.stride = stride or min(self.strides)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
         """Maps (N, C_i, H / strides[i], W / strides[i]) → one (N, ΣC_i, H / stride, W / stride), in a tuple."""
-        if len(maps) != len(self.strides):
-            raise ValueError(f"ResizeConcat was told of {len(self.strides)} maps and got {len(maps)}")
-        height, width = (round(side * self.strides[0] / self.stride) for side in maps[0].shape[-2:])
-        resized = [
-            m
-            if m.shape[-2:] == (height, width)
-            else F.interpolate(m, (height, width), mode="bilinear", align_corners=False)
-            for m in maps
-        ]
-        return (torch.cat(resized, dim=1),)
+        return (resize_concat(maps, self.strides, self.stride),)

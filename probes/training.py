@@ -207,12 +207,16 @@ class _Report(Hook):
 
     def __init__(self, context: Context, description: str) -> None:
         self.log, self.progress, self.description = context.log, context.progress, description
+        self.lr = 0.0
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.every = max(1, runner.max_iters // 500)
         self.progress.start(self.description, runner.max_iters)
         if runner.iter:
             self.progress.advance(runner.iter)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.lr = float(runner.optim_wrapper.get_lr()["lr"][0])  # by the end of the step it is the next one's
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -221,7 +225,7 @@ class _Report(Hook):
         step = runner.iter + 1
         if step % self.every == 0 or step == 1 or step == runner.max_iters:
             curves = {f"train/{name}": float(value) for name, value in (outputs or {}).items() if _is_scalar(value)}
-            curves["train/lr"] = float(runner.optim_wrapper.get_lr()["lr"][0])
+            curves["train/lr"] = self.lr
             self.log.log_metrics(curves, step)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

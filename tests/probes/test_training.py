@@ -89,8 +89,8 @@ def toy_config(max_iters: int = 20, breaks_at: int = -1) -> Config:
             "val_evaluator": {"type": "ToyError"},
             "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 0.05}},
             "param_scheduler": [
-                {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 2},
-                {"type": "CosineAnnealingLR", "by_epoch": False, "begin": 2, "end": max(3, max_iters), "eta_min": 0.0},
+                {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 3},
+                {"type": "CosineAnnealingLR", "by_epoch": False, "begin": 3, "end": max(4, max_iters), "eta_min": 0.0},
             ],
             "train_cfg": {"max_iters": max_iters},
         }
