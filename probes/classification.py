@@ -161,8 +161,8 @@ def held_out_scores(
     model: Linear, features: Tensor, labels: Tensor, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Top-1 in percent and mean cross-entropy (infinite if it is not a number) of each classifier of the grid."""
-    right = torch.zeros(len(model.weight), dtype=torch.int64)
-    loss = torch.zeros(len(model.weight), dtype=torch.float64)
+    right = torch.zeros(len(model.bias), dtype=torch.int64)
+    loss = torch.zeros(len(model.bias), dtype=torch.float64)
     for part, truth in zip(features.split(1024), labels.split(1024), strict=True):
         logits = model.logits(part.to(device)).cpu()
         right += (ranks(logits, truth) == 0).sum(dim=1)

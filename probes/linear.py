@@ -18,7 +18,7 @@ from probes.base import NonFiniteLoss
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a classifier is trained: SGD with Nesterov-free momentum and a cosine to zero.
+    """How a classifier is trained: SGD with momentum, its learning rate brought to zero by a cosine.
 
     Attributes:
         epochs: passes over the features.
@@ -56,7 +56,7 @@ class Standardiser:
 
 @dataclass
 class Linear:
-    """G trained classifiers: ``weight`` (G, D, C), ``bias`` (G, C), on standardised features."""
+    """G trained classifiers: ``weight`` (D, G, C), ``bias`` (G, C), on standardised features."""
 
     standardise: Standardiser
     weight: Tensor
@@ -64,9 +64,11 @@ class Linear:
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, D) → (G, N, C)."""
-        return torch.baddbmm(
-            self.bias[:, None], self.standardise(features).expand(len(self.weight), -1, -1), self.weight
-        )
+        return self.scores(self.standardise(features)).transpose(0, 1)
+
+    def scores(self, standardised: Tensor) -> Tensor:
+        """(N, D) → (N, G, C): one matrix product for all."""
+        return (standardised @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
 
 
 def train_linear(
@@ -99,34 +101,33 @@ def train_linear(
     batch = min(schedule.batch_size, samples)
     model = Linear(
         Standardiser.fit(features) if standardise else Standardiser.identity(features),
-        torch.zeros(grid, features.shape[1], classes, device=device),
+        torch.zeros(features.shape[1], grid, classes, device=device),
         torch.zeros(grid, classes, device=device),
     )
-    parameters = (model.weight, model.bias)
-    momenta = [torch.zeros_like(parameter) for parameter in parameters]
-    rates = torch.tensor(learning_rates, device=device) * batch / 256
-    decay = torch.tensor(weight_decays, device=device)[:, None, None]
+    momenta = [torch.zeros_like(model.weight), torch.zeros_like(model.bias)]
+    rates = torch.tensor(learning_rates, device=device)[:, None] * batch / 256
+    decay = torch.tensor(weight_decays, device=device)[:, None]
     order = torch.Generator().manual_seed(seed)
     steps = math.ceil(samples / batch)
     for epoch in range(schedule.epochs):
         losses = torch.zeros(grid, device=device)
         for step, picked in enumerate(torch.randperm(samples, generator=order).split(batch)):
             inputs, targets = model.standardise(features[picked].to(device)), labels[picked].to(device)
-            scores = torch.baddbmm(model.bias[:, None], inputs.expand(grid, -1, -1), model.weight)
-            # cross-entropy and its gradient by hand: (softmax - one-hot) / batch
-            logged = scores.log_softmax(dim=2)
-            index = targets.expand(grid, -1)[..., None]
-            losses -= logged.gather(2, index).squeeze(2).sum(dim=1)
-            error = logged.exp_().scatter_add_(2, index, torch.full_like(index, -1, dtype=logged.dtype)) / len(picked)
+            log_probabilities = model.scores(inputs).log_softmax(dim=2)
+            index = targets[:, None, None].expand(-1, grid, 1)
+            losses -= log_probabilities.gather(2, index).sum(dim=(0, 2))
+            # the gradient of the mean cross-entropy: (softmax - one-hot) / samples
+            error = log_probabilities.exp_().scatter_add_(2, index, -torch.ones_like(index, dtype=inputs.dtype))
+            error /= len(picked)
             gradients = (
-                torch.bmm(inputs.T.expand(grid, -1, -1), error) + decay * model.weight,
-                error.sum(dim=1),
+                (inputs.T @ error.flatten(1)).unflatten(1, error.shape[1:]) + decay * model.weight,
+                error.sum(dim=0),
             )
             progress = (epoch * steps + step) / (schedule.epochs * steps)
             rate = rates * (0.5 * (1 + math.cos(math.pi * progress)))
-            for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
+            for parameter, momentum, gradient in zip((model.weight, model.bias), momenta, gradients, strict=True):
                 momentum.mul_(schedule.momentum).add_(gradient)
-                parameter.sub_(rate.view(-1, *[1] * (parameter.dim() - 1)) * momentum)
+                parameter.sub_(rate * momentum)
         mean = (losses / samples).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
