@@ -26,13 +26,14 @@ SYNONYMS = {
     "teddy": ("teddy bear", "toy bear"),
 }
 IRRELEVANT = (
-    "click to see more pictures", "new arrivals this week", "our favourite ideas for your home", "image may be subject to copyright",
-    "best prices online, free delivery", "untitled", "picture of the day", "photo by a friend", "see the full gallery here",
-    "interior design inspiration", "sale ends soon", "how we spent the weekend", "stock photo", "before and after",
+    "click to see more pictures", "new arrivals this week", "our favourite ideas for your home", "untitled",
+    "image may be subject to copyright", "best prices online, free delivery", "picture of the day", "stock photo",
+    "photo by a friend", "see the full gallery here", "interior design inspiration", "sale ends soon",
+    "how we spent the weekend", "before and after",
 )  # fmt: skip
 FORMS = (
-    "{}", "a photo of {}", "a picture of {}", "{} for sale", "{} in a room", "look at {}", "there is {}", "{}, interior view",
-    "my new photo: {}", "close look at {}", "we found {}", "{} at home",
+    "{}", "a photo of {}", "a picture of {}", "{} for sale", "{} in a room", "look at {}", "there is {}",
+    "{}, interior view", "my new photo: {}", "close look at {}", "we found {}", "{} at home",
 )  # fmt: skip
 PATTERNS = ("checkered", "striped", "dotted", "wooden", "brick")
 
@@ -61,7 +62,8 @@ class CaptionNoise:
 
 
 class Seen(NamedTuple):
-    """An object as the picture shows it: class, colour and texture names, share of the picture, centre (column, row in 0–1)."""
+    """An object as the picture shows it: class, colour and texture names, share of the picture, centre (column, row
+    in 0–1)."""
 
     name: str
     colour: str

@@ -85,7 +85,8 @@ RETRIEVAL = register_dataset(
     )
 )
 
-# the same truth in the shifted domain: what experts are trained on (train) and measured on (val); no tasks of the benchmark
+# the same truth in the shifted domain: what experts are trained on (train) and measured on (val); no tasks of the
+# benchmark
 EXPERT = {
     spec.name: replace(spec, name=f"expert-{spec.name}", folder=f"expert/{spec.folder}")
     for spec in (SEG, DET, DEPTH, NORMAL)

@@ -1,7 +1,7 @@
 """The official layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json, webdataset pairs.
 
-A chunk of pictures writes its own files and hands back what it knows of them (``records``); the lists and annotation files that
-span a split are made from all records at the end.
+A chunk of pictures writes its own files and hands back what it knows of them (``records``); the lists and annotation
+files that span a split are made from all records at the end.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
 
 
 def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
-    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name are crowds, not scored."""
+    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name are crowds, not
+    scored."""
     size = truth.instance.shape[0]
     found = []
     for number, thing in enumerate(scene.objects, start=1):

@@ -24,9 +24,9 @@ class Rays:
         self._mesh = TriangleMesh(self._scene, vertices.astype(np.float32), faces.astype(np.int32))
 
     def first_hit(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,) of the hit: its distance
-        in units of the length of ``directions`` (N, 3). In the precision of ``directions``: float32 for pictures, float64
-        (the triangle's plane, met exactly) for truth."""
+        """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,) of the hit: its
+        distance in units of the length of ``directions`` (N, 3). In the precision of ``directions``: float32 for
+        pictures, float64 (the triangle's plane, met exactly) for truth."""
         origins = np.empty(directions.shape, np.float32)
         origins[:] = origin
         if directions.dtype == np.float32:

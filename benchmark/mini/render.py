@@ -13,6 +13,7 @@ from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 
 IGNORE = 255
+SAMPLES = 4  # a pixel
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Truth:
 
     Attributes:
         instance (H, W) uint8: 0 background, k the object ``scene.objects[k - 1]``.
-        semantic (H, W) uint8: 0 background, 1 + index in ``CLASSES``; 255 where too little of an object shows to be named.
+        semantic (H, W) uint8: 0 background, 1 + index in ``CLASSES``; 255 where too little of an object shows to be
+            named.
         depth (H, W) float32: z-depth in metres, 0 where nothing was hit.
         normals (H, W, 3) float32: unit normals, x right, y up, z towards the camera; 0 where nothing was hit.
         too_small: instances that are 255 in ``semantic``.
@@ -70,12 +72,12 @@ def smallest_area(size: int) -> int:
 def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """RGB (H, W, 3) uint8: 2 × 2 jittered samples a pixel, each with its own shadow and ambient-occlusion rays."""
     cell = np.float32([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]])[:, None]
-    samples = (cell + rng.random((4, size * size, 2), np.float32) * np.float32(0.5)).reshape(-1, 2)
-    directions = scene.camera.directions(_plane(size, samples, repeat=4))
+    samples = (cell + rng.random((SAMPLES, size * size, 2), np.float32) * np.float32(0.5)).reshape(-1, 2)
+    directions = scene.camera.directions(_plane(size, samples, repeat=SAMPLES))
     triangle, depth = scene.rays.first_hit(scene.camera.position, directions)
     light = _shade(scene, triangle, directions, depth, rng)
     light[triangle < 0] = 0
-    picture = light.reshape(4, size, size, 3).mean(axis=0)
+    picture = light.reshape(SAMPLES, size, size, 3).mean(axis=0)
     picture = picture / (1 + 0.25 * picture)  # highlights roll off instead of clipping
     picture = np.clip(picture * 1.15, 0, 1) ** (1 / 2.2) * 255
     picture += rng.standard_normal(picture.shape, np.float32) * rng.uniform(*scene.domain.noise)
@@ -83,7 +85,8 @@ def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _plane(size: int, inside: np.ndarray, repeat: int = 1) -> np.ndarray:
-    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place ``inside`` it (N, 2 in [0, 1])."""
+    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place ``inside`` it (N, 2 in
+    [0, 1])."""
     return (np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(2 / size)) * np.array(
         [1, -1], inside.dtype
     )
@@ -98,8 +101,8 @@ def _pixels(size: int, dtype: np.dtype) -> np.ndarray:
 def _shade(
     scene: Scene, triangle: np.ndarray, directions: np.ndarray, depth: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Linear RGB (N, 3): Blinn-Phong under a main light with a jittered shadow ray, a weak light without shadow, and ambient
-    light with one occlusion ray. All float32."""
+    """Linear RGB (N, 3): Blinn-Phong under a main light with a jittered shadow ray, a weak light without shadow, and
+    ambient light with one occlusion ray. All float32."""
     count = len(triangle)
     normals = scene.rays.normals32[triangle]
     normals *= np.where(dot(normals, directions) > 0, np.float32(-1), np.float32(1))[:, None]
@@ -139,9 +142,14 @@ def _shade(
 
 
 def _unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random directions (count, 3) float32, from a fixed table entered at random places (a tenth of the price)."""
-    return _TABLE[rng.integers(0, len(_TABLE), count, dtype=np.uint16)]
+    """Random directions (count, 3) float32: the ``SAMPLES`` of a pixel point to opposite corners (antithetic, they
+    sum to zero), so that four are as smooth as many."""
+    pixels = count // SAMPLES
+    drawn = _TABLE[rng.integers(0, len(_TABLE), pixels, dtype=np.uint16)]
+    return (_SIGNS[:, None] * drawn).reshape(count, 3)
 
 
+_SIGNS = np.float32([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+# a fixed table entered at random places costs a tenth of fresh normal deviates
 _TABLE = np.random.default_rng(0).standard_normal((8192, 3)).astype(np.float32)
 _TABLE /= np.linalg.norm(_TABLE, axis=1, keepdims=True)

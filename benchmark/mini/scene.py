@@ -9,36 +9,40 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, Domain, Materials, pick_texture
+from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, Domain, Materials, pick, pick_texture
 from benchmark.mini.rays import Rays
 from benchmark.mini.shapes import BUILDERS, CLASSES, FLOOR, SLOTS, TABLETOP
 from benchmark.mini.solids import Solid, box, frustum, rotation_z
 
+SCREENS = ("black", "black", "grey", "white", "blue")
 ATTEMPTS = 12  # cameras tried on one scene, before another scene is drawn
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in the scene: class name, the name of its main colour and texture, its box (2, 3) and its facing (radians)."""
+    """An object in the scene: class name, the names of its main colour and texture, its box (2, 3) in world axes, its
+    facing (radians) and its half sizes (2,) along its own x and y."""
 
     name: str
     colour: str
     texture: str
     box: np.ndarray
     yaw: float
+    half: np.ndarray
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: position (3,), ``axes`` (3, 3) with rows right, up, backwards in world axes, and tan(fov / 2)."""
+    """A pinhole camera: position (3,), ``axes`` (3, 3) with rows right, up, backwards in world axes, and tan(fov /
+    2)."""
 
     position: np.ndarray
     axes: np.ndarray
     tangent: float
 
     def directions(self, plane: np.ndarray) -> np.ndarray:
-        """World directions (N, 3), not unit, of image-plane points (N, 2) in [-1, 1], x right and y up; each advances one
-        metre of z-depth per unit, so that a ray's parameter *is* the z-depth."""
+        """World directions (N, 3), not unit, of image-plane points (N, 2) in [-1, 1], x right and y up; each advances
+        one metre of z-depth per unit, so that a ray's parameter *is* the z-depth."""
         axes = self.axes.astype(plane.dtype)
         return plane @ (axes[:2] * plane.dtype.type(self.tangent)) - axes[2]
 
@@ -121,7 +125,8 @@ def make_scene(
         rng: the only source of randomness.
         domain: a name in ``DOMAINS``.
         dominant: class of the one object that must fill the picture (for classification); None for no such wish.
-        close_ups: share of pictures with a dominant object; the rest are wide shots. Ignored when ``dominant`` is given.
+        close_ups: share of pictures with a dominant object; the rest are wide shots. Ignored when ``dominant`` is
+            given.
     """
     while True:
         target = dominant
@@ -169,18 +174,20 @@ def _try_scene(rng: np.random.Generator, domain: Domain, target: str | None, alo
         return None
     lights, ambient = _lights(rng, domain, objects, camera, half, height)
     return Scene(
-        domain, vertices, faces, owner, np.concatenate(build.material), build.materials.table(), objects, camera, lights,
-        ambient, place, floor, wall, 0 if target else -1, rays,
+        domain, vertices, faces, owner, np.concatenate(build.material), build.materials.table(), objects, camera,
+        lights, ambient, place, floor, wall, 0 if target else -1, rays,
     )  # fmt: skip
 
 
 def _room(rng: np.random.Generator, build: _Builder, half: np.ndarray, height: float, scale: float) -> tuple[str, str]:
     """Floor, ceiling and four walls: slabs that overlap at the corners, so that no ray slips out."""
     domain, thick = build.domain, 0.2
-    floor, wall = (str(rng.choice(COLOUR_NAMES)) for _ in range(2))
+    floor, wall = pick(rng, COLOUR_NAMES), pick(rng, COLOUR_NAMES)
     texture = pick_texture(rng, domain.room_textures)
     grain = {"checkered": 0.4, "wooden": 0.16, "striped": 0.3}.get(texture, 0.5) * scale * rng.uniform(0.8, 1.4)
-    ground = build.materials.add(rng, floor, texture, grain, yaw=rng.choice([0, np.pi / 2]), shine=rng.uniform(0, 0.3))
+    ground = build.materials.add(
+        rng, floor, texture, grain, yaw=float(rng.integers(2)) * np.pi / 2, shine=rng.uniform(0, 0.3)
+    )
     wide = (2 * half[0] + 1, 2 * half[1] + 1, thick)
     build.add(box(wide, (0, 0, -thick)), 0, ground)
     paint = build.materials.add(rng, "white", "plain", 1.0, value=(0.75, 0.95), shine=0.0)
@@ -202,7 +209,7 @@ def _place_objects(
         parts = BUILDERS[name](rng, small)
         backs_to_wall = name in ("sofa", "bookshelf", "monitor") and rng.random() < 0.5
         spread = 0.5 if objects else 0.35  # the first, which may be dominant, is kept away from the walls
-        for _ in range(15):
+        for _ in range(8):
             yaw = float(rng.uniform(0, 2 * np.pi)) if not backs_to_wall else float(rng.integers(4)) * np.pi / 2
             low, high = _bounds(parts, yaw)
             room = half - (high - low)[:2] / 2 - 0.02
@@ -225,16 +232,16 @@ def _place_objects(
 def _lay_table(rng: np.random.Generator, build: _Builder, table: Placed, objects: list[Placed]) -> None:
     """One or two small things on top of ``table``, never more than five objects altogether."""
     centre, top = table.box.mean(axis=0)[:2], table.box[1, 2]
-    reach = (table.box[1] - table.box[0])[:2] * 0.5 * 0.5
     for _ in range(int(rng.integers(1, 3))):
         if len(objects) >= 5:
             return
         name, yaw = TABLETOP[rng.integers(len(TABLETOP))], float(rng.uniform(0, 2 * np.pi))
         parts = BUILDERS[name](rng, True)
         low, high = _bounds(parts, yaw)
-        at = np.array([*(centre + rng.uniform(-1, 1, 2) * reach * 0.8), top])
+        reach = table.half * 0.75 - np.linalg.norm((high - low)[:2]) / 2
+        at = np.array([*(centre + rotation_z(table.yaw)[:2, :2] @ (rng.uniform(-1, 1, 2) * reach)), top])
         others = [thing for thing in objects if thing is not table]
-        if ((high - low)[:2] < reach * 1.8).all() and all(_apart(low + at, high + at, o.box, 0.01) for o in others):
+        if (reach > 0).all() and all(_apart(low + at, high + at, other.box, 0.01) for other in others):
             objects.append(_add_object(rng, build, name, parts, at, yaw, len(objects) + 1))
 
 
@@ -243,18 +250,22 @@ def _add_object(
 ) -> Placed:
     low, high = _bounds(parts, yaw)
     size = float((high - low).max())
-    colours = rng.choice(COLOUR_NAMES, SLOTS)
+    own_low, own_high = _bounds(parts, 0.0)
+    half = (own_high - own_low)[:2] / 2
+    colours = [pick(rng, COLOUR_NAMES) for _ in range(SLOTS)]
+    if name == "monitor":
+        colours[1] = pick(rng, SCREENS)
     textures = [pick_texture(rng, build.domain.object_textures)]
     textures += [textures[0] if rng.random() < 0.4 else "plain" for _ in range(SLOTS - 1)]
     grain = size * rng.uniform(0.08, 0.2)
     rows = [
-        build.materials.add(rng, str(colour), texture, grain, origin=tuple(at), yaw=yaw)
+        build.materials.add(rng, colour, texture, grain, origin=tuple(at), yaw=yaw)
         for colour, texture in zip(colours, textures, strict=True)
     ]
     turn = rotation_z(yaw).T
     for part in parts:
         build.add(part._replace(vertices=part.vertices @ turn + at), owner, rows[part.slot])
-    return Placed(name, str(colours[0]), textures[0], np.stack([low + at, high + at]), yaw)
+    return Placed(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half)
 
 
 def _clutter(
@@ -263,7 +274,7 @@ def _clutter(
     """Background things that are no class: pictures on walls, a rug, crates and drums."""
     for _ in range(int(rng.integers(0, 4))):
         wide, tall = rng.uniform(0.3, 0.9, 2) * scale
-        wall, sign = int(rng.integers(2)), rng.choice([-1, 1])
+        wall, sign = int(rng.integers(2)), 2 * int(rng.integers(2)) - 1
         size, at = np.array([0.0, 0.0, tall]), np.zeros(3)
         size[wall], size[1 - wall] = 0.04 * scale, wide
         at[wall], at[1 - wall] = sign * half[wall], rng.uniform(-1, 1) * (half[1 - wall] - wide / 2)
@@ -273,14 +284,14 @@ def _clutter(
         size[wall] *= 1.3
         size[1 - wall] *= 0.82
         size[2] *= 0.82
-        build.add(box(size, at + (0, 0, tall * 0.09)), 0, inside)
+        build.add(box(size, at + np.array((0, 0, tall * 0.09))), 0, inside)
     if rng.random() < 0.35:
         size = (*(rng.uniform(0.4, 0.9, 2) * half), 0.006 * scale)
         build.add(box(size, (*(rng.uniform(-0.4, 0.4, 2) * half), 0.0)), 0, _random_material(rng, build, 0.15 * scale))
     for _ in range(int(rng.integers(0, 3))):
         size = rng.uniform(0.2, 0.55, 3) * scale
         at = np.array([*(rng.uniform(-0.9, 0.9, 2) * (half - size[:2])), 0.0])
-        low, high = at - (*(size[:2] / 2), 0), at + (*(size[:2] / 2), size[2])
+        low, high = at - np.array((*(size[:2] / 2), 0)), at + np.array((*(size[:2] / 2), size[2]))
         if all(_apart(low, high, thing.box, 0.03 * scale) for thing in objects):
             solid = (
                 box(size, at) if rng.random() < 0.6 else frustum(size[:2].min() / 2, size[:2].min() / 2, size[2], at)
@@ -289,9 +300,7 @@ def _clutter(
 
 
 def _random_material(rng: np.random.Generator, build: _Builder, grain: float) -> int:
-    return build.materials.add(
-        rng, str(rng.choice(COLOUR_NAMES)), pick_texture(rng, build.domain.object_textures), grain
-    )
+    return build.materials.add(rng, pick(rng, COLOUR_NAMES), pick_texture(rng, build.domain.object_textures), grain)
 
 
 def _bounds(parts: list[Solid], yaw: float) -> tuple[np.ndarray, np.ndarray]:
@@ -301,7 +310,8 @@ def _bounds(parts: list[Solid], yaw: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _apart(low: np.ndarray, high: np.ndarray, other: np.ndarray, gap: float) -> bool:
     """Whether two boxes do not touch, seen from above or (things on a table) from the side."""
-    return bool((low >= other[1] + (gap, gap, -1e-6)).any() or (other[0] >= high + (gap, gap, -1e-6)).any())
+    gaps = np.array((gap, gap, -1e-6))
+    return bool((low >= other[1] + gaps).any() or (other[0] >= high + gaps).any())
 
 
 def _look(rng: np.random.Generator, domain: Domain, position: np.ndarray, at: np.ndarray, tangent: float) -> Camera:
@@ -353,11 +363,11 @@ def _good_view(camera: Camera, rays: Rays, owner: np.ndarray, target: bool, alon
     grid = (np.arange(20) + 0.5) / 10 - 1
     plane = np.stack(np.meshgrid(grid, -grid), axis=-1).reshape(-1, 2)
     triangle, depth = rays.first_hit(camera.position, camera.directions(plane))
-    if (triangle < 0).any() or depth.min() < 0.12 * scale:
+    if (triangle < 0).any() or depth.min() < (0.12 if target else 0.35) * scale:
         return False
     share = np.bincount(owner[triangle], minlength=2) / len(triangle)
     if not target:
-        return bool(share[1:].max() > 0.03 and share[0] < 0.97)
+        return bool(0.03 < share[1:].max() < 0.5)
     rest = share[2:].max() if len(share) > 2 else 0.0
     return bool(share[1] > 0.12 and share[1] > rest * (2.5 if alone else 1.2))
 
@@ -370,11 +380,13 @@ def _lights(
     ambient = float(rng.uniform(*domain.ambient))
     lights = []
     for strength in (1.0, rng.uniform(0.1, 0.35)):
-        place = np.array([*(rng.uniform(-0.9, 0.9, 2) * half), height * rng.uniform(0.75, 0.97)])
+        radius = float(rng.uniform(*domain.light_radius)) * height / 2.5
+        # the whole ball stays inside the room: what sticks out would be seen as noise
+        place = np.array([*(rng.uniform(-1, 1, 2) * (half - 1.05 * radius)), height * rng.uniform(0.8, 0.99) - radius])
         if strength == 1.0:
-            place[:2] = 0.5 * place[:2] + 0.4 * np.clip(camera.position[:2], -half, half)
+            place[:2] = 0.5 * place[:2] + 0.5 * np.clip(camera.position[:2], 1.1 * radius - half, half - 1.1 * radius)
         warmth = rng.uniform(*domain.warmth)
         colour = np.array([1 + 0.35 * warmth, 1.0, 1 - 0.55 * warmth]) * rng.uniform(*domain.exposure) * strength
         reach = float(np.linalg.norm(place - middle))
-        lights.append(Light(place, float(rng.uniform(*domain.light_radius)) * height / 2.5, colour, reach))
+        lights.append(Light(place, radius, colour, reach))
     return lights, ambient

@@ -1,8 +1,8 @@
 """The ten object classes: composite solids with random proportions and variants, told apart by shape and not by colour.
 
-Every builder takes a random generator and whether the object is to stand on a table top (``small``) or on a floor, and
-returns its parts. Objects stand on z = 0, are centred on the z axis and face -y; units are metres. Material slots are
-0 (the colour a caption names), 1, 2 and 3.
+Every builder takes a random generator and whether the object is to stand on a table top (``small``) or on a floor
+(classes that are found in one place only have one size), and returns its parts. Objects stand on z = 0, are centred
+on the z axis and face -y; units are metres. Material slots are 0 (the colour a caption names), 1, 2 and 3.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmark.mini.solids import Solid, box, ellipsoid, frustum, lathe, leaf, tube
+from benchmark.mini.solids import Solid, box, ellipsoid, frustum, lathe, leaf, rotation_z, tube
 
 Builder = Callable[[np.random.Generator, bool], list[Solid]]
 
@@ -21,29 +21,27 @@ SLOTS = 4
 def bookshelf(rng: np.random.Generator, small: bool) -> list[Solid]:
     """A case with boards and books."""
     width, height, depth = rng.uniform(0.6, 1.2), rng.uniform(0.9, 2.0), rng.uniform(0.25, 0.38)
-    if small:
-        width, height, depth = width * 0.4, height * 0.3, depth * 0.5
-    scale, board = (0.4 if small else 1.0), (0.012 if small else 0.03)
+    board = 0.03
     parts = [
         box((board, depth, height), (-width / 2, 0, 0)),
         box((board, depth, height), (width / 2, 0, 0)),
         box((width, board, height), (0, depth / 2 - board / 2, 0), slot=0 if rng.random() < 0.7 else 1),
     ]
-    shelves = int(rng.integers(2, 4)) if small else int(np.clip(round(height / rng.uniform(0.3, 0.42)), 3, 6))
+    shelves = min(max(round(height / rng.uniform(0.3, 0.42)), 3), 6)
     gap = (height - board) / shelves
     for level in range(shelves + 1):
         parts.append(box((width + board, depth, board), (0, 0, level * gap)))
     fill = rng.uniform(0.5, 1.0)
     for level in range(shelves):
         x = -width / 2 + board
-        while x < width / 2 - 0.09 * scale:
-            thick = rng.uniform(0.03, 0.085) * scale
+        while x < width / 2 - 0.09:
+            thick = rng.uniform(0.03, 0.085)
             if rng.random() < fill:
                 tall = gap * rng.uniform(0.55, 0.88)
                 at = (x + thick / 2, rng.uniform(-0.1, 0.05) * depth, level * gap + board)
                 parts.append(box((thick * 0.94, depth * 0.65, tall), at, slot=int(rng.integers(1, SLOTS))))
             else:
-                x += rng.uniform(0, 0.12) * scale
+                x += rng.uniform(0, 0.12)
             x += thick
     return parts
 
@@ -106,7 +104,7 @@ def chair(rng: np.random.Generator, small: bool) -> list[Solid]:
         for x in (-width / 2, width / 2):
             parts.append(box((0.04, depth * 0.9, 0.03), (x, 0, seat + 0.22), slot=1))
             parts.append(box((0.035, 0.035, 0.22), (x, -depth * 0.4, seat), slot=1))
-    return scaled(parts, 0.42) if small else parts
+    return parts
 
 
 def lamp(rng: np.random.Generator, small: bool) -> list[Solid]:
@@ -194,8 +192,6 @@ def mug(rng: np.random.Generator, small: bool) -> list[Solid]:
     if rng.random() < 0.35:
         parts.append(frustum(radius * 1.015, radius * 1.02, height * 0.14, (0, 0, height * 0.8), slot=2))
     turned = rng.uniform(-0.9, 0.9)  # the handle shows on either side
-    from benchmark.mini.solids import rotation_z
-
     parts = [part._replace(vertices=part.vertices @ rotation_z(turned).T) for part in parts]
     if rng.random() < 0.5:
         parts = [part._replace(vertices=part.vertices * (-1, -1, 1)) for part in parts]
@@ -216,7 +212,8 @@ def plant(rng: np.random.Generator, small: bool) -> list[Solid]:
                 (top * 0.88, pot),
                 (top * 0.85, pot * 0.9),
                 (0, pot * 0.9),
-            ]
+            ],
+            slot=1,
         ),
     ]
     parts.append(frustum(top * 0.86, top * 0.86, 0.004, (0, 0, pot * 0.9), slot=2))
@@ -226,7 +223,7 @@ def plant(rng: np.random.Generator, small: bool) -> list[Solid]:
             azimuth = index * 2.4 + rng.uniform(-0.3, 0.3)
             length = crown * rng.uniform(0.8, 1.25)
             rise, bend = rng.uniform(0.9, 1.5), rng.uniform(0.3, 1.6)
-            parts.append(leaf(length, crown * rng.uniform(0.14, 0.24), azimuth, rise, bend, (0, 0, pot * 0.9), slot=1))
+            parts.append(leaf(length, crown * rng.uniform(0.14, 0.24), azimuth, rise, bend, (0, 0, pot * 0.9), slot=0))
     elif style == 1:  # stems with broad leaves
         for stem in range(int(rng.integers(3, 6))):
             azimuth, lean = stem * 2.4 + rng.uniform(-0.4, 0.4), crown * rng.uniform(0.05, 0.3)
@@ -236,7 +233,7 @@ def plant(rng: np.random.Generator, small: bool) -> list[Solid]:
                 at = np.array([0, 0, pot * 0.9]) * (0.55 - index * 0.13) + tip * (0.45 + index * 0.13)
                 length, wide = crown * rng.uniform(0.28, 0.45), crown * rng.uniform(0.16, 0.28)
                 parts.append(
-                    leaf(length, wide, rng.uniform(0, 6.28), rng.uniform(0.1, 0.9), rng.uniform(0.4, 1.3), at, slot=1)
+                    leaf(length, wide, rng.uniform(0, 6.28), rng.uniform(0.1, 0.9), rng.uniform(0.4, 1.3), at, slot=0)
                 )
     else:  # a trunk with leaves all round a crown
         trunk = pot + crown * rng.uniform(0.3, 0.5)
@@ -246,7 +243,7 @@ def plant(rng: np.random.Generator, small: bool) -> list[Solid]:
             azimuth, rise = index * 2.4, rng.uniform(-0.7, 1.4)
             out = np.array([np.cos(azimuth) * np.cos(rise), np.sin(azimuth) * np.cos(rise), np.sin(rise)])
             at = centre + out * crown * rng.uniform(0.08, 0.22)
-            parts.append(leaf(crown * rng.uniform(0.22, 0.34), crown * 0.16, azimuth, rise, 0.5, at, slot=1))
+            parts.append(leaf(crown * rng.uniform(0.22, 0.34), crown * 0.16, azimuth, rise, 0.5, at, slot=0))
     return parts
 
 
@@ -280,7 +277,7 @@ def sofa(rng: np.random.Generator, small: bool) -> list[Solid]:
     for _ in range(int(rng.integers(0, 3))):
         x = rng.uniform(-1, 1) * (width / 2 - arm - 0.2)
         parts.append(box((0.36, 0.11, 0.36), (x, depth * 0.08, seat + 0.03), slot=3, tilt=-0.35))
-    return scaled(parts, 0.3) if small else parts
+    return parts
 
 
 def table(rng: np.random.Generator, small: bool) -> list[Solid]:
@@ -292,10 +289,9 @@ def table(rng: np.random.Generator, small: bool) -> list[Solid]:
         radius = rng.uniform(0.4, 0.65)
         parts = [frustum(radius, radius, thick, (0, 0, height - thick), slot=0)]
         if rng.random() < 0.6:
-            parts.append(frustum(0.05, 0.04, height, (0, 0, 0), slot=1)._replace(slot=1))
-            parts[-1] = frustum(0.05, 0.04, height - thick, (0, 0, 0), slot=1)
+            parts.append(frustum(0.05, 0.04, height - thick, (0, 0, 0), slot=1))
             parts.append(frustum(radius * 0.6, 0.06, 0.05, (0, 0, 0), slot=1))
-            return scaled(parts, 0.35) if small else parts
+            return parts
         width = depth = radius * 1.5
     else:
         parts = [box((width, depth, thick), (0, 0, height - thick), slot=0)]
@@ -314,7 +310,7 @@ def table(rng: np.random.Generator, small: bool) -> list[Solid]:
         parts.append(box((width * 0.85, depth * 0.8, 0.02), (0, 0, height * 0.3), slot=1))
     elif rng.random() < 0.4:
         parts.append(box((width * 0.9, depth * 0.86, 0.08), (0, 0, height - thick - 0.08), slot=1))
-    return scaled(parts, 0.35) if small else parts
+    return parts
 
 
 def teddy(rng: np.random.Generator, small: bool) -> list[Solid]:

@@ -17,7 +17,8 @@ ROUND = 28  # segments round a circle: facets smaller than a pixel at the sizes 
 
 
 class Solid(NamedTuple):
-    """A part: ``vertices`` (V, 3) float64 in metres, ``faces`` (F, 3) int32, and the material ``slot`` it is made of."""
+    """A part: ``vertices`` (V, 3) float64 in metres, ``faces`` (F, 3) int32, and the material ``slot`` it is made
+    of."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -95,7 +96,8 @@ def tube(path: Sequence[Sequence[float]], radius: float, slot: int = 0, segments
 def leaf(
     length: float, width: float, azimuth: float, rise: float, bend: float, at: Sequence[float], slot: int = 0
 ) -> Solid:
-    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` radians above the horizon and bends down by ``bend``."""
+    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` radians above the horizon and bends down by
+    ``bend``."""
     steps = 6
     along = np.linspace(0, 1, steps)
     pitch = rise - bend * along

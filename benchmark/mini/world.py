@@ -1,8 +1,8 @@
 """The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again by content.
 
-A chunk (a webdataset shard, or a hundred pictures of another split) is rendered by one process. Its files are written first, its
-record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is written when all is there, so a
-killed build is resumed and a damaged world is mended by calling ``build_world`` once more.
+A chunk (a webdataset shard, or a hundred pictures of another split) is rendered by one process. Its files are written
+first, its record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is written
+when all is there, so a killed build is resumed and a damaged world is mended by calling ``build_world`` once more.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class WorldConfig:
         expert_train, expert_val: pictures with all truth from the shifted domain, to train and measure experts.
         probe_train, val: pictures with all truth for the dense probes and detection.
         class_train, class_val: pictures with one dominant object (classes in turn).
-        retrieval_train, retrieval: pictures with five clean captions; the first are for watching a training, the second for tests.
+        retrieval_train, retrieval: pictures with five clean captions; the first are for watching a training, the
+            second for tests.
         close_ups: share of pictures with a dominant object; the rest are wide shots.
         noise: how bad the pairs' captions are.
     """
@@ -321,7 +322,8 @@ def _finish(root: Path, config: WorldConfig) -> None:
 
 
 def _check_space(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """Refuse to start where the disk cannot hold it: a picture takes about 1.3 bytes a pixel, a file at least a block."""
+    """Refuse to start where the disk cannot hold it: a picture takes about 1.3 bytes a pixel, a file at least a
+    block."""
     each = {split: (6 if split in DENSE else 1) for split in SPLITS}
     picture = max(4096, int(1.5 * config.size**2))
     needed = sum((chunk.stop - chunk.start) * each[chunk.split] * picture for chunk in chunks)
