@@ -142,7 +142,8 @@ def write_dense_lists(root: Path, prefix: str, split: str, size: int, records: S
     """The list file and the COCO json of a split; returns their names."""
     listing = f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt"
     write_text(root / listing, "".join(f"{record['stem']}\n" for record in records))
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for record in records:
         number = int(record["stem"])
         images.append({"id": number, "file_name": f"{record['stem']}.jpg", "width": size, "height": size})

@@ -71,7 +71,7 @@ def smallest_area(size: int) -> int:
 
 def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """RGB (H, W, 3) uint8: 2 × 2 jittered samples a pixel, each with its own shadow and ambient-occlusion rays."""
-    cell = np.float32([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]])[:, None]
+    cell = np.array([[0, 0], [0.5, 0], [0, 0.5], [0.5, 0.5]], np.float32)[:, None]
     samples = (cell + rng.random((SAMPLES, size * size, 2), np.float32) * np.float32(0.5)).reshape(-1, 2)
     directions = scene.camera.directions(_plane(size, samples, repeat=SAMPLES))
     triangle, depth = scene.rays.first_hit(scene.camera.position, directions)
@@ -149,7 +149,7 @@ def _unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
     return (_SIGNS[:, None] * drawn).reshape(count, 3)
 
 
-_SIGNS = np.float32([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+_SIGNS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)
 # a fixed table entered at random places costs a tenth of fresh normal deviates
 _TABLE = np.random.default_rng(0).standard_normal((8192, 3)).astype(np.float32)
 _TABLE /= np.linalg.norm(_TABLE, axis=1, keepdims=True)

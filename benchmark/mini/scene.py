@@ -286,8 +286,8 @@ def _clutter(
         size[2] *= 0.82
         build.add(box(size, at + np.array((0, 0, tall * 0.09))), 0, inside)
     if rng.random() < 0.35:
-        size = (*(rng.uniform(0.4, 0.9, 2) * half), 0.006 * scale)
-        build.add(box(size, (*(rng.uniform(-0.4, 0.4, 2) * half), 0.0)), 0, _random_material(rng, build, 0.15 * scale))
+        rug = (*(rng.uniform(0.4, 0.9, 2) * half), 0.006 * scale)
+        build.add(box(rug, (*(rng.uniform(-0.4, 0.4, 2) * half), 0.0)), 0, _random_material(rng, build, 0.15 * scale))
     for _ in range(int(rng.integers(0, 3))):
         size = rng.uniform(0.2, 0.55, 3) * scale
         at = np.array([*(rng.uniform(-0.9, 0.9, 2) * (half - size[:2])), 0.0])

@@ -115,8 +115,7 @@ def lamp(rng: np.random.Generator, small: bool) -> list[Solid]:
         parts = [frustum(0.085, 0.075, 0.025, (0, 0, 0), slot=1)]
         parts.append(tube([(0, 0, 0.02), elbow], 0.011, slot=1, segments=8))
         parts.append(tube([elbow, head], 0.011, slot=1, segments=8))
-        shade = lathe([(0.025, 0.03), (0.035, 0.0), (rng.uniform(0.075, 0.1), -0.1)], head, slot=0)
-        return [*parts, shade]
+        return [*parts, lathe([(0.025, 0.03), (0.035, 0.0), (rng.uniform(0.075, 0.1), -0.1)], head, slot=0)]
     height = rng.uniform(0.4, 0.62) if small else rng.uniform(1.2, 1.75)
     shade = height * (rng.uniform(0.28, 0.4) if small else rng.uniform(0.18, 0.26))
     wide = shade * rng.uniform(0.5, 0.75)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -50,24 +51,16 @@ def dense_sheet(
 def caption_sheet(root: Path, path: Path, *, shard: int = 0, count: int = 24, columns: int = 3) -> Path:
     """Write a PNG with the first ``count`` pairs of a shard and their captions."""
     with tarfile.open(root / f"pairs/{shard:05d}.tar") as tar:
-        contents = {member.name: tar.extractfile(member) for member in tar.getmembers()[: 3 * count]}
-        cells = []
-        for name in [name for name in contents if name.endswith(".jpg")]:
-            image, text = contents[name], contents[name.replace(".jpg", ".txt")]
-            assert image is not None
-            assert text is not None
-            cells.append((Image.open(io.BytesIO(image.read())), text.read().decode()))
+        members = tar.getmembers()[: 3 * count]
+        contents = {member.name: file.read() for member in members if (file := tar.extractfile(member))}
+    keys = [name.removesuffix(".jpg") for name in contents if name.endswith(".jpg")]
+    cells = [(Image.open(io.BytesIO(contents[f"{key}.jpg"])), contents[f"{key}.txt"].decode()) for key in keys]
     rows = []
     for start in range(0, len(cells), columns):
         line = Image.new("RGB", (columns * 3 * TILE, TILE), "white")
         for column, (picture, text) in enumerate(cells[start : start + columns]):
             line.paste(_tile(picture), (column * 3 * TILE, 0))
-            words, lines = text.split(), [""]
-            for word in words:
-                if len(lines[-1]) + len(word) > 36:
-                    lines.append("")
-                lines[-1] += f"{word} "
-            ImageDraw.Draw(line).text((column * 3 * TILE + TILE + 8, 8), "\n".join(lines), fill="black")
+            ImageDraw.Draw(line).text((column * 3 * TILE + TILE + 8, 8), textwrap.fill(text, 36), fill="black")
         rows.append(np.asarray(line))
     return _save(np.concatenate(rows), path)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import trimesh
+from numpy.typing import ArrayLike
 
 ROUND = 28  # segments round a circle: facets smaller than a pixel at the sizes the world is rendered at
 
@@ -38,34 +39,32 @@ def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int32)
 
 
-def box(size: Sequence[float], at: Sequence[float], slot: int = 0, tilt: float = 0.0) -> Solid:
+def box(size: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
     """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt`` radians about x."""
     vertices, faces = _template("box")
-    vertices = vertices * size
+    vertices = vertices * np.asarray(size)
     if tilt:
         vertices = vertices @ rotation_x(tilt).T
-    return Solid(vertices + at, faces, slot)
+    return Solid(vertices + np.asarray(at), faces, slot)
 
 
-def frustum(bottom: float, top: float, height: float, at: Sequence[float], slot: int = 0) -> Solid:
+def frustum(bottom: float, top: float, height: float, at: ArrayLike, slot: int = 0) -> Solid:
     """A cylinder or cone with radii ``bottom`` and ``top``, standing on ``at``."""
     vertices, faces = _template("cylinder")
     radius = bottom + (top - bottom) * vertices[:, 2:]
-    return Solid(np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + at, faces, slot)
+    return Solid(np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + np.asarray(at), faces, slot)
 
 
-def ellipsoid(radii: Sequence[float], at: Sequence[float], slot: int = 0, tilt: float = 0.0) -> Solid:
+def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
     """An ellipsoid centred at ``at``."""
     vertices, faces = _template("ball")
-    vertices = vertices * radii
+    vertices = vertices * np.asarray(radii)
     if tilt:
         vertices = vertices @ rotation_x(tilt).T
-    return Solid(vertices + at, faces, slot)
+    return Solid(vertices + np.asarray(at), faces, slot)
 
 
-def lathe(
-    profile: Sequence[Sequence[float]], at: Sequence[float] = (0, 0, 0), slot: int = 0, segments: int = ROUND
-) -> Solid:
+def lathe(profile: Sequence[Sequence[float]], at: ArrayLike = (0, 0, 0), slot: int = 0, segments: int = ROUND) -> Solid:
     """The surface made by turning ``profile``, a list of (radius, z), about the z axis."""
     outline = np.asarray(profile, np.float64)
     angle = np.arange(segments) * (2 * np.pi / segments)
@@ -73,10 +72,10 @@ def lathe(
     xy = outline[:, None, :1] * ring[None]
     z = np.broadcast_to(outline[:, None, 1:], (len(outline), segments, 1))
     vertices = np.concatenate([xy, z], axis=2).reshape(-1, 3)
-    return Solid(vertices + at, _strip(len(outline), segments), slot)
+    return Solid(vertices + np.asarray(at), _strip(len(outline), segments), slot)
 
 
-def tube(path: Sequence[Sequence[float]], radius: float, slot: int = 0, segments: int = 10) -> Solid:
+def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int = 10) -> Solid:
     """A round bar along ``path`` (P, 3), open at its ends."""
     points = np.asarray(path, np.float64)
     tangent = np.gradient(points, axis=0)
@@ -93,9 +92,7 @@ def tube(path: Sequence[Sequence[float]], radius: float, slot: int = 0, segments
     return Solid(vertices.reshape(-1, 3), _strip(len(points), segments), slot)
 
 
-def leaf(
-    length: float, width: float, azimuth: float, rise: float, bend: float, at: Sequence[float], slot: int = 0
-) -> Solid:
+def leaf(length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike, slot: int = 0) -> Solid:
     """A pointed, bent, flat leaf from ``at``: it starts ``rise`` radians above the horizon and bends down by
     ``bend``."""
     steps = 6
@@ -106,7 +103,7 @@ def leaf(
     half[-1] = 0.002
     left, right = centre.copy(), centre.copy()
     left[:, 1], right[:, 1] = half, -half
-    vertices = np.stack([left, right], axis=1).reshape(-1, 3) @ rotation_z(azimuth).T + at
+    vertices = np.stack([left, right], axis=1).reshape(-1, 3) @ rotation_z(azimuth).T + np.asarray(at)
     first = 2 * np.arange(steps - 1, dtype=np.int32)
     faces = np.concatenate([np.stack([first, first + 1, first + 3], 1), np.stack([first, first + 3, first + 2], 1)])
     return Solid(vertices, faces, slot)

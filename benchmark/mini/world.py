@@ -219,7 +219,8 @@ def _as_written(root: Path, files: dict[str, list[Any]]) -> bool:
 
 def render_chunk(root: Path, config: WorldConfig, chunk: Chunk) -> int:
     """Render a chunk, write its files and then its record; returns the number of pictures."""
-    files, pictures, members = layout.Files(root), [], []
+    files, members = layout.Files(root), []
+    pictures: list[dict[str, Any]] = []
     for index in range(chunk.start, chunk.stop):
         split = SPLITS[chunk.split]
         rng = np.random.default_rng([config.seed, split.stream, index])
@@ -285,8 +286,14 @@ def _render_all(root: Path, config: WorldConfig, chunks: list[Chunk], workers: i
 def _start_worker() -> None:
     """A worker ends with its parent, even when the parent was killed and could not say so."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _finish(root: Path, config: WorldConfig) -> None:
