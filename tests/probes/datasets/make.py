@@ -1,0 +1,161 @@
+"""Small synthetic copies of every official layout, for tests of anything that reads datasets.
+
+Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns it. Sizes are (width, height).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
+
+
+def save(path: Path, array: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def picture(rng: np.random.Generator, size: tuple[int, int], colour: Sequence[int] = (128, 128, 128)) -> np.ndarray:
+    """A noisy picture of one colour, (H, W, 3) uint8."""
+    noise = rng.integers(-25, 26, (size[1], size[0], 3))
+    return (np.asarray(colour) + noise).clip(0, 255).astype(np.uint8)
+
+
+def truncate(path: Path, keep: float = 0.5) -> Path:
+    """Cut a file off, as an interrupted download does."""
+    os.truncate(path, int(path.stat().st_size * keep))
+    return path
+
+
+def labels(rng: np.random.Generator, size: tuple[int, int], values: Sequence[int]) -> np.ndarray:
+    return rng.choice(np.asarray(values, dtype=np.uint8), (size[1], size[0]))
+
+
+def make_voc(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40), n_aug: int = 0) -> Path:
+    """VOC2012 with ``n_aug`` more images in ``trainaug.txt`` / ``SegmentationClassAug`` when that is not 0."""
+    rng = np.random.default_rng(0)
+    names = [f"2007_{index:06d}" for index in range(n_train + n_val + n_aug)]
+    train, val, aug = names[:n_train], names[n_train : n_train + n_val], names[n_train + n_val :]
+    for name in names:
+        save(root / f"JPEGImages/{name}.jpg", picture(rng, size))
+        place = "SegmentationClassAug" if name in aug else "SegmentationClass"
+        save(root / f"{place}/{name}.png", labels(rng, size, [*range(21), 255]))
+    lists = {"train": train, "val": val} | ({"trainaug": train + aug} if aug else {})
+    for name, entries in lists.items():
+        path = root / f"ImageSets/Segmentation/{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{entry}\n" for entry in entries))
+    return root
+
+
+def make_pairs(root: Path, parts: dict[str, int], size: tuple[int, int], values: Sequence[int], name: str) -> Path:
+    """``images/PART/NAME_i.jpg`` and ``annotations/PART/NAME_i.png`` for each PART: number."""
+    rng = np.random.default_rng(0)
+    for part, number in parts.items():
+        for index in range(number):
+            save(root / f"images/{part}/{name}_{part}_{index:05d}.jpg", picture(rng, size))
+            save(root / f"annotations/{part}/{name}_{part}_{index:05d}.png", labels(rng, size, values))
+    return root
+
+
+def make_ade(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)) -> Path:
+    """ADEChallengeData2016: stored labels 0 (unlabelled) to 150."""
+    return make_pairs(root, {"training": n_train, "validation": n_val}, size, range(151), "ADE")
+
+
+def make_camvid(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)) -> Path:
+    """11 classes and 255."""
+    return make_pairs(root, {"train": n_train, "val": n_val}, size, [*range(11), 255], "frame")
+
+
+def make_nyu(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48), scenes: bool = False
+) -> Path:
+    """Depth (16-bit millimetres, some 0) and normals (8-bit RGB, some invalid); in scene folders when ``scenes``."""
+    rng = np.random.default_rng(0)
+    for part, number in {"train": n_train, "test": n_val}.items():
+        for index in range(number):
+            name = f"{part}/kitchen_{index:04d}/frame" if scenes else f"{part}/nyu_{index:04d}"
+            save(root / f"images/{name}.jpg", picture(rng, size))
+            depth = rng.integers(700, 9900, (size[1], size[0]), dtype=np.uint16)
+            depth[0] = 0
+            save(root / f"annotations/{name}.png", depth)
+            normals = rng.normal(size=(size[1], size[0], 3)) + (0, 0, 2)
+            normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+            stored = np.rint((normals + 1) * 127.5).astype(np.uint8)
+            stored[:2] = 0
+            save(root / f"normals/{name}.png", stored)
+    return root
+
+
+def make_coco(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48)) -> Path:
+    """Two rectangles an image, of categories with COCO's ids; the first image of val has none."""
+    rng = np.random.default_rng(0)
+    categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
+    for split, number in {"train": n_train, "val": n_val}.items():
+        images, annotations = [], []
+        for index in range(number):
+            identity = 100 * (split == "val") + index + 1
+            name = f"{identity:012d}.jpg"
+            save(root / f"{split}2017/{name}", picture(rng, size))
+            images.append({"id": identity, "file_name": name, "width": size[0], "height": size[1]})
+            for _ in range(0 if split == "val" and index == 0 else 2):
+                width, height = (int(rng.integers(8, side // 2)) for side in size)
+                x, y = int(rng.integers(0, size[0] - width)), int(rng.integers(0, size[1] - height))
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": identity,
+                        "category_id": categories[int(rng.integers(3))]["id"],
+                        "bbox": [x, y, width, height],
+                        "area": width * height,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]],
+                    }
+                )
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        path = root / f"annotations/instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return root
+
+
+def make_imagefolder(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (40, 32), classes: Sequence[str] = tuple(COLOURS)
+) -> Path:
+    """``n_train`` and ``n_val`` images of each class, whose colour is the class where its name is a colour."""
+    rng = np.random.default_rng(0)
+    for split, number in {"train": n_train, "val": n_val}.items():
+        for name in classes:
+            for index in range(number):
+                image = picture(rng, size, COLOURS.get(name, (128, 128, 128)))
+                save(root / f"{split}/{name}/{index:04d}.JPEG", image, format="JPEG")
+    return root
+
+
+def make_flickr(
+    root: Path, n_train: int = 4, n_test: int = 3, size: tuple[int, int] = (40, 32), name: str = "flickr30k", captions: int = 5
+) -> Path:
+    """Karpathy's json (with a val split that is not used) and images whose colour the captions name."""
+    rng = np.random.default_rng(0)
+    entries: list[dict] = []
+    for split, number in {"train": n_train, "val": 1, "test": n_test}.items():
+        for index in range(number):
+            colour = list(COLOURS)[index % len(COLOURS)]
+            filename = f"{split}{index:04d}.jpg"
+            save(root / f"images/{filename}", picture(rng, size, COLOURS[colour]))
+            first = captions * len(entries)
+            sentences = [
+                {"raw": f"A {colour} thing, seen {n} times in {filename} .", "imgid": len(entries), "sentid": first + n}
+                for n in range(captions)
+            ]
+            entries.append({"filename": filename, "imgid": len(entries), "split": split, "sentences": sentences})
+    (root / f"dataset_{name}.json").write_text(json.dumps({"dataset": name, "images": entries}))
+    return root

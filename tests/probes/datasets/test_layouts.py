@@ -1,0 +1,159 @@
+"""Every declaration lists what its official layout holds, with the right classes."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import probes.datasets.shipped  # noqa: F401
+from backbones.errors import UserError
+from probes.datasets.base import Sample
+from probes.registry import DATASETS
+from tests.probes.datasets import make
+
+DATA = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[4] / "shared/data"))
+
+
+def test_voc_lists_in_official_order(tmp_path):
+    root = make.make_voc(tmp_path, 3, 2)
+    (root / "ImageSets/Segmentation/train.txt").write_text("2007_000002\n2007_000000\n\n2007_000001\n")
+    samples = DATASETS["voc"].list_samples(root, "train")
+    assert samples[0] == Sample("JPEGImages/2007_000002.jpg", "SegmentationClass/2007_000002.png")
+    assert [s.image[-5] for s in samples] == ["2", "0", "1"]
+
+
+def test_voc_augmented_list_is_another_protocol(tmp_path):
+    plain, augmented = make.make_voc(tmp_path / "a", 3, 2), make.make_voc(tmp_path / "b", 3, 2, n_aug=4)
+    voc = DATASETS["voc"]
+    assert voc.adapt(voc, plain) == voc
+    adapted = voc.adapt(voc, augmented)
+    assert adapted.expected == {"train": 10582, "val": 1449}
+    assert adapted.extra != voc.extra
+    samples = voc.list_samples(augmented, "train")
+    assert len(samples) == 7
+    assert [s.target.split("/")[0] for s in samples] == ["SegmentationClass"] * 3 + ["SegmentationClassAug"] * 4
+    assert len(voc.list_samples(augmented, "val")) == 2
+
+
+def test_mirrored_folders_nest_and_keep_orphans(tmp_path):
+    root = make.make_nyu(tmp_path, 3, 2, scenes=True)
+    make.save(root / "images/train/bath/a.png", np.zeros((4, 4, 3), np.uint8))
+    make.save(root / "annotations/train/zoo/only_label.png", np.zeros((4, 4), np.uint16))
+    (root / "images/train/._junk.jpg").write_bytes(b"")
+    samples = DATASETS["nyu-depth"].list_samples(root, "train")
+    assert samples[0] == Sample("images/train/bath/a.png", "annotations/train/bath/a.png")
+    assert samples[1] == Sample("images/train/kitchen_0000/frame.jpg", "annotations/train/kitchen_0000/frame.png")
+    assert samples[-1] == Sample("images/train/zoo/only_label.png", "annotations/train/zoo/only_label.png")
+    assert len(samples) == 5
+    assert DATASETS["nyu-depth"].list_samples(root, "val")[0].image.startswith("images/test/")
+    assert DATASETS["nyu-normal"].list_samples(root, "val")[0].target.startswith("normals/test/")
+
+
+def test_coco_targets_are_image_ids_in_file_order(tmp_path):
+    root = make.make_coco(tmp_path, 3, 2)
+    path = root / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"].reverse()
+    path.write_text(json.dumps(content))
+    assert [s.target for s in DATASETS["coco"].list_samples(root, "train")] == [3, 2, 1]
+
+
+def test_imagefolder_indices_follow_sorted_folders(tmp_path):
+    root = make.make_imagefolder(tmp_path, 2, 1, classes=["zebra", "ant_eater", "Bee"])
+    spec = DATASETS["imagefolder"]
+    assert spec.class_names(root) == ("Bee", "ant eater", "zebra")
+    assert {s.image.split("/")[1]: s.target for s in spec.list_samples(root, "train")} == {
+        "Bee": 0, "ant_eater": 1, "zebra": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classnames.json", json.dumps({"n2": "snail", "n1": "great fish"})),
+        ("classnames.json", json.dumps(["great fish", "snail"])),
+        ("wnid_to_name.txt", "n2\tsnail\nn1\tgreat fish, piscis\nn3\tunused\n"),
+    ],
+)
+def test_imagefolder_readable_names(tmp_path, file, text):
+    root = make.make_imagefolder(tmp_path, 1, 1, classes=["n1", "n2"])
+    (root / file).write_text(text)
+    assert DATASETS["imagefolder"].class_names(root) == ("great fish", "snail")
+
+
+def test_imagefolder_knows_wordnet_ids(tmp_path):
+    root = make.make_imagefolder(tmp_path, 1, 1, classes=["n01443537", "n01440764"])
+    assert DATASETS["imagefolder"].class_names(root) == ("tench", "goldfish")
+
+
+def test_imagefolder_refuses_what_it_cannot_name_or_never_trained(tmp_path):
+    root = make.make_imagefolder(tmp_path, 1, 1, classes=["n1", "n2"])
+    (root / "classnames.json").write_text('{"n1": "fish"}')
+    with pytest.raises(UserError, match="'n2'"):
+        DATASETS["imagefolder"].class_names(root)
+    make.make_imagefolder(root, 0, 1, classes=["n3"])
+    with pytest.raises(UserError, match="n3 is not one of the 2 known classes"):
+        DATASETS["imagefolder"].list_samples(root, "val")
+
+
+def test_imagenet_uses_official_indices_in_both_layouts(tmp_path):
+    spec = DATASETS["imagenet"]
+    folders = make.make_imagefolder(tmp_path / "folders", 1, 1, classes=["n01443537", "n15075141"])
+    assert [s.target for s in spec.list_samples(folders, "val")] == [1, 999]
+    flat = tmp_path / "flat"
+    make.save(flat / "val/ILSVRC2012_val_00000001.JPEG", np.zeros((4, 4, 3), np.uint8))
+    (flat / "meta").mkdir()
+    (flat / "meta/val.txt").write_text("ILSVRC2012_val_00000001.JPEG 65\n")
+    assert spec.list_samples(flat, "val") == [Sample("val/ILSVRC2012_val_00000001.JPEG", 65)]
+    names = spec.class_names(flat)
+    assert len(names) == 1000
+    assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet paper")
+    (flat / "meta/val.txt").write_text("ILSVRC2012_val_00000001.JPEG 1000\n")
+    with pytest.raises(UserError, match=r"val\.txt line 1"):
+        spec.list_samples(flat, "val")
+
+
+def test_flickr_val_is_the_karpathy_test_split(tmp_path):
+    root = make.make_flickr(tmp_path, 4, 3)
+    samples = DATASETS["flickr30k"].list_samples(root, "val")
+    assert [s.image for s in samples] == [f"images/test{n:04d}.jpg" for n in range(3)]
+    assert [len(s.target) for s in samples] == [5, 5, 5]
+    (root / "images").rename(root / "flickr30k-images")
+    assert DATASETS["flickr30k"].list_samples(root, "train")[0].image == "flickr30k-images/train0000.jpg"
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_an_empty_folder_names_what_is_missing(tmp_path, name):
+    with pytest.raises(UserError, match="missing in") as caught:
+        DATASETS[name].list_samples(tmp_path, "val")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": [{"id": "x"}]}', '{"images": 3}', "\x00\x01"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("coco", "annotations/instances_val2017.json"), ("flickr30k", "dataset_flickr30k.json")],
+)
+def test_broken_json_is_one_line(tmp_path, name, file, text):
+    (make.make_coco if name == "coco" else make.make_flickr)(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=file.split("/")[-1]) as caught:
+        DATASETS[name].list_samples(tmp_path, "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_names_are_those_of_openmmlab():
+    import probes.mmlab  # noqa: F401
+    from mmdet.datasets import CocoDataset
+    from mmseg.datasets import ADE20KDataset, PascalVOCDataset
+
+    assert DATASETS["voc"].classes == PascalVOCDataset.METAINFO["classes"]
+    assert DATASETS["ade20k"].classes == tuple(name.strip() for name in ADE20KDataset.METAINFO["classes"])
+    assert DATASETS["coco"].classes == CocoDataset.METAINFO["classes"]
+
+
+@pytest.mark.skipif(not (DATA / "camvid").is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)")
+def test_camvid_classes_are_those_of_the_data():
+    assert DATASETS["camvid"].classes == tuple((DATA / "camvid/classes.txt").read_text().split())
