@@ -87,7 +87,7 @@ def make_nyu(
             depth = rng.integers(700, 9900, (size[1], size[0]), dtype=np.uint16)
             depth[0] = 0
             save(root / f"annotations/{name}.png", depth)
-            normals = rng.normal(size=(size[1], size[0], 3)) + (0, 0, 2)
+            normals = rng.normal((0, 0, 2), 1, (size[1], size[0], 3))
             normals /= np.linalg.norm(normals, axis=2, keepdims=True)
             stored = np.rint((normals + 1) * 127.5).astype(np.uint8)
             stored[:2] = 0
@@ -128,7 +128,11 @@ def make_coco(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int
 
 
 def make_imagefolder(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (40, 32), classes: Sequence[str] = tuple(COLOURS)
+    root: Path,
+    n_train: int = 4,
+    n_val: int = 3,
+    size: tuple[int, int] = (40, 32),
+    classes: Sequence[str] = tuple(COLOURS),
 ) -> Path:
     """``n_train`` and ``n_val`` images of each class, whose colour is the class where its name is a colour."""
     rng = np.random.default_rng(0)
@@ -141,7 +145,12 @@ def make_imagefolder(
 
 
 def make_flickr(
-    root: Path, n_train: int = 4, n_test: int = 3, size: tuple[int, int] = (40, 32), name: str = "flickr30k", captions: int = 5
+    root: Path,
+    n_train: int = 4,
+    n_test: int = 3,
+    size: tuple[int, int] = (40, 32),
+    name: str = "flickr30k",
+    captions: int = 5,
 ) -> Path:
     """Karpathy's json (with a val split that is not used) and images whose colour the captions name."""
     rng = np.random.default_rng(0)

@@ -124,7 +124,21 @@ def test_flickr_val_is_the_karpathy_test_split(tmp_path):
     assert DATASETS["flickr30k"].list_samples(root, "train")[0].image == "flickr30k-images/train0000.jpg"
 
 
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "voc",
+        "ade20k",
+        "coco",
+        "nyu-depth",
+        "nyu-normal",
+        "imagenet",
+        "places365",
+        "imagefolder",
+        "flickr30k",
+        "flickr8k",
+    ],
+)
 def test_an_empty_folder_names_what_is_missing(tmp_path, name):
     with pytest.raises(UserError, match="missing in") as caught:
         DATASETS[name].list_samples(tmp_path, "val")
@@ -145,7 +159,7 @@ def test_broken_json_is_one_line(tmp_path, name, file, text):
 
 
 def test_class_names_are_those_of_openmmlab():
-    import probes.mmlab  # noqa: F401
+    import probes.mmlab  # noqa: F401, I001  first: it gives mmcv its operators
     from mmdet.datasets import CocoDataset
     from mmseg.datasets import ADE20KDataset, PascalVOCDataset
 
