@@ -69,6 +69,10 @@ class Tally:
     def add(self, key: str, reason: str) -> None:
         self.bad[key] = reason
 
+    def summary(self) -> str:
+        """One line: how many, and the first few of them."""
+        return f"{len(self.bad)} {self.what} cannot be used, first {', '.join(list(self.bad)[:5])}"
+
     def check(self, total: int) -> None:
         """Raises ``UserError`` when more than 1 % (and more than one) of ``total`` is bad."""
         if len(self.bad) > max(1, MAX_BAD_SHARE * total):

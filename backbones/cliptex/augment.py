@@ -1,0 +1,146 @@
+"""One geometric augmentation for an image and all its labels: random resized crop, flip, rotation if asked for.
+
+Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change of size leave them
+as they are, a flip negates x, a rotation in the image plane turns (x, y) with the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is done to each of N images, in fractions of the image, so that label maps of any resolution can follow.
+
+    Attributes:
+        box: (N, 4) float32: centre x, centre y, width and height of the crop, as shares of the image's own.
+        flip: (N,) bool, left-right, after the rotation.
+        angle: (N,) float32 radians; the content turns counter-clockwise.
+    """
+
+    box: Tensor
+    flip: Tensor
+    angle: Tensor
+
+    def __getitem__(self, rows: slice) -> Geometry:
+        return Geometry(self.box[rows], self.flip[rows], self.angle[rows])
+
+
+def random_geometry(
+    indices: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    epoch: int,
+    scale: tuple[float, float] = (0.9, 1.0),
+    flip: float = 0.5,
+    rotate: float = 0.0,
+) -> Geometry:
+    """Draw an augmentation for each image from (seed, epoch, its index) alone, whoever else is in the batch.
+
+    Args:
+        indices: the images' indices in their source.
+        sizes: (height, width) of each, any unit.
+        scale: range of the crop's area, as a share of the largest square that fits.
+        flip: probability of a flip.
+        rotate: rotations are uniform in ± this many degrees.
+    """
+    box = np.empty((len(indices), 4), np.float32)
+    draws = np.empty((len(indices), 5))
+    for row, index in enumerate(indices):
+        draws[row] = np.random.Generator(np.random.Philox(key=[seed, (epoch << 40) + int(index)])).random(5)
+    height, width = np.asarray(sizes, np.float64).T
+    side = np.minimum(height, width) * np.sqrt(scale[0] + draws[:, 0] * (scale[1] - scale[0]))
+    box[:, 2], box[:, 3] = side / width, side / height
+    box[:, 0] = box[:, 2] / 2 + draws[:, 1] * (1 - box[:, 2])
+    box[:, 1] = box[:, 3] / 2 + draws[:, 2] * (1 - box[:, 3])
+    angle = np.deg2rad(rotate) * (2 * draws[:, 4] - 1)
+    return Geometry(
+        torch.from_numpy(box), torch.from_numpy(draws[:, 3] < flip), torch.from_numpy(angle.astype(np.float32))
+    )
+
+
+def centre_geometry(sizes: Sequence[tuple[int, int]]) -> Geometry:
+    """The largest centred square of each image of (height, width), as it is: for evaluation."""
+    height, width = np.asarray(sizes, np.float64).T
+    side = np.minimum(height, width)
+    box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), side / width, side / height], 1).astype(
+        np.float32
+    )
+    return Geometry(
+        torch.from_numpy(box), torch.zeros(len(side), dtype=torch.bool), torch.zeros(len(side), dtype=torch.float32)
+    )
+
+
+def warp_images(images: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Images, uint8 or float (C, H, W) each, → (N, C, size, size) float32 in the same value range; bilinear.
+
+    Where a rotation reaches past the border, the border is repeated.
+    """
+    return _warp(images, geometry, size, "bilinear", "border")
+
+
+def warp_classes(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, ignore: int = 255) -> Tensor:
+    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` and what lies outside become ``IGNORE``."""
+    # one more than the class, so that the zeros which grid_sample puts outside are known from class 0
+    shifted = [m[None].float() + 1 for m in maps]
+    sampled = _warp(shifted, geometry, size, "nearest", "zeros")[:, 0].long() - 1
+    return sampled.masked_fill_((sampled < 0) | (sampled == ignore), IGNORE)
+
+
+def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown or outside.
+
+    Nearest: an average over a depth edge would be a surface that is not there.
+    """
+    stacked = [torch.stack([torch.nan_to_num(m.float()), torch.isfinite(m).float()]) for m in maps]
+    sampled = _warp(stacked, geometry, size, "nearest", "zeros")
+    return sampled[:, 0].masked_fill(sampled[:, 1] < 0.5, float("nan"))
+
+
+def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+    """Normal maps (3, H, W) each: x right, y down, z along the optical axis; zero where unknown → (N, 3, size, size).
+
+    Nearest; x is negated by a flip, (x, y) turn with the image; what lies outside is zero.
+    """
+    sampled = _warp([m.float() for m in maps], geometry, size, "nearest", "zeros")
+    x, y, z = sampled.unbind(1)
+    if bool(geometry.angle.any()):
+        cos, sin = geometry.angle.cos()[:, None, None], geometry.angle.sin()[:, None, None]
+        x, y = cos * x + sin * y, cos * y - sin * x
+    x = torch.where(geometry.flip[:, None, None], -x, x)
+    return torch.stack([x, y, z], 1)
+
+
+def _warp(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str, padding: str) -> Tensor:
+    """Sample each map (C, H, W) on its own crop: one call where all have one size, else one each."""
+    if isinstance(maps, Tensor) or len({m.shape for m in maps}) == 1:
+        stacked = maps if isinstance(maps, Tensor) else torch.stack(tuple(maps))
+        grid = _grid(geometry, size)
+        return F.grid_sample(stacked.float(), grid, mode=mode, padding_mode=padding, align_corners=False)
+    rows = [_warp(m[None], geometry[i : i + 1], size, mode, padding) for i, m in enumerate(maps)]
+    return torch.cat(rows)
+
+
+def _grid(geometry: Geometry, size: int) -> Tensor:
+    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · R⁻¹ · F · output."""
+    cos, sin = geometry.angle.cos(), geometry.angle.sin()
+    sign = 1 - 2 * geometry.flip.float()
+    centre, extent = geometry.box[:, :2] * 2 - 1, geometry.box[:, 2:]
+    theta = torch.stack(
+        [
+            torch.stack([extent[:, 0] * cos * sign, -extent[:, 0] * sin, centre[:, 0]], 1),
+            torch.stack([extent[:, 1] * sin * sign, extent[:, 1] * cos, centre[:, 1]], 1),
+        ],
+        1,
+    )
+    return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)

@@ -1,0 +1,308 @@
+"""Training batches: step → images, tokens and label maps, a function of the seed and the step alone.
+
+Which process or worker makes a batch, and whether the run was resumed, changes nothing. Small sets are decoded once and
+kept in memory as bytes; larger ones are read and decoded as they are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from backbones.base import DataConfig
+from backbones.cliptex.augment import (
+    IGNORE,
+    Geometry,
+    centre_geometry,
+    random_geometry,
+    warp_classes,
+    warp_depth,
+    warp_images,
+    warp_normals,
+)
+from backbones.cliptex.pairs import BadPair, PairSource, Tally, decode_image
+from backbones.cliptex.protocols import Progress
+from backbones.cliptex.recipes import Recipe
+from backbones.errors import UserError
+
+MEMORY_BYTES = 1 << 30
+
+
+class Labels(Protocol):
+    """Label maps by pair key, of the whole image at any resolution; what ``labels.LabelStore`` gives.
+
+    Attributes:
+        identity: digest of all labels.
+        classes: names of the segmentation classes, by index.
+        ignore_index: value of unlabelled pixels in ``seg``.
+    """
+
+    identity: str
+    classes: Sequence[str]
+    ignore_index: int
+
+    def get(self, key: str) -> Mapping[str, np.ndarray]:
+        """``seg`` (H, W) integer, ``depth`` (H, W) float relative inverse depth (NaN unknown), ``normal`` (3, H, W)
+        float (x right, y down; zero unknown), ``confidence`` (H, W) float; those there are. Raises ``KeyError``."""
+
+
+@dataclass
+class Batch:
+    """One process's share of a step.
+
+    Attributes:
+        images: (n, 3, S, S) float32, normalised.
+        tokens: (n, L) int64.
+        targets: task → label maps as ``losses`` take them (``normal_weight`` beside ``normal``).
+        bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
+        unlabelled: keys of pairs without labels.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal micro-batches, in order."""
+        size = len(self.images) // parts
+        cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        return [
+            Batch(self.images[c], self.tokens[c], {name: target[c] for name, target in self.targets.items()})
+            for c in cuts
+        ]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        targets = {name: target.to(device, non_blocking=True) for name, target in self.targets.items()}
+        images, tokens = self.images.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True)
+        return Batch(images, tokens, targets, self.bad, self.unlabelled)
+
+
+@dataclass
+class _Sample:
+    image: Tensor
+    tokens: Tensor
+    labels: dict[str, Tensor]
+    bad: tuple[str, str] | None = None
+    unlabelled: str | None = None
+
+
+class Batches(Dataset[Batch]):
+    """Batch number ``step`` of a training, for one rank.
+
+    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
+    pair comes once in each epoch, and none is left out.
+
+    Attributes:
+        steps: of the whole training.
+        steps_per_epoch: rounded up.
+        held_out: indices of the validation pairs, not trained on.
+    """
+
+    def __init__(
+        self,
+        pairs: PairSource,
+        labels: Labels | None,
+        recipe: Recipe,
+        *,
+        tokenizer: Callable[[list[str]], Tensor],
+        data: DataConfig,
+        label_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.pairs, self.labels, self.recipe = pairs, labels if recipe.tasks else None, recipe
+        self.tokenizer, self.size, self.label_size = tokenizer, data.size[0], label_size
+        self.mean = torch.tensor(data.mean).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
+        # the smallest crop still has as many pixels as the input, so nothing is enlarged
+        self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
+        self.held_out = np.sort(_held_out(len(pairs), recipe))
+        self.count = len(pairs) - len(self.held_out)
+        if self.count < recipe.batch_size:
+            raise UserError(
+                f"batch_size {recipe.batch_size} is more than the {self.count} training pairs of {pairs.name}; lower it"
+            )
+        if recipe.batch_size % (world * recipe.accumulate):
+            raise UserError(
+                f"batch_size {recipe.batch_size} does not divide into {world} processes × {recipe.accumulate} parts"
+            )
+        self.rank, self.world = rank, world
+        self.steps = math.ceil(recipe.epochs * self.count / recipe.batch_size)
+        self.steps_per_epoch = math.ceil(self.count / recipe.batch_size)
+        self._orders: dict[int, np.ndarray] = {}
+        self._cache: list[_Sample] | None = None
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, epochs) of this rank's pairs in ``step``."""
+        share = self.recipe.batch_size // self.world
+        first = step * self.recipe.batch_size + self.rank * share
+        epochs, places = np.divmod(np.arange(first, first + share), self.count)
+        indices = np.empty(share, np.int64)
+        for epoch in np.unique(epochs):
+            indices[epochs == epoch] = self._order(int(epoch))[places[epochs == epoch]]
+        return indices, epochs
+
+    def __getitem__(self, step: int) -> Batch:
+        recipe = self.recipe
+        indices, epochs = self.positions(step)
+        samples = [self._sample(int(index)) for index in indices]
+        sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+        drawn = [
+            random_geometry(
+                indices[epochs == epoch],
+                [size for size, e in zip(sizes, epochs, strict=True) if e == epoch],
+                seed=recipe.seed,
+                epoch=int(epoch),
+                scale=recipe.crop_scale,
+                flip=recipe.flip,
+                rotate=recipe.rotate,
+            )
+            for epoch in np.unique(epochs)
+        ]
+        geometry = Geometry(*(torch.cat([getattr(g, name) for g in drawn]) for name in ("box", "flip", "angle")))
+        return self._assemble(samples, geometry)
+
+    def validation(self, size: int = 256) -> Iterator[Batch]:
+        """The held-out pairs, centre crops, without labels, ``size`` at a time."""
+        for start in range(0, len(self.held_out), size):
+            samples = [self._sample(int(index), labelled=False) for index in self.held_out[start : start + size]]
+            yield self._assemble(samples, centre_geometry([(s.image.shape[1], s.image.shape[2]) for s in samples]))
+
+    def remember(self, progress: Progress, threads: int = 2) -> bool:
+        """Decode everything once and keep it, if it fits into 1 GiB; whether it does."""
+        probe = [self._read(int(i)) for i in np.linspace(0, len(self.pairs) - 1, min(8, len(self.pairs)))]
+        largest = max(_bytes(sample) for sample in probe)
+        if largest * len(self.pairs) > MEMORY_BYTES:
+            return False
+        progress.start("reading pairs", len(self.pairs))
+
+        cache = []
+        with ThreadPoolExecutor(threads) as pool:
+            for sample in pool.map(self._read, range(len(self.pairs))):
+                cache.append(sample)
+                progress.advance()
+        self._cache = cache
+        return True
+
+    def loader(self, start: int, workers: int) -> Iterator[Batch]:
+        """Batches from ``start`` to the last; in worker processes unless they are in memory."""
+        if self._cache is not None or workers == 0:
+            return (self[step] for step in range(start, self.steps))
+        return iter(
+            DataLoader(self, batch_size=None, sampler=range(start, self.steps), num_workers=workers, prefetch_factor=2)
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            order = self.pairs.epoch_order(self.recipe.seed, epoch)
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = order[~np.isin(order, self.held_out)]
+        return self._orders[epoch]
+
+    def _sample(self, index: int, labelled: bool = True) -> _Sample:
+        return self._cache[index] if self._cache is not None else self._read(index, labelled)
+
+    def _read(self, index: int, labelled: bool = True) -> _Sample:
+        """Pair ``index``, or in place of one that cannot be read the next that can."""
+        bad = None
+        for step in range(min(100, len(self.pairs))):
+            place = (index + step) % len(self.pairs)
+            try:
+                pair = self.pairs[place]
+                image = torch.from_numpy(decode_image(pair.image, self.short_side)).permute(2, 0, 1).contiguous()
+                break
+            except BadPair as error:
+                bad = bad or (self.pairs.key(place), str(error))
+        else:
+            raise UserError(f"100 pairs in a row cannot be read from {self.pairs.name}, first {bad}; check the files")
+        sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
+        if self.labels is not None and labelled:
+            try:
+                sample.labels = _tensors(self.labels.get(pair.key), self.recipe, self.labels.ignore_index)
+            except KeyError:
+                sample.unlabelled = pair.key
+        return sample
+
+    def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
+        images = warp_images([sample.image for sample in samples], geometry, self.size)
+        batch = Batch(images.sub_(self.mean).div_(self.std), torch.stack([sample.tokens for sample in samples]))
+        batch.bad = [sample.bad for sample in samples if sample.bad]
+        batch.unlabelled = [sample.unlabelled for sample in samples if sample.unlabelled]
+        for name in self._target_names():
+            maps = [sample.labels.get(name, _MISSING[name]) for sample in samples]
+            batch.targets[name] = _WARP[name](maps, geometry, self.label_size)
+        return batch
+
+    def _target_names(self) -> list[str]:
+        if self.labels is None:
+            return []
+        extra = ["normal_weight"] if "normal" in self.recipe.tasks and self.recipe.normal_confidence else []
+        return [*self.recipe.tasks, *extra]
+
+
+_WARP: dict[str, Callable[[list[Tensor], Geometry, int], Tensor]] = {
+    "seg": lambda maps, geometry, size: warp_classes(maps, geometry, size, ignore=IGNORE),
+    "depth": warp_depth,
+    "normal": lambda maps, geometry, size: warp_normals([m.float() / 127 for m in maps], geometry, size),
+    "normal_weight": warp_depth,
+}
+_MISSING = {
+    "seg": torch.full((1, 1), IGNORE, dtype=torch.int16),
+    "depth": torch.full((1, 1), float("nan")),
+    "normal": torch.zeros(3, 1, 1, dtype=torch.int8),
+    "normal_weight": torch.ones(1, 1),
+}
+
+
+def _tensors(maps: Mapping[str, np.ndarray], recipe: Recipe, ignore_index: int) -> dict[str, Tensor]:
+    """Label maps in a form that is small to keep: int16 classes, float16 depth, int8 normals (0.3° at worst)."""
+    kept: dict[str, Tensor] = {}
+    for task in recipe.tasks:
+        if task not in maps:
+            continue
+        array: Any = np.asarray(maps[task])
+        if task == "seg":
+            kept["seg"] = torch.from_numpy(
+                np.where(array == ignore_index, IGNORE, array.astype(np.int32)).astype(np.int16)
+            )
+        elif task == "depth":
+            # relative inverse depth has no scale, so the range of float16 is no limit
+            largest = np.nanmax(np.abs(array), initial=1e-12, where=np.isfinite(array))
+            kept["depth"] = torch.from_numpy((array / largest).astype(np.float16))
+        else:
+            kept["normal"] = torch.from_numpy(np.rint(array.astype(np.float32) * 127).astype(np.int8))
+            if recipe.normal_confidence and "confidence" in maps:
+                kept["normal_weight"] = torch.from_numpy(np.asarray(maps["confidence"], np.float16))
+    return kept
+
+
+def _held_out(total: int, recipe: Recipe) -> np.ndarray:
+    if recipe.val_pairs > total // 2:
+        raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
+    return np.random.default_rng([recipe.seed, 7919]).permutation(total)[: recipe.val_pairs]
+
+
+def _bytes(sample: _Sample) -> int:
+    return sum(t.numel() * t.element_size() for t in (sample.image, sample.tokens, *sample.labels.values()))
+
+
+def count_bad(batch: Batch, bad: Tally, unlabelled: Tally) -> None:
+    """Add what a batch could not read to the tallies."""
+    for key, reason in batch.bad:
+        bad.add(key, reason)
+    for key in batch.unlabelled:
+        unlabelled.add(key, "no labels")

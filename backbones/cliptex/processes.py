@@ -1,0 +1,60 @@
+"""The processes of one training: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from backbones.cliptex.contrastive import world
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the others: ``rank`` of ``world``, computing on ``device``."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """What the first process passes in, on every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def processes(device: str | torch.device) -> Iterator[Place]:
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave them at the end.
+
+    Without torchrun's environment this is the only process. A group that exists already is used and left alone.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+    if ours:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Place(*world(), device)
+    finally:
+        if ours:
+            distributed.destroy_process_group()

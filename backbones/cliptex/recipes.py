@@ -1,0 +1,172 @@
+"""Training recipes: how weights are made. ``clip``, ``clip-ft`` and ``cliptex`` are one recipe with other settings."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backbones.errors import UserError, nearest
+from backbones.files import content_key
+from backbones.overrides import fields_of, parse_pairs, with_changes
+
+Task = Literal["seg", "depth", "normal"]
+TASKS: tuple[Task, ...] = ("seg", "depth", "normal")
+VERSION = 1  # raised whenever the same recipe would give other weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training, but its inputs (initial weights, pairs, labels).
+
+    The defaults are those of ``cliptex`` at the paper's size: L = λ_clip L_clip + Σ_task λ_task L_task with λ = 1, but
+    λ_seg = 0.1, for 30 epochs. What the paper leaves open (learning rate, batch …) is ours.
+
+    Attributes:
+        name: of the recipe; part of what the weights are called, not of the computation.
+        model: with ``--init random``, what to build: ``mini``, ``tiny``, an open_clip architecture, or a JSON file with
+            an open_clip model config.
+        lambda_clip, lambda_seg, lambda_depth, lambda_normal: weights of the losses, ≥ 0.
+        experts: tasks whose pseudo-labels are used; the λ of the others counts as 0.
+        normal_confidence: weigh normals by the expert's confidence where the labels have it.
+        epochs: passes over the pairs; may be a fraction.
+        batch_size: pairs in a step, over all processes and micro-batches together.
+        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass.
+        lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached after the share
+            ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;
+            ``grad_clip`` is the largest norm of the whole gradient (0: no limit).
+        head_lr: the heads' learning rate, as a multiple of ``lr``: they start from nothing.
+        ema: decay of the moving average that is exported (0: none, the last weights are exported).
+        precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32).
+        image_size: square input in pixels; 0 keeps the model's own.
+        crop_scale: range of the crop's area as a share of the largest square; flip: probability; rotate: ± degrees.
+        label_size: side of the maps that the dense losses compare; 0 takes four pixels for each patch.
+        head_width: channels in the heads.
+        val_pairs: pairs held out (the same for every recipe of one seed) to measure retrieval after each epoch.
+        seed: of everything random.
+    """
+
+    name: str = "cliptex"
+    model: str = "mini"
+    lambda_clip: float = 1.0
+    lambda_seg: float = 0.1
+    lambda_depth: float = 1.0
+    lambda_normal: float = 1.0
+    experts: tuple[Task, ...] = TASKS
+    normal_confidence: bool = False
+    epochs: float = 30.0
+    batch_size: int = 1024
+    accumulate: int = 1
+    lr: float = 1e-5
+    head_lr: float = 10.0
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    grad_clip: float = 1.0
+    ema: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    image_size: int = 0
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    flip: float = 0.5
+    rotate: float = 0.0
+    label_size: int = 0
+    head_width: int = 128
+    val_pairs: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def must(holds: bool, what: str) -> None:
+            if not holds:
+                raise UserError(f"recipe {self.name!r}: {what}")
+
+        for task in self.experts:
+            must(task in TASKS, f"no expert task {task!r}; known: {', '.join(TASKS)}")
+        lambdas = (self.lambda_clip, self.lambda_seg, self.lambda_depth, self.lambda_normal)
+        must(all(value >= 0 for value in lambdas), "every lambda must be 0 or more")
+        must(any((self.lambda_clip, self.tasks)), "every lambda is 0, so there is nothing to learn; set one above 0")
+        must(self.epochs > 0 and self.lr > 0 and self.head_lr > 0, "epochs, lr and head_lr must be above 0")
+        must(self.batch_size >= 2, "batch_size must be at least 2: a contrast needs a second pair")
+        must(self.accumulate >= 1, "accumulate must be at least 1")
+        must(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} is no multiple of accumulate")
+        must(0 <= self.warmup < 1 and 0 <= self.ema < 1, "warmup and ema must be in [0, 1)")
+        must(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "crop_scale must be low,high with 0 < low <= high <= 1")
+        must(0 <= self.flip <= 1, "flip is a probability, between 0 and 1")
+        counts = (self.image_size, self.label_size, self.val_pairs, self.weight_decay, self.grad_clip, self.rotate)
+        must(min(counts) >= 0, "sizes, val_pairs, weight_decay, grad_clip and rotate must not be negative")
+        must(self.seed >= 0 and self.head_width >= 1, "seed must be 0 or more, head_width 1 or more")
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks whose loss counts, in a fixed order."""
+        return tuple(task for task in TASKS if task in self.experts and self.weight(task) > 0)
+
+    def weight(self, loss: str) -> float:
+        """λ of ``clip``, ``seg``, ``depth`` or ``normal``."""
+        return float(getattr(self, f"lambda_{loss}"))
+
+    def key(self, init: str, pairs: str, labels: str) -> str:
+        """Identity of the weights that this recipe makes of these inputs (digests); the name does not count."""
+        settings = {name: value for name, value in asdict(self).items() if name != "name"}
+        if not self.tasks:  # settings of heads that do not exist, labels that are not read
+            unused = ("lambda_seg", "lambda_depth", "lambda_normal", "experts", "normal_confidence")
+            settings |= dict.fromkeys((*unused, "head_lr", "head_width", "label_size"))
+            labels = ""
+        return content_key({"version": VERSION, "recipe": settings, "init": init, "pairs": pairs, "labels": labels}, 32)
+
+
+NO_TASKS: dict[str, Any] = {"lambda_seg": 0.0, "lambda_depth": 0.0, "lambda_normal": 0.0}
+RECIPES: dict[str, Recipe] = {
+    "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, **NO_TASKS),
+    "clip-ft": Recipe(name="clip-ft", **NO_TASKS),
+    "cliptex": Recipe(name="cliptex"),
+}
+
+
+def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
+    """A recipe by name or from a file, with ``--set`` changes.
+
+    Args:
+        name: ``clip``, ``clip-ft``, ``cliptex``, or a ``.json`` / ``.toml`` file with settings and, as ``recipe``, the
+            name of the recipe they change (``cliptex`` when not said).
+        changes: ``key=value`` strings.
+
+    Raises:
+        UserError: no such recipe or file, an unknown setting (names the nearest), or a value that does not fit.
+    """
+    if name in RECIPES:
+        recipe = RECIPES[name]
+    elif name.endswith((".json", ".toml")):
+        recipe = read_recipe(Path(name))
+    else:
+        raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)}, or a .json or .toml file")
+    return with_changes(recipe, parse_pairs(changes))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a JSON or TOML file, as ``find_recipe`` describes it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(settings, Mapping):
+        raise UserError(f"recipe {path} must be a table of settings, such as lambda_seg = 0.1")
+    settings = dict(settings)
+    base = settings.pop("recipe", "cliptex")
+    if base not in RECIPES:
+        raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(str(base), RECIPES)}")
+    # through text, so that a file's values are checked exactly as those of --set
+    known = fields_of(Recipe)
+    plain = {
+        key: ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+        for key, value in settings.items()
+    }
+    if unknown := [key for key in plain if key not in known]:
+        raise UserError(f"recipe {path}: no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
+    return with_changes(RECIPES[base], {"name": path.stem, **plain})
