@@ -6,12 +6,12 @@ import argparse
 import errno
 import os
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
+
+from benchmark import interrupt
 
 VERBS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
@@ -43,7 +43,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.install()
     # Libraries' own deprecation notes are not for users; -W or PYTHONWARNINGS brings them back.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -77,10 +77,6 @@ def _user_message(error: BaseException) -> str | None:
             return f"cannot write {seen.filename or 'a file'}: {seen.strerror}; free some space and run the command again"
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

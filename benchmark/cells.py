@@ -19,6 +19,7 @@ import torch
 
 from backbones import Backbone, UserError
 from backbones.files import content_key, home, write_json
+from benchmark.interrupt import as_interrupt
 from benchmark.plan import PlannedTask, cell_key
 from benchmark.progress import Bar
 from probes.base import Context, TaskResult
@@ -112,7 +113,8 @@ def run_cell(
             workers=workers,
         )
         started = time.perf_counter()
-        result = task.probe.run(context)
+        with as_interrupt():
+            result = task.probe.run(context)
         seconds = time.perf_counter() - started
         missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
         if missing:

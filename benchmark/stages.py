@@ -1,0 +1,102 @@
+"""Stages before probing – training, expert training, labelling – each as an MLflow run of its own, skipped when its result is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.cliptex.pairs import PairSource
+from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.train import TrainResult, train
+from benchmark.interrupt import as_interrupt
+from benchmark.progress import Bar, console
+from reports.tracking import Run, Tracker, environment, git_commit
+
+
+@contextmanager
+def stage_run(
+    tracker: Tracker | None, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> Iterator[Run | None]:
+    """An MLflow run for a stage; without a tracker nothing is written."""
+    if tracker is None:
+        yield None
+        return
+    commit = git_commit()
+    facts = {"stage": stage, "suite": tracker.experiment, "mlflow.source.name": f"python -m benchmark {stage}", **tags}
+    if commit:
+        facts["git.commit"] = commit
+    with tracker.run(name, tags=facts, params=params) as run, as_interrupt():
+        yield run
+
+
+def finished_stage(tracker: Tracker | None, **tags: str) -> str:
+    """Id of the newest finished run with these tags, or ''."""
+    run = tracker.finished(**tags) if tracker is not None else None
+    return run.info.run_id if run is not None else ""
+
+
+def train_stage(
+    tracker: Tracker | None,
+    recipe: Recipe,
+    *,
+    init: str,
+    pairs: PairSource,
+    labels: Any,
+    out: Path,
+    bar: Bar,
+    device: torch.device | str = "cpu",
+    workers: int = 2,
+) -> tuple[TrainResult, str]:
+    """Train (or find) a backbone's weights; returns the result and the id of the MLflow run that trained them.
+
+    Raises:
+        UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
+    """
+    if out.is_file():
+        # The key of the weights is known only to the training itself, which returns at once when they are there.
+        result = train(recipe, init=init, pairs=pairs, labels=labels, out=out, progress=bar, device=device, workers=workers,
+                       log=None) if _same(out, recipe) else None  # fmt: skip
+        if result is not None and not result.trained:
+            return result, finished_stage(tracker, **{"train.key": result.key})
+    params = {k: v for k, v in asdict(recipe).items() if k != "name"}
+    name = f"train {recipe.name} · seed {recipe.seed}"
+    tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name}
+    with stage_run(tracker, "train", name, tags, params) as run:
+        result = train(
+            recipe, init=init, pairs=pairs, labels=labels, out=out, log=run, progress=bar, device=device, workers=workers
+        )
+        if run is not None:
+            run.set_tags({"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path)})
+            run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
+            run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
+            run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
+            run.log_json({"recipe": asdict(recipe), "init": init, "environment": environment(), "notes": result.notes}, "train.json")
+            run.describe(_how_to_load(result, recipe))
+    for note in result.notes:
+        console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
+    return result, run.id if run is not None else ""
+
+
+def _same(out: Path, recipe: Recipe) -> bool:
+    """Whether ``out`` was made by this recipe (its other inputs are compared by the training)."""
+    from backbones.checkpoint import read_checkpoint
+
+    stored = read_checkpoint(out).extra.get("recipe", {})
+    return {**stored, "experts": list(stored.get("experts", ()))} == {**_listed(asdict(recipe))}
+
+
+def _listed(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
+
+
+def _how_to_load(result: TrainResult, recipe: Recipe) -> str:
+    return (
+        f"Weights of `{recipe.name}`: `{result.path}` (sha256 `{result.sha256[:16]}…`).\n\n"
+        f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(result.path)!r})\n```\n\n"
+        f"```\npython -m benchmark run --backbone {recipe.name} --weights {result.path} --suite paper --data-root DIR\n```"
+    )

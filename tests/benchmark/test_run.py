@@ -1,0 +1,220 @@
+"""The main job from the command line: real files, real training, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from benchmark.__main__ import main
+from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
+
+FAST = [
+    *("--set", "max_iters=3", "--set", "batch_size=2", "--set", "encode_batch_size=4", "--set", "epochs=2"),
+    *("--set", "size=32", "--workers", "0", "--device", "cpu"),
+]
+TASKS = ["--task", "camvid/linear", "--task", "imagefolder/linear"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two small datasets, and a folder whose MLflow store the tests of this module share."""
+    folder = tmp_path_factory.mktemp("place")
+    make_camvid(folder / "camvid", n_train=4, n_val=3)
+    make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return place
+
+
+def run(*extra: str) -> int:
+    return main(["run", "--suite", "own", *TASKS, "--data-root", ".", *FAST, *extra])
+
+
+@pytest.mark.slow
+def test_run_writes_every_number_and_reuses_it(here, capsys):
+    assert run("--backbone", "random,efficientnet-lite0", "--json", "out.json") == 0
+    told = json.loads(Path("out.json").read_text())
+    assert told["suite"] == "own"
+    assert told["seed"] == 0
+    assert set(told["backbones"]) == {"random", "efficientnet-lite0"}
+    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    experiment = client.get_experiment_by_name("own")
+    for name, run_id in told["mlflow"]["run_ids"].items():
+        parent = client.get_run(run_id)
+        assert parent.info.status == "FINISHED"
+        assert parent.data.tags["backbone"] == name
+        assert {"suite", "seed", "weights.sha256"} <= set(parent.data.tags)
+        children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        assert {child.data.tags["task"] for child in children} == {"camvid/linear", "imagefolder/linear"}
+        for child in children:
+            task = child.data.tags["task"]
+            for metric, value in told["backbones"][name][task].items():
+                assert child.data.metrics[metric] == pytest.approx(value)
+                assert parent.data.metrics[f"{task}/{metric}"] == pytest.approx(value)
+            artifacts = {f.path for f in client.list_artifacts(child.info.run_id)}
+            assert {"protocol.json", "metrics.json", "per_image.npz"} <= artifacts
+            assert child.inputs.dataset_inputs
+            if task == "camvid/linear":
+                assert {"config.py", "pictures", "log"} <= artifacts
+                assert client.get_metric_history(child.info.run_id, "train/loss")
+    shown = capsys.readouterr().out
+    assert "camvid/linear" in shown
+    assert "mIoU" in shown
+
+    before = len(client.search_runs([experiment.experiment_id]))
+    started = time.perf_counter()
+    assert run("--backbone", "random,efficientnet-lite0", "--json", "again.json") == 0
+    assert time.perf_counter() - started < 30
+    again = json.loads(Path("again.json").read_text())
+    assert again == told, "nothing changed, so nothing is run again and the same runs are named"
+    assert len(client.search_runs([experiment.experiment_id])) == before
+    assert "finished before" in capsys.readouterr().out
+
+    assert run("--backbone", "random", "--task", "camvid/linear", "--force", "--json", "forced.json") == 0
+    forced = json.loads(Path("forced.json").read_text())
+    assert forced["backbones"]["random"]["camvid/linear"] == told["backbones"]["random"]["camvid/linear"]
+    assert forced["mlflow"]["run_ids"] != told["mlflow"]["run_ids"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_the_middle_and_run_again_gives_the_same(here, tmp_path, number):
+    """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
+    experiment = f"killed-{number.name}"
+    slow = ["--set", "max_iters=40", "--set", "batch_size=2", "--set", "size=32", "--workers", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmark", "run", "--suite", "own", "--task", "camvid/linear", "--data-root", "."]
+    command += ["--backbone", "random", "--experiment", experiment, *slow]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    home = Path(os.environ["CLIPTEX_HOME"]) / "work"
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not list(home.glob("*/training-state.pth")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[0]
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert "Go on with: python -m benchmark run" in told
+    assert main([*command[3:], "--json", str(tmp_path / "resumed.json")]) == 0
+    assert main([*command[3:], "--force", "--json", str(tmp_path / "whole.json")]) == 0
+    resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("resumed", "whole"))
+    assert resumed["backbones"] == whole["backbones"]
+    client = MlflowClient(whole["mlflow"]["tracking_uri"])
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED", "KILLED"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "randum"], "did you mean random"),
+        (["--suite", "pper"], "did you mean paper"),
+        (["--task", "camvid/lineer"], "did you mean camvid/linear"),
+        (["--set", "max_itr=3"], "did you mean max_iters"),
+        (["--set", "max_iters"], "key=value"),
+        (["--data", "camvid"], "NAME=DIR"),
+        (["--data-root", "/no/such/folder"], "camvid"),
+        (["--backbone", "random", "--weights", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        (["--backbone", "a,b", "--weights", "x"], "one by one"),
+        (["--device", "cuda:77"], "no device"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "cannot use the MLflow store"),
+        (["--tracking-uri", "./mlruns"], "file stores are refused"),
+        (["--seeds", "0"], "at least 1"),
+        (["--wrong-option"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(here, tmp_path, capsys, arguments, message):
+    base = ["run", "--suite", "own", "--task", "camvid/linear", "--backbone", "random", "--data-root", ".", *FAST[:4]]
+    replaced = {word for word in arguments if word.startswith("--")} - {"--set", "--data"}
+    kept: list[str] = []
+    for flag, value in zip(base[1::2], base[2::2], strict=True):
+        if flag not in replaced:
+            kept += [flag, value]
+    with pytest.raises(SystemExit) if "--wrong-option" in arguments else _nothing() as ended:
+        code = main(["run", *kept, *arguments])
+    code = ended.value.code if ended else code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1, captured.err
+    assert "Traceback" not in captured.err
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_a_broken_image_is_skipped_and_named_until_there_are_too_many(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
+    images = sorted((root / "images/train").iterdir())
+    truncate(images[0])
+    truncate(images[1])
+    arguments = ["run", "--suite", "own", "--task", "camvid/linear", "--backbone", "random", "--data-root", ".", *FAST[:4]]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert images[0].name in told
+    assert not list((tmp_path / "mlruns").rglob("*")) if (tmp_path / "mlruns").exists() else True
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_with_its_reason(here, capsys):
+    arguments = ["run", "--suite", "own", "--task", "camvid/linear", "--backbone", "random", "--data-root", "."]
+    arguments += [*FAST, "--experiment", "nan", "--set", "lr=1e30", "--set", "max_iters=6"]
+    arguments = [word for pair in zip(arguments[1::2], arguments[2::2], strict=True) if pair != ("--set", "max_iters=3")
+                 for word in pair if pair != ("--set", "encode_batch_size=4") and pair != ("--set", "epochs=2")]  # fmt: skip
+    assert main(["run", *arguments]) == 1
+    client = MlflowClient("sqlite:///mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("nan").experiment_id])
+    assert {r.info.status for r in runs} == {"FAILED"}
+    assert any("not finite" in r.data.tags["failure"] for r in runs)
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_dump_config_prints_a_config_that_plain_mmengine_reads(here, capsys):
+    from mmengine.config import Config
+
+    arguments = ["run", "--suite", "own", "--task", "camvid/linear", "--backbone", "random", "--data-root", "."]
+    assert main([*arguments, "--set", "max_iters=2", "--dump-config"]) == 0
+    config = Config.fromstring(capsys.readouterr().out, ".py")
+    assert config.train_cfg.max_iters == 2
+    assert config.model.backbone.type == "FrozenBackbone"
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("backbones", "cliptex"), ("tasks", "coco/mask-rcnn"), ("suites", "paper"), ("datasets", "nyu-depth"), ("probes", "pspnet")],
+)
+def test_list(what, name, capsys):
+    assert main(["list", what]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["list", what, name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(name in line for line in lines)
+
+
+def test_data_check(here, capsys):
+    truncated = Path("camvid/images/val/frame_val_00000.jpg")
+    assert main(["data", "check", "--data-root", "."]) == 0
+    told = capsys.readouterr().out
+    assert "camvid" in told
+    assert "train 4" in told
+    assert truncated.is_file()
+    assert main(["data", "check"]) == 2
