@@ -8,11 +8,11 @@ They are registered in mmengine's root registries, from which mmseg's and mmdet'
 from __future__ import annotations
 
 import io
-import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ with redirect_stdout(io.StringIO()):  # both print that an optional package is a
     import mmdet.datasets
     import mmdet.engine
     import mmdet.evaluation
-    import mmdet.models
+    import mmdet.models  # noqa: F401
     import mmseg.datasets
     import mmseg.engine
     import mmseg.evaluation
@@ -157,7 +157,7 @@ class SimpleFeaturePyramidNeck(nn.Module):
 
     Args:
         in_channels, out_channels, stride, out_strides: as there.
-        norm: ``LN`` (the paper's) or ``GN`` (32 groups, or as many as divide ``out_channels``).
+        groups: of group normalisation; None for the paper's layer normalisation.
         num_outs: levels in all; those beyond ``out_strides`` take every second value of the one before, as FPN's do.
     """
 
@@ -167,14 +167,12 @@ class SimpleFeaturePyramidNeck(nn.Module):
         out_channels: int,
         stride: int,
         out_strides: Sequence[int] = (4, 8, 16, 32),
-        norm: str = "LN",
+        groups: int | None = None,
         num_outs: int | None = None,
     ) -> None:
         super().__init__()
-        if norm not in ("LN", "GN"):
-            raise UserError(f"norm {norm!r} is not known; use LN or GN")
-        layer: Callable[[int], nn.Module] = LayerNorm2d if norm == "LN" else _group_norm
-        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, stride, tuple(out_strides), layer)
+        norm: Callable[[int], nn.Module] = partial(nn.GroupNorm, groups) if groups else LayerNorm2d
+        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, stride, tuple(out_strides), norm)
         self.extra = (num_outs or len(out_strides)) - len(out_strides)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -183,10 +181,6 @@ class SimpleFeaturePyramidNeck(nn.Module):
         for _ in range(self.extra):
             levels.append(levels[-1][..., ::2, ::2])
         return tuple(levels)
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
 @MODELS.register_module()

@@ -301,6 +301,7 @@ class Trained:
         model: trained, in eval mode, on the context's device (no distributed wrapper).
         metrics: what the evaluator returned.
         evaluators: the evaluator's metric objects, for what else they keep (per-image scores …).
+        train_dataset: the ``SeededDraws`` around the training set.
         val_dataset: as the evaluation saw it.
         cost: ``train_seconds`` (of this process: after a resume only the rest), ``eval_seconds``,
             ``train_images_per_second``, ``eval_images_per_second``.
@@ -311,6 +312,7 @@ class Trained:
     model: nn.Module
     metrics: dict[str, float]
     evaluators: list[BaseMetric]
+    train_dataset: SeededDraws
     val_dataset: Any
     cost: dict[str, float] = field(default_factory=dict)
     resumed_at: int = 0
@@ -373,6 +375,7 @@ def run_training(
             model=_bare(runner.model).eval(),
             metrics=dict(metrics),
             evaluators=list(runner.test_evaluator.metrics),
+            train_dataset=runner.train_dataloader.dataset,
             val_dataset=runner.test_dataloader.dataset,
             cost={
                 "train_seconds": trained - began,

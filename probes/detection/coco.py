@@ -1,0 +1,209 @@
+"""COCO-format data and scores for MMDetection: chosen images, classes in the order given, COCO's mean AP."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+from probes import mmlab  # noqa: F401 - before mmdet, which it prepares
+
+# isort: split
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import DATASETS, METRICS
+from pycocotools import mask as mask_api
+
+from backbones.errors import UserError
+
+# in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
+STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+
+
+class _OrderedCOCO(MMDetCOCO):
+    """An annotation file, read silently, whose category ids come in the order of the names asked for.
+
+    mmdet takes the file's order for the labels and the config's order for the names, which need not agree.
+    """
+
+    def __init__(self, annotation_file: str) -> None:
+        with redirect_stdout(io.StringIO()):
+            super().__init__(annotation_file)
+
+    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+        return category_ids(self.dataset, cat_names)
+
+
+def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list[int]:
+    """COCO category id of each class.
+
+    Raises:
+        UserError: the file lacks a class; names it.
+    """
+    known = {category["name"]: category["id"] for category in annotations.get("categories", [])}
+    if missing := [name for name in classes if name not in known]:
+        raise UserError(f"the annotation file has no category {missing[0]!r}; it has {', '.join(sorted(known))}")
+    return [known[name] for name in classes]
+
+
+@DATASETS.register_module()
+class CocoInstances(CocoDataset):
+    """mmdet's ``CocoDataset`` on chosen images.
+
+    Args:
+        image_ids: keep only these images of the file; None keeps all.
+        drop_empty: leave out images without an object that is not a crowd (for training).
+        **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
+
+    Attributes:
+        dropped_empty: how many images ``drop_empty`` left out.
+
+    Raises:
+        UserError: a class is not in the file, a chosen image is not in it, or nothing is left.
+    """
+
+    COCOAPI = _OrderedCOCO
+
+    def __init__(
+        self, *args: Any, image_ids: Sequence[int] | None = None, drop_empty: bool = False, **kwargs: Any
+    ) -> None:
+        self.image_ids, self.drop_empty, self.dropped_empty = image_ids, drop_empty, 0
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        images = super().load_data_list()
+        if self.image_ids is not None:
+            chosen = set(self.image_ids)
+            images = [image for image in images if image["img_id"] in chosen]
+            if len(images) < len(chosen):
+                raise UserError(f"{self.ann_file} has only {len(images)} of the {len(chosen)} chosen images")
+        return images
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        images = self.data_list
+        if self.drop_empty:
+            images = [image for image in images if any(not one["ignore_flag"] for one in image["instances"])]
+            self.dropped_empty = len(self.data_list) - len(images)
+        if not images:
+            raise UserError(f"{self.ann_file} has no image with an object of the classes asked for; check the classes")
+        return images
+
+
+@METRICS.register_module()
+class CocoMeanAP(BaseMetric):
+    """COCO's box and mask average precision in per cent, over exactly the images that were predicted.
+
+    The definition is that of pycocotools' ``COCOeval`` (IoU 0.5:0.95, 101 recall points, at most 100 detections an
+    image, crowds ignored), computed by faster-coco-eval. The area of a mask result is its mask's. A size without any
+    object in the truth has no score and is left out of the result.
+
+    Args:
+        ann_file: COCO annotation file.
+        masks: score masks too.
+
+    Attributes:
+        detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of the original image).
+        image_ids, detection_counts, object_counts: one for each predicted image; crowds are not counted as objects.
+    """
+
+    default_prefix = None
+
+    def __init__(self, ann_file: str, masks: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ann_file, self.masks = ann_file, masks
+        self.detections: list[dict[str, Any]] = []
+        self.image_ids: list[int] = []
+        self.detection_counts: list[int] = []
+        self.object_counts: list[int] = []
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            result = {
+                "image_id": int(sample["img_id"]),
+                "boxes": found["bboxes"].cpu().double().numpy(),
+                "labels": found["labels"].cpu().numpy(),
+                "scores": found["scores"].cpu().double().numpy(),
+            }
+            if self.masks:
+                result["masks"] = [encode_mask(mask) for mask in found["masks"].cpu().numpy()]
+            self.results.append(result)
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        truth = COCO(self.ann_file)
+        categories = category_ids(truth.dataset, self.dataset_meta["classes"])
+        self.image_ids = [result["image_id"] for result in results]
+        self.detection_counts = [len(result["scores"]) for result in results]
+        self.object_counts = [
+            sum(not one.get("iscrowd") and one["category_id"] in set(categories) for one in truth.imgToAnns[image])
+            for image in self.image_ids
+        ]
+        self.detections = coco_results(results, categories)
+        metrics = mean_ap(truth, self.detections, self.image_ids, categories, "bbox")
+        if self.masks:
+            metrics |= mean_ap(truth, self.detections, self.image_ids, categories, "segm")
+        return metrics
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """(H, W) bool → COCO's compressed run-length code, with ``counts`` as str (so that it fits JSON)."""
+    code = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()}
+
+
+def coco_results(results: Sequence[Mapping[str, Any]], categories: Sequence[int]) -> list[dict[str, Any]]:
+    """Predictions of images (``boxes`` x1 y1 x2 y2, ``labels``, ``scores``, perhaps ``masks``) → COCO result list."""
+    detections = []
+    for result in results:
+        for i, (box, label, score) in enumerate(
+            zip(result["boxes"].tolist(), result["labels"].tolist(), result["scores"].tolist(), strict=True)
+        ):
+            detection = {
+                "image_id": result["image_id"],
+                "category_id": categories[label],
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "score": score,
+            }
+            if "masks" in result:
+                detection["segmentation"] = result["masks"][i]
+            detections.append(detection)
+    return detections
+
+
+def mean_ap(
+    truth: COCO, detections: list[dict[str, Any]], image_ids: Sequence[int], categories: Sequence[int], kind: str
+) -> dict[str, float]:
+    """``bbox_mAP`` … or ``segm_mAP`` … (``kind`` is ``bbox`` or ``segm``) in per cent; sizes without truth are left
+    out.
+
+    Raises:
+        UserError: the images have no object at all.
+    """
+    if kind == "segm":  # without its box, a result's area is that of its mask
+        detections = [{name: value for name, value in one.items() if name != "bbox"} for one in detections]
+    predicted = truth.loadRes(detections) if detections else _empty_like(truth)
+    evaluation = COCOeval_faster(truth, predicted, kind, print_function=_silent)
+    evaluation.params.imgIds = sorted(image_ids)
+    evaluation.params.catIds = list(categories)
+    evaluation.run()
+    metrics = {f"{kind}_{name}": 100 * float(evaluation.stats[place]) for place, name in enumerate(STATS)}
+    scored = {name: value for name, value in metrics.items() if value >= 0}
+    if f"{kind}_mAP" not in scored:
+        raise UserError(f"the {len(image_ids)} images to evaluate on have no object; there is nothing to score")
+    return scored
+
+
+def _empty_like(truth: COCO) -> COCO:
+    """A result without detections (``loadRes`` wants at least one)."""
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _silent(*_: Any) -> None:
+    pass

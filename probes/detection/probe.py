@@ -1,0 +1,221 @@
+"""The detection probes: a config generated from backbone, dataset and settings, trained and scored by COCO's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backbones.errors import UserError
+from probes.base import Context, TaskResult
+from probes.datasets.base import Kind, PreparedDataset, Split
+from probes.detection import models
+from probes.detection.models import Part
+from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+
+@dataclass
+class DetectionProbe:
+    """A detector on the maps of a frozen backbone; see ``probes.base.Probe``."""
+
+    name: str
+    settings_type: type
+    metrics: Mapping[str, int]
+    kind: Kind = "detection"
+    version: int = 1
+    needs_text: bool = False
+    splits: tuple[Split, ...] = ("train", "val")
+
+    @property
+    def masks(self) -> bool:
+        """Whether instance masks are predicted too."""
+        return "segm_mAP" in self.metrics
+
+    def config(self, context: Context) -> str:
+        """The resolved MMEngine config; it runs with plain mmengine."""
+        from probes.training import resolved
+
+        return resolved(detection_config(self, context), context).pretty_text
+
+    def run(self, context: Context) -> TaskResult:
+        """Train the detector on ``train`` and score ``val`` by COCO's rules.
+
+        Raises:
+            UserError: dataset and settings do not fit the probe.
+            NonFiniteLoss: training broke.
+        """
+        from probes.detection.panel import draw_panel
+        from probes.training import run_training
+
+        spec, samples = context.data.spec, context.data.samples["val"]
+        trained = run_training(detection_config(self, context), context, description=f"{spec.name}/{self.name}")
+        (scores,) = trained.evaluators
+        names = {sample.target: sample.image for sample in samples}
+        if sorted(scores.image_ids) != sorted(names):
+            raise RuntimeError(f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split")
+        return TaskResult(
+            metrics={name: trained.metrics[name] for name in self.metrics if name in trained.metrics},
+            per_image={
+                "image": np.array([names[image] for image in scores.image_ids]),
+                "image_id": np.array(scores.image_ids, dtype=np.int64),
+                "detections": np.array(scores.detection_counts, dtype=np.int64),
+                "objects": np.array(scores.object_counts, dtype=np.int64),
+            },
+            detections=scores.detections,
+            panel=draw_panel(
+                context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
+            ),
+            config=trained.config,
+            cost=trained.cost,
+            notes=self._notes(trained.metrics, trained.train_dataset),
+        )
+
+    def _notes(self, metrics: Mapping[str, float], train: Any) -> list[str]:
+        notes = []
+        if dropped := train.dataset.dropped_empty:
+            notes.append(
+                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
+            )
+        if holes := [name for name in self.metrics if name not in metrics]:
+            notes.append(f"val has no object of that size, so there is no {', '.join(holes)}")
+        return notes
+
+
+def detection_config(probe: DetectionProbe, context: Context) -> Config:
+    """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds the shared parts."""
+    from mmengine.config import Config
+
+    from probes.detection import coco, ssd_head  # noqa: F401 - register what the config names
+
+    data, backbone = context.data, context.backbone
+    settings: DetectionSettings = context.settings
+    if not isinstance(settings, probe.settings_type):
+        raise UserError(f"{probe.name} takes {probe.settings_type.__name__}, not {type(settings).__name__}")
+    frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
+    if isinstance(settings, MaskRCNNSettings):
+        model = models.mask_rcnn(backbone, frozen, len(data.classes), settings.width, settings.hidden)
+        train, test = _mask_rcnn_pipelines(settings)
+    else:
+        assert isinstance(settings, SSDSettings)
+        model = models.ssd(backbone, frozen, len(data.classes), settings.width, settings.size)
+        train, test = _ssd_pipelines(settings, [255 * value for value in backbone.data.mean])
+    train_set, val_set = coco_set(data, "train", train), coco_set(data, "val", test)
+    evaluator = {
+        "type": "CocoMeanAP",
+        "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
+        "masks": probe.masks,
+    }
+    return Config(
+        {
+            "custom_imports": {"imports": ["probes.detection.coco", "probes.detection.ssd_head"]},
+            "default_scope": "mmdet",
+            "model": model,
+            "train_dataloader": {"batch_size": settings.batch_size, "dataset": {**train_set, "drop_empty": True}},
+            "val_dataloader": {"batch_size": 1, "dataset": {**val_set, "test_mode": True}},
+            "val_evaluator": evaluator,
+            "optim_wrapper": _optimizer(settings),
+            "param_scheduler": _schedule(settings),
+            "train_cfg": {"max_iters": settings.max_iters},
+        }
+    )
+
+
+def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
+    """Config of the ``CocoInstances`` that has the samples of a split.
+
+    The image ids are named unless the split is the whole official one (their list would be long).
+    """
+    samples = data.samples[split]
+    if not samples:
+        raise UserError(f"{data.spec.name} has no image in its split {split!r}")
+    folders = data.spec.extra.get("image_folder", {})
+    whole = len(samples) == data.spec.expected.get(split)
+    return {
+        "type": "CocoInstances",
+        "data_root": str(data.root),
+        "ann_file": data.spec.annotations[split],
+        "data_prefix": {"img": folders.get(split) or str(PurePosixPath(samples[0].image).parent)},
+        "metainfo": {"classes": data.classes},
+        "image_ids": None if whole else [sample.target for sample in samples],
+        "pipeline": pipeline,
+    }
+
+
+def _mask_rcnn_pipelines(settings: MaskRCNNSettings) -> tuple[list[Part], list[Part]]:
+    resize = {"type": "Resize", "scale": (settings.long_side, settings.short_side), "keep_ratio": True}
+    train: list[Part] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+        resize,
+        {"type": "RandomFlip", "prob": settings.flip},
+        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
+        {"type": "PackDetInputs"},
+    ]
+    return train, [{"type": "LoadImageFromFile"}, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
+
+
+def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
+    """``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
+    resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
+    zoom = [
+        {"type": "Expand", "mean": fill, "to_rgb": True, "ratio_range": (1, 4)},
+        {"type": "MinIoURandomCrop", "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9), "min_crop_size": 0.3},
+    ]
+    colours = [
+        {
+            "type": "PhotoMetricDistortion",
+            "brightness_delta": 32,
+            "contrast_range": (0.5, 1.5),
+            "saturation_range": (0.5, 1.5),
+            "hue_delta": 18,
+        }
+    ]
+    train: list[Part] = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        *(zoom if settings.augment else []),
+        resize,
+        {"type": "RandomFlip", "prob": settings.flip},
+        *(colours if settings.augment else []),
+        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
+        {"type": "PackDetInputs"},
+    ]
+    return train, [{"type": "LoadImageFromFile"}, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
+
+
+def _optimizer(settings: DetectionSettings) -> Part:
+    if settings.optimizer == "adamw":
+        optimizer = {"type": "AdamW", "lr": settings.lr, "weight_decay": settings.weight_decay}
+    else:
+        optimizer = {"type": "SGD", "lr": settings.lr, "weight_decay": settings.weight_decay, "momentum": 0.9}
+    clip = {"max_norm": settings.clip_norm, "norm_type": 2} if settings.clip_norm else None
+    return {
+        "type": "OptimWrapper",
+        "optimizer": optimizer,
+        "clip_grad": clip,
+        "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0},
+    }
+
+
+def _schedule(settings: DetectionSettings) -> list[Part]:
+    """Linear warm-up, then a cosine to zero, both by iteration."""
+    end = min(round(settings.warmup * settings.max_iters), settings.max_iters - 1)
+    cosine = {
+        "type": "CosineAnnealingLR",
+        "by_epoch": False,
+        "begin": end,
+        "end": settings.max_iters,
+        "T_max": settings.max_iters - end,
+        "eta_min": 0.0,
+    }
+    if not end:
+        return [cosine]
+    return [{"type": "LinearLR", "by_epoch": False, "start_factor": 0.001, "begin": 0, "end": end}, cosine]

@@ -1,0 +1,93 @@
+"""Protocol of the detection probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backbones.errors import UserError
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """What both detectors share; every field is part of the task's identity.
+
+    Attributes:
+        max_iters, batch_size: length of training; images of a batch.
+        optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
+        lr, weight_decay: of the optimizer.
+        warmup: share of ``max_iters`` over which the learning rate grows linearly from a thousandth; then a cosine
+            to 0.
+        clip_norm: the gradient's norm is clipped to this; 0 for never.
+        flip: probability of a horizontal flip in training.
+        width: channels of the pyramid and the heads.
+        precision: of the frozen backbone, ``fp32`` or ``bf16``; what is trained is in fp32.
+    """
+
+    max_iters: int = 90_000
+    batch_size: int = 16
+    optimizer: str = "adamw"
+    lr: float = 2e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.01
+    clip_norm: float = 10.0
+    flip: float = 0.5
+    width: int = 256
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        checks = {
+            "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
+            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            "lr": (self.lr > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "warmup": (0 <= self.warmup < 1, "a share below 1"),
+            "clip_norm": (self.clip_norm >= 0, "0 or more"),
+            "flip": (0 <= self.flip <= 1, "a probability"),
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "width")},
+        }
+        for name, (right, wanted) in checks.items():
+            _must(name, getattr(self, name), right, wanted)
+
+
+@dataclass(frozen=True)
+class MaskRCNNSettings(DetectionSettings):
+    """Defaults: COCO's 1x schedule, 90k iterations of 16 images.
+
+    Attributes:
+        short_side, long_side: images are resized, keeping their shape, until one of these is met, pixels.
+        hidden: width of the box head's fully connected layers.
+    """
+
+    short_side: int = 800
+    long_side: int = 1333
+    hidden: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _must("short_side", self.short_side, self.short_side >= 32, "32 pixels or more")
+        _must("long_side", self.long_side, self.long_side >= self.short_side, "short_side or more")
+        _must("hidden", self.hidden, self.hidden >= 1, "1 or more")
+
+
+@dataclass(frozen=True)
+class SSDSettings(DetectionSettings):
+    """Defaults: 120k iterations of 32 images, about 33 rounds of COCO.
+
+    Attributes:
+        size: images are resized to size × size pixels, whatever their shape.
+        augment: SSD's own augmentation (zoom out, crops by overlap, colours) on top of the flip.
+    """
+
+    max_iters: int = 120_000
+    batch_size: int = 32
+    size: int = 320
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _must("size", self.size, self.size >= 32, "32 pixels or more")
+
+
+def _must(name: str, value: object, right: bool, wanted: str) -> None:
+    if not right:
+        raise UserError(f"{name}={value!r} is not possible; it must be {wanted}")

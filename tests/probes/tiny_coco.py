@@ -1,0 +1,94 @@
+"""A generated COCO set: coloured shapes on noise, one crowd, one image without objects, categories not in label order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
+
+CLASSES = ("square", "disc", "bar")
+CATEGORY_IDS = {"disc": 1, "bar": 7, "square": 90}  # the file's order is not the order of the classes
+COLOURS = {"square": (220, 40, 40), "disc": (40, 200, 60), "bar": (50, 80, 230)}
+
+
+def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int = 0) -> Path:
+    """Write the set in COCO's layout and return ``root``. In each split image 1 is empty and image 2 has a crowd."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        folder = root / f"{split}2017"
+        folder.mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for number in range(count):
+            height, width = side, side + 16 * (number % 2)
+            pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+            identity = 100 * number + (1 if split == "train" else 2)
+            taken = np.zeros((height, width), bool)
+            for _ in range(0 if number == 1 else 3):
+                name = CLASSES[int(rng.integers(3))]
+                mask = _shape(rng, name, height, width)
+                if (mask & taken).any() or mask.sum() < 20:
+                    continue
+                taken |= mask
+                pixels[mask] = COLOURS[name]
+                annotations.append(_annotation(len(annotations) + 1, identity, name, mask, crowd=False))
+            if number == 2:
+                crowd = np.zeros((height, width), bool)
+                crowd[: height // 4] = True
+                annotations.append(_annotation(len(annotations) + 1, identity, "disc", crowd & ~taken, crowd=True))
+            file = f"{identity:06d}.png"
+            Image.fromarray(pixels).save(folder / file)
+            images.append({"id": identity, "file_name": file, "height": height, "width": width})
+        categories = [{"id": identity, "name": name} for name, identity in CATEGORY_IDS.items()]
+        (root / "annotations").mkdir(exist_ok=True)
+        path = root / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root
+
+
+def prepared(root: Path, skip: int = 0) -> PreparedDataset:
+    """The set as a probe gets it; without the last ``skip`` training images."""
+    annotations = {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")}
+    samples = {}
+    for split, file in annotations.items():
+        images = json.loads((root / file).read_text())["images"]
+        samples[split] = [Sample(f"{split}2017/{image['file_name']}", image["id"]) for image in images]
+    samples["train"] = samples["train"][: len(samples["train"]) - skip]
+    spec = DatasetSpec(
+        "shapes", "detection", "shapes", lambda root, split: [], classes=CLASSES, annotations=annotations
+    )
+    return PreparedDataset(spec, root, samples)
+
+
+def _shape(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    size = int(rng.integers(height // 5, height // 2))
+    top, left = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
+    if name == "disc":
+        return (y - top - size / 2) ** 2 + (x - left - size / 2) ** 2 <= (size / 2) ** 2
+    tall = size if name == "square" else size // 3
+    return (y >= top) & (y < top + tall) & (x >= left) & (x < left + size)
+
+
+def _annotation(identity: int, image: int, name: str, mask: np.ndarray, crowd: bool) -> dict:
+    code = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+    if crowd:  # uncompressed run-length code, as in COCO's files
+        flat = mask.flatten(order="F").astype(np.int8)
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
+        counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
+        segmentation: object = {"size": list(mask.shape), "counts": [int(c) for c in counts]}
+    else:
+        segmentation = {"size": list(mask.shape), "counts": code["counts"].decode()}
+    return {
+        "id": identity,
+        "image_id": image,
+        "category_id": CATEGORY_IDS[name],
+        "bbox": [float(v) for v in mask_api.toBbox(code)],
+        "area": float(mask_api.area(code)),
+        "iscrowd": int(crowd),
+        "segmentation": segmentation,
+    }
