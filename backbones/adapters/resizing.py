@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-_KEPT = 4  # sizes remembered; a resized copy shares all but its position tables with the original
+_KEPT = 4  # sizes remembered; a resized copy shares its parameters with the original, position tables apart
 
 
 class SizedCopies:
@@ -31,7 +30,8 @@ class SizedCopies:
         if size == self.native:
             return self.model
         if size not in self._copies:
-            shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
+            # parameters are shared (a resized one is replaced); buffers are not, since timm fills them in place
+            shared = {id(parameter): parameter for parameter in self.model.parameters()}
             with torch.inference_mode(False), torch.no_grad():
                 resized: Any = copy.deepcopy(self.model, memo=shared)
                 resized.set_input_size(size)

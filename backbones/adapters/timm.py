@@ -87,8 +87,8 @@ class TimmBackbone(Backbone):
 def build(request: Request) -> Backbone:
     """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
 
-    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (for ``timm.create_model``),
-    ``layers``, ``size``, ``mean``, ``std`` (over timm's data config), ``licence`` and, for weights that a package carries,
+    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of ``create_model``),
+    ``layers``, ``size``, ``mean``, ``std`` (over timm's data config), ``licence`` and, for weights a package carries,
     ``state`` (a function that returns the state dict and its source).
 
     Raises:
@@ -136,8 +136,8 @@ def _check_name(arch: str, tag: str) -> None:
         close = difflib.get_close_matches(arch, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"timm has no model {arch!r}; {hint}")
-    if tag and timm.get_pretrained_cfg(f"{arch}.{tag}") is None:
-        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in tags:
         raise UserError(f"timm has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}")
 
 

@@ -31,7 +31,15 @@ class Settings:
 def test_strings_take_the_type_of_their_field():
     changed = with_changes(
         Settings(),
-        {"max_iters": "7", "lr": "1e-3", "flip": "false", "size": "224", "precision": "bf16", "lrs": "1,0.5", "scale": "1,2"},
+        {
+            "max_iters": "7",
+            "lr": "1e-3",
+            "flip": "false",
+            "size": "224",
+            "precision": "bf16",
+            "lrs": "1,0.5",
+            "scale": "1,2",
+        },
     )
     assert changed == Settings(7, 1e-3, False, 224, "bf16", (1.0, 0.5), (1.0, 2.0))
     assert with_changes(changed, {"size": "none"}).size is None

@@ -1,0 +1,307 @@
+"""Weights on disk: what is saved comes back, and what is broken is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from safetensors.torch import load_file, save_file
+
+import backbones
+from backbones import UserError, load_checkpoint, save_checkpoint
+from backbones.base import state_sha256
+from tests.backbones.mini import CONFIG, DATA, mini_clip
+
+TEXTS = ["a red sphere", "two boxes on a table in a room that is described at far too great a length for the context"]
+
+
+@pytest.fixture
+def mini(tmp_path) -> Path:
+    path = tmp_path / "mini.safetensors"
+    save_checkpoint(
+        path,
+        mini_clip().state_dict(),
+        architecture="open_clip/mini-clip",
+        model_config=CONFIG,
+        data=DATA,
+        licence="MIT",
+        source="trained here",
+        extra={"recipe": "clip", "lambda_clip": 1.0},
+    )
+    return path
+
+
+@functools.cache
+def lite_bytes(kind: str) -> bytes:
+    """A small checkpoint of each kind, as bytes."""
+    state = {"weight": torch.arange(60.0).reshape(3, 20), "bias": torch.ones(3, dtype=torch.float16)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        if kind == "ours":
+            save_checkpoint(path, state, architecture="timm/x", model_config={}, data=DATA)
+        elif kind == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path)
+        return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["cliptex", "clip-ft"])
+def test_a_custom_clip_comes_back_whole(mini, name):
+    original = mini_clip()
+    backbone = backbones.create(name, weights=mini)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(backbone.encode_image(images), original.encode_image(images))
+        tokens = backbone.tokenizer(TEXTS)
+        assert tokens.shape == (2, 16)
+        assert torch.equal(backbone.encode_text(TEXTS), original.encode_text(tokens))
+    assert backbone.data == DATA
+    assert backbone.architecture == "open_clip/mini-clip"
+    assert backbone.weights.sha256 == state_sha256(original.state_dict())
+    assert (backbone.weights.licence, backbone.weights.source) == ("MIT", str(mini))
+    assert load_checkpoint(mini).extra == {"recipe": "clip", "lambda_clip": 1.0}
+    assert load_checkpoint(mini).source == "trained here"
+
+
+def test_a_backbone_saves_itself(mini, tmp_path):
+    first = backbones.create("efficientnet-lite0", weights=mini, any_architecture=True)
+    assert first.architecture == "open_clip/mini-clip"
+    digest = save_checkpoint(tmp_path / "again.safetensors", first)
+    second = backbones.create("cliptex", weights=tmp_path / "again.safetensors")
+    assert digest == first.weights.sha256 == second.weights.sha256
+    assert first.key() == second.key()
+    assert load_file(tmp_path / "again.safetensors").keys() == mini_clip().state_dict().keys()
+
+
+def test_a_timm_backbone_saves_itself(tmp_path):
+    first = backbones.create("random/timm/resnet18", seed=3)
+    save_checkpoint(tmp_path / "r.safetensors", first)
+    for second in (
+        backbones.create("timm/resnet18", weights=tmp_path / "r.safetensors"),
+        backbones.create("clip", weights=tmp_path / "r.safetensors", any_architecture=True),
+        backbones.create("cliptex", weights=tmp_path / "r.safetensors"),
+    ):
+        assert second.key() == first.key()
+
+
+def test_quick_gelu_is_part_of_who_it_is(tmp_path):
+    files = []
+    for quick in (False, True):
+        files.append(tmp_path / f"{quick}.safetensors")
+        config = {**CONFIG, "quick_gelu": quick}
+        save_checkpoint(files[-1], mini_clip().state_dict(), architecture="open_clip/m", model_config=config, data=DATA)
+    exact, quick = (backbones.create("cliptex", weights=file) for file in files)
+    assert exact.weights.sha256 == quick.weights.sha256
+    assert exact.key() != quick.key()
+    images = torch.randn(1, 3, 64, 64)
+    assert not torch.allclose(exact.encode_image(images), quick.encode_image(images))
+
+
+def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
+    """The trap: a tuned ``-quickgelu`` model fits the plain architecture, and silently computes otherwise."""
+    import open_clip.factory as factory
+
+    plain = {**CONFIG, "quick_gelu": False}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", plain)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini-quickgelu", {**CONFIG})
+    path = tmp_path / "tuned.safetensors"
+    save_checkpoint(path, backbones.create("open_clip/Mini-quickgelu"))
+    with pytest.raises(
+        UserError, match=r"holds open_clip/Mini-quickgelu, not open_clip/Mini .quick_gelu is True, not None"
+    ):
+        backbones.create("open_clip/Mini", weights=path)
+    assert backbones.create("open_clip/Mini-quickgelu", weights=path).model_config["quick_gelu"]
+    built = backbones.create("open_clip/Mini", weights=path, any_architecture=True)
+    assert built.architecture == "open_clip/Mini-quickgelu"
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "visual.", "backbone."])
+def test_plain_files_are_unwrapped(tmp_path, wrapper, prefix):
+    backbone = backbones.create("random/timm/test_vit", seed=1)
+    state = {prefix + name: tensor for name, tensor in backbone.model_state().items()}
+    loaded = {wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}} if wrapper else state
+    torch.save(loaded, tmp_path / "weights.pth")
+    again = backbones.create("timm/test_vit", weights=tmp_path / "weights.pth")
+    assert again.weights.sha256 == backbone.weights.sha256
+    assert again.weights.licence == "unknown"
+
+
+def test_another_head_is_no_other_architecture(tmp_path):
+    import timm
+
+    model = timm.create_model("test_vit", num_classes=7)
+    save_file(model.state_dict(), tmp_path / "tuned.safetensors")
+    backbone = backbones.create("timm/test_vit", weights=tmp_path / "tuned.safetensors")
+    assert backbone.classifier_logits(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
+    headless = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    save_file(headless, tmp_path / "headless.safetensors")
+    backbone = backbones.create("timm/test_vit", weights=tmp_path / "headless.safetensors")
+    with pytest.raises(UserError, match="no classifier"):
+        backbone.classifier_logits(torch.zeros(1, 3, 160, 160))
+    backbones.save_checkpoint(tmp_path / "again.safetensors", backbone)
+    assert backbones.create("timm/test_vit", weights=tmp_path / "again.safetensors").key() == backbone.key()
+
+
+@pytest.mark.parametrize("prefix", ["", "visual."])
+def test_an_image_tower_alone_has_no_text(tmp_path, monkeypatch, prefix):
+    import open_clip.factory as factory
+
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
+    original = mini_clip()
+    save_file({prefix + n: t for n, t in original.visual.state_dict().items()}, tmp_path / "tower.safetensors")
+    one, two = (backbones.create("open_clip/Mini", weights=tmp_path / "tower.safetensors", seed=s) for s in (0, 1))
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(one.encode_image(images), original.encode_image(images))
+    assert one.weights.sha256 == two.weights.sha256
+    with pytest.raises(UserError, match="no text tower"):
+        one.encode_text(["a dog"])
+
+
+def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
+    resnet = tmp_path / "resnet.pth"
+    torch.save(backbones.create("random/timm/resnet18").model_state(), resnet)
+    with pytest.raises(UserError, match=r"resnet.pth does not fit timm/resnet34: no layer1.2.conv1.weight") as caught:
+        backbones.create("timm/resnet34", weights=resnet)
+    assert "\n" not in str(caught.value)
+    assert "more" in str(caught.value)
+    wide = {n: t.new_zeros(t.shape[0] * 2, *t.shape[1:]) for n, t in mini_clip().visual.state_dict().items()}
+    save_file(wide, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match="does not fit open_clip/ViT-B-16"):
+        backbones.create("clip", weights=tmp_path / "wide.safetensors")
+    with pytest.raises(
+        UserError, match=r"holds open_clip/mini-clip, not open_clip/ViT-B-16 .*embed_dim is 32, not 512"
+    ):
+        backbones.create("clip", weights=mini)
+    with pytest.raises(UserError, match="holds open_clip/mini-clip, not timm/resnet18"):
+        backbones.create("timm/resnet18", weights=mini)
+    with pytest.raises(UserError, match="does not say its architecture"):
+        backbones.create("cliptex", weights=resnet)
+    save_checkpoint(tmp_path / "alien.st", {"w": torch.ones(1)}, architecture="alien/net", model_config={}, data=DATA)
+    with pytest.raises(UserError, match="no known family"):
+        backbones.create("cliptex", weights=tmp_path / "alien.st", any_architecture=True)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path(tempfile.gettempdir()) / "cliptex-evil",))
+
+
+def test_pickles_are_never_run(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "evil": Evil()}, path)
+    with pytest.raises(UserError, match=r"evil.pth would have to be unpickled.*safetensors"):
+        backbones.create("timm/resnet18", weights=path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"evil.pth"):
+        backbones.create("timm/resnet18", weights=path)
+    torch.save(torch.nn.Linear(2, 2), path)  # a whole module
+    with pytest.raises(UserError, match="would have to be unpickled"):
+        load_checkpoint(path)
+    assert not (Path(tempfile.gettempdir()) / "cliptex-evil").exists()
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(UserError, match=r"no weights file .*missing.pth; check the path"):
+        backbones.create("timm/resnet18", weights=tmp_path / "missing.pth")
+    with pytest.raises(UserError, match="no weights file"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(UserError, match=r"empty\.pth"):
+        load_checkpoint(tmp_path / "empty.pth")
+    torch.save({"epoch": 3}, tmp_path / "nothing.pth")
+    with pytest.raises(UserError, match="holds no tensors"):
+        load_checkpoint(tmp_path / "nothing.pth")
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no tensors"):
+        load_checkpoint(tmp_path / "list.pth")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match="TorchScript"):
+        load_checkpoint(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
+    state = copy.deepcopy(backbones.create("random/timm/test_vit").model_state())
+    state["norm.bias"][3] = value
+    save(state, tmp_path / "broken")
+    with pytest.raises(UserError, match=r"NaN or infinite values in 'norm\.bias'"):
+        backbones.create("timm/test_vit", weights=tmp_path / "broken")
+
+
+def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(
+            tmp_path / "file" / "w.st", {"w": torch.ones(1)}, architecture="timm/x", model_config={}, data=DATA
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match="architecture"):
+        save_checkpoint(tmp_path / "w.st", {"w": torch.ones(1)})
+
+
+@pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
+    whole = lite_bytes(kind)
+    path = tmp_path / "cut"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
+    damaged = bytearray(lite_bytes("ours"))
+    damaged[int(len(damaged) * place)] ^= 1 << bit
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(damaged)
+    good = tmp_path / "good.safetensors"
+    good.write_bytes(lite_bytes("ours"))
+    try:
+        state = load_checkpoint(path).state
+    except UserError as error:
+        assert str(path) in str(error)
+    else:
+        whole = load_checkpoint(good).state
+        assert state_sha256(state) == state_sha256(whole)
+
+
+_DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+_SHAPES = st.lists(st.integers(0, 4), max_size=3)
+
+
+@given(st.dictionaries(st.text("abc.é_", min_size=1, max_size=8), st.tuples(_DTYPES, _SHAPES), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_state_dict_comes_back(tmp_path, layout):
+    state = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in layout.items()}
+    path = tmp_path / "any.safetensors"
+    save_checkpoint(path, state, architecture="timm/x", model_config={"a": [1, 2]}, data=DATA)
+    read = load_checkpoint(path)
+    assert read.state.keys() == state.keys()
+    for name, tensor in state.items():
+        assert read.state[name].dtype == tensor.dtype
+        assert torch.equal(read.state[name], tensor)
+    assert (read.data, read.model_config) == (DATA, {"a": [1, 2]})
+
+
+def test_tied_and_strided_tensors_are_written_in_full(tmp_path):
+    weight = torch.arange(12.0).reshape(3, 4)
+    path = tmp_path / "tied.safetensors"
+    save_checkpoint(path, {"a": weight, "b": weight, "t": weight.T}, architecture="timm/x", model_config={}, data=DATA)
+    state = load_checkpoint(path).state
+    assert torch.equal(state["a"], state["b"])
+    assert torch.equal(state["t"], weight.T)

@@ -1,0 +1,179 @@
+"""What every backbone must do, checked on every entry of the registry and on typical members of the families."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import backbones
+from backbones import registry
+from backbones.base import state_sha256
+
+THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
+THIN_CLIP = {"model_args": {"vision_cfg": {"width": 96, "head_width": 32}, "text_cfg": {"width": 64, "layers": 2}}}
+THIN = {
+    "clip": THIN_CLIP,
+    "clip-openai": THIN_CLIP,
+    "clip-ft": THIN_CLIP,
+    "cliptex": THIN_CLIP,
+    "siglip": {
+        "model_args": {
+            "embed_dim": 192,
+            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
+            "text_cfg": {"width": 64, "heads": 2, "layers": 2},
+        }
+    },
+    "mae-b16": THIN_VIT,
+    "dinov2-b14": THIN_VIT,
+    "deit3-b16": THIN_VIT,
+    "beit-b16": THIN_VIT,
+}
+FAMILY_MEMBERS = [
+    "random/timm/resnet18",
+    "random/timm/vit_tiny_patch16_224",
+    "random/timm/swin_tiny_patch4_window7_224",
+    "random/timm/convnext_atto",
+    "open_clip/RN50",
+    "efficientnet-lite0",
+]
+
+
+@pytest.fixture(scope="module", params=[f"random/{name}" for name in backbones.names()] + FAMILY_MEMBERS)
+def name(request):
+    """Names to build; the ViT-B ones made thin (all their blocks, fewer channels), to be built quickly."""
+    base = request.param.removeprefix("random/")
+    if base not in THIN or not request.param.startswith("random/"):
+        yield request.param
+        return
+    entry = backbones.find(base)
+    registry._entries[base] = dataclasses.replace(entry, settings={**entry.settings, **THIN[base]})
+    yield request.param
+    registry._entries[base] = entry
+
+
+@pytest.fixture(scope="module")
+def backbone(name):
+    return backbones.create(name, seed=0)
+
+
+def images(backbone, rows: int, columns: int, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, rows * backbone.divisor, columns * backbone.divisor, generator=generator)
+
+
+def outputs(backbone, batch) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [*backbone(batch), backbone.encode_image(batch)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 3), (2, 5)])
+def test_shapes_are_those_declared(backbone, rows, columns):
+    batch = images(backbone, rows, columns)
+    *maps, embedding = outputs(backbone, batch)
+    height, width = batch.shape[-2:]
+    assert [m.shape for m in maps] == [
+        (2, channels, height // stride, width // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert embedding.shape == (2, backbone.embed_dim)
+    for output in (*maps, embedding):
+        assert output.dtype == torch.float32
+        assert torch.isfinite(output).all()
+
+
+def test_outputs_are_deterministic_and_images_independent(backbone):
+    batch = images(backbone, 2, 3)
+    for together, again, alone in zip(
+        outputs(backbone, batch), outputs(backbone, batch), outputs(backbone, batch[:1]), strict=True
+    ):
+        assert torch.equal(together, again)
+        torch.testing.assert_close(together[:1], alone, atol=2e-4, rtol=2e-3)
+
+
+def test_outputs_depend_on_the_image(backbone):
+    first, second = images(backbone, 2, 2)
+    for output in outputs(backbone, torch.stack([first, second])):
+        assert not torch.allclose(output[0], output[1])
+
+
+def test_frozen_means_frozen(backbone):
+    batch = images(backbone, 2, 2)
+    before, state = outputs(backbone, batch), state_sha256(backbone.state_dict())
+    assert not any(p.requires_grad for p in backbone.parameters())
+    model = nn.ModuleDict({"backbone": backbone, "probe": nn.Conv2d(backbone.channels[-1], 4, 1)}).train()
+    assert not any(module.training for module in backbone.modules())
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
+    for _ in range(2):
+        loss = model["probe"](backbone(batch)[-1]).square().mean() + 0 * backbone.encode_image(batch).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert model["probe"].weight.grad.abs().sum() > 0
+    assert state_sha256(backbone.state_dict()) == state
+    for old, new in zip(before, outputs(backbone, batch), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_identity_is_that_of_the_weights(backbone, name):
+    assert backbone.weights.sha256 == state_sha256(backbone.model_state())
+    assert backbone.weights.licence and backbone.weights.source
+    torch.manual_seed(123)
+    here = torch.random.get_rng_state()
+    again = backbones.create(name, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), here), (
+        "creating a backbone must not move the caller's random state"
+    )
+    assert again.key() == backbone.key()
+    if name != "efficientnet-lite0":
+        other = backbones.create(name, seed=1)
+        assert other.weights.sha256 != backbone.weights.sha256
+        assert other.key() != backbone.key()
+
+
+def test_data_config_is_sane(backbone):
+    data = backbone.data
+    assert all(32 <= side <= 1024 for side in data.size)
+    assert all(0 < value < 1 for value in (*data.mean, *data.std))
+    assert data.interpolation in ("bilinear", "bicubic")
+    assert 0.5 < data.crop_pct <= 1
+    assert len(data.layers) == len(backbone.channels) == len(backbone.strides)
+    assert list(data.layers) == sorted(set(data.layers))
+    assert backbone.divisor == max(backbone.strides)
+
+
+def test_names_and_text(backbone, name):
+    assert backbone.name == name
+    assert backbone.architecture.split("/")[0] in ("timm", "open_clip")
+    assert backbone.has_text == backbone.architecture.startswith("open_clip/")
+    if not backbone.has_text:
+        with pytest.raises(backbones.UserError, match="no text tower"):
+            backbone.encode_text(["a dog"])
+    elif "hf_tokenizer_name" not in backbone.model_config["text_cfg"]:
+        with torch.inference_mode():
+            dog, cat, same = backbone.encode_text(["a dog", "a cat", "a dog"])
+        assert dog.shape == (backbone.embed_dim,)
+        assert torch.allclose(dog, same, atol=1e-5)
+        assert not torch.allclose(dog, cat, atol=1e-5)
+
+
+def test_follows_the_dtype_it_is_moved_to(backbone):
+    batch = images(backbone, 2, 3, count=1)
+    with torch.inference_mode():
+        backbone(batch)  # a size other than the native one is remembered in float32 …
+        try:
+            half = backbone.to(torch.bfloat16)
+            assert half(batch.bfloat16())[-1].dtype == torch.bfloat16  # … and must not be used now
+        finally:
+            backbone.float()
+
+
+@pytest.mark.parametrize(("name", "stride"), [("clip", 16), ("dinov2-b14", 14)])
+def test_full_size_entries_read_vit_b(name, stride):
+    backbone = backbones.create(f"random/{name}")
+    assert backbone.channels == (768,) * 4
+    assert backbone.strides == (stride,) * 4
+    assert backbone.data.layers == (2, 5, 8, 11)
+    assert backbone(torch.zeros(1, 3, 2 * stride, 3 * stride))[0].shape == (1, 768, 2, 3)

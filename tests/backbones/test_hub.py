@@ -1,0 +1,160 @@
+"""Weights from the hub: a real little hub on loopback, its cache, and no hub at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+import backbones
+from backbones import UserError
+from backbones.adapters import hub
+from tests.backbones.mini import CONFIG, mini_clip
+
+TIMM, MINI = "timm/test_vit.r160_in1k", "somebody/mini-clip"
+
+SCRIPT = """
+import json, sys, warnings
+import open_clip.factory, open_clip.pretrained
+import backbones
+config = json.loads(sys.argv[1])
+open_clip.factory._MODEL_CONFIGS["Mini-quickgelu"] = config
+open_clip.pretrained._PRETRAINED["Mini-quickgelu"] = {
+    "web": open_clip.pretrained._pcfg(hf_hub="somebody/mini-clip/", quick_gelu=True, mean=(0.1, 0.2, 0.3))
+}
+result = {}
+for name in ("timm/test_vit", "open_clip/Mini-quickgelu/web"):
+    try:
+        backbone = backbones.create(name)
+        result[name] = [backbone.weights.source, backbone.weights.sha256, backbone.weights.licence, backbone.data.mean]
+    except backbones.UserError as error:
+        result[name] = str(error)
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """What the little hub serves: address → file."""
+    folder = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
+    save_file(mini_clip(1).state_dict(), folder / "open_clip_model.safetensors")
+    return {
+        f"/{TIMM}/resolve/main/model.safetensors": folder / "model.safetensors",
+        f"/{MINI}/resolve/main/open_clip_model.safetensors": folder / "open_clip_model.safetensors",
+    }
+
+
+@pytest.fixture
+def little_hub(files):
+    """A server that speaks as much of the hub's protocol as a download needs; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            file = files.get(self.path)
+            if file is None:
+                self.send_response(200 if self.path == "/" else 404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            content = file.read_bytes()
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+def create_elsewhere(endpoint: str, home: Path, offline: bool = False) -> dict:
+    """Both backbones made in a process of its own (hub settings are read once), with that hub and that cache."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_download_then_cache(little_hub, tmp_path, files):
+    torch.manual_seed(1)
+    vit = backbones.base.state_sha256(timm.create_model("test_vit").state_dict())
+    clip = backbones.base.state_sha256(mini_clip(1).state_dict())
+    expected = {
+        "timm/test_vit": ["timm/test_vit.r160_in1k", vit, "apache-2.0", [0.5, 0.5, 0.5]],
+        "open_clip/Mini-quickgelu/web": ["open_clip/Mini-quickgelu/web", clip, "unknown", [0.1, 0.2, 0.3]],
+    }
+    assert create_elsewhere(little_hub, tmp_path) == expected
+    # once in the cache, no hub is needed
+    assert create_elsewhere("http://127.0.0.1:9", tmp_path, offline=True) == expected
+    # the very file the message asks for also goes in by hand
+    by_hand = backbones.create("timm/test_vit", weights=files[f"/{TIMM}/resolve/main/model.safetensors"])
+    assert by_hand.weights.sha256 == vit
+
+
+@pytest.fixture(params=["refused", "silent", "offline", "no such host"])
+def no_hub(request, monkeypatch, tmp_path):
+    """The ways in which there is no hub; ``silent`` accepts connections and never answers."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", request.param == "offline")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            listener.listen()
+        address = "hub.invalid" if request.param == "no such host" else f"127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://{address}")
+        yield
+
+
+def test_without_network_one_line_says_which_file_to_put_where(no_hub):
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        backbones.create("timm/resnet18")
+    assert time.monotonic() - started < hub.TIMEOUT + 4
+    message = str(caught.value)
+    for part in ("no network", "model.safetensors", "huggingface.co/timm/resnet18.a1_in1k", "--weights FILE", "cache"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_every_hub_backbone_says_so_before_it_is_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in backbones.names():
+        if download := backbones.find(name).download:
+            started = time.monotonic()
+            with pytest.raises(UserError, match=f"no network .*huggingface.co/{download}") as caught:
+                backbones.create(name)
+            assert name in str(caught.value)
+            assert time.monotonic() - started < 2

@@ -1,0 +1,190 @@
+"""open_clip models: the library's own numbers at the native size, sensible maps at every other."""
+
+from __future__ import annotations
+
+import copy
+
+import hypothesis.strategies as st
+import open_clip.factory as factory
+import pytest
+import torch
+from hypothesis import given, settings
+from open_clip.model import CLIP, resize_pos_embed
+
+import backbones
+from backbones import UserError
+from backbones.adapters.open_clip import OpenClipBackbone, attention_pool, build_model, resize_position
+from tests.backbones.mini import CONFIG, DATA, mini_clip
+
+RESNET = {**CONFIG, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}}
+SIGLIP = {
+    **CONFIG,
+    "embed_dim": 64,
+    "custom_text": True,
+    "init_logit_bias": -10,
+    "vision_cfg": {
+        "image_size": 160,
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def small_architectures(monkeypatch):
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "MiniRN", RESNET)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "MiniSigLIP", SIGLIP)
+
+
+@pytest.mark.parametrize("name", ["Mini", "MiniRN", "MiniSigLIP"])
+def test_the_library_s_own_numbers_at_the_native_size(name):
+    backbone = backbones.create(f"open_clip/{name}", seed=5)
+    images = torch.randn(2, 3, *backbone.data.size)
+    with torch.inference_mode():
+        # torch's fused attention of one path and the plain one of the other differ in the last bits
+        torch.testing.assert_close(backbone.encode_image(images), backbone.model.encode_image(images))
+        theirs = backbone.model.forward_intermediates(
+            image=images,
+            image_indices=list(backbone.data.layers),
+            normalize_intermediates=True,
+            intermediates_only=True,
+            image_output_fmt="NCHW",
+        )["image_intermediates"]
+        for mine, other in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 120), (160, 32)])
+def test_another_size_is_as_if_built_at_it(size):
+    """open_clip resizes position embeddings when it loads weights into a model of another size; so do we."""
+    backbone = backbones.create("open_clip/Mini", seed=5)
+    config = copy.deepcopy(CONFIG)
+    config["vision_cfg"]["image_size"] = size
+    built, state = build_model(config).eval().requires_grad_(False), backbone.model.state_dict()
+    resize_pos_embed(state, built)
+    built.load_state_dict(state)
+    images = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.encode_image(images), built.encode_image(images))
+        theirs = built.forward_intermediates(
+            image=images, image_indices=[0, 1], normalize_intermediates=True, intermediates_only=True
+        )["image_intermediates"]
+        for mine, other in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("name", ["Mini", "MiniRN", "MiniSigLIP"])
+@pytest.mark.parametrize("place", [(0, 3), (1, 0), (2, 4)])
+def test_maps_follow_the_content(name, place):
+    """What changes in one patch of a non-square image changes most at that place of every map."""
+    backbone = backbones.create(f"open_clip/{name}", seed=5)
+    row, column = place
+    side = backbone.divisor
+    blank = torch.zeros(1, 3, 3 * side, 5 * side)
+    marked = blank.clone()
+    marked[..., row * side : (row + 1) * side, column * side : (column + 1) * side] = 3.0
+    with torch.inference_mode():
+        for before, after, stride in zip(backbone(blank), backbone(marked), backbone.strides, strict=True):
+            change = (after - before).norm(dim=1)[0]
+            y, x = divmod(int(change.argmax()), change.shape[1])
+            assert (y * stride // side, x * stride // side) == place
+
+
+def test_sized_copies_leave_the_original_alone():
+    backbone = backbones.create("open_clip/MiniSigLIP", seed=5)
+    native = torch.randn(1, 3, 160, 160)
+    with torch.inference_mode():
+        before, digest = backbone.encode_image(native), backbone.weights.sha256
+        for size in [(80, 80), (32, 160), (160, 32), (96, 64), (64, 96), (80, 80)]:
+            assert backbone(torch.randn(1, 3, *size))[0].shape[-2:] == (size[0] // 16, size[1] // 16)
+        assert torch.equal(backbone.encode_image(native), before)
+    assert backbones.base.state_sha256(backbone.model_state()) == digest
+    assert len(list(backbone.parameters())) == len(list(backbone.model.parameters()))
+
+
+@given(old=st.tuples(*[st.integers(1, 9)] * 2), new=st.tuples(*[st.integers(1, 9)] * 2))
+@settings(max_examples=50, deadline=None)
+def test_resize_position(old, new):
+    embedding = torch.randn(1 + old[0] * old[1], 5)
+    resized = resize_position(embedding, old, new)
+    assert resized.shape == (1 + new[0] * new[1], 5)
+    assert torch.equal(resized[0], embedding[0])
+    if old == new:
+        assert resized is embedding
+    flat = resize_position(torch.full_like(embedding, 0.7), old, new)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.7))
+    # rows are rows: turning the grid round turns the result round
+    turned = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5).transpose(0, 1).reshape(-1, 5)])
+    other = resize_position(turned, old[::-1], new[::-1])
+    torch.testing.assert_close(other[1:].reshape(*new[::-1], 5).transpose(0, 1).reshape(-1, 5), resized[1:])
+    # an embedding that is the same in every column resizes as each of its columns does
+    column = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].reshape(-1, 5)])
+    wide = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].expand(-1, 3, -1).reshape(-1, 5)])
+    expected = resize_position(wide, (old[0], 3), (new[0], 3))[1:].reshape(new[0], 3, 5)[:, 1]
+    torch.testing.assert_close(resize_position(column, (old[0], 1), (new[0], 1))[1:], expected)
+
+
+def test_attention_pool_resizes_and_restores():
+    model = build_model(RESNET).eval().requires_grad_(False)
+    pool = model.visual.attnpool
+    table = pool.positional_embedding.clone()
+    assert attention_pool(pool, torch.randn(2, 512, 3, 5)).shape == (2, 32)
+    features = torch.randn(2, 512, 2, 2)
+    assert torch.equal(attention_pool(pool, features), pool(features))
+    assert torch.equal(pool.positional_embedding, table)
+
+
+def test_long_texts_and_batches():
+    backbone = backbones.create("open_clip/Mini", seed=5)
+    texts = ["word " * 200, "", "ein Würfel, 立方体"]
+    with torch.inference_mode():
+        embeddings = backbone.encode_text(texts)
+        assert torch.isfinite(embeddings).all()
+        torch.testing.assert_close(embeddings[2:], backbone.encode_text(tuple(texts[2:])))
+
+
+def test_names():
+    with pytest.raises(UserError, match="did you mean ViT-B-16"):
+        backbones.create("open_clip/ViT-B16")
+    with pytest.raises(UserError, match="no weights 'nonsense' of ViT-B-16; known: openai, "):
+        backbones.create("open_clip/ViT-B-16/nonsense")
+    with pytest.raises(UserError, match="other activation; ask for open_clip/ViT-B-16-quickgelu/openai"):
+        backbones.create("open_clip/ViT-B-16/openai")
+    with pytest.raises(UserError, match="CoCa"):
+        backbones.create("open_clip/coca_ViT-B-32")
+    with pytest.raises(UserError, match=r"no network .* config.json of https://huggingface.co/roberta-base"):
+        backbones.create("open_clip/roberta-ViT-B-32")
+
+
+def test_data_config_is_that_of_the_weights():
+    siglip, clip = backbones.find("siglip"), backbones.find("clip")
+    assert siglip.settings["pretrained"] == "webli"
+    assert clip.settings["pretrained"] == "datacomp_xl_s13b_b90k"
+    import open_clip
+
+    for entry in (siglip, clip, backbones.find("clip-openai")):
+        arch = entry.settings["architecture"].removeprefix("open_clip/")
+        assert open_clip.get_pretrained_cfg(arch, entry.settings["pretrained"])["hf_hub"] == entry.download + "/"
+
+
+def test_a_tokenizer_on_the_hub_is_named(monkeypatch):
+    config = copy.deepcopy(CONFIG)
+    config["text_cfg"]["hf_tokenizer_name"] = "timm/ViT-B-16-SigLIP"
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Foreign", config)
+    backbone = backbones.create("open_clip/Foreign")
+    assert backbone.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 32)
+    with pytest.raises(UserError, match=r"tokenizer of 'open_clip/Foreign'.*huggingface.co/timm/ViT-B-16-SigLIP"):
+        backbone.encode_text(["a dog"])
+
+
+def test_is_a_plain_module_around_the_library_s_model():
+    backbone = backbones.create("open_clip/Mini")
+    assert isinstance(backbone, OpenClipBackbone)
+    assert isinstance(backbone.model, CLIP)
+    twin = copy.deepcopy(backbone)
+    images = torch.randn(1, 3, 40, 72)
+    assert torch.equal(twin(images)[0], backbone(images)[0])
+    assert mini_clip().visual.image_size == DATA.size

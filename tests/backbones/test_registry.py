@@ -1,0 +1,150 @@
+"""Names: the registry, families, random initialisation, and what other packages bring."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import backbones
+from backbones import UserError, registry
+
+NAMED = (
+    "beit-b16 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 efficientnet-lite0 mae-b16 random resnet50 siglip"
+)
+
+PLUGIN = """
+import torch
+from backbones import Backbone, DataConfig, Entry, Weights
+from backbones.base import state_sha256
+
+class Grey(Backbone):
+    name, architecture, channels, strides, divisor, embed_dim = "grey", "grey/1", (1,), (2,), 2, 1
+    data = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, layers=(0,))
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 1, 2, 2)
+
+    def forward(self, images):
+        return (self.conv(images),)
+
+    def encode_image(self, images):
+        return self.conv(images).mean((2, 3))
+
+def build(request):
+    backbone = Grey()
+    backbone.weights = Weights(f"random(seed={request.seed})", state_sha256(backbone.state_dict()))
+    return backbone
+
+ENTRY = Entry("grey", "one grey map", "MIT", build)
+OTHER = Entry("another-name", "wrong name", "MIT", build)
+NOTHING = 3
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """An installed package, as pip leaves it: a module and a dist-info folder on ``sys.path``."""
+    (tmp_path / "grey_backbone.py").write_text(PLUGIN)
+    info = tmp_path / "grey_backbone-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey-backbone\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[cliptex_benchmark.backbones]\n"
+        "grey = grey_backbone:ENTRY\n"
+        "broken = grey_backbone:MISSING\n"
+        "misnamed = grey_backbone:OTHER\n"
+        "nothing = grey_backbone:NOTHING\n"
+        "gone = no_such_module:ENTRY\n"
+        "clip = grey_backbone:ENTRY\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    registry._entries.pop("grey", None)
+    registry._broken.clear()
+    sys.modules.pop("grey_backbone", None)
+
+
+def test_named_backbones():
+    assert backbones.names() == NAMED.split()
+    for name in backbones.names():
+        entry = backbones.BACKBONES[name]
+        assert entry.name == name
+        assert entry.about and entry.licence and "\n" not in entry.about
+
+
+def test_unknown_names_get_the_nearest():
+    for name, hint in {
+        "clpi": "did you mean clip",
+        "dinov2": "did you mean dinov2-b14",
+        "efficientnet_lite0": "did you mean efficientnet-lite0",
+        "zzz": "known: beit-b16, clip, ",
+        "random/clpi": "did you mean clip",
+        "timm/": r"timm/NAME\[.TAG\]",
+        "": "known:",
+        "tim/resnet18": "no backbone",
+    }.items():
+        with pytest.raises(UserError, match=hint) as caught:
+            backbones.create(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_random_takes_any_name_and_no_weights(tmp_path):
+    backbone = backbones.create("random/timm/resnet18.a1_in1k", seed=4)
+    assert backbone.name == "random/timm/resnet18.a1_in1k"
+    assert backbone.weights.source == "random(seed=4)"
+    with pytest.raises(UserError, match="randomly initialised; ask for 'timm/resnet18'"):
+        backbones.create("random/timm/resnet18", weights=tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["cliptex", "clip-ft"])
+def test_our_own_recipes_say_how_to_make_their_weights(name):
+    with pytest.raises(UserError, match=f"benchmark train --recipe {name}.* --weights FILE.*--suite mini"):
+        backbones.create(name)
+
+
+def test_register_guards_names():
+    entry = backbones.find("clip")
+    with pytest.raises(ValueError, match="already"):
+        backbones.register(entry)
+    with pytest.raises(ValueError, match="slash"):
+        backbones.register(backbones.Entry("a/b", "", "", entry.build))
+    with pytest.raises(TypeError):
+        backbones.BACKBONES["mine"] = entry
+    with pytest.raises(ValueError, match="already"):
+        registry.register_family(registry.FAMILIES["timm"])
+
+
+def test_other_packages_bring_backbones(plugins):
+    clip = backbones.find("clip")
+    backbone = backbones.create("grey", seed=2)
+    assert backbone(torch.zeros(1, 3, 8, 6))[0].shape == (1, 1, 4, 3)
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert backbone.key() == backbones.create("grey", seed=2).key() != backbones.create("grey", seed=3).key()
+    assert "grey" in backbones.names()
+    assert "broken" not in backbones.names()
+    assert backbones.find("clip") is clip, "a package must not replace a shipped backbone"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("broken", "AttributeError"),
+        ("misnamed", "'another-name'"),
+        ("nothing", "a int, not a backbones.registry.Entry"),
+        ("gone", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_a_broken_package_is_an_error_only_for_who_asks(plugins, name, why):
+    with pytest.raises(UserError, match=f"backbone '{name}' cannot be loaded: .*{why}"):
+        backbones.create(name)
+    assert backbones.create("grey").name == "grey"
+
+
+def test_same_seed_same_weights_in_another_process():
+    code = "import backbones; print(backbones.create('random', seed=7).key())"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert there == backbones.create("random", seed=7).key()

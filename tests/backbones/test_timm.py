@@ -1,0 +1,118 @@
+"""timm models: the library's own numbers, any image size, and clear words where an architecture cannot."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import backbones
+from backbones import UserError
+from backbones.adapters.layers import evenly_spaced
+
+ARCHITECTURES = ["test_vit", "resnet18", "test_efficientnet", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"]
+ARCHITECTURES += ["vit_relpos_small_patch16_224", "deit3_small_patch16_224", "test_convnext", "mobilenetv3_small_050"]
+THIN = {
+    "beit_base_patch16_224": {"embed_dim": 96, "num_heads": 3, "init_values": 1.0},
+    "deit3_small_patch16_224": {"embed_dim": 96, "num_heads": 3, "init_values": 1.0},
+    "vit_relpos_small_patch16_224": {"embed_dim": 96, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def backbone(request):
+    """A backbone of each kind of architecture: ViTs with and without dynamic sizes, windows, CNNs."""
+    from backbones.adapters.timm import build
+    from backbones.registry import Request
+
+    torch.manual_seed(0)
+    arch = request.param
+    settings = {"model_args": THIN.get(arch, {})}
+    made = build(Request(f"timm/{arch}", settings, random=True)).freeze()
+    # position tables start as zeros in some architectures, where a wrong resize would not show
+    for name, parameter in made.named_parameters():
+        if "pos_embed" in name or "relative_position_bias_table" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def test_the_library_s_own_numbers_at_the_native_size(backbone):
+    images = torch.randn(2, 3, *backbone.data.size)
+    with torch.inference_mode():
+        model = backbone.model
+        final, theirs = model.forward_intermediates(images, indices=list(backbone.data.layers), norm=True)
+        for mine, other in zip(backbone(images), theirs, strict=True):
+            torch.testing.assert_close(mine, other)
+        embedding = backbone.encode_image(images)
+        torch.testing.assert_close(embedding, model.forward_head(model.forward_features(images), pre_logits=True))
+        torch.testing.assert_close(embedding, model.forward_head(final, pre_logits=True), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(backbone.classifier_logits(images), model(images))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 3), (4, 1)])
+def test_other_sizes(backbone, rows, columns):
+    """As timm's own model when told of the size; the original is left as it was."""
+    size = rows * 2 * backbone.divisor, columns * 2 * backbone.divisor
+    native = torch.randn(1, 3, *backbone.data.size)
+    images = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        before = backbone.encode_image(native)
+        maps, embedding = backbone(images), backbone.encode_image(images)
+        assert torch.equal(backbone.encode_image(native), before)
+    assert [m.shape[-2:] for m in maps] == [(size[0] // s, size[1] // s) for s in backbone.strides]
+    told = copy.deepcopy(backbone.model)
+    if hasattr(told, "set_input_size"):
+        if "swin" in backbone.architecture:
+            return  # told of its size it takes smaller windows; a dynamic one keeps those it was trained with
+        told.set_input_size(size)
+    with torch.inference_mode():
+        torch.testing.assert_close(embedding, told.forward_head(told.forward_features(images), pre_logits=True))
+
+
+def test_maps_follow_the_content(backbone):
+    side = 4 * backbone.divisor
+    blank = torch.zeros(1, 3, side, 2 * side)
+    with torch.inference_mode():
+        for corner in (0, side):
+            marked = blank.clone()
+            marked[..., corner : corner + side] = torch.randn(1, 3, side, side)
+            change = (backbone(marked)[0] - backbone(blank)[0]).norm(dim=1)[0]
+            half = change.shape[1] // 2
+            left, right = change[:, :half].sum(), change[:, half:].sum()
+            assert (left > right) == (corner == 0)
+
+
+def test_blocks_read_by_default():
+    assert evenly_spaced(12) == (2, 5, 8, 11)
+    assert evenly_spaced(24) == (5, 11, 17, 23)
+    assert evenly_spaced(2) == (0, 1)
+    assert backbones.create("random/timm/resnet18").strides == (4, 8, 16, 32)
+    assert backbones.create("random/timm/vit_tiny_patch16_224").data.layers == (2, 5, 8, 11)
+
+
+def test_names():
+    with pytest.raises(UserError, match="timm has no model 'resnt18'; did you mean resnet18"):
+        backbones.create("timm/resnt18")
+    with pytest.raises(UserError, match="no weights 'nonsense' of resnet18; known: a1_in1k, "):
+        backbones.create("timm/resnet18.nonsense")
+    without = next(n for n in timm.list_models("vit_*") if not timm.get_pretrained_cfg(n).hf_hub_id)
+    with pytest.raises(UserError, match=f"no weights for 'timm/{without}'; pass --weights FILE, or ask for random/"):
+        backbones.create(f"timm/{without}")
+
+
+def test_data_config_is_that_of_the_tag():
+    assert backbones.create("random/timm/resnet50.tv_in1k").data.interpolation == "bilinear"
+    a1 = backbones.create("random/timm/resnet50.a1_in1k")
+    assert (a1.data.interpolation, a1.data.crop_pct) == ("bicubic", 0.95)
+    assert a1.architecture == "timm/resnet50"
+
+
+@pytest.mark.parametrize("name", ["mae-b16", "dinov2-b14", "deit3-b16", "beit-b16", "resnet50"])
+def test_named_entries_name_real_weights(name):
+    entry = backbones.find(name)
+    config = timm.get_pretrained_cfg(entry.settings["architecture"].removeprefix("timm/"))
+    assert config.hf_hub_id == entry.download
+    assert config.license == entry.licence.lower()
