@@ -17,7 +17,7 @@ from mmengine.config import Config
 
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
-from probes.datasets.base import Kind
+from probes.datasets.base import Kind, Split
 from probes.registry import register_probe
 
 OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.dense_metrics")
@@ -139,6 +139,7 @@ class DenseProbe:
     kind: Kind
     version: int = 1
     needs_text: bool = False
+    splits: tuple[Split, ...] = ("train", "val")
 
     @property
     def settings_type(self) -> type[DenseSettings]:

@@ -66,9 +66,12 @@ class DenseDataset(BaseDataset):
             raise UserError(f"dataset {dataset!r} has no dense truth: it is for {self.spec.kind}")
         if self.spec.adapt is not None:
             self.spec = self.spec.adapt(self.spec, self.root)
-        metainfo = {"classes": tuple(self.spec.class_names(self.root)), "kind": self.spec.kind}
+        metainfo = {"classes": tuple(self.spec.class_names(self.root))}
         # a failed sample is never replaced by another one: that would change the numbers in silence
-        super().__init__(metainfo=metainfo, pipeline=list(pipeline), test_mode=test_mode, max_refetch=0)
+        # not serialised: mmengine collects garbage for it, which takes longer than all else here
+        super().__init__(
+            metainfo=metainfo, pipeline=list(pipeline), test_mode=test_mode, max_refetch=0, serialize_data=False
+        )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         samples = self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
@@ -166,10 +169,8 @@ class LoadTruth(BaseTransform):
         else:
             truth = read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
         if truth.shape[:2] != results["ori_shape"]:
-            (height, width), (rows, columns) = results["ori_shape"], truth.shape[:2]
-            raise UserError(
-                f"{results['img_path']} is {width}×{height} px, its label map {columns}×{rows}; they must be the same size"
-            )
+            sizes = ["×".join(map(str, reversed(shape))) for shape in (results["ori_shape"], truth.shape[:2])]
+            raise UserError(f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be equal")
         results["gt_seg_map"] = truth
         return results
 

@@ -86,8 +86,8 @@ def cropped(pixels: np.ndarray, crop: Sequence[int] | None) -> np.ndarray:
     height, width = pixels.shape[-2:]
     if bottom > height or right > width:
         raise UserError(
-            f"the evaluation crop (rows {top}-{bottom}, columns {left}-{right}) does not fit a {width}×{height} label map; "
-            "the dataset must be at its official resolution"
+            f"the evaluation crop (rows {top}-{bottom}, columns {left}-{right}) does not fit a {width}×{height} "
+            "label map; the dataset must be at its official resolution"
         )
     return pixels[..., top:bottom, left:right]
 

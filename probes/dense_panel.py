@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmengine.dataset import pseudo_collate
 from torch import nn
 
@@ -15,6 +16,7 @@ from probes.dense_data import FIELDS
 from probes.panels import class_legend, depth_picture, label_picture, normal_picture, palette, scale_bar, write_panel
 
 
+@torch.no_grad()
 def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
     """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write the panel's
     PNG.

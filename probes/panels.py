@@ -13,7 +13,9 @@ from backbones.files import replacing
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels
-INK, PAPER, NOTHING = (32, 32, 32), (255, 255, 255), (128, 128, 128)
+INK, PALE, PAPER = (32, 32, 32), (96, 96, 96), (255, 255, 255)
+IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
+UNKNOWN = (128, 128, 128)  # grey is not in viridis
 
 
 def palette(classes: int) -> np.ndarray:
@@ -28,16 +30,16 @@ def palette(classes: int) -> np.ndarray:
 
 
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(H, W) class indices → (H, W, 3) uint8; whatever is no class is grey."""
+    """(H, W) class indices → (H, W, 3) uint8; whatever is no class is cream."""
     known = (labels >= 0) & (labels < len(colours))
-    return np.where(known[..., None], colours[np.where(known, labels, 0)], np.uint8(NOTHING[0]))
+    return np.where(known[..., None], colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8))
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0 (unknown) is grey."""
     grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
     colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    return np.where(depth[..., None] > 0, colour, np.uint8(NOTHING[0]))
+    return np.where(depth[..., None] > 0, colour, np.array(UNKNOWN, np.uint8))
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
@@ -117,7 +119,7 @@ def write_panel(
     y = 28
     for number, (row, row_height) in enumerate(zip(tiles, heights, strict=True)):
         if captions:
-            pen.text((GAP, y + caption / 2), captions[number], NOTHING, _font(13), anchor="lm")
+            pen.text((GAP, y + caption / 2), captions[number], PALE, _font(13), anchor="lm")
         for x, tile in zip(left, row, strict=True):
             sheet.paste(tile, (x, y + caption))
         y += caption + row_height + GAP

@@ -1,0 +1,77 @@
+"""Small datasets with dense truth that can be learnt from colour, in files as the official layouts have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.layouts import mirrored
+from probes.registry import DATASETS, register_dataset
+
+torch.set_num_threads(1)  # such small maps only wait for one another on several
+
+CLASSES = ("red", "green", "blue")
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    return mirrored(root, f"images/{split}", f"truth/{split}")
+
+
+SPECS = {
+    "segmentation": DatasetSpec("tiny-seg", "segmentation", "tiny", list_samples, classes=CLASSES),
+    "depth": DatasetSpec(
+        "tiny-depth", "depth", "tiny", list_samples, extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0}
+    ),
+    "normals": DatasetSpec("tiny-normals", "normals", "tiny", list_samples),
+}
+for _spec in SPECS.values():
+    if _spec.name not in DATASETS:
+        register_dataset(_spec)
+
+
+def blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Three smooth fields in [0, 1], (height, width, 3) float32."""
+    return cv2.resize(random.random((3, 4, 3), np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+
+
+def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """BGR uint8 image, and the truth as it is stored (BGR for normals)."""
+    if kind == "segmentation":
+        labels = fields.argmax(axis=2)
+        image = np.eye(3, dtype=np.uint8)[labels][..., ::-1] * 200 + 20
+        truth = labels.astype(np.uint8)
+        truth[:3] = 255
+        return image, truth
+    if kind == "depth":
+        depth = 1 + 4 * fields[..., 0]
+        truth = (1000 * depth).astype(np.uint16)
+        truth[:3] = 0
+        return np.repeat((depth * 50).astype(np.uint8)[..., None], 3, axis=2), truth
+    normals = fields * (2, 2, 1) - (1, 1, 0) + (0, 0, 0.5)
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    stored = ((normals + 1) * 127.5).round().astype(np.uint8)[..., ::-1]
+    truth = stored.copy()
+    truth[:3] = 0
+    return stored, truth
+
+
+def make(
+    root: Path, kind: str, train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0
+) -> PreparedDataset:
+    """Write a dataset of ``kind`` with images of ``size`` (height, width), the second of ``val`` turned on its side."""
+    random = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        for folder in ("images", "truth"):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            shape = size[::-1] if (split, number) == ("val", 1) else size
+            image, truth = draw(kind, blobs(random, *shape))
+            cv2.imwrite(str(root / f"images/{split}/{number:03}.png"), image)
+            cv2.imwrite(str(root / f"truth/{split}/{number:03}.png"), truth)
+    spec = SPECS[kind]
+    samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
+    return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")
