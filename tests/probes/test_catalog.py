@@ -1,0 +1,67 @@
+"""All datasets and probes are registered by one import, and every probe keeps the contract."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+import probes.catalog  # noqa: F401
+from backbones.errors import UserError
+from backbones.files import canonical
+from probes.datasets.base import Kind
+from probes.registry import DATASETS, PROBES, find_task
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("voc/linear", "voc/deeplabv3", "voc/pspnet", "ade20k/pspnet", "camvid/linear"),
+        *("nyu-depth/linear", "nyu-depth/deeplabv3", "nyu-depth/pspnet", "nyu-normal/linear", "nyu-normal/pspnet"),
+        *("imagenet/linear", "places365/linear", "imagefolder/linear", "imagenet/zero-shot", "imagefolder/zero-shot"),
+        *("flickr30k/retrieval", "flickr8k/retrieval", "coco/mask-rcnn", "coco/ssd"),
+    ],
+)
+def test_every_task_of_the_paper_is_there(task):
+    spec, probe = find_task(task)
+    assert task == f"{spec.name}/{probe.name}"
+    assert spec.kind == probe.kind
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(UserError, match="voc/pspnet"):
+        find_task("voc/pspent")
+
+
+@pytest.mark.parametrize("place", PROBES, ids="/".join)
+def test_probes_keep_the_contract(place):
+    probe = PROBES[place]
+    assert (probe.kind, probe.name) == place
+    assert probe.kind in get_args(Kind)
+    assert probe.version >= 1
+    assert probe.metrics
+    assert set(probe.metrics.values()) <= {1, -1}
+    assert isinstance(probe.needs_text, bool)
+    settings = probe.settings_type()
+    assert dataclasses.is_dataclass(settings)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(settings, dataclasses.fields(settings)[0].name, None)
+    assert canonical(dataclasses.asdict(settings)) == canonical(dataclasses.asdict(probe.settings_type()))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_datasets_keep_the_contract(name):
+    spec = DATASETS[name]
+    assert spec.name == name
+    assert spec.kind in get_args(Kind)
+    assert spec.about
+    assert "\n" not in spec.about
+    assert set(spec.expected) in (set(), {"train", "val"})
+    assert "object at 0x" not in canonical(dict(spec.extra))
+
+
+@pytest.mark.parametrize("module", ["probes.dense", "probes.detection"])
+def test_any_module_can_be_imported_first(module):
+    code = f"import {module}, probes.catalog, sys; sys.exit('mmseg' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,83 @@
+"""A backbone that sees colours and reads their names, and a context around it: for probes of whole images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbones.base import Backbone, DataConfig, Weights
+from probes.base import Context
+from probes.datasets.check import prepare
+from tests.probes.datasets.make import COLOURS
+
+
+class Colours(Backbone):
+    """Image embedding: the mean colour in a fixed random projection. Text embedding: that of the colour it names."""
+
+    name = architecture = "colours"
+    channels, strides, divisor, embed_dim, has_text = (3,), (4,), 4, 8, True
+    weights = Weights("made for tests", "0" * 64)
+
+    def __init__(self, size=(32, 32), interpolation="bicubic", crop_pct=0.875, cnn=False):
+        super().__init__()
+        self.data = DataConfig(size, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), interpolation, crop_pct)
+        if cnn:
+            self.channels, self.strides = (3, 3), (4, 8)
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("projection", torch.randn(3, self.embed_dim, generator=generator))
+        self.register_buffer("std", torch.tensor(self.data.std))
+        self.seen: list[torch.Size] = []
+        self.freeze()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.nn.functional.avg_pool2d(images, stride) for stride in self.strides)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        self.seen.append(images.shape)
+        return (images * self.std.view(3, 1, 1)).mean(dim=(2, 3)) @ self.projection
+
+    def encode_text(self, texts) -> Tensor:
+        named = [next((rgb for colour, rgb in COLOURS.items() if colour in text), (0, 0, 0)) for text in texts]
+        return (torch.tensor(named) / 255 - torch.tensor(self.data.mean)) @ self.projection
+
+
+class Log:
+    """Curves in a list."""
+
+    def __init__(self):
+        self.curves: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics, step):
+        self.curves.append((step, dict(metrics)))
+
+
+class Bar:
+    """Progress, counted."""
+
+    def __init__(self):
+        self.started: list[tuple[str, int]] = []
+        self.done = 0
+
+    def start(self, description, total):
+        self.started.append((description, total))
+
+    def advance(self, steps=1):
+        self.done += steps
+
+
+def context(probe, spec, root: Path, *, backbone=None, seed=0, workers=0, **settings) -> Context:
+    """A context for ``probe`` on the copy of a dataset at ``root``."""
+    return Context(
+        backbone=backbone or Colours(),
+        backbone_config={"name": "colours"},
+        data=prepare(spec, root, splits=probe.splits, partial=True),
+        settings=probe.settings_type(**settings),
+        seed=seed,
+        device=torch.device("cpu"),
+        work_dir=root / "work",
+        log=Log(),
+        progress=Bar(),
+        workers=workers,
+    )
