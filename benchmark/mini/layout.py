@@ -1,7 +1,7 @@
 """The official layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json, webdataset pairs.
 
-A chunk of pictures writes its own files and hands back what it knows of them (``records``); the lists and annotation
-files that span a split are made from all records at the end.
+A chunk of pictures writes its own files and hands back what it knows of them (``records``); the texts of the lists and
+annotation files that span a split are made from all records at the end.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.files import replacing, write_json, write_text
-from benchmark.mini.render import IGNORE, Truth
+from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 
@@ -138,10 +137,9 @@ def write_dense(
     return {"stem": stem, "annotations": instances(scene, truth)}
 
 
-def write_dense_lists(root: Path, prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]) -> list[str]:
-    """The list file and the COCO json of a split; returns their names."""
+def dense_lists(prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The list file and the COCO json of a split: name → text."""
     listing = f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt"
-    write_text(root / listing, "".join(f"{record['stem']}\n" for record in records))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
@@ -151,11 +149,13 @@ def write_dense_lists(root: Path, prefix: str, split: str, size: int, records: S
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
     coco = f"{prefix}coco/annotations/instances_{split}2017.json"
     content = {"info": {"description": "mini world"}, "licenses": [], "images": images, "annotations": annotations}
-    write_text(root / coco, json.dumps({**content, "categories": CATEGORIES}, separators=(",", ":")))
-    return [listing, coco]
+    return {
+        listing: "".join(f"{record['stem']}\n" for record in records),
+        coco: json.dumps({**content, "categories": CATEGORIES}, separators=(",", ":")),
+    }
 
 
-def write_karpathy(root: Path, name: str, records: Sequence[dict[str, Any]]) -> list[str]:
+def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
     """Karpathy's caption json; ``records`` have ``filename``, ``split`` and ``captions``."""
     images, sentence = [], 0
     for number, record in enumerate(records):
@@ -173,20 +173,18 @@ def write_karpathy(root: Path, name: str, records: Sequence[dict[str, Any]]) -> 
                 "filename": record["filename"],
             }
         )
-    write_json(root / name, {"images": images, "dataset": "mini"})
-    return [name]
+    return json.dumps({"images": images, "dataset": "mini"}, indent=1)
 
 
 def write_tar(files: Files, name: str, members: Sequence[tuple[str, bytes]]) -> None:
     """A webdataset shard; the same members give the same bytes."""
-    path = files.root / name
-    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for member, content in members:
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    content = path.read_bytes()
-    files.written[name] = (len(content), digest(content))
+    files.write(name, shard.getvalue())
 
 
 def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[str, bytes]]:
@@ -201,6 +199,3 @@ def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[
         (f"{key}.txt", caption.encode()),
         (f"{key}.json", json.dumps(about, indent=4).encode()),
     ]
-
-
-__all__ = ["CATEGORIES", "IGNORE", "VOC", "Files", "write_dense", "write_dense_lists", "write_karpathy", "write_tar"]

@@ -8,152 +8,32 @@ when all is there, so a killed build is resumed and a damaged world is mended by
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from backbones.errors import UserError
 from backbones.files import content_key, home, write_json, write_text
 from benchmark.mini import layout
-from benchmark.mini.captions import CaptionNoise, clean_captions, seen_objects, web_caption
-from benchmark.mini.render import render_image, render_truth
-from benchmark.mini.scene import make_scene
+from benchmark.mini.chunk import render_chunk
+from benchmark.mini.config import CONFIGS, DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
 from benchmark.mini.shapes import CLASSES
+from benchmark.mini.worker import render_in_worker, start_worker
 
 if TYPE_CHECKING:
     from probes.base import Progress
 
-VERSION = 1  # raised whenever the same config would give other bytes
-CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
-RECORDS = ".chunks"
+__all__ = ["CONFIGS", "WorldConfig", "build_world", "is_whole"]
+
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """What a mini world is made of; all of it is part of the world's key.
-
-    Attributes:
-        seed: of everything.
-        size: height and width of the pictures in pixels.
-        pairs: image-caption pairs, written as shards of ``shard_size``.
-        expert_train, expert_val: pictures with all truth from the shifted domain, to train and measure experts.
-        probe_train, val: pictures with all truth for the dense probes and detection.
-        class_train, class_val: pictures with one dominant object (classes in turn).
-        retrieval_train, retrieval: pictures with five clean captions; the first are for watching a training, the
-            second for tests.
-        close_ups: share of pictures with a dominant object; the rest are wide shots.
-        noise: how bad the pairs' captions are.
-    """
-
-    seed: int = 0
-    size: int = 64
-    pairs: int = 12_000
-    expert_train: int = 1_800
-    expert_val: int = 200
-    probe_train: int = 800
-    val: int = 400
-    class_train: int = 1_000
-    class_val: int = 400
-    retrieval_train: int = 100
-    retrieval: int = 400
-    close_ups: float = 0.6
-    shard_size: int = 500
-    noise: CaptionNoise = field(default_factory=CaptionNoise)
-
-    def __post_init__(self) -> None:
-        if not 32 <= self.size <= 512:
-            raise UserError(f"mini world: size={self.size}; choose 32 to 512 pixels")
-        counts = {
-            name: value
-            for name, value in asdict(self).items()
-            if isinstance(value, int) and name not in ("seed", "size")
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"mini world: {name}={value}; every split needs at least one picture")
-        rates = {"close_ups": self.close_ups, **asdict(self.noise)}
-        for name, rate in rates.items():
-            if not 0 <= rate <= 1:
-                raise UserError(f"mini world: {name}={rate}; a rate lies between 0 and 1")
-        if self.seed < 0:
-            raise UserError(f"mini world: seed={self.seed}; choose 0 or more")
-
-    def key(self) -> str:
-        """What the world is found by: config and version of the generator."""
-        return content_key({"version": VERSION, "config": asdict(self)})
-
-
-CONFIGS: dict[str, WorldConfig] = {
-    "smoke": WorldConfig(
-        pairs=600, expert_train=160, expert_val=40, probe_train=80, val=60, class_train=100, class_val=60,
-        retrieval_train=20, retrieval=60, shard_size=150,
-    ),
-    "mini": WorldConfig(),
-}  # fmt: skip
-
-
-class _Split(NamedTuple):
-    """How a split is made: its number in the seed, its domain, and the number of its first picture."""
-
-    stream: int
-    domain: str
-    first: int = 0
-
-
-# the stream is part of every picture's seed, so that no two splits share a scene
-SPLITS: dict[str, _Split] = {
-    "pairs": _Split(0, "home"),
-    "expert-train": _Split(1, "expert", 1),
-    "expert-val": _Split(2, "expert", 500_001),
-    "probe-train": _Split(3, "home", 1),
-    "val": _Split(4, "home", 500_001),
-    "class-train": _Split(5, "home"),
-    "class-val": _Split(6, "home"),
-    "retrieval-train": _Split(7, "home"),
-    "retrieval": _Split(8, "home"),
-}
-DENSE = {
-    "expert-train": ("expert/", "train"),
-    "expert-val": ("expert/", "val"),
-    "probe-train": ("", "train"),
-    "val": ("", "val"),
-}
-KARPATHY = "flickr30k/dataset_flickr30k.json"
-
-
-class Chunk(NamedTuple):
-    """Pictures ``start`` to ``stop`` of a split, and the chunk's number in it."""
-
-    split: str
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def record(self) -> str:
-        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
-
-
-def chunks_of(config: WorldConfig) -> list[Chunk]:
-    """All chunks of a world, in a fixed order."""
-    found = []
-    for split in SPLITS:
-        total, step = getattr(config, split.replace("-", "_")), config.shard_size if split == "pairs" else CHUNK
-        found += [Chunk(split, n, start, min(start + step, total)) for n, start in enumerate(range(0, total, step))]
-    return found
 
 
 def build_world(config: WorldConfig, *, workers: int | None = None, progress: Progress | None = None) -> Path:
@@ -217,83 +97,36 @@ def _as_written(root: Path, files: dict[str, list[Any]]) -> bool:
     return True
 
 
-def render_chunk(root: Path, config: WorldConfig, chunk: Chunk) -> int:
-    """Render a chunk, write its files and then its record; returns the number of pictures."""
-    files, members = layout.Files(root), []
-    pictures: list[dict[str, Any]] = []
-    for index in range(chunk.start, chunk.stop):
-        split = SPLITS[chunk.split]
-        rng = np.random.default_rng([config.seed, split.stream, index])
-        dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
-        scene = make_scene(rng, split.domain, dominant=dominant, close_ups=config.close_ups)
-        truth = render_truth(scene, config.size)
-        picture = render_image(scene, config.size, rng)
-        if chunk.split == "pairs":
-            key = f"{chunk.number:05d}{index - chunk.start:04d}"
-            caption = web_caption(rng, scene, seen_objects(scene, truth), config.noise)
-            members += layout.pair_members(key, layout.jpeg(picture), caption.text, config.size)
-            pictures.append({"key": key})
-        elif chunk.split in DENSE:
-            prefix, part = DENSE[chunk.split]
-            stem = f"{split.first + index:012d}"
-            pictures.append(layout.write_dense(files, prefix, part, stem, picture, scene, truth))
-        elif chunk.split.startswith("class-"):
-            part = chunk.split.removeprefix("class-")
-            name = f"imagefolder/{part}/{dominant}/{part}_{index:06d}.jpg"
-            files.write(name, layout.jpeg(picture))
-            pictures.append({"name": name})
-        else:
-            part = "train" if chunk.split == "retrieval-train" else "test"
-            name = f"{part}_{index:06d}.jpg"
-            files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
-            captions = clean_captions(rng, scene, seen_objects(scene, truth))
-            pictures.append({"filename": name, "split": part, "captions": captions})
-    if members:
-        layout.write_tar(files, f"pairs/{chunk.number:05d}.tar", members)
-    text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
-    write_text(root / chunk.record, text)
-    return len(pictures)
-
-
 def _render_all(root: Path, config: WorldConfig, chunks: list[Chunk], workers: int, progress: Progress | None) -> None:
     if not chunks:
         return
     if progress is not None:
         progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
-    report = progress.advance if progress is not None else lambda steps: None
+    report = progress.advance if progress is not None else lambda steps=1: None
     if workers <= 1 or len(chunks) == 1:
         for chunk in chunks:
-            report(render_chunk(root, config, chunk))
+            render_chunk(root, config, chunk, report)
         return
     # spawned, not forked: a parent with torch's threads running must not be forked
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _start_worker)
+    context = multiprocessing.get_context("spawn")
+    rendered, stop, told = context.Value("q", 0), context.Event(), 0
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, start_worker, (rendered, stop))
     try:
-        waiting = iter(chunks)
-        running = {pool.submit(render_chunk, root, config, chunk) for chunk in itertools.islice(waiting, 2 * workers)}
+        running = {pool.submit(render_in_worker, root, config, chunk) for chunk in chunks}
         while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
+            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
-                report(future.result())
-                running |= {pool.submit(render_chunk, root, config, chunk) for chunk in itertools.islice(waiting, 1)}
+                future.result()
+            now = rendered.value
+            report(now - told)
+            told = now
     except BrokenProcessPool as error:
         raise UserError(
             "a rendering process died, perhaps for want of memory; run again to go on, or with fewer workers"
         ) from error
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """A worker ends with its parent, even when the parent was killed and could not say so."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _finish(root: Path, config: WorldConfig) -> None:
@@ -307,12 +140,13 @@ def _finish(root: Path, config: WorldConfig) -> None:
         records[chunk.split] += record["pictures"]
         prints.append(sorted(record["files"].items()))
         volume += sum(size for size, _ in record["files"].values())
-    lists: list[str] = []
+    lists = {KARPATHY: layout.karpathy_json(records["retrieval-train"] + records["retrieval"])}
     for split, (prefix, part) in DENSE.items():
-        lists += layout.write_dense_lists(root, prefix, part, config.size, records[split])
-    lists += layout.write_karpathy(root, KARPATHY, records["retrieval-train"] + records["retrieval"])
-    contents = {name: (root / name).read_bytes() for name in lists}
-    sizes = {name: [len(content), layout.digest(content)] for name, content in contents.items()}
+        lists |= layout.dense_lists(prefix, part, config.size, records[split])
+    sizes: dict[str, list[Any]] = {}
+    for name, text in lists.items():
+        write_text(root / name, text)
+        sizes[name] = [len(text.encode()), layout.digest(text.encode())]
     write_json(
         root / MANIFEST,
         {
@@ -321,7 +155,7 @@ def _finish(root: Path, config: WorldConfig) -> None:
             "config": asdict(config),
             "classes": list(CLASSES),
             "counts": {split: len(found) for split, found in records.items()},
-            "bytes": volume + sum(len(content) for content in contents.values()),
+            "bytes": volume + sum(size for size, _ in sizes.values()),
             "fingerprint": content_key([prints, sizes], length=64),
             "lists": sizes,
         },

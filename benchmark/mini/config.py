@@ -1,0 +1,139 @@
+"""What a mini world is made of: sizes, splits, and the chunks it is rendered in.
+
+This file is read by every rendering process, so what needs ``backbones`` (and with it torch, seconds of start-up) is
+imported where it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from benchmark.mini.captions import CaptionNoise
+
+VERSION = 1  # raised whenever the same config would give other bytes
+CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
+RECORDS = ".chunks"
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What a mini world is made of; all of it is part of the world's key.
+
+    Attributes:
+        seed: of everything.
+        size: height and width of the pictures in pixels.
+        pairs: image-caption pairs, written as shards of ``shard_size``.
+        expert_train, expert_val: pictures with all truth from the shifted domain, to train and measure experts.
+        probe_train, val: pictures with all truth for the dense probes and detection.
+        class_train, class_val: pictures with one dominant object (classes in turn).
+        retrieval_train, retrieval: pictures with five clean captions; the first are for watching a training, the
+            second for tests.
+        close_ups: share of pictures with a dominant object; the rest are wide shots.
+        noise: how bad the pairs' captions are.
+    """
+
+    seed: int = 0
+    size: int = 64
+    pairs: int = 12_000
+    expert_train: int = 1_800
+    expert_val: int = 200
+    probe_train: int = 800
+    val: int = 400
+    class_train: int = 1_000
+    class_val: int = 400
+    retrieval_train: int = 100
+    retrieval: int = 400
+    close_ups: float = 0.6
+    shard_size: int = 500
+    noise: CaptionNoise = field(default_factory=CaptionNoise)
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.size <= 512:
+            raise _user_error(f"size={self.size}; choose 32 to 512 pixels")
+        counts = {
+            name: value
+            for name, value in asdict(self).items()
+            if isinstance(value, int) and name not in ("seed", "size")
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise _user_error(f"{name}={value}; every split needs at least one picture")
+        rates = {"close_ups": self.close_ups, **asdict(self.noise)}
+        for name, rate in rates.items():
+            if not 0 <= rate <= 1:
+                raise _user_error(f"{name}={rate}; a rate lies between 0 and 1")
+        if self.seed < 0:
+            raise _user_error(f"seed={self.seed}; choose 0 or more")
+
+    def key(self) -> str:
+        """What the world is found by: config and version of the generator."""
+        from backbones.files import content_key
+
+        return content_key({"version": VERSION, "config": asdict(self)})
+
+
+def _user_error(message: str) -> Exception:
+    from backbones.errors import UserError
+
+    return UserError(f"mini world: {message}")
+
+
+CONFIGS: dict[str, WorldConfig] = {
+    "smoke": WorldConfig(
+        pairs=600, expert_train=160, expert_val=40, probe_train=80, val=60, class_train=100, class_val=60,
+        retrieval_train=20, retrieval=60, shard_size=150,
+    ),
+    "mini": WorldConfig(),
+}  # fmt: skip
+
+
+class _Split(NamedTuple):
+    """How a split is made: its number in the seed, its domain, and the number of its first picture."""
+
+    stream: int
+    domain: str
+    first: int = 0
+
+
+# the stream is part of every picture's seed, so that no two splits share a scene
+SPLITS: dict[str, _Split] = {
+    "pairs": _Split(0, "home"),
+    "expert-train": _Split(1, "expert", 1),
+    "expert-val": _Split(2, "expert", 500_001),
+    "probe-train": _Split(3, "home", 1),
+    "val": _Split(4, "home", 500_001),
+    "class-train": _Split(5, "home"),
+    "class-val": _Split(6, "home"),
+    "retrieval-train": _Split(7, "home"),
+    "retrieval": _Split(8, "home"),
+}
+DENSE = {
+    "expert-train": ("expert/", "train"),
+    "expert-val": ("expert/", "val"),
+    "probe-train": ("", "train"),
+    "val": ("", "val"),
+}
+KARPATHY = "flickr30k/dataset_flickr30k.json"
+
+
+class Chunk(NamedTuple):
+    """Pictures ``start`` to ``stop`` of a split, and the chunk's number in it."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def record(self) -> str:
+        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
+
+
+def chunks_of(config: WorldConfig) -> list[Chunk]:
+    """All chunks of a world, in a fixed order."""
+    found = []
+    for split in SPLITS:
+        total, step = getattr(config, split.replace("-", "_")), config.shard_size if split == "pairs" else CHUNK
+        found += [Chunk(split, n, start, min(start + step, total)) for n, start in enumerate(range(0, total, step))]
+    return found
