@@ -1,0 +1,126 @@
+"""Captions: as wrong, as incomplete and as varied as stated, and no more."""
+
+import numpy as np
+import pytest
+
+from benchmark.mini.captions import (
+    SYNONYMS,
+    CaptionNoise,
+    clean_captions,
+    join,
+    seen_objects,
+    web_caption,
+    with_article,
+)
+from benchmark.mini.render import render_truth
+from benchmark.mini.scene import make_scene
+from benchmark.mini.shapes import CLASSES
+
+NAMES = {name: (name, *SYNONYMS[name]) for name in CLASSES}
+
+
+def classes_named(text):
+    """Classes that a caption names, by longest match, so that 'chair' is not found in 'dining chair' twice."""
+    left, found = f" {text.lower()} ", set()
+    for word, name in sorted(((w, n) for n, words in NAMES.items() for w in words), key=lambda pair: -len(pair[0])):
+        if word in left:
+            found.add(name)
+            left = left.replace(word, "")
+    return found
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    drawn = []
+    for seed in range(40):
+        scene = make_scene(np.random.default_rng(seed))
+        drawn.append((scene, seen_objects(scene, render_truth(scene, 64))))
+    return drawn
+
+
+def test_synonyms_belong_to_one_class():
+    words = [word for words in NAMES.values() for word in words]
+    assert len(words) == len(set(words))
+    assert all(classes_named(word) == {name} for name, words in NAMES.items() for word in words)
+
+
+def test_rates_are_those_stated(scenes):
+    noise = CaptionNoise(irrelevant=0.1, wrong=0.2)
+    rng = np.random.default_rng(0)
+    kinds = {"right": 0, "wrong": 0, "irrelevant": 0}
+    named_main = 0
+    for scene, seen in scenes * 50:
+        caption = web_caption(rng, scene, seen, noise)
+        kinds[caption.kind] += 1
+        named, there = classes_named(caption.text), {thing.name for thing in seen}
+        if caption.kind == "right":
+            assert named
+            assert named <= there, "a right caption names only what is there"
+            named_main += seen[0].name in named
+        elif caption.kind == "wrong":
+            assert named
+            assert not named & there
+        else:
+            assert not named
+    total = sum(kinds.values())
+    # three standard errors of 2,000 draws
+    assert kinds["irrelevant"] / total == pytest.approx(0.1, abs=0.02)
+    assert kinds["wrong"] / total == pytest.approx(0.2, abs=0.03)
+    assert 1 - noise.omit_main < named_main / kinds["right"] <= 1
+
+
+def test_objects_are_omitted_at_the_stated_rate(scenes):
+    rng = np.random.default_rng(1)
+    noise = CaptionNoise(irrelevant=0, wrong=0, omit_main=0, omit_other=0.45)
+    several = [
+        (scene, seen) for scene, seen in scenes if len({thing.name for thing in seen}) == len(seen) and len(seen) > 1
+    ]
+    named = possible = 0
+    for scene, seen in several * 60:
+        found = classes_named(web_caption(rng, scene, seen, noise).text)
+        assert seen[0].name in found
+        named += len(found) - 1
+        possible += len(seen) - 1
+    assert possible > 500
+    assert named / possible == pytest.approx(0.55, abs=0.06)
+
+
+def test_without_noise_everything_is_said(scenes):
+    rng = np.random.default_rng(2)
+    noise = CaptionNoise(0, 0, 0, 0, synonym=0, colour=1, room=0)
+    for scene, seen in scenes:
+        text = web_caption(rng, scene, seen, noise).text.lower()
+        for thing in seen:
+            assert f"{thing.colour}" in text
+            assert thing.name in text
+
+
+def test_clean_captions_name_the_main_object_and_mostly_tell_pictures_apart(scenes):
+    every = []
+    for seed, (scene, seen) in enumerate(scenes):
+        captions = clean_captions(np.random.default_rng(seed), scene, seen)
+        assert len(captions) == len(set(captions)) == 5
+        for caption in captions:
+            assert seen[0].name in classes_named(caption)
+            assert seen[0].colour in caption
+        every.append(captions)
+    together = {tuple(captions) for captions in every}
+    assert len(together) == len(every)
+    texts = [caption for captions in every for caption in captions]
+    assert len(set(texts)) > 0.9 * len(texts)
+
+
+def test_seen_objects_are_visible_and_ordered_by_size(scenes):
+    for scene, seen in scenes:
+        assert seen
+        shares = [thing.share for thing in seen]
+        assert shares == sorted(shares, reverse=True)
+        assert min(shares) >= 12 / 64**2
+        assert len(seen) <= len(scene.objects)
+
+
+def test_grammar():
+    assert with_article("orange mug") == "an orange mug"
+    assert with_article("mug") == "a mug"
+    assert join(["a", "b", "c"]) == "a, b and c"
+    assert join(["a"]) == "a"

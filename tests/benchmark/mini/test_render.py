@@ -1,0 +1,171 @@
+"""Truth: checked against another ray tracer, against itself (depth and normals), and against the picture."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmark.mini.materials import DOMAINS
+from benchmark.mini.render import IGNORE, render_image, render_truth, smallest_area
+from benchmark.mini.scene import make_scene
+from benchmark.mini.shapes import CLASSES
+
+SIZE = 64
+seeds = st.integers(0, 2**32 - 1)
+
+
+def draw(seed, domain="home", size=SIZE, **wishes):
+    rng = np.random.default_rng(seed)
+    scene = make_scene(rng, domain, **wishes)
+    return scene, render_truth(scene, size), rng
+
+
+def points_of(scene, depth):
+    """Camera-axes points (H, W, 3) of a z-depth map: the pinhole model, written anew."""
+    size = depth.shape[0]
+    centre = (np.arange(size) + 0.5) * 2 / size - 1
+    x, y = np.meshgrid(centre, -centre)
+    return np.stack([x * scene.camera.tangent, y * scene.camera.tangent, -np.ones_like(x)], -1) * depth[..., None]
+
+
+@pytest.mark.parametrize("domain", list(DOMAINS))
+def test_normals_are_those_of_the_depth(domain):
+    errors = []
+    for seed in range(12):
+        scene, truth, _ = draw(seed, domain)
+        points = points_of(scene, truth.depth.astype(np.float64))
+        right = points[1:-1, 2:] - points[1:-1, :-2]
+        up = points[:-2, 1:-1] - points[2:, 1:-1]
+        found = np.cross(right, up)
+        found /= np.linalg.norm(found, axis=-1, keepdims=True)
+        # smooth pixels: the neighbours that the differences use lie on about the same plane
+        middle = truth.normals[1:-1, 1:-1]
+        smooth = np.ones(middle.shape[:2], bool)
+        for other in (
+            truth.normals[1:-1, 2:],
+            truth.normals[1:-1, :-2],
+            truth.normals[2:, 1:-1],
+            truth.normals[:-2, 1:-1],
+        ):
+            smooth &= (middle * other).sum(axis=-1) > 0.995
+        near = [
+            truth.instance[1:-1, 2:],
+            truth.instance[1:-1, :-2],
+            truth.instance[2:, 1:-1],
+            truth.instance[:-2, 1:-1],
+        ]
+        for other in near:
+            smooth &= other == truth.instance[1:-1, 1:-1]
+        angle = np.degrees(np.arccos(np.clip((found * middle).sum(axis=-1), -1, 1)))
+        assert smooth.mean() > 0.3
+        errors.append(angle[smooth])
+    angle = np.concatenate(errors)
+    assert np.median(angle) < 0.1
+    assert np.percentile(angle, 90) < 3  # parallel planes at different depths (steps, shelves) pass for smooth
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds)
+def test_truth_is_valid_everywhere(seed):
+    scene, truth, _ = draw(seed)
+    assert np.linalg.norm(truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
+    towards_viewer = -points_of(scene, truth.depth)
+    assert ((towards_viewer * truth.normals).sum(axis=-1) > -1e-6).all(), "no surface is seen from behind"
+    assert truth.depth.min() > 0.01
+    assert truth.depth.max() < 10
+    names = [0] + [1 + CLASSES.index(thing.name) for thing in scene.objects]
+    for number in np.unique(truth.instance):
+        expected = IGNORE if number in truth.too_small else names[number]
+        assert (truth.semantic[truth.instance == number] == expected).all()
+        if number:
+            few = (truth.instance == number).sum() < smallest_area(SIZE)
+            assert few == (number in truth.too_small)
+
+
+def nearest_hit(origin, direction, corner):
+    """Möller and Trumbore's intersection of a ray with all triangles (F, 3, 3): parameter and triangle of the first."""
+    first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    across = np.cross(direction, second)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1 / np.einsum("ij,ij->i", first, across)
+        away = origin - corner[:, 0]
+        u = np.einsum("ij,ij->i", away, across) * scale
+        turned = np.cross(away, first)
+        v = (turned @ direction) * scale
+        distance = np.einsum("ij,ij->i", second, turned) * scale
+        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 1e-9)
+    distance = np.where(hit, distance, np.inf)
+    return distance.min(), int(distance.argmin())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_first_hits_are_those_of_brute_force(seed):
+    scene, truth, _ = draw(seed)
+    corner = scene.vertices[scene.faces]
+    rays = points_of(scene, np.ones((SIZE, SIZE))) @ scene.camera.axes
+    agree = 0
+    pixels = np.random.default_rng(0).integers(0, SIZE, (60, 2))
+    for row, column in pixels:
+        depth, triangle = nearest_hit(scene.camera.position, rays[row, column], corner)
+        same = scene.owner[triangle] == truth.instance[row, column]
+        agree += same and abs(depth - truth.depth[row, column]) < 1e-4 * depth
+    assert agree >= len(pixels) - 1  # a ray along an edge may go either way
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_picture_agrees_with_the_truth_pixel_by_pixel(seed):
+    scene, truth, rng = draw(seed, dominant=CLASSES[seed])
+    scene.materials[:, 0] = 0  # plain
+    scene.materials[:, 14] = 0  # no highlights
+    scene.materials[:, 1:4] = (0.05, 0.05, 0.8)
+    mine = np.unique(scene.material[scene.owner == 1])
+    scene.materials[mine, 1:4] = (0.8, 0.05, 0.05)
+    for light in scene.lights:
+        light.colour[:] = 1.0
+    scene.ambient = 0.5
+    picture = render_image(scene, SIZE, rng).astype(int)
+    red, mask = picture[..., 0] > picture[..., 2], truth.instance == 1
+    inner = mask.copy()
+    outer = ~mask
+    for shift in [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]:
+        inner &= np.roll(mask, shift, (0, 1))
+        outer &= np.roll(~mask, shift, (0, 1))
+    frame = np.zeros_like(mask)
+    frame[1:-1, 1:-1] = True
+    assert red[inner & frame].mean() > 0.99
+    assert (~red)[outer & frame].mean() > 0.99
+    assert (red == mask).mean() > 0.95
+
+
+def test_same_seed_same_picture_and_another_seed_another():
+    first, second, other = (draw(seed) for seed in (1, 1, 2))
+    a, b, c = (render_image(scene, SIZE, rng) for scene, _, rng in (first, second, other))
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_dominant_object_dominates(name):
+    for seed in range(3):
+        scene, truth, _ = draw(seed, dominant=name)
+        share = truth.shares(len(scene.objects))
+        assert scene.objects[0].name == name
+        assert share[0] > 0.1
+        assert share[0] == share.max()
+
+
+@pytest.mark.parametrize("size", [32, 80, 96])
+def test_other_sizes_show_the_same_scene(size):
+    scene, truth, rng = draw(5, size=size)
+    assert render_image(scene, size, rng).shape == (size, size, 3)
+    assert truth.depth.shape == (size, size)
+    small = render_truth(scene, 64)
+    share, other = truth.shares(len(scene.objects)), small.shares(len(scene.objects))
+    assert np.abs(share - other).max() < 0.03
+
+
+def test_close_ups_come_at_the_stated_rate():
+    targets = [make_scene(np.random.default_rng(seed), close_ups=0.6).target for seed in range(60)]
+    # scenes that show nothing are drawn again, which shifts the rate a little
+    assert 0.4 < np.mean([target == 0 for target in targets]) < 0.8
+    assert all(make_scene(np.random.default_rng(seed), close_ups=0.0).target == -1 for seed in range(5))

@@ -1,0 +1,340 @@
+"""The world on disk: official layouts, the same bytes whatever happens, and mended when damaged."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from backbones.errors import UserError
+from benchmark.mini import datasets, world
+from benchmark.mini.config import CONFIGS, SPLITS, WorldConfig, chunks_of
+from benchmark.mini.layout import VOC, encode_normals, run_lengths, voc_palette
+from benchmark.mini.shapes import CLASSES
+from benchmark.mini.sheet import caption_sheet, dense_sheet
+from benchmark.mini.world import build_world, is_whole
+from probes.datasets.check import prepare
+from probes.registry import DATASETS
+
+# fmt: off
+TINY = WorldConfig(
+    seed=3, size=48, pairs=10, expert_train=4, expert_val=3, probe_train=6, val=5, class_train=10, class_val=10,
+    retrieval_train=2, retrieval=5, shard_size=4,
+)
+# fmt: on
+
+
+class Steps:
+    """A progress bar for tests."""
+
+    def __init__(self):
+        self.total = self.done = 0
+
+    def start(self, description, total):
+        self.total = total
+
+    def advance(self, steps=1):
+        self.done += steps
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A world that the tests only read."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPTEX_HOME", str(home))
+        yield build_world(TINY, workers=1)
+
+
+@pytest.fixture
+def copy(tiny, tmp_path, monkeypatch):
+    """A world of its own for a test to damage."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    root = tmp_path / "mini" / tiny.name
+    shutil.copytree(tiny, root)
+    return root
+
+
+def contents(root):
+    """Relative path → bytes of all that the world consists of."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def test_same_bytes_whatever_the_workers(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    steps = Steps()
+    other = build_world(TINY, workers=2, progress=steps)
+    assert other != tiny
+    assert contents(other) == contents(tiny)
+    assert steps.done == steps.total == 55
+
+
+def test_a_finished_world_is_not_rendered_again(tiny, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tiny.parent.parent))
+    before, steps = (tiny / "manifest.json").stat().st_mtime_ns, Steps()
+    assert build_world(TINY, workers=1, progress=steps) == tiny
+    assert steps.total == 0
+    assert (tiny / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_every_loader_reads_it_unchanged(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    wanted = {"mini-class": (10, 10), "mini-retrieval": (2, 5)}
+    for name in ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval"):
+        spec = DATASETS[name]
+        data = prepare(spec, tiny / spec.folder, workers=1)
+        assert (len(data.samples["train"]), len(data.samples["val"])) == wanted.get(name, (6, 5))
+        assert data.skipped == ()
+        assert not data.partial
+    for spec in datasets.EXPERT.values():
+        data = prepare(spec, tiny / spec.folder, workers=1)
+        assert (len(data.samples["train"]), len(data.samples["val"])) == (4, 3)
+    assert datasets.SEG.classes == ("background", *CLASSES)
+    assert datasets.CLASS.class_names(tiny / "imagefolder") == CLASSES
+
+
+def test_dense_folders_hold_the_same_pictures(tiny):
+    for prefix in ("", "expert/"):
+        for split, part in (("train", "train"), ("val", "test")):
+            names = (tiny / f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt").read_text().split()
+            for name in names:
+                image = (tiny / f"{prefix}{VOC}/JPEGImages/{name}.jpg").read_bytes()
+                assert image == (tiny / f"{prefix}coco/{split}2017/{name}.jpg").read_bytes()
+                assert image == (tiny / f"{prefix}nyu/images/{part}/{name}.jpg").read_bytes()
+
+
+def test_coco_masks_boxes_and_semantic_maps_agree(tiny):
+    """pycocotools is the judge."""
+    coco = COCO(tiny / "coco/annotations/instances_val2017.json")
+    assert [coco.cats[i]["name"] for i in coco.getCatIds()] == list(CLASSES)
+    for image in coco.dataset["images"]:
+        label = np.asarray(Image.open(tiny / f"{VOC}/SegmentationClass/{image['file_name'].replace('jpg', 'png')}"))
+        painted = np.zeros_like(label)
+        for annotation in coco.imgToAnns[image["id"]]:
+            mask = coco.annToMask(annotation).astype(bool)
+            assert mask.sum() == annotation["area"]
+            assert coco_mask.toBbox(coco.annToRLE(annotation)).tolist() == annotation["bbox"]
+            assert not painted[mask].any(), "instances do not overlap"
+            painted[mask] = 255 if annotation["iscrowd"] else annotation["category_id"]
+        assert (painted == label).all()
+
+
+def test_voc_masks_have_the_official_palette(tiny):
+    path = next((tiny / f"{VOC}/SegmentationClass").glob("*.png"))
+    image = Image.open(path)
+    assert image.mode == "P"
+    assert image.getpalette()[:15] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
+    assert voc_palette()[15 * 3 : 15 * 3 + 3] == [192, 128, 128]  # person, as in VOC's own masks
+    assert voc_palette()[-3:] == [224, 224, 192]  # the outline
+
+
+def test_depth_is_16_bit_millimetres_and_normals_are_unit(tiny):
+    for path in (tiny / "nyu/annotations/test").glob("*.png"):
+        depth = np.asarray(Image.open(path))
+        assert depth.dtype == np.uint16
+        assert depth.min() > 10
+        assert depth.max() < 10_000
+        normals = np.asarray(Image.open(str(path).replace("annotations", "normals"))) / 127.5 - 1
+        assert np.linalg.norm(normals, axis=-1) == pytest.approx(1, abs=0.01)
+        assert normals[..., 2].mean() > 0.2, "surfaces face the camera"
+    assert encode_normals(np.zeros((1, 1, 3))).tolist() == [[[0, 0, 0]]]
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        mask = rng.random((7, 5)) < rng.random()
+        official = coco_mask.decode(coco_mask.frPyObjects({"size": [7, 5], "counts": run_lengths(mask)}, 7, 5))
+        assert (official == mask).all()
+
+
+def test_pairs_are_webdataset_shards_as_img2dataset_writes_them(tiny):
+    seen = []
+    for number, expected in enumerate((4, 4, 2)):
+        with tarfile.open(tiny / f"pairs/{number:05d}.tar") as tar:
+            names = tar.getnames()
+            assert len(names) == 3 * expected
+            for start in range(0, len(names), 3):
+                key = names[start].removesuffix(".jpg")
+                assert names[start : start + 3] == [f"{key}.jpg", f"{key}.txt", f"{key}.json"]
+                assert len(key) == 9
+                image, text, about = (tar.extractfile(name).read() for name in names[start : start + 3])
+                about = json.loads(about)
+                assert Image.open(io.BytesIO(image)).size == (48, 48)
+                assert (about["key"], about["caption"], about["status"]) == (key, text.decode(), "success")
+                assert not {"label", "class", "objects"} & about.keys(), "pairs carry no task labels"
+                seen.append(key)
+    assert len(set(seen)) == TINY.pairs
+
+
+def test_pairs_are_read_by_the_pair_reader(tiny):
+    pairs = pytest.importorskip("backbones.cliptex.pairs")
+    source = pairs.open_pairs(str(tiny / "pairs/{00000..00002}.tar"))
+    assert len(source) == TINY.pairs
+
+
+def test_no_picture_is_in_two_splits(tiny):
+    import hashlib
+
+    digests: dict[str, set[str]] = {}
+    for path in tiny.rglob("*.jpg"):
+        group = "/".join(
+            part for part in path.relative_to(tiny).parts if part not in ("coco", "nyu", "images", "VOCdevkit")
+        )
+        group = "expert" if group.startswith("expert") else "dense" if path.stem.isdigit() else path.parent.as_posix()
+        digests.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(f"{group}:{path.stem}")
+    for number in range(3):
+        with tarfile.open(tiny / f"pairs/{number:05d}.tar") as tar:
+            for name in [name for name in tar.getnames() if name.endswith(".jpg")]:
+                image = tar.extractfile(name).read()
+                digests.setdefault(hashlib.sha256(image).hexdigest(), set()).add(name)
+    assert all(len(places) == 1 for places in digests.values())
+    assert len(digests) == 55
+    assert len({split.stream for split in SPLITS.values()}) == len(SPLITS)
+
+
+def test_class_pictures_are_in_their_class_in_equal_numbers(tiny):
+    for split in ("train", "val"):
+        counts = {folder.name: len(list(folder.iterdir())) for folder in (tiny / f"imagefolder/{split}").iterdir()}
+        assert counts == dict.fromkeys(CLASSES, 1)
+
+
+DAMAGE = {
+    "a picture is gone": lambda root: next((root / "coco/val2017").glob("*.jpg")).unlink(),
+    "a shard is cut short": lambda root: os.truncate(root / "pairs/00001.tar", 3000),
+    "a byte is flipped": lambda root: flip(next((root / "nyu/annotations/train").glob("*.png"))),
+    "a record is garbage": lambda root: (root / ".chunks/val-00000.json").write_text("{"),
+    "a record is of another type": lambda root: (root / ".chunks/val-00000.json").write_text("[1]"),
+    "a list is edited": lambda root: (root / f"{VOC}/ImageSets/Segmentation/val.txt").write_text("x\n"),
+    "the manifest is gone": lambda root: (root / "manifest.json").unlink(),
+    "the manifest is half there": lambda root: os.truncate(root / "manifest.json", 200),
+    "a file is empty": lambda root: os.truncate(root / "flickr30k/images/test_000000.jpg", 0),
+}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_world_is_found_and_mended(tiny, copy, damage):
+    assert is_whole(copy, TINY)
+    damage(copy)
+    assert not is_whole(copy, TINY)
+    steps = Steps()
+    assert build_world(TINY, workers=1, progress=steps) == copy
+    assert is_whole(copy, TINY)
+    assert contents(copy) == contents(tiny)
+    assert steps.total <= 10, "only what is damaged is rendered again"
+
+
+def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monkeypatch):
+    """The builder is killed between chunks; its workers end too; the second call renders only the rest."""
+    script = f"""
+import benchmark.mini.world as world
+from benchmark.mini.config import CaptionNoise, WorldConfig
+
+if __name__ == "__main__":
+    config = {asdict(TINY)!r}
+    config["noise"] = CaptionNoise(**config["noise"])
+    world.build_world(WorldConfig(**config), workers=2)
+"""
+    path = tmp_path / "build.py"
+    path.write_text(script)
+    root = tmp_path / "mini" / tiny.name
+    paths = os.pathsep.join(str(p) for p in [Path(world.__file__).parents[2]])
+    environment = {**os.environ, "CLIPTEX_HOME": str(tmp_path), "PYTHONPATH": paths}
+    process = subprocess.Popen([sys.executable, str(path)], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(root.glob(".chunks/*.json")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(process.pid), "workers outlive their parent"
+    done = len(list(root.glob(".chunks/*.json")))
+    assert done > 0
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    steps = Steps()
+    assert build_world(TINY, workers=1, progress=steps) == root
+    assert steps.done < 55
+    assert contents(root) == contents(tiny)
+
+
+def alive(session):
+    """Whether any process of a session is still there."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                return True
+    return False
+
+
+def test_the_key_follows_the_content(monkeypatch):
+    keys = {TINY.key(), replace(TINY, seed=4).key(), replace(TINY, size=64).key(), replace(TINY, pairs=11).key()}
+    assert len(keys) == 4
+    assert replace(TINY).key() == TINY.key()
+    monkeypatch.setattr("benchmark.mini.config.VERSION", -1)
+    assert TINY.key() not in keys
+
+
+def test_chunks_cover_every_split_once():
+    for config in (*CONFIGS.values(), TINY):
+        for split in SPLITS:
+            covered = [i for chunk in chunks_of(config) if chunk.split == split for i in range(chunk.start, chunk.stop)]
+            assert covered == list(range(getattr(config, split.replace("-", "_"))))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"size": 8}, {"pairs": 0}, {"val": -1}, {"close_ups": 1.5}, {"seed": -1}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_wrong_config_is_refused_in_one_line(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))) as caught:
+        replace(TINY, **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_space_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="CLIPTEX_HOME"):
+        build_world(TINY, workers=1)
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_a_home_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write"):
+        build_world(TINY, workers=1)
+
+
+def test_contact_sheets(tiny, tmp_path):
+    sheet = Image.open(dense_sheet(tiny, tmp_path / "dense.png", count=3))
+    assert sheet.size == (5 * 128, 3 * 128)
+    expert = Image.open(dense_sheet(tiny, tmp_path / "expert.png", split="train", prefix="expert/", count=2))
+    assert expert.size == (5 * 128, 2 * 128)
+    assert Image.open(caption_sheet(tiny, tmp_path / "pairs.png", count=4)).height == 2 * 128
