@@ -327,6 +327,8 @@ def _tar_index(path: Path) -> dict[str, np.ndarray]:
     if cached.is_file():
         with np.load(cached, allow_pickle=False) as arrays:
             return {**arrays, "mtime_ns": np.array(stat.st_mtime_ns)}
+    if not _has_end_mark(path, stat.st_size):  # tarfile would take a shard cut between two members for a whole one
+        raise UserError(f"shard {path} is cut off or no uncompressed tar file; fetch it again")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
@@ -365,6 +367,15 @@ def _tar_index(path: Path) -> dict[str, np.ndarray]:
     with replacing(cached) as temporary, temporary.open("wb") as file:
         np.savez(file, **index)  # type: ignore[arg-type]
     return {**index, "mtime_ns": np.array(stat.st_mtime_ns)}
+
+
+def _has_end_mark(path: Path, size: int) -> bool:
+    """Whether the file ends with a block of zeros, as every whole tar file does."""
+    if size < tarfile.BLOCKSIZE or size % tarfile.BLOCKSIZE:
+        return False
+    with path.open("rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
 
 
 def _tar_fingerprint(shards: Sequence[Shard], indices: Sequence[dict[str, np.ndarray]]) -> str:

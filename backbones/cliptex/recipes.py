@@ -44,7 +44,7 @@ class Recipe:
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square; flip: probability; rotate: ± degrees.
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each patch.
-        head_width: channels in the heads.
+        head_width: channels in the heads; 0 takes half of what the image tower has, at most 256.
         val_pairs: pairs held out (the same for every recipe of one seed) to measure retrieval after each epoch.
         seed: of everything random.
     """
@@ -74,7 +74,7 @@ class Recipe:
     flip: float = 0.5
     rotate: float = 0.0
     label_size: int = 0
-    head_width: int = 128
+    head_width: int = 0
     val_pairs: int = 0
     seed: int = 0
 
@@ -95,9 +95,17 @@ class Recipe:
         must(0 <= self.warmup < 1 and 0 <= self.ema < 1, "warmup and ema must be in [0, 1)")
         must(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "crop_scale must be low,high with 0 < low <= high <= 1")
         must(0 <= self.flip <= 1, "flip is a probability, between 0 and 1")
-        counts = (self.image_size, self.label_size, self.val_pairs, self.weight_decay, self.grad_clip, self.rotate)
+        counts = (
+            self.image_size,
+            self.label_size,
+            self.head_width,
+            self.val_pairs,
+            self.weight_decay,
+            self.grad_clip,
+            self.rotate,
+        )
         must(min(counts) >= 0, "sizes, val_pairs, weight_decay, grad_clip and rotate must not be negative")
-        must(self.seed >= 0 and self.head_width >= 1, "seed must be 0 or more, head_width 1 or more")
+        must(self.seed >= 0, "seed must not be negative")
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -245,7 +245,8 @@ def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | N
         raise UserError("the labels have no segmentation classes; leave seg out with --set experts=depth,normal")
     outputs = {"seg": len(labels.classes), "depth": 1, "normal": 3}
     channels = map_channels(start, start.data.layers)
-    return TaskHeads(channels, {task: outputs[task] for task in recipe.tasks}, recipe.head_width)
+    width = recipe.head_width or min(256, max(channels) // 2)
+    return TaskHeads(channels, {task: outputs[task] for task in recipe.tasks}, width)
 
 
 def _check_labels(batches: Batches) -> None:

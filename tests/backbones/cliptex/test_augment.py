@@ -1,0 +1,125 @@
+"""Image and labels move together; normals keep their meaning, checked against a plane rendered from its equation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbones.cliptex.augment import (
+    IGNORE,
+    Geometry,
+    centre_geometry,
+    random_geometry,
+    warp_classes,
+    warp_depth,
+    warp_images,
+    warp_normals,
+)
+
+
+def geometry(box=(0.5, 0.5, 1.0, 1.0), flip=False, angle=0.0) -> Geometry:
+    return Geometry(torch.tensor([box]), torch.tensor([flip]), torch.tensor([angle]))
+
+
+def test_identity_and_flip_are_exact():
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    classes = torch.randint(0, 5, (1, 16, 16))
+    assert torch.allclose(warp_images(image, geometry(), 16), image.float(), atol=1e-2)
+    assert torch.allclose(warp_images(image, geometry(flip=True), 16), image.flip(3).float(), atol=1e-2)
+    assert torch.equal(warp_classes(classes, geometry(flip=True), 16), classes.flip(2))
+
+
+def test_crop_takes_the_same_place_from_maps_of_any_resolution():
+    image = torch.zeros(3, 40, 60)
+    image[:, 10:20, 30:40] = 200
+    labels = torch.zeros(80, 120, dtype=torch.int64)
+    labels[20:40, 60:80] = 3
+    place = geometry((35 / 60, 15 / 40, 10 / 60, 10 / 40))
+    assert (warp_images([image], place, 8) > 190).all()
+    assert (warp_classes([labels], place, 8) == 3).all()
+    assert (warp_images([image], geometry((15 / 60, 15 / 40, 10 / 60, 10 / 40)), 8) == 0).all()
+
+
+def test_ignored_and_unknown_stay_so():
+    classes = torch.tensor([[0, 255], [7, 0]])
+    assert torch.equal(warp_classes([classes], geometry(), 2)[0], torch.tensor([[0, IGNORE], [7, 0]]))
+    depth = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    assert torch.equal(torch.isnan(warp_depth([depth], geometry(), 2)[0]), torch.isnan(depth))
+    # turned by 45°, the corners lie outside
+    turned = geometry(angle=math.pi / 4)
+    assert warp_classes([torch.zeros(8, 8)], turned, 8)[0, 0, 0] == IGNORE
+    assert torch.isnan(warp_depth([torch.ones(8, 8)], turned, 8)[0, 0, 0])
+    assert (warp_normals([torch.ones(3, 8, 8)], turned, 8)[0, :, 0, 0] == 0).all()
+    assert torch.allclose(warp_images([torch.full((3, 8, 8), 9.0)], turned, 8), torch.tensor(9.0))
+
+
+def plane_depth(normal: np.ndarray, size: int) -> np.ndarray:
+    """z of an orthographic view of a plane through the origin: x right, y down, both in pixels from the centre."""
+    y, x = np.mgrid[:size, :size] + 0.5 - size / 2
+    return -(normal[0] * x + normal[1] * y) / normal[2]
+
+
+def normal_of(depth: torch.Tensor) -> np.ndarray:
+    """The normal (towards the camera) that a plane's depth map implies, from its slope."""
+    inner = depth[8:-8, 8:-8].numpy()
+    slope = np.array([np.diff(inner, axis=1).mean(), np.diff(inner, axis=0).mean()])
+    normal = np.array([slope[0], slope[1], -1.0])
+    return normal / np.linalg.norm(normal)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    angle=st.floats(-math.pi, math.pi),
+    flip=st.booleans(),
+    slope=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+    zoom=st.sampled_from([1.0, 0.5]),
+)
+def test_normals_follow_the_plane(angle, flip, slope, zoom):
+    """Warp the depth of a plane, read the normal off the warped depth, and compare with the warped normal."""
+    size = 64
+    normal = np.array([*slope, -1.0]) / np.linalg.norm([*slope, -1.0])
+    depth = torch.from_numpy(plane_depth(normal, size)).float()
+    place = geometry((0.5, 0.5, zoom, zoom), flip, angle)
+    # depth measured in output pixels: a crop enlarges the picture, and the plane's depth with it
+    warped = warp_images(depth[None, None], place, size)[0, 0] / zoom
+    # at 45° a full-size crop reaches past the border: its centre does not
+    implied = normal_of(warped[12:-12, 12:-12])
+    moved = warp_normals(torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size), place, size)
+    assert np.degrees(np.arccos(np.clip(implied @ moved[0, :, size // 2, size // 2].numpy(), -1, 1))) < 0.5
+
+
+@given(
+    size=st.tuples(st.integers(8, 200), st.integers(8, 200)),
+    seed=st.integers(0, 9),
+    low=st.floats(0.1, 1),
+    epoch=st.integers(0, 3),
+)
+def test_random_crops_are_square_and_inside(size, seed, low, epoch):
+    drawn = random_geometry(range(20), [size] * 20, seed=seed, epoch=epoch, scale=(low, 1.0))
+    x, y, w, h = drawn.box.numpy().T.astype(np.float64)
+    assert np.allclose(w * size[1], h * size[0], rtol=1e-4)
+    assert (x - w / 2 > -1e-5).all() and (x + w / 2 < 1 + 1e-5).all()
+    assert (y - h / 2 > -1e-5).all() and (y + h / 2 < 1 + 1e-5).all()
+    area = (w * size[1]) ** 2 / min(size) ** 2
+    assert (area > low - 1e-4).all() and (area < 1 + 1e-4).all()
+
+
+def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
+    whole = random_geometry([5, 9, 2], [(32, 48)] * 3, seed=1, epoch=4, rotate=10)
+    alone = random_geometry([2], [(32, 48)], seed=1, epoch=4, rotate=10)
+    assert torch.equal(whole[2:3].box, alone.box) and torch.equal(whole.angle[2:], alone.angle)
+    other = random_geometry([2], [(32, 48)], seed=1, epoch=5, rotate=10)
+    assert not torch.equal(other.box, alone.box)
+    flips = random_geometry(range(2000), [(8, 8)] * 2000, seed=0, epoch=0).flip.float().mean()
+    assert flips == pytest.approx(0.5, abs=0.05)
+
+
+def test_images_of_different_sizes_make_one_batch():
+    images = [torch.full((3, 20, 30), 10.0), torch.full((3, 50, 40), 20.0)]
+    out = warp_images(images, centre_geometry([(20, 30), (50, 40)]), 16)
+    assert out.shape == (2, 3, 16, 16) and torch.allclose(out.mean((1, 2, 3)), torch.tensor([10.0, 20.0]))

@@ -1,0 +1,184 @@
+"""Losses against values worked out by hand, against other implementations, and their gradients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.loss import ClipLoss
+from torch import nn
+from torch.nn import functional as F
+
+from backbones.cliptex.augment import IGNORE
+from backbones.cliptex.contrastive import cached_gradients
+from backbones.cliptex.losses import (
+    contrastive_loss,
+    dense_loss,
+    depth_loss,
+    label_count,
+    normal_loss,
+    segmentation_loss,
+)
+
+
+def mean(summed):
+    total, count = summed
+    return (total / count).item()
+
+
+def test_contrastive_by_hand_and_beside_open_clip():
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    text = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    # logits at scale 1: [[1, .6], [0, .8]]
+    rows = (math.log(1 + math.exp(0.6 - 1)) + math.log(1 + math.exp(0 - 0.8))) / 2
+    columns = (math.log(1 + math.exp(0 - 1)) + math.log(1 + math.exp(0.6 - 0.8))) / 2
+    assert contrastive_loss(image, text, torch.tensor(1.0)).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
+    image, text = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(9, 5), dim=1)
+    expected = ClipLoss()(image, text, torch.tensor(14.3))
+    assert torch.allclose(contrastive_loss(image, text, torch.tensor(14.3)), expected)
+
+
+def test_cached_gradients_are_the_gradients():
+    image = F.normalize(torch.randn(6, 4), dim=1).requires_grad_()
+    text = F.normalize(torch.randn(6, 4), dim=1).requires_grad_()
+    scale = torch.tensor(5.0, requires_grad=True)
+    loss = contrastive_loss(image, text, scale)
+    expected = torch.autograd.grad(loss, [image, text, scale])
+    value, *cached = cached_gradients(image, text, scale, contrastive_loss)
+    assert torch.allclose(value, loss)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(cached, expected, strict=True))
+
+
+def test_segmentation_by_hand():
+    logits = torch.tensor([[0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]).T.reshape(1, 2, 1, 3)
+    logits = torch.tensor([[[[0.0, 0.0, 5.0]], [[2.0, 0.0, 5.0]]]])
+    target = torch.tensor([[[1, 0, IGNORE]]])
+    total, count = segmentation_loss(logits, target)
+    assert count == 2
+    assert total.item() == pytest.approx(math.log(1 + math.exp(-2)) + math.log(2), rel=1e-6)
+
+
+def test_depth_by_hand():
+    # target 1 2 3 4 → median (lower) 2, deviation (1+0+1+2)/4 = 1; prediction 0 0 1 3 → 0, 1
+    target = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    prediction = torch.tensor([[[0.0, 0.0, 1.0, 3.0]]])
+    # residual: (0 0 1 3) − (−1 0 1 2) = 1 0 0 1 → mean ½; steps 1 0 1 → 2/4; every second pixel 1 0: 1/2; then one: 0
+    assert mean(depth_loss(prediction, target, gradient_weight=0.0)) == pytest.approx(0.5)
+    assert mean(depth_loss(prediction, target, gradient_weight=0.5, scales=1)) == pytest.approx(0.5 + 0.5 * 0.5)
+    assert mean(depth_loss(prediction, target)) == pytest.approx(0.5 + 0.5 * (0.5 + 0.5))
+
+
+@settings(max_examples=30, deadline=None)
+@given(scale=st.floats(0.05, 50), shift=st.floats(-20, 20), seed=st.integers(0, 1000))
+def test_depth_does_not_see_scale_and_shift(scale, shift, seed):
+    random = np.random.default_rng(seed)
+    target = torch.from_numpy(random.uniform(0, 1, (2, 12, 12)))
+    target[0, :3] = math.nan
+    prediction = torch.from_numpy(random.normal(size=(2, 12, 12)))
+    base = mean(depth_loss(prediction, target))
+    assert mean(depth_loss(prediction * scale + shift, target)) == pytest.approx(base, rel=1e-3)
+    assert mean(depth_loss(prediction, target * scale + shift)) == pytest.approx(base, rel=1e-3)
+    assert mean(depth_loss(target.nan_to_num(7) * scale + shift, target)) == pytest.approx(0, abs=1e-4)
+
+
+def test_normals_by_hand():
+    angles = torch.tensor([0.0, 30.0, 90.0, 180.0]).deg2rad()
+    prediction = torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None] * 3.0  # any length
+    target = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
+    assert mean(normal_loss(prediction, target)) == pytest.approx(math.radians(75), abs=1e-5)
+    weight = torch.tensor([[[1.0, 2.0, 0.0, 1.0]]])
+    assert mean(normal_loss(prediction, target, weight)) == pytest.approx(math.radians((0 + 60 + 180) / 4), abs=1e-5)
+    unknown = target.clone()
+    unknown[..., 3] = 0
+    assert mean(normal_loss(prediction, unknown)) == pytest.approx(math.radians(40), abs=1e-5)
+
+
+def test_kappa_weight_is_the_gradient_of_the_angmf_likelihood():
+    """−log p = −log(κ² + 1) + κ·θ + log 2π(1 + e^−κπ): its gradient for the prediction is that of κ·θ."""
+    prediction = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = F.normalize(torch.randn(1, 3, 4, 4, dtype=torch.float64), dim=1)
+    kappa = torch.rand(1, 4, 4, dtype=torch.float64) * 10
+    theta = torch.arccos((F.normalize(prediction, dim=1) * target).sum(1))
+    nll = -torch.log(kappa**2 + 1) + kappa * theta + torch.log(2 * math.pi * (1 + torch.exp(-kappa * math.pi)))
+    expected = torch.autograd.grad(nll.sum(), prediction)[0]
+    ours = torch.autograd.grad(normal_loss(prediction, target, kappa)[0], prediction)[0]
+    assert torch.allclose(ours.float(), expected.float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+def test_gradients_agree_with_finite_differences(task):
+    torch.manual_seed(0)
+    shape = {"seg": (2, 3, 6, 6), "depth": (2, 6, 6), "normal": (2, 3, 6, 6)}[task]
+    prediction = torch.randn(shape)
+    targets = some_targets(6)
+    prediction.requires_grad_()
+    gradient = torch.autograd.grad(dense_loss(task, prediction, targets)[0], prediction)[0]
+    direction = torch.randn(shape)
+    direction /= direction.norm()
+    step = 1e-2
+    with torch.no_grad():
+        ahead, back = (dense_loss(task, prediction + s * direction, targets)[0] for s in (step, -step))
+    assert ((ahead - back) / (2 * step)).item() == pytest.approx(
+        (gradient * direction).sum().item(), rel=0.05, abs=0.02
+    )
+
+
+def some_targets(size: int) -> dict[str, torch.Tensor]:
+    targets = {
+        "seg": torch.randint(0, 3, (2, size, size)),
+        "depth": torch.rand(2, size, size),
+        "normal": F.normalize(torch.randn(2, 3, size, size), dim=1),
+    }
+    targets["seg"][0, 0], targets["depth"][0, 0], targets["normal"][0, :, 0] = IGNORE, math.nan, 0
+    return targets
+
+
+@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+@pytest.mark.parametrize("kind", ["empty", "constant", "one pixel"])
+def test_nothing_to_learn_is_zero_never_nan(task, kind):
+    model = nn.Linear(4, 4)
+    shape = {"seg": (2, 3, 4, 4), "depth": (2, 4, 4), "normal": (2, 3, 4, 4)}[task]
+    prediction = model(torch.randn(shape))
+    targets = {
+        "seg": torch.full((2, 4, 4), IGNORE),
+        "depth": torch.full((2, 4, 4), math.nan),
+        "normal": torch.zeros(2, 3, 4, 4),
+    }
+    if kind == "constant":
+        targets["depth"] = torch.full((2, 4, 4), 0.7)
+    if kind == "one pixel":
+        targets["depth"][0, 1, 1] = 1.0
+    total, count = dense_loss(task, prediction, targets)
+    total.backward()
+    assert total == 0 and count == 0 and label_count(task, targets) == 0
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+def test_degenerate_predictions_have_finite_gradients(task):
+    targets = some_targets(4)
+    perfect = {
+        "seg": F.one_hot(targets["seg"].clamp(min=0), 3).permute(0, 3, 1, 2) * 1e4,
+        "depth": targets["depth"].nan_to_num(0),
+        "normal": targets["normal"],
+    }[task].float()
+    for prediction in (perfect, -perfect, torch.zeros_like(perfect), torch.full_like(perfect, 1e4)):
+        prediction = prediction.clone().requires_grad_()
+        total, _ = dense_loss(task, prediction, targets)
+        total.backward()
+        assert torch.isfinite(total) and torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize("task", ["seg", "depth", "normal"])
+def test_count_is_known_from_the_labels_and_sums_add_up(task):
+    shape = {"seg": (2, 3, 8, 8), "depth": (2, 8, 8), "normal": (2, 3, 8, 8)}[task]
+    prediction, targets = torch.randn(shape), some_targets(8)
+    total, count = dense_loss(task, prediction, targets)
+    assert count.float() == label_count(task, targets)
+    halves = [dense_loss(task, prediction[i : i + 1], {k: v[i : i + 1] for k, v in targets.items()}) for i in range(2)]
+    assert torch.allclose(sum(t for t, _ in halves), total, rtol=1e-5)
+    assert sum(c for _, c in halves) == count

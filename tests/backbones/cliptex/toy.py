@@ -1,0 +1,113 @@
+"""A world of one coloured disc on a slanted ground, with exact labels: small pairs and label stores for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("background", "disc", "square")
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "yellow": (220, 210, 50)}
+PLACES = ("left", "right")
+
+
+def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.ndarray]]:
+    """(size, size, 3) uint8 image, caption, and its ``seg``, ``depth`` (inverse) and ``normal``."""
+    random = np.random.default_rng(index)
+    colour = random.choice(list(COLOURS))
+    shape = random.choice(CLASSES[1:])
+    place = random.integers(2)
+    y, x = np.mgrid[:size, :size] + 0.5
+    cx, cy, r = (
+        size * (0.28 if place == 0 else 0.72),
+        size * random.uniform(0.3, 0.7),
+        size * random.uniform(0.12, 0.25),
+    )
+    inside = np.hypot(x - cx, y - cy) < r if shape == "disc" else np.maximum(abs(x - cx), abs(y - cy)) < r
+    ground = (60 + 120 * y / size)[..., None] * random.uniform(0.7, 1, 3)
+    image = np.where(inside[..., None], COLOURS[colour], ground) + random.normal(0, 8, (size, size, 3))
+    tilt = random.uniform(-0.6, 0.6)
+    normal = np.zeros((3, size, size), np.float32)
+    normal[0], normal[2] = np.sin(tilt), -np.cos(tilt)
+    normal[:, inside] = np.array([0, 0, -1], np.float32)[:, None]
+    labels = {
+        "seg": np.where(inside, CLASSES.index(shape), 0).astype(np.uint8),
+        "depth": np.where(inside, 2.0, y / size + 0.2).astype(np.float32),
+        "normal": normal,
+    }
+    return image.clip(0, 255).astype(np.uint8), f"a {colour} {shape} on the {PLACES[place]}", labels
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Path:
+    """``count`` scenes as webdataset shards, as img2dataset writes them (jpg/png, txt and json)."""
+    for shard in range(shards):
+        members: dict[str, bytes] = {}
+        for index in range(shard, count, shards):
+            image, caption, _ = scene(index, size)
+            key = f"{index:09d}"
+            members[f"{key}.json"] = json.dumps({"caption": caption, "key": key, "status": "success"}).encode()
+            members[f"{key}.png"] = encode(image)
+            members[f"{key}.txt"] = caption.encode()
+        write_tar(folder / f"{shard:05d}.tar", members)
+    return folder
+
+
+class ToyLabels:
+    """Exact labels of the scenes by key; has the interface of a label store."""
+
+    classes = CLASSES
+    ignore_index = 255
+
+    def __init__(
+        self, tasks: tuple[str, ...] = ("seg", "depth", "normal"), size: int = 32, missing: tuple[str, ...] = ()
+    ):
+        self.tasks, self.size, self.missing, self.reads = tasks, size, missing, 0
+        self.identity = hashlib.sha256(repr((tasks, size, missing)).encode()).hexdigest()
+
+    def get(self, key: str) -> dict[str, np.ndarray]:
+        self.reads += 1
+        if key in self.missing:
+            raise KeyError(key)
+        return {
+            task: labels for task, labels in scene(int(key.split("/")[-1]), self.size)[2].items() if task in self.tasks
+        }
+
+
+class Recorder:
+    """A run log and a progress bar that remember."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.bars: list[tuple[str, int]] = []
+        self.steps = 0
+
+    def log_metrics(self, metrics, step) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def start(self, description, total) -> None:
+        self.bars.append((description, total))
+        self.steps = 0
+
+    def advance(self, steps=1) -> None:
+        self.steps += steps
