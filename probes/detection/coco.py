@@ -183,8 +183,9 @@ def mean_ap(
     Raises:
         UserError: the images have no object at all.
     """
-    if kind == "segm":  # without its box, a result's area is that of its mask
-        detections = [{name: value for name, value in one.items() if name != "bbox"} for one in detections]
+    # without its box, a mask result's area is that of its mask; copies, because the evaluator writes into its results
+    left_out = "bbox" if kind == "segm" else "segmentation"
+    detections = [{name: value for name, value in one.items() if name != left_out} for one in detections]
     predicted = truth.loadRes(detections) if detections else _empty_like(truth)
     evaluation = COCOeval_faster(truth, predicted, kind, print_function=_silent)
     evaluation.params.imgIds = sorted(image_ids)

@@ -19,6 +19,7 @@ SIDE = 400  # longest side of a picture, pixels
 GAP = 8
 HEADER = 26
 LEAST_SCORE = 0.3
+MOST = 10
 
 
 def draw_panel(
@@ -36,8 +37,7 @@ def draw_panel(
         root: of the dataset.
         ann_file: COCO annotation file.
         images: image id → path relative to ``root``.
-        detections: COCO result list; those with a score of 0.3 or more are drawn, or the best three of an image
-            without.
+        detections: COCO result list; of each image what ``shown`` chooses is drawn.
         masks: draw masks too.
     """
     truth = COCO(ann_file)
@@ -59,9 +59,9 @@ def draw_panel(
 
 
 def shown(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The detections worth drawing: a score of 0.3 or more, else the best three; the best is drawn last, on top."""
+    """The detections worth drawing: the best ten with a score of 0.3 or more, else the best three; best last."""
     ranked = sorted(found, key=lambda one: one["score"])
-    return [one for one in ranked if one["score"] >= LEAST_SCORE] or ranked[-3:]
+    return [one for one in ranked if one["score"] >= LEAST_SCORE][-MOST:] or ranked[-3:]
 
 
 def annotate(
@@ -124,7 +124,7 @@ def _grid(pairs: Sequence[Sequence[Image.Image]]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, HEADER + sum(heights) + GAP * (len(rows) + 1)), "white")
     pen = ImageDraw.Draw(sheet)
     for column in range(columns):
-        words = f"prediction (score ≥ {LEAST_SCORE}, or best 3)" if column % 2 else "truth"
+        words = f"prediction (score {LEAST_SCORE} and more, or the best 3)" if column % 2 else "truth"
         pen.text((GAP + column * (SIDE + GAP), 7), words, fill="black", font=ImageFont.load_default(15))
     top = HEADER + GAP
     for row, height in zip(rows, heights, strict=True):

@@ -1,4 +1,4 @@
-"""A generated COCO set: coloured shapes on noise, one crowd, one image without objects, categories not in label order."""
+"""A generated COCO set: coloured shapes on noise, a crowd, an image without objects, categories in another order."""
 
 from __future__ import annotations
 
