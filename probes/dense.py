@@ -131,23 +131,17 @@ METRICS: Mapping[Kind, Mapping[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class DenseProbe:
     """A dense probe; see ``probes.base.Probe``."""
 
     name: str
     kind: Kind
+    settings_type: type
+    metrics: Mapping[str, int]
     version: int = 1
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
-
-    @property
-    def settings_type(self) -> type[DenseSettings]:
-        return SETTINGS[self.kind]
-
-    @property
-    def metrics(self) -> Mapping[str, int]:
-        return METRICS[self.kind]
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
@@ -296,8 +290,8 @@ def schedule(settings: DenseSettings) -> list[dict[str, Any]]:
     end = settings.max_iters
     warm = round(settings.warmup * end)
     warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
-    warmup = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warm}
-    decay = {"by_epoch": False, "begin": warm, "end": end}
+    warmup: dict[str, Any] = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warm}
+    decay: dict[str, Any] = {"by_epoch": False, "begin": warm, "end": end}
     if settings.schedule == "poly":
         decay |= {"type": "PolyLR", "power": 0.9, "eta_min": 0.0}
     else:
@@ -305,6 +299,6 @@ def schedule(settings: DenseSettings) -> list[dict[str, Any]]:
     return [warmup, decay] if warm else [decay]
 
 
-for _kind in SETTINGS:
+for _kind, _settings in SETTINGS.items():
     for _name in PROBES:
-        register_probe(DenseProbe(_name, _kind))
+        register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
@@ -24,12 +24,14 @@ def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: i
     Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int))
-    names, photos, truths, predictions = [], [], [], []
+    names: list[str] = []
+    photos: list[np.ndarray] = []
+    truths: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
     for index in chosen:
         (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
         names.append(sample.image)
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        photos.append(cv2.imread(sample.img_path, flags)[..., ::-1])
+        photos.append(mmcv.imread(sample.img_path, "color_ignore_orientation", channel_order="rgb"))
         for field, values in ((FIELDS[kind], truths), (FIELDS[kind].replace("gt_", "pred_"), predictions)):
             values.append(sample.get(field).data.cpu().numpy())
 

@@ -7,6 +7,7 @@ outputs are resized to the label's resolution first and decoded there, as segmen
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
@@ -69,6 +70,9 @@ class DepthObjective(nn.Module):
     field = "depth_map"
     channels = 1
     loss_name = "loss_silog"
+    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of their depth near a quarter
+    # of it, and a bias is slow to learn since batch normalisation leaves the other inputs without a mean.
+    first_raw = -math.log(3)  # sigmoid = 1/4
 
     def __init__(self, min_depth: float, max_depth: float, balance: float = 0.5) -> None:
         super().__init__()
@@ -105,6 +109,7 @@ class NormalObjective(nn.Module):
     field = "normal_map"
     channels = 3
     loss_name = "loss_angle"
+    first_raw = 0.0
 
     def decode(self, raw: Tensor) -> Tensor:
         """(N, 3, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the camera for our
@@ -128,9 +133,12 @@ class Regression:
     align_corners: bool
 
     def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
-        channels = MODELS.get(loss_decode["type"]).channels
+        objective = MODELS.get(loss_decode["type"])
+        # mmseg's initialisation of the last convolution, but for the bias
+        begin = {"type": "Normal", "std": 0.01, "bias": objective.first_raw, "override": {"name": "conv_seg"}}
         # the threshold belongs to binary segmentation; naming it silences a warning about one output channel
-        super().__init__(loss_decode=loss_decode, num_classes=channels, threshold=0.0, **kwargs)  # type: ignore[call-arg]
+        rest = {"num_classes": objective.channels, "threshold": 0.0, "init_cfg": begin, **kwargs}
+        super().__init__(loss_decode=loss_decode, **rest)  # type: ignore[call-arg]
 
     def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
         objective = self.loss_decode

@@ -31,22 +31,22 @@ def palette(classes: int) -> np.ndarray:
 
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) class indices → (H, W, 3) uint8; whatever is no class is cream."""
-    known = (labels >= 0) & (labels < len(colours))
-    return np.where(known[..., None], colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8))
+    known = np.logical_and(labels >= 0, labels < len(colours))
+    return np.where(np.expand_dims(known, -1), colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8))
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0 (unknown) is grey."""
     grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
     colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    return np.where(depth[..., None] > 0, colour, np.array(UNKNOWN, np.uint8))
+    return np.where(np.expand_dims(depth > 0, -1), colour, np.array(UNKNOWN, np.uint8))
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
     """(3, H, W) unit vectors → (H, W, 3) uint8 with x, y, z from -1 … 1 as R, G, B from 0 … 255; (0, 0, 0) is
     black."""
     rgb = np.clip((normals.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8)
-    return np.where(normals.any(axis=0)[..., None], rgb, np.uint8(0))
+    return np.where(np.expand_dims(normals.any(axis=0), -1), rgb, np.uint8(0))
 
 
 def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:

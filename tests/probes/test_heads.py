@@ -153,3 +153,11 @@ def test_the_angle_still_pulls_when_it_is_small():
     raw = torch.tensor([0.01, 0.0, 1.0]).view(1, 3, 1, 1).requires_grad_()
     NormalObjective()(raw, truth).backward()
     assert raw.grad[0, 0, 0, 0].item() == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("probe", HEADS)
+def test_depth_begins_at_a_quarter_of_its_range(probe):
+    head = MODELS.build(head_config(probe, 6, channels=8, dropout=0.0, size=64, stride=8, **DEPTH))
+    head.init_weights()
+    assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(0.1 + 9.9 / 4, rel=1e-4)
+    assert 0.001 < head.conv_seg.weight.std().item() < 0.1
