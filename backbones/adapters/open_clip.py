@@ -72,8 +72,9 @@ class OpenClipBackbone(Backbone):
                 blocks = [visual.ln_post(tokens) for tokens in blocks]
             maps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous() for tokens in blocks]
         else:
+            plain = len(set(self.strides)) == 1  # stages of a pyramid do not share one final norm
             maps = self._at(images).forward_intermediates(
-                images, indices=layers, stop_early=True, normalize_intermediates=True, intermediates_only=True
+                images, indices=layers, stop_early=True, normalize_intermediates=plain, intermediates_only=True
             )["image_intermediates"]
         return tuple(maps)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -25,8 +26,11 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 class TimmBackbone(Backbone):
     """A timm model, whole (its ImageNet head, where it has one, gives ``classifier_logits``).
 
-    Feature maps come from ``forward_intermediates`` with the model's own final norm applied to each ViT block read (as
-    DINOv2's ``get_intermediate_layers`` does); the embedding is ``forward_head(…, pre_logits=True)``.
+    Feature maps come from ``forward_intermediates``, in a plain ViT through the model's own final norm after each block
+    read (as DINOv2's ``get_intermediate_layers`` does); the embedding is ``forward_head(…, pre_logits=True)``.
+
+    Raises:
+        UserError: the model's maps are not at whole strides, or it gives none.
     """
 
     def __init__(
@@ -39,19 +43,22 @@ class TimmBackbone(Backbone):
         self.model_config = dict(model_config)
         info = cast(Any, model).feature_info
         self.data = data
-        self.channels = tuple(info[layer]["num_chs"] for layer in data.layers)
         self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
+        if not self.strides:
+            raise UserError(f"{self.architecture} has no feature maps at strides 4 to 32; choose another architecture")
         self.divisor = max(self.strides)
-        self.embed_dim = cast(Any, model).head_hidden_size
+        self._norm = len({layer["reduction"] for layer in info}) == 1
         self._sized = SizedCopies(model, getattr(getattr(model, "patch_embed", None), "img_size", None))
         # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each size
         self._any_size = not hasattr(model, "set_input_size") or bool(getattr(model, "dynamic_img_size", False))
+        self._fixed: tuple[int, int] | None = None
+        self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self._at(images).forward_intermediates(
             images,
             indices=list(self.data.layers),
-            norm=True,
+            norm=self._norm,
             stop_early=True,
             intermediates_only=True,
             output_fmt="NCHW",
@@ -76,8 +83,35 @@ class TimmBackbone(Backbone):
         """timm's own state dict, as ``save_checkpoint`` writes it."""
         return self.model.state_dict()
 
+    def _measure(self) -> tuple[tuple[int, ...], int]:
+        """(channels, embed_dim) of what really comes out, since not every model is what it declares to be."""
+        self.model.eval()
+        native = tuple(resolve_model_data_config(self.model)["input_size"][-2:])
+        reason = ""
+        for size in ((4 * self.divisor, 6 * self.divisor), native):
+            try:
+                with torch.inference_mode():
+                    images = torch.zeros(1, 3, *size)
+                    maps, embedding = self(images), self.encode_image(images)
+            except Exception as error:  # any architecture's own way to say that it does not take this size
+                reason, self._fixed = f"{type(error).__name__}: {error}".splitlines()[0][:120], native
+                continue
+            wanted = [(size[0] // stride, size[1] // stride) for stride in self.strides]
+            if [tuple(one.shape[-2:]) for one in maps] != wanted or embedding.ndim != 2:
+                reason = f"maps of {size[0]}×{size[1]} are {', '.join(f'{m.shape[-2]}×{m.shape[-1]}' for m in maps)}"
+                break
+            self._sized.clear()
+            return tuple(one.shape[1] for one in maps), embedding.shape[1]
+        raise UserError(f"{self.architecture} gives no feature maps at whole strides ({reason}); choose another one")
+
     def _at(self, images: Tensor) -> Any:
-        return self.model if self._any_size else self._sized.at(images.shape[-2], images.shape[-1])
+        size = (images.shape[-2], images.shape[-1])
+        if self._fixed is not None and self._fixed != size:
+            raise UserError(
+                f"{self.architecture} takes images of {self._fixed[0]}×{self._fixed[1]} only, not {size[0]}×{size[1]}; "
+                f"set the task's image size to that, or choose another architecture"
+            )
+        return self.model if self._any_size or self._fixed else self._sized.at(*size)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TimmBackbone:
         self._sized.clear()

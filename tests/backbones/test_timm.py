@@ -43,7 +43,8 @@ def test_the_library_s_own_numbers_at_the_native_size(backbone):
     images = torch.randn(2, 3, *backbone.data.size)
     with torch.inference_mode():
         model = backbone.model
-        final, theirs = model.forward_intermediates(images, indices=list(backbone.data.layers), norm=True)
+        plain = len(set(backbone.strides)) == 1
+        final, theirs = model.forward_intermediates(images, indices=list(backbone.data.layers), norm=plain)
         for mine, other in zip(backbone(images), theirs, strict=True):
             torch.testing.assert_close(mine, other)
         embedding = backbone.encode_image(images)
@@ -116,3 +117,20 @@ def test_named_entries_name_real_weights(name):
     config = timm.get_pretrained_cfg(entry.settings["architecture"].removeprefix("timm/"))
     assert config.hf_hub_id == entry.download
     assert config.license == entry.licence.lower()
+
+
+def test_architectures_of_one_size_say_so():
+    backbone = backbones.create("random/timm/convit_tiny")
+    assert backbone(torch.zeros(1, 3, 224, 224))[0].shape == (1, 192, 14, 14)
+    for call in (backbone, backbone.encode_image):
+        with pytest.raises(UserError, match="timm/convit_tiny takes images of 224×224 only, not 64×96"):
+            call(torch.zeros(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("pit_xs_224", "whole strides .maps of 224×224 are 27×27"), ("crossvit_tiny_240", "no feature maps at strides")],
+)
+def test_architectures_without_a_grid_are_refused(name, why):
+    with pytest.raises(UserError, match=why):
+        backbones.create(f"random/timm/{name}")
