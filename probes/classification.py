@@ -172,7 +172,7 @@ def held_out_scores(
 
 
 def refit(features: Tensor, labels: Tensor, classes: int, rate: float, decay: float, context: Context) -> Linear:
-    """One classifier on all of train. Logs ``train/loss`` and ``train/lr`` after each epoch."""
+    """One classifier on all of train. Logs ``train/loss`` after each epoch."""
     settings: LinearSettings = context.settings
 
     def log(epoch: int, losses: list[float], model: Linear) -> None:

@@ -23,6 +23,7 @@ from probes.encode import Precision, encode_texts
 from probes.registry import register_probe
 
 AT = (1, 5, 10)
+CHUNK = 4096  # rows and columns of the similarity matrix that are in memory at once (128 MiB); never changes a rank
 TIE = 1e-9  # cosines nearer than this are equal: far above the rounding of float64, far below that of the embeddings
 
 
@@ -33,14 +34,12 @@ class RetrievalSettings:
     Attributes:
         template: what a caption is put into; ``{}`` is the caption as it stands in the dataset.
         size, precision, encode_batch_size: as in linear classification.
-        chunk: rows and columns of the similarity matrix that are in memory at once; never changes a rank.
     """
 
     template: str = "{}"
     size: tuple[int, int] | None = None
     precision: Precision = "float32"
     encode_batch_size: int = 64
-    chunk: int = 4096
 
 
 class Retrieval:
@@ -71,7 +70,7 @@ class Retrieval:
             context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
         )
         scored = time.perf_counter()
-        i2t, t2i = retrieval_ranks(images, captions, owner, chunk=settings.chunk)
+        i2t, t2i = retrieval_ranks(images, captions, owner)
         return TaskResult(
             metrics={f"i2t_R@{k}": recall(i2t, k) for k in AT} | {f"t2i_R@{k}": recall(t2i, k) for k in AT},
             per_image={
@@ -90,7 +89,7 @@ class Retrieval:
         )
 
 
-def retrieval_ranks(images: Tensor, captions: Tensor, owner: Tensor, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def retrieval_ranks(images: Tensor, captions: Tensor, owner: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
     """Rank of the right answer for every query, 0 for the first.
 
     Args:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -75,9 +76,9 @@ def prepare(
         partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
         workers: decoding threads; never changes the result.
     Raises:
-        UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, more than 1
-            % of a split (and more than one sample) cannot be read, or labels do not fit the declaration. One line,
-            naming files.
+        UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, too many
+            samples (more than 1 % of a split and more than one) cannot be read, or labels do not fit the declaration.
+            One line, naming files.
     """
     root = Path(root)
     if not root.is_dir():
@@ -97,11 +98,11 @@ def prepare(
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
     verdict = read_verdict(cache)
     if verdict is None:
-        verdict = examine(spec, root, inventory, workers, progress)
+        journal = Journal(cache.with_suffix(".part"))
+        verdict = examine(spec, root, inventory, journal, workers, progress)
         write_json(cache, verdict)
+        journal.path.unlink(missing_ok=True)
 
-    # files that are missing from a part of an official dataset are what 'partial' means; elsewhere they are broken
-    # samples
     skipped = [(path, reason) for split in splits for path, reason in verdict["skipped"][split]]
     left_out = {path for path, _ in skipped}
     return PreparedDataset(
@@ -188,15 +189,17 @@ class Inventory:
         return text + (f"; {len(gone)} listed files missing, such as {gone[0]}" if gone else "")
 
     def must_be_disjoint_and_filled(self, spec: DatasetSpec, root: Path) -> None:
-        """No split is empty, and no image is in two splits: a model must not be scored on what it was trained on."""
+        """No split is empty, and no image occurs twice: a model must not be scored on what it was trained on."""
         for split, samples in self.present.items():
             if not samples:
                 raise UserError(f"{spec.name}: split {split!r} is empty in {root}; {self.counts(spec)}")
         seen: dict[str, Split] = {}
         for split, samples in self.present.items():
             for sample in samples:
-                if (other := seen.setdefault(sample.image, split)) != split:
-                    raise UserError(f"{spec.name}: {sample.image} is in both {other} and {split}; mend the lists")
+                if (other := seen.get(sample.image)) is not None:
+                    where = f"in both {other} and {split}" if other != split else f"listed twice in {split}"
+                    raise UserError(f"{spec.name}: {sample.image} is {where}; mend the lists")
+                seen[sample.image] = split
 
 
 def files_of(spec: DatasetSpec, sample: Sample) -> list[str]:
@@ -213,8 +216,36 @@ def read_verdict(path: Path) -> dict[str, Any] | None:
         return None
 
 
+class Journal:
+    """What was found out about single samples, so that a long check that is cut short goes on where it stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, tuple[str, str]] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # the line that was being written when the check was cut short
+                    name, digest, reason = json.loads(line)
+                    self.known[name] = (digest, reason)
+
+    def note(self, found: Mapping[str, tuple[str, str]]) -> None:
+        """Remember {sample: (digest, reason)}. Raises ``UserError`` when it cannot be written."""
+        self.known.update(found)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps([name, *result]) + "\n" for name, result in found.items())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
+
+
 def examine(
-    spec: DatasetSpec, root: Path, inventory: Inventory, workers: int, progress: Progress | None
+    spec: DatasetSpec,
+    root: Path,
+    inventory: Inventory,
+    journal: Journal,
+    workers: int,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Decode and hash everything: {"fingerprint": hash, "skipped": {split: [(path, reason)]}}."""
     classes = len(spec.class_names(root))
@@ -232,16 +263,25 @@ def examine(
             except Unreadable as error:
                 return "", str(error)
 
-        # a listed file that is not there: counted as broken, unless the dataset is knowingly a part of the official one
-        bad = [] if spec.expected else [(path, "missing") for path in inventory.missing[split]]
-        digests[split] = []
-        for sample, (digest, reason) in zip(samples, in_threads(look, samples, workers), strict=True):
-            if reason:
-                bad.append((sample.image, reason))
-            else:
-                digests[split].append(digest)
-            if progress:
-                progress.advance()
+        left = [sample for sample in samples if f"{split}:{sample.image}" not in journal.known]
+        if progress:
+            progress.advance(len(samples) - len(left))
+        found: dict[str, tuple[str, str]] = {}
+        try:
+            for sample, result in zip(left, in_threads(look, left, workers), strict=True):
+                found[f"{split}:{sample.image}"] = result
+                if progress:
+                    progress.advance()
+                if len(found) == 1000:
+                    journal.note(found)
+                    found = {}
+        finally:
+            journal.note(found)
+        results = [(sample.image, *journal.known[f"{split}:{sample.image}"]) for sample in samples]
+        digests[split] = [digest for _, digest, reason in results if not reason]
+        bad = [(image, reason) for image, _, reason in results if reason]
+        if not spec.expected:  # in a part of an official dataset, files that are not there are what 'partial' means
+            bad += [(path, "missing") for path in inventory.missing[split]]
         total = len(digests[split]) + len(bad)
         if len(bad) > max(1, int(UNREADABLE_SHARE * total)) or not digests[split]:
             named = ", ".join(f"{path} ({reason})" for path, reason in bad[:3])

@@ -43,6 +43,7 @@ def test_probes_keep_the_contract(place):
     assert probe.metrics
     assert set(probe.metrics.values()) <= {1, -1}
     assert isinstance(probe.needs_text, bool)
+    assert probe.splits in (("train", "val"), ("val",))
     settings = probe.settings_type()
     assert dataclasses.is_dataclass(settings)
     with pytest.raises(dataclasses.FrozenInstanceError):

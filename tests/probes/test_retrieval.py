@@ -123,7 +123,7 @@ def test_caption_ranks_by_image():
 
 def test_the_probe_end_to_end(tmp_path):
     root = make.make_flickr(tmp_path, 0, 4)  # four images, of four colours, which the captions name
-    around = context(Retrieval(), DATASETS["flickr30k"], root, chunk=3)
+    around = context(Retrieval(), DATASETS["flickr30k"], root)
     result = Retrieval().run(around)
     assert list(result.metrics) == list(Retrieval.metrics)
     assert set(result.metrics.values()) == {100.0}

@@ -228,9 +228,12 @@ def test_missing_list_and_folder_are_named(tmp_path):
 
 def test_an_image_in_train_and_val_is_refused(tmp_path):
     root = make.make_voc(tmp_path)
-    with (root / "ImageSets/Segmentation/train.txt").open("a") as lines:
-        lines.write("2007_000004\n")
+    path = root / "ImageSets/Segmentation/train.txt"
+    before = path.read_text()
+    path.write_text(f"{before}2007_000004\n")
     refused("2007_000004.jpg is in both train and val", DATASETS["voc"], root, partial=True)
+    path.write_text(f"{before}2007_000001\n")
+    refused("2007_000001.jpg is listed twice in train", DATASETS["voc"], root, partial=True)
 
 
 def test_depth_that_is_not_depth(tmp_path):
@@ -312,6 +315,36 @@ def test_a_kept_verdict_that_is_damaged_is_made_again(tmp_path, own_home):
     bar = Bar()
     assert prepare(spec, root, progress=bar) == data
     assert bar.done == 7
+
+
+def test_a_check_cut_short_goes_on_where_it_stopped(tmp_path, own_home, monkeypatch):
+    spec, root = DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 20, 3)
+    make.truncate(root / "train/blue/0003.JPEG")
+    wanted = prepare(spec, root)
+    (kept,) = (own_home / "datasets").iterdir()
+    kept.unlink()
+    looked_at = []
+
+    def until(limit):
+        def verify(spec, classes, root, sample, truth):
+            if len(looked_at) == limit:
+                raise KeyboardInterrupt
+            looked_at.append(sample.image)
+            return original(spec, classes, root, sample, truth)
+
+        return verify
+
+    original = check.verify
+    monkeypatch.setattr(check, "verify", until(30))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(spec, root, workers=1)
+    (part,) = (own_home / "datasets").iterdir()
+    with part.open("a") as lines:  # and a last line that was not finished
+        lines.write('["train:train/white/0019.JPEG", "')
+    monkeypatch.setattr(check, "verify", until(None))
+    assert prepare(spec, root, workers=1) == wanted
+    assert len(looked_at) == len(set(looked_at)) == 4 * 20 + 4 * 3
+    assert [path.suffix for path in (own_home / "datasets").iterdir()] == [".json"]
 
 
 def test_val_alone_needs_no_train(tmp_path):
