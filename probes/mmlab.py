@@ -2,17 +2,16 @@
 
 A config with ``custom_imports = dict(imports=['probes.mmlab'])`` can name ``FrozenBackbone``,
 ``SimpleFeaturePyramid`` and ``ResizeConcat`` as types under either library's scope, and runs with plain mmengine.
-They are registered in mmengine's root registries, from which mmseg's and mmdet's inherit.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,29 @@ with redirect_stdout(io.StringIO()):  # both print that an optional package is a
     import mmdet.datasets
     import mmdet.engine
     import mmdet.evaluation
-    import mmdet.models  # noqa: F401
+    import mmdet.models
+    import mmdet.registry
     import mmseg.datasets
     import mmseg.engine
     import mmseg.evaluation
-    import mmseg.models  # noqa: F401
+    import mmseg.models
+    import mmseg.registry
 
 
 def install() -> None:
     """Make our parts known to mmseg and mmdet. Importing this module does it; calling it merely says so."""
     ops.install()
+
+
+def in_both_scopes(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a module as ``name`` for mmengine, ``mmdet.name`` and ``mmseg.name``."""
+
+    def register(module: type[nn.Module]) -> type[nn.Module]:
+        for registry in (MODELS, mmdet.registry.MODELS, mmseg.registry.MODELS):
+            registry.register_module(name=name, module=module)
+        return module
+
+    return register
 
 
 # Several tasks of one run probe the same backbone: it is built once. Two, so that comparing does not thrash.
@@ -92,7 +104,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-@MODELS.register_module()
+@in_both_scopes("FrozenBackbone")
 class FrozenBackbone(nn.Module):
     """A backbone of the registry as a part of an MMSeg or MMDet model: no gradient, no statistics, nothing to save.
 
@@ -151,13 +163,13 @@ class FrozenBackbone(nn.Module):
         return f"{self.backbone.name}, {self.precision}, maps {self.out_indices}"
 
 
-@MODELS.register_module(name="SimpleFeaturePyramid")
+@in_both_scopes("SimpleFeaturePyramid")
 class SimpleFeaturePyramidNeck(nn.Module):
     """``backbones.pyramid.SimpleFeaturePyramid`` as a neck: a pyramid from the last map of a plain ViT. Trained.
 
     Args:
         in_channels, out_channels, stride, out_strides: as there.
-        groups: of group normalisation; None for the paper's layer normalisation.
+        norm: ``LN`` (the paper's) or ``GN`` (in ``groups_of`` groups).
         num_outs: levels in all; those beyond ``out_strides`` take every second value of the one before, as FPN's do.
     """
 
@@ -167,12 +179,14 @@ class SimpleFeaturePyramidNeck(nn.Module):
         out_channels: int,
         stride: int,
         out_strides: Sequence[int] = (4, 8, 16, 32),
-        groups: int | None = None,
+        norm: str = "LN",
         num_outs: int | None = None,
     ) -> None:
         super().__init__()
-        norm: Callable[[int], nn.Module] = partial(nn.GroupNorm, groups) if groups else LayerNorm2d
-        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, stride, tuple(out_strides), norm)
+        if norm not in ("LN", "GN"):
+            raise UserError(f"norm {norm!r} is not known; use LN or GN")
+        layer: Callable[[int], nn.Module] = LayerNorm2d if norm == "LN" else _group_norm
+        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels, stride, tuple(out_strides), layer)
         self.extra = (num_outs or len(out_strides)) - len(out_strides)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -183,7 +197,16 @@ class SimpleFeaturePyramidNeck(nn.Module):
         return tuple(levels)
 
 
-@MODELS.register_module()
+def groups_of(channels: int) -> int:
+    """Groups to normalise ``channels`` in: up to 32, of 8 channels or more (a map can be a single cell)."""
+    return math.gcd(32, channels, max(channels // 8, 1))
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups_of(channels), channels)
+
+
+@in_both_scopes("ResizeConcat")
 class ResizeConcat(nn.Module):
     """Every map resized to one size (bilinear) and concatenated: the input of a linear dense probe. No parameters.
 

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from backbones.base import Backbone
+from backbones.pyramid import SimpleFeaturePyramid
+from probes.mmlab import groups_of
 
 Part = dict[str, Any]
 
@@ -37,8 +39,6 @@ def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tu
         ``out_indices`` of the backbone, config of the neck, true strides of its levels without the extra ones.
     """
     if len(set(backbone.strides)) == 1:
-        from backbones.pyramid import SimpleFeaturePyramid
-
         nominal = tuple(stride for stride in (4, 8, 16, 32) if stride >= finest)
         stride = backbone.strides[-1]
         strides = SimpleFeaturePyramid(1, 1, stride, nominal).strides
@@ -48,7 +48,7 @@ def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tu
             "out_channels": width,
             "stride": stride,
             "out_strides": nominal,
-            "groups": groups_of(width),
+            "norm": "GN",
             "num_outs": len(nominal) + extra,
         }
         return (-1,), neck, [float(stride) for stride in strides]
@@ -64,11 +64,6 @@ def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tu
         "norm_cfg": group_norm(width),
     }
     return indices, neck, [float(stride) for stride in chosen]
-
-
-def groups_of(width: int) -> int:
-    """Groups to normalise ``width`` channels in: up to 32, of 8 channels or more (a map can be a single cell)."""
-    return math.gcd(32, width, max(width // 8, 1))
 
 
 def group_norm(width: int) -> Part:

@@ -12,13 +12,12 @@ import numpy as np
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, PreparedDataset, Split
-from probes.detection import models
-from probes.detection.models import Part
 from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+Part = dict[str, Any]  # of a config
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -93,7 +92,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds the shared parts."""
     from mmengine.config import Config
 
-    from probes.detection import coco, ssd_head  # noqa: F401 - register what the config names
+    from probes.detection import coco, models, ssd_head  # noqa: F401 - two register what the config names
 
     data, backbone = context.data, context.backbone
     settings: DetectionSettings = context.settings
