@@ -284,7 +284,7 @@ def _tensors(maps: Mapping[str, np.ndarray], recipe: Recipe, ignore_index: int) 
             largest = np.nanmax(np.abs(array), initial=1e-12, where=np.isfinite(array))
             kept["depth"] = torch.from_numpy((array / largest).astype(np.float16))
         else:
-            kept["normal"] = torch.from_numpy(np.rint(array.astype(np.float32) * 127).astype(np.int8))
+            kept["normal"] = torch.from_numpy(np.rint(np.nan_to_num(array.astype(np.float32)) * 127).astype(np.int8))
             if recipe.normal_confidence and "confidence" in maps:
                 kept["normal_weight"] = torch.from_numpy(np.asarray(maps["confidence"], np.float16))
     return kept

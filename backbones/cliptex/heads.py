@@ -12,9 +12,9 @@ from torch.nn import functional as F
 class TaskHeads(nn.Module):
     """Feature maps → one dense prediction for each task.
 
-    Shared: a norm for each map, a 1×1 convolution of all of them to ``width`` channels, GELU, a 3×3 convolution, GELU.
-    For each task: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels (pixel shuffle, Shi et al. 2016),
-    resized bilinearly where labels are larger still.
+    Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3 convolution, GELU.
+    For each task: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels (pixel shuffle, Shi et al.
+    2016), resized bilinearly where labels are larger still.
 
     Args:
         channels: of each feature map.

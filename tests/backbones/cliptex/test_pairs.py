@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_epoch_order_is_a_permutation_that_stays_local(counts, seed, epoch, wind
     assert np.array_equal(order, source.epoch_order(seed, epoch, window))
     if window == 1:  # one shard after another
         shard = [source.place_of(int(i)) for i in order]
-        assert sum(a != b for a, b in zip(shard, shard[1:], strict=False)) == len(counts) - 1
+        assert sum(a != b for a, b in itertools.pairwise(shard)) == len(counts) - 1
 
 
 def test_real_pairs_are_the_same_in_every_layout(real_data):

@@ -1,0 +1,54 @@
+"""Runs in each process of a group of two: its share of a joint batch; writes losses and gradients for the test."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from backbones.cliptex.batches import Batches
+from backbones.cliptex.heads import TaskHeads
+from backbones.cliptex.models import Towers, load_start
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.processes import processes
+from backbones.cliptex.recipes import RECIPES, Recipe
+from backbones.cliptex.steps import Steps
+from backbones.cliptex.train import train
+from tests.backbones.cliptex import toy
+
+RECIPE = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=1, lr=1e-3, head_lr=1.0, lambda_depth=0.5)
+
+
+def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> tuple[dict, dict]:
+    """Losses and gradients of the first step."""
+    torch.manual_seed(0)
+    pairs, start, labels = (
+        open_pairs(pairs_dir),
+        load_start("random", "tiny"),
+        toy.ToyLabels(missing=("00000/000000004",)),
+    )
+    batches = Batches(
+        pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, rank=rank, world=world
+    )
+    heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
+    towers = Towers(start.model, start.data.layers, heads)
+    losses, norms = Steps(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)
+    assert set(norms) == {"clip", "seg", "depth", "normal"} and all(value > 0 for value in norms.values())
+    return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, accumulate = Path(sys.argv[1]), int(sys.argv[2])
+    with processes("cpu") as place:
+        recipe = replace(RECIPE, accumulate=accumulate)
+        torch.save(one_step(sys.argv[3], recipe, place.rank, place.world), folder / f"rank{place.rank}.pt")
+        recorder = toy.Recorder()
+        result = train(
+            recipe, init="random", pairs=open_pairs(sys.argv[3]), labels=toy.ToyLabels(),
+            out=folder / "two.safetensors", log=recorder, progress=recorder, workers=0,
+        )  # fmt: skip
+        assert bool(recorder.metrics) == place.first
+        (folder / f"sha{place.rank}").write_text(result.sha256)

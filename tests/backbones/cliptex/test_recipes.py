@@ -1,0 +1,102 @@
+"""Recipes: settings are typed, checked, and decide the identity of the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbones.cliptex.recipes import RECIPES, TASKS, find_recipe
+from backbones.errors import UserError
+
+
+def test_the_three_differ_only_in_configuration():
+    cliptex, ft = asdict(RECIPES["cliptex"]), asdict(RECIPES["clip-ft"])
+    assert {k for k in cliptex if cliptex[k] != ft[k]} == {"name", "lambda_seg", "lambda_depth", "lambda_normal"}
+    # the paper's choice: 1.0 for all but λ_seg
+    assert [cliptex[f"lambda_{name}"] for name in ("clip", *TASKS)] == [1.0, 0.1, 1.0, 1.0]
+    assert cliptex["epochs"] == 30 and RECIPES["cliptex"].tasks == TASKS and RECIPES["clip"].tasks == ()
+
+
+def test_changes_are_typed():
+    recipe = find_recipe(
+        "cliptex", ["lambda_seg=10", "epochs=3", "experts=depth,normal", "precision=bf16", "crop_scale=0.5,1"]
+    )
+    assert (recipe.lambda_seg, recipe.epochs, recipe.precision, recipe.crop_scale) == (10.0, 3.0, "bf16", (0.5, 1.0))
+    assert recipe.tasks == ("depth", "normal")
+    assert find_recipe("cliptex", ["lambda_depth=0"]).tasks == ("seg", "normal")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lamda_seg=1", "lambda_seg"),
+        ("lambda_seg", "key=value"),
+        ("lambda_seg=-1", "0 or more"),
+        ("lambda_seg=nan", "finite"),
+        ("batch_size=1.5", "whole number"),
+        ("batch_size=10", "accumulate"),
+        ("experts=seg,flow", "flow|must be one of"),
+        ("precision=fp8", "fp32"),
+        ("warmup=1", "warmup"),
+        ("crop_scale=0.9,0.5", "crop_scale"),
+    ],
+)
+def test_wrong_settings(change, message):
+    with pytest.raises(UserError, match=message):
+        find_recipe("cliptex", [change, "accumulate=4"])
+
+
+def test_all_zero_and_unknown():
+    with pytest.raises(UserError, match="nothing to learn"):
+        find_recipe("clip-ft", ["lambda_clip=0"])
+    with pytest.raises(UserError, match="did you mean cliptex"):
+        find_recipe("clip-tex")
+
+
+def test_files(tmp_path):
+    path = tmp_path / "trial.json"
+    path.write_text(
+        json.dumps({"recipe": "cliptex", "lambda_depth": 10, "experts": ["depth", "normal"], "batch_size": 64})
+    )
+    recipe = find_recipe(str(path), ["epochs=2"])
+    assert (recipe.name, recipe.lambda_depth, recipe.experts, recipe.batch_size) == (
+        "trial",
+        10.0,
+        ("depth", "normal"),
+        64,
+    )
+    toml = tmp_path / "trial.toml"
+    toml.write_text('recipe = "cliptex"\nlambda_depth = 10\nexperts = ["depth", "normal"]\nbatch_size = 64\n')
+    assert find_recipe(str(toml), ["epochs=2"]) == recipe
+    for text, message in (
+        ("{", "valid JSON"), ("[]", "table"),
+        ('{"lr": "fast"}', "finite"), ('{"lrr": 1}', "lr"), ('{"recipe": "mae"}', "mae"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            find_recipe(str(path))
+    with pytest.raises(UserError, match="cannot read"):
+        find_recipe(str(tmp_path / "no.toml"))
+
+
+def test_identity():
+    base = RECIPES["cliptex"]
+    key = base.key("i", "p", "l")
+    assert replace(base, name="mine").key("i", "p", "l") == key
+    for other in (base.key("j", "p", "l"), base.key("i", "q", "l"), base.key("i", "p", "m")):
+        assert other != key
+    ft = RECIPES["clip-ft"]
+    assert (
+        ft.key("i", "p", "l") == ft.key("i", "p", "") == replace(ft, head_width=7, experts=("seg",)).key("i", "p", "x")
+    )
+
+
+@given(st.sampled_from(["lambda_clip", "lambda_seg", "lr", "epochs", "ema", "seed"]), st.integers(2, 9))
+def test_every_setting_counts(name, value):
+    base = RECIPES["cliptex"]
+    changed = replace(base, **{name: value / 10 if name == "ema" else value})
+    assert changed.key("i", "p", "l") != base.key("i", "p", "l")

@@ -1,0 +1,354 @@
+"""The training loop on a toy world: it learns, resumes to the same bits, stops when broken, exports what it trained."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import backbones
+from backbones.adapters.open_clip import build_model
+from backbones.cliptex import models
+from backbones.cliptex.batches import Batches
+from backbones.cliptex.joined import JoinedLabels
+from backbones.cliptex.losses import NonFiniteLoss
+from backbones.cliptex.models import load_start
+from backbones.cliptex.optimizer import build_optimizer, learning_rate
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.recipes import RECIPES
+from backbones.cliptex.retrieval import recall
+from backbones.cliptex.train import train
+from backbones.errors import UserError
+from tests.backbones.cliptex import toy
+
+ROOT = Path(__file__).parents[3]
+TINY = {"model": "tiny", "batch_size": 16, "epochs": 2.0, "lr": 1e-3}
+CLIPTEX = replace(RECIPES["cliptex"], **TINY)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
+
+
+def run(recipe, pairs, out, **more):
+    more = {"labels": toy.ToyLabels(), "workers": 0, **more}
+    return train(recipe, init=more.pop("init", "random"), pairs=pairs, out=out, **more)
+
+
+def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatch):
+    trained = {}
+    original = models.Towers.__init__
+    monkeypatch.setattr(
+        models.Towers, "__init__", lambda self, *a: (trained.update(towers=self), original(self, *a))[1]
+    )
+    recorder = toy.Recorder()
+    result = run(replace(CLIPTEX, val_pairs=10), pairs, tmp_path / "w.safetensors", log=recorder, progress=recorder)
+    backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
+    images = torch.randn(3, 3, 32, 32)
+    towers = trained["towers"].eval()
+    with torch.no_grad():
+        seen = towers.clip.visual.forward_intermediates(images, indices=towers.layers, normalize_intermediates=True)
+        assert torch.allclose(backbone.encode_image(images), seen["image_features"], atol=1e-5)
+        for ours, theirs in zip(backbone(images), seen["image_intermediates"], strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        text = towers.clip.encode_text(backbone.tokenizer(["a red disc"]))
+        assert torch.allclose(backbone.encode_text(["a red disc"]), text, atol=1e-5)
+    assert backbone.weights.sha256 == result.sha256
+    assert not [name for name in load_file(result.path) if "head" in name]
+
+    # 38 of 48 pairs, 16 a step, 2 epochs: 5 steps
+    assert result.cost["steps"] == 5 and result.cost["flops_per_step"] > 1e6 and result.cost["train_seconds"] > 0
+    assert recorder.bars[-1] == ("train cliptex", 5) and recorder.steps == 5
+    logged = {name for _, metrics in recorder.metrics for name in metrics}
+    assert {
+        "train/loss",
+        "train/loss_clip",
+        "train/loss_seg",
+        "train/loss_depth",
+        "train/loss_normal",
+        "train/lr",
+    } <= logged
+    assert {"train/grad_norm", "train/grad_norm_seg", "train/grad_norm_clip", "train/images_per_second"} <= logged
+    assert {"val/i2t_R@1", "val/t2i_R@10", "train/lambda_seg", "train/logit_scale"} <= logged
+    assert all(math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values())
+    extra = backbones.load_checkpoint(result.path).extra
+    assert extra["recipe"]["lambda_seg"] == 0.1 and extra["key"] == result.key and extra["pairs"]["count"] == 48
+
+    labels = toy.ToyLabels()
+    again = run(replace(CLIPTEX, val_pairs=10, name="other"), pairs, result.path, labels=labels)
+    assert not again.trained and again.sha256 == result.sha256 and again.metrics == result.metrics and labels.reads == 0
+    changed = run(replace(CLIPTEX, val_pairs=10, lambda_seg=1.0), pairs, result.path)
+    assert changed.trained and changed.sha256 != result.sha256
+
+
+def test_it_learns(pairs, tmp_path):
+    recorder = toy.Recorder()
+    recipe = replace(CLIPTEX, epochs=40.0, lr=3e-3, head_lr=1.0, lambda_seg=1.0)
+    run(recipe, pairs, tmp_path / "w.safetensors", log=recorder, log_every=10)
+    curves = [metrics for _, metrics in recorder.metrics if "train/loss_clip" in metrics]
+    first, last = curves[0], curves[-1]
+    assert first["train/loss_clip"] == pytest.approx(math.log(16), abs=0.5)
+    assert last["train/loss_clip"] < first["train/loss_clip"] - 0.7
+    for task, share in (("seg", 0.6), ("depth", 0.7), ("normal", 0.7)):
+        assert last[f"train/loss_{task}"] < share * first[f"train/loss_{task}"], task
+
+
+def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
+    labels = toy.ToyLabels()
+    ft = replace(RECIPES["clip-ft"], **TINY)
+    result = run(ft, pairs, tmp_path / "ft.safetensors", labels=labels)
+    assert labels.reads == 0 and result.key == run(ft, pairs, tmp_path / "ft.safetensors", labels=None).key
+    start = load_start("random", "tiny")
+    both = [
+        Batches(pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
+        for recipe in (ft, CLIPTEX)
+    ]
+    assert len(both[0]) == len(both[1]) == 6
+    for step in range(6):
+        assert torch.equal(both[0][step].images, both[1][step].images)
+        assert torch.equal(both[0][step].tokens, both[1][step].tokens)
+
+
+def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
+    start = load_start("random", "tiny")
+    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
+
+    def batches(**more):
+        return Batches(
+            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, **more
+        )
+
+    whole = batches()
+    seen = np.concatenate([whole.positions(step)[0] for step in range(len(whole))])
+    train_pairs = set(range(48)) - set(whole.held_out.tolist())
+    assert len(train_pairs) == 41
+    for epoch in range(5):
+        assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
+    halves = [batches(rank=rank, world=2) for rank in range(2)]
+    remembered = batches()
+    assert remembered.remember(toy.Recorder())
+    worked = list(batches().loader(17, workers=2))
+    for step in (17, 20):
+        expected = whole[step]
+        split = [half[step] for half in halves]
+        for name in ("seg", "depth", "normal"):
+            for other in (
+                torch.cat([s.targets[name] for s in split]),
+                remembered[step].targets[name],
+                worked[step - 17].targets[name],
+            ):
+                assert torch.equal(torch.nan_to_num(other.float()), torch.nan_to_num(expected.targets[name].float())), (
+                    name
+                )
+        for other in (torch.cat([s.images for s in split]), remembered[step].images, worked[step - 17].images):
+            assert torch.equal(other, expected.images)
+
+
+def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
+    recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
+    whole = run(recipe, pairs, tmp_path / "whole.safetensors")
+
+    class Interrupt(toy.Recorder):
+        def advance(self, steps=1):
+            super().advance(steps)
+            if self.bars[-1][0].startswith("train") and self.steps == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, pairs, tmp_path / "cut.safetensors", progress=Interrupt())
+    state = tmp_path / "cut.safetensors.resume" / "state.pt"
+    assert torch.load(state, weights_only=True)["step"] == 3 and not (tmp_path / "cut.safetensors").exists()
+    recorder = toy.Recorder()
+    resumed = run(recipe, pairs, tmp_path / "cut.safetensors", progress=recorder)
+    assert resumed.sha256 == whole.sha256 and recorder.steps == 5 and not state.parent.exists()
+    assert {k: v for k, v in resumed.metrics.items() if k.startswith("val/")} == {
+        k: v for k, v in whole.metrics.items() if k.startswith("val/")
+    }
+
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+import torch
+torch.set_num_threads(1)
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.train import train
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.test_train import CLIPTEX
+class Kill(toy.Recorder):
+    def advance(self, steps=1):
+        super().advance(steps)
+        if self.bars[-1][0].startswith("train") and self.steps == 4 and sys.argv[3] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+print(train(CLIPTEX, init="random", pairs=open_pairs(sys.argv[1]), labels=toy.ToyLabels(), out=sys.argv[2],
+            progress=Kill(), workers=0, save_seconds=0.0).sha256)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
+    def start(mode: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", KILLED, str(pairs.name).removesuffix("/*.tar"), str(tmp_path / "a"), mode]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+
+    assert start("kill").returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / "a.resume/state.pt", weights_only=True)["step"] == 4
+    resumed = start("go")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = run(CLIPTEX, pairs, tmp_path / "b")
+    torch.set_num_threads(threads)
+    assert resumed.stdout.strip() == whole.sha256, resumed.stderr[-2000:]
+
+
+def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"NaN or infinite at step \d .*clip .*lower lr"):
+        run(replace(CLIPTEX, lr=1e30, warmup=0.0), pairs, tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_unknown_normals_may_be_nan(pairs, tmp_path):
+    class Unknown(toy.ToyLabels):
+        def get(self, key):
+            return {**super().get(key), "normal": np.full((3, 32, 32), np.nan, np.float32)}
+
+    result = run(replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w.safetensors", labels=Unknown())
+    assert result.metrics["train/loss_normal"] == 0
+
+
+def test_what_the_user_can_mend(pairs, tmp_path):
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="give --labels"):
+        run(CLIPTEX, pairs, out, labels=None)
+    with pytest.raises(UserError, match="batch_size 64 is more than the 48"):
+        run(replace(CLIPTEX, batch_size=64), pairs, out)
+    with pytest.raises(UserError, match="no depth for pairs such as 00000/"):
+        run(CLIPTEX, pairs, out, labels=toy.ToyLabels(tasks=("seg", "normal")))
+    with pytest.raises(UserError, match="2 of 48 pairs without labels"):
+        run(CLIPTEX, pairs, out, labels=toy.ToyLabels(missing=("00000/000000002", "00001/000000003")))
+    with pytest.raises(UserError, match="no model 'tinny'"):
+        run(replace(CLIPTEX, model="tinny"), pairs, out)
+    with pytest.raises(UserError, match="no image and text tower"):
+        run(CLIPTEX, pairs, out, init="random/timm/resnet18")
+
+
+def test_corrupt_images_are_replaced_counted_and_named(tmp_path):
+    members = {}
+    for i in range(120):
+        image, caption, _ = toy.scene(i)
+        members[f"{i:09d}.png"] = b"corrupt" if i == 5 else toy.encode(image)
+        members[f"{i:09d}.txt"] = caption.encode()
+    pairs = open_pairs(toy.write_tar(tmp_path / "00000.tar", members))
+    recipe = replace(CLIPTEX, epochs=1.0)
+    for workers in (0, 2):
+        result = run(recipe, pairs, tmp_path / f"{workers}.safetensors", workers=workers)
+        assert len(result.notes) == 1 and "00000/000000005" in result.notes[0]
+
+
+def test_fine_tuning_at_another_image_size(pairs, tmp_path):
+    first = run(replace(CLIPTEX, epochs=0.5), pairs, tmp_path / "a.safetensors")
+    recipe = replace(CLIPTEX, epochs=0.5, image_size=48, precision="bf16")
+    second = run(recipe, pairs, tmp_path / "b.safetensors", init=str(first.path))
+    backbone = backbones.create("cliptex", weights=second.path, any_architecture=True)
+    assert backbone.data.size == (48, 48) and backbone(torch.zeros(1, 3, 48, 48))[0].shape[-2:] == (6, 6)
+    assert all(value.dtype == torch.float32 for value in load_file(second.path).values())
+
+
+def test_optimizer_groups_and_schedule():
+    start = load_start("random", "tiny")
+    towers = models.Towers(start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16))
+    groups = build_optimizer(towers, CLIPTEX).param_groups
+    names = {id(parameter): name for name, parameter in towers.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    undecayed = ("bias", "ln_", "norm", "logit", "positional_embedding", "class_embedding")
+    assert not [name for name in decayed if any(part in name for part in undecayed)]
+    assert {"clip.visual.conv1.weight", "heads.shared.0.weight"} <= decayed
+    assert {group["multiple"] for group in groups} == {1.0, 10.0}
+    rates = [learning_rate(replace(CLIPTEX, lr=2.0, warmup=0.1), step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and max(rates) == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3 and sorted(rates[10:], reverse=True) == rates[10:]
+
+
+def test_recall_against_counting():
+    image = torch.nn.functional.normalize(torch.randn(30, 8), dim=1)
+    text = torch.nn.functional.normalize(image + 0.5 * torch.randn(30, 8), dim=1)
+    order = (image @ text.T).argsort(1, descending=True)
+    expected = np.mean([i in order[i, :5].tolist() for i in range(30)]) * 100
+    metrics = recall(image, text)
+    assert metrics["i2t_R@5"] == pytest.approx(expected) and set(metrics) == {
+        f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)
+    }
+    assert recall(torch.ones(30, 4), torch.ones(30, 4))["i2t_R@10"] == 0
+
+
+def test_manual_labels_win_and_pseudo_labels_fill_in(pairs, tmp_path):
+    class Manual(toy.ToyLabels):
+        ignore_index = 0
+
+        def get(self, key):
+            if not key.endswith(("2", "4")):
+                raise KeyError(key)
+            return {"seg": np.full((32, 32), 2, np.uint8)}
+
+    joined = JoinedLabels([Manual(), toy.ToyLabels()])
+    both, pseudo = joined.get("00000/000000002"), joined.get("00000/000000006")
+    assert (both["seg"] == 2).all() and set(both) == {"seg", "depth", "normal"}
+    assert np.array_equal(pseudo["seg"], toy.ToyLabels().get("00000/000000006")["seg"])
+    assert joined.identity != toy.ToyLabels().identity
+    assert run(replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w.safetensors", labels=joined).trained
+    other = toy.ToyLabels()
+    other.classes = ("x", "y", "z")
+    with pytest.raises(UserError, match="disagree"):
+        JoinedLabels([other, toy.ToyLabels()])
+
+
+VISION = {
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "patch_size": None},
+    "timm": {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"},
+    "timm-vit": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+}
+
+
+@pytest.mark.parametrize("tower", VISION)
+def test_other_image_towers_train_too(pairs, tmp_path, tower):
+    """CLIP's ResNet and timm trunks: maps of several strides, batch norm, no patch size."""
+    config = {**models.TINY_CLIP, "vision_cfg": VISION[tower]}
+    torch.manual_seed(0)
+    model = build_model(config)
+    layers = {"resnet": (1, 2, 3, 4), "timm": (1, 2, 3, 4), "timm-vit": (2, 5)}[tower]
+    side = VISION[tower]["image_size"]
+    data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=layers)
+    backbones.save_checkpoint(
+        tmp_path / "init.safetensors", model.state_dict(), architecture="open_clip/toy", model_config=config, data=data
+    )
+    recipe = replace(CLIPTEX, epochs=0.7)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", init=str(tmp_path / "init.safetensors"))
+    backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
+    assert len(backbone(torch.zeros(1, 3, side, side))) == len(layers)
+    assert result.sha256 != backbones.load_checkpoint(tmp_path / "init.safetensors").sha256
+
+
+def test_real_pairs_in_both_layouts(real_data, tmp_path):
+    """A few steps on photographs of many sizes, decoded by workers; labels of another resolution."""
+
+    class Grey(toy.ToyLabels):
+        def get(self, key):
+            return toy.scene(len(key), 24)[2]
+
+    recipe = replace(CLIPTEX, epochs=0.1)
+    for source in ("shards", "train.csv"):
+        result = run(recipe, open_pairs(real_data / "cc_pairs" / source), tmp_path / source, labels=Grey(), workers=2)
+        assert result.trained and not result.notes
+        backbones.create("cliptex", weights=result.path, any_architecture=True)
