@@ -24,7 +24,7 @@ from backbones.base import Backbone, DataConfig
 from backbones.errors import UserError
 from probes.base import NonFiniteLoss, Progress
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["fp32", "bf16"]
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def encode_images(
     size: tuple[int, int] | None = None,
     batch_size: int = 64,
     workers: int = 2,
-    precision: Precision = "float32",
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Tensor:
     """Embeddings of whole images, in the order of ``paths``.
@@ -51,8 +51,9 @@ def encode_images(
         UserError: an image cannot be read, or ``size`` does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
-    height, width = size = size or backbone.data.size
-    if height % backbone.divisor or width % backbone.divisor:
+    height, width = size = tuple(size or backbone.data.size)
+    # its own size always fits, even where that is no multiple (EfficientNet-B3 was trained at 300)
+    if size != backbone.data.size and (height % backbone.divisor or width % backbone.divisor):
         raise UserError(f"size {height}x{width} does not fit {backbone.name}: choose multiples of {backbone.divisor}")
     images = Images(paths, size, backbone.data)
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
@@ -82,7 +83,7 @@ def encode_texts(
     device: torch.device,
     *,
     batch_size: int = 256,
-    precision: Precision = "float32",
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Tensor:
     """Embeddings of texts, in their order: (len(texts), D) float32 on the CPU, not normalised to unit length.
@@ -132,6 +133,11 @@ class Images(Dataset[Tensor]):
             raise
 
 
+def square(size: int | None) -> tuple[int, int] | None:
+    """(size, size), or None for the backbone's own."""
+    return None if size is None else (size, size)
+
+
 def fit(image: Image.Image, size: tuple[int, int], crop_pct: float, interpolation: InterpolationMode) -> Image.Image:
     """Resize so that the centre crop of ``size`` (height, width) keeps the share ``crop_pct`` of the side that fits
     tighter.
@@ -172,7 +178,7 @@ def whole(batch: Any) -> Tensor | str:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     if precision not in get_args(Precision):
         raise UserError(f"precision {precision!r} is not known; choose {' or '.join(get_args(Precision))}")
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def finite(embeddings: Tensor, what: str) -> Tensor:

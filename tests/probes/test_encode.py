@@ -75,7 +75,7 @@ def test_order_size_progress_and_memory_format(paths):
 
 def test_bfloat16_is_near(paths):
     exact = encode_images(Colours(), paths, CPU, workers=0)
-    rough = encode_images(Colours(), paths, CPU, workers=0, precision="bfloat16")
+    rough = encode_images(Colours(), paths, CPU, workers=0, precision="bf16")
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
@@ -87,9 +87,10 @@ def test_bad_input_is_one_line(paths, tmp_path):
         with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as caught:
             encode_images(Colours(), [*paths, broken], CPU, workers=workers)
         assert "\n" not in str(caught.value)
+    assert encode_images(Colours((30, 30)), paths, CPU, workers=0).shape == (21, 8)  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
         encode_images(Colours(), paths, CPU, size=(30, 32))
-    with pytest.raises(UserError, match="float32 or bfloat16"):
+    with pytest.raises(UserError, match="fp32 or bf16"):
         encode_images(Colours(), paths, CPU, precision="int4")
 
 
