@@ -51,9 +51,9 @@ def encode_images(
         UserError: an image cannot be read, or ``size`` does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
-    height, width = size = tuple(size or backbone.data.size)
+    height, width = size = size or backbone.data.size
     # its own size always fits, even where that is no multiple (EfficientNet-B3 was trained at 300)
-    if size != backbone.data.size and (height % backbone.divisor or width % backbone.divisor):
+    if (height, width) != tuple(backbone.data.size) and (height % backbone.divisor or width % backbone.divisor):
         raise UserError(f"size {height}x{width} does not fit {backbone.name}: choose multiples of {backbone.divisor}")
     images = Images(paths, size, backbone.data)
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
