@@ -20,7 +20,7 @@ from torch import Tensor
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
-from probes.encode import Precision, encode_images
+from probes.encode import Precision, encode_images, square
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
 from probes.registry import register_probe
 
@@ -34,8 +34,8 @@ class LinearSettings:
         learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
         holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
-        size: (height, width) that the backbone sees; None for its own.
-        precision: of the backbone's arithmetic, ``float32`` or ``bfloat16``.
+        size: side in pixels of the square that the backbone sees; None for its own size.
+        precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
         encode_batch_size: images that the backbone sees at once.
     """
 
@@ -46,8 +46,8 @@ class LinearSettings:
     weight_decays: tuple[float, ...] = (0.0,)
     holdout: float = 0.1
     standardise: bool = True
-    size: tuple[int, int] | None = None
-    precision: Precision = "float32"
+    size: int | None = None
+    precision: Precision = "fp32"
     encode_batch_size: int = 64
 
 
@@ -107,7 +107,7 @@ def encode_split(context: Context, split: Split, settings: Any) -> Tensor:
         context.backbone,
         [context.data.root / sample.image for sample in context.data.samples[split]],
         context.device,
-        size=settings.size,
+        size=square(settings.size),
         batch_size=settings.encode_batch_size,
         workers=context.workers,
         precision=settings.precision,

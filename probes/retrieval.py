@@ -37,8 +37,8 @@ class RetrievalSettings:
     """
 
     template: str = "{}"
-    size: tuple[int, int] | None = None
-    precision: Precision = "float32"
+    size: int | None = None
+    precision: Precision = "fp32"
     encode_batch_size: int = 64
 
 

@@ -35,8 +35,8 @@ class ZeroShotSettings:
     """
 
     templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"
-    size: tuple[int, int] | None = None
-    precision: Precision = "float32"
+    size: int | None = None
+    precision: Precision = "fp32"
     encode_batch_size: int = 64
 
 
