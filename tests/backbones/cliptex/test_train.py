@@ -20,7 +20,8 @@ from backbones.adapters.open_clip import build_model
 from backbones.cliptex import models
 from backbones.cliptex.batches import Batches
 from backbones.cliptex.joined import JoinedLabels
-from backbones.cliptex.losses import NonFiniteLoss
+from backbones.cliptex.labels import LabelStore, LabelWriter, encode
+from backbones.cliptex.losses import NonFiniteLoss, depth_loss
 from backbones.cliptex.models import load_start
 from backbones.cliptex.optimizer import build_optimizer, learning_rate
 from backbones.cliptex.pairs import open_pairs
@@ -352,3 +353,26 @@ def test_real_pairs_in_both_layouts(real_data, tmp_path):
         result = run(recipe, open_pairs(real_data / "cc_pairs" / source), tmp_path / source, labels=Grey(), workers=2)
         assert result.trained and not result.notes
         backbones.create("cliptex", weights=result.path, any_architecture=True)
+
+
+def test_with_a_real_label_store(pairs, tmp_path):
+    """Labels as the label verb stores them, coded and quantised, found by key from worker processes."""
+    writer = LabelWriter(tmp_path / "labels", {"experts": "exact"}, toy.CLASSES)
+    for shard in pairs.shards:
+        with writer.shard(shard.name) as file:
+            for index in pairs.iter_shard(shard):
+                file.add(pairs.key(index), encode(toy.scene(int(pairs.key(index).split("/")[1]))[2]))
+    writer.finish([shard.name for shard in pairs.shards])
+    store = LabelStore(tmp_path / "labels")
+    start = load_start("random", "tiny")
+
+    def batches(labels):
+        return Batches(pairs, labels, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)
+
+    stored, exact = next(iter(batches(store).loader(1, workers=1))), batches(toy.ToyLabels())[1]
+    assert torch.equal(stored.targets["seg"], exact.targets["seg"]) and not stored.unlabelled
+    cosine = torch.cosine_similarity(stored.targets["normal"], exact.targets["normal"], dim=1)
+    assert cosine.min() > math.cos(math.radians(2))
+    assert depth_loss(stored.targets["depth"], exact.targets["depth"])[0] / 16 < 0.05
+    result = run(replace(CLIPTEX, epochs=0.5), pairs, tmp_path / "w.safetensors", labels=store)
+    assert result.trained and backbones.load_checkpoint(result.path).extra["labels"] == store.identity
