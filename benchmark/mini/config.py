@@ -36,7 +36,7 @@ class WorldConfig:
     seed: int = 0
     size: int = 64
     pairs: int = 12_000
-    expert_train: int = 1_800
+    expert_train: int = 1_500
     expert_val: int = 200
     probe_train: int = 800
     val: int = 400

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -164,54 +164,72 @@ def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def albedo(table: np.ndarray, material: np.ndarray, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Linear RGB of surface ``points`` (N, 3; metres) made of ``material`` (N,) rows of ``table``; ``normals`` (N,
-    3)."""
-    first, change = table[:, 1:4], table[:, 4:7] - table[:, 1:4]
-    kinds = table[:, 0].astype(int)[material]
-    mix = np.zeros(len(points), np.float32)
-    for kind in np.flatnonzero(np.bincount(kinds)):
-        if kind > 0:
-            here = np.flatnonzero(kinds == kind)
-            mix[here] = _mix(int(kind), table[material[here]], points[here], normals[here])
-    return first[material] + change[material] * mix[:, None]
+    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of ``material`` (N,) rows of
+    ``table``."""
+    colour = table[:, 1:4][material]
+    for row in np.flatnonzero(np.bincount(material)):
+        kind, first, second, size, origin = np.split(table[row, :11], [1, 4, 7, 8])
+        texture = PATTERNS[TEXTURES[int(kind[0])]]
+        if texture is None:
+            continue
+        here = np.flatnonzero(material == row)
+        x, y, z = ((points[here] - origin) / size).T
+        cosine, sine, axis = table[row, 11], table[row, 12], int(table[row, 13])
+        place = np.stack([x * cosine + y * sine, y * cosine - x * sine, z])
+        mix = texture(place, normals[here].T, axis).astype(np.float32)
+        colour[here] += mix[:, None] * (second - first)
+    return colour
 
 
-def _mix(kind: int, rows: np.ndarray, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    local = points - rows[:, 8:11]
-    c, s = rows[:, 11], rows[:, 12]
-    x, y, z = local[:, 0] * c + local[:, 1] * s, local[:, 1] * c - local[:, 0] * s, local[:, 2]
-    size, axis = rows[:, 7], rows[:, 13].astype(int)
-    place = np.stack([x, y, z], axis=1) / size[:, None]
-    name = TEXTURES[kind]
-    if name == "checkered":
-        return (np.floor(place).sum(axis=1) % 2).astype(np.float32)
-    if name == "striped":
-        along = np.take_along_axis(place, axis[:, None], axis=1)[:, 0]
-        return (along % 1.0 < 0.45).astype(np.float32)
-    if name == "dotted":
-        cell = place - np.floor(place) - 0.5
-        flat = cell * (np.abs(normals) < 0.75)  # dots are discs on the surface, not balls it may miss
-        return ((flat * flat).sum(axis=1) < 0.09).astype(np.float32)
-    if name == "wooden":  # planks along x with a grain
-        plank = np.floor(place[:, 1])
-        tone = np.sin(plank * 12.9898 + np.floor(place[:, 2]) * 4.1) * 0.5 + 0.5
-        grain = np.sin(place[:, 1] * 31 + 1.7 * np.sin(place[:, 0] * 2.1 + plank) + place[:, 2] * 23) * 0.5 + 0.5
-        seam = (place[:, 1] - plank) < 0.04
-        return np.clip(0.45 * tone + 0.3 * grain + 0.6 * seam, 0, 1).astype(np.float32)
-    if name == "marbled":
-        wave = sum(
-            np.sin(f * (place @ direction) + shift) / f
-            for f, direction, shift in zip((2.0, 4.3, 9.1), _DIRECTIONS, (0.3, 1.9, 4.4), strict=True)
-        )
-        return np.clip(0.5 + 0.6 * np.asarray(wave), 0, 1).astype(np.float32)
-    # brick: rows in z on upright faces, in y on level ones
-    level = np.abs(normals[:, 2]) > 0.7
-    row, run = np.where(level, place[:, 1], place[:, 2]), np.where(level, place[:, 0], place[:, 0] + place[:, 1])
-    course = np.floor(row * 2)
+# Each texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the position on the object
+# in units of the texture's grain; ``normals`` (3, N); ``axis`` is a direction drawn with the material.
+
+
+def checkered(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    return np.floor(place).sum(axis=0) % 2
+
+
+def striped(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    return place[axis] % 1.0 < 0.45
+
+
+def dotted(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    cell = place - np.floor(place) - 0.5
+    flat = cell * (np.abs(normals) < 0.75)  # dots are discs on the surface, not balls it may miss
+    return (flat * flat).sum(axis=0) < 0.09
+
+
+def wooden(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    """Planks along x, with a grain and seams."""
+    x, y, z = place
+    plank = np.floor(y)
+    tone = np.sin(plank * 12.9898 + np.floor(z) * 4.1) * 0.5 + 0.5
+    grain = np.sin(y * 31 + 1.7 * np.sin(x * 2.1 + plank) + z * 23) * 0.5 + 0.5
+    return np.clip(0.45 * tone + 0.3 * grain + 0.6 * ((y - plank) < 0.04), 0, 1)
+
+
+def marbled(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    """A sum of three waves, each finer and fainter."""
+    wave = np.sin(_WAVES @ place + _PHASES)
+    return np.clip(0.5 + wave[0] * 0.3 + wave[1] * 0.14 + wave[2] * 0.066, 0, 1)
+
+
+def brick(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    """Courses in z on upright faces, in y on level ones; the second colour is the mortar."""
+    x, y, z = place
+    level = np.abs(normals[2]) > 0.7
+    row, run = np.where(level, y, z) * 2, np.where(level, x, x + y)
+    course = np.floor(row)
     across = run + 0.5 * (course % 2)
-    mortar = ((row * 2 - course) < 0.14) | ((across - np.floor(across)) < 0.07)
-    tone = np.sin(course * 7.3 + np.floor(across) * 3.1) * 0.12 + 0.12
-    return np.where(mortar, 1.0, tone).astype(np.float32)
+    block = np.floor(across)
+    mortar = ((row - course) < 0.14) | ((across - block) < 0.07)
+    return np.where(mortar, 1.0, np.sin(course * 7.3 + block * 3.1) * 0.12 + 0.12)
 
 
-_DIRECTIONS = np.array([[1.0, 0.7, -0.4], [-0.5, 1.0, 0.8], [0.6, -0.3, 1.0]], np.float32)
+_WAVES = np.array([[2.0, 1.4, -0.8], [-2.1, 4.3, 3.4], [5.5, -2.7, 9.1]], np.float32)
+_PHASES = np.array([[0.3], [1.9], [4.4]], np.float32)
+
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None] = {
+    "plain": None, "checkered": checkered, "striped": striped, "wooden": wooden,
+    "marbled": marbled, "brick": brick, "dotted": dotted,
+}  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from benchmark.mini.materials import COLOUR_NAMES, DOMAINS, Domain, Materials, pick, pick_texture
 from benchmark.mini.rays import Rays
 from benchmark.mini.shapes import BUILDERS, CLASSES, FLOOR, SLOTS, TABLETOP
-from benchmark.mini.solids import Solid, box, frustum, rotation_z
+from benchmark.mini.solids import Merged, Solid, box, frustum, merge, rotation_z
 
 SCREENS = ("black", "black", "grey", "white", "blue")
 ATTEMPTS = 12  # cameras tried on one scene, before another scene is drawn
@@ -108,12 +108,14 @@ class _Builder:
     material: list[np.ndarray] = field(default_factory=list)
     count: int = 0
 
-    def add(self, solid: Solid, owner: int, material: int) -> None:
-        self.vertices.append(solid.vertices)
-        self.faces.append(solid.faces + np.int32(self.count))
-        self.owner.append(np.full(len(solid.faces), owner, np.int16))
-        self.material.append(np.full(len(solid.faces), material, np.int16))
-        self.count += len(solid.vertices)
+    def add(self, thing: Merged | Solid, owner: int, material: int | np.ndarray) -> None:
+        """Add triangles; ``material`` is one row of the table, or one for each slot of a ``Merged``."""
+        rows = material[thing.slot] if isinstance(material, np.ndarray) else np.full(len(thing.faces), material)
+        self.vertices.append(thing.vertices)
+        self.faces.append(thing.faces + np.int32(self.count))
+        self.owner.append(np.full(len(thing.faces), owner, np.int16))
+        self.material.append(rows.astype(np.int16))
+        self.count += len(thing.vertices)
 
 
 def make_scene(
@@ -206,12 +208,12 @@ def _place_objects(
     """Put the wanted classes down without overlap, as many as fit; on some tables, small things on top."""
     objects: list[Placed] = []
     for name in wanted:
-        parts = BUILDERS[name](rng, small)
+        body = merge(BUILDERS[name](rng, small))
         backs_to_wall = name in ("sofa", "bookshelf", "monitor") and rng.random() < 0.5
         spread = 0.5 if objects else 0.35  # the first, which may be dominant, is kept away from the walls
         for _ in range(8):
             yaw = float(rng.uniform(0, 2 * np.pi)) if not backs_to_wall else float(rng.integers(4)) * np.pi / 2
-            low, high = _bounds(parts, yaw)
+            low, high = _bounds(body, yaw)
             room = half - (high - low)[:2] / 2 - 0.02
             if (room < 0).any():
                 continue
@@ -221,7 +223,7 @@ def _place_objects(
                 centre = np.where(np.abs(back) > 0.5, np.sign(back) * room, centre)
             at = np.array([*(centre - (low + high)[:2] / 2), 0.0])
             if all(_apart(low + at, high + at, other.box, 0.02 if small else 0.08) for other in objects):
-                objects.append(_add_object(rng, build, name, parts, at, yaw, len(objects) + 1))
+                objects.append(_add_object(rng, build, name, body, at, yaw, len(objects) + 1))
                 break
     if not small:
         for table in [thing for thing in objects if thing.name == "table" and rng.random() < 0.7]:
@@ -236,21 +238,21 @@ def _lay_table(rng: np.random.Generator, build: _Builder, table: Placed, objects
         if len(objects) >= 5:
             return
         name, yaw = TABLETOP[rng.integers(len(TABLETOP))], float(rng.uniform(0, 2 * np.pi))
-        parts = BUILDERS[name](rng, True)
-        low, high = _bounds(parts, yaw)
+        body = merge(BUILDERS[name](rng, True))
+        low, high = _bounds(body, yaw)
         reach = table.half * 0.75 - np.linalg.norm((high - low)[:2]) / 2
         at = np.array([*(centre + rotation_z(table.yaw)[:2, :2] @ (rng.uniform(-1, 1, 2) * reach)), top])
         others = [thing for thing in objects if thing is not table]
         if (reach > 0).all() and all(_apart(low + at, high + at, other.box, 0.01) for other in others):
-            objects.append(_add_object(rng, build, name, parts, at, yaw, len(objects) + 1))
+            objects.append(_add_object(rng, build, name, body, at, yaw, len(objects) + 1))
 
 
 def _add_object(
-    rng: np.random.Generator, build: _Builder, name: str, parts: list[Solid], at: np.ndarray, yaw: float, owner: int
+    rng: np.random.Generator, build: _Builder, name: str, body: Merged, at: np.ndarray, yaw: float, owner: int
 ) -> Placed:
-    low, high = _bounds(parts, yaw)
+    low, high = _bounds(body, yaw)
     size = float((high - low).max())
-    own_low, own_high = _bounds(parts, 0.0)
+    own_low, own_high = _bounds(body, 0.0)
     half = (own_high - own_low)[:2] / 2
     colours = [pick(rng, COLOUR_NAMES) for _ in range(SLOTS)]
     if name == "monitor":
@@ -262,9 +264,7 @@ def _add_object(
         build.materials.add(rng, colour, texture, grain, origin=tuple(at), yaw=yaw)
         for colour, texture in zip(colours, textures, strict=True)
     ]
-    turn = rotation_z(yaw).T
-    for part in parts:
-        build.add(part._replace(vertices=part.vertices @ turn + at), owner, rows[part.slot])
+    build.add(body._replace(vertices=body.vertices @ rotation_z(yaw).T + at), owner, np.array(rows))
     return Placed(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half)
 
 
@@ -303,8 +303,8 @@ def _random_material(rng: np.random.Generator, build: _Builder, grain: float) ->
     return build.materials.add(rng, pick(rng, COLOUR_NAMES), pick_texture(rng, build.domain.object_textures), grain)
 
 
-def _bounds(parts: list[Solid], yaw: float) -> tuple[np.ndarray, np.ndarray]:
-    turned = np.concatenate([part.vertices for part in parts]) @ rotation_z(yaw).T
+def _bounds(body: Merged, yaw: float) -> tuple[np.ndarray, np.ndarray]:
+    turned = body.vertices @ rotation_z(yaw).T
     return turned.min(axis=0), turned.max(axis=0)
 
 

@@ -323,15 +323,22 @@ def teddy(rng: np.random.Generator, small: bool) -> list[Solid]:
     z = waist + body * 1.1 + head * 0.7
     parts.append(ellipsoid((head, head * 0.92, head * 0.92), (0, -0.01, z)))
     parts.append(ellipsoid((head * 0.45, head * 0.4, head * 0.35), (0, -head * 0.8, z - head * 0.25), slot=1))
-    parts.append(ellipsoid((head * 0.14,) * 3, (0, -head * 1.18, z - head * 0.14), slot=2))
+    parts.append(ellipsoid((head * 0.14,) * 3, (0, -head * 1.18, z - head * 0.14), slot=2, coarse=True))
     ear = head * rng.uniform(0.34, 0.48)
     lift = rng.uniform(-0.5, 0.9)
     for side in (-1, 1):
         parts.append(ellipsoid((ear, ear * 0.45, ear), (side * head * 0.78, 0, z + head * 0.72)))
         parts.append(
-            ellipsoid((ear * 0.6, ear * 0.2, ear * 0.6), (side * head * 0.78, -ear * 0.4, z + head * 0.72), slot=1)
+            ellipsoid(
+                (ear * 0.6, ear * 0.2, ear * 0.6),
+                (side * head * 0.78, -ear * 0.4, z + head * 0.72),
+                slot=1,
+                coarse=True,
+            )
         )
-        parts.append(ellipsoid((head * 0.1,) * 3, (side * head * 0.38, -head * 0.82, z + head * 0.16), slot=2))
+        parts.append(
+            ellipsoid((head * 0.1,) * 3, (side * head * 0.38, -head * 0.82, z + head * 0.16), slot=2, coarse=True)
+        )
         hand = (side * body * 1.6, -body * 0.6, waist + body * (0.3 + lift))
         parts.append(limb((side * body * 0.8, 0, waist + body * 0.75), hand, body * 0.34))
         if sitting:

@@ -26,6 +26,24 @@ class Solid(NamedTuple):
     slot: int
 
 
+class Merged(NamedTuple):
+    """Parts as one: ``vertices`` (V, 3), ``faces`` (F, 3) int32, and the material ``slot`` of each face (F,)."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    slot: np.ndarray
+
+
+def merge(parts: Sequence[Solid]) -> Merged:
+    """All ``parts`` in one set of arrays."""
+    starts = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
+    return Merged(
+        np.concatenate([part.vertices for part in parts]),
+        np.concatenate([part.faces + np.int32(start) for part, start in zip(parts, starts, strict=True)]),
+        np.repeat([part.slot for part in parts], [len(part.faces) for part in parts]),
+    )
+
+
 @cache
 def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "box":
@@ -35,7 +53,7 @@ def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
         mesh = trimesh.creation.cylinder(1.0, 1.0, sections=ROUND)
         mesh.apply_translation((0, 0, 0.5))
     else:
-        mesh = trimesh.creation.icosphere(subdivisions=2)
+        mesh = trimesh.creation.icosphere(subdivisions=2 if kind == "ball" else 1)
     return np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int32)
 
 
@@ -55,13 +73,10 @@ def frustum(bottom: float, top: float, height: float, at: ArrayLike, slot: int =
     return Solid(np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + np.asarray(at), faces, slot)
 
 
-def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
-    """An ellipsoid centred at ``at``."""
-    vertices, faces = _template("ball")
-    vertices = vertices * np.asarray(radii)
-    if tilt:
-        vertices = vertices @ rotation_x(tilt).T
-    return Solid(vertices + np.asarray(at), faces, slot)
+def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, coarse: bool = False) -> Solid:
+    """An ellipsoid centred at ``at``; a ``coarse`` one, for small parts, has 80 facets instead of 320."""
+    vertices, faces = _template("coarse ball" if coarse else "ball")
+    return Solid(vertices * np.asarray(radii) + np.asarray(at), faces, slot)
 
 
 def lathe(profile: Sequence[Sequence[float]], at: ArrayLike = (0, 0, 0), slot: int = 0, segments: int = ROUND) -> Solid:
