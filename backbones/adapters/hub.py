@@ -13,13 +13,14 @@ from backbones.errors import UserError
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
 
-def hub_file(repo: str, files: Sequence[str], *, backbone: str) -> Path:
+def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = True) -> Path:
     """The first of ``files`` that the hub repository has, downloaded unless it is in the local cache.
 
     Args:
         repo: ``timm/resnet18.a1_in1k`` …
         files: names in order of preference, safetensors first.
         backbone: for the message.
+        weights: whether ``--weights FILE`` could stand in for it.
 
     Raises:
         UserError: the hub cannot be reached or refuses; says which file to put where.
@@ -28,21 +29,19 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str) -> Path:
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):
             return Path(cached)
-    where = (
-        f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere and pass it with --weights FILE, "
-        f"or copy the hub cache to {constants.HF_HUB_CACHE}"
-    )
+    by_hand = "and pass it with --weights FILE, or copy the hub cache" if weights else "and copy the hub cache"
+    where = f"fetch {files[0]} of https://huggingface.co/{repo} elsewhere {by_hand} to {constants.HF_HUB_CACHE}"
     if not hub_reachable():
-        raise UserError(f"no network for the weights of {backbone!r}: {where}")
+        raise UserError(f"no network for the files of {backbone!r}: {where}")
     for file in files:
         try:
             return Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT))
         except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError that means: the network went away
-            raise UserError(f"no network for the weights of {backbone!r}: {where}") from error
+            raise UserError(f"no network for the files of {backbone!r}: {where}") from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
-            raise UserError(f"the hub refuses the weights of {backbone!r} ({type(error).__name__}): {where}") from error
+            raise UserError(f"the hub refuses the files of {backbone!r} ({type(error).__name__}): {where}") from error
     raise UserError(
         f"hub repository {repo} has none of {', '.join(files)} for {backbone!r}; pass weights with --weights FILE"
     )

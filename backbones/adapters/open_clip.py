@@ -255,7 +255,7 @@ def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Mo
         )
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
-        hub_file(config["text_cfg"]["hf_model_name"], ("config.json",), backbone=backbone)
+        hub_file(config["text_cfg"]["hf_model_name"], ("config.json",), backbone=backbone, weights=False)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     return (CustomTextCLIP if custom_text else CLIP)(**config)

@@ -67,7 +67,6 @@ def test_recognises_imagenet_classes(backbone, real_data):
     top1, top5 = ((rank < k).double().mean().item() * 100 for k in (1, 5))
     assert top1 > 60, top1
     assert top5 > 83, top5
-    print(top1, top5)
 
 
 def test_classifier_is_the_embeddings_linear_map(backbone):
