@@ -222,7 +222,10 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     """The result stored with ``out`` when it was made by the same recipe from the same inputs."""
     if not out.is_file():
         return None
-    checkpoint = read_checkpoint(out)
+    try:
+        checkpoint = read_checkpoint(out)
+    except UserError:  # damaged: made again, as if it were not there
+        return None
     extra = checkpoint.extra
     if extra.get("key") != key:
         return None

@@ -88,6 +88,8 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
     labels = toy.ToyLabels()
     again = run(replace(CLIPTEX, val_pairs=10, name="other"), pairs, result.path, labels=labels)
     assert not again.trained and again.sha256 == result.sha256 and again.metrics == result.metrics and labels.reads == 0
+    result.path.write_bytes(result.path.read_bytes()[:-1000])
+    assert run(replace(CLIPTEX, val_pairs=10), pairs, result.path).sha256 == result.sha256
     changed = run(replace(CLIPTEX, val_pairs=10, lambda_seg=1.0), pairs, result.path)
     assert changed.trained and changed.sha256 != result.sha256
 
