@@ -46,10 +46,10 @@ def build_world(config: WorldConfig, *, workers: int | None = None, progress: Pr
         UserError: no space, a folder that cannot be written, or an unknown size.
     """
     root = home() / "mini" / config.key()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = _cores() if workers is None else workers
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _only_one(root):
+        with _only_one(root, progress):
             if is_whole(root, config):
                 return root
             (root / MANIFEST).unlink(missing_ok=True)
@@ -176,9 +176,19 @@ def _check_space(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
         )
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
-def _only_one(root: Path) -> Iterator[None]:
+def _only_one(root: Path, progress: Progress | None) -> Iterator[None]:
     """One builder at a time; a second one waits and then finds the world ready. The lock goes with its process."""
     with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress is not None:
+                progress.start("another process renders this mini world: waiting for it", 1)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

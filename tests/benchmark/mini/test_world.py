@@ -246,10 +246,10 @@ def test_a_damaged_world_is_found_and_mended(tiny, copy, damage):
 def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monkeypatch):
     """The builder is killed between chunks; its workers end too; the second call renders only the rest."""
     script = f"""
-import benchmark.mini.world as world
-from benchmark.mini.config import CaptionNoise, WorldConfig
-
 if __name__ == "__main__":
+    import benchmark.mini.world as world
+    from benchmark.mini.config import CaptionNoise, WorldConfig
+
     config = {asdict(TINY)!r}
     config["noise"] = CaptionNoise(**config["noise"])
     world.build_world(WorldConfig(**config), workers=2)
@@ -275,6 +275,39 @@ if __name__ == "__main__":
     assert build_world(TINY, workers=1, progress=steps) == root
     assert steps.done < 55
     assert contents(root) == contents(tiny)
+
+
+def test_ctrl_c_keeps_what_is_done(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+
+    class Impatient(Steps):
+        def advance(self, steps=1):
+            super().advance(steps)
+            if self.done > 12:
+                raise KeyboardInterrupt
+
+    for workers in (1, 2):
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            build_world(TINY, workers=workers, progress=Impatient())
+        assert time.monotonic() - started < 60
+    root = tmp_path / "mini" / tiny.name
+    assert not (root / "manifest.json").exists()
+    assert list(root.glob(".chunks/*.json"))
+    assert contents(build_world(TINY, workers=1)) == contents(tiny)
+
+
+def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    steps = [Steps(), Steps()]
+    with ThreadPoolExecutor(2) as pool:
+        roots = list(pool.map(lambda each: build_world(TINY, workers=1, progress=each), steps))
+    assert roots[0] == roots[1]
+    assert max(each.done for each in steps) == 55
+    assert min(each.done for each in steps) == 0
+    assert contents(roots[0]) == contents(tiny)
 
 
 def alive(session):
