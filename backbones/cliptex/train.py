@@ -104,10 +104,7 @@ def train(
         raise UserError(f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give --labels DIR")
     with processes(device) as place, torch.random.fork_rng(devices=[]):
         start = load_start(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
-        label_key = labels.identity if labels is not None and recipe.tasks else ""
-        key = recipe.key(
-            content_key([start.digest, start.architecture, start.model_config]), pairs.fingerprint, label_key
-        )
+        key = _key(recipe, start, pairs, labels)
         if done := place.share(_finished(out, key) if place.first else None):
             return done
         log = log if log and place.first else Silent()
@@ -205,7 +202,8 @@ def train(
         weights = ema or start.model.state_dict()
         if place.first:
             extra = {
-                "recipe": asdict(recipe), "key": key, "init": init, "init_sha256": start.digest, "labels": label_key,
+                "recipe": asdict(recipe), "key": key, "init": init, "init_sha256": start.digest,
+                "labels": labels.identity if labels is not None and recipe.tasks else "",
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
                 "metrics": metrics, "cost": cost, "notes": notes,
             }  # fmt: skip
@@ -216,6 +214,25 @@ def train(
             remove_state(state_path)
         place.wait()
         return TrainResult(out, state_sha256(dict(weights)), key, metrics, cost, notes)
+
+
+def find_trained(
+    recipe: Recipe, *, init: str, pairs: PairSource, out: str | Path, labels: Labels | None = None
+) -> TrainResult | None:
+    """What ``train`` would return at once because ``out`` holds these very weights; None when it would have to train.
+
+    Raises:
+        UserError: the initial weights cannot be had.
+    """
+    if not Path(out).is_file():
+        return None
+    start = load_start(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+    return _finished(Path(out), _key(recipe, start, pairs, labels))
+
+
+def _key(recipe: Recipe, start: Start, pairs: PairSource, labels: Labels | None) -> str:
+    init = content_key([start.digest, start.architecture, start.model_config])
+    return recipe.key(init, pairs.fingerprint, labels.identity if labels is not None and recipe.tasks else "")
 
 
 def _finished(out: Path, key: str) -> TrainResult | None:

@@ -27,7 +27,7 @@ from backbones.cliptex.optimizer import build_optimizer, learning_rate
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.retrieval import recall
-from backbones.cliptex.train import train
+from backbones.cliptex.train import find_trained, train
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy
 
@@ -85,6 +85,9 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
     extra = backbones.load_checkpoint(result.path).extra
     assert extra["recipe"]["lambda_seg"] == 0.1 and extra["key"] == result.key and extra["pairs"]["count"] == 48
 
+    given = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
+    assert find_trained(replace(CLIPTEX, val_pairs=10), **given) == replace(result, trained=False)
+    assert find_trained(replace(CLIPTEX, val_pairs=10, seed=1), **given) is None
     labels = toy.ToyLabels()
     again = run(replace(CLIPTEX, val_pairs=10, name="other"), pairs, result.path, labels=labels)
     assert not again.trained and again.sha256 == result.sha256 and again.metrics == result.metrics and labels.reads == 0
