@@ -62,6 +62,9 @@ class DenseSettings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scale_range", tuple(self.scale_range))  # a list from JSON is the same protocol
+        if len(self.scale_range) != 2:
+            raise UserError(f"scale_range={self.scale_range!r} is not possible; it must be two factors, low and high")
         low, high = self.scale_range
         checks = {
             "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),

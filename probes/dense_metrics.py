@@ -148,6 +148,9 @@ class SegmentationScores(PerImageMetric):
             shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
             counted = f"{len(names) - len(absent)} of {len(names)} classes"
             self.notes.append(f"mIoU is over {counted}; in no label and no prediction: {shown}")
+        if len(names) <= 25:
+            ious = [f"{name} {iou:.1f}" for name, iou in zip(names, self.class_iou, strict=True) if not np.isnan(iou)]
+            self.notes.append(f"IoU by class: {', '.join(ious)}")
         return metrics
 
 

@@ -31,7 +31,8 @@ def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: i
     for index in chosen:
         (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
         names.append(sample.image)
-        photos.append(mmcv.imread(sample.img_path, "color_ignore_orientation", channel_order="rgb"))
+        # mmcv swaps channels for plain "color" only
+        photos.append(mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1])
         for field, values in ((FIELDS[kind], truths), (FIELDS[kind].replace("gt_", "pred_"), predictions)):
             values.append(sample.get(field).data.cpu().numpy())
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from backbones.base import state_sha256
 from backbones.errors import UserError
-from probes.dense import METRICS, PROBES, DepthSettings, NormalSettings, SegmentationSettings
+from probes.dense import METRICS, PROBES, DepthSettings, NormalSettings, SegmentationSettings, dense_config
 from probes.registry import PROBES as REGISTERED
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context
@@ -50,6 +51,35 @@ def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
         assert panel.width >= 3 * 256
     assert result.cost["train_seconds"] > 0
     assert "val_evaluator = dict(" in result.config and "FrozenBackbone" in result.config
+
+
+def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):
+    from mmengine.dataset import pseudo_collate
+    from mmseg.registry import DATASETS, MODELS
+
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=1, val=1, size=(48, 48))
+    for split in ("train", "val"):
+        pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))
+        Image.fromarray(pixels).save(tmp_path / "data" / data.samples[split][0].image)
+    made = context(tmp_path / "work", data, SegmentationSettings(**{**SMALL, "size": 40}))
+    config = dense_config(REGISTERED["segmentation", "linear"], made)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        prepare = MODELS.build(config.model.data_preprocessor)
+        for loader, training in ((config.train_dataloader, True), (config.val_dataloader, False)):
+            batch = prepare(pseudo_collate([DATASETS.build(loader.dataset)[0]]), training)
+            assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+            mean, std = made.backbone.data.mean, made.backbone.data.std
+            expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+            assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+            assert batch["inputs"][0, :, 63, 63].tolist() == pytest.approx([0, 0, 0], abs=0.02)
+
+
+def test_the_panel_shows_images_in_their_colours(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", val=1, size=(48, 48))
+    path = tmp_path / "data" / data.samples["val"][0].image
+    Image.fromarray(np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))).save(path)
+    result, _ = run(tmp_path, "segmentation", "linear", data)
+    assert Image.open(result.panel).convert("RGB").getpixel((100, 150)) == (200, 100, 50)
 
 
 @pytest.mark.parametrize(("kind", "metric", "better"), [
@@ -160,7 +190,7 @@ def test_the_config_runs_with_plain_mmengine(tmp_path):
 def test_settings_are_plain_protocol(kind):
     settings = REGISTERED[kind, "linear"].settings_type()
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
-    assert type(settings)(**fields) == dataclasses.replace(settings, scale_range=tuple(fields["scale_range"]))
+    assert type(settings)(**fields) == settings  # a list of JSON is as good as the tuple
     assert hash(settings) == hash(type(settings)())
 
 
@@ -170,6 +200,7 @@ def test_settings_are_plain_protocol(kind):
     ({"layers": "first"}, "all or last"),
     ({"precision": "fp16"}, "fp32 or bf16"),
     ({"scale_range": (2.0, 0.5)}, "two factors"),
+    ({"scale_range": (1.0,)}, "two factors"),
     ({"max_iters": 0}, "max_iters=0 is not possible"),
     ({"lr": -1.0}, "above 0"),
     ({"silog_balance": 2.0}, "between 0 and 1"),
