@@ -70,8 +70,8 @@ class DepthObjective(nn.Module):
     field = "depth_map"
     channels = 1
     loss_name = "loss_silog"
-    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of their depth near a quarter
-    # of it, and a bias is slow to learn since batch normalisation leaves the other inputs without a mean.
+    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of their depth near a
+    # quarter of it, and a bias is slow to learn when batch normalisation leaves the other inputs without a mean.
     first_raw = -math.log(3)  # sigmoid = 1/4
 
     def __init__(self, min_depth: float, max_depth: float, balance: float = 0.5) -> None:
