@@ -21,12 +21,13 @@ from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.probe import coco_set
 from probes.registry import PROBES
+from probes.training import STATE
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
 # isort: split
 from faster_coco_eval import COCO
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools.coco import COCO as ReferenceCOCO
@@ -34,7 +35,7 @@ from pycocotools.cocoeval import COCOeval
 
 SETTINGS: dict[str, Any] = {
     "mask-rcnn": MaskRCNNSettings(
-        max_iters=14, batch_size=2, short_side=64, long_side=96, width=32, hidden=64, lr=2e-3
+        max_iters=40, batch_size=2, short_side=64, long_side=96, width=32, hidden=64, lr=3e-3
     ),
     "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, width=32, lr=3e-3),
 }
@@ -161,9 +162,15 @@ def test_wrong_data_is_named(root: Path) -> None:
 
 
 def run(
-    root: Path, work: Path, name: str, backbone: str = "tiny-cnn", changes: dict[str, Any] | None = None, **options: Any
+    root: Path,
+    work: Path,
+    name: str,
+    backbone: str = "tiny-cnn",
+    changes: dict[str, Any] | None = None,
+    recorder: Recorder | None = None,
+    **options: Any,
 ) -> tuple[TaskResult, Recorder, bool]:
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     settings = with_changes(SETTINGS[name], changes or {})
     place = context(work, tiny_coco.prepared(root), settings, backbone, recorder, **options)
     before = {key: value.clone() for key, value in place.backbone.state_dict().items()}
@@ -212,13 +219,17 @@ def ReferenceSilently(file: Path) -> ReferenceCOCO:
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
-def test_same_seed_same_numbers_for_any_workers(root: Path, tmp_path: Path, name: str) -> None:
+def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root: Path, tmp_path: Path, name: str) -> None:
     short = {"max_iters": 4}
     one = run(root, tmp_path / "0", name, changes=short)[0]
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "2", name, changes=short, workers=2, recorder=Recorder(die_at=2))
     two = run(root, tmp_path / "2", name, changes=short, workers=2)[0]
-    other = run(root, tmp_path / "s", name, changes=short, seed=1)[0]
+    run(root, tmp_path / "s", name, changes=short, seed=1)
     assert one.metrics == two.metrics and one.detections == two.detections
-    assert one.detections != other.detections
+    weights, again, other = (torch.load(tmp_path / w / STATE, weights_only=True)["model"] for w in ("0", "2", "s"))
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    assert not all(torch.equal(weights[key], other[key]) for key in weights)
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
@@ -245,7 +256,7 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
         config = models.ssd(backbone, frozen, 3, 16, 100)
     else:
         config = models.mask_rcnn(backbone, frozen, 3, 16, 16)
-    detector = mmlab.MODELS.build(config).eval()
+    detector = mmlab.MODELS.build(ConfigDict(config)).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))
     generator = (detector.bbox_head if name == "ssd" else detector.rpn_head).prior_generator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,23 @@ def test_stopped_and_resumed_equals_whole(tmp_path: Path, stop_after: int) -> No
     assert same(head(whole.model), head(resumed.model))
     assert whole.metrics == resumed.metrics
     assert recorder.advanced == 20 + 3  # the bar begins where the run does
+
+
+def test_killed_and_resumed_equals_whole(tmp_path: Path) -> None:
+    """kill -9 in the middle, with a loading process running."""
+
+    def doomed() -> None:
+        place = context(tmp_path / "cut", recorder=Recorder(die_at=7, kill=True), workers=1)
+        run_training(toy_config(), place, checkpoint_every=3)
+
+    process = multiprocessing.get_context("fork").Process(target=doomed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    resumed = run_training(toy_config(), context(tmp_path / "cut"), checkpoint_every=3)
+    assert resumed.resumed_at == 6
+    whole = run_training(toy_config(), context(tmp_path / "whole"))
+    assert same(head(whole.model), head(resumed.model)) and whole.metrics == resumed.metrics
 
 
 def test_finished_training_is_only_evaluated_again(tmp_path: Path) -> None:

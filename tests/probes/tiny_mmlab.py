@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +73,7 @@ class Recorder:
     started: list[tuple[str, int]] = field(default_factory=list)
     advanced: int = 0
     die_at: int | None = None
+    kill: bool = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
@@ -81,6 +84,8 @@ class Recorder:
     def advance(self, steps: int = 1) -> None:
         self.advanced += steps
         if self.die_at is not None and self.advanced >= self.die_at:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
 
     def curve(self, name: str) -> list[float]:
