@@ -1,0 +1,175 @@
+"""What an expert is: a model of one task that writes hard labels for images, and knows exactly who it is."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.base import state_sha256
+from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.protocols import Progress, RunLog
+from backbones.errors import UserError
+from backbones.files import replacing, write_json
+
+Task = Literal["seg", "depth", "normal"]
+TASKS: tuple[Task, ...] = ("seg", "depth", "normal")
+BACKGROUND = "background"
+IGNORE = 255  # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
+IGNORE_WIDE = 65535
+WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
+
+
+class Expert(nn.Module, ABC):
+    """A model that labels images. Frozen and in eval mode, except while ``train_on`` runs.
+
+    A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of JSON-able fields
+    that says how it is built and trained), builds itself from its settings, and implements ``predict``; those that can
+    be trained here implement ``train_on``; those whose weights come from elsewhere override ``load`` to read them.
+
+    Attributes:
+        settings: instance of ``settings_type``.
+        classes: names of the segmentation classes by index; empty for other tasks.
+        source: where the weights came from.
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[Task]
+    settings_type: ClassVar[type]
+    about: ClassVar[str] = ""
+    settings: Any
+    classes: tuple[str, ...] = ()
+    source: str = "random"
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution; resizing and statistics are ours.
+
+        Returns, by task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``; ``depth`` (N, H, W) float32
+        relative inverse depth, larger is nearer, any affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x
+        right, y down, z towards the camera, with ``confidence`` (N, H, W) float32 κ > 0 where the expert has one.
+        """
+
+    @classmethod
+    def create(cls, settings: Any, classes: tuple[str, ...]) -> Self:
+        """An expert to be trained; those whose parts start from pretrained weights load them here."""
+        return cls(settings, classes)
+
+    def train_on(
+        self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
+    ) -> None:
+        """Fit this expert to ``data``; ``state`` is a file to resume from. Raises ``UserError`` if it cannot be."""
+        raise UserError(f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH")
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two experts label alike: name, settings, classes and the weights' digest (not where they lie)."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "settings": asdict(self.settings),
+            "classes": list(self.classes),
+            "sha256": state_sha256(self.state_dict()),
+        }
+
+    @property
+    def ignore_index(self) -> int:
+        """Value of ``seg`` where the expert is not sure."""
+        return IGNORE if len(self.classes) <= IGNORE else IGNORE_WIDE
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def freeze(self, device: torch.device | str = "cpu") -> Self:
+        """Eval mode, no gradients, on ``device``."""
+        self.requires_grad_(False)
+        return self.eval().to(device)
+
+    def save(self, folder: Path, **extra: Any) -> None:
+        """Write weights and then ``expert.json`` (name, settings, classes, digest, ``extra``) to ``folder``."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(Path(folder) / WEIGHTS) as temporary:
+            save_file(state, temporary)
+        write_json(Path(folder) / CONFIG, {**self.identity(), "source": self.source, **extra})
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
+        """An expert that ``save`` wrote, from its folder.
+
+        Raises:
+            UserError: the folder is not there, holds another expert, or its weights are damaged.
+        """
+        config = read_config(source, cls.name)
+        expert = cls.build(config)
+        path = Path(source) / WEIGHTS
+        try:
+            expert.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{path} does not hold the weights of expert {cls.name!r} ({_line(error)})") from error
+        if state_sha256(expert.state_dict()) != config["sha256"]:
+            raise UserError(f"{path} has changed since it was written; train or fetch the expert again")
+        expert.source = str(config.get("source", source))
+        return expert.freeze(device)
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Self:
+        """A fresh expert from what ``save`` wrote to ``expert.json``; weights are to be loaded."""
+        return cls(read_settings(cls.settings_type, config["settings"]), tuple(config.get("classes", ())))
+
+    def __init__(self, settings: Any, classes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.settings, self.classes = settings, classes
+
+
+def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
+    """``expert.json`` of a folder that ``Expert.save`` wrote. Raises ``UserError``."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if name is not None and config["name"] != name:
+            raise UserError(f"{folder} holds expert {config['name']!r}, not {name!r}")
+    except FileNotFoundError:
+        raise UserError(
+            f"no expert in {folder} ({CONFIG} is missing); make one: python -m benchmark experts train"
+        ) from None
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not readable ({_line(error)}); train or fetch the expert again") from error
+    return config
+
+
+def read_settings(kind: type, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass from JSON, whose lists are tuples. Raises ``UserError`` for fields it does not have."""
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except TypeError as error:
+        raise UserError(f"{CONFIG} was written by another version ({_line(error)}); train the expert again") from error
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, C, h, w) → (N, C, *size), bilinear, antialiased when it shrinks."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=maps.shape[-1] > size[-1])
+
+
+def hard_classes(scores: Tensor, least: float, ignore: int) -> np.ndarray:
+    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below ``least``."""
+    best, index = scores.max(1)
+    labels = torch.where(best >= least, index, ignore).cpu().numpy()
+    return labels.astype(np.uint8 if ignore == IGNORE else np.uint16)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

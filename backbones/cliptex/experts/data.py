@@ -1,0 +1,192 @@
+"""What experts are trained on and measured against: images with truth from the official layouts, in memory.
+
+COCO instances (merged into one class map), NYU-like 16-bit depth and 8-bit normals. Everything is cut to the largest
+centred square and brought to one size: a training set of 1,000 images at 384 px is 0.45 GB.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backbones.cliptex.protocols import Progress
+from backbones.errors import UserError
+from backbones.files import content_key
+
+Split = Literal["train", "val"]
+IGNORE = 255
+COCO = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
+NYU = {"train": "train", "val": "test"}
+
+
+@dataclass(frozen=True)
+class ExpertData:
+    """A split with truth.
+
+    Attributes:
+        task: ``seg``, ``depth`` or ``normal``.
+        images: (N, 3, S, S) uint8 RGB.
+        target: seg (N, S, S) uint8, 0 background, 1 + category, 255 ignore; depth (N, S, S) float32 inverse depth in
+            1/m, NaN unknown; normal (N, 3, S, S) float32 (x right, y down, z to the camera), zero unknown.
+        classes: of seg, ``background`` first.
+        fingerprint: digest of it all.
+    """
+
+    task: str
+    images: Tensor
+    target: Tensor
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_data(root: Path, task: str, split: Split, size: int, progress: Progress) -> ExpertData:
+    """Read a split for ``task`` from ``root``: ``coco/`` for seg, ``nyu/`` for the others (or such a folder itself).
+
+    Raises:
+        UserError: a folder or annotation file is missing or malformed, or an image has no truth.
+    """
+    root = Path(root)
+    if task == "seg":
+        classes, samples = _coco(_folder(root, "coco", COCO[split]), split)
+    else:
+        maps = {"depth": "annotations", "normal": "normals"}[task]
+        classes, samples = (), _nyu(_folder(root, "nyu", f"{maps}/{NYU[split]}"), maps, NYU[split], task)
+    progress.start(f"reading {split} images of {task}", len(samples))
+    images: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+
+    def read(sample: tuple[Path, Callable[[], np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        path, truth = sample
+        try:
+            with Image.open(path) as image:
+                picture = _square(np.asarray(image.convert("RGB")), size, Image.Resampling.BICUBIC)
+            return picture, truth()
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path} or its truth ({error}); repair or remove it") from error
+
+    with ThreadPoolExecutor(2) as pool:
+        for picture, truth in pool.map(read, ((path, _sized(truth, size)) for path, truth in samples)):
+            images.append(picture)
+            targets.append(truth)
+            progress.advance()
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    target = torch.from_numpy(np.stack(targets))
+    digest = content_key([task, classes, _digest(stacked), _digest(target)], 32)
+    return ExpertData(task, stacked, target, classes, digest)
+
+
+def _folder(root: Path, name: str, inside: str) -> Path:
+    for folder in (root / name, root):
+        if (folder / inside).exists():
+            return folder
+    raise UserError(f"{inside} is missing in {root / name}; give a data root in the official layouts")
+
+
+def _coco(root: Path, split: Split) -> tuple[tuple[str, ...], list[tuple[Path, Callable[[], np.ndarray]]]]:
+    """Class names, and (image, its class map) of every image: instances painted large to small, crowds ignored."""
+    path = root / COCO[split]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        number = {category["id"]: place + 1 for place, category in enumerate(categories)}
+        of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            of_image[annotation["image_id"]].append(annotation)
+        images = [(entry["file_name"], entry["height"], entry["width"], entry["id"]) for entry in content["images"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a COCO instance file ({error!r})") from error
+    if not images:
+        raise UserError(f"{path} lists no images")
+
+    def painter(height: int, width: int, annotations: list[dict[str, Any]]) -> Callable[[], np.ndarray]:
+        return lambda: paint(height, width, annotations, number)
+
+    folder = root / f"{split}2017"
+    names = ("background", *(str(category["name"]) for category in categories))
+    return names, [(folder / name, painter(height, width, of_image[key])) for name, height, width, key in images]
+
+
+def paint(height: int, width: int, annotations: list[dict[str, Any]], number: dict[int, int]) -> np.ndarray:
+    """Instances merged into one (H, W) uint8 class map, large ones first; crowds become 255."""
+    from pycocotools import mask as coco_mask
+
+    merged = np.zeros((height, width), np.uint8)
+    for annotation in sorted(annotations, key=lambda entry: -entry.get("area", 0)):
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            if not segmentation:
+                continue
+            code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            code = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            code = segmentation
+        merged[coco_mask.decode(code) > 0] = IGNORE if annotation.get("iscrowd") else number[annotation["category_id"]]
+    return merged
+
+
+def _nyu(root: Path, maps: str, folder: str, task: str) -> list[tuple[Path, Callable[[], np.ndarray]]]:
+    images = sorted(path for path in (root / "images" / folder).glob("*") if path.suffix in (".jpg", ".png"))
+    if not images:
+        raise UserError(f"no images in {root / 'images' / folder}")
+
+    def reader(path: Path) -> Callable[[], np.ndarray]:
+        return lambda: read_depth(path) if task == "depth" else read_normals(path)
+
+    return [(path, reader(root / maps / folder / f"{path.stem}.png")) for path in images]
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """16-bit PNG in millimetres → (H, W) float32 inverse depth in 1/m; 0 becomes NaN."""
+    with Image.open(path) as image:
+        metres = np.asarray(image, np.float32) / 1000
+    return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
+
+
+def read_normals(path: Path) -> np.ndarray:
+    """8-bit RGB PNG, n = png / 127.5 - 1, y up → (H, W, 3) float32 unit vectors, y down; (0, 0, 0) is unknown."""
+    with Image.open(path) as image:
+        code = np.asarray(image.convert("RGB"))
+    normal = code.astype(np.float32) / 127.5 - 1
+    normal *= np.array([1, -1, 1], np.float32)
+    return np.where(code.any(-1, keepdims=True), normal / np.linalg.norm(normal, axis=-1, keepdims=True), 0)
+
+
+def _sized(truth: Callable[[], np.ndarray], size: int) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        target = _square(truth(), size, Image.Resampling.NEAREST)
+        return target if target.ndim == 2 else np.moveaxis(target, -1, 0).astype(np.float32)
+
+    return read
+
+
+def _square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    """The largest centred square of (H, W[, C]), brought to ``size``; nearest keeps values as they are."""
+    height, width = array.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    array = array[top : top + side, left : left + side]
+    if side == size:
+        return np.ascontiguousarray(array)
+    if how == Image.Resampling.NEAREST:
+        places = ((np.arange(size) + 0.5) * side / size).astype(int)
+        return array[places[:, None], places[None]]
+    return np.asarray(Image.fromarray(array).resize((size, size), how))
+
+
+def _digest(tensor: Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

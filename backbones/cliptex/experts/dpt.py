@@ -1,0 +1,152 @@
+"""``dpt``: relative inverse depth by a Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun, ICCV 2021)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DPTConfig, DPTForDepthEstimation
+from transformers.utils import logging as transformers_logging
+
+from backbones.cliptex.experts.base import CONFIG, Expert, resize
+from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.experts.fit import FitSettings, fit
+from backbones.cliptex.experts.registry import register_expert
+from backbones.cliptex.losses import depth_loss
+from backbones.cliptex.protocols import Progress, RunLog
+from backbones.errors import UserError
+
+MODEL = "config.json"
+
+
+@dataclass(frozen=True)
+class DPTSettings(FitSettings):
+    """A DPT to train here (a pretrained one brings its own configuration).
+
+    Attributes (besides those of ``FitSettings``):
+        size: side of its square input in pixels, a multiple of the patch; images are squeezed into it.
+        patch, width, depth, heads: of its ViT.
+        neck: channels of the four reassembled maps, finest first; ``fusion``: of the fusion blocks.
+        mean, std: statistics of the input, scaled to [0, 1].
+    """
+
+    lr: float = 5e-4
+    size: int = 384
+    patch: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    neck: tuple[int, ...] = (48, 96, 192, 384)
+    fusion: int = 128
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def model_config(self) -> dict[str, Any]:
+        """transformers' ``DPTConfig`` of it."""
+        layers = [round((place + 1) * self.depth / 4) - 1 for place in range(4)]
+        return {
+            "image_size": self.size,
+            "patch_size": self.patch,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "intermediate_size": 4 * self.width,
+            "backbone_out_indices": layers,
+            "neck_hidden_sizes": list(self.neck),
+            "fusion_hidden_size": self.fusion,
+            "is_hybrid": False,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+
+
+@register_expert
+class DPT(Expert):
+    """transformers' ``DPTForDepthEstimation``.
+
+    WHERE: a hub name (``Intel/dpt-large``), a folder as transformers saves it (``config.json`` and
+    ``model.safetensors``), or one that ``experts train`` wrote.
+    """
+
+    name = "dpt"
+    task = "depth"
+    settings_type = DPTSettings
+    mean: Tensor
+    std: Tensor
+    about = "relative inverse depth (transformers' DPT), by hub name or folder; can be trained here"
+
+    def __init__(
+        self, settings: DPTSettings, classes: tuple[str, ...] = (), *, model: DPTForDepthEstimation | None = None
+    ) -> None:
+        super().__init__(settings)
+        self.net: Any = model or DPTForDepthEstimation(DPTConfig(**settings.model_config()))
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+
+    def identity(self) -> dict[str, Any]:
+        config = {key: value for key, value in self.net.config.to_dict().items() if not key.startswith(("_", "trans"))}
+        return {**super().identity(), "model": config}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S, S)."""
+        return resize(
+            self.net(pixel_values=(images - self.mean) / self.std).predicted_depth[:, None], images.shape[-2:]
+        )[:, 0]
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        size = images.shape[-2:]
+        patch = (getattr(self.net.config, "backbone_config", None) or self.net.config).patch_size
+        side = max(1, round(self.settings.size / patch)) * patch  # square, as transformers' own processor makes it
+        depth = self(resize(images.to(self.device).float() / 255, (side, side)))
+        return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}
+
+    def train_on(
+        self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
+    ) -> None:
+        def loss(images: Tensor, depth: Tensor) -> Tensor:
+            total, count = depth_loss(self(images).float(), depth)
+            return total / count.clamp(min=1)
+
+        fit(self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state)
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
+        if (Path(source) / CONFIG).is_file():
+            return super().load(source, device)
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            found: Any = DPTForDepthEstimation.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, local_files_only=Path(source).exists()
+            )
+        except Exception as error:  # transformers and the hub raise nearly anything
+            raise UserError(
+                f"no DPT at {source!r} ({str(error).strip().splitlines()[0][:140]}); give a folder with config.json "
+                f"and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
+            ) from error
+        finally:
+            transformers_logging.set_verbosity(level)
+        model, told = found
+        if told["missing_keys"]:
+            raise UserError(f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}")
+        expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
+        expert.source = source
+        return expert.freeze(device)
+
+    @classmethod
+    def pretrained_settings(cls, source: str, size: int) -> DPTSettings:
+        """Statistics of the input from the folder's ``preprocessor_config.json``; else 0.5 (as MiDaS's DPT)."""
+        path = Path(source) / "preprocessor_config.json"
+        given: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return DPTSettings(
+            size=size,
+            mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),
+            std=tuple(given.get("image_std", (0.5, 0.5, 0.5))),
+        )

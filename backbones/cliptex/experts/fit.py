@@ -1,0 +1,165 @@
+"""One training loop for all experts that are trained here: a function of (seed, step), resumable, guarded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.base import state_sha256
+from backbones.cliptex.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
+from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.protocols import Progress, RunLog
+from backbones.errors import UserError
+from backbones.files import content_key, replacing
+
+_WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How an expert is trained.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW; warmed up over the first tenth, then a cosine to 0.
+        weight_decay: of AdamW.
+        crop_scale: share of the image that a random crop keeps, by area.
+        colour: strength of the colour augmentation (0: none): what carries an expert over to another domain.
+    """
+
+    epochs: float = 30.0
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    colour: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
+            raise UserError("epochs, batch_size and lr of an expert must be above 0")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError("crop_scale must be low,high with 0 < low <= high <= 1")
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    data: ExpertData,
+    settings: FitSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    log: RunLog,
+    progress: Progress,
+    state: Path | None = None,
+    save_every: int = 500,
+) -> None:
+    """Train ``model`` in place.
+
+    Args:
+        loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
+        state: file that the training is resumed from, and saved to every ``save_every`` steps.
+
+    Raises:
+        UserError: the loss became NaN or infinite; says at which step.
+    """
+    model.to(device).train()
+    steps = max(1, round(settings.epochs * len(data) / settings.batch_size))
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    key = content_key([repr(settings), seed, data.fingerprint, state_sha256(model.state_dict())])
+    start = _resume(state, key, model, optimizer)
+    progress.start(f"training the {data.task} expert", steps)
+    progress.advance(start)
+    for step in range(start, steps):
+        rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images, target = batch(data, settings, seed, step)
+        torch.manual_seed(seed * 1_000_003 + step)  # dropout and the like: the same after a resume
+        loss = loss_of(images.to(device), target.to(device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss of the {data.task} expert is not finite at step {step + 1}; try a lower lr (--set lr=…)"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*decayed, *others], 5.0)
+        optimizer.step()
+        progress.advance()
+        if (step + 1) % max(1, steps // 200) == 0:
+            log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
+        if state is not None and (step + 1) % save_every == 0:
+            with replacing(state) as temporary:
+                saved = {"key": key, "step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(saved, temporary)
+    model.eval()
+    if state is not None:
+        state.unlink(missing_ok=True)
+
+
+def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """The augmented batch of a step: images (B, 3, S, S) float in [0, 1] and their targets, a function of the seed."""
+    draws = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+    epochs, places = np.divmod(draws, len(data))
+    orders = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(len(data)) for epoch in np.unique(epochs)}
+    indices = np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+    size = data.images.shape[-1]
+    geometry = random_geometry(
+        indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=int(epochs[0]), scale=settings.crop_scale
+    )
+    rows = torch.from_numpy(indices)
+    images = warp_images(data.images[rows], geometry, size) / 255
+    target = _WARP[data.task](list(data.target[rows]), geometry, size)
+    return jitter(images, settings.colour, np.random.default_rng([seed, 1, step])), target
+
+
+def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tensor:
+    """Random brightness, contrast, saturation, colour cast, blur and noise for each of (N, 3, H, W) in [0, 1]."""
+    if strength == 0:
+        return images
+    count = len(images)
+
+    def factor(*shape: int) -> Tensor:
+        return torch.from_numpy(np.exp(strength * random.uniform(-1, 1, (count, *shape, 1, 1))).astype(np.float32))
+
+    images = images * factor(1) * factor(3).sqrt()
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * torch.from_numpy(
+        random.uniform(1 - 2 * strength, 1 + strength, (count, 1, 1, 1)).astype(np.float32)
+    )
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * factor(1)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = torch.from_numpy((random.random((count, 1, 1, 1)) < 0.3).astype(np.float32))
+    images = images + share * (blurred - images)
+    noise = torch.from_numpy(random.standard_normal(images.shape, np.float32))
+    level = torch.from_numpy((0.05 * strength * random.random((count, 1, 1, 1))).astype(np.float32))
+    return (images + level * noise).clamp(0, 1)
+
+
+def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a saved state of the same training, if there is one; the step to go on from."""
+    if state is None or not state.is_file():
+        return 0
+    try:
+        saved = torch.load(state, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged state is as good as none: training begins again
+        return 0
+    if saved["key"] != key:
+        return 0
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["step"])

@@ -1,0 +1,78 @@
+"""Training an expert on a folder in the official layouts, measuring it, and keeping it: the ``experts train`` verb."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backbones.cliptex.experts.base import CONFIG, read_config
+from backbones.cliptex.experts.data import load_data
+from backbones.cliptex.experts.evaluate import evaluate
+from backbones.cliptex.experts.registry import find_expert
+from backbones.cliptex.protocols import Progress, RunLog
+from backbones.errors import UserError
+from backbones.files import content_key
+from backbones.overrides import with_changes
+
+VERSION = 1
+
+
+def train_expert(
+    name: str,
+    data_root: Path,
+    out: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    log: RunLog,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train expert ``name`` on ``data_root``, measure it on the validation split and write it to the folder ``out``.
+
+    Args:
+        data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal) in their official layouts, train and val.
+        settings: changes to the expert's settings (``size``, ``epochs`` …), values or text.
+
+    Returns:
+        ``expert.json`` of the folder: identity, ``accuracy``, ``seconds``, ``images``. An expert that is there already,
+        from the same data, settings and seed, is returned as it is; a killed training goes on where it was saved.
+
+    Raises:
+        UserError: unknown expert or setting, missing or unreadable data, a loss that is not finite, or ``out`` holds
+            something else.
+    """
+    kind = find_expert(name)
+    chosen = with_changes(kind.settings_type(), settings or {})
+    device, out = torch.device(device), Path(out)
+    train = load_data(data_root, kind.task, "train", chosen.size, progress)
+    val = load_data(data_root, kind.task, "val", chosen.size, progress)
+    asked = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
+    key = content_key({**asked, "train": train.fingerprint, "val": val.fingerprint}, 32)
+    if (out / CONFIG).is_file():
+        if (found := read_config(out)).get("training_key") == key:
+            return found
+        raise UserError(f"{out} holds another expert, or one of other data or settings; choose another folder")
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    expert = kind.create(chosen, train.classes)
+    expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {seed}"
+    expert.train_on(train, seed=seed, device=device, log=log, progress=progress, state=out / "training-state.pt")
+    seconds = time.monotonic() - started
+    expert.freeze(device)
+    accuracy = evaluate(expert, val, progress=progress)
+    log.log_metrics({f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0)
+    expert.save(
+        out,
+        training_key=key,
+        seed=seed,
+        images={"train": len(train), "val": len(val)},
+        accuracy=accuracy,
+        seconds=round(seconds, 2),
+    )
+    return read_config(out)

