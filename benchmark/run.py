@@ -18,7 +18,7 @@ from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.suites import Provision, Suite, find_suite
-import probes.catalog  # noqa: F401 – registers every dataset and probe
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare

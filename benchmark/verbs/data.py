@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """One line a dataset; exit code 0 even when some are absent, since not everybody needs all."""
-    import probes.catalog  # noqa: F401 – registers every dataset
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from backbones.errors import UserError
     from benchmark.progress import Bar, console
     from probes.datasets.check import survey

@@ -35,7 +35,7 @@ def _rows(what: str) -> list[tuple[str, str]]:
             ("random/NAME", "any of these, randomly initialised from the seed")
         ]
     from benchmark import suites
-    import probes.catalog  # noqa: F401 – registers every dataset and probe
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from probes.registry import DATASETS, PROBES
 
     if what == "suites":

@@ -1,0 +1,46 @@
+"""The suites ``mini`` (the embedded default) and ``smoke`` (the same, tiny, for tests) on the mini world."""
+
+from __future__ import annotations
+
+import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
+from benchmark.mini.pipeline import provide
+from benchmark.suites import Suite, register_suite
+
+DENSE = {"size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3}
+DETECT = {"batch_size": 8, "width": 64, "lr": 1e-3}
+
+
+def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
+    """The suite's tasks, trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations."""
+    dense = {**DENSE, "max_iters": iters}
+    detect = {**DETECT, "max_iters": detect_iters}
+    return {
+        "mini-seg/linear": dense,
+        "mini-seg/pspnet": dense,
+        "mini-det/mask-rcnn": {**detect, "short_side": 64, "long_side": 64, "hidden": 128},
+        "mini-depth/linear": dense,
+        "mini-normal/linear": dense,
+        "mini-class/linear": {},
+        "mini-class/zero-shot": {},
+        "mini-retrieval/retrieval": {},
+    }
+
+
+register_suite(
+    Suite(
+        name="mini",
+        about="embedded default: a ray-traced world with exact truth for every task, made on first use",
+        tasks=tasks(300, 300),
+        default_backbones=("clip", "clip-ft", "cliptex"),
+        provide=provide,
+    )
+)
+register_suite(
+    Suite(
+        name="smoke",
+        about="the mini suite, tiny: for tests",
+        tasks=tasks(20, 10),
+        default_backbones=("clip", "clip-ft", "cliptex"),
+        provide=provide,
+    )
+)
