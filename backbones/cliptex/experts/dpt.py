@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
 from transformers.utils import logging as transformers_logging
 
-from backbones.cliptex.experts.base import CONFIG, Expert, resize
+from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitSettings, fit
 from backbones.cliptex.experts.registry import register_expert
@@ -47,6 +47,14 @@ class DPTSettings(FitSettings):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch not in (4, 8, 16, 32) or self.size % self.patch or self.depth < 4 or self.width % self.heads:
+            raise UserError(
+                f"dpt: patch {self.patch} must be 4, 8, 16 or 32 and divide size {self.size}; depth {self.depth} at least"
+                f" 4, heads {self.heads} divide width {self.width}"
+            )
+
     def model_config(self) -> dict[str, Any]:
         """transformers' ``DPTConfig`` of it."""
         layers = [round((place + 1) * self.depth / 4) - 1 for place in range(4)]
@@ -58,6 +66,9 @@ class DPTSettings(FitSettings):
             "num_attention_heads": self.heads,
             "intermediate_size": 4 * self.width,
             "backbone_out_indices": layers,
+            # maps at strides 4, 8, 16 and 32 whatever the patch (the paper's patch is 16), so that the output has the
+            # input's size
+            "reassemble_factors": [max(self.patch // stride, self.patch / stride) for stride in (4, 8, 16, 32)],
             "neck_hidden_sizes": list(self.neck),
             "fusion_hidden_size": self.fusion,
             "is_hybrid": False,
@@ -88,6 +99,22 @@ class DPT(Expert):
         self.net: Any = model or DPTForDepthEstimation(DPTConfig(**settings.model_config()))
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def create(cls, settings: DPTSettings, classes: tuple[str, ...]) -> Self:
+        expert = cls(settings)
+        # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen convolutions they give 1e-10
+        # everywhere, behind a final ReLU
+        convolutions = [m for m in [*expert.net.neck.modules(), *expert.net.head.modules()] if isinstance(m, nn.Conv2d)]
+        for convolution in convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.ones_(convolutions[-1].bias)  # type: ignore[arg-type]
+        return expert
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Self:
+        model: Any = DPTForDepthEstimation(DPTConfig.from_dict(dict(config["model"])))
+        return cls(read_settings(cls.settings_type, config["settings"]), model=model)
 
     def identity(self) -> dict[str, Any]:
         config = {key: value for key, value in self.net.config.to_dict().items() if not key.startswith(("_", "trans"))}
