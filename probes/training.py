@@ -3,8 +3,7 @@
 A probe writes a config of model, data, optimizer, schedule and evaluator; ``resolved`` adds the shared parts (all
 named by registered types, so that the dumped text runs with plain mmengine) and ``run_training`` runs it quietly.
 
-All randomness follows from (seed, place): sample ``k`` ever drawn is seeded by (seed, k), iteration ``i`` by (seed,
-i). So neither the number of loading processes nor a stop and a resume can change what is computed.
+Neither the number of loading processes nor a stop and a resume can change what is computed (see ``probes.draws``).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,110 +24,23 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
-from mmengine.dist import get_dist_info, is_main_process
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, DefaultScope
-from mmengine.runner import Runner, set_random_seed
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.registry import HOOKS, DefaultScope
+from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from backbones.files import content_key, replacing
 from probes import mmlab
 from probes.base import Context, NonFiniteLoss
+from probes.draws import SeededDraws
 
 STATE = "training-state.pth"
-
-
-# ---------------------------------------------------------------- the same samples, whatever the workers
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
-    return int(content_key(parts, 16), 16) >> 1
-
-
-@DATASETS.register_module()
-class SeededDraws(Dataset):
-    """A training set without end: item ``k`` is the k-th sample ever drawn, from one shuffle after the other.
-
-    python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and put back afterwards.
-
-    Args:
-        dataset: config of the training set, or the set.
-        seed: of the order and of the augmentation.
-    """
-
-    def __init__(self, dataset: Mapping[str, Any] | BaseDataset, seed: int = 0) -> None:
-        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
-        self.seed = seed
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        return dict(getattr(self.dataset, "metainfo", {}))
-
-    def index(self, draw: int) -> int:
-        """Which item of the set the ``draw``-th sample is."""
-        epoch, place = divmod(draw, len(self.dataset))
-        if self._order[0] != epoch:
-            generator = np.random.default_rng(seed_of("order", self.seed, epoch))
-            self._order = epoch, generator.permutation(len(self.dataset))
-        return int(self._order[1][place])
-
-    def __getitem__(self, draw: int) -> Any:
-        with mmlab.isolated_rng(seed_of("sample", self.seed, draw)):
-            return self.dataset[self.index(draw)]
-
-
-@DATA_SAMPLERS.register_module()
-class EndlessSampler(Sampler[int]):
-    """Yields draw numbers (for ``SeededDraws``) without end; process r of w takes r, r + w, r + 2w …"""
-
-    def __init__(self, dataset: SeededDraws, seed: int | None = None) -> None:
-        if not isinstance(dataset, SeededDraws):
-            raise TypeError(f"EndlessSampler numbers the draws of a SeededDraws, not of {type(dataset).__name__}")
-        self.rank, self.world_size = get_dist_info()
-        self.size = len(dataset)
-        self.start = 0
-
-    def skip(self, samples: int) -> None:
-        """Begin after ``samples`` draws of this process; mmengine's loop calls it when it resumes."""
-        self.start = samples
-
-    def __iter__(self) -> Iterator[int]:
-        draw = self.rank + self.start * self.world_size
-        while True:
-            yield draw
-            draw += self.world_size
-
-    def __len__(self) -> int:
-        return self.size
-
-
-@HOOKS.register_module()
-class SeedEachIteration(Hook):
-    """Seed every generator by (seed, iteration) before each step: dropout and the like repeat after a resume."""
-
-    priority = "VERY_HIGH"
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        set_random_seed(seed_of("iteration", self.seed, runner.rank, runner.iter) % 2**32)
-
-
-# ---------------------------------------------------------------- guards, curves, resume
 
 
 @HOOKS.register_module()
@@ -172,7 +84,11 @@ class ResumeState(Hook):
         path = Path(runner.work_dir, STATE)
         if not path.is_file():
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes torch and zip raise
+            runner.logger.warning(f"{path} cannot be read ({error}): starting anew")
+            return
         if state["key"] != self.key:
             runner.logger.warning(f"{path} belongs to another run ({state['key']}, not {self.key}): starting anew")
             return
@@ -238,9 +154,6 @@ class _Report(Hook):
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.progress.advance()
-
-
-# ---------------------------------------------------------------- config and run
 
 
 def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = None) -> Config:
@@ -362,6 +275,8 @@ def run_training(
     try:
         with _warnings_to_log():
             _QuietRunner.device = context.device
+            if live.launcher != "none" and context.device.type == "cpu" and not is_distributed():
+                torch.distributed.init_process_group("gloo")  # mmengine's own start asks for a GPU
             runner = _QuietRunner.from_cfg(live)
             resume = next(hook for hook in runner.hooks if isinstance(hook, ResumeState))
             runner.register_hook(_Report(context, description), priority="LOWEST")
@@ -404,9 +319,12 @@ class _QuietRunner(Runner):
         return logger
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed:
-            return super().wrap_model(model_wrapper_cfg, model)
-        return model.to(self.device)
+        model = model.to(self.device)
+        if not self.distributed:
+            return model
+        if self.device.type == "cpu":  # mmengine would name a GPU for each process
+            return MMDistributedDataParallel(model, broadcast_buffers=False)
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def _log_env(self, env_cfg: dict) -> None:
         """mmengine asks compilers for their versions here; a run records its environment elsewhere."""

@@ -24,7 +24,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from probes.base import NonFiniteLoss
-from probes.training import STATE, EndlessSampler, SeededDraws, resolved, run_training
+from probes.draws import EndlessSampler, SeededDraws
+from probes.training import STATE, resolved, run_training
 from tests.probes.tiny_mmlab import Recorder, context
 
 
@@ -175,6 +176,14 @@ def test_state_of_another_run_is_not_used(tmp_path: Path) -> None:
     other = run_training(toy_config(), context(tmp_path, seed=5))
     assert other.resumed_at == 0
     assert any("starting anew" in path.read_text() for path in tmp_path.rglob("*.log"))
+
+
+def test_a_damaged_state_is_not_used(tmp_path: Path) -> None:
+    first = run_training(toy_config(6), context(tmp_path))
+    state = tmp_path / STATE
+    state.write_bytes(state.read_bytes()[:-100])
+    again = run_training(toy_config(6), context(tmp_path))
+    assert again.resumed_at == 0 and again.metrics == first.metrics
 
 
 def test_state_holds_the_head_alone_and_needs_no_pickle(tmp_path: Path) -> None:
