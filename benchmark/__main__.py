@@ -13,6 +13,10 @@ from importlib import import_module
 
 from benchmark import interrupt
 
+# OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
+# times slower (measured on two cores); read when torch is imported, which is after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 VERBS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
     "list": "names of backbones, tasks, suites",
@@ -74,7 +78,9 @@ def _user_message(error: BaseException) -> str | None:
         if getattr(seen, "exit_code", None) == 2:
             return " ".join(str(seen).split())
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return f"cannot write {seen.filename or 'a file'}: {seen.strerror}; free some space and run the command again"
+            return (
+                f"cannot write {seen.filename or 'a file'}: {seen.strerror}; free some space and run the command again"
+            )
         seen = seen.__cause__ or seen.__context__
     return None
 

@@ -1,4 +1,3 @@
 """Importing this module registers every dataset, probe and suite; nothing else does."""
 
-import benchmark.mini.suite
 import probes.catalog  # noqa: F401

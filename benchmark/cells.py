@@ -46,7 +46,9 @@ class Cell:
     notes: list[str] = field(default_factory=list)
 
 
-def finished_cell(tracker: Tracker, backbone: Backbone, task: PlannedTask, data: PreparedDataset, seed: int) -> Cell | None:
+def finished_cell(
+    tracker: Tracker, backbone: Backbone, task: PlannedTask, data: PreparedDataset, seed: int
+) -> Cell | None:
     """The same cell from an earlier run, with its metrics read back, or ``None``."""
     run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed))
     if run is None:
@@ -178,7 +180,9 @@ def _work_dir(cell: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write") from error
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import backbones
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
 from backbones.files import content_key, write_json
 from backbones.overrides import parse_pairs
@@ -18,7 +19,6 @@ from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.suites import Provision, Suite, find_suite
-import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare
@@ -273,7 +273,12 @@ def _newest(tracker: Tracker, run_key: str) -> Any | None:
 
 def _note(backbone: Backbone, cells: Sequence[Cell], tasks: Sequence[PlannedTask]) -> str:
     """The parent run's description in the MLflow UI: its results as a table."""
-    lines = [f"`{backbone.name}` ({backbone.architecture}), weights {backbone.weights.source}", "", "| task | result |", "| --- | --- |"]
+    lines = [
+        f"`{backbone.name}` ({backbone.architecture}), weights {backbone.weights.source}",
+        "",
+        "| task | result |",
+        "| --- | --- |",
+    ]
     for cell, task in zip(cells, tasks, strict=True):
         main = next(iter(task.probe.metrics))
         text = f"{main} {_number(cell.metrics.get(main))}" if cell.metrics else f"– ({cell.status}: {cell.reason})"
@@ -296,8 +301,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         for task in dict.fromkeys(cell.task for cell in outcome.cells):
             rows = [by_seed[str(seed)][name].get(task) for seed in seeds]
             if all(rows):
-                shared = [m for m in rows[0] if all(m in row for row in rows)]  # type: ignore[union-attr,operator]
-                means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}  # type: ignore[index]
+                shared = [m for m in rows[0] if all(m in row for row in rows)]
+                means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}
     value: dict[str, Any] = {
         "suite": outcome.suite.name,
         "seed": seeds[0] if seeds else None,
@@ -317,7 +322,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     holes = [cell for cell in outcome.cells if not cell.metrics]
     if holes:
         value["holes"] = [
-            {"backbone": c.backbone, "task": c.task, "seed": c.seed, "status": c.status, "reason": c.reason} for c in holes
+            {"backbone": c.backbone, "task": c.task, "seed": c.seed, "status": c.status, "reason": c.reason}
+            for c in holes
         ]
     return value
 

@@ -1,4 +1,4 @@
-"""Stages before probing – training, expert training, labelling – each as an MLflow run of its own, skipped when its result is there."""
+"""Stages before probing – training, experts, labelling – each an MLflow run of its own, skipped when its result is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from backbones.cliptex.pairs import PairSource
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.train import TrainResult, train
+from backbones.cliptex.train import TrainResult, find_trained, train
 from benchmark.interrupt import as_interrupt
 from benchmark.progress import Bar, console
 from reports.tracking import Run, Tracker, environment, git_commit
@@ -57,41 +57,37 @@ def train_stage(
     Raises:
         UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
     """
-    if out.is_file():
-        # The key of the weights is known only to the training itself, which returns at once when they are there.
-        result = train(recipe, init=init, pairs=pairs, labels=labels, out=out, progress=bar, device=device, workers=workers,
-                       log=None) if _same(out, recipe) else None  # fmt: skip
-        if result is not None and not result.trained:
-            return result, finished_stage(tracker, **{"train.key": result.key})
+    found = find_trained(recipe, init=init, pairs=pairs, out=out, labels=labels)
+    if found is not None:
+        return found, finished_stage(tracker, **{"train.key": found.key})
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name}
     with stage_run(tracker, "train", name, tags, params) as run:
         result = train(
-            recipe, init=init, pairs=pairs, labels=labels, out=out, log=run, progress=bar, device=device, workers=workers
+            recipe,
+            init=init,
+            pairs=pairs,
+            labels=labels,
+            out=out,
+            log=run,
+            progress=bar,
+            device=device,
+            workers=workers,
         )
         if run is not None:
             run.set_tags({"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path)})
             run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
             run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
             run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
-            run.log_json({"recipe": asdict(recipe), "init": init, "environment": environment(), "notes": result.notes}, "train.json")
+            run.log_json(
+                {"recipe": asdict(recipe), "init": init, "environment": environment(), "notes": result.notes},
+                "train.json",
+            )
             run.describe(_how_to_load(result, recipe))
     for note in result.notes:
         console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
     return result, run.id if run is not None else ""
-
-
-def _same(out: Path, recipe: Recipe) -> bool:
-    """Whether ``out`` was made by this recipe (its other inputs are compared by the training)."""
-    from backbones.checkpoint import read_checkpoint
-
-    stored = read_checkpoint(out).extra.get("recipe", {})
-    return {**stored, "experts": list(stored.get("experts", ()))} == {**_listed(asdict(recipe))}
-
-
-def _listed(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
 
 
 def _how_to_load(result: TrainResult, recipe: Recipe) -> str:

@@ -38,7 +38,9 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
                 best = int(np.nanargmax(means))
                 texts[best] = f"[bold]{texts[best]}[/bold]"
             arrow = "↑" if sign > 0 else "↓"
-            table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts, end_section=number == len(shown) - 1)
+            table.add_row(
+                task.name if number == 0 else "", f"{metric} {arrow}", *texts, end_section=number == len(shown) - 1
+            )
     return table
 
 

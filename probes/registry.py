@@ -33,8 +33,12 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     Raises:
         UserError: there is no such dataset or it has no such probe; names the nearest.
     """
-    known = {f"{spec.name}/{probe}": (spec, PROBES[kind, probe])
-             for spec in DATASETS.values() for kind, probe in PROBES if kind == spec.kind}
+    known = {
+        f"{spec.name}/{probe}": (spec, PROBES[kind, probe])
+        for spec in DATASETS.values()
+        for kind, probe in PROBES
+        if kind == spec.kind
+    }
     if name not in known:
         raise UserError(f"no task {name!r}; {nearest(name, known)}")
     return known[name]

@@ -77,8 +77,8 @@ def _check_database(uri: str) -> None:
 
 
 def _check_revision(uri: str, revision: str | None) -> None:
-    from mlflow.store.db.utils import _get_alembic_config
     from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
 
     script = ScriptDirectory.from_config(_get_alembic_config(uri))
     known = {r.revision for r in script.walk_revisions()}

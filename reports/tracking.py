@@ -78,7 +78,8 @@ class Tracker:
 
     def search(self, filter_string: str) -> list[Any]:
         """All runs of the experiment that fit an MLflow filter, newest first."""
-        runs, token = [], None
+        runs: list[Any] = []
+        token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment_id],
@@ -251,7 +252,7 @@ class Run:
 
 
 def git_commit(folder: Path | None = None) -> str:
-    """The commit of the checkout that ``folder`` (default: this package's) is in, with ``+dirty`` when it has changes; else ''."""
+    """The commit of the checkout that ``folder`` (default: this package's) is in, ``+dirty`` when it has changes, or ''."""
     git = shutil.which("git")
     if not git:
         return ""

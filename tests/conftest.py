@@ -15,15 +15,14 @@ import pytest
 # Nothing a test does may reach for the network or for the user's own cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cliptex_home(tmp_path_factory) -> Path:
     """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set already)."""
-    if "CLIPTEX_TEST_HOME" in os.environ:
-        folder = Path(os.environ["CLIPTEX_TEST_HOME"])
-    else:
-        folder = tmp_path_factory.mktemp("home")
+    given = os.environ.get("CLIPTEX_TEST_HOME")
+    folder = Path(given) if given else tmp_path_factory.mktemp("home")
     os.environ["CLIPTEX_HOME"] = str(folder)
     return folder
 

@@ -34,4 +34,8 @@ def tracking() -> list[Result]:
                         tracker.client.log_metric(run.id, name, 1.0, step=step)
                 return 1000 * (time.perf_counter() - started) / (3 * steps // 40)
 
-        return [alternate("logging a metric: batched against one by one", batched, one_by_one, unit="ms", goal="<= 0.1", n=3)]
+        return [
+            alternate(
+                "logging a metric: batched against one by one", batched, one_by_one, unit="ms", goal="<= 0.1", n=3
+            )
+        ]

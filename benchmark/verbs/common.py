@@ -11,16 +11,24 @@ from backbones.errors import UserError
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Where the datasets are."""
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder in OpenMMLab's tree (VOCdevkit/VOC2012, coco, nyu …)")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="NAME=DIR", help="where one dataset is (repeatable; beats --data-root)"
+        "--data-root", type=Path, metavar="DIR", help="folder in OpenMMLab's tree (VOCdevkit/VOC2012, coco, nyu …)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="where one dataset is (repeatable; beats --data-root)",
     )
 
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:
     """Which MLflow store."""
     parser.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)"
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)",
     )
 
 

@@ -27,9 +27,7 @@ def main(options: argparse.Namespace) -> int:
         raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
     styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
-        rows = survey(
-            options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar
-        )
+        rows = survey(options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar)
     for row in rows:
         counts = ", ".join(
             f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")

@@ -27,15 +27,16 @@ def main(options: argparse.Namespace) -> int:
 def _rows(what: str) -> list[tuple[str, str]]:
     if what == "backbones":
         import backbones
-
         from backbones.registry import FAMILIES
 
         named = [(name, f"{e.about} [{e.licence}]") for name in backbones.names() for e in [backbones.find(name)]]
-        return named + [(family.pattern, family.about) for family in FAMILIES.values()] + [
-            ("random/NAME", "any of these, randomly initialised from the seed")
-        ]
-    from benchmark import suites
+        return (
+            named
+            + [(family.pattern, family.about) for family in FAMILIES.values()]
+            + [("random/NAME", "any of these, randomly initialised from the seed")]
+        )
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+    from benchmark import suites
     from probes.registry import DATASETS, PROBES
 
     if what == "suites":
@@ -50,5 +51,7 @@ def _rows(what: str) -> list[tuple[str, str]]:
             if kind == spec.kind:
                 task = f"{spec.name}/{name}"
                 inside = [s.name for s in suites.SUITES.values() if task in s.tasks]
-                rows.append((task, f"{spec.kind}, {next(iter(probe.metrics))}" + (f" [{', '.join(inside)}]" if inside else "")))
+                rows.append(
+                    (task, f"{spec.kind}, {next(iter(probe.metrics))}" + (f" [{', '.join(inside)}]" if inside else ""))
+                )
     return rows

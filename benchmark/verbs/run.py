@@ -10,20 +10,50 @@ from benchmark.verbs.common import add_data, add_tracking, placed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``run``."""
-    parser.add_argument("--backbone", action="append", default=[], metavar="NAME[,NAME]", help="backbones (repeatable); see `list backbones`")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help="backbones (repeatable); see `list backbones`",
+    )
     parser.add_argument("--suite", default="mini", help="named list of tasks (default: mini); see `list suites`")
-    parser.add_argument("--task", action="append", default=[], metavar="TASK[,TASK]", help="only these of the suite's tasks")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint for the backbone (safetensors, or torch loaded weights-only)")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="TASK[,TASK]", help="only these of the suite's tasks"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint for the backbone (safetensors, or torch loaded weights-only)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run N seeds, starting at --seed")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting of the tasks (repeatable)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="change a setting of the tasks (repeatable)",
+    )
     add_data(parser)
-    parser.add_argument("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
+    parser.add_argument(
+        "--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol"
+    )
     parser.add_argument("--force", action="store_true", help="run finished tasks again")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="data loading processes; never changes a result (default: 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="data loading processes; never changes a result (default: 2)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics there")
-    parser.add_argument("--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running")
+    parser.add_argument(
+        "--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running"
+    )
     parser.add_argument("--experiment", help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
 
@@ -64,7 +94,9 @@ def main(options: argparse.Namespace) -> int:
     show(outcome.tasks, outcome.cells)
     uri = outcome.tracker.uri
     flag = "" if uri == DEFAULT_URI else f" --tracking-uri {hide_password(uri)}"
-    console.print(f"every number is in MLflow, experiment [bold]{outcome.tracker.experiment}[/bold]: python -m benchmark ui{flag}")
+    console.print(
+        f"every number is in MLflow, experiment [bold]{outcome.tracker.experiment}[/bold]: python -m benchmark ui{flag}"
+    )
     if options.json:
         console.print(f"metrics: {options.json}")
     return 1 if outcome.failed else 0

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-import probes.catalog  # noqa: F401
+import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.plan import plan_tasks, split_names
 from benchmark.suites import SUITES, find_suite

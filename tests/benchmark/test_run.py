@@ -94,7 +94,18 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, tmp_path, numbe
     """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
     experiment = f"killed-{number.name}"
     slow = ["--set", "max_iters=40", "--set", "batch_size=2", "--set", "size=32", "--workers", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "benchmark", "run", "--suite", "own", "--task", "camvid/linear", "--data-root", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmark",
+        "run",
+        "--suite",
+        "own",
+        "--task",
+        "camvid/linear",
+        "--data-root",
+        ".",
+    ]
     command += ["--backbone", "random", "--experiment", experiment, *slow]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     home = Path(os.environ["CLIPTEX_HOME"]) / "work"
@@ -185,7 +196,13 @@ def test_dump_config_prints_a_config_that_plain_mmengine_reads(here, capsys):
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [("backbones", "cliptex"), ("tasks", "coco/mask-rcnn"), ("suites", "paper"), ("datasets", "nyu-depth"), ("probes", "pspnet")],
+    [
+        ("backbones", "cliptex"),
+        ("tasks", "coco/mask-rcnn"),
+        ("suites", "paper"),
+        ("datasets", "nyu-depth"),
+        ("probes", "pspnet"),
+    ],
 )
 def test_list(what, name, capsys):
     assert main(["list", what]) == 0

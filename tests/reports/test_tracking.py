@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from reports.tracking import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    before = os.getcwd()
+    before = Path.cwd()
     os.chdir(folder)
     uri = f"sqlite:///{folder}/mlflow.db"
     Tracker("first", uri)
@@ -28,14 +29,16 @@ def uri(tmp_path_factory):
 
 def test_parent_child_metrics_and_artifacts(uri, tmp_path):
     tracker = Tracker("nested", uri)
-    with tracker.run("parent", tags={"backbone": "x"}, params={"seed": 0}) as parent:
-        with tracker.run("voc/linear", tags={"task": "voc/linear"}, parent=parent) as child:
-            for step in range(1203):
-                child.log_metrics({"train/loss": 1 / (step + 1)}, step)
-            child.log_metrics({"mIoU": 41.5, "i2t_R@1": 7.0, "hole": float("nan")})
-            child.log_text("a = 1\n", "config.py")
-            child.log_json({"mIoU": 41.5}, "metrics.json")
-            child.log_dataset("voc", "abc", "probing", train=3)
+    with (
+        tracker.run("parent", tags={"backbone": "x"}, params={"seed": 0}) as parent,
+        tracker.run("voc/linear", tags={"task": "voc/linear"}, parent=parent) as child,
+    ):
+        for step in range(1203):
+            child.log_metrics({"train/loss": 1 / (step + 1)}, step)
+        child.log_metrics({"mIoU": 41.5, "i2t_R@1": 7.0, "hole": float("nan")})
+        child.log_text("a = 1\n", "config.py")
+        child.log_json({"mIoU": 41.5}, "metrics.json")
+        child.log_dataset("voc", "abc", "probing", train=3)
     client = tracker.client
     run = client.get_run(child.id)
     assert run.info.status == client.get_run(parent.id).info.status == "FINISHED"

@@ -39,6 +39,7 @@ class ExpertData:
             1/m, NaN unknown; normal (N, 3, S, S) float32 (x right, y down, z to the camera), zero unknown.
         classes: of seg, ``background`` first.
         fingerprint: digest of it all.
+        folder, split: where it was read from (``coco`` or ``nyu``).
     """
 
     task: str
@@ -59,10 +60,12 @@ def load_data(root: Path, task: str, split: Split, size: int, progress: Progress
     """
     root = Path(root)
     if task == "seg":
-        classes, samples = _coco(_folder(root, "coco", COCO[split]), split)
+        folder = _folder(root, "coco", COCO[split])
+        classes, samples = _coco(folder, split)
     else:
         maps = {"depth": "annotations", "normal": "normals"}[task]
-        classes, samples = (), _nyu(_folder(root, "nyu", f"{maps}/{NYU[split]}"), maps, NYU[split], task)
+        folder = _folder(root, "nyu", f"{maps}/{NYU[split]}")
+        classes, samples = (), _nyu(folder, maps, NYU[split], task)
     progress.start(f"reading {split} images of {task}", len(samples))
     images: list[np.ndarray] = []
     targets: list[np.ndarray] = []
@@ -71,7 +74,7 @@ def load_data(root: Path, task: str, split: Split, size: int, progress: Progress
         path, truth = sample
         try:
             with Image.open(path) as image:
-                picture = _square(np.asarray(image.convert("RGB")), size, Image.Resampling.BICUBIC)
+                picture = square(np.asarray(image.convert("RGB")), size, Image.Resampling.BICUBIC)
             return picture, truth()
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path} or its truth ({error}); repair or remove it") from error
@@ -84,7 +87,7 @@ def load_data(root: Path, task: str, split: Split, size: int, progress: Progress
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     target = torch.from_numpy(np.stack(targets))
     digest = content_key([task, classes, _digest(stacked), _digest(target)], 32)
-    return ExpertData(task, stacked, target, classes, digest)
+    return ExpertData(task, stacked, target, classes, digest, folder, split)
 
 
 def _folder(root: Path, name: str, inside: str) -> Path:
@@ -95,7 +98,38 @@ def _folder(root: Path, name: str, inside: str) -> Path:
 
 
 def _coco(root: Path, split: Split) -> tuple[tuple[str, ...], list[tuple[Path, Callable[[], np.ndarray]]]]:
-    """Class names, and (image, its class map) of every image: instances painted large to small, crowds ignored."""
+    """Class names, and (image, reader of its class map) of every image."""
+    names, entries = coco_instances(root, split)
+
+    def painter(entry: CocoImage) -> Callable[[], np.ndarray]:
+        return lambda: paint(entry)
+
+    return names, [(root / f"{split}2017" / entry.file_name, painter(entry)) for entry in entries]
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image of a COCO file with its instances; ``category`` is the place of the class, 1 … (0 is the background)."""
+
+    file_name: str
+    height: int
+    width: int
+    instances: list[dict[str, Any]]
+
+    def mask(self, instance: dict[str, Any]) -> np.ndarray:
+        """(H, W) bool of one instance, from polygons or run lengths."""
+        from pycocotools import mask as coco_mask
+
+        code = instance["segmentation"]
+        if isinstance(code, list):
+            code = coco_mask.merge(coco_mask.frPyObjects(code, self.height, self.width)) if code else None
+        elif isinstance(code["counts"], list):
+            code = coco_mask.frPyObjects(code, self.height, self.width)
+        return np.zeros((self.height, self.width), bool) if code is None else coco_mask.decode(code).astype(bool)
+
+
+def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[CocoImage]]:
+    """Class names (``background`` first) and all images of a COCO folder's split. Raises ``UserError``."""
     path = root / COCO[split]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,37 +137,24 @@ def _coco(root: Path, split: Split) -> tuple[tuple[str, ...], list[tuple[Path, C
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
-            of_image[annotation["image_id"]].append(annotation)
-        images = [(entry["file_name"], entry["height"], entry["width"], entry["id"]) for entry in content["images"]]
+            of_image[annotation["image_id"]].append({**annotation, "category": number[annotation["category_id"]]})
+        images = [
+            CocoImage(image["file_name"], image["height"], image["width"], of_image[image["id"]])
+            for image in content["images"]
+        ]
+        names = ("background", *(str(category["name"]) for category in categories))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a COCO instance file ({error!r})") from error
     if not images:
         raise UserError(f"{path} lists no images")
-
-    def painter(height: int, width: int, annotations: list[dict[str, Any]]) -> Callable[[], np.ndarray]:
-        return lambda: paint(height, width, annotations, number)
-
-    folder = root / f"{split}2017"
-    names = ("background", *(str(category["name"]) for category in categories))
-    return names, [(folder / name, painter(height, width, of_image[key])) for name, height, width, key in images]
+    return names, images
 
 
-def paint(height: int, width: int, annotations: list[dict[str, Any]], number: dict[int, int]) -> np.ndarray:
-    """Instances merged into one (H, W) uint8 class map, large ones first; crowds become 255."""
-    from pycocotools import mask as coco_mask
-
-    merged = np.zeros((height, width), np.uint8)
-    for annotation in sorted(annotations, key=lambda entry: -entry.get("area", 0)):
-        segmentation = annotation["segmentation"]
-        if isinstance(segmentation, list):
-            if not segmentation:
-                continue
-            code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            code = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            code = segmentation
-        merged[coco_mask.decode(code) > 0] = IGNORE if annotation.get("iscrowd") else number[annotation["category_id"]]
+def paint(image: CocoImage) -> np.ndarray:
+    """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds become 255."""
+    merged = np.zeros((image.height, image.width), np.uint8)
+    for instance in sorted(image.instances, key=lambda entry: -entry.get("area", 0)):
+        merged[image.mask(instance)] = IGNORE if instance.get("iscrowd") else instance["category"]
     return merged
 
 
@@ -166,13 +187,13 @@ def read_normals(path: Path) -> np.ndarray:
 
 def _sized(truth: Callable[[], np.ndarray], size: int) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        target = _square(truth(), size, Image.Resampling.NEAREST)
+        target = square(truth(), size, Image.Resampling.NEAREST)
         return target if target.ndim == 2 else np.moveaxis(target, -1, 0).astype(np.float32)
 
     return read
 
 
-def _square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+def square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
     """The largest centred square of (H, W[, C]), brought to ``size``; nearest keeps values as they are."""
     height, width = array.shape[:2]
     side = min(height, width)

@@ -63,14 +63,42 @@ def fit(
     state: Path | None = None,
     save_every: int = 500,
 ) -> None:
-    """Train ``model`` in place.
+    """Train ``model`` in place on dense targets, augmented together with their images.
 
     Args:
         loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
-        state: file that the training is resumed from, and saved to every ``save_every`` steps.
+        state, save_every: as ``optimise`` takes them.
 
     Raises:
         UserError: the loss became NaN or infinite; says at which step.
+    """
+
+    def loss_at(step: int) -> Tensor:
+        images, target = batch(data, settings, seed, step)
+        return loss_of(images.to(device), target.to(device))
+
+    more: dict[str, Any] = {"log": log, "progress": progress, "state": state, "save_every": save_every}
+    optimise(model, loss_at, data, settings, seed=seed, device=device, **more)
+
+
+def optimise(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    data: ExpertData,
+    settings: FitSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    log: RunLog,
+    progress: Progress,
+    state: Path | None = None,
+    save_every: int = 500,
+) -> None:
+    """The loop itself: AdamW with warm-up and cosine, clipped gradients, a loss that must stay finite.
+
+    Args:
+        loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
+        state: file that the training is resumed from, and saved to every ``save_every`` steps.
     """
     model.to(device).train()
     steps = max(1, round(settings.epochs * len(data) / settings.batch_size))
@@ -86,9 +114,8 @@ def fit(
         rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images, target = batch(data, settings, seed, step)
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout and the like: the same after a resume
-        loss = loss_of(images.to(device), target.to(device))
+        torch.manual_seed(seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
+        loss = loss_at(step)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
@@ -110,15 +137,20 @@ def fit(
         state.unlink(missing_ok=True)
 
 
+def draw(count: int, settings: FitSettings, seed: int, step: int) -> tuple[np.ndarray, int]:
+    """Indices of a step's batch out of ``count``, and the epoch it begins in: each epoch is one shuffle."""
+    draws = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
+    epochs, places = np.divmod(draws, count)
+    orders = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(count) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]), int(epochs[0])
+
+
 def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The augmented batch of a step: images (B, 3, S, S) float in [0, 1] and their targets, a function of the seed."""
-    draws = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
-    epochs, places = np.divmod(draws, len(data))
-    orders = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(len(data)) for epoch in np.unique(epochs)}
-    indices = np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+    indices, epoch = draw(len(data), settings, seed, step)
     size = data.images.shape[-1]
     geometry = random_geometry(
-        indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=int(epochs[0]), scale=settings.crop_scale
+        indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
     )
     rows = torch.from_numpy(indices)
     images = warp_images(data.images[rows], geometry, size) / 255

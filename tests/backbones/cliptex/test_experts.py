@@ -16,7 +16,7 @@ from transformers import DPTForDepthEstimation
 
 from backbones.cliptex.experts import angmf, evaluate, find_expert, known_experts, load_experts, train_expert
 from backbones.cliptex.experts.base import Expert
-from backbones.cliptex.experts.data import load_data, paint
+from backbones.cliptex.experts.data import CocoImage, load_data, paint
 from backbones.cliptex.experts.evaluate import depth, normals, segmentation
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
@@ -236,10 +236,10 @@ def test_dpt_offline_is_one_line():
 
 
 def test_paint_small_things_over_large_ones():
-    square = {"category_id": 7, "area": 36, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
-    dot = {"category_id": 9, "area": 4, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
-    crowd = {"category_id": 9, "area": 8, "iscrowd": 1, "segmentation": {"size": [10, 10], "counts": [80, 20]}}
-    merged = paint(10, 10, [dot, crowd, square], {7: 1, 9: 2})
+    square = {"category": 1, "area": 36, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
+    dot = {"category": 2, "area": 4, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
+    crowd = {"category": 2, "area": 8, "iscrowd": 1, "segmentation": {"size": [10, 10], "counts": [80, 20]}}
+    merged = paint(CocoImage("a.jpg", 10, 10, [dot, crowd, square]))
     assert merged[4, 4] == 2
     assert merged[2, 2] == 1
     assert merged[0, 0] == 0
