@@ -47,6 +47,11 @@ class Options:
     tracking_uri: str | None = None
     experiment: str | None = None
 
+    @property
+    def device_name(self) -> str:
+        """The device, with ``auto`` resolved."""
+        return str(choose_device(self.device))
+
 
 @dataclass
 class Outcome:

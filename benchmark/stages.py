@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from backbones.cliptex.experts.registry import load_experts
+from backbones.cliptex.experts.training import train_expert
+from backbones.cliptex.label import LabelSettings, label_pairs
+from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource
+from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
 from benchmark.interrupt import as_interrupt
@@ -96,3 +102,79 @@ def _how_to_load(result: TrainResult, recipe: Recipe) -> str:
         f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(result.path)!r})\n```\n\n"
         f"```\npython -m benchmark run --backbone {recipe.name} --weights {result.path} --suite paper --data-root DIR\n```"
     )
+
+
+def expert_stage(
+    tracker: Tracker | None,
+    name: str,
+    data_root: Path,
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    bar: Bar,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Train (or find) an expert in the folder ``out``; returns its ``expert.json`` with its accuracy on truth.
+
+    Raises:
+        UserError: as ``backbones.cliptex.experts.training.train_expert``.
+    """
+    if (out / "expert.json").is_file():
+        return train_expert(
+            name, data_root, out, settings=settings, seed=seed, device=device, log=Silent(), progress=bar
+        )
+    tags = {"expert": name, "seed": str(seed)}
+    with stage_run(tracker, "experts", f"expert {name} · seed {seed}", tags, settings) as run:
+        made = train_expert(
+            name, data_root, out, settings=settings, seed=seed, device=device, log=run or Silent(), progress=bar
+        )
+        if run is not None:
+            run.log_json(made, "expert.json")
+            run.log_metrics({"cost/train_seconds": made["seconds"]})
+            run.set_tags({"weights.sha256": made["sha256"], "weights.file": str(out)})
+    accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
+    console.print(f"  expert {name}: {accuracy}  [dim]{made['seconds']:.0f} s[/dim]")
+    return made
+
+
+def label_stage(
+    tracker: Tracker | None,
+    pairs: PairSource,
+    experts: Sequence[str],
+    out: Path,
+    *,
+    settings: LabelSettings | None = None,
+    bar: Bar,
+    device: torch.device | str = "cpu",
+    workers: int = 2,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """Label every pair with every expert (``NAME=WHERE``); returns the store's manifest. Finished shards are kept.
+
+    Raises:
+        UserError: as ``backbones.cliptex.label.label_pairs``.
+    """
+    loaded = load_experts(list(experts), device)
+
+    def work(log: Any) -> dict[str, Any]:
+        return label_pairs(
+            pairs, loaded, out, settings=settings, batch_size=batch_size, workers=max(1, workers), device=device,
+            progress=bar, log=log, say=lambda line: console.print(f"  note · {line}", style="dim", markup=False),
+        )  # fmt: skip
+
+    if (out / "manifest.json").is_file():
+        return work(Silent())
+    params = {"experts": ",".join(expert.name for expert in loaded), "pairs": pairs.name, "count": len(pairs)}
+    with stage_run(tracker, "label", f"label {pairs.name}", {"labels.file": str(out)}, params) as run:
+        manifest = work(run or Silent())
+        if run is not None and manifest:
+            run.log_json(manifest, "manifest.json")
+            run.log_dataset(pairs.name, pairs.fingerprint, "labelling", pairs=len(pairs))
+            cost = manifest["cost"]
+            run.log_metrics({"cost/seconds": cost["seconds"], "bytes_per_image": manifest["bytes_per_image"]})
+            with TemporaryDirectory() as folder:
+                picture = Path(folder) / "labels.png"
+                draw_labels(out, pairs, picture)
+                run.log_file(picture, "pictures")
+    return manifest

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from backbones.cliptex.label import LabelSettings
+from backbones.cliptex.labels import LabelStore
+from backbones.cliptex.pairs import PairSource, open_pairs
+from backbones.cliptex.recipes import RECIPES, Recipe
+from backbones.files import content_key, home
 from benchmark.mini.world import CONFIGS, build_world
 from benchmark.progress import Bar
+from benchmark.stages import expert_stage, label_stage, train_stage
 from benchmark.suites import Provision
 from reports.tracking import Tracker
 
@@ -15,14 +22,112 @@ if TYPE_CHECKING:
     from benchmark.run import Options
 
 DATASETS = ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval")
+MADE = ("clip", "clip-ft", "cliptex")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is trained in a mini suite.
+
+    Attributes:
+        clip: changes to the recipe that pre-trains CLIP on captions, from nothing.
+        tune: changes to the recipes that fine-tune it; the same for clip-ft and cliptex, so that both see the same
+            pairs in the same order for the same number of steps.
+        experts: expert → changes to its settings.
+    """
+
+    clip: Mapping[str, Any]
+    tune: Mapping[str, Any]
+    experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_EXPERT = {"size": 64, "width": 24, "batch_size": 32}
+SIZES = {
+    "mini": Sizes(
+        clip={"model": "mini", "epochs": 14.0, "batch_size": 128, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
+        tune={"epochs": 4.0, "batch_size": 128, "lr": 3e-4, "warmup": 0.1, "val_pairs": 400},
+        experts={name: {**_EXPERT, "epochs": 6.0, "lr": 1e-3} for name in ("unet", "dpt", "nll-angmf")},
+    ),
+    "smoke": Sizes(
+        clip={"model": "tiny", "epochs": 1.0, "batch_size": 32, "lr": 1e-3, "image_size": 64},
+        tune={"epochs": 1.0, "batch_size": 32, "lr": 3e-4},
+        experts={name: {**_EXPERT, "epochs": 0.5, "lr": 1e-3} for name in ("unet", "dpt", "nll-angmf")},
+    ),
+}
 
 
 def provide(
     options: Options, names: Sequence[str], seeds: Sequence[int], tracker: Tracker | None, bar: Bar
 ) -> Provision:
-    """The world's datasets; nothing is made twice."""
+    """The world's datasets, and the weights of those of clip, clip-ft and cliptex that are asked for; nothing is made
+    twice."""
     from probes.registry import DATASETS as KNOWN
 
-    world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
+    config, sizes = CONFIGS[options.suite], SIZES[options.suite]
+    world = build_world(config, workers=max(1, options.workers), progress=bar)
     data: dict[str, Path] = {name: world / KNOWN[name].folder for name in DATASETS}
-    return Provision(data=data)
+    wanted = [name for name in MADE if name in names and options.weights is None]
+    if not wanted:
+        return Provision(data=data)
+
+    pairs = open_pairs(str(world / "pairs"), bar)
+    labels: LabelStore | None = None
+    label_cost: dict[str, float] = {}
+    if "cliptex" in wanted:
+        labels, label_cost = make_labels(tracker, options, world, pairs, sizes, bar)
+    backbones, runs, costs = {}, {}, {}
+    for seed in seeds:
+        weights, run, cost = _train(tracker, options, "clip", sizes.clip, "random", pairs, None, world, seed, bar)
+        made = {"clip": (weights, run, cost)}
+        for name in wanted:
+            if name != "clip":
+                made[name] = _train(tracker, options, name, sizes.tune, str(weights), pairs, labels, world, seed, bar)
+        for name in wanted:
+            path, run, cost = made[name]
+            backbones[name, seed] = {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
+            runs[name, seed] = run
+            costs[name, seed] = {**cost, **(label_cost if name == "cliptex" else {})}
+    return Provision(data, backbones, runs, costs)
+
+
+def make_labels(
+    tracker: Tracker | None, options: Options, world: Path, pairs: PairSource, sizes: Sizes, bar: Bar
+) -> tuple[LabelStore, dict[str, float]]:
+    """Experts trained on the world's shifted domain, and their labels of its pairs; with what both cost, in seconds."""
+    places, seconds = {}, 0.0
+    for name, settings in sizes.experts.items():
+        places[name] = home() / "experts" / f"{world.name}-{name}-{content_key(settings, 8)}"
+        made = expert_stage(
+            tracker, name, world / "expert", places[name], settings=settings, bar=bar, device=options.device_name
+        )
+        seconds += made["seconds"]
+    out = home() / "labels" / f"{world.name}-{content_key(dict(sizes.experts), 8)}"
+    manifest = label_stage(
+        tracker, pairs, [f"{name}={place}" for name, place in places.items()], out,
+        settings=LabelSettings(input_side=0, label_side=0), bar=bar, device=options.device_name, workers=options.workers,
+        batch_size=128,
+    )  # fmt: skip
+    return LabelStore(out), {"experts_seconds": seconds, "label_seconds": manifest["cost"]["seconds"]}
+
+
+def _train(
+    tracker: Tracker | None,
+    options: Options,
+    name: str,
+    changes: Mapping[str, Any],
+    init: str,
+    pairs: PairSource,
+    labels: LabelStore | None,
+    world: Path,
+    seed: int,
+    bar: Bar,
+) -> tuple[Path, str, dict[str, float]]:
+    recipe: Recipe = replace(RECIPES[name], **{**changes, "seed": seed})
+    labels = labels if recipe.tasks else None
+    inputs = {"recipe": asdict(recipe), "init": Path(init).name, "labels": labels.identity if labels else ""}
+    out = home() / "weights" / f"{world.name}-{name}-s{seed}-{content_key(inputs, 8)}.safetensors"
+    result, run = train_stage(
+        tracker, recipe, init=init, pairs=pairs, labels=labels, out=out, bar=bar, device=options.device_name,
+        workers=options.workers,
+    )  # fmt: skip
+    return result.path, run, {key: result.cost[key] for key in ("train_seconds", "train_flops")}
