@@ -47,6 +47,8 @@ class ExpertData:
     target: Tensor
     classes: tuple[str, ...]
     fingerprint: str
+    folder: Path
+    split: Split
 
     def __len__(self) -> int:
         return len(self.images)

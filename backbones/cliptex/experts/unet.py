@@ -34,7 +34,7 @@ class UNet(nn.Module):
         self, encoder: str, *, pretrained: bool, channels: int, width: int = 32, stride: int = 2, upscale: float = 1.0
     ) -> None:
         super().__init__()
-        self.encoder, mean, std = _encoder(encoder, pretrained)
+        self.encoder, mean, std = timm_encoder(encoder, pretrained)
         strides = self.encoder.feature_info.reduction()
         depths = self.encoder.feature_info.channels()
         kept = [place for place, found in enumerate(strides) if found >= stride]
@@ -71,7 +71,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layer(inputs), *layer(outputs))
 
 
-def _encoder(name: str, pretrained: bool) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+def timm_encoder(name: str, pretrained: bool) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
     """The timm model as a feature extractor, and the statistics of its input."""
     if not timm.is_model(name):
         raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
