@@ -21,6 +21,10 @@ VERBS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
     "list": "names of backbones, tasks, suites",
     "data": "which datasets are there, and whether they are whole",
+    "experts": "the models that write pseudo-labels: list, train",
+    "label": "let experts write pseudo-labels for image-caption pairs",
+    "labels": "check or draw pseudo-labels",
+    "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "ui": "MLflow's own UI on the right store",
 }
 

@@ -18,7 +18,6 @@ from rich.progress import (
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Rate(TextColumn):
@@ -39,7 +38,7 @@ class Bar:
         self.prefix = ""
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),
@@ -57,7 +56,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.live:
+            self._progress.stop()
 
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the one before is over."""
@@ -82,5 +82,6 @@ class Bar:
             rate = self._done / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0
             console.print(
-                f"  {self._description}  {self._done}/{self._total}  {rate:.1f}/s  {int(left // 60)}:{int(left % 60):02d} left"
+                f"  {self._description}  {self._done}/{self._total}  {rate:.1f}/s  {int(left // 60)}:{int(left % 60):02d} left",
+                markup=False,
             )

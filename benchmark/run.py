@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
@@ -23,7 +25,7 @@ from probes.base import Context
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare
 from reports.store import hide_password
-from reports.tracking import Tracker, environment
+from reports.tracking import Tracker, environment, may_live
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,18 @@ def run(options: Options) -> Outcome:
     tasks = plan_tasks(suite, split_names(options.tasks), changes)
     device = choose_device(options.device)
     seeds = range(options.seed, options.seed + options.seeds)
+    if options.json:
+        must_be_writable(options.json)
 
     tracker = Tracker(options.experiment or suite.name, options.tracking_uri)
     for name in tracker.close_vanished():
-        console.print(f"closed the run {name!r}: its process had vanished", style="yellow")
+        console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
 
     with Bar() as bar:
         made = suite.provide(options, names, seeds, tracker, bar) if suite.provide else Provision()
         data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
+        for name in names[1:]:  # weights that cannot be had are said now, not when the first backbone's hours are over
+            backbones.create(**backbone_config(name, options.seed, made, options))
         cells: list[Cell] = []
         run_ids: dict[tuple[str, int], str] = {}
         for seed in seeds:
@@ -197,10 +203,13 @@ def _run_backbone(
     run_key = content_key(
         {"suite": suite.name, "seed": seed, "backbone": backbone.identity(), "name": backbone.name, "set": changes}
     )
-    earlier = None if options.force else _newest(tracker, run_key)
+    protocols = {
+        f"protocol.{task.name.replace('/', '.')}": content_key(task.protocol(data[task.name])) for task in tasks
+    }
+    earlier = None if options.force else _earlier(tracker, run_key, protocols)
     reused = [cell for cell in cells.values() if cell.status == "reused"]
     if reused:
-        console.print(f"{backbone.name} · seed {seed}: {len(reused)} of {len(tasks)} tasks were finished before and are not run "
+        console.print(f"{escape(backbone.name)} · seed {seed}: {len(reused)} of {len(tasks)} tasks were finished before and are not run "
                       "again (--force does)", style="dim")  # fmt: skip
     if not left and earlier is not None and earlier.info.status == "FINISHED":
         return [cells[task.name] for task in tasks], earlier.info.run_id
@@ -215,6 +224,7 @@ def _run_backbone(
         "weights.licence": backbone.weights.licence,
         "run.key": run_key,
         "train.run": facts["train_run"],
+        **protocols,
     }
     env = environment()
     if env["git.commit"]:
@@ -256,7 +266,7 @@ def _run_backbone(
             cells[task.name] = cell
             main = next(iter(task.probe.metrics))
             if cell.status == "done":
-                console.print(f"  {backbone.name} · seed {seed} · {task.name}: {main} {_number(cell.metrics.get(main))}"
+                console.print(f"  {escape(backbone.name)} · seed {seed} · {task.name}: {main} {_number(cell.metrics.get(main))}"
                               f"  [dim]{cell.seconds:.0f} s[/dim]")  # fmt: skip
         ordered = [cells[task.name] for task in tasks]
         parent.log_metrics({f"{cell.task}/{name}": value for cell in ordered for name, value in cell.metrics.items()})
@@ -265,15 +275,30 @@ def _run_backbone(
         parent.flush()
         broken = [cell for cell in ordered if cell.status == "failed"]
         if broken:
-            parent.set_tags({"failure": "; ".join(f"{cell.task}: {cell.reason}" for cell in broken)})
-    if broken:
-        tracker.client.set_terminated(parent.id, "FAILED")
+            parent.fail("; ".join(f"{cell.task}: {cell.reason}" for cell in broken))
     return ordered, parent.id
 
 
-def _newest(tracker: Tracker, run_key: str) -> Any | None:
-    runs = tracker.search(f"tags.`run.key` = '{run_key}'")
-    return runs[0] if runs else None
+def _earlier(tracker: Tracker, run_key: str, protocols: Mapping[str, str]) -> Any | None:
+    """The newest parent run to go on with: none that another process is writing, nor one with numbers of another protocol
+    (other data, say) for the same task."""
+    for run in tracker.search(f"tags.`run.key` = '{run_key}'"):
+        agrees = all(run.data.tags.get(tag, protocol) == protocol for tag, protocol in protocols.items())
+        if agrees and not (run.info.status == "RUNNING" and may_live(run)):
+            return run
+    return None
+
+
+def must_be_writable(path: Path) -> None:
+    """Raises ``UserError`` when the file could not be written when the work is done."""
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot write there ({error.strerror or error}); name another file") from None
 
 
 def _note(backbone: Backbone, cells: Sequence[Cell], tasks: Sequence[PlannedTask]) -> str:
@@ -324,13 +349,22 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         value["mlflow"]["run_ids_by_seed"] = {
             str(seed): {name: outcome.run_ids[name, seed] for name in names} for seed in seeds
         }
-    holes = [cell for cell in outcome.cells if not cell.metrics]
-    if holes:
-        value["holes"] = [
-            {"backbone": c.backbone, "task": c.task, "seed": c.seed, "status": c.status, "reason": c.reason}
-            for c in holes
-        ]
+    if holes := [hole for cell in outcome.cells if (hole := _hole(cell, outcome.tasks))]:
+        value["holes"] = holes
     return value
+
+
+def _hole(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
+    """What of a cell has no value, and why; None for a whole one."""
+    wanted = next(task.probe.metrics for task in tasks if task.name == cell.task)
+    missing = [name for name in wanted if not np.isfinite(cell.metrics.get(name, np.nan))]
+    if not missing:
+        return None
+    reason = cell.reason or f"no value for {', '.join(missing)} on this data"
+    return {
+        "backbone": cell.backbone, "task": cell.task, "seed": cell.seed, "status": cell.status, "reason": reason,
+        "metrics": missing,
+    }  # fmt: skip
 
 
 def choose_device(name: str) -> torch.device:

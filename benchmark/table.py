@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from benchmark.cells import Cell
@@ -23,7 +24,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
     table.add_column("task")
     table.add_column("metric")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for task in tasks:
         shown = list(task.probe.metrics.items())[: BESIDE[task.spec.kind]]
         for number, (metric, sign) in enumerate(shown):
@@ -46,7 +47,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
 
 def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
     if not len(values) or not np.isfinite(values).all():
-        return (cells[0].status if cells and not np.isfinite(values).any() else "–"), np.nan
+        return (cells[0].status if cells and not any(cell.metrics for cell in cells) else "–"), np.nan
     mean = float(values.mean())
     digits = 3 if abs(mean) < 10 else 1
     text = f"{mean:.{digits}f}"
@@ -58,8 +59,9 @@ def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
 def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
     """Print the table, then notes and holes, one line each."""
     console.print(results_table(tasks, cells))
-    for note in dict.fromkeys(f"{cell.task}: {note}" for cell in cells for note in cell.notes):
-        console.print(f"  note · {note}", style="dim")
     for cell in cells:
+        who = f"{cell.backbone} · {cell.task} · seed {cell.seed}"
+        for note in cell.notes:
+            console.print(f"  note · {who}: {note}", style="dim", markup=False)
         if cell.status in ("failed", "not applicable"):
-            console.print(f"  hole · {cell.backbone} · {cell.task} · seed {cell.seed}: {cell.status}, {cell.reason}")
+            console.print(f"  hole · {who}: {cell.status}, {cell.reason}", markup=False)

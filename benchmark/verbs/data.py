@@ -25,6 +25,8 @@ def main(options: argparse.Namespace) -> int:
 
     if options.data_root is None and not options.data:
         raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
+    if options.data_root is not None and not options.data_root.is_dir():
+        raise UserError(f"--data-root {options.data_root}: no such folder")
     styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
         rows = survey(options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 from benchmark.verbs.common import add_data, add_tracking, placed
@@ -87,16 +89,18 @@ def main(options: argparse.Namespace) -> int:
         experiment=options.experiment,
     )
     if options.dump_config:
-        for text in running.configs(request):
-            console.file.write(text + "\n")
+        with contextlib.redirect_stdout(sys.stderr):  # progress; what is printed must be the config alone
+            texts = running.configs(request)
+        sys.stdout.write("\n".join(texts) + "\n")
         return 0
     outcome = running.run(request)
     show(outcome.tasks, outcome.cells)
     uri = outcome.tracker.uri
     flag = "" if uri == DEFAULT_URI else f" --tracking-uri {hide_password(uri)}"
     console.print(
-        f"every number is in MLflow, experiment [bold]{outcome.tracker.experiment}[/bold]: python -m benchmark ui{flag}"
+        f"every number is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}",
+        markup=False,
     )
     if options.json:
-        console.print(f"metrics: {options.json}")
+        console.print(f"metrics: {options.json}", markup=False)
     return 1 if outcome.failed else 0

@@ -1,0 +1,75 @@
+"""``label``: let experts write pseudo-labels for image-caption pairs, once; also under ``torchrun``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmark.verbs.common import add_tracking
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``label``."""
+    parser.add_argument(
+        "--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV"
+    )
+    parser.add_argument(
+        "--experts",
+        required=True,
+        metavar="NAME=WHERE,…",
+        help="mask-rcnn=…, dpt=…, nll-angmf=…; WHERE: see `experts list`",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the label store")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="input_side, label_side, confidence",
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="auto", help="cpu, cuda … (default: auto)")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that decode and encode; never change a byte"
+    )
+    parser.add_argument("--experiment", default="label", help="MLflow experiment (default: label)")
+    add_tracking(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Label, then say how many, how big, how exact."""
+    from backbones.cliptex.label import LabelSettings
+    from backbones.cliptex.pairs import open_pairs
+    from backbones.overrides import parse_pairs, with_changes
+    from benchmark.plan import split_names
+    from benchmark.progress import Bar, console
+    from benchmark.run import choose_device
+    from benchmark.stages import label_stage
+    from reports.tracking import Tracker
+
+    settings = with_changes(LabelSettings(), parse_pairs(options.changes))
+    first = int(os.environ.get("RANK", "0")) == 0
+    tracker = Tracker(options.experiment, options.tracking_uri) if first else None
+    if tracker is not None:
+        tracker.close_vanished()
+    with Bar() as bar:
+        pairs = open_pairs(options.pairs, bar)
+        manifest = label_stage(
+            tracker,
+            pairs,
+            split_names([options.experts]),
+            options.out,
+            settings=settings,
+            bar=bar,
+            device=choose_device(options.device),
+            workers=options.workers,
+            batch_size=options.batch_size,
+        )
+    if first:
+        console.print(
+            f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "
+            f"{manifest['bytes_per_image']:.0f} bytes an image: {options.out}"
+        )
+    return 0
