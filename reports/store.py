@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import logging
 import os
-from typing import TYPE_CHECKING
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from reports.errors import TrackingError
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
 DEFAULT_URI = "sqlite:///mlflow.db"
+# What MLflow answers to a wrong call; everything else is the store's own trouble: unreachable, full, forbidden.
+CALLERS_FAULT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
 def tracking_uri(given: str | None = None) -> str:
@@ -29,7 +35,36 @@ def tracking_uri(given: str | None = None) -> str:
     return uri
 
 
-def connect(uri: str) -> MlflowClient:
+class Client:
+    """An ``MlflowClient`` (all its methods) whose errors are a ``TrackingError`` when it is the store that fails."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri)
+        self._shown = hide_password(uri)
+
+    def __getattr__(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        method = getattr(self._client, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except MlflowException as error:
+                if error.error_code in CALLERS_FAULT:
+                    raise
+                raise TrackingError(
+                    f"the MLflow store at {self._shown} failed ({_first_line(error)}); "
+                    "mend it and run the command again (finished tasks are kept)"
+                ) from error
+
+        return call
+
+
+def connect(uri: str) -> Client:
     """A client on the store at ``uri``, which is made and migrated when it is a new database.
 
     Raises:
@@ -39,16 +74,14 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # An unreachable database is tried ten times with growing pauses by default.
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool" if uri.startswith("sqlite") else "QueuePool")
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow.tracking import MlflowClient
-
     try:
-        _check_database(uri)
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
+        with _one_at_a_time(uri):  # two processes that make the same new database break each other's migration
+            _check_database(uri)
+            client = Client(uri)
+            client._client.search_experiments(max_results=1)
     except TrackingError:
         raise
     except Exception as error:
@@ -59,8 +92,17 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Wait for this user's other processes that open the same store on this machine."""
+    name = hashlib.sha256(f"{Path.cwd()} {uri}".encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"cliptex-mlflow-{os.getuid()}-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _check_database(uri: str) -> None:
-    """Ask a database once, quickly, before MLflow does it slowly."""
+    """Ask a database once, quickly: MLflow tries one that is unreachable ten times with growing pauses."""
     if uri.startswith(("http://", "https://", "databricks")):
         return
     import sqlalchemy

@@ -28,6 +28,8 @@ FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
+# MLflow's UI opens an experiment of this kind on its runs; without it, on traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 class Tracker:
@@ -50,7 +52,7 @@ class Tracker:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             try:
-                self.experiment_id = self.client.create_experiment(experiment)
+                self.experiment_id = self.client.create_experiment(experiment, tags=EXPERIMENT_TAGS)
             except MlflowException:  # another process was quicker
                 found = self.client.get_experiment_by_name(experiment)
                 if found is None:
@@ -68,8 +70,7 @@ class Tracker:
         """End runs of this machine that are RUNNING though their process is gone; returns their names."""
         closed = []
         for run in self.search("attributes.status = 'RUNNING'"):
-            tags = run.data.tags
-            if tags.get("host") != socket.gethostname() or _alive(tags.get("process", "")):
+            if may_live(run):
                 continue
             self.client.set_tag(run.info.run_id, FAILURE_TAG, "the process vanished (killed or crashed)")
             self.client.set_terminated(run.info.run_id, "KILLED")
@@ -117,7 +118,7 @@ class Tracker:
             parent: the run under which it nests.
             resume: id of an earlier run to take up again instead of starting a new one.
         """
-        tags = {**_process_tags(), **(tags or {})}
+        tags = {key: value for key, value in {**_process_tags(), **(tags or {})}.items() if value != ""}
         if parent is not None:
             tags[PARENT_TAG] = parent.id
         if resume:
@@ -130,26 +131,24 @@ class Tracker:
         else:
             run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         run = Run(self, run_id, name)
-        status, reason = "FAILED", ""
         try:
             if params and not resume:
                 run.log_params(params)
             yield run
             run.flush()
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status, reason = "KILLED", "interrupted"
-            raise
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+            if isinstance(error, KeyboardInterrupt):
+                status, reason = "KILLED", "interrupted"
+            else:
+                status, reason = "FAILED", f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+            with contextlib.suppress(Exception):  # the first error is the one to show
+                run.flush()
+            with contextlib.suppress(Exception):
+                self.client.set_tag(run_id, FAILURE_TAG, reason)
+            with contextlib.suppress(Exception):
+                self.client.set_terminated(run_id, status)
             raise
-        finally:
-            if status != "FINISHED":
-                with contextlib.suppress(Exception):  # the first error is the one to show
-                    run.flush()
-                with contextlib.suppress(Exception):
-                    self.client.set_tag(run_id, FAILURE_TAG, reason)
-            self.client.set_terminated(run_id, status)
+        self.client.set_terminated(run_id, run.status)
 
 
 class Run:
@@ -159,9 +158,15 @@ class Run:
         self.tracker = tracker
         self.id = run_id
         self.name = name
+        self.status = "FINISHED"  # what it will end with
         self._buffer: list[Any] = []
         self._sent = time.monotonic()
-        self._pending: list[Future] = []
+        self._pending: list[tuple[list[Any], Future]] = []
+
+    def fail(self, reason: str) -> None:
+        """The run will end FAILED though its block ends well: a part of it broke."""
+        self.status = "FAILED"
+        self.set_tags({FAILURE_TAG: reason})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """A few short parameters (values are cut at MLflow's 500 characters)."""
@@ -228,22 +233,26 @@ class Run:
         self._sent = time.monotonic()
         for start in range(0, len(metrics), 1000):
             chunk = metrics[start : start + 1000]
-            self._pending.append(
-                self.tracker._pool.submit(self.tracker.client.log_batch, self.id, metrics=chunk, synchronous=True)
-            )
-        self._pending = [future for future in self._pending if not future.done() or future.exception() is not None]
+            self._pending.append((chunk, self.tracker._pool.submit(self._log, chunk)))
+        self._pending = [(c, future) for c, future in self._pending if not future.done() or future.exception()]
+
+    def _log(self, metrics: list[Any]) -> None:
+        self.tracker.client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def flush(self) -> None:
-        """Wait until everything logged so far is in the store.
+        """Wait until everything logged so far is in the store; what it refused before (it was away) is sent once more.
 
         Raises:
             TrackingError: some of it could not be written.
         """
         self._send()
         pending, self._pending = self._pending, []
-        for future in pending:
+        for chunk, future in pending:
             try:
-                future.result()
+                if future.exception():
+                    self._log(chunk)
+            except TrackingError:
+                raise
             except Exception as error:
                 raise TrackingError(
                     f"MLflow did not take the metrics of {self.name!r}: {str(error).splitlines()[0][:200]}; "
@@ -287,6 +296,12 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "git.commit": git_commit(),
     }
+
+
+def may_live(run: Any) -> bool:
+    """Whether the process that writes a RUNNING run still exists, as far as this machine can say."""
+    tags = run.data.tags
+    return tags.get("host") != socket.gethostname() or _alive(tags.get("process", ""))
 
 
 def _process_tags() -> dict[str, str]:

@@ -107,6 +107,49 @@ def test_no_run_stays_running_when_its_process_is_killed(uri, number):
     assert stored.data.tags[FAILURE_TAG]
 
 
+def test_a_run_of_which_a_part_broke_ends_failed(uri):
+    tracker = Tracker("parts", uri)
+    with tracker.run("parent") as run:
+        run.fail("voc/linear: the loss is not finite")
+    stored = tracker.client.get_run(run.id)
+    assert stored.info.status == "FAILED"
+    assert stored.data.tags[FAILURE_TAG] == "voc/linear: the loss is not finite"
+
+
+def test_metrics_that_the_store_refused_are_sent_once_more(uri, monkeypatch):
+    tracker = Tracker("refused", uri)
+    with tracker.run("r") as run, monkeypatch.context() as away:
+        away.setattr(tracker.client._client, "log_batch", _refuse)
+        run.log_metrics({"train/loss": 2.0}, 7)
+        run._send()
+        assert run._pending[0][1].exception()
+    assert tracker.client.get_run(run.id).data.metrics == {"train/loss": 2.0}
+
+
+def _refuse(*_, **__):
+    from mlflow.exceptions import MlflowException
+
+    raise MlflowException("API request failed: connection refused\nand more")
+
+
+def test_a_store_that_fails_in_the_middle_is_the_users_to_mend_and_hides_nothing(uri, monkeypatch):
+    tracker = Tracker("lost", uri)
+    for name in ("log_batch", "set_tag", "set_terminated"):
+        monkeypatch.setattr(tracker.client._client, name, _refuse)
+    with pytest.raises(TrackingError, match="connection refused"), tracker.run("r") as run:
+        run.log_metrics({"train/loss": 2.0})
+    with pytest.raises(KeyboardInterrupt), tracker.run("r"):
+        raise KeyboardInterrupt
+
+
+def test_processes_may_make_the_same_new_store_at_once(tmp_path):
+    script = "import sys; from reports.tracking import Tracker; Tracker('new', sys.argv[1])"
+    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+
+
 def test_wrong_stores_are_said_in_one_line(tmp_path):
     with pytest.raises(TrackingError, match="file stores are refused"):
         tracking_uri("./mlruns")
