@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmark.progress import console
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `python -m benchmark`: what is measured is what users get
+
 
 def main() -> int:
     """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given)."""
