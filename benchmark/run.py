@@ -209,8 +209,8 @@ def _run_backbone(
     earlier = None if options.force else _earlier(tracker, run_key, protocols)
     reused = [cell for cell in cells.values() if cell.status == "reused"]
     if reused:
-        console.print(f"{escape(backbone.name)} · seed {seed}: {len(reused)} of {len(tasks)} tasks were finished before and are not run "
-                      "again (--force does)", style="dim")  # fmt: skip
+        told = f"{len(reused)} of {len(tasks)} tasks were finished before and are not run again (--force does)"
+        console.print(f"{escape(backbone.name)} · seed {seed}: {told}", style="dim")
     if not left and earlier is not None and earlier.info.status == "FINISHED":
         return [cells[task.name] for task in tasks], earlier.info.run_id
 
@@ -360,11 +360,15 @@ def _hole(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
     missing = [name for name in wanted if not np.isfinite(cell.metrics.get(name, np.nan))]
     if not missing:
         return None
-    reason = cell.reason or f"no value for {', '.join(missing)} on this data"
+    ran = cell.status in ("done", "reused")
     return {
-        "backbone": cell.backbone, "task": cell.task, "seed": cell.seed, "status": cell.status, "reason": reason,
+        "backbone": cell.backbone,
+        "task": cell.task,
+        "seed": cell.seed,
         "metrics": missing,
-    }  # fmt: skip
+        "status": "no value" if ran else cell.status,
+        "reason": "undefined on this data" if ran else cell.reason,
+    }
 
 
 def choose_device(name: str) -> torch.device:
