@@ -280,6 +280,30 @@ def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
         assert state_sha256(state) == state_sha256(whole)
 
 
+@given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_damaged_torch_file_makes_torch_raise_is_one_line(tmp_path, damage):
+    """The old format is a bare pickle: a wrong byte sends the unpickler anywhere."""
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(4, 4), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    content = bytearray(path.read_bytes())
+    for place, value in damage:
+        content[int(len(content) * place)] = value
+    path.write_bytes(content)
+    try:
+        load_checkpoint(path)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content", [b".", b"\x80\x02.", b"\x80\x02(", b"PK\x03\x04", b"\x80\x04\x95\x00"])
+def test_a_few_bytes_are_no_weights(tmp_path, content):
+    (tmp_path / "few.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"few\.pth"):
+        load_checkpoint(tmp_path / "few.pth")
+
+
 _DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 _SHAPES = st.lists(st.integers(0, 4), max_size=3)
 

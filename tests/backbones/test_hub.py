@@ -108,6 +108,7 @@ def create_elsewhere(endpoint: str, home: Path, offline: bool = False) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_download_then_cache(little_hub, tmp_path, files):
     torch.manual_seed(1)
     vit = backbones.base.state_sha256(timm.create_model("test_vit").state_dict())
@@ -142,7 +143,7 @@ def test_without_network_one_line_says_which_file_to_put_where(no_hub):
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         backbones.create("timm/resnet18")
-    assert time.monotonic() - started < hub.TIMEOUT + 4
+    assert time.monotonic() - started < hub.TIMEOUT + 20  # the hub's client alone would go on for half a minute
     message = str(caught.value)
     for part in ("no network", "model.safetensors", "huggingface.co/timm/resnet18.a1_in1k", "--weights FILE", "cache"):
         assert part in message
@@ -150,11 +151,14 @@ def test_without_network_one_line_says_which_file_to_put_where(no_hub):
 
 
 def test_every_hub_backbone_says_so_before_it_is_built(monkeypatch, tmp_path):
+    def built(*_, **__):
+        pytest.fail("the model was built before its weights were found to be missing")
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("backbones.adapters.timm._create", built)
+    monkeypatch.setattr("backbones.adapters.open_clip.build_model", built)
     for name in backbones.names():
         if download := backbones.find(name).download:
-            started = time.monotonic()
             with pytest.raises(UserError, match=f"no network .*huggingface.co/{download}") as caught:
                 backbones.create(name)
             assert name in str(caught.value)
-            assert time.monotonic() - started < 2
