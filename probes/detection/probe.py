@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 Part = dict[str, Any]  # of a config
+# orientation tags are ignored: annotations lie over the stored pixels, as is checked when a dataset is prepared
+LOAD: Part = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -151,14 +153,14 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
 def _mask_rcnn_pipelines(settings: MaskRCNNSettings) -> tuple[list[Part], list[Part]]:
     resize = {"type": "Resize", "scale": (settings.long_side, settings.short_side), "keep_ratio": True}
     train: list[Part] = [
-        {"type": "LoadImageFromFile"},
+        LOAD,
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         resize,
         {"type": "RandomFlip", "prob": settings.flip},
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "PackDetInputs"},
     ]
-    return train, [{"type": "LoadImageFromFile"}, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
+    return train, [LOAD, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
 
 
 def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
@@ -178,7 +180,7 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
         }
     ]
     train: list[Part] = [
-        {"type": "LoadImageFromFile"},
+        LOAD,
         {"type": "LoadAnnotations", "with_bbox": True},
         *(zoom if settings.augment else []),
         resize,
@@ -187,7 +189,7 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "PackDetInputs"},
     ]
-    return train, [{"type": "LoadImageFromFile"}, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
+    return train, [LOAD, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
 
 
 def _optimizer(settings: DetectionSettings) -> Part:

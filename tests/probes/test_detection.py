@@ -242,6 +242,37 @@ def test_config_runs_with_plain_mmengine(root: Path, tmp_path: Path, name: str) 
     assert runner.message_hub.get_scalar("val/bbox_mAP").current() >= 0
 
 
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> None:
+    """… of the stored pixels: an orientation tag would turn an image off its boxes."""
+    from mmdet.registry import DATASETS, MODELS
+    from mmengine.dataset import pseudo_collate
+
+    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data", side=40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    for split in ("train", "val"):
+        pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (40, 56, 3))
+        for sample in data.samples[split]:
+            with Image.open(data.root / sample.image) as old:
+                Image.fromarray(pixels[:, : old.width]).save(data.root / sample.image, exif=exif)
+    small = {"size": 40, "augment": False} if name == "ssd" else {"short_side": 40, "long_side": 60}
+    made = context(tmp_path / "work", data, PROBES["detection", name].settings_type(**small))
+    config = Config.fromstring(PROBES["detection", name].config(made), ".py")
+    init_default_scope("mmdet")
+    prepare = MODELS.build(config.model.data_preprocessor)
+    train, val = DATASETS.build(config.train_dataloader.dataset.dataset), DATASETS.build(config.val_dataloader.dataset)
+    for images, training in ((train, True), (val, False)):
+        batch = prepare(pseudo_collate([images[0]]), training)
+        assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+        mean, std = made.backbone.data.mean, made.backbone.data.std
+        expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+        assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+        assert batch["inputs"][0, :, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
+        assert batch["inputs"][0, :, 63, 63].tolist() == [0, 0, 0]
+        assert batch["data_samples"][0].ori_shape == (40, 40)
+
+
 @pytest.mark.parametrize("strides", [(14,), (16, 16), (8, 16), (2, 4, 8, 16, 32), (4, 8, 16, 16)])
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
 def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[int, ...]) -> None:
@@ -252,10 +283,9 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
     mmlab.share({"name": f"shape-{strides}"}, backbone)
     frozen = {"type": "FrozenBackbone", "name": f"shape-{strides}"}
     init_default_scope("mmdet")
-    if name == "ssd":
-        config = models.ssd(backbone, frozen, 3, 16, 100)
-    else:
-        config = models.mask_rcnn(backbone, frozen, 3, 16, 16)
+    config = (
+        models.ssd(backbone, frozen, 3, 16, 100) if name == "ssd" else models.mask_rcnn(backbone, frozen, 3, 16, 16)
+    )
     detector = mmlab.MODELS.build(ConfigDict(config)).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))

@@ -20,7 +20,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
 
 
 class TinyBackbone(Backbone):
-    """A few convolutions with BatchNorm: a 'CNN' with strides 4 to 32, or a 'plain ViT' with one map of stride 16."""
+    """A few convolutions with BatchNorm: a 'CNN' with strides 4 to 32, or a 'plain ViT' with maps of one stride."""
 
     def __init__(self, name: str, seed: int, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def _build(request: Request) -> Backbone:
     return TinyBackbone(request.name, request.seed, STRIDES[request.name])
 
 
-STRIDES = {"tiny-cnn": (4, 8, 16, 32), "tiny-vit": (16,)}
+STRIDES = {"tiny-cnn": (4, 8, 16, 32), "tiny-vit": (16,), "tiny-vit14": (14, 14)}
 for _name in STRIDES:
     if _name not in registry.BACKBONES:
         registry.register(Entry(_name, "for tests", "MIT", _build))

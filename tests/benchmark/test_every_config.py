@@ -1,0 +1,102 @@
+"""Every task that a suite ships, with the settings that it ships, on a CNN and on a plain ViT: its config is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import benchmark.catalog  # noqa: F401
+from benchmark.plan import PlannedTask, plan_tasks
+from benchmark.suites import SUITES
+from probes.datasets.base import DatasetSpec, PreparedDataset
+from tests.probes.datasets import make
+from tests.probes.tiny_mmlab import context
+
+# isort: split
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "VOCdevkit/VOC2012": make.make_voc,
+    "ade/ADEChallengeData2016": make.make_ade,
+    "camvid": make.make_camvid,
+    "coco": make.make_coco,
+    "nyu": make.make_nyu,
+    "imagenet": lambda root: make.make_imagefolder(root, classes=("n01440764", "n01443537")),
+    "places365": make.make_imagefolder,
+    "imagefolder": make.make_imagefolder,
+    "flickr30k": make.make_flickr,
+    "flickr8k": lambda root: make.make_flickr(root, name="flickr8k"),
+}
+
+
+def different_tasks() -> dict[str, PlannedTask]:
+    """One for each task and settings that are not only longer or shorter."""
+    found = {}
+    for suite in SUITES.values():
+        for task in plan_tasks(suite, [], {}):
+            settings = repr(sorted((k, v) for k, v in vars(task.settings).items() if k not in ("max_iters", "epochs")))
+            found.setdefault((task.name, settings), (f"{suite.name}:{task.name}", task))
+    return dict(found.values())
+
+
+TASKS = different_tasks()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec], PreparedDataset]:
+    """Makes a tiny copy of a dataset in its layout, with its classes."""
+    made: dict[str, PreparedDataset] = {}
+
+    def prepare(spec: DatasetSpec) -> PreparedDataset:
+        if spec.name not in made:
+            root = LAYOUTS[spec.folder](tmp_path_factory.mktemp(spec.name))
+            for path in root.glob("SegmentationClass*/*.png"):  # labels that every dataset of this layout has
+                make.save(path, np.zeros((40, 48), np.uint8))
+            for file in spec.annotations.values() if spec.kind == "detection" else ():
+                content = json.loads((root / file).read_text())
+                content["categories"] = [{"id": i, "name": name} for i, name in enumerate(spec.classes, start=1)]
+                for one in content["annotations"]:
+                    one["category_id"] = 1 + one["id"] % len(spec.classes)
+                (root / file).write_text(json.dumps(content))
+            samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
+            made[spec.name] = PreparedDataset(spec, root, samples, partial=True)
+        return made[spec.name]
+
+    return prepare
+
+
+@pytest.mark.parametrize("backbone", ["tiny-cnn", "tiny-vit14"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_config_is_built(
+    prepared: Callable[[DatasetSpec], PreparedDataset], tmp_path: Path, name: str, backbone: str
+) -> None:
+    task = TASKS[name]
+    place = context(tmp_path, prepared(task.spec), task.settings, backbone)
+    text = task.probe.config(place)
+    if task.spec.kind in ("classification", "image-text"):
+        settings = json.loads(text)["settings"]
+        assert settings == json.loads(json.dumps(vars(task.settings)))
+        return
+
+    config = Config.fromstring(text, ".py")
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model)
+        METRICS.build(config.val_evaluator)
+        train, val = (DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader))
+        wrapper = build_optim_wrapper(model, config.optim_wrapper)
+        for schedule in config.param_scheduler:
+            PARAM_SCHEDULERS.build({**schedule, "optimizer": wrapper.optimizer})
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 0
+    assert len(train) == len(place.data.samples["train"])
+    assert len(val) == len(place.data.samples["val"])
+    for item in (train[0], val[0]):
+        assert item["inputs"].shape[0] == 3
+        assert min(item["inputs"].shape[1:]) >= 32
+    assert config.train_cfg.max_iters == task.settings.max_iters
+    assert config.train_dataloader.batch_size == task.settings.batch_size

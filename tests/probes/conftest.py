@@ -1,0 +1,17 @@
+"""What one test leaves in mmengine must not reach the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from mmengine.registry import DefaultScope
+
+
+@pytest.fixture(autouse=True)
+def no_scope_left_behind() -> Iterator[None]:
+    """mmengine's default scope is global, and a Runner of a test or ``init_default_scope`` sets it for good."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
