@@ -175,7 +175,18 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
     request = Request(base, settings, checkpoint, random, seed, any_architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build(request)
+        try:
+            backbone = build(request)
+        except UserError:
+            raise
+        except Exception as error:  # the libraries' own ways to say that they do not know what a file remembers
+            if checkpoint is None or checkpoint.architecture is None:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            raise UserError(
+                f"{checkpoint.path} remembers a model or layers that cannot be built here ({reason}); "
+                f"save it again with this version"
+            ) from error
     backbone.name = name
     return backbone.freeze()
 

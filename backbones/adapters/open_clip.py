@@ -376,7 +376,8 @@ def _default_layers(visual: Any) -> tuple[int, ...]:
 def _maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(channels, strides) of the feature maps of ``layers``."""
     if isinstance(visual, VisionTransformer):
-        return (visual.transformer.width,) * len(layers), (visual.patch_size[0],) * len(layers)
+        blocks = [visual.transformer.resblocks[layer] for layer in layers]  # all of them must be there
+        return (visual.transformer.width,) * len(blocks), (visual.patch_size[0],) * len(blocks)
     if isinstance(visual, ModifiedResNet):
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         widths = [visual.conv3.out_channels] + [stage[-1].conv3.out_channels for stage in stages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
@@ -302,6 +304,28 @@ def test_a_few_bytes_are_no_weights(tmp_path, content):
     (tmp_path / "few.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"few\.pth"):
         load_checkpoint(tmp_path / "few.pth")
+
+
+@pytest.mark.parametrize("layers", [(), (0, 99)])
+def test_layers_that_the_model_has_not_are_refused(tmp_path, layers):
+    path = tmp_path / "w.safetensors"
+    for name, model, architecture, config in (
+        ("cliptex", mini_clip(), "open_clip/Mini", CONFIG),
+        ("timm/test_vit", timm.create_model("test_vit"), "timm/test_vit", {}),
+    ):
+        data = dataclasses.replace(DATA, layers=layers)
+        save_checkpoint(path, model.state_dict(), architecture=architecture, model_config=config, data=data)
+        with pytest.raises(UserError) as caught:
+            backbones.create(name, weights=path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    strange = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "from_the_future": 3}}
+    save_checkpoint(path, mini_clip().state_dict(), architecture="open_clip/Mini", model_config=strange, data=DATA)
+    with pytest.raises(UserError, match=r"w\.safetensors remembers .*from_the_future.*save it again"):
+        backbones.create("cliptex", weights=path)
 
 
 _DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
