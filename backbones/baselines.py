@@ -119,7 +119,7 @@ _timm(
     "deit3_base_patch16_224.fb_in1k", "timm/deit3_base_patch16_224.fb_in1k", layers=VIT_B_LAYERS,
 )  # fmt: skip
 _timm(
-    "beit-b16", "BEiT v2 ViT-B/16, masked tokens, then supervised on ImageNet-1k and -22k", "Apache-2.0",
+    "beit-b16", "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k", "Apache-2.0",
     "beitv2_base_patch16_224.in1k_ft_in22k", "timm/beitv2_base_patch16_224.in1k_ft_in22k", layers=VIT_B_LAYERS,
 )  # fmt: skip
 _timm("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0",
