@@ -16,13 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.experts.dpt_conv import ConvDPT
 from backbones.cliptex.experts.fit import FitSettings, fit
 from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.losses import depth_loss
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
-
-MODEL = "config.json"
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,18 @@ class DPTSettings(FitSettings):
 
     Attributes (besides those of ``FitSettings``):
         size: side of its square input in pixels, a multiple of the patch; images are squeezed into it.
-        patch, width, depth, heads: of its ViT.
-        neck: channels of the four reassembled maps, finest first; ``fusion``: of the fusion blocks.
-        mean, std: statistics of the input, scaled to [0, 1].
+        encoder: a timm encoder with maps at strides 4 to 32 in place of the ViT (see ``ConvDPT``), which then starts from
+            ImageNet weights if ``pretrained``; empty for the paper's ViT, from nothing.
+        patch, width, depth, heads: of the ViT.
+        neck: channels of its four reassembled maps, finest first.
+        fusion: channels of the fusion blocks.
+        mean, std: statistics of the ViT's input, scaled to [0, 1]; those of a timm encoder are its own.
     """
 
     lr: float = 5e-4
     size: int = 384
+    encoder: str = ""
+    pretrained: bool = True
     patch: int = 16
     width: int = 384
     depth: int = 12
@@ -49,6 +53,8 @@ class DPTSettings(FitSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.encoder:
+            return
         if self.patch not in (4, 8, 16, 32) or self.size % self.patch or self.depth < 4 or self.width % self.heads:
             raise UserError(
                 f"dpt: patch {self.patch} must be 4, 8, 16 or 32 and divide size {self.size}; depth {self.depth} at least"
@@ -93,16 +99,22 @@ class DPT(Expert):
     about = "relative inverse depth (transformers' DPT), by hub name or folder; can be trained here"
 
     def __init__(
-        self, settings: DPTSettings, classes: tuple[str, ...] = (), *, model: DPTForDepthEstimation | None = None
+        self,
+        settings: DPTSettings,
+        classes: tuple[str, ...] = (),
+        *,
+        model: DPTForDepthEstimation | ConvDPT | None = None,
     ) -> None:
         super().__init__(settings)
         self.net: Any = model or DPTForDepthEstimation(DPTConfig(**settings.model_config()))
-        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
+        convolutional = isinstance(self.net, ConvDPT)
+        mean, std = (self.net.mean, self.net.std) if convolutional else (settings.mean, settings.std)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def create(cls, settings: DPTSettings, classes: tuple[str, ...]) -> Self:
-        expert = cls(settings)
+        expert = cls(settings, model=_convolutional(settings, fresh=True))
         # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen convolutions they give 1e-10
         # everywhere, behind a final ReLU
         convolutions = [m for m in [*expert.net.neck.modules(), *expert.net.head.modules()] if isinstance(m, nn.Conv2d)]
@@ -113,8 +125,9 @@ class DPT(Expert):
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
-        model: Any = DPTForDepthEstimation(DPTConfig.from_dict(dict(config["model"])))
-        return cls(read_settings(cls.settings_type, config["settings"]), model=model)
+        settings = read_settings(cls.settings_type, config["settings"])
+        model: Any = _convolutional(settings) or DPTForDepthEstimation(DPTConfig.from_dict(dict(config["model"])))
+        return cls(settings, model=model)
 
     def identity(self) -> dict[str, Any]:
         config = {key: value for key, value in self.net.config.to_dict().items() if not key.startswith(("_", "trans"))}
@@ -177,3 +190,10 @@ class DPT(Expert):
             mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),
             std=tuple(given.get("image_std", (0.5, 0.5, 0.5))),
         )
+
+
+def _convolutional(settings: DPTSettings, fresh: bool = False) -> ConvDPT | None:
+    """The model on a timm encoder, where the settings ask for one."""
+    if not settings.encoder:
+        return None
+    return ConvDPT(settings.encoder, pretrained=settings.pretrained and fresh, fusion=settings.fusion)

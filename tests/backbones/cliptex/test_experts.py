@@ -226,6 +226,19 @@ def test_dpt_from_a_transformers_folder(tmp_path):
     assert load_experts([f"dpt={tmp_path / 'ours'}"])[0].identity() == back.identity()
 
 
+def test_dpt_on_a_convolutional_encoder(tmp_path):
+    kind = find_expert("dpt")
+    expert = kind.create(kind.settings_type(**toy_experts.SMALL_CONV_DPT), ()).freeze()
+    images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
+    depth_ = expert.predict(images)["depth"]
+    assert depth_.shape == (2, 40, 56)
+    assert depth_.std() > 0.01  # alive behind its final ReLU
+    expert.save(tmp_path / "e")
+    (back,) = load_experts([f"dpt={tmp_path / 'e'}"])
+    assert back.identity() == expert.identity()
+    np.testing.assert_array_equal(back.predict(images)["depth"], depth_)
+
+
 def test_dpt_offline_is_one_line():
     with pytest.raises(UserError, match="no DPT at 'Intel/dpt-large'") as error:
         load_experts(["dpt=Intel/dpt-large"])

@@ -16,6 +16,7 @@ from backbones.cliptex.experts import Expert, find_expert
 
 SMALL_DPT = {"size": 32, "patch": 8, "width": 32, "depth": 4, "heads": 2, "neck": (8, 8, 8, 8), "fusion": 8}
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
+SMALL_CONV_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
 SETTINGS = {"dpt": SMALL_DPT, "unet": SMALL_UNET, "nll-angmf": SMALL_UNET}
 
 
