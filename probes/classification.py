@@ -20,13 +20,13 @@ from torch import Tensor
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
-from probes.encode import Precision, encode_images, square
+from probes.encode import EncodeSettings, encode_images, square
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
 from probes.registry import register_probe
 
 
 @dataclass(frozen=True)
-class LinearSettings:
+class LinearSettings(EncodeSettings):
     """Protocol of linear classification.
 
     Attributes:
@@ -34,9 +34,7 @@ class LinearSettings:
         learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
         holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
-        size: side in pixels of the square that the backbone sees; None for its own size.
-        precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        encode_batch_size: images that the backbone sees at once.
+        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     epochs: int = 30
@@ -46,9 +44,17 @@ class LinearSettings:
     weight_decays: tuple[float, ...] = (0.0,)
     holdout: float = 0.1
     standardise: bool = True
-    size: int | None = None
-    precision: Precision = "fp32"
-    encode_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.learning_rates or not self.weight_decays:
+            raise UserError("linear: learning_rates and weight_decays need at least one value each")
+        if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
+            raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise UserError("linear: epochs and batch_size must be at least 1")
+        if not 0 < self.holdout < 1:
+            raise UserError(f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}")
 
 
 class LinearClassification:
@@ -67,7 +73,6 @@ class LinearClassification:
 
     def run(self, context: Context) -> TaskResult:
         settings: LinearSettings = context.settings
-        check(settings)
         started = time.perf_counter()
         features = {split: encode_split(context, split, settings) for split in self.splits}
         encoded = time.perf_counter()
@@ -87,18 +92,6 @@ class LinearClassification:
         }
         result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
         return result
-
-
-def check(settings: LinearSettings) -> None:
-    """Raises ``UserError`` for settings that make no sense."""
-    if not settings.learning_rates or not settings.weight_decays:
-        raise UserError("linear: learning_rates and weight_decays need at least one value each")
-    if min(settings.learning_rates) <= 0 or min(settings.weight_decays) < 0:
-        raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
-    if settings.epochs < 1 or settings.batch_size < 1 or settings.encode_batch_size < 1:
-        raise UserError("linear: epochs, batch_size and encode_batch_size must be at least 1")
-    if not 0 < settings.holdout < 1:
-        raise UserError(f"linear: holdout is a share of train between 0 and 1, not {settings.holdout:g}")
 
 
 def encode_split(context: Context, split: Split, settings: Any) -> Tensor:

@@ -19,7 +19,7 @@ from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.classification import encode_split, settings_json
 from probes.datasets.base import Kind, Split
-from probes.encode import Precision, encode_texts
+from probes.encode import EncodeSettings, encode_texts
 from probes.registry import register_probe
 
 AT = (1, 5, 10)
@@ -28,18 +28,20 @@ TIE = 1e-9  # cosines nearer than this are equal: far above the rounding of floa
 
 
 @dataclass(frozen=True)
-class RetrievalSettings:
+class RetrievalSettings(EncodeSettings):
     """Protocol of retrieval.
 
     Attributes:
         template: what a caption is put into; ``{}`` is the caption as it stands in the dataset.
-        size, precision, encode_batch_size: as in linear classification.
+        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     template: str = "{}"
-    size: int | None = None
-    precision: Precision = "fp32"
-    encode_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.template.count("{}") != 1:
+            raise UserError(f"retrieval: template {self.template!r} must hold one {{}} for the caption")
 
 
 class Retrieval:
@@ -58,8 +60,6 @@ class Retrieval:
 
     def run(self, context: Context) -> TaskResult:
         settings: RetrievalSettings = context.settings
-        if settings.template.count("{}") != 1:
-            raise UserError(f"retrieval: template {settings.template!r} must hold one {{}} for the caption")
         samples = context.data.samples["val"]
         texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
         owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])

@@ -17,27 +17,24 @@ from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.classification import encode_split, score, settings_json, targets
 from probes.datasets.base import DatasetSpec, Kind, Split
-from probes.encode import Precision, encode_texts
+from probes.encode import EncodeSettings, encode_texts
 from probes.registry import register_probe
 
 Template = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class ZeroShotSettings:
+class ZeroShotSettings(EncodeSettings):
     """Protocol of zero-shot classification.
 
     Attributes:
         templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
             seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), or ``auto``:
             ``openai`` for imagenet and ``photo`` for everything else.
-        size, precision, encode_batch_size: as in linear classification.
+        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"
-    size: int | None = None
-    precision: Precision = "fp32"
-    encode_batch_size: int = 64
 
 
 class ZeroShot:
