@@ -38,10 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+    except Exception as error:
+        # torch's and safetensors' writers say a full disk in their own words: a RuntimeError of the zip writer, an IoError.
+        refused = ("inline_container", "PytorchStreamWriter", "IoError", "iostream error")
+        if not isinstance(error, OSError) and not any(word in str(error) for word in refused):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:

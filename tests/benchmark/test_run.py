@@ -88,25 +88,26 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert forced["mlflow"]["run_ids"] != told["mlflow"]["run_ids"]
 
 
+KILLED = ["run", "--suite", "own", "--task", "camvid/linear", "--data-root", ".", "--backbone", "random"]
+KILLED += ["--set", "max_iters=40", "--set", "batch_size=2", "--set", "size=32", "--workers", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """What the command that the next test kills gives when nobody kills it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert main([*KILLED, "--experiment", "undisturbed", "--json", "undisturbed.json"]) == 0
+    return json.loads((place / "undisturbed.json").read_text())["backbones"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_run_again_gives_the_same(here, tmp_path, number):
+def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tmp_path, number):
     """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
     experiment = f"killed-{number.name}"
-    slow = ["--set", "max_iters=40", "--set", "batch_size=2", "--set", "size=32", "--workers", "1", "--device", "cpu"]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmark",
-        "run",
-        "--suite",
-        "own",
-        "--task",
-        "camvid/linear",
-        "--data-root",
-        ".",
-    ]
-    command += ["--backbone", "random", "--experiment", experiment, *slow]
+    command = [sys.executable, "-m", "benchmark", *KILLED, "--experiment", experiment]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     home = Path(os.environ["CLIPTEX_HOME"]) / "work"
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -121,10 +122,9 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, tmp_path, numbe
         assert process.returncode == 130
         assert "Go on with: python -m benchmark run" in told
     assert main([*command[3:], "--json", str(tmp_path / "resumed.json")]) == 0
-    assert main([*command[3:], "--force", "--json", str(tmp_path / "whole.json")]) == 0
-    resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("resumed", "whole"))
-    assert resumed["backbones"] == whole["backbones"]
-    client = MlflowClient(whole["mlflow"]["tracking_uri"])
+    resumed = json.loads((tmp_path / "resumed.json").read_text())
+    assert resumed["backbones"] == undisturbed
+    client = MlflowClient(resumed["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED", "KILLED"}
 
@@ -145,6 +145,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, tmp_path, numbe
         (["--tracking-uri", "http://127.0.0.1:9"], "cannot use the MLflow store"),
         (["--tracking-uri", "./mlruns"], "file stores are refused"),
         (["--seeds", "0"], "at least 1"),
+        (["--json", "."], "is a folder"),
+        (["--json", "/proc/no/out.json"], "cannot write there"),
         (["--wrong-option"], "unrecognized arguments"),
     ],
 )
