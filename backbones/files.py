@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except Exception as error:
-        # torch's and safetensors' writers say a full disk in their own words: a RuntimeError of the zip writer, a SafetensorError.
+        # torch and safetensors say a full disk in their own words: a RuntimeError of the zip writer, a SafetensorError.
         refused = ("inline_container", "PytorchStreamWriter", "iostream error", "I/O error")
         if not isinstance(error, OSError) and not any(word in str(error) for word in refused):
             raise
