@@ -22,6 +22,7 @@ class DataConfig:
         mean, std: per-channel RGB statistics of images scaled to [0, 1].
         interpolation: ``bilinear`` or ``bicubic``, for resizing whole images.
         crop_pct: share of the resized short side that the centre crop keeps when a whole image is embedded.
+        squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so nothing is cropped.
         layers: which blocks (ViT) or stages (CNN) the feature maps are read from, shallow to deep.
     """
 
@@ -30,6 +31,7 @@ class DataConfig:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    squash: bool = False
     layers: tuple[int, ...] = ()
 
 

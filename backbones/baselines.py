@@ -112,7 +112,7 @@ _timm(
 _timm(
     "dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
     "vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m", layers=VIT_B_LAYERS,
-    size=(224, 224),  # what its authors evaluate at; trained at 518
+    size=(224, 224), crop_pct=0.875,  # what its authors evaluate at; trained at 518
 )  # fmt: skip
 _timm(
     "deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0",

@@ -136,7 +136,7 @@ class Images(Dataset[Tensor]):
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig) -> None:
         self.paths = [str(path) for path in paths]
         self.size = size
-        self.crop_pct = data.crop_pct
+        self.data = data
         self.interpolation = InterpolationMode(data.interpolation)
 
     def __len__(self) -> int:
@@ -144,7 +144,10 @@ class Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.paths[index]) as image:
-            return transforms.pil_to_tensor(fit(image.convert("RGB"), self.size, self.crop_pct, self.interpolation))
+            rgb = image.convert("RGB")
+        if self.data.squash:
+            return transforms.pil_to_tensor(transforms.resize(rgb, list(self.size), self.interpolation))
+        return transforms.pil_to_tensor(fit(rgb, self.size, self.data.crop_pct, self.interpolation))
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """A batch; or, since an error from a loader process would arrive as a page of traceback, what went wrong."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -258,7 +258,7 @@ def run_training(
     cfg = resolved(cfg, context, checkpoint_every=checkpoint_every)
     text = cfg.pretty_text
     mmlab.share(context.backbone_config, context.backbone)
-    live = copy.deepcopy(cfg)
+    live = _Told.of(cfg, text)
     live.experiment_name = uuid.uuid4().hex
     live.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
     live.test_dataloader, live.test_evaluator, live.test_cfg = (
@@ -306,6 +306,21 @@ def run_training(
             _close(runner)
         del runner
         gc.collect()
+
+
+class _Told(Config):
+    """A config whose text is known: mmengine formats it twice more for its own logs, a second or more each time."""
+
+    @classmethod
+    def of(cls, cfg: Config, text: str) -> _Told:
+        told = copy.deepcopy(cfg)
+        object.__setattr__(told, "__class__", cls)
+        object.__setattr__(told, "_told", text)
+        return cast(_Told, told)
+
+    @property
+    def pretty_text(self) -> str:
+        return self.__dict__["_told"]
 
 
 class _QuietRunner(Runner):

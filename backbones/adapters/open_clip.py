@@ -358,6 +358,7 @@ def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str
         std=tuple(pretrained.get("std") or open_clip.OPENAI_DATASET_STD),
         interpolation=pretrained.get("interpolation") or "bicubic",
         crop_pct=1.0,
+        squash=pretrained.get("resize_mode") == "squash",
         layers=tuple(settings.get("layers", ())) or _default_layers(visual),
     )
 

@@ -231,7 +231,7 @@ def _data(model: nn.Module, settings: Mapping[str, Any]) -> DataConfig:
         mean=tuple(settings.get("mean", config["mean"])),
         std=tuple(settings.get("std", config["std"])),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        crop_pct=config["crop_pct"],
+        crop_pct=settings.get("crop_pct", config["crop_pct"]),
         layers=tuple(settings.get("layers", ())) or _default_layers(model),
     )
 

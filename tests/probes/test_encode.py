@@ -1,5 +1,7 @@
 """Embeddings of whole images: prepared as the field does it, in order, whatever the number of loader processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from backbones.base import DataConfig
 from backbones.errors import UserError
 from probes.base import NonFiniteLoss
-from probes.encode import encode_images, encode_texts, fit
+from probes.encode import Images, encode_images, encode_texts, fit
 from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours
 
@@ -131,3 +134,19 @@ def test_fit_is_torchvision_for_squares(width, height, side):
     image = Image.fromarray(make.picture(np.random.default_rng(width), (width, height)))
     usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(image)
     assert np.array_equal(np.asarray(fit(image, (side, side), 0.875, InterpolationMode.BILINEAR)), np.asarray(usual))
+
+
+def test_squash_keeps_the_whole_picture(tmp_path):
+    """SigLIP's way: no crop, the shape is not kept."""
+    picture = np.zeros((20, 80, 3), np.uint8)
+    picture[:, :20, 0] = 255  # red at the left end, green at the right: a centre crop would lose both
+    picture[:, 60:, 1] = 255
+    path = tmp_path / "wide.png"
+    Image.fromarray(picture).save(path)
+    data = DataConfig((16, 16), (0.5,) * 3, (0.5,) * 3, squash=True)
+    squashed = Images([path], (16, 16), data)[0]
+    cropped = Images([path], (16, 16), replace(data, squash=False))[0]
+    assert squashed.shape == cropped.shape == (3, 16, 16)
+    assert squashed[0, 8, 0] > 250
+    assert squashed[1, 8, -1] > 250
+    assert cropped.max() == 0

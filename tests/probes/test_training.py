@@ -152,6 +152,7 @@ def test_killed_and_resumed_equals_whole(tmp_path: Path) -> None:
     """kill -9 in the middle, with a loading process running."""
 
     def doomed() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         place = context(tmp_path / "cut", recorder=Recorder(die_at=7, kill=True), workers=1)
         run_training(toy_config(), place, checkpoint_every=3)
 

@@ -1,0 +1,42 @@
+"""The whole method, small: world, CLIP, experts, labels, CLIP-FT and CLIPTeX, from one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from benchmark.__main__ import main
+
+TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
+
+
+@pytest.mark.slow
+def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    command = ["run", "--suite", "smoke", *TASKS, "--device", "cpu", "--json"]
+    assert main([*command, "first.json"]) == 0
+    first = json.loads(Path("first.json").read_text())
+    assert set(first["backbones"]) == {"clip", "clip-ft", "cliptex"}
+    client = MlflowClient(first["mlflow"]["tracking_uri"])
+    runs = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    stages = [run.data.tags["stage"] for run in runs if "stage" in run.data.tags]
+    assert sorted(stages) == ["experts"] * 3 + ["label"] + ["train"] * 3
+    trained = {run.data.tags["recipe"]: run for run in runs if run.data.tags.get("stage") == "train"}
+    for name, run_id in first["mlflow"]["run_ids"].items():
+        parent = client.get_run(run_id)
+        assert parent.data.tags["train.run"] == trained[name].info.run_id
+        assert parent.data.tags["weights.sha256"] == trained[name].data.tags["weights.sha256"]
+        assert parent.data.metrics["cost/train_flops"] > 0
+    sums = {run.data.tags["weights.sha256"] for run in trained.values()}
+    assert len(sums) == 3
+    assert {"train/loss_seg", "train/loss_depth", "train/loss_normal"} <= set(trained["cliptex"].data.metrics)
+    assert "train/loss_seg" not in trained["clip-ft"].data.metrics
+
+    assert main([*command, "second.json"]) == 0
+    assert json.loads(Path("second.json").read_text()) == first
+    assert len(client.search_runs([client.get_experiment_by_name("smoke").experiment_id])) == len(runs)
