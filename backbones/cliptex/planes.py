@@ -23,7 +23,7 @@ from PIL import Image, features
 
 HAS_AVIF: bool = bool(features.check("avif"))
 QUALITIES = (84, 90, 95, 98)
-MIN_SIDE_FOR_AVIF = 32  # below, its 300 byte header is most of the file
+MIN_SIDE_FOR_AVIF = 128  # below, lossless is a third of the work and still small (3 to 5 kB an image at 64 px)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tolerance:
 
 DEPTH = Tolerance(0.2, 1.0)  # per cent of the image's range of inverse depth
 NORMAL = Tolerance(0.45, 3.0)  # degrees
-CONFIDENCE = Tolerance(0.25, 2.0)  # quarters of an octave of κ
+CONFIDENCE = Tolerance(0.5, 2.0)  # quarters of an octave of κ
 
 
 @dataclass(frozen=True)

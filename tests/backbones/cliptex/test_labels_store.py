@@ -90,7 +90,7 @@ def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, holes):
 
 def test_smooth_labels_stay_within_tolerance_and_what_is_said_is_what_is():
     for seed in range(5):
-        truth = smooth_labels(seed, 96)
+        truth = smooth_labels(seed, 160)
         coded = encode(truth)
         assert coded["depth"].meta["codec"].startswith("avif") or not planes.HAS_AVIF
         depth = planes.decode_depth(coded["depth"].data, coded["depth"].meta)
@@ -102,7 +102,7 @@ def test_smooth_labels_stay_within_tolerance_and_what_is_said_is_what_is():
         assert np.median(error) < 0.5
         assert error.max() == pytest.approx(coded["normal"].error["max"], abs=0.02)
         confidence = planes.decode_confidence(coded["confidence"].data, coded["confidence"].meta)
-        assert np.median(np.abs(np.log2(confidence / truth["confidence"]))) < 0.13
+        assert np.median(np.abs(np.log2(confidence / truth["confidence"]))) < 0.14
 
 
 def test_axes_are_exact():
