@@ -20,6 +20,7 @@ import torch
 from backbones import Backbone, UserError
 from backbones.files import content_key, home, write_json
 from benchmark.interrupt import as_interrupt
+from benchmark.memory import peak_mb, reset_peak
 from benchmark.plan import PlannedTask, cell_key
 from benchmark.progress import Bar
 from probes.base import Context, TaskResult
@@ -92,7 +93,7 @@ def run_cell(
         "data.fingerprint": data.fingerprint,
         "data.partial": str(data.partial).lower(),
         "metrics": ",".join(task.probe.metrics),
-        "directions": ",".join(f"{sign:+d}" for sign in task.probe.metrics.values()),
+        "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
     }
     params = {"backbone": backbone.name, "seed": seed, **protocol["settings"]}
     with (
@@ -114,6 +115,7 @@ def run_cell(
             progress=progress,
             workers=workers,
         )
+        reset_peak(device)
         started = time.perf_counter()
         with as_interrupt():
             result = task.probe.run(context)
@@ -127,7 +129,6 @@ def run_cell(
         run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
         for log in sorted(work_dir.rglob("*.log")):
             run.log_file(log, "log")
-    shutil.rmtree(work_dir, ignore_errors=True)
     return Cell(
         backbone.name, task.name, seed, "done", result.metrics, seconds=seconds, run_id=run.id, notes=result.notes
     )
@@ -135,7 +136,7 @@ def run_cell(
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: float, device: torch.device) -> None:
     run.log_metrics(result.metrics)
-    costs = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(device), **result.cost}
+    costs = {"seconds": seconds, "peak_memory_mb": peak_mb(device), **result.cost}
     run.log_metrics({f"cost/{name}": value for name, value in costs.items()})
     run.log_json(protocol, "protocol.json")
     run.log_json({k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json")
@@ -170,7 +171,7 @@ def _scratch() -> Iterator[Path]:
 
 @contextmanager
 def _work_dir(cell: str) -> Iterator[Path]:
-    """The cell's scratch folder, locked: two processes must not train one cell at once.
+    """The cell's scratch folder, locked: two processes must not train one cell at once. It goes when the block succeeds.
 
     Raises:
         UserError: another process holds it.
@@ -192,17 +193,9 @@ def _work_dir(cell: str) -> Iterator[Path]:
             ) from None
         write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)  # while it is still locked
 
 
 def _some(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:
     named = "; ".join(f"{path} ({reason})" for path, reason in skipped[:most])
     return named + (f"; and {len(skipped) - most} more" if len(skipped) > most else "")
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: of the device for CUDA, else of this process since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
