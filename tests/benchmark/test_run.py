@@ -223,3 +223,20 @@ def test_data_check(here, capsys):
     assert "train 4" in told
     assert truncated.is_file()
     assert main(["data", "check"]) == 2
+
+
+def test_other_data_never_join_the_numbers_of_the_first(tmp_path, monkeypatch):
+    """One changed image is another protocol: run again, under a parent of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
+    command = [*CAMVID, *DENSE, "--workers", "0", "--json"]
+    assert main([*command, "first.json"]) == 0
+    images = sorted((root / "images/val").iterdir())
+    images[0].write_bytes(images[1].read_bytes())
+    assert main([*command, "second.json"]) == 0
+    first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("first", "second"))
+    assert first["mlflow"]["run_ids"] != second["mlflow"]["run_ids"]
+    client = MlflowClient(first["mlflow"]["tracking_uri"])
+    runs = client.search_runs([client.get_experiment_by_name("own").experiment_id], "tags.task = 'camvid/linear'")
+    assert len({run.data.tags["protocol"] for run in runs}) == len(runs) == 2
