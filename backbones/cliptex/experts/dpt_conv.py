@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
@@ -50,5 +51,5 @@ class ConvDPT(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> DepthOutput:
         """Normalised RGB (N, 3, H, W), sides multiples of 32 → relative inverse depth (N, H, W)."""
-        maps: Any = self.encoder(pixel_values)
+        maps: Any = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
         return DepthOutput(self.head(self.neck([maps[place] for place in self.places])))
