@@ -1,4 +1,5 @@
-"""Importing this module registers every dataset, probe and suite; nothing else does."""
+"""Importing this module registers every dataset, probe, suite and expert; nothing else does."""
 
 import benchmark.mini.suite  # noqa: F401
-import probes.catalog  # noqa: F401
+import probes.catalog
+import probes.experts  # noqa: F401

@@ -32,6 +32,9 @@ def tracking_uri(given: str | None = None) -> str:
             f"{uri!r} is no MLflow database or server (file stores are refused since MLflow 3.13); "
             "use sqlite:///FILE.db, postgresql://… or http://…"
         )
+    if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
+        # absolute, so that what is told (``run --json``) holds from every folder; MLflow keeps stores by their URI
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri
 
 

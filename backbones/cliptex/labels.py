@@ -106,6 +106,8 @@ class LabelWriter:
                 total = errors.setdefault(plane, dict.fromkeys(figures, 0.0))
                 for figure, value in figures.items():
                     total[figure] = max(total[figure], value) if figure == "max" else total[figure] + value
+        for left in self.root.glob(".*.tmp"):  # of a process that was killed while it wrote; nobody writes shards now
+            left.unlink(missing_ok=True)
         out = max(totals["pairs_out"], 1)
         manifest = {
             "version": VERSION,

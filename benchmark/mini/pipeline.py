@@ -41,17 +41,23 @@ class Sizes:
     experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-_EXPERT = {"size": 64, "width": 24, "batch_size": 32}
+_EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
+EXPERTS: dict[str, dict[str, Any]] = {
+    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
+    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 7.0, "lr": 3e-3},
+    "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 4.0, "lr": 2e-3},
+    "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 4.0, "lr": 2e-3},
+}
 SIZES = {
     "mini": Sizes(
         clip={"model": "mini", "epochs": 14.0, "batch_size": 128, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
         tune={"epochs": 4.0, "batch_size": 128, "lr": 3e-4, "warmup": 0.1, "val_pairs": 400},
-        experts={name: {**_EXPERT, "epochs": 6.0, "lr": 1e-3} for name in ("unet", "dpt", "nll-angmf")},
+        experts=EXPERTS,
     ),
     "smoke": Sizes(
         clip={"model": "tiny", "epochs": 1.0, "batch_size": 32, "lr": 1e-3, "image_size": 64},
         tune={"epochs": 1.0, "batch_size": 32, "lr": 3e-4},
-        experts={name: {**_EXPERT, "epochs": 0.5, "lr": 1e-3} for name in ("unet", "dpt", "nll-angmf")},
+        experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
     ),
 }
 

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Label, then say how many, how big, how exact."""
+    import benchmark.catalog  # noqa: F401 – registers every expert
     from backbones.cliptex.label import LabelSettings
     from backbones.cliptex.pairs import open_pairs
     from backbones.overrides import parse_pairs, with_changes

@@ -66,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark import run as running
     from benchmark.progress import console
     from benchmark.table import show
-    from reports.store import DEFAULT_URI, hide_password
+    from reports.store import hide_password, tracking_uri
 
     if options.seeds < 1 or options.workers < 0:
         raise UserError("--seeds must be at least 1 and --workers at least 0")
@@ -96,7 +96,7 @@ def main(options: argparse.Namespace) -> int:
     outcome = running.run(request)
     show(outcome.tasks, outcome.cells)
     uri = outcome.tracker.uri
-    flag = "" if uri == DEFAULT_URI else f" --tracking-uri {hide_password(uri)}"
+    flag = "" if uri == tracking_uri() else f" --tracking-uri {hide_password(uri)}"
     console.print(
         f"every number is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}",
         markup=False,

@@ -69,7 +69,8 @@ def plugins(tmp_path, monkeypatch):
 
 
 def test_named_backbones():
-    assert backbones.names() == NAMED.split()
+    ours = [name for name in backbones.names() if backbones.find(name).about != "for tests"]
+    assert ours == NAMED.split()
     for name in backbones.names():
         entry = backbones.BACKBONES[name]
         assert entry.name == name

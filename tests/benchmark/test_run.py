@@ -104,12 +104,13 @@ def undisturbed(place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tmp_path, number):
+def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tmp_path, monkeypatch, number):
     """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
     experiment = f"killed-{number.name}"
     command = [sys.executable, "-m", "benchmark", *KILLED, "--experiment", experiment]
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))  # no other run's scratch is to be taken for this one's
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    home = Path(os.environ["CLIPTEX_HOME"]) / "work"
+    home = tmp_path / "home/work"
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not list(home.glob("*/training-state.pth")):
