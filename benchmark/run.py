@@ -21,7 +21,7 @@ from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.suites import Provision, Suite, find_suite
-from probes.base import Context
+from probes.base import Context, NonFiniteLoss
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare
 from reports.store import hide_password
@@ -261,7 +261,8 @@ def _run_backbone(
                     raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 cell = Cell(backbone.name, task.name, seed, "failed", reason=reason)
-                console.print_exception(max_frames=8)
+                if not isinstance(error, NonFiniteLoss):  # that one's reason says it all
+                    console.print_exception(max_frames=8)
             bar.prefix = ""
             cells[task.name] = cell
             main = next(iter(task.probe.metrics))
