@@ -15,6 +15,7 @@ from rich.markup import escape
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
+from backbones.cliptex.protocols import Silent
 from backbones.files import content_key, write_json
 from backbones.overrides import parse_pairs
 from benchmark.cells import Cell, finished_cell, run_cell
@@ -138,10 +139,11 @@ def configs(options: Options) -> list[str]:
             context = Context(
                 backbone=backbone, backbone_config=config, data=data[task.name], settings=task.settings,
                 seed=options.seed, device=choose_device(options.device), work_dir=Path("work_dirs") / task.name,
-                log=NoLog(), progress=Bar(), workers=options.workers,
+                log=Silent(), progress=Silent(), workers=options.workers,
             )  # fmt: skip
-            comment = "//" if task.probe.config(context).lstrip().startswith("{") else "#"
-            texts.append(f"{comment} {name} · {task.name}\n{task.probe.config(context)}")
+            text = task.probe.config(context)
+            comment = "//" if text.lstrip().startswith("{") else "#"
+            texts.append(f"{comment} {name} · {task.name}\n{text}")
     return texts
 
 
@@ -151,13 +153,6 @@ def backbone_config(name: str, seed: int, made: Provision, options: Options) -> 
         return made.backbones[name, seed]
     weights = str(options.weights) if options.weights is not None else None
     return {"name": name, "weights": weights, "seed": seed}
-
-
-class NoLog:
-    """A ``RunLog`` for where nothing is run."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Forget them."""
 
 
 def prepare_data(

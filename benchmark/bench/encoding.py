@@ -52,6 +52,7 @@ def encoding() -> list[Result]:
                     ours,
                     bare,
                     goal=">= 0.9",
+                    note="ours also picks the memory format",
                     unit="images/s",
                 )
             )
