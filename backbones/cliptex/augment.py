@@ -2,6 +2,9 @@
 
 Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change of size leave them
 as they are, a flip negates x, a rotation in the image plane turns (x, y) with the image.
+
+``AXES`` are the axes of every normal in this project: in the datasets' files, in what probes and experts predict, and
+in stored labels. Positions in an image count y downwards; normals do not.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
+AXES = "x right, y up, z towards the camera"
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -
 
 
 def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Normal maps (3, H, W) each: x right, y down, z along the optical axis; zero where unknown → (N, 3, size, size).
+    """Normal maps (3, H, W) each, axes ``AXES``, zero where unknown → (N, 3, size, size).
 
     Nearest; x is negated by a flip, (x, y) turn with the image; what lies outside is zero.
     """
@@ -116,7 +120,7 @@ def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int)
     x, y, z = sampled.unbind(1)
     if bool(geometry.angle.any()):
         cos, sin = geometry.angle.cos()[:, None, None], geometry.angle.sin()[:, None, None]
-        x, y = cos * x + sin * y, cos * y - sin * x
+        x, y = cos * x - sin * y, cos * y + sin * x  # counter-clockwise, y up
     x = torch.where(geometry.flip[:, None, None], -x, x)
     return torch.stack([x, y, z], 1)
 

@@ -51,7 +51,7 @@ class Labels(Protocol):
 
     def get(self, key: str) -> Mapping[str, np.ndarray]:
         """``seg`` (H, W) integer, ``depth`` (H, W) float relative inverse depth (NaN unknown), ``normal`` (3, H, W)
-        float (x right, y down; zero unknown), ``confidence`` (H, W) float; those there are. Raises ``KeyError``."""
+        float (``augment.AXES``; zero unknown), ``confidence`` (H, W) float; those there are. Raises ``KeyError``."""
 
 
 @dataclass

@@ -170,7 +170,7 @@ class LabelStore:
 
         ``seg``: (H, W) uint8 or uint16, class index or ``ignore_index``;
         ``depth``: (H, W) float32, relative inverse depth in [0, 1] (1 is nearest), NaN where unknown;
-        ``normal``: (3, H, W) float32 unit vectors (x right, y down, z towards the camera), zero where unknown;
+        ``normal``: (3, H, W) float32 unit vectors (x right, y up, z towards the camera), zero where unknown;
         ``confidence``: (H, W) float32, κ of the normals' angular distribution.
 
         Raises:
@@ -245,7 +245,9 @@ def _manifest(root: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{root / MANIFEST} is not readable ({error}); remove it and run label again") from error
     if manifest.get("version") != VERSION:
-        raise UserError(f"{root} holds labels of format {manifest.get('version')}, this is {VERSION}; label again")
+        raise UserError(
+            f"{root} holds labels of format {manifest.get('version')}, this is {VERSION}; remove it and label again"
+        )
     return manifest
 
 

@@ -21,7 +21,7 @@ LINE = 14
 def draw_labels(root: Path, source: PairSource, out_png: Path, n: int = 8) -> list[str]:
     """Write a PNG with ``n`` pairs of ``source``, evenly spread, a row each: image and whatever labels there are.
 
-    Classes in PASCAL VOC's colours over the image with their names; near is light; normals as (n + 1) / 2 with y up;
+    Classes in PASCAL VOC's colours over the image with their names; near is light; normals as (n + 1) / 2;
     a light confidence is a sure one. Black is unknown or ignored.
 
     Returns:
@@ -64,7 +64,7 @@ def _pictures(image: np.ndarray, maps: dict[str, np.ndarray], ignore: int) -> li
     if "depth" in maps:
         pictures.append(_grey(maps["depth"]))
     if "normal" in maps:
-        normal = maps["normal"] * np.array([1, -1, 1])[:, None, None]
+        normal = maps["normal"]
         known = np.linalg.norm(normal, axis=0) > 0.5
         pictures.append((np.moveaxis((normal + 1) * 127.5 * known, 0, -1)).astype(np.uint8))
     if "confidence" in maps:

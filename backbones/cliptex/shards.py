@@ -24,7 +24,7 @@ import numpy as np
 from backbones.cliptex import planes
 from backbones.files import replacing
 
-VERSION = 1
+VERSION = 2  # 1 had normals with y down
 MAGIC = b"CLIPTeXL"
 _HEAD = struct.Struct("<I")
 _TAIL = struct.Struct("<QI32s8s")  # length of index and of summary, sha256 of all before this tail, magic

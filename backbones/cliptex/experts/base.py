@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
+from backbones.cliptex.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
@@ -57,7 +58,7 @@ class Expert(nn.Module, ABC):
 
         Returns, by task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``; ``depth`` (N, H, W) float32
         relative inverse depth, larger is nearer, any affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x
-        right, y down, z towards the camera, with ``confidence`` (N, H, W) float32 κ > 0 where the expert has one.
+        right, y up, z towards the camera, with ``confidence`` (N, H, W) float32 κ > 0 where the expert has one.
         """
 
     @classmethod
@@ -79,6 +80,7 @@ class Expert(nn.Module, ABC):
             "settings": asdict(self.settings),
             "classes": list(self.classes),
             "sha256": state_sha256(self.state_dict()),
+            **({"axes": AXES} if self.task == "normal" else {}),
         }
 
     @property
@@ -110,6 +112,8 @@ class Expert(nn.Module, ABC):
             UserError: the folder is not there, holds another expert, or its weights are damaged.
         """
         config = read_config(source, cls.name)
+        if cls.task == "normal" and config.get("axes") != AXES:
+            raise UserError(f"expert {cls.name!r} in {source} does not predict normals with {AXES}; train it again")
         expert = cls.build(config)
         path = Path(source) / WEIGHTS
         try:

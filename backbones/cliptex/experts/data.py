@@ -36,7 +36,7 @@ class ExpertData:
         task: ``seg``, ``depth`` or ``normal``.
         images: (N, 3, S, S) uint8 RGB.
         target: seg (N, S, S) uint8, 0 background, 1 + category, 255 ignore; depth (N, S, S) float32 inverse depth in
-            1/m, NaN unknown; normal (N, 3, S, S) float32 (x right, y down, z to the camera), zero unknown.
+            1/m, NaN unknown; normal (N, 3, S, S) float32 unit vectors (axes: ``augment.AXES``), zero unknown.
         classes: of seg, ``background`` first.
         fingerprint: digest of it all.
         folder, split: where it was read from (``coco`` or ``nyu``).
@@ -179,11 +179,11 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def read_normals(path: Path) -> np.ndarray:
-    """8-bit RGB PNG, n = png / 127.5 - 1, y up → (H, W, 3) float32 unit vectors, y down; (0, 0, 0) is unknown."""
+    """8-bit RGB PNG, n = png / 127.5 - 1, axes as stored (``augment.AXES``) → (H, W, 3) float32 unit vectors; a stored
+    (0, 0, 0) is unknown and becomes zero."""
     with Image.open(path) as image:
         code = np.asarray(image.convert("RGB"))
     normal = code.astype(np.float32) / 127.5 - 1
-    normal *= np.array([1, -1, 1], np.float32)
     return np.where(code.any(-1, keepdims=True), normal / np.linalg.norm(normal, axis=-1, keepdims=True), 0)
 
 

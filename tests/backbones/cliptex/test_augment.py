@@ -59,16 +59,17 @@ def test_ignored_and_unknown_stay_so():
 
 
 def plane_depth(normal: np.ndarray, size: int) -> np.ndarray:
-    """z of an orthographic view of a plane through the origin: x right, y down, both in pixels from the centre."""
-    y, x = np.mgrid[:size, :size] + 0.5 - size / 2
-    return -(normal[0] * x + normal[1] * y) / normal[2]
+    """Depth (growing away from the camera) of an orthographic view of a plane through the origin, in pixels; its normal
+    has the axes of ``augment.AXES``: x right, y up, z towards the camera."""
+    down, x = np.mgrid[:size, :size] + 0.5 - size / 2
+    return (normal[0] * x - normal[1] * down) / normal[2]
 
 
 def normal_of(depth: torch.Tensor) -> np.ndarray:
-    """The normal (towards the camera) that a plane's depth map implies, from its slope."""
+    """The normal that a plane's depth map implies, from its slope."""
     inner = depth[8:-8, 8:-8].numpy()
-    slope = np.array([np.diff(inner, axis=1).mean(), np.diff(inner, axis=0).mean()])
-    normal = np.array([slope[0], slope[1], -1.0])
+    right, down = np.diff(inner, axis=1).mean(), np.diff(inner, axis=0).mean()
+    normal = np.array([right, -down, 1.0])
     return normal / np.linalg.norm(normal)
 
 
@@ -82,7 +83,7 @@ def normal_of(depth: torch.Tensor) -> np.ndarray:
 def test_normals_follow_the_plane(angle, flip, slope, zoom):
     """Warp the depth of a plane, read the normal off the warped depth, and compare with the warped normal."""
     size = 64
-    normal = np.array([*slope, -1.0]) / np.linalg.norm([*slope, -1.0])
+    normal = np.array([*slope, 1.0]) / np.linalg.norm([*slope, 1.0])
     depth = torch.from_numpy(plane_depth(normal, size)).float()
     place = geometry((0.5, 0.5, zoom, zoom), flip, angle)
     # depth measured in output pixels: a crop enlarges the picture, and the plane's depth with it

@@ -33,8 +33,8 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
     image = np.where(inside[..., None], COLOURS[colour], ground) + random.normal(0, 8, (size, size, 3))
     tilt = random.uniform(-0.6, 0.6)
     normal = np.zeros((3, size, size), np.float32)
-    normal[0], normal[2] = np.sin(tilt), -np.cos(tilt)
-    normal[:, inside] = np.array([0, 0, -1], np.float32)[:, None]
+    normal[0], normal[2] = np.sin(tilt), np.cos(tilt)
+    normal[:, inside] = np.array([0, 0, 1], np.float32)[:, None]
     labels = {
         "seg": np.where(inside, CLASSES.index(shape), 0).astype(np.uint8),
         "depth": np.where(inside, 2.0, y / size + 0.2).astype(np.float32),
