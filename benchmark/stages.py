@@ -68,7 +68,7 @@ def train_stage(
         return found, finished_stage(tracker, **{"train.key": found.key})
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
-    tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name}
+    tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
     with stage_run(tracker, "train", name, tags, params) as run:
         result = train(
             recipe,

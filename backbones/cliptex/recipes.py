@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,13 +133,31 @@ RECIPES: dict[str, Recipe] = {
     "cliptex": Recipe(name="cliptex"),
 }
 
+# The ablation over experts: each alone, each pair, all three. ``cliptex`` is the last, so that its weights are one thing.
+SUBSETS: dict[str, tuple[Task, ...]] = {
+    "cliptex-seg": ("seg",),
+    "cliptex-depth": ("depth",),
+    "cliptex-normal": ("normal",),
+    "cliptex-seg-depth": ("seg", "depth"),
+    "cliptex-seg-normal": ("seg", "normal"),
+    "cliptex-depth-normal": ("depth", "normal"),
+    "cliptex": TASKS,
+}
+
+
+def subset_recipe(name: str) -> Recipe:
+    """The recipe of a name in ``SUBSETS``: ``cliptex`` with only these experts. Raises ``UserError`` for another name."""
+    if name not in SUBSETS:
+        raise UserError(f"no subset of experts {name!r}; {nearest(name, SUBSETS)}")
+    return replace(RECIPES["cliptex"], name=name, experts=SUBSETS[name])
+
 
 def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with ``--set`` changes.
 
     Args:
-        name: ``clip``, ``clip-ft``, ``cliptex``, or a ``.json`` / ``.toml`` file with settings and, as ``recipe``, the
-            name of the recipe they change (``cliptex`` when not said).
+        name: ``clip``, ``clip-ft``, ``cliptex``, one of ``SUBSETS`` (``cliptex-seg`` …), or a ``.json`` / ``.toml`` file
+            with settings and, as ``recipe``, the name of the recipe they change (``cliptex`` when not said).
         changes: ``key=value`` strings.
 
     Raises:
@@ -147,10 +165,12 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """
     if name in RECIPES:
         recipe = RECIPES[name]
+    elif name in SUBSETS:
+        recipe = subset_recipe(name)
     elif name.endswith((".json", ".toml")):
         recipe = read_recipe(Path(name))
     else:
-        raise UserError(f"no recipe {name!r}; {nearest(name, RECIPES)}, or a .json or .toml file")
+        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *SUBSETS])}, or a .json or .toml file")
     return with_changes(recipe, parse_pairs(changes))
 
 

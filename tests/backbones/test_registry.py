@@ -10,6 +10,7 @@ import torch
 
 import backbones
 from backbones import UserError, registry
+from backbones.cliptex.recipes import SUBSETS
 
 NAMED = (
     "beit-b16 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 efficientnet-lite0 mae-b16 random resnet50 siglip"
@@ -70,7 +71,7 @@ def plugins(tmp_path, monkeypatch):
 
 def test_named_backbones():
     ours = [name for name in backbones.names() if backbones.find(name).about != "for tests"]
-    assert ours == NAMED.split()
+    assert ours == sorted({*NAMED.split(), *SUBSETS})
     for name in backbones.names():
         entry = backbones.BACKBONES[name]
         assert entry.name == name
@@ -101,7 +102,16 @@ def test_random_takes_any_name_and_no_weights(tmp_path):
         backbones.create("random/timm/resnet18", weights=tmp_path / "w")
 
 
-@pytest.mark.parametrize("name", ["cliptex", "clip-ft"])
+def test_ablations_are_built_as_cliptex_is():
+    cliptex = backbones.find("cliptex")
+    assert len(SUBSETS) == 7
+    for name, experts in SUBSETS.items():
+        entry = backbones.find(name)
+        assert (entry.build, entry.settings, entry.download) == (cliptex.build, cliptex.settings, cliptex.download)
+        assert all(expert in entry.about for expert in experts if name != "cliptex")
+
+
+@pytest.mark.parametrize("name", ["cliptex", "clip-ft", "cliptex-seg-depth"])
 def test_our_own_recipes_say_how_to_make_their_weights(name):
     with pytest.raises(UserError, match=f"benchmark train --recipe {name}.* --weights FILE.*--suite mini"):
         backbones.create(name)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.recipes import RECIPES, TASKS, find_recipe
+from backbones.cliptex.recipes import RECIPES, SUBSETS, TASKS, find_recipe, subset_recipe
 from backbones.errors import UserError
 
 
@@ -19,6 +19,18 @@ def test_the_three_differ_only_in_configuration():
     # the paper's choice: 1.0 for all but λ_seg
     assert [cliptex[f"lambda_{name}"] for name in ("clip", *TASKS)] == [1.0, 0.1, 1.0, 1.0]
     assert cliptex["epochs"] == 30 and RECIPES["cliptex"].tasks == TASKS and RECIPES["clip"].tasks == ()
+
+
+def test_subsets_of_experts_are_cliptex_with_fewer_losses():
+    assert len(set(SUBSETS.values())) == len(SUBSETS) == 2 ** len(TASKS) - 1
+    for name, experts in SUBSETS.items():
+        recipe = subset_recipe(name)
+        assert (recipe.name, recipe.tasks, find_recipe(name)) == (name, experts, recipe)
+        assert recipe == replace(RECIPES["cliptex"], name=name, experts=experts)
+    assert subset_recipe("cliptex") == RECIPES["cliptex"]
+    assert find_recipe("cliptex-seg", ["lambda_seg=1"]).weight("seg") == 1
+    with pytest.raises(UserError, match="did you mean cliptex-seg"):
+        subset_recipe("cliptex-seq")
 
 
 def test_changes_are_typed():
