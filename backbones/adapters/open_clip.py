@@ -52,7 +52,7 @@ class OpenClipBackbone(Backbone):
         self.model_config = dict(model_config)
         self.data = data
         self.embed_dim = self.model_config["embed_dim"]
-        self.channels, self.strides = _maps(self.visual, data.layers)
+        self.channels, self.strides = feature_maps(self.visual, data.layers)
         self.divisor = max(self.strides)
         self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if _resizes_by_copy(self.visual) else None
 
@@ -68,14 +68,14 @@ class OpenClipBackbone(Backbone):
                 embed_patches(visual, images), indices=layers, stop_early=True
             )
             rows, columns = grid_of(visual, images)
-            if visual.attn_pool is None:  # with attentional pooling, ln_post lives in the pooled space
+            if normalizes(visual, layers):
                 blocks = [visual.ln_post(tokens) for tokens in blocks]
             maps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous() for tokens in blocks]
         else:
-            plain = len(set(self.strides)) == 1  # stages of a pyramid do not share one final norm
             maps = self._at(images).forward_intermediates(
-                images, indices=layers, stop_early=True, normalize_intermediates=plain, intermediates_only=True
-            )["image_intermediates"]
+                images, indices=layers, stop_early=True, intermediates_only=True,
+                normalize_intermediates=normalizes(visual, layers),
+            )["image_intermediates"]  # fmt: skip
         return tuple(maps)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -359,11 +359,12 @@ def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str
         interpolation=pretrained.get("interpolation") or "bicubic",
         crop_pct=1.0,
         squash=pretrained.get("resize_mode") == "squash",
-        layers=tuple(settings.get("layers", ())) or _default_layers(visual),
+        layers=tuple(settings.get("layers", ())) or default_layers(visual),
     )
 
 
-def _default_layers(visual: Any) -> tuple[int, ...]:
+def default_layers(visual: Any) -> tuple[int, ...]:
+    """The layers whose maps are read where nothing else is said: evenly spaced blocks, or one stage for each stride."""
     if isinstance(visual, ModifiedResNet):
         return (1, 2, 3, 4)  # 0 is the stem
     if isinstance(visual, VisionTransformer):
@@ -374,7 +375,7 @@ def _default_layers(visual: Any) -> tuple[int, ...]:
     return tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in (4, 8, 16, 32) if stride in strides)
 
 
-def _maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def feature_maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(channels, strides) of the feature maps of ``layers``."""
     if isinstance(visual, VisionTransformer):
         blocks = [visual.transformer.resblocks[layer] for layer in layers]  # all of them must be there
@@ -385,6 +386,14 @@ def _maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[in
         return tuple(widths[layer] for layer in layers), tuple((4, 4, 8, 16, 32)[layer] for layer in layers)
     info = visual.trunk.feature_info
     return tuple(info[layer]["num_chs"] for layer in layers), tuple(info[layer]["reduction"] for layer in layers)
+
+
+def normalizes(visual: Any, layers: Sequence[int]) -> bool:
+    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid, which do not share it,
+    nor where attentional pooling comes first and the norm lives in the pooled space."""
+    if isinstance(visual, VisionTransformer):
+        return visual.attn_pool is None
+    return len(set(feature_maps(visual, layers)[1])) == 1
 
 
 def _resizes_by_copy(visual: Any) -> bool:

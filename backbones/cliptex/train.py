@@ -22,7 +22,7 @@ from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.heads import TaskHeads
 from backbones.cliptex.losses import NonFiniteLoss, dense_loss
-from backbones.cliptex.models import Start, Towers, load_start, map_channels
+from backbones.cliptex.models import Start, Towers, load_start, map_shapes
 from backbones.cliptex.optimizer import average, build_optimizer, learning_rate, update
 from backbones.cliptex.pairs import PairSource, Tally
 from backbones.cliptex.processes import Place, processes
@@ -250,12 +250,12 @@ def _finished(out: Path, key: str) -> TrainResult | None:
 
 
 def _label_size(recipe: Recipe, start: Start) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each patch, at most the image's own size."""
+    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map, at most the image's
+    own size."""
     if not recipe.tasks:
         return 0
-    visual: Any = start.model.visual
-    patch = getattr(visual, "patch_size", (16, 16))
-    return recipe.label_size or min(start.data.size[0], 4 * start.data.size[0] // patch[0])
+    finest = min(stride for _, stride in map_shapes(start))
+    return recipe.label_size or min(start.data.size[0], 4 * start.data.size[0] // finest)
 
 
 def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | None:
@@ -264,7 +264,7 @@ def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | N
     if "seg" in recipe.tasks and not labels.classes:
         raise UserError("the labels have no segmentation classes; leave seg out with --set experts=depth,normal")
     outputs = {"seg": len(labels.classes), "depth": 1, "normal": 3}
-    channels = map_channels(start, start.data.layers)
+    channels = [count for count, _ in map_shapes(start)]
     width = recipe.head_width or min(256, max(channels) // 2)
     return TaskHeads(channels, {task: outputs[task] for task in recipe.tasks}, width)
 
@@ -287,7 +287,8 @@ def _check_labels(batches: Batches) -> None:
 
 
 def _flops(steps: Steps, batch: Batch) -> float:
-    """Floating-point operations of one process's step; one extra pass, no communication, no trace in the parameters."""
+    """Floating-point operations of one process's step; one extra pass, no communication, no trace in the model."""
+    statistics = {name: buffer.clone() for name, buffer in steps.towers.named_buffers()}  # of batch norms
     part = batch.split(steps.recipe.accumulate)[0]
 
     def embed() -> Mapping[str, Any]:
@@ -306,6 +307,9 @@ def _flops(steps: Steps, batch: Batch) -> float:
     if steps.recipe.accumulate > 1:
         with torch.no_grad():
             total += count_flops(embed) * steps.recipe.accumulate
+    with torch.no_grad():
+        for name, buffer in steps.towers.named_buffers():
+            buffer.copy_(statistics[name])
     return float(total)
 
 

@@ -71,13 +71,16 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layer(inputs), *layer(outputs))
 
 
-def timm_encoder(name: str, pretrained: bool) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """The timm model as a feature extractor, and the statistics of its input."""
+def timm_encoder(
+    name: str, pretrained: bool, *, features_only: bool = True
+) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+    """The timm model (as a feature extractor), and the mean and standard deviation of its input."""
     if not timm.is_model(name):
         raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
     packaged = pretrained and name == PACKAGED
+    more: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 0}
     try:
-        model: Any = timm.create_model(name, features_only=True, pretrained=pretrained and not packaged)
+        model: Any = timm.create_model(name, pretrained=pretrained and not packaged, **more)
     except UserError:
         raise
     except Exception as error:  # the hub raises nearly anything without a network

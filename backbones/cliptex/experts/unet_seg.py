@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from backbones.cliptex.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import Expert, hard_classes, resize
-from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.experts.data import IGNORE, ExpertData
 from backbones.cliptex.experts.fit import FitSettings, fit
 from backbones.cliptex.experts.nll_angmf import scaled
 from backbones.cliptex.experts.registry import register_expert
@@ -24,7 +24,8 @@ from backbones.cliptex.protocols import Progress, RunLog
 @dataclass(frozen=True)
 class UNetSegSettings(FitSettings):
     """Attributes (besides those of ``FitSettings``): ``size``: side of its square input in pixels; ``least``: pixels
-    whose likeliest class has a lower probability are ignored; the rest as in ``UNet``."""
+    whose likeliest class has a lower probability are ignored; ``balance``: 0 counts every pixel alike, 1 every class, as
+    often as it is seen to the power of -balance; the rest as in ``UNet``."""
 
     size: int = 384
     encoder: str = "tf_efficientnet_lite0"
@@ -32,6 +33,7 @@ class UNetSegSettings(FitSettings):
     width: int = 32
     stride: int = 2
     least: float = 0.5
+    balance: float = 0.0
 
 
 @register_expert
@@ -70,7 +72,17 @@ class UNetSeg(Expert):
     def train_on(
         self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
     ) -> None:
+        weight = _class_weights(data.target, len(self.classes), self.settings.balance).to(device)
+
         def loss(images: Tensor, target: Tensor) -> Tensor:
-            return F.cross_entropy(self.net(images).float(), target, ignore_index=UNLABELLED)
+            return F.cross_entropy(self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED)
 
         fit(self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state)
+
+
+def _class_weights(target: Tensor, classes: int, balance: float) -> Tensor:
+    """(classes,) weights whose mean over the labelled pixels is 1; most pixels are background."""
+    share = torch.bincount(target[target != IGNORE].long(), minlength=classes).float()
+    share /= share.sum()
+    weight = share.clamp(min=1e-6) ** -balance
+    return weight / (weight * share).sum()
