@@ -24,6 +24,7 @@ VERBS = {
     "experts": "the models that write pseudo-labels: list, train",
     "label": "let experts write pseudo-labels for image-caption pairs",
     "labels": "check or draw pseudo-labels",
+    "sweep": "search λs with Optuna: launch, worker, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "ui": "MLflow's own UI on the right store",
 }

@@ -169,12 +169,16 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+class CellBusy(UserError):
+    """Another process runs this very cell."""
+
+
 @contextmanager
 def _work_dir(cell: str) -> Iterator[Path]:
     """The cell's scratch folder, locked: two processes must not train one cell at once. It goes when the block succeeds.
 
     Raises:
-        UserError: another process holds it.
+        CellBusy: another process holds it.
     """
     folder = home() / "work" / cell
     try:
@@ -188,7 +192,7 @@ def _work_dir(cell: str) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise CellBusy(
                 f"another process is running this very cell (its scratch is {folder}); wait for it to end"
             ) from None
         write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +23,21 @@ from backbones.cliptex.train import TrainResult, find_trained, train
 from benchmark.interrupt import as_interrupt
 from benchmark.progress import Bar, console
 from reports.tracking import Run, Tracker, environment, git_commit
+from sweeps.errors import TrialPruned
+
+Watch = Callable[[Mapping[str, float], int], None]
 
 
 @contextmanager
 def stage_run(
-    tracker: Tracker | None, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any]
+    tracker: Tracker | None,
+    stage: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    parent: Run | None = None,
 ) -> Iterator[Run | None]:
-    """An MLflow run for a stage; without a tracker nothing is written."""
+    """An MLflow run for a stage (under ``parent``); without a tracker nothing is written."""
     if tracker is None:
         yield None
         return
@@ -36,7 +45,7 @@ def stage_run(
     facts = {"stage": stage, "suite": tracker.experiment, "mlflow.source.name": f"python -m benchmark {stage}", **tags}
     if commit:
         facts["git.commit"] = commit
-    with tracker.run(name, tags=facts, params=params) as run, as_interrupt():
+    with tracker.run(name, tags=facts, params=params, parent=parent) as run, as_interrupt():
         yield run
 
 
@@ -57,11 +66,16 @@ def train_stage(
     bar: Bar,
     device: torch.device | str = "cpu",
     workers: int = 2,
+    parent: Run | None = None,
+    watch: Watch | None = None,
 ) -> tuple[TrainResult, str]:
     """Train (or find) a backbone's weights; returns the result and the id of the MLflow run that trained them.
 
+    ``watch(metrics, step)`` sees what is validated during training, and may raise ``TrialPruned`` to end it.
+
     Raises:
         UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
+        TrialPruned: ``watch`` ended it.
     """
     found = find_trained(recipe, init=init, pairs=pairs, out=out, labels=labels)
     if found is not None:
@@ -69,19 +83,27 @@ def train_stage(
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
-    with stage_run(tracker, "train", name, tags, params) as run:
-        result = train(
-            recipe,
-            init=init,
-            pairs=pairs,
-            labels=labels,
-            out=out,
-            log=run,
-            progress=bar,
-            device=device,
-            workers=workers,
-        )
-        if run is not None:
+    with stage_run(tracker, "train", name, tags, params, parent) as run:
+        pruned, result = None, None
+        try:
+            result = train(
+                recipe,
+                init=init,
+                pairs=pairs,
+                labels=labels,
+                out=out,
+                log=_Watched(run, watch) if watch else run,
+                progress=bar,
+                device=device,
+                workers=workers,
+            )
+        except TrialPruned as error:
+            pruned = error
+            shutil.rmtree(out.with_name(f"{out.name}.resume"), ignore_errors=True)
+            if run is not None:
+                run.status = "KILLED"
+                run.set_tags({"failure": f"pruned: {error}"})
+        if run is not None and result is not None:
             run.set_tags({"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path)})
             run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
             run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
@@ -91,9 +113,24 @@ def train_stage(
                 "train.json",
             )
             run.describe(_how_to_load(result, recipe))
+    if result is None:
+        assert pruned is not None
+        raise pruned
     for note in result.notes:
         console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
     return result, run.id if run is not None else ""
+
+
+class _Watched:
+    """A log that shows validation results to ``watch`` as they come."""
+
+    def __init__(self, log: Run | None, watch: Watch) -> None:
+        self.log, self.watch = log or Silent(), watch
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.log.log_metrics(metrics, step)
+        if any(name.startswith("val/") for name in metrics):
+            self.watch(metrics, step)
 
 
 def _how_to_load(result: TrainResult, recipe: Recipe) -> str:

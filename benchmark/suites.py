@@ -29,6 +29,24 @@ class Provision:
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What trainings on a suite's own pairs start from; a sweep trains on it again and again.
+
+    Attributes:
+        data: dataset name → folder, as if given with ``--data``.
+        init: initial weights, as ``--init`` takes them.
+        pairs, labels: image-caption pairs and their pseudo-labels.
+        weights: (recipe, labels or None) → where its weights go.
+    """
+
+    data: Mapping[str, Path]
+    init: str
+    pairs: Any
+    labels: Any
+    weights: Callable[[Any, Any], Path]
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named list of tasks.
 
@@ -38,6 +56,8 @@ class Suite:
         tasks: task name → changes to its probe's settings, in the order of the report.
         default_backbones: what runs when no ``--backbone`` is given.
         provide: makes the suite's own data and weights; ``None`` when the user brings them.
+        ground: (options, seed, tracker, bar) → what a sweep trains on; ``None`` when the user brings it.
+        tune: changes to the recipes that fine-tune on that ground.
     """
 
     name: str
@@ -45,6 +65,8 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
     provide: Callable[..., Provision] | None = None
+    ground: Callable[..., Ground] | None = None
+    tune: Mapping[str, Any] = field(default_factory=dict)
 
 
 SUITES: dict[str, Suite] = {}

@@ -72,10 +72,14 @@ class Tracker:
         for run in self.search("attributes.status = 'RUNNING'"):
             if may_live(run):
                 continue
-            self.client.set_tag(run.info.run_id, FAILURE_TAG, "the process vanished (killed or crashed)")
-            self.client.set_terminated(run.info.run_id, "KILLED")
+            self.close(run.info.run_id, "the process vanished (killed or crashed)")
             closed.append(run.info.run_name)
         return closed
+
+    def close(self, run_id: str, reason: str) -> None:
+        """End a run as KILLED whose process cannot, or must not, end it itself."""
+        self.client.set_tag(run_id, FAILURE_TAG, reason)
+        self.client.set_terminated(run_id, "KILLED")
 
     def search(self, filter_string: str) -> list[Any]:
         """All runs of the experiment that fit an MLflow filter, newest first."""
@@ -301,11 +305,16 @@ def environment() -> dict[str, Any]:
 def may_live(run: Any) -> bool:
     """Whether the process that writes a RUNNING run still exists, as far as this machine can say."""
     tags = run.data.tags
-    return tags.get("host") != socket.gethostname() or _alive(tags.get("process", ""))
+    return tags.get("host") != socket.gethostname() or alive(tags.get("process", ""))
 
 
 def _process_tags() -> dict[str, str]:
-    return {"host": socket.gethostname(), "process": f"{os.getpid()}:{_start_time(os.getpid())}"}
+    return {"host": socket.gethostname(), "process": process_name(os.getpid())}
+
+
+def process_name(pid: int) -> str:
+    """A process of this machine as ``pid:start``, since pids are used again."""
+    return f"{pid}:{_start_time(pid)}"
 
 
 def _stat(pid: int) -> list[str]:
@@ -317,12 +326,12 @@ def _stat(pid: int) -> list[str]:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in the kernel's ticks, since pids are used again."""
+    """When a process started, in the kernel's ticks."""
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 else ""
 
 
-def _alive(process: str) -> bool:
+def alive(process: str) -> bool:
     """Whether the process written as ``pid:start`` still runs; a tag that says nothing counts as alive."""
     pid, _, started = process.partition(":")
     if not pid.isdigit():

@@ -86,6 +86,7 @@ CONFIGS: dict[str, WorldConfig] = {
     ),
     "mini": WorldConfig(),
 }  # fmt: skip
+CONFIGS["sweep"] = CONFIGS["mini"]  # the same world, so that nothing is made twice
 
 
 class _Split(NamedTuple):

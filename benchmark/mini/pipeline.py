@@ -15,7 +15,7 @@ from backbones.files import content_key, home
 from benchmark.mini.world import CONFIGS, build_world
 from benchmark.progress import Bar
 from benchmark.stages import expert_stage, label_stage, train_stage
-from benchmark.suites import Provision
+from benchmark.suites import Ground, Provision
 from reports.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ SIZES = {
         experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
     ),
 }
+
+
+# what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
+SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
 
 
 def provide(
@@ -130,10 +134,27 @@ def _train(
 ) -> tuple[Path, str, dict[str, float]]:
     recipe: Recipe = replace(RECIPES[name], **{**changes, "seed": seed})
     labels = labels if recipe.tasks else None
-    inputs = {"recipe": asdict(recipe), "init": Path(init).name, "labels": labels.identity if labels else ""}
-    out = home() / "weights" / f"{world.name}-{name}-s{seed}-{content_key(inputs, 8)}.safetensors"
+    out = _weights_path(world, recipe, init, labels)
     result, run = train_stage(
         tracker, recipe, init=init, pairs=pairs, labels=labels, out=out, bar=bar, device=options.device_name,
         workers=options.workers,
     )  # fmt: skip
     return result.path, run, {key: result.cost[key] for key in ("train_seconds", "train_flops")}
+
+
+def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
+    inputs = {"recipe": asdict(recipe), "init": Path(init).name, "labels": labels.identity if labels else ""}
+    return home() / "weights" / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"
+
+
+def ground(options: Options, seed: int, tracker: Tracker | None, bar: Bar) -> Ground:
+    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP; nothing is made twice."""
+    from probes.registry import DATASETS as KNOWN
+
+    config, sizes = CONFIGS[options.suite], SIZES[options.suite]
+    world = build_world(config, workers=max(1, options.workers), progress=bar)
+    pairs = open_pairs(str(world / "pairs"), bar)
+    labels, _ = make_labels(tracker, options, world, pairs, sizes, bar)
+    init = str(_train(tracker, options, "clip", sizes.clip, "random", pairs, None, world, seed, bar)[0])
+    data = {name: world / KNOWN[name].folder for name in DATASETS}
+    return Ground(data, init, pairs, labels, lambda recipe, used: _weights_path(world, recipe, init, used))

@@ -1,9 +1,9 @@
-"""The suites ``mini`` (the embedded default) and ``smoke`` (the same, tiny, for tests) on the mini world."""
+"""The suites ``mini`` (the embedded default), ``smoke`` (the same, tiny, for tests) and ``sweep`` on the mini world."""
 
 from __future__ import annotations
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
-from benchmark.mini.pipeline import provide
+from benchmark.mini.pipeline import SIZES, ground, provide
 from benchmark.suites import Suite, register_suite
 
 DENSE = {"size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3}
@@ -33,6 +33,8 @@ register_suite(
         tasks=tasks(300, 300),
         default_backbones=("clip", "clip-ft", "cliptex"),
         provide=provide,
+        ground=ground,
+        tune=SIZES["mini"].tune,
     )
 )
 register_suite(
@@ -42,5 +44,20 @@ register_suite(
         tasks=tasks(20, 10),
         default_backbones=("clip", "clip-ft", "cliptex"),
         provide=provide,
+        ground=ground,
+        tune=SIZES["smoke"].tune,
+    )
+)
+register_suite(
+    Suite(
+        name="sweep",
+        about="the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
+        tasks={
+            name: found for name, found in tasks(100, 100).items() if name.split("/")[1] not in ("pspnet", "mask-rcnn")
+        },
+        default_backbones=("clip", "clip-ft", "cliptex"),
+        provide=provide,
+        ground=ground,
+        tune=SIZES["sweep"].tune,
     )
 )

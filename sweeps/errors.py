@@ -1,0 +1,11 @@
+"""The error a user can cause in a sweep."""
+
+
+class SweepError(ValueError):
+    """One line that says what is wrong and what to do; the command ends with ``exit_code``."""
+
+    exit_code = 2
+
+
+class TrialPruned(Exception):
+    """The trial under way is bad enough to be stopped; it counts as finished, without a value of its own."""

@@ -1,0 +1,134 @@
+"""What a sweep optimises: relative gains over a baseline, sign-aware, or any metric of any task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from sweeps.errors import SweepError
+
+Metrics = Mapping[str, Mapping[str, float]]
+# A gain relative to almost nothing says nothing: scores in percent count as at least one point.
+LEAST_SCORE = 1.0
+LEAST_ERROR = 1e-6
+GROUPS = ("gain", "dense", "zero-shot")
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What an objective knows of a task.
+
+    Attributes:
+        metrics: name → +1 (higher is better) or -1; the main one first.
+        group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (what needs the text tower) or ``linear``.
+    """
+
+    metrics: Mapping[str, int]
+    group: Literal["dense", "zero-shot", "linear"]
+
+    @property
+    def main(self) -> str:
+        return next(iter(self.metrics))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number of a trial.
+
+    Attributes:
+        name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
+        direction: ``maximize`` or ``minimize``.
+        tasks: those whose gains are averaged; for a metric the one task.
+        metrics: the metric of each of ``tasks``.
+        signs: +1 or -1 for each of them.
+    """
+
+    name: str
+    direction: Literal["maximize", "minimize"]
+    tasks: Sequence[str]
+    metrics: Sequence[str]
+    signs: Sequence[int]
+
+    @property
+    def is_gain(self) -> bool:
+        return self.name in GROUPS
+
+    @property
+    def label(self) -> str:
+        """For axes and tables."""
+        what = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}
+        return f"{what[self.name]} over clip-ft (%)" if self.is_gain else self.name
+
+    def as_json(self) -> dict:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def value(self, metrics: Metrics, baseline: Metrics) -> float:
+        """This objective of a trial's ``metrics`` (task → metric → value) against the baseline's.
+
+        Raises:
+            ValueError: a metric is missing or not finite: a hole, which no average may hide.
+        """
+        pairs = zip(self.tasks, self.metrics, self.signs, strict=True)
+        if not self.is_gain:
+            return _there(metrics, self.tasks[0], self.metrics[0], "the trial")
+        gains = [
+            relative_gain(_there(metrics, task, name, "the trial"), _there(baseline, task, name, "the baseline"), sign)
+            for task, name, sign in pairs
+        ]
+        return sum(gains) / len(gains)
+
+
+def relative_gain(value: float, base: float, sign: int) -> float:
+    """How much better ``value`` is than ``base``, in percent of ``base``: positive is better, whichever way the metric runs.
+
+    For ``sign`` +1 (scores in percent) the base counts as at least one point, for -1 (errors) as at least 1e-6.
+    """
+    least = LEAST_SCORE if sign > 0 else LEAST_ERROR
+    return 100.0 * sign * (value - base) / max(abs(base), least)
+
+
+def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, TaskFacts]) -> dict[str, float]:
+    """Task → relative gain of its main metric, for those that both have."""
+    gains = {}
+    for task, facts in tasks.items():
+        value, base = (side.get(task, {}).get(facts.main, math.nan) for side in (metrics, baseline))
+        if math.isfinite(value) and math.isfinite(base):
+            gains[task] = relative_gain(value, base, facts.metrics[facts.main])
+    return gains
+
+
+def make_objectives(names: Sequence[str], tasks: Mapping[str, TaskFacts]) -> tuple[Objective, ...]:
+    """Objectives by name, over the chosen tasks.
+
+    Raises:
+        SweepError: an unknown objective, task or metric, or a group without a task.
+    """
+    made = []
+    for name in dict.fromkeys(names or ("gain",)):
+        if name in GROUPS:
+            chosen = [task for task, facts in tasks.items() if name in ("gain", facts.group)]
+            if not chosen:
+                raise SweepError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
+            mains = [tasks[task].main for task in chosen]
+            signs = [tasks[task].metrics[main] for task, main in zip(chosen, mains, strict=True)]
+            made.append(Objective(name, "maximize", chosen, mains, signs))
+            continue
+        task, _, metric = name.rpartition("/")
+        if task not in tasks:
+            raise SweepError(
+                f"--objective {name}: choose gain, dense, zero-shot or TASK/METRIC with a task among {', '.join(tasks)}"
+            )
+        if metric not in tasks[task].metrics:
+            raise SweepError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
+        sign = tasks[task].metrics[metric]
+        made.append(Objective(name, "maximize" if sign > 0 else "minimize", [task], [metric], [sign]))
+    return tuple(made)
+
+
+def _there(metrics: Metrics, task: str, name: str, whose: str) -> float:
+    value = metrics.get(task, {}).get(name, math.nan)
+    if not math.isfinite(value):
+        raise ValueError(f"{whose} has no value for {task}/{name}; a mean must not leave it out")
+    return float(value)

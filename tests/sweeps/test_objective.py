@@ -1,0 +1,56 @@
+"""Gains count the right way round, and a hole is never averaged away."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sweeps.errors import SweepError
+from sweeps.objective import make_objectives, relative_gain, task_gains
+from tests.sweeps.cheap import BASELINE, TASKS, measure
+
+BASE = dict.fromkeys(("lambda_clip", "lambda_seg", "lambda_depth", "lambda_normal"), 1.0)
+
+
+def test_better_is_positive_whichever_way_the_metric_runs():
+    assert relative_gain(33.0, 30.0, 1) == pytest.approx(10.0)
+    assert relative_gain(0.27, 0.30, -1) == pytest.approx(10.0)
+    assert relative_gain(33.0, 30.0, -1) == pytest.approx(-10.0), "an angle that grew is a loss"
+    assert relative_gain(2.0, 0.0, 1) == 200.0, "relative to at least one point"
+
+
+def test_mean_gain_is_over_main_metrics_of_all_tasks():
+    (gain,) = make_objectives([], TASKS)
+    metrics = measure({**BASE, "lambda_seg": 0.1})
+    by_hand = (100 * (30 - 28) / 28 + 100 * (0.32 - 0.30) / 0.32 + 0.0) / 3
+    assert gain.value(metrics, BASELINE) == pytest.approx(by_hand)
+    assert gain.value(BASELINE, BASELINE) == 0.0
+    assert sum(task_gains(metrics, BASELINE, TASKS).values()) / 3 == pytest.approx(by_hand)
+
+
+def test_several_objectives_and_any_metric():
+    dense, zero_shot = make_objectives(["dense", "zero-shot"], TASKS)
+    assert list(dense.tasks) == ["seg/linear", "depth/linear"] and list(zero_shot.tasks) == ["class/zero-shot"]
+    accuracy, error = make_objectives(["seg/linear/aAcc", "depth/linear/abs_rel"], TASKS)
+    assert (accuracy.direction, error.direction) == ("maximize", "minimize")
+    assert error.value(measure(BASE), BASELINE) == pytest.approx(0.30)
+
+
+@pytest.mark.parametrize("hole", [{}, {"abs_rel": math.nan}, {"abs_rel": math.inf}])
+def test_a_hole_is_an_error(hole):
+    (gain,) = make_objectives(["gain"], TASKS)
+    metrics = {**measure(BASE), "depth/linear": hole}
+    with pytest.raises(ValueError, match="no value for depth/linear/abs_rel"):
+        gain.value(metrics, BASELINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("best", "choose gain"), ("seg/linear/PQ", "has mIoU, aAcc"), ("voc/linear/mIoU", "a task among")],
+)
+def test_unknown_objectives(name, says):
+    with pytest.raises(SweepError, match=says):
+        make_objectives([name], TASKS)
+    with pytest.raises(SweepError, match="none of the chosen tasks"):
+        make_objectives(["zero-shot"], {"seg/linear": TASKS["seg/linear"]})
