@@ -168,7 +168,7 @@ def expert_stage(
         )
         if run is not None:
             run.log_json(made, "expert.json")
-            run.log_metrics({"cost/train_seconds": made["seconds"]})
+            run.log_metrics({"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]})
             run.set_tags({"weights.sha256": made["sha256"], "weights.file": str(out)})
     accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
     console.print(f"  expert {name}: {accuracy}  [dim]{made['seconds']:.0f} s[/dim]")
@@ -209,7 +209,14 @@ def label_stage(
             run.log_json(manifest, "manifest.json")
             run.log_dataset(pairs.name, pairs.fingerprint, "labelling", pairs=len(pairs))
             cost = manifest["cost"]
-            run.log_metrics({"cost/seconds": cost["seconds"], "bytes_per_image": manifest["bytes_per_image"]})
+            run.log_metrics(
+                {
+                    "cost/label_seconds": cost["seconds"],
+                    "cost/label_flops": cost["flops"],
+                    **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+                    "bytes_per_image": manifest["bytes_per_image"],
+                }
+            )
             with TemporaryDirectory() as folder:
                 picture = Path(folder) / "labels.png"
                 draw_labels(out, pairs, picture)

@@ -21,6 +21,7 @@ from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
 from probes.encode import EncodeSettings, encode_images, square
+from probes.flops import embedding_flops, linear_flops, with_sum
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
 from probes.registry import register_probe
 
@@ -89,9 +90,25 @@ class LinearClassification:
             "images_per_second": sum(map(len, features.values())) / (encoded - started),
             "train_seconds": trained - encoded,
             "eval_seconds": time.perf_counter() - trained,
+            **probing_flops(features, classes, context),
         }
         result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
         return result
+
+
+def probing_flops(features: Mapping[str, Tensor], classes: int, context: Context) -> dict[str, float]:
+    """``encode_flops``, ``train_flops`` (choosing the classifier and training it), ``eval_flops``, and their sum."""
+    settings: LinearSettings = context.settings
+    grid = len(settings.learning_rates) * len(settings.weight_decays)
+    train, val, width = len(features["train"]), len(features["val"]), features["train"].shape[1]
+    choosing = 0.0
+    if grid > 1:
+        kept, held = stratified_split(targets(context, "train"), settings.holdout, context.seed)
+        choosing = linear_flops(width, grid * classes, settings.epochs * len(kept), settings.epochs * len(held))
+    flops = embedding_flops(context, settings, train + val)
+    flops["train_flops"] = choosing + linear_flops(width, classes, settings.epochs * train)
+    flops["eval_flops"] = linear_flops(width, classes, 0, val)
+    return with_sum(flops)
 
 
 def encode_split(context: Context, split: Split, settings: Any) -> Tensor:

@@ -20,6 +20,7 @@ from probes.base import Context, TaskResult
 from probes.classification import encode_split, settings_json
 from probes.datasets.base import Kind, Split
 from probes.encode import EncodeSettings, encode_texts
+from probes.flops import embedding_flops, linear_flops, with_sum
 from probes.registry import register_probe
 
 AT = (1, 5, 10)
@@ -84,6 +85,10 @@ class Retrieval:
                 "images_per_second": len(samples) / (encoded - started),
                 "text_seconds": scored - encoded,
                 "eval_seconds": time.perf_counter() - started,
+                **with_sum(
+                    embedding_flops(context, settings, len(samples), texts)
+                    | {"eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples))}
+                ),
             },
             notes=[f"{len(samples)} images, {len(texts)} captions"],
         )

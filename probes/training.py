@@ -35,6 +35,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from backbones.cliptex.cost import StepCounter
 from backbones.files import content_key, replacing
 from probes import mmlab
 from probes.base import Context, NonFiniteLoss
@@ -65,8 +66,8 @@ class NonFiniteLossGuard(Hook):
 class ResumeState(Hook):
     """Keep the last state of what is trained in ``work_dir/training-state.pth``, and begin from it when it is there.
 
-    The file holds the head's weights (the frozen backbone is no part of the model's state), optimizer, schedules and
-    iteration. It is replaced atomically and read with ``weights_only=True``.
+    The file holds the head's weights (the frozen backbone is no part of the model's state), optimizer, schedules,
+    iteration, and what the training has cost so far. It is replaced atomically and read with ``weights_only=True``.
 
     Args:
         every: iterations between two writes; the last iteration is always written.
@@ -79,8 +80,15 @@ class ResumeState(Hook):
         self.every = every
         self.key = key
         self.resumed_at = 0
+        self.earlier_seconds, self.step_flops, self._began = 0.0, 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training so far, that of earlier processes included."""
+        return self.earlier_seconds + time.perf_counter() - self._began
 
     def before_train(self, runner: Runner) -> None:
+        self._began = time.perf_counter()
         path = Path(runner.work_dir, STATE)
         if not path.is_file():
             return
@@ -97,6 +105,7 @@ class ResumeState(Hook):
         for scheduler, saved in zip(runner.param_schedulers or [], state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         runner.train_loop._iter = self.resumed_at = state["iteration"]
+        self.earlier_seconds, self.step_flops = state.get("seconds", 0.0), state.get("step_flops", 0.0)
         runner.optim_wrapper.initialize_count_status(runner.model, state["iteration"], runner.max_iters)
         runner.logger.info(f"resumed at iteration {state['iteration']} of {runner.max_iters}")
 
@@ -111,9 +120,52 @@ class ResumeState(Hook):
                 "model": _bare(runner.model).state_dict(),
                 "optimizer": runner.optim_wrapper.state_dict(),
                 "schedulers": [_plain(scheduler.state_dict()) for scheduler in runner.param_schedulers or []],
+                "seconds": self.seconds,
+                "step_flops": self.step_flops,
             }
             with replacing(Path(runner.work_dir, STATE)) as temporary:
                 torch.save(state, temporary)
+
+
+class _Flops(Hook):
+    """Counts the first training and the first evaluation step of this process (not registered: it holds live objects).
+
+    A training step is forward, backward and optimizer of one batch of one process; see ``backbones.cliptex.cost``.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, resume: ResumeState) -> None:
+        self.resume, self.train, self.test = resume, StepCounter(), StepCounter()
+        self.test_images = 0
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if not self.resume.step_flops:
+            self.train.start()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if self.train.stop():
+            self.resume.step_flops = float(self.train.flops)
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.test.start()
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.test.stop():
+            self.test_images = len(outputs)
+
+    def close(self) -> None:
+        """A step that broke is counted no longer."""
+        self.train.stop()
+        self.test.stop()
+
+    def costs(self, runner: Runner) -> dict[str, float]:
+        """``train_flops``, ``eval_flops`` and their sum ``flops``, over all processes."""
+        train = self.resume.step_flops * runner.max_iters * runner.world_size
+        evaluation = self.test.flops / max(self.test_images, 1) * len(runner.test_dataloader.dataset)
+        return {"train_flops": train, "eval_flops": evaluation, "flops": train + evaluation}
 
 
 class _Report(Hook):
@@ -216,8 +268,9 @@ class Trained:
         evaluators: the evaluator's metric objects, for what else they keep (per-image scores …).
         train_dataset: the ``SeededDraws`` around the training set.
         val_dataset: as the evaluation saw it.
-        cost: ``train_seconds`` (of this process: after a resume only the rest), ``eval_seconds``,
-            ``train_images_per_second``, ``eval_images_per_second``.
+        cost: ``train_seconds`` (after a resume, those of the killed process up to its last state included),
+            ``eval_seconds``, ``train_images_per_second``, ``eval_images_per_second``; ``train_flops``, ``eval_flops`` and
+            their sum ``flops``: one step each counted, times the number of steps.
         resumed_at: iteration that training began from; 0 for a whole run.
         config: the resolved config as text.
     """
@@ -272,6 +325,7 @@ def run_training(
         live.val_dataloader = live.val_evaluator = live.val_cfg = None
 
     runner: _QuietRunner | None = None
+    flops: _Flops | None = None
     try:
         with _warnings_to_log():
             _QuietRunner.device = context.device
@@ -280,6 +334,8 @@ def run_training(
             runner = _QuietRunner.from_cfg(live)
             resume = next(hook for hook in runner.hooks if isinstance(hook, ResumeState))
             runner.register_hook(_Report(context, description), priority="LOWEST")
+            flops = _Flops(resume)
+            runner.register_hook(flops, priority="LOWEST")
             began = time.perf_counter()
             runner.train()
             trained = time.perf_counter()
@@ -293,15 +349,18 @@ def run_training(
             train_dataset=runner.train_dataloader.dataset,
             val_dataset=runner.test_dataloader.dataset,
             cost={
-                "train_seconds": trained - began,
+                "train_seconds": resume.earlier_seconds + trained - began,
                 "eval_seconds": ended - trained,
                 "train_images_per_second": images / (trained - began),
                 "eval_images_per_second": len(runner.test_dataloader.dataset) / (ended - trained),
+                **flops.costs(runner),
             },
             resumed_at=resume.resumed_at,
             config=text,
         )
     finally:
+        if flops is not None:
+            flops.close()
         if runner is not None:
             _close(runner)
         del runner

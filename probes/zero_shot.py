@@ -18,6 +18,7 @@ from probes.base import Context, TaskResult
 from probes.classification import encode_split, score, settings_json, targets
 from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.encode import EncodeSettings, encode_texts
+from probes.flops import embedding_flops, linear_flops, with_sum
 from probes.registry import register_probe
 
 Template = Callable[[str], str]
@@ -67,6 +68,10 @@ class ZeroShot:
             "encode_seconds": encoded - prompted,
             "images_per_second": len(images) / (encoded - prompted),
             "eval_seconds": time.perf_counter() - started,
+            **with_sum(
+                embedding_flops(context, settings, len(images), prompts_of(context, templates))
+                | {"eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images))}
+            ),
         }
         result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
         return result
@@ -88,11 +93,16 @@ def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]
     return name, sets[name]
 
 
+def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
+    """Every prompt of every class, class by class."""
+    return [template(name.replace("_", " ")) for name in context.data.classes for template in templates]
+
+
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
     """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, scaled to unit length
     again.
     """
-    prompts = [template(name.replace("_", " ")) for name in context.data.classes for template in templates]
+    prompts = prompts_of(context, templates)
     embedded = encode_texts(
         context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
     )

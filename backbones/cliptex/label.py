@@ -145,11 +145,13 @@ def _finish(source: PairSource, writer: LabelWriter, place: Place) -> dict[str, 
     for cost in costs:
         for name, value in cost["expert_seconds"].items():
             seconds[name] = seconds.get(name, 0.0) + value
+    per_image = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
     total = {
         "images": sum(cost["images"] for cost in costs),
         "seconds": sum(cost["seconds"] for cost in costs),
         "expert_seconds": seconds,
-        "flops_per_image": costs[0]["flops_per_image"] if costs else {},
+        "flops_per_image": per_image,
+        "flops": sum(per_image.values()) * sum(cost["images"] for cost in costs),
         "processes": place.world,
     }
     manifest = writer.finish(names, skipped=[list(pair) for pair in source.skipped], cost=total)

@@ -158,7 +158,7 @@ class MaskRCNN(Expert):
             return self.net.parse_losses(self.net.loss(batch["inputs"], batch["data_samples"]))[0]
 
         more: dict[str, Any] = {"log": log, "progress": progress, "state": state}
-        optimise(self, loss_at, data, self.settings, seed=seed, device=device, **more)
+        self.spent = optimise(self, loss_at, data, self.settings, seed=seed, device=device, **more)
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:

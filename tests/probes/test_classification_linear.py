@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import probes.datasets.shipped  # noqa: F401
 from backbones.errors import UserError
@@ -150,11 +151,14 @@ def test_the_probe_end_to_end(tmp_path):
     probe = LinearClassification()
     around = context(probe, DATASETS["imagefolder"], root, **SMALL)
     before = {name: value.clone() for name, value in around.backbone.state_dict().items()}
-    result = probe.run(around)
+    with FlopCounterMode(display=False) as everything:
+        result = probe.run(around)
     assert result.metrics == {"top1": 100.0}
     assert result.per_image["image"].tolist() == [sample.image for sample in around.data.samples["val"]]
     assert (result.per_image["rank"] == 0).all()
     assert result.cost["images_per_second"] > 0
+    one_more = result.cost["encode_flops"] / (4 * 8 + 4 * 3)  # the image that was counted
+    assert result.cost["flops"] == everything.get_total_flops() - one_more > result.cost["train_flops"] > 0
     assert "held-out training images" in result.notes[0]
     assert json.loads(result.config)["settings"]["epochs"] == 6
     curves = {name: [step for step, metrics in around.log.curves if name in metrics] for name in

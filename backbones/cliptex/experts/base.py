@@ -42,6 +42,7 @@ class Expert(nn.Module, ABC):
         settings: instance of ``settings_type``.
         classes: names of the segmentation classes by index; empty for other tasks.
         source: where the weights came from.
+        spent: what ``train_on`` took (``fit.Spent``); None where it does not say.
     """
 
     name: ClassVar[str]
@@ -51,6 +52,7 @@ class Expert(nn.Module, ABC):
     settings: Any
     classes: tuple[str, ...] = ()
     source: str = "random"
+    spent: Any = None
 
     @abstractmethod
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:

@@ -154,7 +154,9 @@ class DPT(Expert):
             total, count = depth_loss(self(images).float(), depth)
             return total / count.clamp(min=1)
 
-        fit(self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state)
+        self.spent = fit(
+            self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state
+        )
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:

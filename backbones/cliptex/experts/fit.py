@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from backbones.base import state_sha256
 from backbones.cliptex.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
+from backbones.cliptex.cost import StepCounter
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
@@ -50,6 +52,19 @@ class FitSettings:
             raise UserError("crop_scale must be low,high with 0 < low <= high <= 1")
 
 
+@dataclass
+class Spent:
+    """What a training took, over all its processes if it was resumed (FLOPs: see ``cost``)."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    flops_per_step: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.steps * self.flops_per_step
+
+
 def fit(
     model: nn.Module,
     loss_of: Callable[[Tensor, Tensor], Tensor],
@@ -62,8 +77,8 @@ def fit(
     progress: Progress,
     state: Path | None = None,
     save_every: int = 500,
-) -> None:
-    """Train ``model`` in place on dense targets, augmented together with their images.
+) -> Spent:
+    """Train ``model`` in place on dense targets, augmented together with their images; returns what it took.
 
     Args:
         loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
@@ -78,7 +93,7 @@ def fit(
         return loss_of(images.to(device), target.to(device))
 
     more: dict[str, Any] = {"log": log, "progress": progress, "state": state, "save_every": save_every}
-    optimise(model, loss_at, data, settings, seed=seed, device=device, **more)
+    return optimise(model, loss_at, data, settings, seed=seed, device=device, **more)
 
 
 def optimise(
@@ -93,7 +108,7 @@ def optimise(
     progress: Progress,
     state: Path | None = None,
     save_every: int = 500,
-) -> None:
+) -> Spent:
     """The loop itself: AdamW with warm-up and cosine, clipped gradients, a loss that must stay finite.
 
     Args:
@@ -107,7 +122,8 @@ def optimise(
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     key = content_key([repr(settings), seed, data.fingerprint, state_sha256(model.state_dict())])
-    start = _resume(state, key, model, optimizer)
+    start, spent = _resume(state, key, model, optimizer)
+    counter, began, earlier = StepCounter(), time.monotonic(), spent.seconds
     progress.start(f"training the {data.task} expert", steps)
     progress.advance(start)
     for step in range(start, steps):
@@ -115,26 +131,35 @@ def optimise(
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
-        loss = loss_at(step)
-        value = float(loss.detach())
+        if not spent.flops_per_step:
+            counter.start()
+        try:
+            loss = loss_at(step)
+            value = float(loss.detach())
+            if math.isfinite(value):
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+        finally:
+            if counter.stop():
+                spent.flops_per_step = float(counter.flops)
         if not math.isfinite(value):
             raise UserError(
                 f"the loss of the {data.task} expert is not finite at step {step + 1}; try a lower lr (--set lr=…)"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         nn.utils.clip_grad_norm_([*decayed, *others], 5.0)
         optimizer.step()
+        spent.steps, spent.seconds = step + 1, earlier + time.monotonic() - began
         progress.advance()
         if (step + 1) % max(1, steps // 200) == 0:
             log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
         if state is not None and (step + 1) % save_every == 0:
             with replacing(state) as temporary:
-                saved = {"key": key, "step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                saved = {"key": key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(spent)}
                 torch.save(saved, temporary)
     model.eval()
     if state is not None:
         state.unlink(missing_ok=True)
+    return spent
 
 
 def draw(count: int, settings: FitSettings, seed: int, step: int) -> tuple[np.ndarray, int]:
@@ -182,16 +207,16 @@ def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tens
     return (images + level * noise).clamp(0, 1)
 
 
-def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load a saved state of the same training, if there is one; the step to go on from."""
+def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Spent]:
+    """Load a saved state of the same training, if there is one; the step to go on from, and what was spent till there."""
     if state is None or not state.is_file():
-        return 0
+        return 0, Spent()
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True)
     except Exception:  # a damaged state is as good as none: training begins again
-        return 0
-    if saved["key"] != key:
-        return 0
+        return 0, Spent()
+    if saved["key"] != key or "steps" not in saved:
+        return 0, Spent()
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
-    return int(saved["step"])
+    return saved["steps"], Spent(saved["steps"], saved["seconds"], saved["flops_per_step"])

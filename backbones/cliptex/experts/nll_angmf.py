@@ -72,7 +72,9 @@ class NllAngMF(Expert):
             known = normal.square().sum(1) > 0.25
             return (angmf.nll(mean, kappa, normal) * known).sum() / known.sum().clamp(min=1)
 
-        fit(self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state)
+        self.spent = fit(
+            self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state
+        )
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:

@@ -40,8 +40,9 @@ def train_expert(
         settings: changes to the expert's settings (``size``, ``epochs`` …), values or text.
 
     Returns:
-        ``expert.json`` of the folder: identity, ``accuracy``, ``seconds``, ``images``. An expert that is there already,
-        from the same data, settings and seed, is returned as it is; a killed training goes on where it was saved.
+        ``expert.json`` of the folder: identity, ``accuracy``, ``images``, ``seconds`` and ``flops`` of the training. An
+        expert that is there already, from the same data, settings and seed, is returned as it is; a killed training goes
+        on where it was saved.
 
     Raises:
         UserError: unknown expert or setting, missing or unreadable data, a loss that is not finite, or ``out`` holds
@@ -63,7 +64,9 @@ def train_expert(
     expert = kind.create(chosen, train.classes)
     expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {seed}"
     expert.train_on(train, seed=seed, device=device, log=log, progress=progress, state=out / "training-state.pt")
-    seconds = time.monotonic() - started
+    # a resumed training took longer than this process
+    seconds = expert.spent.seconds if expert.spent else time.monotonic() - started
+    flops = expert.spent.flops if expert.spent else 0.0
     expert.freeze(device)
     accuracy = evaluate(expert, val, progress=progress)
     log.log_metrics({f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0)
@@ -74,5 +77,6 @@ def train_expert(
         images={"train": len(train), "val": len(val)},
         accuracy=accuracy,
         seconds=round(seconds, 2),
+        flops=flops,
     )
     return read_config(out)

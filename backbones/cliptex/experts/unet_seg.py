@@ -77,7 +77,9 @@ class UNetSeg(Expert):
         def loss(images: Tensor, target: Tensor) -> Tensor:
             return F.cross_entropy(self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED)
 
-        fit(self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state)
+        self.spent = fit(
+            self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state
+        )
 
 
 def _class_weights(target: Tensor, classes: int, balance: float) -> Tensor:

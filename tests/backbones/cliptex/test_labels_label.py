@@ -71,6 +71,7 @@ def test_cost_is_recorded(labelled):
     assert cost["images"] == 12
     assert set(cost["flops_per_image"]) == set(cost["expert_seconds"]) == {"unet", "dpt", "nll-angmf"}
     assert min(cost["flops_per_image"].values()) > 1e5
+    assert cost["flops"] == 12 * sum(cost["flops_per_image"].values())
     assert 0 < sum(cost["expert_seconds"].values()) < cost["seconds"]
 
 
