@@ -16,6 +16,7 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.recipes import SUBSETS
 from backbones.files import content_key, write_json
 from backbones.overrides import parse_pairs
 from benchmark.cells import Cell, finished_cell, run_cell
@@ -219,6 +220,7 @@ def _run_backbone(
         "weights.licence": backbone.weights.licence,
         "run.key": run_key,
         "train.run": facts["train_run"],
+        "experts": ",".join(SUBSETS.get(backbone.name, ())),
         **protocols,
     }
     env = environment()

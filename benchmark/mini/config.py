@@ -35,14 +35,14 @@ class WorldConfig:
 
     seed: int = 0
     size: int = 64
-    pairs: int = 12_000
-    expert_train: int = 1_500
+    pairs: int = 6_000
+    expert_train: int = 2_500
     expert_val: int = 200
-    probe_train: int = 800
+    probe_train: int = 600
     val: int = 400
-    class_train: int = 1_000
+    class_train: int = 600
     class_val: int = 400
-    retrieval_train: int = 100
+    retrieval_train: int = 50
     retrieval: int = 400
     close_ups: float = 0.6
     shard_size: int = 500

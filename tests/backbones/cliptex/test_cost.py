@@ -1,0 +1,25 @@
+"""FLOPs are counted as by hand, forward and backward, also of depthwise convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from backbones.cliptex.cost import count_flops
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_convolutions_cost_what_arithmetic_says(kind, groups):
+    layer = kind(16, 32, 3, groups=groups, padding=1)
+    image = torch.randn(2, 16, 10, 10, requires_grad=True)
+    forward = 2 * 2 * 100 * 9 * 16 * 32 // groups  # multiply and add × images × places × kernel × channels
+    assert count_flops(lambda: layer(image)) == forward
+    assert count_flops(lambda: layer(image).sum().backward()) == 3 * forward  # the image's gradient and the weight's
+
+
+def test_linear():
+    layer = nn.Linear(8, 4)
+    rows = torch.randn(5, 8, requires_grad=True)
+    assert count_flops(lambda: layer(rows).sum().backward()) == 3 * 2 * 5 * 8 * 4
