@@ -1,4 +1,9 @@
-"""What a training costs: floating-point operations and seconds. "Better" has a price."""
+"""What labelling, training and probing cost: floating-point operations beside seconds. "Better" has a price.
+
+Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and an add are two operations;
+backward passes are included, element-wise operations (norms, activations, optimizer) and decoding are not. One
+representative step is counted and multiplied by the number of steps, since the counter slows what it counts.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,42 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(function: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention while ``function`` runs.
-
-    Counted by torch's own counter: a multiply and an add are two operations; backward passes inside are included,
-    element-wise operations are not.
-    """
-    custom: Any = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+    """Floating-point operations while ``function`` runs, backward passes inside it included."""
+    with _counter() as counter:
         function()
     return int(counter.get_total_flops())
+
+
+class StepCounter:
+    """The same for a step that begins and ends in different places (hooks): the first whole one is counted, no other.
+
+    Attributes:
+        flops: of the step; 0 until one was counted.
+    """
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self._counted = False
+        self._counter: FlopCounterMode | None = None
+
+    def start(self) -> None:
+        """Begin to count, unless a step was counted already."""
+        if not self._counted and self._counter is None:
+            self._counter = _counter()
+            self._counter.__enter__()
+
+    def stop(self) -> bool:
+        """End the count; whether there was one. Also for a step that broke: nothing is counted any more after it."""
+        if self._counter is None:
+            return False
+        self._counter.__exit__(None, None, None)
+        self.flops, self._counter, self._counted = int(self._counter.get_total_flops()), None, True
+        return True
+
+
+def _counter() -> FlopCounterMode:
+    custom: Any = {torch.ops.aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=custom)
 
 
 def _convolution_backward(
