@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.adapters.open_clip import build_model
+from backbones.baselines import efficientnet_lite0_state
 from backbones.cliptex import models
 from backbones.cliptex.batches import Batches
 from backbones.cliptex.joined import JoinedLabels
@@ -233,6 +234,21 @@ def test_unknown_normals_may_be_nan(pairs, tmp_path):
     assert result.metrics["train/loss_normal"] == 0
 
 
+def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
+    start = load_start("imagenet", "mini", seed=3)
+    stored, _ = efficientnet_lite0_state()
+    trunk = start.model.visual.trunk.state_dict()
+    assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
+    assert start.data.mean == (0.5, 0.5, 0.5) and start.licence == "Apache-2.0" and "ImageNet" in start.source
+    other = load_start("random", "mini", seed=3)
+    assert torch.equal(start.model.token_embedding.weight, other.model.token_embedding.weight)
+    assert start.digest != other.digest
+    recipe = replace(RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", init="imagenet")
+    backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
+    assert backbone.strides == (4, 8, 16, 32) and backbone.weights.licence == "Apache-2.0"
+
+
 def test_what_the_user_can_mend(pairs, tmp_path):
     out = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="give --labels"):
@@ -245,6 +261,8 @@ def test_what_the_user_can_mend(pairs, tmp_path):
         run(CLIPTEX, pairs, out, labels=toy.ToyLabels(missing=("00000/000000002", "00001/000000003")))
     with pytest.raises(UserError, match="no model 'tinny'"):
         run(replace(CLIPTEX, model="tinny"), pairs, out)
+    with pytest.raises(UserError, match="init imagenet is for timm image towers, and model 'tiny' has none"):
+        run(CLIPTEX, pairs, out, init="imagenet")
     with pytest.raises(UserError, match="no image and text tower"):
         run(CLIPTEX, pairs, out, init="random/timm/resnet18")
 
