@@ -210,9 +210,10 @@ class _Labeller:
                     written.append((key, pixels, pool.submit(self._encode, maps)))
                 drain(2 * self.batch_size)
             drain(0)
-        self.cost.seconds = time.monotonic() - started
-        self.cost.flops_per_image = self.flops
-        write_json(_cost_path(writer, shard.name), vars(self.cost))
+            self.cost.seconds = time.monotonic() - started
+            self.cost.flops_per_image = self.flops
+            # before the shard itself, which is what a resumed labelling keeps: its cost must be there by then
+            write_json(_cost_path(writer, shard.name), vars(self.cost))
         return failed
 
     def _batches(
