@@ -145,7 +145,7 @@ def _finish(source: PairSource, writer: LabelWriter, place: Place) -> dict[str, 
     for cost in costs:
         for name, value in cost["expert_seconds"].items():
             seconds[name] = seconds.get(name, 0.0) + value
-    per_image = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
+    per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
     total = {
         "images": sum(cost["images"] for cost in costs),
         "seconds": sum(cost["seconds"] for cost in costs),
