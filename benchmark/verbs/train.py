@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         required=True,
         metavar="WEIGHTS",
-        help="open_clip/ARCH/PRETRAINED, a weights file of this suite, imagenet (a timm image tower with its ImageNet weights), or random",
+        help="open_clip/ARCH/PRETRAINED, a weights file of this suite, imagenet (a timm image tower with its ImageNet weights), "
+        "or random",
     )
     parser.add_argument(
         "--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV"
