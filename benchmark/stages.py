@@ -17,6 +17,7 @@ from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.label import LabelSettings, label_pairs
 from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource
+from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
@@ -68,6 +69,7 @@ def train_stage(
     workers: int = 2,
     parent: Run | None = None,
     watch: Watch | None = None,
+    save_seconds: float = 60.0,
 ) -> tuple[TrainResult, str]:
     """Train (or find) a backbone's weights; returns the result and the id of the MLflow run that trained them.
 
@@ -96,6 +98,7 @@ def train_stage(
                 progress=bar,
                 device=device,
                 workers=workers,
+                save_seconds=save_seconds,
             )
         except TrialPruned as error:
             pruned = error
@@ -116,7 +119,7 @@ def train_stage(
     if result is None:
         assert pruned is not None
         raise pruned
-    for note in result.notes:
+    for note in result.notes if first_process() else ():
         console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
     return result, run.id if run is not None else ""
 

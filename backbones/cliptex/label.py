@@ -145,7 +145,7 @@ def _finish(source: PairSource, writer: LabelWriter, place: Place) -> dict[str, 
     for cost in costs:
         for name, value in cost["expert_seconds"].items():
             seconds[name] = seconds.get(name, 0.0) + value
-    per_image = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
+    per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
     total = {
         "images": sum(cost["images"] for cost in costs),
         "seconds": sum(cost["seconds"] for cost in costs),
@@ -210,9 +210,10 @@ class _Labeller:
                     written.append((key, pixels, pool.submit(self._encode, maps)))
                 drain(2 * self.batch_size)
             drain(0)
-        self.cost.seconds = time.monotonic() - started
-        self.cost.flops_per_image = self.flops
-        write_json(_cost_path(writer, shard.name), vars(self.cost))
+            self.cost.seconds = time.monotonic() - started
+            self.cost.flops_per_image = self.flops
+            # before the shard itself, which is what a resumed labelling keeps: its cost must be there by then
+            write_json(_cost_path(writer, shard.name), vars(self.cost))
         return failed
 
     def _batches(

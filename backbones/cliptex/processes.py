@@ -34,10 +34,23 @@ class Place:
         distributed.broadcast_object_list(box)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every process passes in, in rank order, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
             distributed.barrier()
+
+
+def first_process() -> bool:
+    """Whether this process speaks for all, before the group is formed: the only one, or the first of torchrun's."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

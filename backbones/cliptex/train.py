@@ -198,6 +198,8 @@ def train(
             "images_per_second": batches.steps * recipe.batch_size / seconds,
             "steps": float(batches.steps),
         }
+        for tally in (bad, unlabelled):  # each process read its own share
+            tally.bad = {key: reason for found in place.gather(tally.bad) for key, reason in found.items()}
         notes = [tally.summary() for tally in (bad, unlabelled) if tally.bad]
         weights = ema or start.model.state_dict()
         if place.first:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backbones.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.progress import Bar
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -41,3 +46,13 @@ def placed(pairs: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--data {pair!r} is not of the form NAME=DIR")
         result[name] = Path(folder).expanduser()
     return result
+
+
+def bar_of_process() -> Bar:
+    """A progress bar; the others that torchrun started say nothing."""
+    from backbones.cliptex.processes import first_process
+    from benchmark.progress import Bar
+
+    bar = Bar() if first_process() else Bar(every=math.inf)
+    bar.live = bar.live and first_process()
+    return bar

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from benchmark.verbs.common import add_tracking
+from benchmark.verbs.common import add_tracking, bar_of_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,19 +42,20 @@ def main(options: argparse.Namespace) -> int:
     import benchmark.catalog  # noqa: F401 – registers every expert
     from backbones.cliptex.label import LabelSettings
     from backbones.cliptex.pairs import open_pairs
+    from backbones.cliptex.processes import first_process
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.plan import split_names
-    from benchmark.progress import Bar, console
+    from benchmark.progress import console
     from benchmark.run import choose_device
     from benchmark.stages import label_stage
     from reports.tracking import Tracker
 
     settings = with_changes(LabelSettings(), parse_pairs(options.changes))
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = first_process()
     tracker = Tracker(options.experiment, options.tracking_uri) if first else None
     if tracker is not None:
         tracker.close_vanished()
-    with Bar() as bar:
+    with bar_of_process() as bar:
         pairs = open_pairs(options.pairs, bar)
         manifest = label_stage(
             tracker,
@@ -73,4 +73,8 @@ def main(options: argparse.Namespace) -> int:
             f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "
             f"{manifest['bytes_per_image']:.0f} bytes an image: {options.out}"
         )
+        for key, reason in manifest["failed"][:5]:
+            console.print(f"  failed: {key}: {reason}", markup=False)
+        if len(manifest["failed"]) > 5:
+            console.print(f"  … all of them are named in {options.out / 'manifest.json'}", markup=False)
     return 0

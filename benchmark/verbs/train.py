@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from benchmark.verbs.common import add_tracking
+from benchmark.verbs.common import add_tracking, bar_of_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
     parser.add_argument("--device", default="auto", help="cpu, cuda … (default: auto)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes; never changes a result")
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="between savings of what a killed run goes on from",
+    )
     parser.add_argument("--experiment", default="train", help="MLflow experiment (default: train)")
     add_tracking(parser)
 
@@ -46,8 +52,9 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.joined import JoinedLabels
     from backbones.cliptex.labels import LabelStore
     from backbones.cliptex.pairs import open_pairs
+    from backbones.cliptex.processes import first_process
     from backbones.cliptex.recipes import find_recipe
-    from benchmark.progress import Bar, console
+    from benchmark.progress import console
     from benchmark.run import choose_device
     from benchmark.stages import train_stage
     from reports.tracking import Tracker
@@ -56,11 +63,11 @@ def main(options: argparse.Namespace) -> int:
     recipe = find_recipe(options.recipe, changes)
     stores = [LabelStore(path) for path in (options.manual_labels, options.labels) if path is not None]
     labels = JoinedLabels(stores) if len(stores) > 1 else (stores[0] if stores else None)
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
+    first = first_process()
     tracker = Tracker(options.experiment, options.tracking_uri) if first else None
     if tracker is not None:
         tracker.close_vanished()
-    with Bar() as bar:
+    with bar_of_process() as bar:
         pairs = open_pairs(options.pairs, bar)
         result, run = train_stage(
             tracker,
@@ -72,6 +79,7 @@ def main(options: argparse.Namespace) -> int:
             bar=bar,
             device=choose_device(options.device),
             workers=options.workers,
+            save_seconds=options.save_every,
         )
     if first:
         made = "trained" if result.trained else "found (same recipe, weights, pairs and labels: not trained again)"
