@@ -176,7 +176,7 @@ class DenseProbe:
 
         config, notes, encoding = dense_config(self, context), list[str](), 0.0
         if context.settings.cache != "none":
-            from probes.dense_cache import provide
+            from probes.encode_maps import provide
 
             started = time.perf_counter()
             notes = provide(config, context)

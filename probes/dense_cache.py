@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.mmlab  # first: it gives mmcv the operators that mmseg's import asks for
+import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
 
 # isort: split
 import mmcv
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from backbones.files import content_key
-from probes.base import Context, Progress
+from probes.base import Progress
 from probes.dense_data import FIELDS, LoadTruth, channels_first, dense_sample
 from probes.digests import digests
-from probes.encode_maps import encode_maps, maps_bytes
+from probes.encode_maps import keeping
 from probes.feature_cache import Maker, Recipe, Store, ensure
-from probes.mmlab import FrozenBackbone, in_both_scopes
+from probes.mmlab import in_both_scopes
 from probes.views import View, all_views, draw_view, image_size
 
 Part = dict[str, Any]  # of a config
@@ -49,19 +49,6 @@ def cached(config: Config, dtype: str, views: int, flip: float, device: torch.de
     config.model.backbone = {"type": "KeptFeatures"}
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense_cache"]
     return config
-
-
-def provide(config: Config, context: Context) -> list[str]:
-    """Make the features that a ``cached`` config needs and that are not there, with progress; returns what to tell."""
-    probes.mmlab.share(context.backbone_config, context.backbone)
-    notes: list[str] = []
-    for loader in (config.train_dataloader, config.val_dataloader):
-        with DefaultScope.overwrite_default_scope("mmseg"):
-            dataset = DATASETS.build(loader.dataset)
-        dataset.open(context.progress, context.workers, context.device)
-        notes += dataset.notes
-        dataset.close()
-    return notes
 
 
 @DATASETS.register_module()
@@ -163,36 +150,16 @@ class CachedDense(Dataset):
     def _encoding(
         self, images: Sequence[str], progress: Progress | None, workers: int, device: torch.device
     ) -> tuple[Recipe, Maker]:
-        with DefaultScope.overwrite_default_scope("mmseg"):
-            frozen = MODELS.build(self.encoder["backbone"])
-        assert isinstance(frozen, FrozenBackbone)
-        backbone = frozen.backbone
         if self.views:
-            view = _part(self._pipeline, "DeterministicView")
-            sizes = [(view["crop"],) * 2] * (len(images) * len(self.all_views))
+            sizes = [(_part(self._pipeline, "DeterministicView")["crop"],) * 2] * (len(images) * len(self.all_views))
         else:
             scale = tuple(_part(self._pipeline, "Resize")["scale"])
             sizes = [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in self._infos()]
-        identity = {
-            "backbone": backbone.identity(), "layers": frozen.out_indices, "precision": frozen.precision,
-            "images": content_key(images, 64), "pipeline": self._blind, "views": self.all_views,
-            "data_preprocessor": self.encoder["data_preprocessor"], "device": device.type,
-            "torch": torch.__version__,
-        }  # fmt: skip
-        about = f"{backbone.name} on {self.spec.name} ({self.images.split})"
-        dtypes = (self.dtype,) * len(frozen.out_indices)
-        each = [maps_bytes(backbone, frozen.out_indices, size, self.dtype) for size in sizes]
-        recipe = Recipe("dense maps", about, identity, dtypes, each)
-
-        def make(wanted: Sequence[Sequence[int]]) -> Any:
-            with DefaultScope.overwrite_default_scope("mmseg"):
-                preprocess = MODELS.build(self.encoder["data_preprocessor"])
-            return encode_maps(
-                wanted, lambda item: self.images.pipeline(self._info(item)), sizes, preprocess.to(device),
-                frozen.to(device), self.dtype, about=about, workers=workers, progress=progress,
-            )  # fmt: skip
-
-        return recipe, make
+        identity = {"images": content_key(images, 64), "pipeline": self._blind, "views": self.all_views}
+        return keeping(
+            self.encoder, "mmseg", lambda item: self.images.pipeline(self._info(item)), sizes, identity, self.dtype,
+            about=f"{self.spec.name} ({self.images.split})", device=device, workers=workers, progress=progress,
+        )  # fmt: skip
 
     def _cutting(self, images: Sequence[str], progress: Progress | None) -> tuple[Recipe, Maker]:
         """The truth of each view: it depends on no backbone, and cutting it anew would mean to decode it anew."""
@@ -267,4 +234,4 @@ def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) for key, value in facts.items()}
 
 
-__all__ = ["CachedDense", "KeptFeatures", "StackFeatures", "cached", "provide"]
+__all__ = ["CachedDense", "KeptFeatures", "StackFeatures", "cached"]

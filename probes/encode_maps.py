@@ -8,11 +8,13 @@ from itertools import islice
 from typing import Any
 
 import torch
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from probes.base import NonFiniteLoss, Progress
-from probes.feature_cache import DTYPES, as_dtype
+from probes import mmlab
+from probes.base import Context, NonFiniteLoss, Progress
+from probes.feature_cache import DTYPES, Maker, Recipe, as_dtype
 
 BATCH = 32
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
@@ -66,6 +68,71 @@ def encode_maps(
                 yield item, [one[place] for one in kept], facts
             if progress:
                 progress.advance(len(items))
+
+
+def keeping(
+    encoder: Mapping[str, Any],
+    scope: str,
+    load: Callable[[int], dict[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    identity: Mapping[str, Any],
+    dtype: str,
+    *,
+    about: str,
+    device: torch.device,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> tuple[Recipe, Maker]:
+    """What to hand to ``probes.feature_cache.ensure`` for the maps of a set's items.
+
+    Args:
+        encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
+        load, sizes, workers, progress: see ``encode_maps``.
+        identity: what the maps follow from besides the encoder: images, pipeline, views.
+        about: name of the set.
+        device: that encodes; its type is part of the identity, since another one rounds differently.
+    """
+    with DefaultScope.overwrite_default_scope(scope):
+        frozen = MODELS.build(encoder["backbone"])
+    backbone, layers = frozen.backbone, list(frozen.out_indices)
+    about = f"{backbone.name} on {about}"
+    recipe = Recipe(
+        "dense maps",
+        about,
+        {
+            **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
+            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "torch": torch.__version__,
+        },
+        (dtype,) * len(layers),
+        [maps_bytes(backbone, layers, size, dtype) for size in sizes],
+    )  # fmt: skip
+
+    def make(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+        with DefaultScope.overwrite_default_scope(scope):
+            preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
+        return encode_maps(
+            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress
+        )
+
+    return recipe, make
+
+
+def provide(config: Any, context: Context) -> list[str]:
+    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell.
+
+    Raises:
+        UserError: they do not fit (see ``probes.feature_budget``), or an image cannot be read.
+        NonFiniteLoss: a map is not finite.
+    """
+    mmlab.share(context.backbone_config, context.backbone)
+    notes: list[str] = []
+    for loader in (config.train_dataloader, config.val_dataloader):
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            dataset = DATASETS.build(loader.dataset)
+        dataset.open(context.progress, context.workers, context.device)
+        notes += dataset.notes
+        dataset.close()
+    return notes
 
 
 def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:

@@ -14,7 +14,7 @@ import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg
 # isort: split
 import numpy as np
 from mmcv.transforms import BaseTransform, Resize
-from mmseg.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from backbones.errors import UserError
