@@ -20,6 +20,10 @@ DEFAULT_GB = 20.0
 GB = 10**9
 
 
+class NoRoom(UserError):
+    """The cache cannot hold it; whoever need not keep it can go on without."""
+
+
 def budget(folder: Path) -> int:
     """Bytes that all stores under ``folder`` may take together.
 
@@ -43,7 +47,7 @@ def reserve(folder: Path, store: Path, more: int, about: str) -> None:
     used first, and remember the promise.
 
     Raises:
-        UserError: it is more than the budget or the disk can hold, or what is in use leaves too little.
+        NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too little.
     """
     from probes.feature_cache import remove
 
@@ -51,7 +55,7 @@ def reserve(folder: Path, store: Path, more: int, about: str) -> None:
     own = _real_size(store)
     advice = f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
     if own + more > allowed:
-        raise UserError(
+        raise NoRoom(
             f"features of {about} would take {gigabytes(own + more)}, and the cache may hold {gigabytes(allowed)}; "
             f"{advice}"
         )
@@ -64,13 +68,13 @@ def reserve(folder: Path, store: Path, more: int, about: str) -> None:
         if remove(one):
             taken -= size
     if taken + own + more > allowed:
-        raise UserError(
+        raise NoRoom(
             f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
             f"{gigabytes(allowed)} are in use by other processes; wait for them, or {advice}"
         )
     free = shutil.disk_usage(_existing(folder)).free
     if more > free:
-        raise UserError(
+        raise NoRoom(
             f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free)} are free on the disk of "
             f"{folder}; free some space, set CLIPTEX_HOME to a larger disk, or {advice}"
         )
