@@ -26,6 +26,7 @@ VERBS = {
     "labels": "check or draw pseudo-labels",
     "sweep": "search λs with Optuna: launch, worker, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
+    "cache": "big things that can be made again: list, remove, check",
     "ui": "MLflow's own UI on the right store",
 }
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
-from probes.encode import EncodeSettings, encode_images, square
+from probes.embeddings import kept_embeddings
+from probes.encode import EncodeSettings, square
 from probes.flops import embedding_flops, linear_flops, with_sum
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
 from probes.registry import register_probe
@@ -112,11 +113,12 @@ def probing_flops(features: Mapping[Split, Tensor], classes: int, context: Conte
 
 
 def encode_split(context: Context, split: Split, settings: Any) -> Tensor:
-    """Features of the images of one split, in the order of its samples."""
-    return encode_images(
+    """Features of the images of one split, in the order of its samples; encoded once for all that ask for them."""
+    return kept_embeddings(
         context.backbone,
         [context.data.root / sample.image for sample in context.data.samples[split]],
         context.device,
+        about=f"{context.data.spec.name} ({split})",
         size=square(settings.size),
         batch_size=settings.encode_batch_size,
         workers=context.workers,

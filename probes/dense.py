@@ -9,6 +9,7 @@ probes is the head.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
 from probes.registry import register_probe
 
-OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.dense_metrics")
+OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.views", "probes.dense_metrics")
 PROBES = ("linear", "deeplabv3", "pspnet")
 
 
@@ -43,6 +44,11 @@ class DenseSettings:
         feature_stride: the maps are resized (bilinear) to this stride and concatenated.
         channels, dropout: width of the deeplabv3 and pspnet heads and dropout before their last convolution.
         precision: of the frozen backbone, ``fp32`` or ``bf16``; heads and losses are in fp32.
+        views: 0 makes a fresh random crop of a training image each time that it is drawn; k ≥ 1 draws one of k crops
+            that follow from the image's content alone (the first is the centre at scale 1), turned with probability
+            ``flip``. See ``probes.views``.
+        cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each view once,
+            for all probes, seeds and runs, and keeps its maps in this precision (``views`` must be 1 or more).
     """
 
     size: int = 512
@@ -60,6 +66,8 @@ class DenseSettings:
     channels: int = 512
     dropout: float = 0.1
     precision: str = "fp32"
+    views: int = 0
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale_range", tuple(self.scale_range))  # a list from JSON is the same protocol
@@ -71,6 +79,8 @@ class DenseSettings:
             "schedule": (self.schedule in ("poly", "cosine"), "poly or cosine"),
             "layers": (self.layers in ("all", "last"), "all or last"),
             "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            "views": (self.views >= 0, "0 or more"),
+            "cache": (self.cache in ("none", "fp16", "bf16", "fp32"), "none, fp16, bf16 or fp32"),
             "scale_range": (0 < low <= high, "two factors, 0 < low <= high"),
             "flip": (0 <= self.flip <= 1, "a probability"),
             "warmup": (0 <= self.warmup < 1, "a share below 1"),
@@ -84,6 +94,8 @@ class DenseSettings:
         for name, (right, wanted) in checks.items():
             if not right:
                 raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
+        if self.cache != "none" and not self.views:
+            raise UserError(f"cache={self.cache} keeps features of views that repeat; set views=1 or more as well")
 
 
 @dataclass(frozen=True)
@@ -162,9 +174,14 @@ class DenseProbe:
         from probes.dense_panel import draw_panel
         from probes.training import run_training
 
-        trained = run_training(
-            dense_config(self, context), context, description=f"{context.data.spec.name}/{self.name}"
-        )
+        config, notes, encoding = dense_config(self, context), list[str](), 0.0
+        if context.settings.cache != "none":
+            from probes.encode_maps import provide
+
+            started = time.perf_counter()
+            notes = provide(config, context)
+            encoding = time.perf_counter() - started
+        trained = run_training(config, context, description=f"{context.data.spec.name}/{self.name}")
         (scores,) = trained.evaluators
         scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
         if scored != expected:
@@ -174,15 +191,16 @@ class DenseProbe:
             per_image=scores.per_image,
             panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
-            cost=trained.cost,
-            notes=scores.notes,
+            cost={**trained.cost, **({"encode_seconds": encoding} if encoding else {})},
+            notes=[*scores.notes, *notes],
         )
 
 
 def dense_config(probe: DenseProbe, context: Context) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds what all probes
     share."""
-    import probes.dense_metrics  # noqa: F401  registers what the config names, as the next two do
+    import probes.dense_metrics
+    import probes.views  # noqa: F401  both register what the config names, as the next two do
     from probes.dense_data import pipelines
     from probes.heads import head_config
 
@@ -240,7 +258,9 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
         "train_cfg": {},
         "test_cfg": {"mode": "whole"},
     }
-    train, test = pipelines(spec, len(classes), settings.size, crop, settings.scale_range, settings.flip, mean)
+    train, test = pipelines(
+        spec, len(classes), settings.size, crop, settings.scale_range, settings.flip, mean, settings.views
+    )
 
     def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
         usable = {sample.image for sample in data.samples[split]}
@@ -257,7 +277,7 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
 
     # importing it registers the dataset that the config names
     declared_in = getattr(spec.list_samples, "__module__", "probes.catalog")
-    return Config({
+    config = Config({
         "default_scope": "mmseg",
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
         "model": model,
@@ -269,6 +289,11 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
         "param_scheduler": schedule(settings),
         "train_cfg": {"max_iters": settings.max_iters},
     })  # fmt: skip
+    if settings.cache == "none":
+        return config
+    from probes.dense_cache import cached
+
+    return cached(config, settings.cache, settings.views, settings.flip, context.device)
 
 
 def check(probe: DenseProbe, context: Context) -> None:

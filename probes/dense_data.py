@@ -9,7 +9,7 @@ know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from backbones.errors import UserError, nearest
 from probes.datasets.base import DatasetSpec
 from probes.registry import DATASETS
 
+META_KEYS = ("image", "img_path", "ori_shape", "img_shape", "pad_shape", "img_padding_size")
 FIELDS = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}
 
 
@@ -197,7 +198,8 @@ class PadTruth(BaseTransform):
         height, width = results["img"].shape[:2]
         border = (0, max(0, self.side - height), 0, max(0, self.side - width), cv2.BORDER_CONSTANT)
         results["img"] = cv2.copyMakeBorder(results["img"], *border, value=tuple(self.image))
-        results["gt_seg_map"] = cv2.copyMakeBorder(results["gt_seg_map"], *border, value=(self.truth,) * 3)
+        if "gt_seg_map" in results:
+            results["gt_seg_map"] = cv2.copyMakeBorder(results["gt_seg_map"], *border, value=(self.truth,) * 3)
         results["img_shape"] = results["img"].shape[:2]
         return results
 
@@ -211,16 +213,24 @@ class PackDense(BaseTransform):
         self.field = FIELDS[kind]
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        truth = results["gt_seg_map"]
-        truth = truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None]
-        if self.field == "gt_sem_seg":
-            truth = truth.astype(np.int64)
-        sample = SegDataSample(metainfo={key: results[key] for key in ("image", "img_path", "ori_shape", "img_shape")})
-        sample.set_data({self.field: PixelData(data=torch.from_numpy(np.ascontiguousarray(truth)))})
-        return {
-            "inputs": torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1))),
-            "data_samples": sample,
-        }
+        image = torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1)))
+        # features are made of images alone
+        truth = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
+        return {"inputs": image, "data_samples": dense_sample(results, self.field, truth)}
+
+
+def channels_first(truth: np.ndarray) -> torch.Tensor:
+    """(H, W) → (1, H, W); (H, W, 3) → (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None]))
+
+
+def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | None) -> SegDataSample:
+    """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under ``field``, and ``facts``'
+    names and shapes."""
+    sample = SegDataSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
+    if truth is not None:
+        sample.set_data({field: PixelData(data=truth.long() if field == "gt_sem_seg" else truth)})
+    return sample
 
 
 def pipelines(
@@ -231,13 +241,14 @@ def pipelines(
     scale_range: Sequence[float],
     flip: float,
     mean: Sequence[float],
+    views: int = 0,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and test pipelines as configs.
 
     Train: short side to ``size`` × a random factor of ``scale_range``, random crop of ``crop``, random horizontal
-        flip, pad to
-    ``crop``. Test: short side to ``size`` with the image's own aspect, truth untouched at its own resolution. (As in
-    mmseg's configs the long side stays within 4 × ``size``.)
+    flip, pad to ``crop``; with ``views`` the first three are one ``DeterministicView``. Test: short side to ``size`` with
+    the image's own aspect, truth untouched at its own resolution. (As in mmseg's configs the long side stays within
+    4 × ``size``.)
 
     Args:
         spec: how the truth is stored.
@@ -259,12 +270,18 @@ def pipelines(
         crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
     pad_colour = [round(value) for value in reversed(mean)]
     pack = {"type": "PackDense", "kind": spec.kind}
-    train = [
-        load,
-        truth,
+    augment: list[dict[str, Any]] = [
         {"type": "RandomResize", "scale": scale, "ratio_range": tuple(scale_range), "keep_ratio": True},
         crops,
         {"type": "RandomFlip", "prob": flip},
+    ]
+    if views:
+        view = {"type": "DeterministicView", "size": size, "crop": crop, "scale_range": tuple(scale_range)}
+        augment = [{**view, "views": views, "flip": flip}]
+    train = [
+        load,
+        truth,
+        *augment,
         *([{"type": "TurnFlippedNormals"}] if spec.kind == "normals" else []),
         {"type": "PadTruth", "side": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
         pack,

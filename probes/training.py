@@ -226,14 +226,14 @@ def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = No
 
     imports = ["probes.mmlab", "probes.training", *cfg.get("custom_imports", {}).get("imports", [])]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
-    cfg.train_dataloader.update(loading)
+    cfg.train_dataloader.update({**loading, **cfg.train_dataloader})
     cfg.train_dataloader.dataset = {
         "type": "SeededDraws",
         "seed": context.seed,
         "dataset": cfg.train_dataloader.dataset,
     }
     cfg.train_dataloader.sampler = {"type": "EndlessSampler"}
-    cfg.val_dataloader.update(loading)
+    cfg.val_dataloader.update({**loading, **cfg.val_dataloader})
     cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
     cfg.setdefault("val_cfg", {"type": "ValLoop"})

@@ -62,13 +62,14 @@ def alternate(
     n: int = 5,
     invert: bool = False,
     note: str = "",
+    warm: bool = True,
 ) -> Result:
-    """Run A and B in turn, ``n`` times each after one unmeasured round, and compare medians.
+    """Run A and B in turn, ``n`` times each, after one unmeasured round if ``warm``, and compare medians.
 
     A and B may return their own measurement (in ``unit``); else their wall-clock seconds are taken. ``invert`` gives b / a, for
     speed-ups of times.
     """
-    for function in (a, b):
+    for function in (a, b) if warm else ():
         function()
     values: tuple[list[float], list[float]] = ([], [])
     for _ in range(n):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -57,7 +58,14 @@ class DetectionProbe:
         from probes.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
-        trained = run_training(detection_config(self, context), context, description=f"{spec.name}/{self.name}")
+        config, notes, encoding = detection_config(self, context), list[str](), 0.0
+        if context.settings.cache != "none":
+            from probes.encode_maps import provide
+
+            started = time.perf_counter()
+            notes = provide(config, context)
+            encoding = time.perf_counter() - started
+        trained = run_training(config, context, description=f"{spec.name}/{self.name}")
         (scores,) = trained.evaluators
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
@@ -75,8 +83,8 @@ class DetectionProbe:
                 context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
             ),
             config=trained.config,
-            cost=trained.cost,
-            notes=self._notes(trained.metrics, trained.train_dataset),
+            cost={**trained.cost, **({"encode_seconds": encoding} if encoding else {})},
+            notes=[*self._notes(trained.metrics, trained.train_dataset), *notes],
         )
 
     def _notes(self, metrics: Mapping[str, float], train: Any) -> list[str]:
@@ -114,7 +122,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
         "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
         "masks": probe.masks,
     }
-    return Config(
+    config = Config(
         {
             "custom_imports": {"imports": ["probes.detection.coco", "probes.detection.ssd_head"]},
             "default_scope": "mmdet",
@@ -127,6 +135,11 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
             "train_cfg": {"max_iters": settings.max_iters},
         }
     )
+    if settings.cache == "none":
+        return config
+    from probes.detection.cache import cached
+
+    return cached(config, settings.cache, settings.flip, context.device)
 
 
 def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:

@@ -21,6 +21,9 @@ class DetectionSettings:
         flip: probability of a horizontal flip in training.
         width: channels of the pyramid and the heads.
         precision: of the frozen backbone, ``fp32`` or ``bf16``; what is trained is in fp32.
+        cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each image (and its
+            mirror image) once and keeps its maps in this precision. Then each image is padded to the backbone's divisor
+            and encoded alone, and maps of a batch are padded with zeros to the largest.
     """
 
     max_iters: int = 90_000
@@ -33,11 +36,13 @@ class DetectionSettings:
     flip: float = 0.5
     width: int = 256
     precision: str = "fp32"
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         checks = {
             "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
             "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            "cache": (self.cache in ("none", "fp16", "bf16", "fp32"), "none, fp16, bf16 or fp32"),
             "lr": (self.lr > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup < 1, "a share below 1"),
@@ -86,6 +91,8 @@ class SSDSettings(DetectionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _must("size", self.size, self.size >= 32, "32 pixels or more")
+        if self.cache != "none" and self.augment:
+            raise UserError(f"cache={self.cache} keeps features of images that repeat; set augment=false as well")
 
 
 def _must(name: str, value: object, right: bool, wanted: str) -> None:

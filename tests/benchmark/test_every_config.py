@@ -96,6 +96,9 @@ def test_every_config_is_built(
     assert len(train) == len(place.data.samples["train"])
     assert len(val) == len(place.data.samples["val"])
     for item in (train[0], val[0]):
+        if isinstance(item["inputs"], tuple):  # kept feature maps
+            assert {maps.shape[0] for maps in item["inputs"]} <= set(place.backbone.channels)
+            continue
         assert item["inputs"].shape[0] == 3
         assert min(item["inputs"].shape[1:]) >= 32
     assert config.train_cfg.max_iters == task.settings.max_iters

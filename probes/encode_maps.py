@@ -1,0 +1,181 @@
+"""Images to the feature maps that are kept: decoded in threads while the backbone computes, in batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from probes import mmlab
+from probes.base import Context, NonFiniteLoss, Progress
+from probes.feature_cache import DTYPES, Maker, Recipe, as_dtype
+
+BATCH = 32
+META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
+
+
+@torch.inference_mode()
+def encode_maps(
+    wanted: Sequence[Sequence[int]],
+    load: Callable[[int], dict[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    preprocess: nn.Module,
+    backbone: nn.Module,
+    dtype: str,
+    *,
+    about: str,
+    workers: int = 2,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+    """(item, its maps (C, h, w) on the CPU in ``dtype``, shapes of its image) of all that is ``wanted``.
+
+    Items of one shard come in the order of their sizes, so that they go through the backbone together.
+
+    Args:
+        wanted: items of each shard; see ``probes.feature_cache.Maker``.
+        load: item → ``inputs`` (3, H, W) and ``data_samples`` as a pipeline packs them.
+        sizes: (height, width) of every item, to sort by.
+        preprocess: mmseg's or mmdet's data preprocessor, on the device that computes.
+        backbone: a ``FrozenBackbone`` there.
+        dtype: key of ``DTYPES``.
+        about: for messages.
+        workers: threads that decode; they never change a value.
+
+    Raises:
+        NonFiniteLoss: a map is not finite.
+        UserError: an image cannot be read, or a map does not fit into fp16.
+    """
+    if progress:
+        progress.start(f"encoding {about}", sum(map(len, wanted)))
+    for shard in wanted:
+        order = sorted(shard, key=lambda item: (sizes[item], item))
+        for items, packed in _batches(_in_threads(load, order, max(1, workers), batch_size), batch_size):
+            batch = preprocess({"inputs": [one["inputs"] for one in packed],
+                                "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
+            maps = backbone(batch["inputs"])
+            if not all(bool(one.isfinite().all()) for one in maps):
+                raise NonFiniteLoss(f"feature maps of {about} are not finite")
+            kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
+            for place, (item, sample) in enumerate(zip(items, batch["data_samples"], strict=True)):
+                facts = {key: _plain(sample.metainfo[key]) for key in META_KEYS if key in sample.metainfo}
+                yield item, [one[place] for one in kept], facts
+            if progress:
+                progress.advance(len(items))
+
+
+def keeping(
+    encoder: Mapping[str, Any],
+    scope: str,
+    load: Callable[[int], dict[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    identity: Mapping[str, Any],
+    dtype: str,
+    *,
+    about: str,
+    device: torch.device,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> tuple[Recipe, Maker]:
+    """What to hand to ``probes.feature_cache.ensure`` for the maps of a set's items.
+
+    Args:
+        encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
+        load, sizes, workers, progress: see ``encode_maps``.
+        identity: what the maps follow from besides the encoder: images, pipeline, views.
+        about: name of the set.
+        device: that encodes; its type is part of the identity, since another one rounds differently.
+    """
+    with DefaultScope.overwrite_default_scope(scope):
+        frozen = MODELS.build(encoder["backbone"])
+    backbone, layers = frozen.backbone, list(frozen.out_indices)
+    about = f"{backbone.name} on {about}"
+    recipe = Recipe(
+        "dense maps",
+        about,
+        {
+            **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
+            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "torch": torch.__version__,
+        },
+        (dtype,) * len(layers),
+        [maps_bytes(backbone, layers, size, dtype) for size in sizes],
+    )  # fmt: skip
+
+    def make(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+        with DefaultScope.overwrite_default_scope(scope):
+            preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
+        return encode_maps(
+            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress
+        )
+
+    return recipe, make
+
+
+def provide(config: Any, context: Context) -> list[str]:
+    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell.
+
+    Raises:
+        UserError: they do not fit (see ``probes.feature_budget``), or an image cannot be read.
+        NonFiniteLoss: a map is not finite.
+    """
+    mmlab.share(context.backbone_config, context.backbone)
+    notes: list[str] = []
+    for loader in (config.train_dataloader, config.val_dataloader):
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            dataset = DATASETS.build(loader.dataset)
+        dataset.open(context.progress, context.workers, context.device)
+        notes += dataset.notes
+        dataset.close()
+    return notes
+
+
+def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:
+    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
+    height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
+    cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
+    return sum(cells) * DTYPES[dtype][0].itemsize
+
+
+def _in_threads(
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], workers: int, ahead: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items in order, ``ahead`` of which are being loaded; decoding frees the interpreter."""
+    with ThreadPoolExecutor(workers) as pool:
+        left = iter(order)
+        waiting: list[tuple[int, Future[dict[str, Any]]]] = [
+            (item, pool.submit(load, item)) for item in islice(left, 2 * ahead)
+        ]
+        try:
+            while waiting:
+                item, future = waiting.pop(0)
+                yield item, future.result()
+                waiting += [(item, pool.submit(load, item)) for item in islice(left, 1)]
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _batches(
+    loaded: Iterable[tuple[int, dict[str, Any]]], batch_size: int
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Neighbours of one shape, ``batch_size`` at most."""
+    items: list[int] = []
+    packed: list[dict[str, Any]] = []
+    for item, one in loaded:
+        if items and (len(items) == batch_size or one["inputs"].shape != packed[0]["inputs"].shape):
+            yield items, packed
+            items, packed = [], []
+        items.append(item)
+        packed.append(one)
+    if items:
+        yield items, packed
+
+
+def _plain(value: Any) -> Any:
+    return [float(part) if isinstance(part, float) else int(part) for part in value]

@@ -1,0 +1,82 @@
+"""``cache ls|rm|check`` on a real home: features, a world, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from backbones import save_checkpoint
+from benchmark.__main__ import main
+from probes.feature_cache import Recipe, ensure
+from tests.backbones.mini import CONFIG, DATA, mini_clip
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    (tmp_path / "mini" / "abc").mkdir(parents=True)
+    (tmp_path / "mini" / "abc" / "picture.png").write_bytes(bytes(1000))
+    save_checkpoint(
+        tmp_path / "weights" / "clip.safetensors", mini_clip().state_dict(), architecture="open_clip/Mini",
+        model_config=CONFIG, data=DATA,
+    )  # fmt: skip
+    return tmp_path
+
+
+def store(number: int = 0):
+    recipe = Recipe("embeddings", f"clip on toys {number}", {"number": number}, ("fp32",), [16] * 3)
+    return ensure(recipe, lambda wanted: [(i, [torch.full((4,), float(i))], {}) for shard in wanted for i in shard])
+
+
+def test_ls_names_everything_with_its_size(capsys, home):
+    store().close()
+    assert main(["cache", "ls", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["kind"], row["about"]) for row in rows] == [
+        ("features", "embeddings: clip on toys 0"), ("mini", "worlds"), ("weights", "backbones' weights"),
+    ]  # fmt: skip
+    assert rows[1]["size"] == 1000 and rows[1]["name"] == "abc"
+    assert main(["cache", "ls"]) == 0
+    shown = capsys.readouterr().out
+    assert "clip on toys 0" in shown and "clip.safetensors" in shown and "of at most" in shown
+
+
+def test_rm_takes_names_kinds_and_ages(capsys, home):
+    first, second = store(0), store(1)
+    first.close()
+    second.close()
+    assert main(["cache", "rm"]) == 2 and "say what to remove" in capsys.readouterr().err
+    assert main(["cache", "rm", "nothing"]) == 2 and "nothing kept is called" in capsys.readouterr().err
+    assert main(["cache", "rm", first.folder.name[:12]]) == 0
+    assert not first.folder.exists() and second.folder.exists()
+    assert main(["cache", "rm", "--older-than", "1"]) == 0 and second.folder.exists()
+    os.utime(second.folder / "used", (0, 0))
+    assert main(["cache", "rm", "--older-than", "1", "--kind", "features"]) == 0 and not second.folder.exists()
+    assert (home / "mini" / "abc").exists()
+    assert main(["cache", "rm", "mini/abc"]) == 0 and not (home / "mini" / "abc").exists()
+
+
+def test_what_is_in_use_stays(capsys):
+    kept = store()
+    assert main(["cache", "rm", "--kind", "features"]) == 1 and "in use and stays" in capsys.readouterr().out
+    assert kept.folder.exists()
+
+
+def test_check_reads_every_byte(capsys, home):
+    kept = store()
+    kept.close()
+    assert main(["cache", "check"]) == 0 and "2 things are whole" in capsys.readouterr().out
+    shard = kept.folder / "00000.bin"
+    stat = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 1
+    with shard.open("r+b") as file:
+        file.write(data)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # neither size nor time tells
+    os.truncate(home / "weights" / "clip.safetensors", 2000)
+    assert main(["cache", "check"]) == 1
+    shown = capsys.readouterr().out
+    assert "the content of 00000.bin has changed" in shown and "clip.safetensors" in shown
