@@ -7,5 +7,9 @@ class SweepError(ValueError):
     exit_code = 2
 
 
+class NoSweep(SweepError):
+    """There is no such study, or no storage yet."""
+
+
 class TrialPruned(Exception):
     """The trial under way is bad enough to be stopped; it counts as finished, without a value of its own."""

@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from sqlalchemy import event
 
-from sweeps.errors import SweepError
+from sweeps.errors import NoSweep, SweepError
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"
 SQLITE_WAIT = 60.0  # seconds that a writer waits for another one
@@ -67,7 +67,7 @@ def open_storage(url: str, *, heartbeat: int, grace: int, create: bool) -> RDBSt
     shown = hide(url)
     if path is not None and not path.exists():
         if not create:
-            raise SweepError(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
+            raise NoSweep(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
         if not path.parent.is_dir():
             raise SweepError(f"--storage {shown}: there is no folder {path.parent}")
     arguments: dict[str, Any] = {"pool_pre_ping": True}
@@ -113,7 +113,7 @@ def _must_have_schema(url: str, shown: str) -> None:
     engine = sqlalchemy.create_engine(url)
     try:
         if not sqlalchemy.inspect(engine).has_table("studies"):
-            raise SweepError(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
+            raise NoSweep(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
     finally:
         engine.dispose()
 

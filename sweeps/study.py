@@ -12,7 +12,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from sweeps.errors import SweepError
+from sweeps.errors import NoSweep, SweepError
 from sweeps.objective import Objective
 from sweeps.space import Space
 from sweeps.storage import hide, open_storage, storage_url
@@ -179,7 +179,7 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
             )
         name = known[0]
     elif name not in known:
-        raise SweepError(f"no study {name!r} at {hide(url)}; there: {', '.join(known) or 'none'}")
+        raise NoSweep(f"no study {name!r} at {hide(url)}; there: {', '.join(known) or 'none'}")
     study = optuna.load_study(storage=opened, study_name=name)
     if "identity" not in study.user_attrs:
         raise SweepError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
@@ -187,10 +187,14 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
 
 
 def stored_identity(name: str, storage: str | None) -> Mapping[str, Any] | None:
-    """What a study was started with, or None when there is no such study (or storage) yet."""
+    """What a study was started with, or None when there is no such study (or storage) yet.
+
+    Raises:
+        SweepError: the storage cannot be used, or the study is not one of ours.
+    """
     try:
         return load_sweep(name, storage).facts["identity"]
-    except SweepError:
+    except NoSweep:
         return None
 
 

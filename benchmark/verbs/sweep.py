@@ -238,7 +238,6 @@ def _show(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from benchmark.progress import console
     from sweeps.study import load_sweep
     from sweeps.summary import trial_rows
 
@@ -247,7 +246,7 @@ def _show(options: argparse.Namespace) -> int:
     tasks = list(sweep.facts.get("tasks", {}))
     table = Table(title=f"{sweep.name}: gains over clip-ft in %", title_justify="left", title_style="dim")
     table.add_column("trial", justify="right")
-    table.add_column("λ")
+    table.add_column("λ", no_wrap=True)
     for objective in sweep.objectives:
         table.add_column(escape(objective.label.replace(" over clip-ft (%)", "")), justify="right")
     for task in tasks:
@@ -262,7 +261,7 @@ def _show(options: argparse.Namespace) -> int:
             + (f": {row['reason']}" if row["reason"] else "")
         )
         table.add_row(str(row["number"]), escape(row["cell"]), *values, *gains, escape(state))
-    console.print(table)
+    _print_table(table)
     _print_summary(sweep)
     return 0
 
@@ -272,7 +271,6 @@ def _print_summary(sweep: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from benchmark.progress import console
     from sweeps.summary import noise_values, summary
 
     rows = summary(sweep)
@@ -284,13 +282,13 @@ def _print_summary(sweep: Any) -> None:
         title_justify="left",
         title_style="dim",
     )
-    for name in ("", "metric", "best λ"):
-        table.add_column(name)
+    for name in ("", "best λ"):
+        table.add_column(name, no_wrap=True)
     for name in ("value", "all λ at base", "clip-ft", "noise"):
         table.add_column(name, justify="right")
     table.add_column("")
     for number, row in enumerate(rows):
-        arrow = "↑" if row.sign > 0 else "↓"
+        what = escape(f"{row.what} {row.metric}".strip()) + (" ↑" if row.sign > 0 else " ↓")
         values = [_number(value) for value in (row.value, row.base, row.baseline, row.noise)]
         verdict = (
             ""
@@ -300,10 +298,17 @@ def _print_summary(sweep: Any) -> None:
             else "within noise"
         )
         last = number + 1 == len(sweep.objectives)
-        table.add_row(
-            escape(row.what), f"{row.metric} {arrow}".strip(), escape(row.best), *values, verdict, end_section=last
-        )
-    console.print(table)
+        table.add_row(what, escape(row.best), *values, verdict, end_section=last)
+    _print_table(table)
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    from benchmark.progress import console
+
+    # a file has no width to keep to
+    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
 
 
 def _print_state(sweep: Any) -> int:

@@ -1,0 +1,146 @@
+"""Sweeps from the command line: real trainings on the smoke suite, real probes, a real study, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+
+from backbones.cliptex.recipes import RECIPES, read_recipe
+from benchmark.__main__ import main
+from benchmark.sweeping import Request, fixed_settings, held_lambdas, make_recipe
+from sweeps.errors import SweepError
+
+TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
+LAUNCH = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--lambdas", "seg", "--values", "1,10"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_sweep_from_launch_to_recipe(here, capsys):
+    assert main([*LAUNCH, "--seeds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "smoke-linear: 2 of 2 cells done" in shown and "over 2 seeds" in shown
+    study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
+    client = MlflowClient(study.user_attrs["mlflow"]["uri"])
+    experiment = client.get_experiment_by_name("sweep-smoke")
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = runs[study.user_attrs["mlflow"]["run"]]
+    recipes = [run.data.tags["recipe"] for run in runs.values() if run.data.tags.get("stage") == "train"]
+    assert sorted(recipes) in (["clip", "clip-ft", *["cliptex"] * 3], ["clip-ft", *["cliptex"] * 3]), (
+        "nothing is trained twice"
+    )
+    for trial in trials:
+        run = runs[trial.user_attrs["mlflow.run"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        trained = runs[run.data.tags["train.run"]]
+        assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
+        assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
+        assert Path(run.data.tags["weights.file"]).is_file()
+        assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
+        for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
+            assert metric in run.data.metrics
+    plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "plots")}
+    assert {"history.html", "slice.html", "parallel_coordinates.html"} <= plots
+    assert {"best_recipe.json", "summary.json", "trials.json"} <= {
+        f.path for f in client.list_artifacts(parent.info.run_id)
+    }
+    recipe = read_recipe(here / "smoke-linear-best.json")
+    assert recipe.lambda_seg == study.best_params["lambda_seg"] and recipe.epochs == 1.0 and recipe.batch_size == 32
+
+    assert main([*LAUNCH, "--seeds", "2"]) == 0, "all is done: the table again, and no new run"
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    capsys.readouterr()
+    assert main(["sweep", "status"]) == 0
+    assert "2 of 2 cells done, 0 running, 0 left" in capsys.readouterr().out
+    assert main(["sweep", "best", "--out", "best.json"]) == 0
+    assert json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
+    assert main(["sweep", "show"]) == 0
+    assert "mini-retrieval/retrieval" in capsys.readouterr().out
+
+    assert main([*LAUNCH, "--set", "epochs=2"]) == 2
+    assert "fixed.epochs: 1.0 → 2.0" in capsys.readouterr().err
+    assert main([*LAUNCH, "--values", "1,5"]) == 2
+    assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
+    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell
+    assert (
+        main(
+            [*LAUNCH, "--study", "more", "--values", "1,10", "--seeds", "1", "--objective", "mini-class/zero-shot/top1"]
+        )
+        == 0
+    )
+    stages = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("stage") == "train"]
+    assert len(stages) == len(recipes)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--set", "lamda_seg=1"], "no setting of the recipe; did you mean lambda_seg"),
+        (["--set", "seed=1"], "--seed"),
+        (["--vary", "learning=1,2"], "--vary learning"),
+        (["--values", "a,b"], "numbers separated by commas"),
+        (["--objective", "mini-class/zero-shot/mIoU"], "has top1"),
+        (["--objective", "dense"], "none of the chosen tasks"),
+        (["--prune", "val/i2t_R@1"], "linear search compares finished trials"),
+        (["--search", "tpe", "--prune", "val/i2t_R@1"], "val_pairs"),
+        (["--search", "tpe", "--range", "0,1"], "0 < LOW"),
+        (["--search", "cmaes", "--objective", "gain,zero-shot"], "one objective"),
+        (["--init", "random"], "leave out --init"),
+        (["--workers", "-1"], "--workers"),
+        (["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"], "every lambda is 0"),
+        (["--storage", "sweeps.db"], "no database address"),
+        (["--recipe", "clip"], "give cliptex or a recipe file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_before_any_work(here, capsys, extra, says):
+    assert main([*LAUNCH, *extra]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1
+    assert not list(here.glob("*.db")), "nothing was made"
+
+
+def test_verbs_without_a_study(here, capsys):
+    for verb in ("status", "best", "show", "worker"):
+        assert main(["sweep", verb]) == 2
+        assert "start one with `sweep launch`" in capsys.readouterr().err
+    assert not list(here.iterdir())
+    assert main(["sweep", "launch", "--suite", "paper"]) == 2
+    assert "say --init, --pairs and --labels" in capsys.readouterr().err
+
+
+def test_recipes_of_trials_share_all_but_their_params(tmp_path):
+    (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
+    request = Request(recipe=str(tmp_path / "mine.toml"), changes=["epochs=2", "lambda_normal=0"], seed=3)
+    fixed = json.loads(json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0})))
+    assert fixed == {
+        "recipe": "cliptex",
+        "lr": 2e-5,
+        "epochs": 2.0,
+        "batch_size": 64,
+        "experts": ["seg", "depth"],
+        "seed": 3,
+    }
+    assert held_lambdas(request) == {"lambda_normal": 0.0}
+    trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
+    assert (trial.lambda_seg, trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
+    base = make_recipe("clip-ft", fixed, {}, 3)
+    assert base.tasks == () and (base.lr, base.epochs, base.batch_size) == (2e-5, 2.0, 64)
+    assert base.lambda_clip == RECIPES["clip-ft"].lambda_clip
+    with pytest.raises(ValueError, match="lambda must be 0 or more"):
+        make_recipe("cliptex", fixed, {"lambda_seg": -1.0}, 0)
+    assert issubclass(SweepError, ValueError)
