@@ -25,6 +25,7 @@ VERBS = {
     "label": "let experts write pseudo-labels for image-caption pairs",
     "labels": "check or draw pseudo-labels",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
+    "report": "compare what is in MLflow: one page, and tables for a paper",
     "ui": "MLflow's own UI on the right store",
 }
 
