@@ -163,19 +163,18 @@ def write_gallery(
         UserError: it cannot be written.
     """
     index: list[dict[str, str]] = []
-    with replacing(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack:
-            for number, (name, pictures) in enumerate(images):
-                entry = {"name": name}
-                for role, picture in pictures.items():
-                    lossless = flat and role != "image"
-                    entry[role] = f"{number:03d}-{role}.{'png' if lossless else 'webp'}"
-                    pack.writestr(entry[role], _encoded(_fit(picture, side), lossless))
-                index.append(entry)
-            if legend is not None:
-                pack.writestr("legend.png", _encoded(Image.fromarray(legend), True))
-            facts = {"images": index, "legend": "legend.png" if legend is not None else None}
-            pack.writestr("index.json", json.dumps(facts))
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack:
+        for number, (name, pictures) in enumerate(images):
+            entry = {"name": name}
+            for role, picture in pictures.items():
+                lossless = flat and role != "image"
+                entry[role] = f"{number:03d}-{role}.{'png' if lossless else 'webp'}"
+                pack.writestr(entry[role], _encoded(_fit(picture, side), lossless))
+            index.append(entry)
+        if legend is not None:
+            pack.writestr("legend.png", _encoded(Image.fromarray(legend), True))
+        facts = {"images": index, "legend": "legend.png" if legend is not None else None}
+        pack.writestr("index.json", json.dumps(facts))
     return path
 
 

@@ -141,7 +141,9 @@ def _sample(
                 compute = whole[number].metrics[metric]
                 again = float(compute(np.ones((1, len(images)), np.float32))[0])
                 if not abs(again - value) <= AGREES * max(1.0, abs(value)):
-                    doubted.append(f"{backbone} · {column.title} · {metric} (stored {value:.4g}, from images {again:.4g})")
+                    doubted.append(
+                        f"{backbone} · {column.title} · {metric} (stored {value:.4g}, from images {again:.4g})"
+                    )
                     rows = []
                     break
                 rows.append(enlarged(compute(weights[images]), again, len(images)))
@@ -196,9 +198,13 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
         notes.append("One seed: the intervals hold the noise of images, not of training. Run with --seeds 3 or more.")
     elif len({tuple(seeds) for seeds in selection.seeds.values()}) > 1:
         told = ", ".join(f"{name} {', '.join(map(str, seeds))}" for name, seeds in selection.seeds.items())
-        notes.append(f"Seeds differ ({told}); a difference is paired by seed only where both sides have the same seeds.")
+        notes.append(
+            f"Seeds differ ({told}); a difference is paired by seed only where both sides have the same seeds."
+        )
     cells = [cell for found in selection.cells.values() for cell in found]
-    partial = sorted({cell.run.tags.get("dataset", "") for cell in cells if cell.run.tags.get("data.partial") == "true"})
+    partial = sorted(
+        {cell.run.tags.get("dataset", "") for cell in cells if cell.run.tags.get("data.partial") == "true"}
+    )
     if partial:
         notes.append(f"Partial data: {', '.join(partial)}. These numbers cannot be compared with published ones.")
     few = sorted((count, column.title) for column, count in analysis.images.items() if count < 100)

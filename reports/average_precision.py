@@ -18,8 +18,8 @@ class Matches:
     Args:
         image_ids: (N,) in the order of the images.
         class_objects: (N, classes) number of objects that are no crowd.
-        detections: COCO result list with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU threshold).
-        kind: ``bbox`` or ``segm``.
+        detections: COCO result list with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU
+        threshold). kind: ``bbox`` or ``segm``.
 
     Raises:
         KeyError: the detections do not say what they matched.
@@ -43,8 +43,8 @@ class Matches:
     def precision(self, weights: np.ndarray) -> np.ndarray:
         """AP (0–1) at each IoU threshold of every draw, the mean over classes that have an object in the draw.
 
-        Counting an image k times gives what pycocotools gives for k copies of it. Precision is looked at where a detection is right
-        only: between those it can only fall, and the interpolation takes the best to the right (COCO's 101 recall points).
+        Counting an image k times gives what pycocotools gives for k copies of it. Precision is looked at where a detection is
+        right only: between those it can only fall, and the interpolation takes the best to the right (COCO's 101 recall points).
 
         Args:
             weights: (R, N) how often each image is in each draw, >= 0.

@@ -53,12 +53,27 @@ def markdown(report: Report) -> str:
         lines += [f"## λ search: {view.study.name}", "", view.headline, "", _row(heads), _row(["---"] * len(heads))]
         for row in view.rows:
             trial = row["trial"]
-            params = [f"{trial.params[name]:g}" if name in trial.params else "–" for name in view.params]
+            params = [_plain(view.text(trial.params[name])) if name in trial.params else "–" for name in view.params]
             values = [
-                f"**{number(x, 3)}**" if best else number(x, 3) for x, best in zip(row["values"], row["best"], strict=True)
+                f"**{number(x, 3)}**" if best else number(x, 3)
+                for x, best in zip(row["values"], row["best"], strict=True)
             ]
             lines.append(_row([_plain(trial.name), *params, *values, _plain(trial.state)]))
         lines.append("")
+        if view.study.summary:
+            lines += [_row(["what", "best", "value", "base", "clip-ft", "noise (s)"]), _row(["---"] * 6)]
+            for row in view.study.summary:
+                numbers = [number(_float(row.get(key)), 3) for key in ("value", "base", "baseline", "noise")]
+                lines.append(
+                    _row(
+                        [
+                            _plain(f"{row.get('what')} {row.get('metric') or ''}".strip()),
+                            _plain(str(row.get("best"))),
+                            *numbers,
+                        ]
+                    )
+                )
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -146,6 +161,10 @@ def _values(name: str, cell: TableCell, head: Head) -> list[object]:
     ]  # fmt: skip
 
 
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
 def _exact(value: float) -> str:
     return repr(float(value)) if value == value else ""
 
@@ -160,8 +179,8 @@ def latex(report: Report) -> str:
         metrics = " & ".join(f"{_tex(head.words)} {arrows[head.sign]}" for head in table.heads)
         parts += [
             "\\begin{table}[t]", "\\centering",
-            f"\\caption{{{_tex(table.title)}. Bold: better than every other backbone by its 95\\,\\% interval; in small print the "
-            f"difference to {_tex(report.baseline)}, with $\\ast$ where its interval leaves out zero.}}",
+            f"\\caption{{{_tex(table.title)}. Bold: better than every other backbone by its 95\\,\\% interval; in small print "
+            f"the difference to {_tex(report.baseline)}, with $\\ast$ where its interval leaves out zero.}}",
             f"\\label{{tab:{table.id}}}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule",
             f" & {tasks} \\\\", f"Backbone & {metrics} \\\\", "\\midrule",
         ]  # fmt: skip
@@ -177,7 +196,9 @@ def latex(report: Report) -> str:
             " & ".join([*heads, *(_tex(name) for name in view.names)]) + " \\\\", "\\midrule",
         ]  # fmt: skip
         for row in view.rows:
-            params = [f"{row['trial'].params[n]:g}" if n in row["trial"].params else "--" for n in view.params]
+            params = [
+                _tex(view.text(row["trial"].params[n])) if n in row["trial"].params else "--" for n in view.params
+            ]
             values = [
                 f"\\textbf{{{_tex_number(x, 2)}}}" if best else _tex_number(x, 2)
                 for x, best in zip(row["values"], row["best"], strict=True)

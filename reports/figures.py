@@ -261,9 +261,7 @@ def training_curves(store: Store, analysis: Analysis, advance: Callable[[], None
         for name, seed, run in runs[:FEW]:
             metric = "train/loss_clip" if "train/loss_clip" in run.metrics else "train/loss"
             data.append(_curve(store, run, metric, name, paint[name], seed))
-        figures.append(
-            _curves("train-loss", "Training of the backbones", "Contrastive loss; one line a seed.", data)
-        )
+        figures.append(_curves("train-loss", "Training of the backbones", "Contrastive loss; one line a seed.", data))
         advance()
     for place, column in enumerate(_with_curves(analysis)[: max(1, FEW // max(1, len(analysis.selection.backbones)))]):
         data = []
@@ -272,9 +270,7 @@ def training_curves(store: Store, analysis: Analysis, advance: Callable[[], None
             if cell is not None and "train/loss" in cell.run.metrics:
                 data.append(_curve(store, cell.run, "train/loss", name, paint[name], cell.seed))
         if data:
-            figures.append(
-                _curves(f"probe-loss-{place}", column.title, "Loss of the probe, first seed.", data)
-            )
+            figures.append(_curves(f"probe-loss-{place}", column.title, "Loss of the probe, first seed.", data))
         advance()
     return figures
 

@@ -124,7 +124,9 @@ def _gallery(store: Store, analysis: Analysis, column: Column, budget: int) -> t
                 predictions.append((backbone, None))
                 continue
             pack = packs[backbone]
-            value = float(scores[backbone][place]) if backbone in scores and np.isfinite(scores[backbone][place]) else None
+            value = (
+                float(scores[backbone][place]) if backbone in scores and np.isfinite(scores[backbone][place]) else None
+            )
             predictions.append((backbone, Tile(_uri(pack, pack.index[name]["prediction"]), backbone, value)))
         rows.append(
             Row(name, why, Tile(_uri(*files[0]), "image"), Tile(_uri(*files[1]), "truth"), predictions)

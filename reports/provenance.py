@@ -48,9 +48,7 @@ def provenance(store: Store, selection: Selection) -> Provenance:
     data: dict[tuple[str, str], dict[str, Any]] = {}
     protocols: list[tuple[Column, dict[str, Any]]] = []
     for column in selection.columns:
-        cell = next(
-            cells[0] for name in selection.backbones if (cells := selection.cells.get((name, column), []))
-        )
+        cell = next(cells[0] for name in selection.backbones if (cells := selection.cells.get((name, column), [])))
         tags = cell.run.tags
         data.setdefault(
             (tags.get("dataset", ""), tags.get("data.fingerprint", "")),
@@ -63,7 +61,7 @@ def provenance(store: Store, selection: Selection) -> Provenance:
     return Provenance(weights, list(data.values()), protocols, _differences(protocols), facts.get("environment", {}))
 
 
-def read_json(store: Store, run: StoredRun, name: str) -> dict[str, Any]:
+def read_json(store: Store, run: StoredRun, name: str) -> Any:
     """A JSON artifact; {} where the run has none.
 
     Raises:
@@ -73,8 +71,7 @@ def read_json(store: Store, run: StoredRun, name: str) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrackingError(
             f"the artifact {name} of run {run.id} ({run.name}) is damaged ({type(error).__name__}); "

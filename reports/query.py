@@ -1,4 +1,4 @@
-"""Reading back: an MLflow store → plain runs → one tidy table. Bulk requests only; artifacts are fetched one by one when asked for."""
+"""Reading back: an MLflow store → plain runs → one tidy table. Bulk requests only; artifacts are fetched when asked for."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from reports.study import (
     study_figures,
     study_headline,
     study_rows,
+    value_text,
 )
 from reports.study import _label as study_label
 from reports.tables import Table, experts_table, interval, number, overview, sections
@@ -51,6 +52,10 @@ class StudyView:
     @staticmethod
     def label(name: str) -> str:
         return study_label(name)
+
+    @staticmethod
+    def text(value: float | str) -> str:
+        return value_text(value)
 
 
 @dataclass
@@ -123,7 +128,9 @@ class Report:
             rank = analysis.ranks.get(name)
             told = [analysis.verdict(name, column) for column in analysis.selection.columns]
             words = {"win": "won", "loss": "lost", "tie": "undecided", "unknown": "without interval"}
-            counts = [f"{told.count(key)} {word}" for key, word in words.items() if told.count(key) or key in ("win", "loss")]
+            counts = [
+                f"{told.count(key)} {word}" for key, word in words.items() if told.count(key) or key in ("win", "loss")
+            ]
             gain = analysis.gains.get(name)
             found.append(
                 {
@@ -156,7 +163,9 @@ class Request:
     draws: int = DRAWS
 
 
-def build(request: Request, start: Callable[[str, int], None] | None = None, advance: Callable[[], None] | None = None) -> Report:
+def build(
+    request: Request, start: Callable[[str, int], None] | None = None, advance: Callable[[], None] | None = None
+) -> Report:
     """Read the store and work everything out.
 
     Args:
@@ -189,7 +198,7 @@ def build(request: Request, start: Callable[[str, int], None] | None = None, adv
     found = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
     studies = []
     for name in sorted({run.tags[STUDY_TAG] for run in runs if run.tags.get(STUDY_TAG)}):
-        study = build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name])
+        study = build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
         if study.complete:
             studies.append(_view(study))
     count = sum(len(cells) for cells in selection.cells.values())
@@ -217,7 +226,9 @@ def _study_report(store: Store, request: Request) -> Report:
     if len(study.varied) > 1:
         lines.append(f"Varied: {', '.join(study_label(name) for name in study.varied)}.")
     notes = [note + "." for note in study.notes]
-    notes.append("Trials have one seed each: how large the noise of seeds is, they do not say.")
+    notes.append(
+        "Trials have one seed each. The noise of seeds is measured on the base setting, where the sweep did so (noise below)."
+    )
     return Report(
         title=f"λ search: {study.name}",
         subtitle=f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
@@ -255,7 +266,9 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
             else:
                 written.append(write_text(out / "tables.tex", latex(report)))
     except OSError as error:
-        raise TrackingError(f"cannot write the report to {out}: {error.strerror or error}; give another --out") from error
+        raise TrackingError(
+            f"cannot write the report to {out}: {error.strerror or error}; give another --out"
+        ) from error
     return written
 
 

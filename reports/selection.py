@@ -12,7 +12,16 @@ from reports.query import Scored, Store, StoredRun, scored
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text")
 PROBES = ("linear", "deeplabv3", "pspnet", "ssd", "mask-rcnn", "zero-shot", "retrieval")
-DATASETS = ("voc", "ade20k", "coco", "nyu-depth", "nyu-normal", "imagenet", "places365", "flickr30k")  # the paper's order
+DATASETS = (
+    "voc",
+    "ade20k",
+    "coco",
+    "nyu-depth",
+    "nyu-normal",
+    "imagenet",
+    "places365",
+    "flickr30k",
+)  # the paper's order
 NO_HOLE = ""
 
 
@@ -197,7 +206,12 @@ def _newest(cells: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
             f"{count} runs of {name} with older weights are left out (name them with --backbone {name}@SHA to see them)"
         )
     unfinished = Counter(cell.status for cell in cells if not cell.metrics)
-    words = {"FAILED": "failed", "KILLED": "were interrupted", "RUNNING": "are still running", "FINISHED": "have no number"}
+    words = {
+        "FAILED": "failed",
+        "KILLED": "were interrupted",
+        "RUNNING": "are still running",
+        "FINISHED": "have no number",
+    }
     notes += [f"{count} task runs {words.get(status, status)}" for status, count in sorted(unfinished.items())]
     return list(kept.values()), notes
 

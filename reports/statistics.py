@@ -2,13 +2,13 @@
 
 Two things are random: which images the validation set holds, and the seed of training and probing.
 
-* **Images**: the bootstrap (Efron, Tibshirani 1993, chapter 6): draw as many images as there are with replacement, compute the metric
-  of the whole draw (mIoU from summed areas, AP from pooled detections – never the mean of single images' scores), take the spread over
-  draws. All backbones and all tasks on the same images see the same draws, so that differences are *paired*. Deviations are scaled by
-  √(N / (N − 1)), the bootstrap's known shortfall (same place, section 5.3).
+* **Images**: the bootstrap (Efron, Tibshirani 1993, chapter 6): draw as many images as there are with replacement, compute
+  the metric of the whole draw (mIoU from summed areas, AP from pooled detections – never the mean of single images' scores),
+  take the spread over draws. All backbones and all tasks on the same images see the same draws, so that differences are
+  *paired*. Deviations are scaled by √(N / (N − 1)), the bootstrap's known shortfall (same place, section 5.3).
 * **Seeds**: the mean over S seeds is off by (s / √S) · t with S − 1 degrees of freedom (Student 1908).
-* **Both**: the two errors are independent and add: the distribution of their sum (the Behrens–Fisher construction; Fisher 1935) gives
-  the interval. Where seeds are equal on both sides of a difference, seeds are paired as well.
+* **Both**: the two errors are independent and add: the distribution of their sum (the Behrens–Fisher construction; Fisher
+  1935) gives the interval. Where seeds are equal on both sides of a difference, seeds are paired as well.
 
 With a single seed an interval speaks of images alone: of these very weights, not of the recipe that made them.
 """
@@ -53,7 +53,11 @@ class Estimate:
 
     def within(self, least: float, most: float) -> Estimate:
         """The same with its interval cut to what the number can be."""
-        return replace(self, low=max(self.low, min(least, self.value)), high=min(self.high, max(most, self.value))) if self.known else self
+        return (
+            replace(self, low=max(self.low, min(least, self.value)), high=min(self.high, max(most, self.value)))
+            if self.known
+            else self
+        )
 
     def verdict(self, sign: int = 1) -> str:
         """``win``, ``loss`` or ``tie``: a difference counts only when its interval leaves out zero; ``unknown`` without one.

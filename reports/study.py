@@ -12,10 +12,12 @@ import numpy as np
 
 from reports.errors import TrackingError
 from reports.figures import BASE, COLOURS, Figure
+from reports.provenance import read_json
 from reports.query import Store, StoredRun, why
 from reports.tables import number
 
-STUDY_TAG = "sweep.study"
+STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
+LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median")  # less is better
 SHORT = {"lambda_clip": "λ clip", "lambda_seg": "λ seg", "lambda_depth": "λ depth", "lambda_normal": "λ normal"}
 
 
@@ -24,14 +26,14 @@ class Trial:
     """One trial: what was varied, and what came out.
 
     Attributes:
-        params: λ name → value, and whatever else was varied.
+        params: what was varied or held → value; numbers as float.
         objectives: name → value; empty when it did not finish.
         state: ``complete``, or why there is no value.
     """
 
     run: StoredRun
     name: str
-    params: dict[str, float]
+    params: dict[str, float | str]
     objectives: dict[str, float]
     state: str = "complete"
 
@@ -43,6 +45,7 @@ class Study:
     Attributes:
         directions: objective → +1 (more is better) or -1.
         varied: parameters with more than one value, λs first.
+        summary: what the sweep says of each objective and task: best, base and clip-ft with the noise of seeds.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Study:
     directions: dict[str, int]
     varied: list[str]
     notes: list[str] = field(default_factory=list)
+    summary: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def complete(self) -> list[Trial]:
@@ -87,67 +91,49 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
         raise TrackingError(f"no study {name!r} in the MLflow store; {hint}")
-    study = build_study(name, mine)
+    study = build_study(name, mine, store)
     if not study.complete:
         raise TrackingError(f"no trial of study {name!r} is finished; continue the sweep, then report again")
     return study
 
 
-def build_study(name: str, runs: Sequence[StoredRun]) -> Study:
-    """A study from its runs: those with λ parameters are trials, one without is the parent."""
-    parent = next((run for run in runs if not _lambdas(run) and not run.parent), None)
+def build_study(name: str, runs: Sequence[StoredRun], store: Store | None = None) -> Study:
+    """A study from its runs: those tagged as trials, and the parent of all, whose summary is read when ``store`` is given."""
+    parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
     directions: dict[str, int] = {}
     trials: dict[tuple, Trial] = {}
     replaced = 0
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
-        params = _lambdas(run)
-        if run is parent or not params:
+        if "trial" not in run.tags or not run.params:
             continue
-        values = {
-            key.removeprefix("objective/"): value
-            for key, value in run.metrics.items()
-            if key == "objective" or key.startswith("objective/")
-        }
-        if len(values) > 1:
-            values.pop("objective", None)  # the first one under its general name
+        values = {k.removeprefix("objective/"): v for k, v in run.metrics.items() if k.startswith("objective/")}
         finished = run.status == "FINISHED" and values
         for key in values:
-            directions.setdefault(key, _direction(key, run, parent))
+            directions.setdefault(key, -1 if key.rpartition("/")[2] in LOWER else 1)
         state = "complete" if finished else "no value" if run.status == "FINISHED" else why(run)
-        trial = Trial(run, run.tags.get("trial", run.name), params, values if finished else {}, state)
-        key = tuple(sorted(params.items())) + ((run.tags.get("seed", ""),) if run.tags.get("seed") else ())
-        if key in trials and trials[key].objectives:
+        params = {key: _number(value) for key, value in run.params.items()}
+        trial = Trial(run, run.tags["trial"], params, values if finished else {}, state)
+        cell = tuple(sorted(run.params.items()))
+        if cell in trials and trials[cell].objectives:
             replaced += 1
             if not trial.objectives:
                 continue
-        trials[key] = trial
+        trials[cell] = trial
     found = list(trials.values())
     varied = [n for n in _in_order({n for t in found for n in t.params}) if len({t.params.get(n) for t in found}) > 1]
     notes = [f"{replaced} trials ran the same cell again; the newest finished one counts"] if replaced else []
     if broken := [trial for trial in found if not trial.objectives]:
-        notes.append(f"{len(broken)} of {len(found)} trials have no value: {broken[0].state}")
-    return Study(name, parent, found, directions, varied, notes)
+        notes.append(f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}")
+    told = read_json(store, parent, "summary.json") if store is not None and parent is not None else []
+    rows = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+    return Study(name, parent, found, directions, varied, notes, rows)
 
 
-def _lambdas(run: StoredRun) -> dict[str, float]:
-    found = {}
-    for key, value in run.params.items():
-        if key.startswith("lambda_"):
-            try:
-                found[key] = float(value)
-            except ValueError:
-                continue
-    return found
-
-
-def _direction(objective: str, run: StoredRun, parent: StoredRun | None) -> int:
-    for place in (run, parent):
-        told = place.tags.get("sweep.directions", "") if place is not None else ""
-        for pair in told.split(","):
-            name, _, way = pair.rpartition(":")
-            if name == objective:
-                return -1 if way.strip() in ("minimize", "-1") else 1
-    return 1
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _in_order(names: set[str]) -> list[str]:
@@ -178,20 +164,20 @@ def _label(name: str) -> str:
 def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:
     """Best value over all other parameters in each cell of two λs; None unless some λ meets several of the other."""
     sign = study.directions[objective]
-    best: dict[tuple[float, float], Trial] = {}
+    best: dict[tuple, Trial] = {}
     for trial in study.complete:
         if a in trial.params and b in trial.params and objective in trial.objectives:
             key = trial.params[a], trial.params[b]
             if key not in best or sign * trial.objectives[objective] > sign * best[key].objectives[objective]:
                 best[key] = trial
-    xs, ys = sorted({x for x, _ in best}), sorted({y for _, y in best})
+    xs, ys = sorted({x for x, _ in best}, key=_order), sorted({y for _, y in best}, key=_order)
     if len(xs) < 2 or len(ys) < 2:
         return None
     z = [[best[x, y].objectives[objective] if (x, y) in best else None for x in xs] for y in ys]
     text = [[number(v, 2) if v is not None else "not tried" for v in row] for row in z]
     data = [
         {
-            "type": "heatmap", "x": [f"{x:g}" for x in xs], "y": [f"{y:g}" for y in ys], "z": z, "text": text,
+            "type": "heatmap", "x": [value_text(x) for x in xs], "y": [value_text(y) for y in ys], "z": z, "text": text,
             "texttemplate": "%{text}", "hovertemplate": f"{_label(a)} %{{x}}, {_label(b)} %{{y}}: %{{text}}<extra></extra>",
             "colorscale": "Viridis", "reversescale": sign < 0, "xgap": 3, "ygap": 3,
             "colorbar": {"title": {"text": objective}, "thickness": 10, "outlinewidth": 0},
@@ -202,7 +188,10 @@ def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:
         "yaxis": {"type": "category", "title": {"text": _label(b)}, "showgrid": False},
         "margin": {"l": 56, "r": 8, "t": 8, "b": 46},
     }
-    told = "; ".join(f"{_label(a)} {x:g}, {_label(b)} {y:g}: {number(t.objectives[objective], 2)}" for (x, y), t in best.items())
+    told = "; ".join(
+        f"{_label(a)} {value_text(x)}, {_label(b)} {value_text(y)}: {number(t.objectives[objective], 2)}"
+        for (x, y), t in best.items()
+    )
     title, caption = f"{_label(a)} × {_label(b)}", f"{objective}; where other λs vary too, the best of them."
     return Figure(f"heat-{a}-{b}", title, caption, told, {"data": data, "layout": layout}, 300)
 
@@ -211,13 +200,14 @@ def _slices(study: Study, objective: str) -> Figure:
     data = []
     for place, name in enumerate(study.varied):
         there = sorted(
-            (t.params[name], t.objectives[objective])
+            (value, t.objectives[objective])
             for t in study.complete
-            if name in t.params and objective in t.objectives
+            if isinstance(value := t.params.get(name), float) and objective in t.objectives
         )
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": _label(name), "x": [x for x, _ in there], "y": [y for _, y in there],
+                "type": "scatter", "mode": "markers", "name": _label(name),
+                "x": [x for x, _ in there], "y": [y for _, y in there],
                 "marker": {"color": COLOURS[place % len(COLOURS)], "size": 8, "opacity": 0.8},
                 "hovertemplate": f"{_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>",
             }
@@ -240,7 +230,11 @@ def _pareto(study: Study, first: str, second: str) -> Figure:
     data: list[dict[str, Any]] = []
     for on, name, colour, size in groups:
         there = sorted(
-            (t for t in study.complete if (t.run.id in front) == on and first in t.objectives and second in t.objectives),
+            (
+                t
+                for t in study.complete
+                if (t.run.id in front) == on and first in t.objectives and second in t.objectives
+            ),
             key=lambda t: t.objectives[first],
         )
         data.append(
@@ -263,7 +257,17 @@ def _pareto(study: Study, first: str, second: str) -> Figure:
 
 def settings(trial: Trial) -> str:
     """A trial's λs in a line."""
-    return ", ".join(f"{_label(name)} {trial.params[name]:g}" for name in _in_order(set(trial.params)))
+    return ", ".join(f"{_label(name)} {value_text(trial.params[name])}" for name in _in_order(set(trial.params)))
+
+
+def value_text(value: float | str) -> str:
+    """A parameter's value, short."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _order(value: float | str) -> tuple[bool, float, str]:
+    """Numbers by size, then words."""
+    return (True, 0.0, value) if isinstance(value, str) else (False, value, "")
 
 
 def study_rows(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
@@ -288,6 +292,18 @@ def study_rows(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     return names, rows
 
 
+def _clear(study: Study) -> str:
+    """Whether best and base differ by more than twice the noise of a difference of two seeds, 2 √2 s."""
+    row = next(iter(study.summary), None)
+    if row is None or not all(
+        isinstance(row.get(k), int | float) and np.isfinite(row[k]) for k in ("value", "base", "noise")
+    ):
+        return "; how large the noise of seeds is, is not known"
+    clear = abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"]
+    told = "more" if clear else "no more"
+    return f"; it differs from the base setting ({number(row['base'], 2)}) by {told} than the noise of seeds"
+
+
 def study_headline(study: Study) -> str:
     """The sweep's result in a sentence."""
     objective = next(iter(study.directions))
@@ -296,5 +312,5 @@ def study_headline(study: Study) -> str:
     more = f", {len(study.front())} of them on the Pareto front" if len(study.directions) > 1 else ""
     return (
         f"{settings(best)} is best by {objective} ({number(best.objectives[objective], 2)}) of {len(study.complete)} finished "
-        f"trials{more}. One seed a trial: a difference of the size of seed noise decides nothing."
+        f"trials{more}{_clear(study)}."
     )

@@ -21,6 +21,7 @@ SECTIONS = (
     ("zero-shot", "Zero-shot and retrieval", lambda c: c.kind == "image-text" or c.task.endswith("/zero-shot")),
 )
 
+
 @dataclass(frozen=True)
 class Head:
     """One column of a table: a metric of a task under one protocol."""

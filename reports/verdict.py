@@ -31,7 +31,9 @@ def verdict(analysis: Analysis) -> Verdict:
     others = [name for name in selection.backbones if name != base]
     if not others:
         count = len(selection.columns)
-        return Verdict("alone", f"Only {base} has results ({_count(count, 'task')}): nothing to compare it with yet.", [])
+        return Verdict(
+            "alone", f"Only {base} has results ({_count(count, 'task')}): nothing to compare it with yet.", []
+        )
     judged = {name: _judge(analysis, name) for name in others}
     leader = max(others, key=lambda name: (_gain(analysis, name), judged[name]["win"] - judged[name]["loss"]))
     tone = _tone(analysis, leader, judged[leader])

@@ -21,6 +21,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
         import benchmark.bench.encoding  # registers its benchmarks
+        import benchmark.bench.report
         import benchmark.bench.run
         import benchmark.bench.tracking  # noqa: F401
         from benchmark.bench.harness import BENCHES, write

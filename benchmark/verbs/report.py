@@ -25,13 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only these, in this order (default: all); NAME@SHA picks weights by their sha256",
     )
     parser.add_argument(
-        "--baseline", metavar="NAME", help="what the others are compared with (default: clip-ft, clip, random, or the first)"
+        "--baseline",
+        metavar="NAME",
+        help="what the others are compared with (default: clip-ft, clip, random, or the first)",
     )
     parser.add_argument("--task", action="append", default=[], metavar="TASK[,TASK]", help="only these tasks")
     parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
     parser.add_argument("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
-    parser.add_argument("--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)"
+    )
+    parser.add_argument(
+        "--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs"
+    )
     add_tracking(parser)
 
 

@@ -112,8 +112,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _report(outcome: Outcome) -> None:
-    """Compare this run's backbones and tasks, keep the page in MLflow, say where it is. The numbers are safe already: a report that
-    cannot be made is a line, never a failed run."""
+    """Compare this run's backbones and tasks, keep the page in MLflow, say where it is. The numbers are safe already: a
+    report that cannot be made is a line, never a failed run."""
     from benchmark.progress import console
 
     names = list(dict.fromkeys(cell.backbone for cell in outcome.cells if cell.metrics))

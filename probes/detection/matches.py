@@ -58,9 +58,9 @@ def add_matches(
 ) -> np.ndarray:
     """Write into each detection what it matched, and count the objects.
 
-    A detection gets ``class`` (place of its category in ``categories``) and, for each kind (``bbox``, ``segm``), ``KIND_hits`` and
-    ``KIND_ignored``: whole numbers whose bit k says so at the k-th IoU threshold. A detection past the hundredth of its class in its
-    image has ``class`` -1: COCO does not look at it.
+    A detection gets ``class`` (place of its category in ``categories``) and, for each kind (``bbox``, ``segm``),
+    ``KIND_hits`` and ``KIND_ignored``: whole numbers whose bit k says so at the k-th IoU threshold. A detection past the
+    hundredth of its class in its image has ``class`` -1: COCO does not look at it.
 
     Args:
         truth: a ``COCO`` of pycocotools or faster-coco-eval.

@@ -16,7 +16,12 @@ from reports.tables import Head, TableCell, interval, number
 if TYPE_CHECKING:
     from reports.report import Report
 
-MARKS = {"win": ("▲", "better than"), "loss": ("▼", "worse than"), "tie": ("=", "cannot be told from"), "unknown": ("?", "")}
+MARKS = {
+    "win": ("▲", "better than"),
+    "loss": ("▼", "worse than"),
+    "tie": ("=", "cannot be told from"),
+    "unknown": ("?", ""),
+}
 
 
 def render(report: Report) -> str:
