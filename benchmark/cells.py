@@ -101,7 +101,7 @@ def run_cell(
         tracker.run(task.name, tags=tags, params=params, parent=parent) as run,
     ):
         run.log_dataset(
-            task.spec.name, data.fingerprint, "probing", source=str(data.root),
+            task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
             **{split: len(s) for split, s in data.samples.items()},
         )  # fmt: skip
         context = Context(

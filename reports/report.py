@@ -25,6 +25,7 @@ from reports.study import (
     Study,
     build_study,
     find_study,
+    objective_label,
     study_figures,
     study_headline,
     study_rows,
@@ -52,6 +53,16 @@ class StudyView:
     @staticmethod
     def label(name: str) -> str:
         return study_label(name)
+
+    @staticmethod
+    def objective(name: str) -> str:
+        return objective_label(name)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What is known of the sweep as a whole."""
+        tags = self.study.parent.tags if self.study.parent else {}
+        keys = {"suite": "suite", "storage": "storage", "git.commit": "code", "best.trial": "best trial"}
+        return [(words, tags[key]) for key, words in keys.items() if tags.get(key)]
 
     @staticmethod
     def text(value: float | str) -> str:
@@ -277,5 +288,9 @@ def _now() -> str:
 
 
 def _command() -> str:
-    words = [word for word in sys.argv[1:] if "://" not in word]  # an address may hold a password
+    words = sys.argv[1:]
+    if "--tracking-uri" in words:  # it may hold a password
+        place = words.index("--tracking-uri")
+        words = words[:place] + words[place + 2 :]
+    words = [word for word in words if not word.startswith("--tracking-uri")]
     return "python -m benchmark " + " ".join(words) if words and words[0] in ("report", "run", "sweep") else ""

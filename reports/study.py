@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from reports.errors import TrackingError
-from reports.figures import BASE, COLOURS, Figure
+from reports.figures import BASE, COLOURS, SYMBOLS, Figure
 from reports.provenance import read_json
 from reports.query import Store, StoredRun, why
 from reports.tables import number
 
 STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
+OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
 LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median")  # less is better
 SHORT = {"lambda_clip": "λ clip", "lambda_seg": "λ seg", "lambda_depth": "λ depth", "lambda_normal": "λ normal"}
 
@@ -157,6 +159,11 @@ def study_figures(study: Study) -> list[Figure]:
     return figures
 
 
+def objective_label(name: str) -> str:
+    """An objective as people read it."""
+    return OBJECTIVES.get(name, name)
+
+
 def _label(name: str) -> str:
     return SHORT.get(name, name)
 
@@ -192,36 +199,41 @@ def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:
         f"{_label(a)} {value_text(x)}, {_label(b)} {value_text(y)}: {number(t.objectives[objective], 2)}"
         for (x, y), t in best.items()
     )
-    title, caption = f"{_label(a)} × {_label(b)}", f"{objective}; where other λs vary too, the best of them."
+    title, caption = f"{_label(a)} × {_label(b)}", f"{objective_label(objective)}; where other λs vary too, the best of them."
     return Figure(f"heat-{a}-{b}", title, caption, told, {"data": data, "layout": layout}, 300)
 
 
 def _slices(study: Study, objective: str) -> Figure:
+    """Each λ alone: the trials in which all other parameters are as in the base setting (their most common values)."""
     data = []
+    base = {n: Counter(t.params[n] for t in study.trials if n in t.params).most_common(1)[0][0] for n in study.varied}
     for place, name in enumerate(study.varied):
         there = sorted(
             (value, t.objectives[objective])
             for t in study.complete
-            if isinstance(value := t.params.get(name), float) and objective in t.objectives
+            if isinstance(value := t.params.get(name), float)
+            and objective in t.objectives
+            and all(t.params.get(other) == base[other] for other in study.varied if other != name)
         )
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": _label(name),
+                "type": "scatter", "mode": "lines+markers", "name": _label(name),
                 "x": [x for x, _ in there], "y": [y for _, y in there],
-                "marker": {"color": COLOURS[place % len(COLOURS)], "size": 8, "opacity": 0.8},
+                "marker": {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 9},
+                "line": {"color": COLOURS[place % len(COLOURS)], "width": 1.4},
                 "hovertemplate": f"{_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>",
             }
         )  # fmt: skip
     positive = all(x > 0 for one in data for x in one["x"])
     layout = {
         "xaxis": {"title": {"text": "λ"}, "type": "log" if positive else "linear"},
-        "yaxis": {"title": {"text": objective}}, "margin": {"l": 56, "r": 8, "t": 8, "b": 46}, "showlegend": True,
+        "yaxis": {"title": {"text": objective_label(objective)}}, "margin": {"l": 56, "r": 8, "t": 8, "b": 46}, "showlegend": True,
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     }  # fmt: skip
     best = study.best(objective)
     told = f"best {number(best.objectives[objective], 2)} at {settings(best)}" if best else ""
-    caption = "Every finished trial, once for each λ that was varied."
-    return Figure("slices", f"{objective} against each λ", caption, told, {"data": data, "layout": layout}, 300)
+    caption = "One λ moves, all others stay at their most common value."
+    return Figure("slices", f"{objective_label(objective)} against each λ", caption, told, {"data": data, "layout": layout}, 300)
 
 
 def _pareto(study: Study, first: str, second: str) -> Figure:
@@ -247,7 +259,8 @@ def _pareto(study: Study, first: str, second: str) -> Figure:
             }
         )  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": first}}, "yaxis": {"title": {"text": second}}, "showlegend": True,
+        "xaxis": {"title": {"text": objective_label(first)}}, "yaxis": {"title": {"text": objective_label(second)}},
+        "showlegend": True,
         "margin": {"l": 56, "r": 8, "t": 8, "b": 46}, "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     }  # fmt: skip
     told = "on the front: " + "; ".join(settings(trial) for trial in study.front())
@@ -311,6 +324,6 @@ def study_headline(study: Study) -> str:
     assert best is not None
     more = f", {len(study.front())} of them on the Pareto front" if len(study.directions) > 1 else ""
     return (
-        f"{settings(best)} is best by {objective} ({number(best.objectives[objective], 2)}) of {len(study.complete)} finished "
+        f"{settings(best)} is best by {objective_label(objective)} ({number(best.objectives[objective], 2)}) of {len(study.complete)} finished "
         f"trials{more}{_clear(study)}."
     )

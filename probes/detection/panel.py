@@ -56,7 +56,8 @@ def draw_panel(
         with Image.open(Path(root, images[image])) as opened:
             picture = opened.convert("RGB")
         true, found = list(truth.imgToAnns[image]), shown(of_image[image])
-        return picture, *(annotate(picture, objects, names, colours, masks, side) for objects in (true, found))
+        with_truth = annotate(picture, true, names, colours, masks, side)
+        return picture, with_truth, annotate(picture, found, names, colours, masks, side)
 
     chosen = [with_objects[place] for place in evenly(len(with_objects), GALLERY)]
     pictures = (

@@ -92,7 +92,11 @@
   // ---- figures: Plotly is unpacked once, each figure is drawn when it comes near
   const specs = JSON.parse($("#figure-data").textContent);
   const colour = name => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  // the colours of backbones are chosen for white paper; on dark paper the deep ones get their light twins
+  const twins = { "#0072B2": "#56A8DC", "#D55E00": "#F08A4B", "#009E73": "#3CC79B", "#8C6BB1": "#B79BD6", "#A6761D": "#D1A34F",
+    "#666A2E": "#A9AD5E", "#C0392B": "#EF7F74", "#4C86B8": "#78ADD9" };
   const filled = value => typeof value === "string" && value.startsWith("var:") ? colour(value.slice(4))
+    : typeof value === "string" ? (dark() && twins[value]) || value
     : Array.isArray(value) ? value.map(filled)
     : value && typeof value === "object" ? Object.fromEntries(Object.entries(value).map(([k, v]) => [k, filled(v)])) : value;
   function dressed(layout) {

@@ -104,14 +104,17 @@ def test_what_can_be_wrong_is_one_line(filled, tmp_path, monkeypatch):
         Store(f"sqlite:///{newer}")
 
 
-@pytest.mark.parametrize("name", ["per_image.npz", "protocol.json", "pictures/gallery.zip"])
-def test_a_damaged_artifact_is_named(tmp_path, monkeypatch, name):
+def test_a_damaged_artifact_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("paper", f"sqlite:///{tmp_path}/mlflow.db")
     parent = write_run(tracker, "clip", 0, {"voc/linear": 0.6}, pictures=True)
     (child,) = [run for run in Store(tracker.uri).runs(["paper"]) if run.parent == parent]
-    path = Path(child.artifacts) / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(TrackingError, match=rf"{Path(name).name} of run {child.id} .* is damaged .*--force") as caught:
-        build(Request(tracking_uri=tracker.uri))
-    assert "\n" not in str(caught.value)
+    for name in ("per_image.npz", "protocol.json", "pictures/gallery.zip"):
+        path = Path(child.artifacts) / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(TrackingError, match=rf"{path.name} of run {child.id} .* is damaged .*--force") as caught:
+            build(Request(tracking_uri=tracker.uri))
+        assert "\n" not in str(caught.value)
+        path.write_bytes(whole)
+    assert build(Request(tracking_uri=tracker.uri)).verdict.tone == "alone"
