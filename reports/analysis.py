@@ -35,7 +35,7 @@ class Analysis:
     Attributes:
         estimates: (backbone, column, metric) → the number.
         differences: the same keys → number - the baseline's.
-        pictures: (backbone, column) → per-image scores of its first seed (for choosing pictures).
+        scores: (backbone, column) → per-image scores of its first seed (for choosing pictures).
         gains: backbone → mean relative gain over the baseline in percent, and over which columns.
         ranks: backbone → mean rank over the columns that all have.
         notes: what must be known to believe the numbers, one line each.
@@ -52,6 +52,7 @@ class Analysis:
     ranks: dict[str, Estimate] = field(default_factory=dict)
     no_ratio: list[Column] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _best: dict[tuple[Column, str], str] = field(default_factory=dict)
 
     def verdict(self, backbone: str, column: Column) -> str:
         """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline; '' where there is a hole."""
@@ -60,6 +61,12 @@ class Analysis:
 
     def best(self, column: Column, metric: str) -> str:
         """The backbone that beats every other one there, each by its own paired interval; '' when no one does."""
+        key = column, metric
+        if key not in self._best:
+            self._best[key] = self._find_best(column, metric)
+        return self._best[key]
+
+    def _find_best(self, column: Column, metric: str) -> str:
         there = [b for b in self.selection.backbones if (b, column, metric) in self.samples]
         if len(there) < 2:
             return ""
@@ -136,7 +143,7 @@ def _sample(
             images = whole[0].images
             if images not in weights:
                 weights[images] = image_draws(images, draws)
-            rows = []
+            rows: list[np.ndarray] = []
             for number, value in zip(have, values, strict=True):
                 compute = whole[number].metrics[metric]
                 again = float(compute(np.ones((1, len(images)), np.float32))[0])
@@ -155,7 +162,7 @@ def _sample(
 def _gains(analysis: Analysis) -> None:
     selection = analysis.selection
     base = selection.baseline
-    usable = []
+    usable: list[Column] = []
     for column in selection.columns:
         found = analysis.estimates.get((base, column, column.main))
         if found is None:

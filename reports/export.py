@@ -195,13 +195,14 @@ def latex(report: Report) -> str:
             f"\\begin{{tabular}}{{{'r' * (len(view.params) + len(view.names))}}}", "\\toprule",
             " & ".join([*heads, *(_tex(name) for name in view.names)]) + " \\\\", "\\midrule",
         ]  # fmt: skip
-        for row in view.rows:
+        for trial_row in view.rows:
             params = [
-                _tex(view.text(row["trial"].params[n])) if n in row["trial"].params else "--" for n in view.params
+                _tex(view.text(trial_row["trial"].params[n])) if n in trial_row["trial"].params else "--"
+                for n in view.params
             ]
             values = [
                 f"\\textbf{{{_tex_number(x, 2)}}}" if best else _tex_number(x, 2)
-                for x, best in zip(row["values"], row["best"], strict=True)
+                for x, best in zip(trial_row["values"], trial_row["best"], strict=True)
             ]
             parts.append(" & ".join([*params, *values]) + " \\\\")
         parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]

@@ -136,16 +136,18 @@ def _detection(
 ) -> ImageScores | None:
     if detections is None or "class_objects" not in arrays:
         return None
-    metrics = {}
+    metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
     for kind in ("bbox", "segm"):
         if kind == "segm" and not any("segm_hits" in one for one in detections):
             continue
         matches = Matches(arrays["image_id"], arrays["class_objects"], detections, kind)
-        metrics |= {
-            f"{kind}_mAP": (lambda weights, m=matches: 100 * m.precision(weights).mean(axis=1)),
-        }
+        metrics[f"{kind}_mAP"] = _mean_precision(matches)
     each = image_f1(arrays["image_id"], arrays["class_objects"].sum(axis=1), detections)
     return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1)
+
+
+def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:
+    return lambda weights: 100 * matches.precision(weights).mean(axis=1)
 
 
 def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.ndarray]:

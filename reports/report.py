@@ -158,11 +158,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Request:
-    """What a report shall be about; see ``python -m benchmark report --help``.
-
-    Attributes:
-        run_ids: only parents of these ids (and what they reused): the report of one run.
-    """
+    """What a report shall be about; see ``python -m benchmark report --help``."""
 
     experiments: Sequence[str] = ()
     baseline: str | None = None

@@ -199,13 +199,16 @@ def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:
         f"{_label(a)} {value_text(x)}, {_label(b)} {value_text(y)}: {number(t.objectives[objective], 2)}"
         for (x, y), t in best.items()
     )
-    title, caption = f"{_label(a)} × {_label(b)}", f"{objective_label(objective)}; where other λs vary too, the best of them."
+    title, caption = (
+        f"{_label(a)} × {_label(b)}",
+        f"{objective_label(objective)}; where other λs vary too, the best of them.",
+    )
     return Figure(f"heat-{a}-{b}", title, caption, told, {"data": data, "layout": layout}, 300)
 
 
 def _slices(study: Study, objective: str) -> Figure:
     """Each λ alone: the trials in which all other parameters are as in the base setting (their most common values)."""
-    data = []
+    data, places = [], list[float]()
     base = {n: Counter(t.params[n] for t in study.trials if n in t.params).most_common(1)[0][0] for n in study.varied}
     for place, name in enumerate(study.varied):
         there = sorted(
@@ -215,6 +218,7 @@ def _slices(study: Study, objective: str) -> Figure:
             and objective in t.objectives
             and all(t.params.get(other) == base[other] for other in study.varied if other != name)
         )
+        places += [x for x, _ in there]
         data.append(
             {
                 "type": "scatter", "mode": "lines+markers", "name": _label(name),
@@ -224,16 +228,19 @@ def _slices(study: Study, objective: str) -> Figure:
                 "hovertemplate": f"{_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>",
             }
         )  # fmt: skip
-    positive = all(x > 0 for one in data for x in one["x"])
+    positive = all(x > 0 for x in places)
     layout = {
         "xaxis": {"title": {"text": "λ"}, "type": "log" if positive else "linear"},
-        "yaxis": {"title": {"text": objective_label(objective)}}, "margin": {"l": 56, "r": 8, "t": 8, "b": 46}, "showlegend": True,
+        "yaxis": {"title": {"text": objective_label(objective)}}, "showlegend": True,
+        "margin": {"l": 56, "r": 8, "t": 8, "b": 46},
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     }  # fmt: skip
     best = study.best(objective)
     told = f"best {number(best.objectives[objective], 2)} at {settings(best)}" if best else ""
     caption = "One λ moves, all others stay at their most common value."
-    return Figure("slices", f"{objective_label(objective)} against each λ", caption, told, {"data": data, "layout": layout}, 300)
+    return Figure(
+        "slices", f"{objective_label(objective)} against each λ", caption, told, {"data": data, "layout": layout}, 300
+    )
 
 
 def _pareto(study: Study, first: str, second: str) -> Figure:
@@ -323,7 +330,8 @@ def study_headline(study: Study) -> str:
     best = study.best(objective)
     assert best is not None
     more = f", {len(study.front())} of them on the Pareto front" if len(study.directions) > 1 else ""
+    value = number(best.objectives[objective], 2)
     return (
-        f"{settings(best)} is best by {objective_label(objective)} ({number(best.objectives[objective], 2)}) of {len(study.complete)} finished "
+        f"{settings(best)} is best by {objective_label(objective)} ({value}) of {len(study.complete)} finished "
         f"trials{more}{_clear(study)}."
     )

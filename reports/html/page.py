@@ -55,6 +55,7 @@ def cell_view(report: Report, cell: TableCell, head: Head) -> dict[str, Any]:
         "interval": interval(found, head.digits), "link": runs_link(report.ui_url, cell.runs),
         "runs": " ".join(run for _, run in cell.runs), "missing": ", ".join(map(str, cell.missing)),
         "error": number(found.error, head.digits) if found.error == found.error else "",
+        "seeds_only": found.known and not found.images,
         "gap": "", "mark": "", "verdict": cell.verdict, "spoken": "",
     }  # fmt: skip
     if gap is not None:
