@@ -27,6 +27,7 @@ VERBS = {
     "sweep": "search λs with Optuna: launch, worker, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "cache": "big things that can be made again: list, remove, check",
+    "report": "compare what is in MLflow: one page, and tables for a paper",
     "ui": "MLflow's own UI on the right store",
 }
 

@@ -101,8 +101,9 @@ def run_cell(
         tracker.run(task.name, tags=tags, params=params, parent=parent) as run,
     ):
         run.log_dataset(
-            task.spec.name, data.fingerprint, "probing", **{split: len(s) for split, s in data.samples.items()}
-        )
+            task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
+            **{split: len(s) for split, s in data.samples.items()},
+        )  # fmt: skip
         context = Context(
             backbone=backbone,
             backbone_config=backbone_config,
@@ -159,6 +160,8 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: floa
             run.log_file(path)
         if result.panel is not None:
             run.log_file(result.panel, "pictures")
+            if (gallery := result.panel.with_name("gallery.zip")).is_file():  # a report puts backbones side by side
+                run.log_file(gallery, "pictures")
 
 
 @contextmanager

@@ -243,6 +243,8 @@ def _run_backbone(
             "run.json",
         )  # fmt: skip
         parent.log_metrics({f"cost/{name}": value for name, value in facts["costs"].items()})
+        for used in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
+            parent.log_dataset(used.spec.name, used.fingerprint, "probing", source=str(used.root.resolve()))
         for number, task in enumerate(left, 1):
             bar.prefix = f"{backbone.name} · seed {seed} · {task.name} ({number}/{len(left)}) · "
             try:

@@ -115,7 +115,9 @@ def train_stage(
                 {"recipe": asdict(recipe), "init": init, "environment": environment(), "notes": result.notes},
                 "train.json",
             )
-            run.describe(_how_to_load(result, recipe))
+            # the many trials of a sweep stay in CLIPTEX_HOME alone
+            kept = parent is None and _log_weights(run, result.path, recipe.name)
+            run.describe(_how_to_load(result, recipe, run.id if kept else ""))
     if result is None:
         assert pruned is not None
         raise pruned
@@ -136,9 +138,38 @@ class _Watched:
             self.watch(metrics, step)
 
 
-def _how_to_load(result: TrainResult, recipe: Recipe) -> str:
+LOADER = '''"""Loads the weights beside this file as a frozen backbone: ``from load import load``."""
+
+from pathlib import Path
+
+import backbones
+
+
+def load():
+    (weights,) = Path(__file__).parent.glob("*.safetensors")
+    return backbones.create({name!r}, weights=str(weights), any_architecture=True)
+'''
+MOST_BYTES = 200_000_000  # of weights that are kept in MLflow; bigger ones stay where they are, by path
+
+
+def _log_weights(run: Run, path: Path, name: str) -> bool:
+    """Keep the weights and their loader as artifacts ``weights/`` of the run that made them, unless they are too big."""
+    if path.stat().st_size > MOST_BYTES:
+        return False
+    run.log_file(path, "weights")
+    run.log_text(LOADER.format(name=name), "weights/load.py")
+    return True
+
+
+def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str) -> str:
+    kept = (
+        f"They are kept with this run:\n\n```\nmlflow artifacts download -r {run_id} -a weights -d .\n"
+        f'python -c "from weights.load import load; print(load())"\n```\n\n'
+        if run_id
+        else ""
+    )
     return (
-        f"Weights of `{recipe.name}`: `{result.path}` (sha256 `{result.sha256[:16]}…`).\n\n"
+        f"Weights of `{recipe.name}`: `{result.path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
         f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(result.path)!r})\n```\n\n"
         f"```\npython -m benchmark run --backbone {recipe.name} --weights {result.path} --suite paper --data-root DIR\n```"
     )

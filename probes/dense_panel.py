@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +15,70 @@ from torch import nn
 
 from probes.datasets.base import Kind
 from probes.dense_data import FIELDS
-from probes.panels import class_legend, depth_picture, label_picture, normal_picture, palette, scale_bar, write_panel
+from probes.panels import (
+    GALLERY,
+    class_legend,
+    depth_picture,
+    evenly,
+    label_picture,
+    normal_picture,
+    palette,
+    scale_bar,
+    write_gallery,
+    write_panel,
+)
+
+
+@dataclass
+class Predicted:
+    """One validation image, with truth and prediction at the label's own resolution."""
+
+    name: str
+    photo: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
 
 
 @torch.no_grad()
 def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
     """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write the panel's
-    PNG.
+    PNG; and up to 48 of them, small, into ``gallery.zip`` beside it (``probes.panels.write_gallery``).
 
-    Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
+    Depth is coloured over one range for all pictures, the middle 96 % of the panel's truths.
     """
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int))
-    names: list[str] = []
-    photos: list[np.ndarray] = []
-    truths: list[np.ndarray] = []
-    predictions: list[np.ndarray] = []
-    for index in chosen:
-        (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
-        names.append(sample.image)
-        # mmcv swaps channels for plain "color" only
-        photos.append(mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1])
-        for field, values in ((FIELDS[kind], truths), (FIELDS[kind].replace("gt_", "pred_"), predictions)):
-            values.append(sample.get(field).data.cpu().numpy())
+    shown = [predict(model, dataset, kind, index) for index in evenly(len(dataset), images)]
+    draw, legend = drawing(dataset, kind, [one.truth for one in shown])
+    rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
+    more = (predict(model, dataset, kind, index) for index in evenly(len(dataset), GALLERY))
+    pictures = (
+        (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
+    )
+    write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
+    return write_panel(path, ("image", "truth", "prediction"), rows, [one.name for one in shown], legend)
 
-    legend = None
+
+def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:
+    """The ``index``-th image of ``dataset`` and what the model says of it."""
+    (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
+    # mmcv swaps channels for plain "color" only
+    photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
+    truth, prediction = (
+        sample.get(field).data.cpu().numpy() for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
+    )
+    return Predicted(sample.image, photo, truth, prediction)
+
+
+def drawing(
+    dataset: Any, kind: Kind, truths: list[np.ndarray]
+) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:
+    """How maps of this kind are coloured, and the legend that says so."""
     if kind == "segmentation":
         classes = dataset.metainfo["classes"]
         colours = palette(len(classes))
         legend = class_legend(classes, colours, width=780) if len(classes) <= 40 else None
-        drawn = [
-            [label_picture(values[0], colours) for values in pair] for pair in zip(truths, predictions, strict=True)
-        ]
-    elif kind == "depth":
+        return (lambda labels: label_picture(labels[0], colours)), legend
+    if kind == "depth":
         known = np.concatenate([truth[truth > 0] for truth in truths])
         low, high = np.percentile(known, (2, 98)) if known.size else (0.0, 1.0)
-        legend = scale_bar(low, high)
-        drawn = [
-            [depth_picture(values[0], low, high) for values in pair] for pair in zip(truths, predictions, strict=True)
-        ]
-    else:
-        drawn = [[normal_picture(values) for values in pair] for pair in zip(truths, predictions, strict=True)]
-    rows = [[photo, *pair] for photo, pair in zip(photos, drawn, strict=True)]
-    return write_panel(path, ("image", "truth", "prediction"), rows, names, legend)
+        return (lambda depth: depth_picture(depth[0], low, high)), scale_bar(low, high)
+    return normal_picture, None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +19,8 @@ TILE = 256  # longest side of a picture, pixels
 INK, PALE, PAPER = (32, 32, 32), (96, 96, 96), (255, 255, 255)
 IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
 UNKNOWN = (128, 128, 128)  # grey is not in viridis
+GALLERY = 48  # images of a gallery
+SMALL = 176  # longest side of a gallery's picture, pixels
 
 
 def palette(classes: int) -> np.ndarray:
@@ -130,9 +135,64 @@ def write_panel(
     return path
 
 
-def _fit(picture: np.ndarray) -> Image.Image:
+def evenly(count: int, most: int) -> list[int]:
+    """Up to ``most`` places of ``count``, evenly spaced, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist() if count else []
+
+
+def write_gallery(
+    path: Path,
+    images: Iterable[tuple[str, Mapping[str, np.ndarray]]],
+    legend: np.ndarray | None = None,
+    flat: bool = False,
+    side: int = SMALL,
+) -> Path:
+    """Write small pictures of images as a ZIP of picture files, whole or not at all: what a report puts side by side.
+
+    Args:
+        path: where to.
+        images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB}); consumed one by one.
+        legend: (h, w, 3) uint8, stored as ``legend.png``.
+        flat: truth and prediction have few colours and sharp edges (label maps): stored without loss.
+        side: longest side of the pictures, pixels.
+
+    Returns:
+        ``path``; its ``index.json`` is ``{"images": [{"name", "image", "truth", "prediction"}, …], "legend"}`` with file names.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    index: list[dict[str, str]] = []
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack:
+        for number, (name, pictures) in enumerate(images):
+            entry = {"name": name}
+            for role, picture in pictures.items():
+                lossless = flat and role != "image"
+                entry[role] = f"{number:03d}-{role}.{'png' if lossless else 'webp'}"
+                pack.writestr(entry[role], _encoded(_fit(picture, side), lossless))
+            index.append(entry)
+        if legend is not None:
+            pack.writestr("legend.png", _encoded(Image.fromarray(legend), True))
+        facts = {"images": index, "legend": "legend.png" if legend is not None else None}
+        pack.writestr("index.json", json.dumps(facts))
+    return path
+
+
+def _encoded(image: Image.Image, lossless: bool) -> bytes:
+    buffer = io.BytesIO()
+    if lossless:
+        colours = image.getcolors(256)
+        (image.quantize(max(2, len(colours)), dither=Image.Dither.NONE) if colours else image).save(
+            buffer, "PNG", optimize=True
+        )
+    else:
+        image.save(buffer, "WEBP", quality=80, method=4)
+    return buffer.getvalue()
+
+
+def _fit(picture: np.ndarray, side: int = TILE) -> Image.Image:
     image = Image.fromarray(picture)
-    factor = TILE / max(image.size)
+    factor = side / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)
 

@@ -202,12 +202,16 @@ class Run:
         """The run's description in the MLflow UI."""
         self.set_tags({"mlflow.note.content": markdown})
 
-    def log_dataset(self, name: str, digest: str, context: str, **profile: Any) -> None:
-        """Record that a dataset was used (shown in the UI's Datasets column)."""
+    def log_dataset(self, name: str, digest: str, context: str, *, source: str = "", **profile: Any) -> None:
+        """Record that a dataset was used, from which folder (shown in the UI's Datasets column, with ``profile``)."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=name, digest=digest[:36], source_type="local", source="{}", profile=json.dumps(profile) or None
+            name=name,
+            digest=digest[:36],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(profile),
         )
         self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 

@@ -23,6 +23,7 @@ def main() -> int:
         import benchmark.bench.encoding  # registers its benchmarks
         import benchmark.bench.making
         import benchmark.bench.probing
+        import benchmark.bench.report
         import benchmark.bench.run
         import benchmark.bench.tracking  # noqa: F401
         from benchmark.bench.harness import BENCHES, write

@@ -6,8 +6,12 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.verbs.common import add_data, add_tracking, placed
+
+if TYPE_CHECKING:
+    from benchmark.run import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,4 +107,32 @@ def main(options: argparse.Namespace) -> int:
     )
     if options.json:
         console.print(f"metrics: {options.json}", markup=False)
+    _report(outcome)
     return 1 if outcome.failed else 0
+
+
+def _report(outcome: Outcome) -> None:
+    """Compare this run's backbones and tasks, keep the page in MLflow, say where it is. The numbers are safe already: a
+    report that cannot be made is a line, never a failed run."""
+    from benchmark.progress import console
+
+    names = list(dict.fromkeys(cell.backbone for cell in outcome.cells if cell.metrics))
+    if not names:
+        return
+    try:
+        from reports.attach import attach_report
+        from reports.report import Request
+
+        request = Request(
+            experiments=[outcome.tracker.experiment],
+            backbones=names,
+            tasks=[task.name for task in outcome.tasks],
+            tracking_uri=outcome.tracker.uri,
+        )
+        first = {name: run_id for (name, _), run_id in reversed(outcome.run_ids.items())}  # each backbone's first seed
+        page = attach_report(request, list(first.values()))
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        console.print(f"no report was made: {lines[0]}; try python -m benchmark report", style="yellow", markup=False)
+        return
+    console.print(f"report: {page}", markup=False)

@@ -19,6 +19,7 @@ from mmengine.registry import DATASETS, METRICS
 from pycocotools import mask as mask_api
 
 from backbones.errors import UserError
+from probes.detection.matches import add_matches
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -107,7 +108,9 @@ class CocoMeanAP(BaseMetric):
 
     Attributes:
         detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of the original image).
+            Each also says what it matched, see ``probes.detection.matches.add_matches``.
         image_ids, detection_counts, object_counts: one for each predicted image; crowds are not counted as objects.
+        class_objects: (images, classes) int64, the same by class.
     """
 
     default_prefix = None
@@ -119,6 +122,7 @@ class CocoMeanAP(BaseMetric):
         self.image_ids: list[int] = []
         self.detection_counts: list[int] = []
         self.object_counts: list[int] = []
+        self.class_objects = np.empty((0, 0), np.int64)
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in data_samples:
@@ -146,6 +150,8 @@ class CocoMeanAP(BaseMetric):
         metrics = mean_ap(truth, self.detections, self.image_ids, categories, "bbox")
         if self.masks:
             metrics |= mean_ap(truth, self.detections, self.image_ids, categories, "segm")
+        kinds = ("bbox", "segm") if self.masks else ("bbox",)
+        self.class_objects = add_matches(truth, self.detections, self.image_ids, categories, kinds)
         return metrics
 
 

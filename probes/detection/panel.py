@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 
 from backbones.files import replacing
+from probes.panels import GALLERY, evenly, write_gallery
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
+SMALL = 256  # of a picture in the gallery: names must be readable
 GAP = 8
 HEADER = 26
 LEAST_SCORE = 0.3
@@ -30,7 +33,8 @@ def draw_panel(
     detections: Sequence[Mapping[str, Any]],
     masks: bool,
 ) -> Path:
-    """Write the panel as a PNG: up to six images with objects, evenly spaced over ``images``, two in a row.
+    """Write the panel as a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and up to 48 of
+    them, smaller, into ``gallery.zip`` beside it (``probes.panels.write_gallery``).
 
     Args:
         path: where to.
@@ -44,15 +48,24 @@ def draw_panel(
     names = {identity: category["name"] for identity, category in truth.cats.items()}
     colours = {identity: colour_of(place, len(names)) for place, identity in enumerate(sorted(names))}
     with_objects = [image for image in images if truth.imgToAnns[image]] or list(images)
-    places = np.unique(np.linspace(0, len(with_objects) - 1, min(IMAGES, len(with_objects))).round().astype(int))
-    pairs = []
-    for image in (with_objects[place] for place in places):
+    of_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in detections:
+        of_image[one["image_id"]].append(one)
+
+    def drawn(image: int, side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
         with Image.open(Path(root, images[image])) as opened:
             picture = opened.convert("RGB")
-        found = shown([one for one in detections if one["image_id"] == image])
-        true = list(truth.imgToAnns[image])
-        pairs.append([annotate(picture, objects, names, colours, masks) for objects in (true, found)])
-    sheet = _grid(pairs)
+        true, found = list(truth.imgToAnns[image]), shown(of_image[image])
+        with_truth = annotate(picture, true, names, colours, masks, side)
+        return picture, with_truth, annotate(picture, found, names, colours, masks, side)
+
+    chosen = [with_objects[place] for place in evenly(len(with_objects), GALLERY)]
+    pictures = (
+        (images[image], dict(zip(("image", "truth", "prediction"), map(np.asarray, drawn(image, SMALL)), strict=True)))
+        for image in chosen
+    )
+    write_gallery(path.with_name("gallery.zip"), pictures, side=SMALL)
+    sheet = _grid([drawn(with_objects[place], SIDE)[1:] for place in evenly(len(with_objects), IMAGES)])
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
@@ -70,9 +83,10 @@ def annotate(
     names: Mapping[int, str],
     colours: Mapping[int, tuple[int, int, int]],
     masks: bool,
+    longest: int = SIDE,
 ) -> Image.Image:
-    """``picture``, resized to a longest side of 400 px, with boxes, names, scores and perhaps masks drawn in."""
-    factor = SIDE / max(picture.size)
+    """``picture``, resized to a longest side of ``longest`` px, with boxes, names, scores and perhaps masks drawn in."""
+    factor = longest / max(picture.size)
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
     if masks:
@@ -83,7 +97,7 @@ def annotate(
                 canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(colours[one["category_id"]], np.float32)
     drawn = Image.fromarray(canvas.round().astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(13 if longest >= SIDE else 10)
     for one in objects:
         left, top, width, height = (value * factor for value in one["bbox"])
         colour = colours[one["category_id"]]

@@ -77,6 +77,7 @@ class DetectionProbe:
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
                 "detections": np.array(scores.detection_counts, dtype=np.int64),
                 "objects": np.array(scores.object_counts, dtype=np.int64),
+                "class_objects": scores.class_objects,
             },
             detections=scores.detections,
             panel=draw_panel(

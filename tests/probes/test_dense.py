@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,10 @@ def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
         assert result.per_image["pixels"].tolist() == [45 * 64, 61 * 48, 45 * 64]
     with Image.open(result.panel) as panel:
         assert panel.width >= 3 * 256
+    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+        index = json.loads(pack.read("index.json"))
+        assert [one["name"] for one in index["images"]] == [str(name) for name in result.per_image["image"]]
+        assert set(index["images"][0]) == {"name", "image", "truth", "prediction"}
     assert result.cost["train_seconds"] > 0
     assert "val_evaluator = dict(" in result.config and "FrozenBackbone" in result.config
 

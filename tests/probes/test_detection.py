@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.probe import coco_set
 from probes.registry import PROBES
 from probes.training import STATE
+from reports.per_image import image_scores
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
@@ -201,8 +203,9 @@ def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, ba
         assert result.metrics[f"{kind}_mAP"] == pytest.approx(ap[0]) and result.metrics[
             f"{kind}_mAP_50"
         ] == pytest.approx(ap[1])
-    assert stored and set(stored[0]) == {"image_id", "category_id", "bbox", "score"} | (
-        {"segmentation"} if name == "mask-rcnn" else set()
+    matched = {"class", "bbox_hits", "bbox_ignored"}
+    assert stored and set(stored[0]) == {"image_id", "category_id", "bbox", "score"} | matched | (
+        {"segmentation", "segm_hits", "segm_ignored"} if name == "mask-rcnn" else set()
     )
     assert {one["category_id"] for one in stored} <= set(tiny_coco.CATEGORY_IDS.values())
 
@@ -210,6 +213,16 @@ def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, ba
     assert sorted(per_image["image"]) == sorted(s.image for s in tiny_coco.prepared(root).samples["val"])
     assert per_image["detections"].sum() == len(stored) and (per_image["objects"] == 0).sum() == 1
     assert result.panel is not None and Image.open(result.panel).width > 800
+    # AP over a draw of all images, from what is kept for a report
+    scores = image_scores("detection", per_image, stored)
+    assert scores is not None
+    for metric, value in scores.metrics.items():
+        assert value(np.ones((1, len(scores.images))))[0] == pytest.approx(result.metrics[metric])
+    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+        index = json.loads(pack.read("index.json"))["images"]
+        assert len(index) == (per_image["objects"] > 0).sum()
+        for one in index:
+            assert max(Image.open(io.BytesIO(pack.read(one["prediction"]))).size) == 256
     assert result.cost["train_seconds"] > 0
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,10 +17,12 @@ from probes.panels import (
     UNKNOWN,
     class_legend,
     depth_picture,
+    evenly,
     label_picture,
     normal_picture,
     palette,
     scale_bar,
+    write_gallery,
     write_panel,
 )
 
@@ -72,6 +78,27 @@ def test_the_grid_has_each_picture_in_its_place(tmp_path):
     for place, picture in places.items():
         assert sheet[place].tolist() == picture[0, 0].tolist()
     assert (sheet[:28] < 100).any() and (sheet[28:48, :60] < 150).any()  # titles and captions
+
+
+def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
+    labels = np.zeros((300, 600, 3), np.uint8)
+    labels[:, 300:] = (200, 30, 90)
+    photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
+    images = ((f"{n}.jpg", {"image": photo, "truth": labels, "prediction": labels[:, ::-1]}) for n in range(3))
+    path = write_gallery(tmp_path / "gallery.zip", images, legend=labels, flat=True)
+    with zipfile.ZipFile(path) as pack:
+        index = json.loads(pack.read("index.json"))
+        assert [one["name"] for one in index["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+        opened = {
+            role: Image.open(io.BytesIO(pack.read(index["images"][1][role])))
+            for role in ("image", "truth", "prediction")
+        }
+        assert Image.open(io.BytesIO(pack.read(index["legend"]))).size == (600, 300)
+    assert {picture.size for picture in opened.values()} == {(176, 88)}
+    truth = np.asarray(opened["truth"].convert("RGB"))
+    assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
+    assert (np.asarray(opened["prediction"].convert("RGB"))[:, ::-1] == truth).all()
+    assert evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
 
 
 def test_a_panel_that_cannot_be_written_is_a_users_error(tmp_path):

@@ -1,0 +1,40 @@
+"""A report at the end of a run or a sweep, kept beside its numbers in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reports.errors import TrackingError
+from reports.query import local_folder
+from reports.report import Request, build, write
+from reports.store import connect, tracking_uri
+
+FOLDER = "report"
+
+
+def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Path("report")) -> Path:
+    """Build a report, store its page as ``report/index.html`` in each of the runs, and say where it can be opened.
+
+    Args:
+        fallback: folder for a copy where the store's artifacts are on another machine.
+
+    Raises:
+        TrackingError: there is nothing to report on, or the store cannot be read or written.
+    """
+    report = build(request)
+    client = connect(tracking_uri(request.tracking_uri))
+    with TemporaryDirectory() as scratch:
+        (page,) = write(report, Path(scratch))
+        for run_id in run_ids:
+            try:
+                client.log_artifact(run_id, str(page), FOLDER)
+            except OSError as error:
+                raise TrackingError(
+                    f"cannot store the report in MLflow's artifacts: {error.strerror or error}; free some space"
+                ) from error
+    local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
+    if local is not None and (local / FOLDER / "index.html").is_file():
+        return local / FOLDER / "index.html"
+    return write(report, fallback)[0]

@@ -1,0 +1,178 @@
+"""Per-image scores → a task's metrics over any draw of images, exactly as the probe computes them over all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reports.average_precision import Matches, image_f1
+from reports.errors import TrackingError
+from reports.query import Store, StoredRun
+
+Weights = np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What a cell says of each image.
+
+    Attributes:
+        images: names, sorted; the columns of weights.
+        metrics: metric → function from weights (R, N), how often each image is in each draw, to values (R,).
+        each: (N,) one score an image, to choose pictures by; NaN where it has none.
+        each_name, each_sign: its name, and +1 where higher is better.
+    """
+
+    images: tuple[str, ...]
+    metrics: dict[str, Callable[[Weights], np.ndarray]]
+    each: np.ndarray
+    each_name: str
+    each_sign: int
+
+
+def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
+    """The per-image scores of a task's run; None where it kept none.
+
+    Raises:
+        TrackingError: the artifact is there but cannot be read.
+    """
+    path = store.artifact(run, "per_image.npz")
+    if path is None:
+        return None
+    found = store.artifact(run, "detections.json.gz") if kind == "detection" else None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        detections = json.loads(gzip.decompress(found.read_bytes())) if found else None
+        return image_scores(kind, arrays, detections)
+    except (ValueError, OSError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise TrackingError(
+            f"the artifact {path.name} of run {run.id} ({run.name}) is damaged ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:120] if str(error) else 'unreadable'}); run that task again with --force, "
+            "or delete the run"
+        ) from error
+
+
+def image_scores(
+    kind: str, arrays: dict[str, np.ndarray], detections: list[dict[str, Any]] | None = None
+) -> ImageScores | None:
+    """See ``ImageScores``; None for a kind that keeps nothing per image.
+
+    Args:
+        arrays: as the probes write them, first axis images, with ``image``.
+    """
+    order = np.argsort(arrays["image"], kind="stable")
+    count = len(order)
+    arrays = {name: values[order] if values.shape[:1] == (count,) else values for name, values in arrays.items()}
+    images = tuple(str(name) for name in arrays["image"])
+    build = {
+        "segmentation": _segmentation,
+        "depth": _depth,
+        "normals": _normals,
+        "classification": _classification,
+        "image-text": _retrieval,
+    }
+    if kind == "detection":
+        return _detection(images, arrays, detections)
+    return build[kind](images, arrays) if kind in build else None
+
+
+def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    hit, predicted, true = (arrays[name].astype(np.float64) for name in ("intersection", "prediction", "label"))
+
+    def iou(weights: Weights) -> np.ndarray:
+        return _nanmean(_ratio(weights @ hit, weights @ (predicted + true - hit)))
+
+    def accuracy(weights: Weights) -> np.ndarray:
+        return _nanmean(_ratio(weights @ hit, weights @ true))
+
+    def overall(weights: Weights) -> np.ndarray:
+        return _ratio(weights @ hit.sum(axis=1), weights @ true.sum(axis=1))
+
+    each = _nanmean(_ratio(hit, predicted + true - hit))
+    return ImageScores(images, {"mIoU": iou, "mAcc": accuracy, "aAcc": overall}, each, "mIoU of the image", 1)
+
+
+def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    names = [name for name in arrays if name not in ("image", "pixels")]
+    metrics = {name: _weighted(arrays[name], np.ones(len(images))) for name in names}
+    return ImageScores(images, metrics, arrays["abs_rel"], "abs_rel", -1)
+
+
+def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    # the median over all pixels does not follow from the images' medians
+    names = [name for name in arrays if name not in ("image", "pixels", "normal_median")]
+    metrics = {name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in names}
+    return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)
+
+
+def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    rank = arrays["rank"]
+    metrics = {f"top{k}": _weighted(100.0 * (rank < k), np.ones(len(images))) for k in (1, 5)}
+    return ImageScores(images, metrics, -rank.astype(np.float64), "rank of the true class", 1)
+
+
+def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    one, many = arrays["i2t_rank"], arrays["t2i_rank"]
+    captions = (many >= 0).sum(axis=1).astype(np.float64)
+    metrics = {}
+    for k in (1, 5, 10):
+        metrics[f"i2t_R@{k}"] = _weighted(100.0 * (one < k), np.ones(len(images)))
+        right = 100.0 * ((many >= 0) & (many < k)).sum(axis=1)
+        # an image is drawn with all its captions: they are not independent
+        metrics[f"t2i_R@{k}"] = _weighted(_ratio(right, captions) / 100, captions)
+    return ImageScores(images, metrics, -one.astype(np.float64), "rank of the right caption", 1)
+
+
+def _detection(
+    images: tuple[str, ...], arrays: dict[str, np.ndarray], detections: list[dict[str, Any]] | None
+) -> ImageScores | None:
+    if detections is None or "class_objects" not in arrays:
+        return None
+    metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
+    for kind in ("bbox", "segm"):
+        if kind == "segm" and not any("segm_hits" in one for one in detections):
+            continue
+        matches = Matches(arrays["image_id"], arrays["class_objects"], detections, kind)
+        metrics[f"{kind}_mAP"] = _mean_precision(matches)
+    each = image_f1(arrays["image_id"], arrays["class_objects"].sum(axis=1), detections)
+    return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1)
+
+
+def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:
+    return lambda weights: 100 * matches.precision(weights).mean(axis=1)
+
+
+def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.ndarray]:
+    """Mean of the images' values weighted by ``size``; images whose value is NaN are left out, as the probes do."""
+    known = ~np.isnan(values) & (size > 0)
+    weight = np.where(known, size, 0.0)
+    product = np.where(known, values, 0.0) * weight
+
+    def mean(weights: Weights) -> np.ndarray:
+        return _ratio(weights @ product, weights @ weight) / 100
+
+    return mean
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Percent; NaN where there is nothing below."""
+    return np.divide(100 * above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, of those that are there."""
+    known = ~np.isnan(values)
+    return np.divide(
+        np.where(known, values, 0.0).sum(axis=-1),
+        known.sum(axis=-1),
+        out=np.full(values.shape[:-1], np.nan),
+        where=known.any(axis=-1),
+    )

@@ -1,0 +1,61 @@
+"""COCO's matching, detection by detection, against pycocotools' own."""
+
+from __future__ import annotations
+
+import copy
+import io
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+from pycocotools.cocoeval import COCOeval
+
+from probes.detection.matches import add_matches, match_image
+from tests.reports.test_average_precision import CATEGORIES, as_coco, scene
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_each_detection_matches_as_in_pycocotools(kind):
+    truth, detections = scene(11)
+    ids = [image["id"] for image in truth["images"]]
+    mine = copy.deepcopy(detections)
+    add_matches(as_coco(truth), mine, ids, CATEGORIES, (kind,))
+    with redirect_stdout(io.StringIO()):
+        left_out = "bbox" if kind == "segm" else "segmentation"
+        coco = as_coco(truth)
+        evaluation = COCOeval(
+            coco, coco.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections]), kind
+        )
+        evaluation.evaluate()
+    seen = 0
+    for one in evaluation.evalImgs[: len(CATEGORIES) * len(evaluation.params.areaRng) * len(ids)]:
+        if one is None or one["aRng"] != evaluation.params.areaRng[0]:
+            continue
+        for place, identity in enumerate(one["dtIds"]):
+            found = mine[identity - 1]  # loadRes numbers results in their order
+            hits = [bool(found[f"{kind}_hits"] >> level & 1) for level in range(10)]
+            ignored = [bool(found[f"{kind}_ignored"] >> level & 1) for level in range(10)]
+            matched, left = one["dtMatches"][:, place] > 0, one["dtIgnore"][:, place].astype(bool)
+            assert hits == (matched & ~left).tolist() and ignored == left.tolist()
+            seen += 1
+    assert seen == len(detections)
+
+
+def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
+    overlaps = np.array([[0.6, 0.9], [0.55, 0.8], [0.1, 0.7]])  # the last object is a crowd
+    hits, ignored = match_image(overlaps, np.array([False, True]))
+    assert hits[:, 0].tolist() == [True, False, False], "the first takes the single object though the crowd fits better"
+    assert ignored[:, 0].tolist() == [False, True, True]
+    assert match_image(np.zeros((2, 0)), np.zeros(0, bool))[0].shape == (2, 10)
+
+
+def test_detections_past_the_hundredth_are_not_looked_at():
+    truth = {
+        "images": [{"id": 1, "height": 9, "width": 9}],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "a"}],
+        "info": {},
+    }
+    many = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": s / 200} for s in range(120)]
+    add_matches(as_coco(truth), many, [1], [3], ("bbox",))
+    assert [one["class"] for one in many] == [-1] * 20 + [0] * 100

@@ -1,0 +1,145 @@
+"""Runs as the benchmark writes them, into a real MLflow store, with per-image scores that give back the stored metrics."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from reports.query import StoredRun
+from reports.tracking import Tracker
+
+SIGNS = {
+    "segmentation": {"mIoU": 1, "mAcc": 1, "aAcc": 1},
+    "depth": {"abs_rel": -1, "rmse": -1, "log10": -1, "delta1": 1},
+    "classification": {"top1": 1, "top5": 1},
+    "image-text": {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in (1, 5, 10)},
+}
+TASKS = {"voc/linear": "segmentation", "nyu-depth/linear": "depth", "imagenet/linear": "classification",
+         "flickr30k/retrieval": "image-text"}  # fmt: skip
+
+
+def arrays(kind: str, quality: float, seed: int, images: int = 60) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Per-image scores and the metrics that they give; a higher ``quality`` (0–1) is better in every metric.
+
+    Images differ in difficulty in the same way for all: what pairing is for.
+    """
+    world = np.random.default_rng(7)
+    hard = world.uniform(-0.15, 0.15, images)
+    rng = np.random.default_rng([seed, int(quality * 1000)])
+    good = np.clip(quality + hard + rng.normal(0, 0.02, images), 0.02, 0.98)
+    names = {"image": np.array([f"{number:04d}.jpg" for number in range(images)])}
+    if kind == "segmentation":
+        label = world.integers(50, 400, (images, 4))
+        hit = (label * good[:, None]).astype(np.int64)
+        wrong = label - hit
+        found = hit + np.roll(wrong, 1, axis=1)
+        areas = {"intersection": hit, "prediction": found, "label": label}
+        h, p, t = (areas[k].sum(axis=0) for k in ("intersection", "prediction", "label"))
+        metrics = {
+            "mIoU": 100 * (h / (p + t - h)).mean(),
+            "mAcc": 100 * (h / t).mean(),
+            "aAcc": 100 * h.sum() / t.sum(),
+        }
+        return names | areas, metrics
+    if kind == "depth":
+        error = 1.1 - good
+        each = {"abs_rel": error, "rmse": 2 * error, "log10": error / 3, "delta1": 100 * good}
+        return names | each | {"pixels": np.full(images, 100)}, {k: float(v.mean()) for k, v in each.items()}
+    if kind == "classification":
+        rank = np.where(good > 0.5 + world.uniform(-0.4, 0.4, images), 0, 7)
+        return names | {"rank": rank, "label": np.zeros(images, int)}, {
+            "top1": 100 * float((rank < 1).mean()), "top5": 100 * float((rank < 5).mean())
+        }  # fmt: skip
+    one = np.where(good > 0.5, 0, 12)
+    many = np.where(good[:, None] + world.uniform(-0.3, 0.3, (images, 5)) > 0.5, 0, 8)
+    many[0, 3:] = -1
+    metrics = {f"i2t_R@{k}": 100 * float((one < k).mean()) for k in (1, 5, 10)}
+    metrics |= {f"t2i_R@{k}": 100 * float((many[many >= 0] < k).mean()) for k in (1, 5, 10)}
+    return names | {"i2t_rank": one, "t2i_rank": many}, metrics
+
+
+def write_run(
+    tracker: Tracker,
+    backbone: str,
+    seed: int,
+    qualities: dict[str, float],
+    *,
+    protocol: str = "p",
+    failing: dict[str, str] | None = None,
+    pictures: bool = False,
+    tags: dict[str, str] | None = None,
+    weights: str = "",
+    images: int = 60,
+) -> str:
+    """A parent run of ``backbone`` with a child for each task of ``qualities``; returns the parent's id."""
+    sha = weights or f"{abs(hash((backbone, seed))):064x}"[:64]
+    parent_tags = {"backbone": backbone, "suite": tracker.experiment, "seed": str(seed), "weights.sha256": sha,
+                   "run.key": f"{backbone}-{seed}", "architecture": "toy", "git.commit": "abc123",
+                   **{f"protocol.{task.replace('/', '.')}": protocol for task in qualities}, **(tags or {})}  # fmt: skip
+    with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
+        parent.log_json({"environment": {"python": "3.11", "packages": {"torch": "2"}}}, "run.json")
+        parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
+        for task, quality in qualities.items():
+            kind = TASKS[task]
+            child_tags = {
+                "task": task, "dataset": task.split("/")[0], "kind": kind, "probe": task.split("/")[1], "backbone": backbone,
+                "weights.sha256": sha, "seed": str(seed), "suite": tracker.experiment, "protocol": f"{protocol}-{task}",
+                "cell": f"{backbone}-{task}-{seed}-{protocol}", "data.fingerprint": f"f-{task}", "data.partial": "false",
+                "directions": ",".join(f"{name}:{sign:+d}" for name, sign in SIGNS[kind].items()),
+            }  # fmt: skip
+            try:
+                with tracker.run(task, tags=child_tags, parent=parent) as child:
+                    if failing and task in failing:
+                        raise RuntimeError(failing[task])
+                    scores, metrics = arrays(kind, quality, seed, images)
+                    child.log_metrics({**metrics, "cost/seconds": 3.0})
+                    for step in range(3):
+                        child.log_metrics({"train/loss": 3.0 - step}, step)
+                    with TemporaryDirectory() as scratch:
+                        path = Path(scratch) / "per_image.npz"
+                        np.savez_compressed(path, **scores)  # type: ignore[arg-type]
+                        child.log_file(path)
+                        if pictures and kind in ("segmentation", "depth"):
+                            child.log_file(write_pictures(Path(scratch) / "gallery.zip", seed, images), "pictures")
+                    child.log_json({"task": task, "settings": {"max_iters": 10, "which": protocol}}, "protocol.json")
+            except RuntimeError:
+                continue
+    return parent.id
+
+
+def write_pictures(path: Path, seed: int, images: int) -> Path:
+    """A gallery as ``probes.panels.write_gallery`` makes it."""
+    rng = np.random.default_rng(seed)
+    with zipfile.ZipFile(path, "w") as pack:
+        index = []
+        for number in range(min(images, 12)):
+            entry = {"name": f"{number:04d}.jpg"}
+            for role in ("image", "truth", "prediction"):
+                buffer = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+                entry[role] = f"{number:03d}-{role}.png"
+                pack.writestr(entry[role], buffer.getvalue())
+            index.append(entry)
+        pack.writestr("index.json", json.dumps({"images": index, "legend": None}))
+    return path
+
+
+def stored_run(
+    number: int, backbone: str, task: str, seed: int, value: float | None, *, protocol: str = "p", status: str = "FINISHED",
+    weights: str = "w", failure: str = "", parent: str = "", started: int | None = None,
+) -> StoredRun:  # fmt: skip
+    """A child run without a store, for what needs none."""
+    tags = {"task": task, "kind": "segmentation", "backbone": backbone, "seed": str(seed), "protocol": protocol,
+            "weights.sha256": weights, "directions": "mIoU:+1,mAcc:+1",
+            "mlflow.parentRunId": parent or f"parent-{backbone}-{seed}"}  # fmt: skip
+    if failure:
+        tags["failure"] = failure
+    metrics = {} if value is None else {"mIoU": value, "cost/seconds": 1.0}
+    when = number if started is None else started
+    return StoredRun(f"run{number}", task, "x", "1", status, when, when, "/nowhere", tags, {}, metrics)

@@ -1,0 +1,143 @@
+"""The page in a real browser: offline, without an error, by mouse and keyboard, on a desktop and on a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from reports.report import Request, build, write
+from reports.tracking import Tracker
+from tests.reports.synthetic import write_run
+
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install -y chromium (or set CHROMIUM to one)")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("browser")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
+        for seed in (0, 1):
+            write_run(
+                tracker,
+                "clip-ft",
+                seed,
+                {"voc/linear": 0.5, "nyu-depth/linear": 0.5, "imagenet/linear": 0.45},
+                pictures=True,
+            )
+            write_run(tracker, "cliptex", seed, {"voc/linear": 0.62, "nyu-depth/linear": 0.6}, pictures=True)
+    write(build(Request(tracking_uri=tracker.uri, ui_url="http://127.0.0.1:1")), folder / "report")
+    return tracker, folder / "report" / "index.html"
+
+
+@pytest.fixture
+def page(browser, store, request):
+    """The open page; at the end: nothing went to the console, nothing to the network."""
+    width = getattr(request, "param", 1280)
+    context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    told, asked = [], []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda one: asked.append(one.url))
+    page.goto(store[1].as_uri())
+    yield page
+    assert told == []
+    assert [url for url in asked if not url.startswith("data:")] == [store[1].as_uri()]
+    context.close()
+
+
+def column(page, place: int) -> list[str]:
+    return page.eval_on_selector_all(
+        "#t-overview tbody tr:not([hidden])",
+        f"rows => rows.map(row => row.cells[{place}].dataset.value ?? row.cells[{place}].textContent.trim())",
+    )
+
+
+@pytest.mark.slow
+def test_sort_filter_and_numbers_against_mlflow(page, store):
+    tracker, _ = store
+    for cell in page.query_selector_all("#t-overview td[data-runs]"):
+        runs = [tracker.client.get_run(run).data for run in cell.get_attribute("data-runs").split()]
+        main = runs[0].tags["directions"].split(":")[0]
+        mean = sum(run.metrics[main] for run in runs) / len(runs)
+        assert float(cell.get_attribute("data-value")) == pytest.approx(mean)
+        shown = cell.query_selector(".num").inner_text()
+        assert float(shown) == pytest.approx(mean, abs=0.5 * 10 ** -len(shown.partition(".")[2]) + 1e-9)
+
+    head = page.locator("#t-overview thead th").nth(3)
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    values = column(page, 3)
+    assert values[-1] == "" and [float(v) for v in values[:-1]] == sorted((float(v) for v in values[:-1]), reverse=True)
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending" and column(page, 3)[-1] == "", "holes stay last"
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") is None
+    assert column(page, 0) == ["voc/linear", "nyu-depth/linear", "imagenet/linear"]
+
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("/")
+    page.keyboard.type("depth")
+    assert column(page, 0) == ["nyu-depth/linear"]
+    page.keyboard.press("Escape")
+    page.select_option("#kind", "segmentation")
+    assert column(page, 0) == ["voc/linear"]
+    page.fill("#find", "nothing like this")
+    assert column(page, 0) == [] and page.locator("#none").is_visible()
+
+    page.locator("nav a", has_text="Provenance").click()
+    assert page.evaluate("document.querySelector('#provenance').getBoundingClientRect().top") < 800
+    link = page.locator("#t-segmentation td .num a").first.get_attribute("href")
+    assert link.startswith("http://127.0.0.1:1/#/compare-runs?runs=")
+
+
+@pytest.mark.slow
+def test_gallery_figures_and_colours(page):
+    tile = page.locator(".strip button").nth(2)
+    tile.focus()
+    page.keyboard.press("Enter")
+    box = page.locator("#lightbox")
+    assert box.is_visible() and "clip-ft" in page.locator("#light-text").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "cliptex" in page.locator("#light-text").inner_text()
+    assert page.evaluate("document.querySelector('#lightbox img').naturalWidth") > 0
+    page.keyboard.press("Escape")
+    assert not box.is_visible()
+    page.locator('[data-figure="forest"]').scroll_into_view_if_needed()
+    page.locator('[data-figure="forest"].js-plotly-plot .scatterlayer').wait_for()
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [360], indirect=True)
+def test_nothing_runs_over_the_edge_of_a_phone(page):
+    for place in page.query_selector_all(".plot"):
+        place.scroll_into_view_if_needed()
+    page.locator(".plot.js-plotly-plot").last.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -1,0 +1,76 @@
+"""Metrics over a draw of images are those of the drawn images, by independent means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import jaccard_score, recall_score
+
+from reports.per_image import image_scores
+
+RNG = np.random.default_rng(0)
+IMAGES = np.array([f"{n}.png" for n in (3, 1, 2, 0, 4)])  # not sorted, on purpose
+TIMES = np.array([[2, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 5, 0, 0, 0]])  # of the images in sorted order
+
+
+def drawn(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    return np.repeat(values[np.argsort(IMAGES, kind="stable")], times, axis=0)
+
+
+def test_segmentation_is_scored_from_all_pixels_of_the_draw():
+    labels, predictions = RNG.integers(0, 4, (5, 200)), RNG.integers(0, 4, (5, 200))
+    labels[labels == 3] = 2  # class 3 is predicted but is in no label
+    areas = {
+        "intersection": np.stack(
+            [np.bincount(t[t == p], minlength=4) for t, p in zip(labels, predictions, strict=True)]
+        ),
+        "prediction": np.stack([np.bincount(p, minlength=4) for p in predictions]),
+        "label": np.stack([np.bincount(t, minlength=4) for t in labels]),
+    }
+    scores = image_scores("segmentation", {"image": IMAGES, **areas})
+    assert scores is not None and scores.images == tuple(sorted(IMAGES))
+    for times, iou, acc, overall in zip(
+        TIMES, *(scores.metrics[m](TIMES) for m in ("mIoU", "mAcc", "aAcc")), strict=True
+    ):
+        truth, guess = drawn(labels, times).ravel(), drawn(predictions, times).ravel()
+        assert iou == pytest.approx(100 * jaccard_score(truth, guess, average="macro"))
+        assert acc == pytest.approx(100 * recall_score(truth, guess, average="macro", labels=[0, 1, 2]))
+        assert overall == pytest.approx(100 * (truth == guess).mean())
+
+
+def test_depth_is_the_mean_over_images_without_empty_ones():
+    values = RNG.uniform(0.1, 0.5, 5)
+    values[2] = np.nan
+    scores = image_scores("depth", {"image": IMAGES, "abs_rel": values, "pixels": np.array([9, 9, 0, 9, 9])})
+    assert scores is not None
+    expected = [np.nanmean(drawn(values, times)) for times in TIMES]
+    assert scores.metrics["abs_rel"](TIMES) == pytest.approx(expected)
+    assert scores.each_sign == -1
+
+
+def test_normals_are_weighted_by_pixels_and_their_median_is_not_made_up():
+    error, pixels = RNG.uniform(10, 50, 5), RNG.integers(10, 99, 5)
+    scores = image_scores("normals", {"image": IMAGES, "normal_mean": error, "normal_median": error, "pixels": pixels})
+    assert scores is not None and set(scores.metrics) == {"normal_mean"}
+    expected = [np.average(drawn(error, t), weights=drawn(pixels, t)) for t in TIMES]
+    assert scores.metrics["normal_mean"](TIMES) == pytest.approx(expected)
+
+
+def test_classification_and_retrieval_count_ranks():
+    rank = np.array([0, 4, 0, 6, 1])
+    scores = image_scores("classification", {"image": IMAGES, "rank": rank, "label": rank})
+    assert scores is not None
+    for k in (1, 5):
+        assert scores.metrics[f"top{k}"](TIMES) == pytest.approx([100 * (drawn(rank, t) < k).mean() for t in TIMES])
+    many = np.array([[0, 3], [9, -1], [0, 0], [1, 12], [4, -1]])
+    scores = image_scores("image-text", {"image": IMAGES, "i2t_rank": rank, "t2i_rank": many})
+    assert scores is not None
+    for k in (1, 5, 10):
+        expected = [100 * (c[c >= 0] < k).mean() for t in TIMES for c in [drawn(many, t)]]
+        assert scores.metrics[f"t2i_R@{k}"](TIMES) == pytest.approx(expected)
+        assert scores.metrics[f"i2t_R@{k}"](TIMES) == pytest.approx([100 * (drawn(rank, t) < k).mean() for t in TIMES])
+
+
+def test_detections_without_matches_give_no_interval():
+    assert image_scores("detection", {"image": IMAGES, "image_id": np.arange(5)}, []) is None
+    assert image_scores("some new kind", {"image": IMAGES}) is None

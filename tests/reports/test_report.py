@@ -1,0 +1,278 @@
+"""The whole report from a real store: every number in every format is MLflow's, holes are holes, protocols stay apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from reports.errors import TrackingError
+from reports.html.page import render
+from reports.report import Request, build, write
+from reports.tables import number
+from reports.tracking import Tracker
+from tests.reports.synthetic import write_run
+
+TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
+
+
+def same(quality: float) -> dict[str, float]:
+    return dict.fromkeys(TASKS, quality)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """clip-ft and cliptex with three seeds, clip with a failed task, cliptex-seg with one seed, two protocols of voc/linear."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tracker = Tracker("paper", f"sqlite:///{folder}/mlflow.db")
+        for seed in range(3):
+            write_run(tracker, "clip-ft", seed, same(0.5), pictures=seed == 0)
+            write_run(
+                tracker,
+                "cliptex",
+                seed,
+                {**same(0.62), "imagenet/linear": 0.5},
+                pictures=seed == 0,
+                tags={"experts": "seg,depth,normal"},
+            )
+        write_run(tracker, "clip", 0, same(0.45), failing={"nyu-depth/linear": "loss is nan <b>&"})
+        write_run(tracker, "cliptex-seg", 0, {"voc/linear": 0.58}, tags={"experts": "seg"})
+        write_run(tracker, "clip-ft", 0, {"voc/linear": 0.3}, protocol="quick")
+        with tracker.run("sweep lambdas", tags={"study": "lambdas", "stage": "sweep"}) as sweep:
+            rows = [{"what": "voc/linear", "metric": "mIoU", "sign": 1, "best": "lambda_seg=0.1", "value": 41.0, "base": 40.0,
+                     "baseline": 38.0, "noise": 0.2, "trial": 1}]  # fmt: skip
+            sweep.log_json(rows, "summary.json")
+        for number_, (seg, depth) in enumerate([(0.1, 0.1), (0.1, 1), (1, 0.1), (1, 1)]):
+            values = {"objective/dense": seg + depth, "objective/zero-shot": -seg}
+            with tracker.run(f"trial {number_}", tags={"study": "lambdas", "trial": str(number_)},
+                             params={"lambda_clip": 1, "lambda_seg": seg, "lambda_depth": depth}) as run:  # fmt: skip
+                if number_ != 3:
+                    run.log_metrics(values)
+                else:
+                    run.fail("NonFiniteLoss: at step 7")
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def report(store):
+    return build(Request(experiments=["paper"], tracking_uri=store.uri, ui_url="http://127.0.0.1:5000"))
+
+
+class _Rows(HTMLParser):
+    """(table id, row heading) → cells with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = ""
+        self.rows: list[tuple[str, list[dict]]] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        if found.get("id"):
+            self.ids.append(found["id"])
+        if tag == "table":
+            self.table = found.get("id", "")
+        if tag == "tr":
+            self.rows.append((self.table, []))
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1][1].append({"tag": tag, "text": "", **found})
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1][1]:
+            self.rows[-1][1][-1]["text"] += data
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return render(report)
+
+
+@pytest.fixture(scope="module")
+def rows(page):
+    parser = _Rows()
+    parser.feed(page)
+    assert len(parser.ids) == len(set(parser.ids)), "ids are unique"
+    return parser.rows
+
+
+def test_numbers_in_the_page_are_means_of_mlflows(store, report, rows):
+    seen = 0
+    for table, cells in rows:
+        for cell in cells:
+            if not cell.get("data-runs") or table != "t-overview":
+                continue
+            runs = [store.client.get_run(run) for run in cell["data-runs"].split()]
+            task = runs[0].data.tags["task"]
+            main = runs[0].data.tags["directions"].split(":")[0].replace("@", "_at_")
+            assert {run.data.tags["protocol"] for run in runs} == {runs[0].data.tags["protocol"]}, (
+                "one protocol a number"
+            )
+            assert float(cell["data-value"]) == pytest.approx(np.mean([run.data.metrics[main] for run in runs]))
+            assert cells[0]["text"].startswith(task)
+            seen += 1
+    assert seen == 13
+
+
+def test_the_verdict_is_what_the_intervals_say(report):
+    assert report.baseline == "clip-ft"
+    assert report.verdict.tone == "better"
+    assert (
+        "it is better than clip-ft on 3 of 4 tasks and loses none; mean relative gain +35." in report.verdict.headline
+    )
+    analysis = report.analysis
+    told = {c.title: analysis.verdict("cliptex", c) for c in analysis.selection.columns}
+    assert told == {"voc/linear (A)": "win", "voc/linear (B)": "", "nyu-depth/linear": "win", "imagenet/linear": "tie",
+                    "flickr30k/retrieval": "win"}  # fmt: skip
+    gain, over = analysis.gains["cliptex"]
+    assert 0 < gain.low < gain.value < gain.high and len(over) == 4
+    assert any(note.startswith("One seed") or "Seeds differ" in note for note in report.notes)
+
+
+def test_bold_only_where_the_interval_allows(report):
+    for head, cells in zip(report.overview.heads, zip(*(c for _, c in report.overview.rows), strict=True), strict=True):
+        names = [name for (name, _), cell in zip(report.overview.rows, cells, strict=True) if cell.best]
+        if head.column.task in ("imagenet/linear",) or head.column.letter == "B":
+            assert names == []
+        if head.column.task == "nyu-depth/linear":
+            assert names == ["cliptex"]
+
+
+def test_holes_say_why_and_are_escaped(page, rows):
+    holes = {
+        (cells[0]["text"], cell["text"].strip())
+        for table, cells in rows
+        if table == "t-overview"
+        for cell in cells
+        if "hole" in (cell.get("class") or "")
+    }
+    reasons = {" ".join(text.split()) for _, text in holes}
+    assert "– failed: RuntimeError: loss is nan <b>&" in reasons and "loss is nan <b>" not in page
+    assert "– other protocol" in reasons and "– not run" in reasons
+
+
+def test_protocols_that_differ_are_shown_side_by_side(report):
+    (differing,) = report.provenance.differences.values()
+    assert differing == {"settings.which": {"A": "p", "B": "quick"}}
+
+
+def test_role_of_experts(report):
+    (table,) = [t for t in report.tables if t.id == "experts"]
+    assert [name for name, _ in table.rows] == ["clip-ft", "cliptex-seg", "cliptex"]
+    assert table.marks["cliptex-seg"] == "experts: seg" and table.marks["cliptex"] == "experts: seg + depth + normal"
+
+
+def test_sections_come_in_the_papers_order(report):
+    assert [t.id for t in report.tables] == ["segmentation", "geometry", "classification", "zero-shot", "experts"]
+
+
+def test_the_page_needs_nothing_else(page):
+    assert len(page.encode()) < 8_000_000
+    outside = set(
+        re.findall(
+            r"""(?:src|href)\s*=\s*["'](?!data:|\#)([^"']+)""", re.sub(r"<script.*?</script>", "", page, flags=re.S)
+        )
+    )
+    assert all(url.startswith("http://127.0.0.1:5000/#/") for url in outside), (
+        "only links to MLflow's UI leave the page"
+    )
+    assert "@import" not in page and "url(http" not in page
+    assert "default-src 'none'" in page
+
+
+def test_figures_are_valid_plotly_and_told_in_words(report):
+    kinds = {figure.id.split("-")[0] for figure in report.figures()}
+    assert {"forest", "bars", "cost", "train", "probe", "heat", "slices", "pareto"} - kinds <= {"train"}
+    for figure in report.figures():
+        spec = json.loads(
+            json.dumps(figure.spec).replace("var:text", "#000").replace("var:muted", "#000").replace("var:line", "#000")
+        )
+        go.Figure(spec)  # raises on anything that Plotly does not know
+        assert figure.alt and figure.title
+
+
+def test_gallery_has_truth_and_every_backbone(report):
+    galleries = {g.column.task: g for g in report.galleries}
+    assert set(galleries) == {"voc/linear", "nyu-depth/linear"}
+    for gallery in galleries.values():
+        reasons = [row.why for row in gallery.rows]
+        assert reasons.count("evenly spaced") == 4 and "worst for all" in reasons and "backbones differ most" in reasons
+        assert len({row.name for row in gallery.rows}) == len(gallery.rows)
+        for row in gallery.rows:
+            there = {name for name, tile in row.predictions if tile}
+            assert there == {"clip-ft", "cliptex"}
+    voc = galleries["voc/linear"]
+    scores = report.analysis.scores
+    column = voc.column
+    worst = next(row for row in voc.rows if row.why == "worst for all")
+    mean = np.mean([scores[b, column].each[:12] for b in ("clip-ft", "cliptex")], axis=0)
+    shown = {int(row.name[:4]) for row in voc.rows if row.why == "evenly spaced"}
+    assert int(worst.name[:4]) == min((n for n in range(12) if n not in shown), key=lambda n: mean[n])
+
+
+def test_the_study_in_the_experiment_and_alone(store, report):
+    (view,) = report.studies
+    assert view.study.varied == ["lambda_seg", "lambda_depth"]
+    assert list(view.study.directions) == ["dense", "zero-shot"]
+    best = view.study.best("dense")
+    assert best is not None and best.params["lambda_seg"] + best.params["lambda_depth"] == pytest.approx(1.1)
+    assert [t.state for t in view.study.trials if not t.objectives] == ["failed: NonFiniteLoss: at step 7"]
+    front = {t.name for t in view.study.front()}
+    assert "0" not in front, "trial 1 has the same zero-shot gain and a higher dense one"
+    alone = build(Request(study="lambdas", tracking_uri=store.uri))
+    html = render(alone)
+    assert "more than noise" in html and "by more than the noise of seeds" in alone.verdict.headline
+    assert "λ search: lambdas" in html and 'data-figure="heat-lambda_seg-lambda_depth"' in html
+    with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean 'lambdas'"):
+        build(Request(study="lambda", tracking_uri=store.uri))
+
+
+def test_every_format_has_the_same_numbers(report, tmp_path):
+    files = {path.name: path.read_text() for path in write(report, tmp_path, ("html", "md", "csv", "latex"))}
+    assert set(files) == {"index.html", "report.md", "results.csv", "runs.csv", "study-lambdas.csv", "tables.tex"}
+    table = {(r["backbone"], r["task"], r["metric"]): r for r in csv.DictReader(io.StringIO(files["results.csv"]))}
+    for (backbone, column, metric), found in report.analysis.estimates.items():
+        assert float(table[backbone, column.title, metric]["value"]) == found.value
+        assert float(table[backbone, column.title, metric]["low"] or "nan") == pytest.approx(found.low, nan_ok=True)
+    for table_ in report.tables:
+        for name, cells in table_.rows:
+            md = next(
+                line
+                for line in files["report.md"].splitlines()
+                if line.startswith(f"| {name}")
+                and all(
+                    c.estimate is None or number(c.estimate.value, h.digits) in line
+                    for c, h in zip(cells, table_.heads, strict=True)
+                )
+            )
+            assert md
+    assert files["tables.tex"].count("\\begin{tabular}") == files["tables.tex"].count("\\bottomrule") == 6
+    for line in files["tables.tex"].splitlines():
+        assert (
+            "%" not in line.lstrip("%").replace("\\%", "")
+            and "−" not in line
+            and "_" not in line.replace("\\_", "").replace("tab:", "")
+        ), line
+    with pytest.raises(TrackingError, match="no format 'pdf'"):
+        write(report, tmp_path, ("pdf",))
+
+
+def test_failed_and_foreign_runs_change_no_number(store, report):
+    """A trial of a sweep with tasks of its own, and another experiment, leave every number as it was."""
+    before = {key: found.value for key, found in report.analysis.estimates.items()}
+    with store.run("trial 9", tags={"study": "lambdas", "trial": "9"}, params={"lambda_seg": 3}) as trial:
+        pass
+    write_run(store, "cliptex", 0, same(0.9), tags={"mlflow.parentRunId": trial.id})
+    write_run(Tracker("other", store.uri), "cliptex", 0, same(0.9))
+    again = build(Request(experiments=["paper"], tracking_uri=store.uri))
+    assert {key: found.value for key, found in again.analysis.estimates.items()} == before
