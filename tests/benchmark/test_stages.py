@@ -59,11 +59,9 @@ def start(launcher: list[str], arguments: list[str]) -> subprocess.Popen:
 
 def kill_when(process: subprocess.Popen, there: Path, pattern: str) -> None:
     """kill -9 as soon as a file like ``pattern`` is in the folder ``there``."""
-    deadline = time.monotonic() + 240
     while not list(there.glob(pattern)):
         assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.005)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -111,12 +109,12 @@ def test_two_processes_from_the_command_line():
     """One run in MLflow, one voice, the labels of one process to the byte, and its weights up to the order of sums."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     label = start(torchrun, label_command("two-labels", "two"))
-    told = label.communicate(timeout=240)[0]
+    told = label.communicate(timeout=900)[0]
     assert label.returncode == 0, told
     assert told.count("48 pairs in, 48 labelled, 0 failed") == 1
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
     train = start(torchrun, ["train", *TRAIN, "--out", "two.safetensors", "--experiment", "two"])
-    told = train.communicate(timeout=240)[0]
+    told = train.communicate(timeout=900)[0]
     assert train.returncode == 0, told
     assert told.count("cliptex trained: two.safetensors") == 1
     assert [run.info.status for run in runs_of("two")] == ["FINISHED"] * 2
