@@ -29,44 +29,23 @@ class _Rate(TextColumn):
         return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
 
 
-class Bar:
-    """One line of progress for the step under way. In a terminal a live bar; elsewhere a line every ``every`` seconds."""
+class Lane:
+    """A step under way, and how far it is."""
 
-    def __init__(self, every: float = 15.0):
-        self.live = console.is_terminal
-        self.every = every
+    def __init__(self, progress: Progress, live: bool, every: float) -> None:
         self.prefix = ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        self._progress, self.live, self.every = progress, live, every
         self._task: TaskID | None = None
-
-    def __enter__(self) -> Bar:
-        if self.live:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self._progress.stop()
+        self._description, self._total, self._done = "", 0, 0
+        self._started = self._said = time.monotonic()
 
     def start(self, description: str, total: int) -> None:
         """Begin a step of ``total`` parts; the one before is over."""
+        self.end()
         self._description = f"{self.prefix}{description}"
         self._total, self._done = total, 0
         self._started = self._said = time.monotonic()
         if self.live:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
             self._task = self._progress.add_task(self._description, total=total)
 
     def advance(self, steps: int = 1) -> None:
@@ -85,3 +64,45 @@ class Bar:
                 f"  {self._description}  {self._done}/{self._total}  {rate:.1f}/s  {int(left // 60)}:{int(left % 60):02d} left",
                 markup=False,
             )
+
+    def end(self) -> None:
+        """Take its line away."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+class Bar(Lane):
+    """One line of progress for the step under way (and one for each further ``lane``). In a terminal live bars; elsewhere a
+    line every ``every`` seconds."""
+
+    def __init__(self, every: float = 15.0):
+        super().__init__(
+            Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                _Rate(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            ),
+            console.is_terminal,
+            every,
+        )
+
+    def __enter__(self) -> Bar:
+        if self.live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self._progress.stop()
+
+    def lane(self) -> Lane:
+        """A further line, for work that goes on beside the first."""
+        return Lane(self._progress, self.live, self.every)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from backbones.cliptex.augment import AXES
 from backbones.cliptex.label import LabelSettings
 from backbones.cliptex.labels import LabelStore
-from backbones.cliptex.pairs import PairSource, open_pairs
+from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import SUBSETS, Recipe, find_recipe
+from backbones.cliptex.train import find_trained
 from backbones.files import content_key, home
 from benchmark.mini.world import CONFIGS, build_world
 from benchmark.progress import Bar
-from benchmark.stages import expert_stage, label_stage, train_stage
+from benchmark.side_by_side import Job, side_by_side
+from benchmark.stages import expert_stage, finished_stage, label_stage, train_stage
 from benchmark.suites import Ground, Provision
 from reports.tracking import Tracker
 
@@ -90,91 +92,197 @@ def provide(
 ) -> Provision:
     """The world's datasets, and the weights of those of clip, clip-ft, cliptex and cliptex with fewer experts that are
     asked for; nothing is made twice."""
-    from probes.registry import DATASETS as KNOWN
-
-    config, sizes = CONFIGS[options.suite], SIZES[options.suite]
-    world = build_world(config, workers=max(1, options.workers), progress=bar)
-    data: dict[str, Path] = {name: world / KNOWN[name].folder for name in DATASETS}
+    sizes = SIZES[options.suite]
+    world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
+    data = _datasets(world)
     wanted = [name for name in MADE if name in names and options.weights is None]
     if not wanted:
         return Provision(data=data)
 
-    pairs = open_pairs(str(world / "pairs"), bar)
-    labels: LabelStore | None = None
-    label_cost: dict[str, float] = {}
-    if any(name in SUBSETS for name in wanted):
-        labels, label_cost = make_labels(tracker, options, world, pairs, sizes, bar)
+    made, labels, label_cost = _base(options, world, seeds, any(name in SUBSETS for name in wanted), tracker, bar)
+    tuned = [
+        _Training(
+            name,
+            {**sizes.tune, **(sizes.lambdas if name in SUBSETS else {}), "seed": seed},
+            str(made["clip", seed].path),
+        )
+        for seed in seeds
+        for name in wanted
+        if name != "clip"
+    ]
+    made |= _train_all(options, world, tuned, labels, tracker, bar)
     backbones, runs, costs = {}, {}, {}
     for seed in seeds:
-        weights, run, cost = _train(tracker, options, "clip", sizes.clip, sizes.init, pairs, None, world, seed, bar)
-        made = {"clip": (weights, run, cost)}
         for name in wanted:
-            if name != "clip":
-                changes = {**sizes.tune, **(sizes.lambdas if name in SUBSETS else {})}
-                made[name] = _train(tracker, options, name, changes, str(weights), pairs, labels, world, seed, bar)
-        for name in wanted:
-            path, run, cost = made[name]
-            backbones[name, seed] = {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
-            runs[name, seed] = run
-            costs[name, seed] = {**cost, **(label_cost if name in SUBSETS else {})}
+            weights = made[name, seed]
+            backbones[name, seed] = {"name": name, "weights": str(weights.path), "seed": seed, "any_architecture": True}
+            runs[name, seed] = weights.run
+            costs[name, seed] = {**weights.cost, **(label_cost if name in SUBSETS else {})}
     return Provision(data, backbones, runs, costs)
 
 
-def make_labels(
-    tracker: Tracker | None, options: Options, world: Path, pairs: PairSource, sizes: Sizes, bar: Bar
-) -> tuple[LabelStore, dict[str, float]]:
-    """Experts trained on the world's shifted domain, and their labels of its pairs; with what both cost, in seconds."""
-    places, seconds = {}, 0.0
-    for name, settings in sizes.experts.items():
-        places[name] = home() / "experts" / f"{world.name}-{name}-{content_key([AXES, settings], 8)}"
-        made = expert_stage(
-            tracker, name, world / "expert", places[name], settings=settings, bar=bar, device=options.device_name
-        )
-        seconds += made["seconds"]
+def ground(options: Options, seed: int, tracker: Tracker | None, bar: Bar) -> Ground:
+    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP; nothing is made twice."""
+    world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
+    made, labels, _ = _base(options, world, [seed], True, tracker, bar)
+    assert labels is not None
+    init = str(made["clip", seed].path)
+    pairs = open_pairs(str(world / "pairs"), bar)
+    return Ground(_datasets(world), init, pairs, labels, lambda recipe, used: _weights_path(world, recipe, init, used))
+
+
+def _datasets(world: Path) -> dict[str, Path]:
+    from probes.registry import DATASETS as KNOWN
+
+    return {name: world / KNOWN[name].folder for name in DATASETS}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A recipe by name, changes to it (its seed among them), and the weights it starts from."""
+
+    name: str
+    changes: Mapping[str, Any]
+    init: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return replace(find_recipe(self.name), **self.changes)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Weights, the MLflow run that trained them, and what that cost."""
+
+    path: Path
+    run: str
+    cost: Mapping[str, float]
+
+
+_Weights = dict[tuple[str, int], _Made]
+
+
+def _base(
+    options: Options, world: Path, seeds: Sequence[int], labelled: bool, tracker: Tracker | None, bar: Bar
+) -> tuple[_Weights, LabelStore | None, dict[str, float]]:
+    """The pre-trained CLIP of each seed and – when ``labelled`` – the experts, both side by side, and their labels of the
+    pairs; with what experts and labels cost."""
+    sizes = SIZES[options.suite]
+    clips = [_Training("clip", {**sizes.clip, "seed": seed}, sizes.init) for seed in seeds]
+    experts = _experts(options, world, tracker) if labelled else {}
+    found = _train_all(options, world, clips, None, tracker, bar, beside=list(experts.values()))
+    if not labelled:
+        return found, None, {}
+    # what is there by now is only looked up
+    made = {name: job.function(**job.arguments, bar=bar) for name, job in experts.items()}
+    pairs = open_pairs(str(world / "pairs"), bar)
     out = home() / "labels" / f"{world.name}-{content_key([AXES, dict(sizes.experts)], 8)}"
+    where = [f"{name}={job.arguments['out']}" for name, job in experts.items()]
     manifest = label_stage(
-        tracker, pairs, [f"{name}={place}" for name, place in places.items()], out,
-        settings=LabelSettings(input_side=0, label_side=0), bar=bar, device=options.device_name, workers=options.workers,
-        batch_size=128,
+        tracker, pairs, where, out, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
+        device=options.device_name, workers=options.workers, batch_size=128,
     )  # fmt: skip
-    return LabelStore(out), {"experts_seconds": seconds, "label_seconds": manifest["cost"]["seconds"]}
+    cost = {
+        "experts_seconds": sum(each["seconds"] for each in made.values()),
+        "experts_flops": sum(each["flops"] for each in made.values()),
+        "label_seconds": manifest["cost"]["seconds"],
+        "label_flops": manifest["cost"]["flops"],
+    }
+    return found, LabelStore(out), cost
 
 
-def _train(
-    tracker: Tracker | None,
+def _experts(options: Options, world: Path, tracker: Tracker | None) -> dict[str, Job]:
+    """The job that trains each expert on the world's shifted domain, or finds it trained."""
+    jobs = {}
+    for name, settings in SIZES[options.suite].experts.items():
+        out = home() / "experts" / f"{world.name}-{name}-{content_key([AXES, settings], 8)}"
+        jobs[name] = Job(
+            expert_job,
+            {"store": _store(tracker), "name": name, "root": world / "expert", "out": out, "settings": settings,
+             "device": options.device_name},
+        )  # fmt: skip
+    return jobs
+
+
+def _train_all(
     options: Options,
-    name: str,
-    changes: Mapping[str, Any],
-    init: str,
-    pairs: PairSource,
-    labels: LabelStore | None,
     world: Path,
-    seed: int,
+    trainings: Sequence[_Training],
+    labels: LabelStore | None,
+    tracker: Tracker | None,
     bar: Bar,
-) -> tuple[Path, str, dict[str, float]]:
-    recipe: Recipe = replace(find_recipe(name), **{**changes, "seed": seed})
-    labels = labels if recipe.tasks else None
-    out = _weights_path(world, recipe, init, labels)
+    beside: Sequence[Job] = (),
+) -> _Weights:
+    """Train what is not there yet, side by side and ``beside`` other jobs; (name, seed) → weights."""
+    pairs = open_pairs(str(world / "pairs"), bar)
+    made: _Weights = {}
+    left: list[tuple[str, int]] = []
+    jobs = [job for job in beside if not (job.arguments["out"] / "expert.json").is_file()]
+    others = len(jobs)
+    for training in trainings:
+        recipe = training.recipe
+        used = labels if recipe.tasks else None
+        out = _weights_path(world, recipe, training.init, used)
+        key = (training.name, recipe.seed)
+        if found := find_trained(recipe, init=training.init, pairs=pairs, out=out, labels=used):
+            run = finished_stage(tracker, **{"train.key": found.key})
+            made[key] = _Made(out, run, _cost(found.cost))
+            continue
+        left.append(key)
+        jobs.append(
+            Job(
+                train_job,
+                {"store": _store(tracker), "recipe": recipe, "init": training.init, "pairs": str(world / "pairs"),
+                 "labels": used.root if used else None, "out": out, "device": options.device_name,
+                 "workers": options.workers},
+            )
+        )  # fmt: skip
+    done = side_by_side(jobs, bar, device=options.device_name)
+    return made | dict(zip(left, done[others:], strict=True))
+
+
+def _store(tracker: Tracker | None) -> tuple[str, str] | None:
+    return (tracker.experiment, tracker.uri) if tracker is not None else None
+
+
+def expert_job(
+    *,
+    store: tuple[str, str] | None,
+    name: str,
+    root: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    device: str,
+    bar: Bar,
+) -> dict[str, Any]:
+    """``expert_stage``, from another process: ``store`` is experiment and URI of the tracker."""
+    return expert_stage(Tracker(*store) if store else None, name, root, out, settings=settings, bar=bar, device=device)
+
+
+def train_job(
+    *,
+    store: tuple[str, str] | None,
+    recipe: Recipe,
+    init: str,
+    pairs: str,
+    labels: Path | None,
+    out: Path,
+    device: str,
+    workers: int,
+    bar: Bar,
+) -> _Made:
+    """``train_stage``, from another process."""
     result, run = train_stage(
-        tracker, recipe, init=init, pairs=pairs, labels=labels, out=out, bar=bar, device=options.device_name,
-        workers=options.workers,
+        Tracker(*store) if store else None, recipe, init=init, pairs=open_pairs(pairs, bar),
+        labels=LabelStore(labels) if labels else None, out=out, bar=bar, device=device, workers=workers,
     )  # fmt: skip
-    return result.path, run, {key: result.cost[key] for key in ("train_seconds", "train_flops")}
+    return _Made(result.path, run, _cost(result.cost))
+
+
+def _cost(cost: Mapping[str, float]) -> dict[str, float]:
+    return {key: cost[key] for key in ("train_seconds", "train_flops")}
 
 
 def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
     inputs = {"recipe": asdict(recipe), "init": Path(init).name, "labels": labels.identity if labels else ""}
     return home() / "weights" / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"
-
-
-def ground(options: Options, seed: int, tracker: Tracker | None, bar: Bar) -> Ground:
-    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP; nothing is made twice."""
-    from probes.registry import DATASETS as KNOWN
-
-    config, sizes = CONFIGS[options.suite], SIZES[options.suite]
-    world = build_world(config, workers=max(1, options.workers), progress=bar)
-    pairs = open_pairs(str(world / "pairs"), bar)
-    labels, _ = make_labels(tracker, options, world, pairs, sizes, bar)
-    init = str(_train(tracker, options, "clip", sizes.clip, sizes.init, pairs, None, world, seed, bar)[0])
-    data = {name: world / KNOWN[name].folder for name in DATASETS}
-    return Ground(data, init, pairs, labels, lambda recipe, used: _weights_path(world, recipe, init, used))

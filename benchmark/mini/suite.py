@@ -6,8 +6,11 @@ import benchmark.mini.datasets  # noqa: F401 â€“ registers mini-seg, mini-det â€
 from benchmark.mini.pipeline import SIZES, ground, provide
 from benchmark.suites import Suite, register_suite
 
-DENSE = {"size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3}
-DETECT = {"batch_size": 8, "width": 64, "lr": 1e-3}
+DENSE = {
+    "size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3,
+    "views": 4, "cache": "fp16",
+}  # fmt: skip
+DETECT = {"batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16"}
 
 
 def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
@@ -30,7 +33,7 @@ register_suite(
     Suite(
         name="mini",
         about="embedded default: a ray-traced world with exact truth for every task, made on first use",
-        tasks=tasks(300, 300),
+        tasks=tasks(300, 150),
         default_backbones=("clip", "clip-ft", "cliptex"),
         provide=provide,
         ground=ground,
