@@ -18,16 +18,15 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
 
     from backbones.cliptex.batches import Batch
     from backbones.cliptex.heads import TaskHeads
-    from backbones.cliptex.models import Towers, load_start, map_channels
+    from backbones.cliptex.models import Towers, load_start, map_shapes
     from backbones.cliptex.recipes import RECIPES
     from backbones.cliptex.steps import Steps
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_start("random", model)
-    visual, layers = start.model.visual, start.data.layers
-    size, patch = start.data.size[0], visual.patch_size[0]  # type: ignore[union-attr,index]
-    side = 4 * size // patch
-    channels = map_channels(start, layers)
+    layers, size, shapes = start.data.layers, start.data.size[0], map_shapes(start)
+    channels = [count for count, _ in shapes]
+    side = 4 * size // max(stride for _, stride in shapes)
     heads = TaskHeads(channels, {"seg": 21, "depth": 1, "normal": 3}, min(256, max(channels) // 2))
     with_heads = Towers(start.model, layers, heads).to(device).train()
     without = Towers(start.model, layers, None).to(device).train()

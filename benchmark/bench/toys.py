@@ -56,7 +56,7 @@ def dense(folder: Path, name: str, train: int, val: int, side: int) -> PreparedD
                 normals /= np.linalg.norm(normals, axis=2, keepdims=True)
                 truth = ((normals + 1) * 127.5).round().astype(np.uint8)
             cv2.imwrite(str(folder / f"truth/{split}/{number:04}.png"), truth)
-    samples: dict[Split, list[Sample]] = {"train": list_samples(folder, "train"), "val": list_samples(folder, "val")}
+    samples: dict[str, list[Sample]] = {"train": list_samples(folder, "train"), "val": list_samples(folder, "val")}
     return PreparedDataset(spec, folder, samples, fingerprint=f"{name}-{train}-{val}-{side}")
 
 
@@ -65,7 +65,7 @@ def instances(folder: Path, train: int, val: int, side: int) -> PreparedDataset:
     from PIL import Image
 
     random = np.random.default_rng(0)
-    samples: dict[Split, list[Sample]] = {"train": [], "val": []}
+    samples: dict[str, list[Sample]] = {"train": [], "val": []}
     for split, count in (("train", train), ("val", val)):
         (folder / split).mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
@@ -85,7 +85,7 @@ def instances(folder: Path, train: int, val: int, side: int) -> PreparedDataset:
             name = f"{number:06}.png"
             Image.fromarray(pixels).save(folder / split / name)
             content["images"].append({"id": number, "file_name": name, "height": side, "width": side})
-            samples[split].append(Sample(f"{split}/{name}", number))  # type: ignore[index]
+            samples[split].append(Sample(f"{split}/{name}", number))
         (folder / f"{split}.json").write_text(json.dumps(content))
     spec = DatasetSpec(
         "bench-det", "detection", "bench-det", lambda root, split: [], classes=CLASSES,

@@ -144,7 +144,8 @@ class CachedInstances(Dataset):
             self.encoder, "mmdet", load, sizes, identity, self.dtype, about=self.name,
             device=torch.device(device or self.device), workers=workers, progress=progress,
         )  # fmt: skip
-        self._features = ensure(recipe, make, wait=wait)
+        with probes.mmlab.isolated_rng():  # turning an image draws, though it is certain
+            self._features = ensure(recipe, make, wait=wait)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -163,7 +164,7 @@ class StackDetFeatures(DetDataPreprocessor):
     the bottom to the largest, and what mmdet's heads ask of the samples."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        data = self.cast_data({"inputs": [list(maps) for maps in data["inputs"]], "data_samples": data["data_samples"]})  # type: ignore[assignment]
+        data = self.cast_data({"inputs": [list(maps) for maps in data["inputs"]], "data_samples": data["data_samples"]})
         samples = data["data_samples"]
         shape = tuple(max(sample.pad_shape[side] for sample in samples) for side in (0, 1))
         for sample in samples:
