@@ -76,7 +76,7 @@ class LinearClassification:
     def run(self, context: Context) -> TaskResult:
         settings: LinearSettings = context.settings
         started = time.perf_counter()
-        features = {split: encode_split(context, split, settings) for split in self.splits}
+        features: dict[str, Tensor] = {split: encode_split(context, split, settings) for split in self.splits}
         encoded = time.perf_counter()
         labels = {split: targets(context, split) for split in self.splits}
         classes = len(context.data.classes)

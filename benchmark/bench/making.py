@@ -24,9 +24,9 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_start("random", model)
-    layers, size = start.data.layers, start.data.size[0]
-    channels = [count for count, _ in map_shapes(start)]
-    side = 4 * size // min(stride for _, stride in map_shapes(start))
+    layers, size, shapes = start.data.layers, start.data.size[0], map_shapes(start)
+    channels = [count for count, _ in shapes]
+    side = 4 * size // min(stride for _, stride in shapes)
     heads = TaskHeads(channels, {"seg": 21, "depth": 1, "normal": 3}, min(256, max(channels) // 2))
     with_heads = Towers(start.model, layers, heads).to(device).train()
     without = Towers(start.model, layers, None).to(device).train()

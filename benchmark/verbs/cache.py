@@ -71,9 +71,7 @@ def kept(kind: str | None = None) -> list[Kept]:
 
 
 def ls(options: argparse.Namespace) -> int:
-    """A table, with the sum of each kind."""
-    from rich.table import Table
-
+    """A line each, and the sum."""
     from backbones.files import home
     from benchmark.progress import console
     from probes.feature_budget import budget, gigabytes
@@ -84,13 +82,12 @@ def ls(options: argparse.Namespace) -> int:
         rows = [{**vars(one), "path": str(one.path)} for one in things]
         console.print(json.dumps(rows, indent=2), markup=False)
         return 0
-    table = Table(box=None, pad_edge=False)
-    for column in ("kind", "name", "size", "used", "what"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    names = {one: one.name[:12] if one.kind == "features" else one.name for one in things}  # a unique beginning will do
+    width = max(map(len, names.values()), default=0)
     for one in things:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-        table.add_row(one.kind, one.name, gigabytes(one.size), when, one.about)
-    console.print(table)
+        row = f"{one.kind:<9} {names[one]:<{width}} {gigabytes(one.size):>9}  {when}  {one.about}"
+        console.print(row, markup=False)
     total = sum(one.size for one in things)
     features = sum(one.size for one in things if one.kind == "features")
     console.print(

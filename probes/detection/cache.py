@@ -144,7 +144,8 @@ class CachedInstances(Dataset):
             self.encoder, "mmdet", load, sizes, identity, self.dtype, about=self.name,
             device=torch.device(device or self.device), workers=workers, progress=progress,
         )  # fmt: skip
-        self._features = ensure(recipe, make, wait=wait)
+        with probes.mmlab.isolated_rng():  # turning an image draws, though it is certain
+            self._features = ensure(recipe, make, wait=wait)
 
     def close(self) -> None:
         """Let go of the files."""
