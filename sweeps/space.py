@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -110,7 +110,7 @@ class Space:
             elif isinstance(found, IntDistribution):
                 params[name] = trial.suggest_int(name, found.low, found.high, log=found.log)
             elif isinstance(found, CategoricalDistribution):
-                params[name] = trial.suggest_categorical(name, found.choices)
+                params[name] = cast(Value, trial.suggest_categorical(name, found.choices))
         return params
 
     def identity(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def make_space(
         settings.append(_setting(name, text, held[name], fixed, read or (lambda _, t: float(t))))
     if not any(s.values or s.low is not None for s in settings):
         raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")
-    return Space(search, tuple(settings), 0 if fixed else trials, seed)  # type: ignore[arg-type]
+    return Space(cast(Search, search), tuple(settings), 0 if fixed else trials, seed)
 
 
 def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]) -> Setting:
