@@ -32,7 +32,7 @@ from benchmark.sweeping import (
     task_facts,
     threads_for,
 )
-from reports.store import hide_password, tracking_uri
+from reports.store import hide_password
 from reports.tracking import Run, Tracker
 from sweeps.cells import fail_lost, fill, progress
 from sweeps.errors import SweepError
@@ -147,11 +147,18 @@ def launch(options: Launch) -> Outcome:
     return Outcome(sweep, tracker, recipe)
 
 
-def make_report(outcome: Outcome) -> str:
-    """The comparison report's place in the end of a launch: the line that says where the result can be seen."""
-    uri = outcome.tracker.uri
-    flag = "" if uri == tracking_uri() else f" --tracking-uri {hide_password(uri)}"
-    return f"every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}"
+def make_report(outcome: Outcome) -> Path:
+    """The report of the study, kept beside its run in MLflow; returns the page.
+
+    Raises:
+        TrackingError: there is nothing to report on, or it cannot be written.
+    """
+    from reports.attach import attach_report
+    from reports.report import Request as ReportRequest
+
+    sweep, tracker = outcome.sweep, outcome.tracker
+    request = ReportRequest(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
+    return attach_report(request, [sweep.facts["mlflow"]["run"]])
 
 
 def worker(

@@ -206,7 +206,7 @@ def make_space(
         settings.append(_setting(name, text, held[name], fixed, read or (lambda _, t: float(t))))
     if not any(s.values or s.low is not None for s in settings):
         raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")
-    return Space(search, tuple(settings), 0 if fixed else trials, seed)
+    return Space(cast(Search, search), tuple(settings), 0 if fixed else trials, seed)
 
 
 def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]) -> Setting:

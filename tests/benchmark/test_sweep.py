@@ -32,6 +32,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert main([*LAUNCH, "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
     assert "smoke-linear: 2 of 2 cells done" in shown and "over 2 seeds" in shown
+    assert "report: " in shown
     study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
