@@ -139,6 +139,7 @@ def _sample(
             continue
         values = np.array([cells[number].metrics[metric] for number in have])
         drawn = None
+        most = min((score.most_draws for score in whole), default=0)
         if same and all(metric in score.metrics for score in whole):
             images = whole[0].images
             if images not in weights:
@@ -153,7 +154,7 @@ def _sample(
                     )
                     rows = []
                     break
-                rows.append(enlarged(compute(weights[images]), again, len(images)))
+                rows.append(enlarged(compute(weights[images][:most]), again, len(images)))
             drawn = np.stack(rows) if rows else None
         seeds = tuple(cells[number].seed for number in have)
         analysis.samples[backbone, column, metric] = Sample(seeds, values, drawn)
