@@ -219,7 +219,7 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
     if few:
         notes.append(
             f"Few images: {few[0][1]} is scored on {few[0][0]}"
-            + (f", {len(few) - 1} other tasks on fewer than 100" if len(few) > 1 else "")
+            + (f", {len(few) - 1} other task{'s' if len(few) > 2 else ''} on fewer than 100" if len(few) > 1 else "")
             + ". Intervals of so few images are a little too narrow."
         )
     without: dict[str, list[str]] = defaultdict(list)
@@ -242,7 +242,9 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
             f"{', '.join(column.title for column in analysis.no_ratio)}."
         )
     if selection.holes:
-        notes.append(f"{len(selection.holes)} holes: see the dashes in the tables for their reasons.")
+        notes.append(
+            f"{len(selection.holes)} hole{'s' if len(selection.holes) > 1 else ''}: see the dashes in the tables for their reasons."
+        )
     commits = sorted({run.tags["git.commit"] for run in selection.parents.values() if run.tags.get("git.commit")})
     if any(commit.endswith("+dirty") for commit in commits):
         notes.append("Some runs were made with uncommitted changes in the code.")
