@@ -148,10 +148,22 @@ def launch(options: Launch) -> Outcome:
 
 
 def make_report(outcome: Outcome) -> str:
-    """The comparison report's place in the end of a launch: the line that says where the result can be seen."""
+    """The study's report, kept in MLflow beside its trials: the lines that say where the result can be seen.
+
+    The trials are safe already: a report that cannot be made is a line, never a failed sweep.
+    """
     uri = outcome.tracker.uri
     flag = "" if uri == tracking_uri() else f" --tracking-uri {hide_password(uri)}"
-    return f"every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}"
+    try:
+        from reports.attach import attach_report
+        from reports.report import Request
+
+        request = Request(experiments=[outcome.tracker.experiment], study=outcome.sweep.name, tracking_uri=uri)
+        report = f"report: {attach_report(request, [outcome.sweep.facts['mlflow']['run']])}\n"
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        report = f"no report was made: {told}; try python -m benchmark report --study {outcome.sweep.name}\n"
+    return f"{report}every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}"
 
 
 def worker(

@@ -242,9 +242,8 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
             f"{', '.join(column.title for column in analysis.no_ratio)}."
         )
     if selection.holes:
-        notes.append(
-            f"{len(selection.holes)} hole{'s' if len(selection.holes) > 1 else ''}: see the dashes in the tables for their reasons."
-        )
+        count = len(selection.holes)
+        notes.append(f"{count} hole{'s' if count > 1 else ''}: see the dashes in the tables for the reasons.")
     commits = sorted({run.tags["git.commit"] for run in selection.parents.values() if run.tags.get("git.commit")})
     if any(commit.endswith("+dirty") for commit in commits):
         notes.append("Some runs were made with uncommitted changes in the code.")
