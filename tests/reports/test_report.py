@@ -239,7 +239,7 @@ def test_the_study_in_the_experiment_and_alone(store, report):
 
 
 def test_a_sweep_keeps_its_report(store):
-    (sweep,) = [run for run in store.search("tags.stage = 'sweep'")]
+    (sweep,) = store.search("tags.stage = 'sweep'")
     page = attach_report(Request(study="lambdas", tracking_uri=store.uri), [sweep.info.run_id])
     assert "λ search: lambdas" in page.read_text()
     assert [f.path for f in store.client.list_artifacts(sweep.info.run_id, "report")] == ["report/index.html"]
