@@ -147,6 +147,7 @@ def launch(options: Launch) -> Outcome:
     return Outcome(sweep, tracker, recipe)
 
 
+<<<<<<< HEAD
 def make_report(outcome: Outcome) -> Path:
     """The report of the study, kept beside its run in MLflow; returns the page.
 
@@ -159,6 +160,25 @@ def make_report(outcome: Outcome) -> Path:
     sweep, tracker = outcome.sweep, outcome.tracker
     request = ReportRequest(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
     return attach_report(request, [sweep.facts["mlflow"]["run"]])
+=======
+def make_report(outcome: Outcome) -> str:
+    """The study's report, kept in MLflow beside its trials: the lines that say where the result can be seen.
+
+    The trials are safe already: a report that cannot be made is a line, never a failed sweep.
+    """
+    uri = outcome.tracker.uri
+    flag = "" if uri == tracking_uri() else f" --tracking-uri {hide_password(uri)}"
+    try:
+        from reports.attach import attach_report
+        from reports.report import Request
+
+        request = Request(experiments=[outcome.tracker.experiment], study=outcome.sweep.name, tracking_uri=uri)
+        report = f"report: {attach_report(request, [outcome.sweep.facts['mlflow']['run']])}\n"
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        report = f"no report was made: {told}; try python -m benchmark report --study {outcome.sweep.name}\n"
+    return f"{report}every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}"
+>>>>>>> h5
 
 
 def worker(

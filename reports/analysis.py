@@ -139,6 +139,7 @@ def _sample(
             continue
         values = np.array([cells[number].metrics[metric] for number in have])
         drawn = None
+        most = min((score.most_draws for score in whole), default=0)
         if same and all(metric in score.metrics for score in whole):
             images = whole[0].images
             if images not in weights:
@@ -153,7 +154,7 @@ def _sample(
                     )
                     rows = []
                     break
-                rows.append(enlarged(compute(weights[images]), again, len(images)))
+                rows.append(enlarged(compute(weights[images][:most]), again, len(images)))
             drawn = np.stack(rows) if rows else None
         seeds = tuple(cells[number].seed for number in have)
         analysis.samples[backbone, column, metric] = Sample(seeds, values, drawn)
@@ -218,7 +219,7 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
     if few:
         notes.append(
             f"Few images: {few[0][1]} is scored on {few[0][0]}"
-            + (f", {len(few) - 1} other tasks on fewer than 100" if len(few) > 1 else "")
+            + (f", {len(few) - 1} other task{'s' if len(few) > 2 else ''} on fewer than 100" if len(few) > 1 else "")
             + ". Intervals of so few images are a little too narrow."
         )
     without: dict[str, list[str]] = defaultdict(list)
@@ -241,7 +242,8 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
             f"{', '.join(column.title for column in analysis.no_ratio)}."
         )
     if selection.holes:
-        notes.append(f"{len(selection.holes)} holes: see the dashes in the tables for their reasons.")
+        count = len(selection.holes)
+        notes.append(f"{count} hole{'s' if count > 1 else ''}: see the dashes in the tables for the reasons.")
     commits = sorted({run.tags["git.commit"] for run in selection.parents.values() if run.tags.get("git.commit")})
     if any(commit.endswith("+dirty") for commit in commits):
         notes.append("Some runs were made with uncommitted changes in the code.")

@@ -17,6 +17,7 @@ from reports.errors import TrackingError
 from reports.query import Store, StoredRun
 
 Weights = np.ndarray
+DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × draws: a fifth of a second
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ImageScores:
         metrics: metric → function from weights (R, N), how often each image is in each draw, to values (R,).
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
+        most_draws: more draws than this would take too long.
     """
 
     images: tuple[str, ...]
@@ -35,6 +37,7 @@ class ImageScores:
     each: np.ndarray
     each_name: str
     each_sign: int
+    most_draws: int = 1_000_000
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
@@ -137,13 +140,15 @@ def _detection(
     if detections is None or "class_objects" not in arrays:
         return None
     metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
+    right = sum(bin(one.get("bbox_hits", 0)).count("1") for one in detections)  # what a draw costs grows with these
+    most = int(np.clip(DETECTION_WORK / max(right, 1), 200, 1000))
     for kind in ("bbox", "segm"):
         if kind == "segm" and not any("segm_hits" in one for one in detections):
             continue
         matches = Matches(arrays["image_id"], arrays["class_objects"], detections, kind)
         metrics[f"{kind}_mAP"] = _mean_precision(matches)
     each = image_f1(arrays["image_id"], arrays["class_objects"].sum(axis=1), detections)
-    return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1)
+    return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1, most)
 
 
 def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:

@@ -101,7 +101,8 @@ class Store:
             raise TrackingError(f"there is no MLflow store at {self.uri}; run something first, or give --tracking-uri")
         self.client = connect(self.uri)
         self._scratch = TemporaryDirectory(prefix="cliptex-report-")
-        self._fetched: dict[tuple[str, str], Path | None] = {}
+        self._fetched: dict[tuple[str, str], Path] = {}
+        self._listed: dict[tuple[str, str], set[str]] = {}
 
     def experiments(self) -> dict[str, str]:
         """Name → id of all active experiments."""
@@ -155,14 +156,18 @@ class Store:
             return local / name if (local / name).is_file() else None
         key = (run.id, name)
         if key not in self._fetched:
-            folder = Path(self._scratch.name) / run.id
-            folder.mkdir(exist_ok=True)
-            try:
-                self._fetched[key] = Path(self.client.download_artifacts(run.id, name, str(folder)))
-            except TrackingError:
-                raise
-            except Exception:  # whatever an artifact store says for "not there": each says it in another way
-                self._fetched[key] = None
+            folder = name.rpartition("/")[0]
+            if (
+                run.id,
+                folder,
+            ) not in self._listed:  # artifact stores say "not there" in many ways: ask before fetching
+                found = self.client.list_artifacts(run.id, folder or None)
+                self._listed[run.id, folder] = {one.path for one in found}
+            if name not in self._listed[run.id, folder]:
+                return None
+            place = Path(self._scratch.name) / run.id
+            place.mkdir(exist_ok=True)
+            self._fetched[key] = Path(self.client.download_artifacts(run.id, name, str(place)))
         return self._fetched[key]
 
 

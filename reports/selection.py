@@ -208,11 +208,14 @@ def _newest(cells: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
     unfinished = Counter(cell.status for cell in cells if not cell.metrics)
     words = {
         "FAILED": "failed",
-        "KILLED": "were interrupted",
-        "RUNNING": "are still running",
-        "FINISHED": "have no number",
+        "KILLED": "ended by interruption",
+        "RUNNING": "did not end yet",
+        "FINISHED": "gave no number",
     }
-    notes += [f"{count} task runs {words.get(status, status)}" for status, count in sorted(unfinished.items())]
+    notes += [
+        f"{count} task run{'s' if count > 1 else ''} {words.get(status, status)}"
+        for status, count in sorted(unfinished.items())
+    ]
     return list(kept.values()), notes
 
 

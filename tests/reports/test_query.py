@@ -75,6 +75,9 @@ def test_a_server_elsewhere_gives_its_artifacts(mlflow_server):
     assert report.analysis is not None
     assert all(found.images for found in report.analysis.estimates.values()), "per-image scores came over the wire"
     assert report.galleries and report.galleries[0].rows
+    store = Store(mlflow_server)
+    assert store.artifact(store.runs(["paper"])[-1], "pictures/none.png") is None
+    assert store.artifact(store.runs(["paper"])[-1], "none/none.png") is None
 
 
 def test_a_history_is_thinned_but_keeps_both_ends(filled):

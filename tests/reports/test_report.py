@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from reports.attach import attach_report
 from reports.errors import TrackingError
 from reports.html.page import render
 from reports.report import Request, build, write
@@ -235,6 +236,13 @@ def test_the_study_in_the_experiment_and_alone(store, report):
     assert "λ search: lambdas" in html and 'data-figure="heat-lambda_seg-lambda_depth"' in html
     with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean 'lambdas'"):
         build(Request(study="lambda", tracking_uri=store.uri))
+
+
+def test_a_sweep_keeps_its_report(store):
+    (sweep,) = store.search("tags.stage = 'sweep'")
+    page = attach_report(Request(study="lambdas", tracking_uri=store.uri), [sweep.info.run_id])
+    assert "λ search: lambdas" in page.read_text()
+    assert [f.path for f in store.client.list_artifacts(sweep.info.run_id, "report")] == ["report/index.html"]
 
 
 def test_every_format_has_the_same_numbers(report, tmp_path):
