@@ -147,20 +147,6 @@ def launch(options: Launch) -> Outcome:
     return Outcome(sweep, tracker, recipe)
 
 
-<<<<<<< HEAD
-def make_report(outcome: Outcome) -> Path:
-    """The report of the study, kept beside its run in MLflow; returns the page.
-
-    Raises:
-        TrackingError: there is nothing to report on, or it cannot be written.
-    """
-    from reports.attach import attach_report
-    from reports.report import Request as ReportRequest
-
-    sweep, tracker = outcome.sweep, outcome.tracker
-    request = ReportRequest(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
-    return attach_report(request, [sweep.facts["mlflow"]["run"]])
-=======
 def make_report(outcome: Outcome) -> str:
     """The study's report, kept in MLflow beside its trials: the lines that say where the result can be seen.
 
@@ -178,7 +164,6 @@ def make_report(outcome: Outcome) -> str:
         told = next(iter(str(error).splitlines()), type(error).__name__)
         report = f"no report was made: {told}; try python -m benchmark report --study {outcome.sweep.name}\n"
     return f"{report}every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}"
->>>>>>> h5
 
 
 def worker(

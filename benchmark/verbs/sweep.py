@@ -142,7 +142,6 @@ def _launch(options: argparse.Namespace) -> int:
     from benchmark.plan import split_names
     from benchmark.progress import console
     from benchmark.sweeping import Machine, Request, threads_for
-    from reports.store import tracking_uri
     from sweeps.errors import SweepError
     from sweeps.storage import hide, storage_url
 
@@ -171,16 +170,7 @@ def _launch(options: argparse.Namespace) -> int:
     code = _print_state(sweep)
     if outcome.recipe:
         console.print(f"train the best λs: {_train_command(outcome.recipe, request)}", markup=False)
-    try:
-        console.print(f"report: {launching.make_report(outcome)}", markup=False)
-    except Exception as error:  # the numbers are safe already
-        lines = str(error).splitlines() or [type(error).__name__]
-        console.print(f"no report was made: {lines[0]}", style="yellow", markup=False)
-    uri = outcome.tracker.uri
-    flag = "" if uri == tracking_uri() else f" --tracking-uri {hide(uri)}"
-    console.print(
-        f"every trial is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}", markup=False
-    )
+    console.print(launching.make_report(outcome), markup=False)
     console.print(
         f"every trial: python -m benchmark sweep show {where}   or: optuna-dashboard {hide(sweep.storage.url)}",
         markup=False,
