@@ -32,7 +32,7 @@ from benchmark.sweeping import (
     task_facts,
     threads_for,
 )
-from reports.store import hide_password
+from reports.store import hide_password, tracking_uri
 from reports.tracking import Run, Tracker
 from sweeps.cells import fail_lost, fill, progress
 from sweeps.errors import SweepError

@@ -97,7 +97,7 @@ class LinearClassification:
         return result
 
 
-def probing_flops(features: Mapping[Split, Tensor], classes: int, context: Context) -> dict[str, float]:
+def probing_flops(features: Mapping[str, Tensor], classes: int, context: Context) -> dict[str, float]:
     """``encode_flops``, ``train_flops`` (choosing the classifier and training it), ``eval_flops``, and their sum."""
     settings: LinearSettings = context.settings
     grid = len(settings.learning_rates) * len(settings.weight_decays)
