@@ -189,7 +189,11 @@ class Bench:
             device=machine.device, workers=machine.loaders, data=placed,
         )  # fmt: skip
         suite = find_suite(request.suite)
-        self.ground = suite.ground(options, request.seed, tracker, bar) if suite.ground else _brought(request, bar)
+        if suite.ground is not None:
+            with _alone(home() / "sweeps" / f"ground-{suite.name}"):  # workers that start together make nothing twice
+                self.ground = suite.ground(options, request.seed, tracker, bar)
+        else:
+            self.ground = _brought(request, bar)
         self.data: dict[str, PreparedDataset] = prepare_data(self.tasks, {**self.ground.data, **placed}, options, bar)
         self.content = {
             "pairs": self.ground.pairs.fingerprint,
@@ -290,7 +294,7 @@ def _brought(request: Request, bar: Bar) -> Ground:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """One training of the same weights at a time on this machine; who comes second finds them made."""
+    """One maker of ``out`` at a time on this machine; who comes second finds it made."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f".{out.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -17,7 +17,21 @@ from benchmark.sweeping import Request, fixed_settings, held_lambdas, make_recip
 from sweeps.errors import SweepError
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
-LAUNCH = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--lambdas", "seg", "--values", "1,10"]
+LAUNCH = [
+    "sweep",
+    "launch",
+    "--suite",
+    "smoke",
+    *TASKS,
+    "--device",
+    "cpu",
+    "--lambdas",
+    "seg",
+    "--values",
+    "1,10",
+    "--seed",
+    "7",
+]
 
 
 @pytest.fixture
@@ -41,16 +55,15 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs[study.user_attrs["mlflow"]["run"]]
-    recipes = [run.data.tags["recipe"] for run in runs.values() if run.data.tags.get("stage") == "train"]
-    assert sorted(recipes) in (["clip", "clip-ft", *["cliptex"] * 3], ["clip-ft", *["cliptex"] * 3]), (
-        "nothing is trained twice"
-    )
+    stages = [run.data.tags for run in runs.values() if run.data.tags.get("stage") == "train"]
+    assert len({tags["train.key"] for tags in stages}) == len(stages), "nothing is trained twice"
     for trial in trials:
         run = runs[trial.user_attrs["mlflow.run"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        trained = runs[run.data.tags["train.run"]]
-        assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
-        assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
+        if run.data.tags["trained"] == "true":  # false where a home folder of an earlier session has the weights
+            trained = runs[run.data.tags["train.run"]]
+            assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
+            assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
         assert Path(run.data.tags["weights.file"]).is_file()
         assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
         for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
@@ -84,8 +97,8 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         )
         == 0
     )
-    stages = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("stage") == "train"]
-    assert len(stages) == len(recipes)
+    later = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("stage") == "train"]
+    assert len(later) == len(stages)
 
 
 @pytest.mark.parametrize(
