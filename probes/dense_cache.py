@@ -19,7 +19,6 @@ from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
-from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from backbones.files import content_key
@@ -28,7 +27,6 @@ from probes.dense_data import FIELDS, LoadTruth, channels_first, dense_sample
 from probes.digests import digests
 from probes.encode_maps import keeping
 from probes.feature_cache import Maker, Recipe, Store, ensure
-from probes.mmlab import in_both_scopes
 from probes.views import View, all_views, draw_view, image_size
 
 Part = dict[str, Any]  # of a config
@@ -47,7 +45,7 @@ def cached(config: Config, dtype: str, views: int, flip: float, device: torch.de
         loader.persistent_workers = False
     config.model.data_preprocessor = {"type": "StackFeatures"}
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense_cache"]
+    config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense_cache", "probes.encode_maps"]
     return config
 
 
@@ -211,14 +209,6 @@ class StackFeatures(BaseDataPreprocessor):
         return self.cast_data({"inputs": stacked, "data_samples": data.get("data_samples")})
 
 
-@in_both_scopes("KeptFeatures")
-class KeptFeatures(nn.Module):
-    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
-
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(one.float() for one in maps)
-
-
 def _blind(part: Part) -> Part:
     """A transform's config without what only concerns the truth."""
     if part["type"] == "PackDense":
@@ -234,4 +224,4 @@ def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) for key, value in facts.items()}
 
 
-__all__ = ["CachedDense", "KeptFeatures", "StackFeatures", "cached"]
+__all__ = ["CachedDense", "StackFeatures", "cached"]

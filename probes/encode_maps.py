@@ -135,6 +135,14 @@ def provide(config: Any, context: Context) -> list[str]:
     return notes
 
 
+@mmlab.in_both_scopes("KeptFeatures")
+class KeptFeatures(nn.Module):
+    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(one.float() for one in maps)
+
+
 def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:
     """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
     height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)

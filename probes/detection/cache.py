@@ -50,7 +50,7 @@ def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Con
         "type": "StackDetFeatures", "pad_mask": stack.pad_mask, "pad_size_divisor": stack.pad_size_divisor,
     }  # fmt: skip
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense_cache", "probes.detection.cache"]
+    config.custom_imports.imports = [*config.custom_imports.imports, "probes.encode_maps", "probes.detection.cache"]
     return config
 
 
