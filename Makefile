@@ -18,8 +18,8 @@ run: install     ## the main job on the embedded default, then where to look
 	$(BIN)/python -m benchmark run --suite smoke --backbone efficientnet-lite0,random --set max_iters=150 \
 	  --task mini-seg/linear,mini-depth/linear,mini-normal/linear,mini-class/linear
 
-test: lint       ## lint, then all tests
-	$(BIN)/python -m pytest
+test: lint       ## lint, then all tests, a process for each core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install    ## ruff (lint and format), mypy, import-linter
 	$(BIN)/ruff check .

@@ -20,7 +20,15 @@ def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
     return {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
-        "mini-det/mask-rcnn": {**detect, "short_side": 64, "long_side": 64, "hidden": 128},
+        "mini-det/mask-rcnn": {
+            **detect,
+            "short_side": 64,
+            "long_side": 64,
+            "hidden": 128,
+            "anchor_scale": 4.0,
+            "proposals": 100,
+            "regions": 64,
+        },
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
         "mini-class/linear": {},

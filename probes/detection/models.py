@@ -70,7 +70,16 @@ def group_norm(width: int) -> Part:
     return {"type": "GN", "num_groups": groups_of(width), "requires_grad": True}
 
 
-def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden: int) -> Part:
+def mask_rcnn(
+    backbone: Backbone,
+    frozen: Part,
+    classes: int,
+    width: int,
+    hidden: int,
+    anchor_scale: float = 8.0,
+    proposals: int = 1000,
+    regions: int = 512,
+) -> Part:
     """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) with mmdet's 1x settings.
 
     Args:
@@ -78,10 +87,13 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden
         classes: number of classes.
         width: channels of the pyramid and of the RPN and mask heads.
         hidden: width of the box head's two fully connected layers.
+        anchor_scale: side of a square anchor, in strides of its level.
+        proposals: the most that the RPN hands on of an image.
+        regions: of an image that the heads are trained on, a quarter of them with an object.
     """
     indices, neck, strides = pyramid(backbone, 4, width, extra=1)
 
-    def regions(size: int) -> Part:
+    def extractor(size: int) -> Part:
         return {
             "type": "SingleRoIExtractor",
             "roi_layer": {"type": "RoIAlign", "output_size": size, "sampling_ratio": 0},
@@ -100,7 +112,7 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden
             "feat_channels": width,
             "anchor_generator": {
                 "type": "AnchorGenerator",
-                "scales": [8],
+                "scales": [anchor_scale],
                 "ratios": [0.5, 1.0, 2.0],
                 "strides": [*strides, 2 * strides[-1]],
             },
@@ -110,7 +122,7 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden
         },
         "roi_head": {
             "type": "StandardRoIHead",
-            "bbox_roi_extractor": regions(7),
+            "bbox_roi_extractor": extractor(7),
             "bbox_head": {
                 "type": "Shared2FCBBoxHead",
                 "in_channels": width,
@@ -122,7 +134,7 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden
                 "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
                 "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
             },
-            "mask_roi_extractor": regions(14),
+            "mask_roi_extractor": extractor(14),
             "mask_head": {
                 "type": "FCNMaskHead",
                 "num_convs": 4,
@@ -140,17 +152,17 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, width: int, hidden
                 "pos_weight": -1,
                 "debug": False,
             },
-            "rpn_proposal": _proposals(2000),
+            "rpn_proposal": _proposals(2 * proposals, proposals),
             "rcnn": {
                 "assigner": _assigner(0.5, 0.5, 0.5, match_low_quality=True),
-                "sampler": _sampler(512, 0.25, add_truth=True),
+                "sampler": _sampler(regions, 0.25, add_truth=True),
                 "mask_size": 28,
                 "pos_weight": -1,
                 "debug": False,
             },
         },
         "test_cfg": {
-            "rpn": _proposals(1000),
+            "rpn": _proposals(proposals, proposals),
             "rcnn": {
                 "score_thr": 0.05,
                 "nms": {"type": "nms", "iou_threshold": 0.5},
@@ -257,10 +269,10 @@ def _sampler(number: int, positives: float, add_truth: bool) -> Part:
     }
 
 
-def _proposals(before: int) -> Part:
+def _proposals(before: int, kept: int) -> Part:
     return {
         "nms_pre": before,
-        "max_per_img": 1000,
+        "max_per_img": kept,
         "nms": {"type": "nms", "iou_threshold": 0.7},
         "min_bbox_size": 0,
     }

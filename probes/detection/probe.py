@@ -111,7 +111,10 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
         raise UserError(f"{probe.name} takes {probe.settings_type.__name__}, not {type(settings).__name__}")
     frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
     if isinstance(settings, MaskRCNNSettings):
-        model = models.mask_rcnn(backbone, frozen, len(data.classes), settings.width, settings.hidden)
+        model = models.mask_rcnn(
+            backbone, frozen, len(data.classes), settings.width, settings.hidden, settings.anchor_scale,
+            settings.proposals, settings.regions,
+        )  # fmt: skip
         train, test = _mask_rcnn_pipelines(settings)
     else:
         assert isinstance(settings, SSDSettings)

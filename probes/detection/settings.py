@@ -61,17 +61,25 @@ class MaskRCNNSettings(DetectionSettings):
     Attributes:
         short_side, long_side: images are resized, keeping their shape, until one of these is met, pixels.
         hidden: width of the box head's fully connected layers.
+        anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32 pixels.
+        proposals: the most that the RPN hands on of an image.
+        regions: of an image that the heads are trained on. Small pictures with few objects need fewer of both.
     """
 
     short_side: int = 800
     long_side: int = 1333
     hidden: int = 1024
+    anchor_scale: float = 8.0
+    proposals: int = 1000
+    regions: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _must("short_side", self.short_side, self.short_side >= 32, "32 pixels or more")
         _must("long_side", self.long_side, self.long_side >= self.short_side, "short_side or more")
-        _must("hidden", self.hidden, self.hidden >= 1, "1 or more")
+        for name in ("hidden", "proposals", "regions"):
+            _must(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        _must("anchor_scale", self.anchor_scale, self.anchor_scale > 0, "above 0")
 
 
 @dataclass(frozen=True)
