@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,7 @@ class Store:
     """
 
     def __init__(self, uri: str | None = None) -> None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar a file
         self.uri = tracking_uri(uri)
         database = urlparse(self.uri).path if self.uri.startswith("sqlite:") else ""
         if database and database != "/:memory:" and not Path(database.removeprefix("/")).exists():
