@@ -45,6 +45,7 @@ class Options:
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
     force: bool = False
+    alone: bool = False
     device: str = "auto"
     workers: int = 2
     json: Path | None = None
@@ -81,7 +82,7 @@ def run(options: Options) -> Outcome:
         KeyboardInterrupt: interrupted; finished cells stay, the run under way is KILLED, the same command goes on.
     """
     suite = find_suite(options.suite)
-    names = split_names(options.backbones) or list(suite.default_backbones)
+    names = chosen(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
     for name in names:
@@ -120,6 +121,17 @@ def run(options: Options) -> Outcome:
     return outcome
 
 
+def chosen(suite: Suite, options: Options) -> list[str]:
+    """Names of the backbones to run: a single one brings the baselines that its suite has for it (not with ``--alone`` or
+    ``--weights``), and may be the name of a group."""
+    names = split_names(options.backbones) or list(suite.default_backbones)
+    if len(names) != 1 or names[0] not in suite.groups:
+        return names
+    members = list(suite.groups[names[0]])
+    plain = names[0] in members and (options.alone or options.weights is not None)
+    return names if plain else members
+
+
 def configs(options: Options) -> list[str]:
     """The resolved config of each task on each backbone, as text, without running anything (``run --dump-config``).
 
@@ -127,7 +139,7 @@ def configs(options: Options) -> list[str]:
         UserError: as ``run`` does.
     """
     suite = find_suite(options.suite)
-    names = split_names(options.backbones) or list(suite.default_backbones)
+    names = chosen(suite, options)
     tasks = plan_tasks(suite, split_names(options.tasks), parse_pairs(options.changes))
     texts = []
     with Bar() as bar:

@@ -1,8 +1,8 @@
 """Work that does not wait for other work, side by side in processes: on a CPU two trainings of one thread each finish well
 before one after the other of two threads, since small layers leave threads waiting for each other.
 
-Each process ends with its parent, however that went, and hears of Ctrl-C: what it was doing is then saved or KILLED as
-always.
+Each process ends with its parent, however that went, and is told of an interruption: what it was doing is then saved and
+its run KILLED, as always.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ def _work(todo: Any, events: Any, threads: int) -> None:
     from benchmark import interrupt
 
     interrupt.install()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends its processes
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, which is with the first job
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -126,11 +128,6 @@ def _work(todo: Any, events: Any, threads: int) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     try:
-        import torch
-
-        import benchmark.catalog  # noqa: F401 – registers every expert and dataset
-
-        torch.set_num_threads(threads)
         while (item := todo.get()) is not None:
             number, job = item
             sender = _Sender(events, number)
@@ -140,7 +137,6 @@ def _work(todo: Any, events: Any, threads: int) -> None:
             except Exception as error:
                 events.put((number, "failed", _portable(error)))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(130)
 

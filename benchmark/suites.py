@@ -55,6 +55,7 @@ class Suite:
         about: one line for ``list suites``.
         tasks: task name → changes to its probe's settings, in the order of the report.
         default_backbones: what runs when no ``--backbone`` is given.
+        groups: what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several.
         provide: makes the suite's own data and weights; ``None`` when the user brings them.
         ground: (options, seed, tracker, bar) → what a sweep trains on; ``None`` when the user brings it.
         tune: changes to the recipes that fine-tune on that ground.
@@ -64,6 +65,7 @@ class Suite:
     about: str
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     provide: Callable[..., Provision] | None = None
     ground: Callable[..., Ground] | None = None
     tune: Mapping[str, Any] = field(default_factory=dict)

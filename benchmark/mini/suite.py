@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
+from backbones.cliptex.recipes import SUBSETS
 from benchmark.mini.pipeline import SIZES, ground, provide
 from benchmark.suites import Suite, register_suite
 
@@ -37,12 +38,19 @@ def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
     }
 
 
+GROUPS = {
+    "clip-ft": ("clip", "clip-ft"),
+    "cliptex": ("clip", "clip-ft", "cliptex"),
+    "ablation": ("clip-ft", *SUBSETS),  # the role of experts: every subset of them
+}
+
 register_suite(
     Suite(
         name="mini",
         about="embedded default: a ray-traced world with exact truth for every task, made on first use",
         tasks=tasks(300, 150),
-        default_backbones=("clip", "clip-ft", "cliptex"),
+        default_backbones=GROUPS["cliptex"],
+        groups=GROUPS,
         provide=provide,
         ground=ground,
         tune=SIZES["mini"].tune,
@@ -53,7 +61,8 @@ register_suite(
         name="smoke",
         about="the mini suite, tiny: for tests",
         tasks=tasks(20, 10),
-        default_backbones=("clip", "clip-ft", "cliptex"),
+        default_backbones=GROUPS["cliptex"],
+        groups=GROUPS,
         provide=provide,
         ground=ground,
         tune=SIZES["smoke"].tune,
@@ -66,7 +75,8 @@ register_suite(
         tasks={
             name: found for name, found in tasks(100, 100).items() if name.split("/")[1] not in ("pspnet", "mask-rcnn")
         },
-        default_backbones=("clip", "clip-ft", "cliptex"),
+        default_backbones=GROUPS["cliptex"],
+        groups=GROUPS,
         provide=provide,
         ground=ground,
         tune=SIZES["sweep"].tune,

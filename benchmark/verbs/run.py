@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="without the baselines that a suite puts beside a single backbone"
+    )
     parser.add_argument("--force", action="store_true", help="run finished tasks again")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument(
@@ -86,6 +89,7 @@ def main(options: argparse.Namespace) -> int:
         data=placed(options.data),
         partial=options.partial,
         force=options.force,
+        alone=options.alone,
         device=options.device,
         workers=options.workers,
         json=options.json,

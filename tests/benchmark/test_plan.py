@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.plan import plan_tasks, split_names
+from benchmark.run import Options, chosen
 from benchmark.suites import SUITES, find_suite
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS, find_task
@@ -62,3 +64,15 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
     ]
     assert all(other != base for other in others)
     assert task.protocol(data) == base
+
+
+def test_a_backbone_brings_its_baselines_and_a_group_its_members():
+    mini, paper = find_suite("mini"), find_suite("paper")
+    assert chosen(mini, Options()) == ["clip", "clip-ft", "cliptex"]
+    assert chosen(mini, Options(backbones=["cliptex"])) == ["clip", "clip-ft", "cliptex"]
+    assert chosen(mini, Options(backbones=["cliptex"], alone=True)) == ["cliptex"]
+    assert chosen(mini, Options(backbones=["cliptex"], weights=Path("w.safetensors"))) == ["cliptex"]
+    assert chosen(mini, Options(backbones=["cliptex,clip-ft"])) == ["cliptex", "clip-ft"]
+    assert chosen(paper, Options(backbones=["cliptex"])) == ["cliptex"]
+    ablation = chosen(mini, Options(backbones=["ablation"], alone=True))
+    assert ablation[0] == "clip-ft" and ablation[-1] == "cliptex" and len(ablation) == 8

@@ -1,0 +1,93 @@
+"""Jobs in processes: results in order, progress and words reach the parent, errors arrive whole, nothing is left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from backbones.errors import UserError
+from benchmark import side_by_side as module
+from benchmark.progress import Bar, console
+from benchmark.side_by_side import Job, side_by_side
+
+
+def square(*, number, bar):
+    import torch
+
+    from benchmark.progress import console
+
+    bar.start("squaring", 2)
+    bar.advance(2)
+    console.print(f"said by {number}")
+    return number**2, os.getpid(), torch.get_num_threads()
+
+
+def mistake(*, bar):
+    raise UserError("no such thing; take another")
+
+
+def wait(*, marker, bar):
+    marker.write_text(str(os.getpid()))
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        marker.with_suffix(".saved").touch()
+        raise
+
+
+def vanish(*, bar):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 2)
+
+
+def test_results_in_order_and_words_of_all(capsys):
+    with console.capture() as said, Bar() as bar:
+        found = side_by_side([Job(square, {"number": number}) for number in (3, 1, 2)], bar)
+    assert [result for result, *_ in found] == [9, 1, 4]
+    processes = {process for _, process, _ in found}
+    assert 1 <= len(processes) <= 2 and os.getpid() not in processes
+    assert {threads for *_, threads in found} == {1}
+    assert sorted(said.get().split("\n"))[1:] == ["said by 1", "said by 2", "said by 3"]
+
+
+def test_one_job_or_an_accelerator_needs_no_process():
+    ((result, process, _),) = side_by_side([Job(square, {"number": 5})], Bar())
+    assert (result, process) == (25, os.getpid())
+    found = side_by_side([Job(square, {"number": 5})] * 2, Bar(), device="cuda")
+    assert {process for _, process, _ in found} == {os.getpid()}
+    assert side_by_side([], Bar()) == []
+
+
+def test_a_mistake_arrives_whole_and_ends_the_others(tmp_path):
+    marker = tmp_path / "waiting"
+    with pytest.raises(UserError, match="take another"):
+        side_by_side([Job(wait, {"marker": marker}), Job(mistake)], Bar())
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_died_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="a process died"):
+        side_by_side([Job(vanish), Job(vanish)], Bar())
+
+
+def test_interrupted_jobs_may_save_what_they_have(tmp_path, monkeypatch):
+    markers = [tmp_path / "one", tmp_path / "two"]
+
+    def interrupted(*_):
+        while not all(marker.is_file() for marker in markers):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([Job(wait, {"marker": marker}) for marker in markers], Bar())
+    assert all(marker.with_suffix(".saved").is_file() for marker in markers)
+    assert not multiprocessing.active_children()
