@@ -15,8 +15,7 @@ install: .venv/installed  ## set up .venv with everything
 	@touch $@
 
 run: install     ## the main job on the embedded default, then where to look
-	$(BIN)/python -m benchmark run --suite smoke --backbone efficientnet-lite0,random --set max_iters=150 \
-	  --task mini-seg/linear,mini-depth/linear,mini-normal/linear,mini-class/linear
+	$(BIN)/python -m benchmark run --backbone cliptex
 
 test: lint       ## lint, then all tests, a process for each core
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -22,6 +22,7 @@ from backbones.overrides import parse_pairs
 from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
+from benchmark.side_by_side import Job, side_by_side
 from benchmark.suites import Provision, Suite, find_suite
 from probes.base import Context, NonFiniteLoss
 from probes.datasets.base import PreparedDataset, Split
@@ -48,6 +49,7 @@ class Options:
     alone: bool = False
     device: str = "auto"
     workers: int = 2
+    jobs: int = 1
     json: Path | None = None
     tracking_uri: str | None = None
     experiment: str | None = None
@@ -89,7 +91,7 @@ def run(options: Options) -> Outcome:
         backbones.find(name.removeprefix("random/"))
     changes = parse_pairs(options.changes)
     tasks = plan_tasks(suite, split_names(options.tasks), changes)
-    device = choose_device(options.device)
+    choose_device(options.device)
     seeds = range(options.seed, options.seed + options.seeds)
     if options.json:
         must_be_writable(options.json)
@@ -103,22 +105,64 @@ def run(options: Options) -> Outcome:
         data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
         for name in names[1:]:  # weights that cannot be had are said now, not when the first backbone's hours are over
             backbones.create(**backbone_config(name, options.seed, made, options))
-        cells: list[Cell] = []
-        run_ids: dict[tuple[str, int], str] = {}
+        probing = {}
         for seed in seeds:
             for name in names:
-                config = backbone_config(name, seed, made, options)
-                backbone = backbones.create(**config).to(device)
                 facts = {"train_run": made.runs.get((name, seed), ""), "costs": made.costs.get((name, seed), {})}
-                done, run_id = _run_backbone(
-                    tracker, suite, backbone, config, tasks, data, seed, changes, facts, options, device, bar
-                )
-                cells += done
-                run_ids[name, seed] = run_id
+                probing[name, seed] = Job(
+                    probe_backbone,
+                    {"options": options, "config": backbone_config(name, seed, made, options), "seed": seed, "facts": facts,
+                     "placed": {**made.data, **options.data}},
+                )  # fmt: skip
+        done = _probe_all(tracker, probing, tasks, data, options, bar)
+    cells = [cell for key in probing for cell in done[key][0]]
+    run_ids = {key: done[key][1] for key in probing}
     outcome = Outcome(suite, tasks, cells, run_ids, tracker)
     if options.json:
         write_json(options.json, as_json(outcome))
     return outcome
+
+
+def _probe_all(
+    tracker: Tracker,
+    probing: Mapping[tuple[str, int], Job],
+    tasks: Sequence[PlannedTask],
+    data: Mapping[str, PreparedDataset],
+    options: Options,
+    bar: Bar,
+) -> dict[tuple[str, int], tuple[list[Cell], str]]:
+    """Every backbone and seed: those with work left side by side, those that are finished looked up here."""
+    left = []
+    for key, job in probing.items():
+        backbone = backbones.create(**job.arguments["config"])
+        needed = [task for task in tasks if backbone.has_text or not task.probe.needs_text]
+        finished = (finished_cell(tracker, backbone, task, data[task.name], key[1]) for task in needed)
+        if options.force or not all(finished):
+            left.append(key)
+    results = side_by_side([probing[key] for key in left], bar, device=options.device_name, most=options.jobs)
+    done = dict(zip(left, results, strict=True))
+    for key, job in probing.items():
+        if key not in done:
+            done[key] = job.function(**job.arguments, bar=bar)
+    return done
+
+
+def probe_backbone(
+    *,
+    options: Options,
+    config: Mapping[str, Any],
+    seed: int,
+    facts: Mapping[str, Any],
+    placed: Mapping[str, Path],
+    bar: Bar,
+) -> tuple[list[Cell], str]:
+    """All tasks of one backbone and one seed, perhaps in a process of its own; its cells, and the id of their parent run."""
+    suite, changes, device = find_suite(options.suite), parse_pairs(options.changes), choose_device(options.device)
+    tasks = plan_tasks(suite, split_names(options.tasks), changes)
+    tracker = Tracker(options.experiment or suite.name, options.tracking_uri)
+    data = prepare_data(tasks, placed, options, bar)
+    backbone = backbones.create(**config).to(device)
+    return _run_backbone(tracker, suite, backbone, config, tasks, data, seed, changes, facts, options, device, bar)
 
 
 def chosen(suite: Suite, options: Options) -> list[str]:

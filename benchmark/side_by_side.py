@@ -34,14 +34,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(jobs: Sequence[Job], bar: Bar, *, device: str = "cpu") -> list[Any]:
-    """The jobs' results, in their order. As many at once as there are cores, which share them; on an accelerator, or with a
-    single core or job, one after the other in this process.
+def side_by_side(jobs: Sequence[Job], bar: Bar, *, device: str = "cpu", most: int = 0) -> list[Any]:
+    """The jobs' results, in their order. As many at once as there are cores (``most`` at most, if above 0), which share
+    them; on an accelerator, or where that is one, one after the other in this process.
 
     Raises:
         whatever a job raises, after the others were ended; RuntimeError when a process died.
     """
-    count = min(len(jobs), cores())
+    count = min(len(jobs), cores(), most or len(jobs))
     if count < 2 or not device.startswith("cpu"):
         return [job.function(**job.arguments, bar=bar) for job in jobs]
     # spawned, not forked: a parent with torch's threads running must not be forked

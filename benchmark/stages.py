@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
+from benchmark import side_by_side as processes
 from benchmark.interrupt import as_interrupt
 from benchmark.progress import Bar, console
+from benchmark.side_by_side import Job, side_by_side
 from reports.tracking import Run, Tracker, environment, git_commit
 from sweeps.errors import TrialPruned
 
@@ -227,17 +230,29 @@ def label_stage(
         UserError: as ``backbones.cliptex.label.label_pairs``.
     """
     loaded = load_experts(list(experts), device)
+    shared: dict[str, Any] = {
+        "settings": settings,
+        "batch_size": batch_size,
+        "workers": max(1, workers),
+        "device": device,
+    }
 
     def work(log: Any) -> dict[str, Any]:
         return label_pairs(
-            pairs, loaded, out, settings=settings, batch_size=batch_size, workers=max(1, workers), device=device,
-            progress=bar, log=log, say=lambda line: console.print(f"  note · {line}", style="dim", markup=False),
+            pairs, loaded, out, **shared, progress=bar, log=log,
+            say=lambda line: console.print(f"  note · {line}", style="dim", markup=False),
         )  # fmt: skip
 
     if (out / "manifest.json").is_file():
         return work(Silent())
     params = {"experts": ",".join(expert.name for expert in loaded), "pairs": pairs.name, "count": len(pairs)}
     with stage_run(tracker, "label", f"label {pairs.name}", {"labels.file": str(out)}, params) as run:
+        parts = min(processes.cores(), len(pairs.shards)) if "RANK" not in os.environ else 1
+        if parts > 1 and str(device).startswith(
+            "cpu"
+        ):  # the store is then finished by this process, from what is there
+            part_of = {"pairs": pairs, "experts": list(experts), "out": out, "shared": shared}
+            side_by_side([Job(label_part, {**part_of, "part": (i, parts)}) for i in range(parts)], bar)
         manifest = work(run or Silent())
         if run is not None and manifest:
             run.log_json(manifest, "manifest.json")
@@ -256,3 +271,13 @@ def label_stage(
                 draw_labels(out, pairs, picture)
                 run.log_file(picture, "pictures")
     return manifest
+
+
+def label_part(
+    *, pairs: PairSource, experts: Sequence[str], out: Path, shared: Mapping[str, Any], part: tuple[int, int], bar: Bar
+) -> None:
+    """Some of the shards, in a process of its own."""
+    label_pairs(
+        pairs, load_experts(list(experts), shared["device"]), out, **shared, progress=bar, log=Silent(), part=part,
+        say=lambda line: console.print(f"  note · {line}", style="dim", markup=False),
+    )  # fmt: skip

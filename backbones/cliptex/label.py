@@ -70,6 +70,7 @@ def label_pairs(
     progress: Progress,
     log: RunLog,
     say: Callable[[str], None] = lambda line: None,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Label every pair of ``source`` with every expert, into the label store ``out``.
 
@@ -78,6 +79,8 @@ def label_pairs(
         batch_size: images of one size that experts see at once.
         workers: threads that decode images and encode labels; never changes a byte.
         say: told, in a line each, of shards that had to be made again.
+        part: (i, n) labels only every n-th shard, from the i-th on, and does not finish the store: a later call without it
+            finds these shards labelled. An empty dict is returned.
 
     Returns:
         the store's manifest: counts, failures, bytes an image, quantisation errors, and ``cost`` (seconds and FLOPs).
@@ -90,7 +93,8 @@ def label_pairs(
         for expert in experts:
             expert.freeze(place.device)
         writer = _writer(source, experts, settings, Path(out))
-        mine = source.shards[place.rank :: place.world]
+        rank, world = part or (place.rank, place.world)
+        mine = source.shards[rank::world]
         tally = Tally("images")
         progress = progress if place.first else Silent()
         progress.start("labelling", sum(shard.count for shard in mine))
@@ -107,6 +111,8 @@ def label_pairs(
                 for key, reason in failed:
                     tally.add(key, reason)
                 tally.check(len(source))
+        if part:
+            return {}
         place.wait()
         manifest = _finish(source, writer, place)
         place.wait()

@@ -51,7 +51,7 @@ class Sizes:
 _EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {
     # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
-    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
+    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 4.0, "lr": 3e-3, "balance": 0.5},
     "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
     "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
 }
@@ -60,7 +60,7 @@ SIZES = {
         clip={"model": "mini", "epochs": 1.5, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
         init="imagenet",
         tune={
-            "epochs": 2.5,
+            "epochs": 2.0,
             "batch_size": 64,
             "lr": 1e-3,
             "warmup": 0.1,
@@ -217,9 +217,9 @@ def _train_all(
     pairs = open_pairs(str(world / "pairs"), bar)
     made: _Weights = {}
     left: list[tuple[str, int]] = []
-    jobs = [job for job in beside if not (job.arguments["out"] / "expert.json").is_file()]
-    others = len(jobs)
-    for training in trainings:
+    jobs: list[Job] = []
+    # long ones come first, so that in the end no core is left alone with one
+    for training in sorted(trainings, key=lambda each: -len(each.recipe.tasks)):
         recipe = training.recipe
         used = labels if recipe.tasks else None
         out = _weights_path(world, recipe, training.init, used)
@@ -237,8 +237,10 @@ def _train_all(
                  "workers": options.workers},
             )
         )  # fmt: skip
-    done = side_by_side(jobs, bar, device=options.device_name)
-    return made | dict(zip(left, done[others:], strict=True))
+    others = [job for job in beside if not (job.arguments["out"] / "expert.json").is_file()]
+    others.sort(key=lambda job: -job.arguments["settings"]["epochs"])
+    done = side_by_side([*jobs, *others], bar, device=options.device_name)
+    return made | dict(zip(left, done[: len(left)], strict=True))
 
 
 def _store(tracker: Tracker | None) -> tuple[str, str] | None:

@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="data loading processes; never changes a result (default: 2)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="backbones and seeds probed side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics there")
     parser.add_argument(
         "--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running"
@@ -75,8 +82,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.table import show
     from reports.store import hide_password, tracking_uri
 
-    if options.seeds < 1 or options.workers < 0:
-        raise UserError("--seeds must be at least 1 and --workers at least 0")
+    if options.seeds < 1 or options.workers < 0 or options.jobs < 0:
+        raise UserError("--seeds must be at least 1, --workers and --jobs at least 0")
     request = running.Options(
         backbones=options.backbone,
         suite=options.suite,
@@ -92,6 +99,7 @@ def main(options: argparse.Namespace) -> int:
         alone=options.alone,
         device=options.device,
         workers=options.workers,
+        jobs=options.jobs,
         json=options.json,
         tracking_uri=options.tracking_uri,
         experiment=options.experiment,
