@@ -35,8 +35,8 @@ class WorldConfig:
 
     seed: int = 0
     size: int = 64
-    pairs: int = 6_000
-    expert_train: int = 2_500
+    pairs: int = 5_000
+    expert_train: int = 2_000
     expert_val: int = 200
     probe_train: int = 600
     val: int = 400

@@ -11,31 +11,31 @@ DENSE = {
     "size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3,
     "views": 2, "cache": "fp16",
 }  # fmt: skip
-DETECT = {"batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16"}
+DETECT = {
+    "batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "hidden": 128,
+    # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
+    "anchor_scale": 4.0, "proposals": 100, "regions": 32, "detections": 30,
+}  # fmt: skip
 
 
 def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
     """The suite's tasks, trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations."""
     dense = {**DENSE, "max_iters": iters}
-    detect = {**DETECT, "max_iters": detect_iters}
     return {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
-        "mini-det/mask-rcnn": {
-            **detect,
-            "short_side": 64,
-            "long_side": 64,
-            "hidden": 128,
-            "anchor_scale": 4.0,
-            "proposals": 100,
-            "regions": 64,
-        },
+        "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
         "mini-depth/linear": dense,
         "mini-normal/linear": dense,
         "mini-class/linear": {},
         "mini-class/zero-shot": {},
         "mini-retrieval/retrieval": {},
     }
+
+
+def without(found: dict[str, dict], *probes: str) -> dict[str, dict]:
+    """The tasks but those with one of ``probes``."""
+    return {name: settings for name, settings in found.items() if name.split("/")[1] not in probes}
 
 
 GROUPS = {
@@ -48,7 +48,7 @@ register_suite(
     Suite(
         name="mini",
         about="embedded default: a ray-traced world with exact truth for every task, made on first use",
-        tasks=tasks(300, 150),
+        tasks=without(tasks(400, 100), "pspnet"),
         default_backbones=GROUPS["cliptex"],
         groups=GROUPS,
         provide=provide,
@@ -72,9 +72,7 @@ register_suite(
     Suite(
         name="sweep",
         about="the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
-        tasks={
-            name: found for name, found in tasks(100, 100).items() if name.split("/")[1] not in ("pspnet", "mask-rcnn")
-        },
+        tasks=without(tasks(100, 100), "pspnet", "mask-rcnn"),
         default_backbones=GROUPS["cliptex"],
         groups=GROUPS,
         provide=provide,

@@ -79,6 +79,7 @@ def mask_rcnn(
     anchor_scale: float = 8.0,
     proposals: int = 1000,
     regions: int = 512,
+    detections: int = 100,
 ) -> Part:
     """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) with mmdet's 1x settings.
 
@@ -90,6 +91,7 @@ def mask_rcnn(
         anchor_scale: side of a square anchor, in strides of its level.
         proposals: the most that the RPN hands on of an image.
         regions: of an image that the heads are trained on, a quarter of them with an object.
+        detections: the most that are kept of an image.
     """
     indices, neck, strides = pyramid(backbone, 4, width, extra=1)
 
@@ -166,7 +168,7 @@ def mask_rcnn(
             "rcnn": {
                 "score_thr": 0.05,
                 "nms": {"type": "nms", "iou_threshold": 0.5},
-                "max_per_img": 100,
+                "max_per_img": detections,
                 "mask_thr_binary": 0.5,
             },
         },

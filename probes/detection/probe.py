@@ -113,7 +113,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     if isinstance(settings, MaskRCNNSettings):
         model = models.mask_rcnn(
             backbone, frozen, len(data.classes), settings.width, settings.hidden, settings.anchor_scale,
-            settings.proposals, settings.regions,
+            settings.proposals, settings.regions, settings.detections,
         )  # fmt: skip
         train, test = _mask_rcnn_pipelines(settings)
     else:

@@ -63,7 +63,8 @@ class MaskRCNNSettings(DetectionSettings):
         hidden: width of the box head's fully connected layers.
         anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32 pixels.
         proposals: the most that the RPN hands on of an image.
-        regions: of an image that the heads are trained on. Small pictures with few objects need fewer of both.
+        regions: of an image that the heads are trained on.
+        detections: the most that are kept of an image (COCO: 100). Small pictures with few objects need fewer of all three.
     """
 
     short_side: int = 800
@@ -72,12 +73,13 @@ class MaskRCNNSettings(DetectionSettings):
     anchor_scale: float = 8.0
     proposals: int = 1000
     regions: int = 512
+    detections: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _must("short_side", self.short_side, self.short_side >= 32, "32 pixels or more")
         _must("long_side", self.long_side, self.long_side >= self.short_side, "short_side or more")
-        for name in ("hidden", "proposals", "regions"):
+        for name in ("hidden", "proposals", "regions", "detections"):
             _must(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _must("anchor_scale", self.anchor_scale, self.anchor_scale > 0, "above 0")
 
