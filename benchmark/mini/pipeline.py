@@ -51,7 +51,7 @@ class Sizes:
 _EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {
     # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
-    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 4.0, "lr": 3e-3, "balance": 0.5},
+    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
     "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
     "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
 }

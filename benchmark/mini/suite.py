@@ -14,7 +14,7 @@ DENSE = {
 DETECT = {
     "batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "hidden": 128,
     # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
-    "anchor_scale": 4.0, "proposals": 100, "regions": 32, "detections": 30,
+    "anchor_scale": 4.0, "proposals": 100, "regions": 64, "detections": 30,
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ register_suite(
     Suite(
         name="mini",
         about="embedded default: a ray-traced world with exact truth for every task, made on first use",
-        tasks=without(tasks(400, 100), "pspnet"),
+        tasks=without(tasks(400, 150), "pspnet"),
         default_backbones=GROUPS["cliptex"],
         groups=GROUPS,
         provide=provide,
