@@ -210,6 +210,17 @@ class Towers(nn.Module):
             "dense": dense,
         }
 
+    @torch.no_grad()
+    def buffers_now(self) -> dict[str, Tensor]:
+        """A copy of all buffers: a forward pass changes the statistics of batch norms, gradient or not."""
+        return {name: buffer.clone() for name, buffer in self.named_buffers()}
+
+    @torch.no_grad()
+    def put_back(self, buffers: Mapping[str, Tensor]) -> None:
+        """Undo what forward passes did to the buffers since ``buffers_now``."""
+        for name, buffer in self.named_buffers():
+            buffer.copy_(buffers[name])
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """The last block of the image tower, which every loss passes through; the whole tower if it is no ViT."""
         visual: Any = self.clip.visual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_state(path: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError):
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
         return None  # unreadable: begin again rather than never
     return state if state.get("key") == key else None
 

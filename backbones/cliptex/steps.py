@@ -68,8 +68,10 @@ class Steps:
 
         The contrast is over the whole global batch, and the gradient is the one of a single large step.
         """
+        buffers = self.towers.buffers_now()
         with torch.no_grad(), self.autocast():
             seen = [self.towers(part.images, part.tokens) for part in parts]
+        self.towers.put_back(buffers)  # the second pass counts, once
         image, text = torch.cat([out["image"] for out in seen]), torch.cat([out["text"] for out in seen])
         clip, *gradients = cached_gradients(image, text, seen[0]["logit_scale"], contrastive_loss)
         losses: Losses = {"clip": clip}

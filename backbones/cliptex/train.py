@@ -77,7 +77,7 @@ def train(
     """Train and export a backbone, or return at once when ``out`` holds these very weights.
 
     Under ``torchrun`` every process calls this with the same arguments; the batch is split over them, and the result is
-    that of one process up to the order of sums.
+    that of one process up to the order of sums (and up to batch norms, which see each process's share by itself).
 
     Args:
         recipe: what to do; see ``recipes``.
@@ -151,7 +151,7 @@ def train(
         window = _Window(recipe)
         metrics: dict[str, float] = {}
         before, began, last_saved = clock["seconds"], time.perf_counter(), time.perf_counter()
-        step, changing = first, False
+        step, changing, buffers = first, False, towers.buffers_now()
         try:
             for batch in batches.loader(first, workers):
                 torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout
@@ -169,6 +169,7 @@ def train(
                     raise NonFiniteLoss(_broken(recipe, step, losses))
                 if ema:
                     average(ema, towers.clip, recipe.ema, step)
+                buffers = towers.buffers_now()
                 step, changing = step + 1, False
 
                 window.add(losses, norm, recipe.batch_size)
@@ -188,6 +189,7 @@ def train(
                 progress.advance()
         except KeyboardInterrupt:
             if place.first and not changing and step < batches.steps:
+                towers.put_back(buffers)  # the forward pass of a step that was not finished counts for nothing
                 save(step)
             raise
         seconds = before + time.perf_counter() - began
@@ -290,7 +292,7 @@ def _check_labels(batches: Batches) -> None:
 
 def _flops(steps: Steps, batch: Batch) -> float:
     """Floating-point operations of one process's step; one extra pass, no communication, no trace in the model."""
-    statistics = {name: buffer.clone() for name, buffer in steps.towers.named_buffers()}  # of batch norms
+    buffers = steps.towers.buffers_now()
     part = batch.split(steps.recipe.accumulate)[0]
 
     def embed() -> Mapping[str, Any]:
@@ -309,9 +311,7 @@ def _flops(steps: Steps, batch: Batch) -> float:
     if steps.recipe.accumulate > 1:
         with torch.no_grad():
             total += count_flops(embed) * steps.recipe.accumulate
-    with torch.no_grad():
-        for name, buffer in steps.towers.named_buffers():
-            buffer.copy_(statistics[name])
+    steps.towers.put_back(buffers)
     return float(total)
 
 

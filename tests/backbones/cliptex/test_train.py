@@ -28,6 +28,7 @@ from backbones.cliptex.optimizer import build_optimizer, learning_rate
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.retrieval import recall
+from backbones.cliptex.steps import Steps
 from backbones.cliptex.train import find_trained, train
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy
@@ -181,6 +182,34 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     assert {k: v for k, v in resumed.metrics.items() if k.startswith("val/")} == {
         k: v for k, v in whole.metrics.items() if k.startswith("val/")
     }
+
+
+def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeypatch):
+    """A forward pass changes the statistics of batch norms; that of a step which was not finished must not be kept."""
+    init = other_tower(tmp_path, "timm")
+    whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
+    calls, backward = [], Steps.backward
+
+    def interrupted(self, *args, **more):
+        found = backward(self, *args, **more)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Steps, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init)
+    assert torch.load(tmp_path / "cut.safetensors.resume" / "state.pt", weights_only=True)["step"] == 2
+    assert run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init).sha256 == whole.sha256
+
+
+def test_micro_batches_move_statistics_once(tmp_path, pairs):
+    """Gradient caching passes each micro-batch twice: as many updates of a batch norm as micro-batches, no more."""
+    init = other_tower(tmp_path, "timm")
+    result = run(replace(CLIPTEX, accumulate=2, epochs=1.0), pairs, tmp_path / "w.safetensors", init=init)
+    counts = [value.item() for name, value in load_file(result.path).items() if name.endswith("num_batches_tracked")]
+    assert counts and set(counts) == {2 * result.cost["steps"]}
 
 
 KILLED = """
@@ -345,23 +374,29 @@ VISION = {
 }
 
 
+LAYERS = {"resnet": (1, 2, 3, 4), "timm": (1, 2, 3, 4), "timm-vit": (2, 5)}
+
+
+def other_tower(folder: Path, tower: str) -> str:
+    """A file of random weights of a tiny CLIP with another image tower."""
+    config = {**models.TINY_CLIP, "vision_cfg": VISION[tower]}
+    torch.manual_seed(0)
+    side = VISION[tower]["image_size"]
+    data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=LAYERS[tower])
+    path, state = folder / "init.safetensors", build_model(config).state_dict()
+    backbones.save_checkpoint(path, state, architecture="open_clip/toy", model_config=config, data=data)
+    return str(path)
+
+
 @pytest.mark.parametrize("tower", VISION)
 def test_other_image_towers_train_too(pairs, tmp_path, tower):
     """CLIP's ResNet and timm trunks: maps of several strides, batch norm, no patch size."""
-    config = {**models.TINY_CLIP, "vision_cfg": VISION[tower]}
-    torch.manual_seed(0)
-    model = build_model(config)
-    layers = {"resnet": (1, 2, 3, 4), "timm": (1, 2, 3, 4), "timm-vit": (2, 5)}[tower]
-    side = VISION[tower]["image_size"]
-    data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=layers)
-    backbones.save_checkpoint(
-        tmp_path / "init.safetensors", model.state_dict(), architecture="open_clip/toy", model_config=config, data=data
-    )
-    recipe = replace(CLIPTEX, epochs=0.7)
-    result = run(recipe, pairs, tmp_path / "w.safetensors", init=str(tmp_path / "init.safetensors"))
+    init = other_tower(tmp_path, tower)
+    result = run(replace(CLIPTEX, epochs=0.7), pairs, tmp_path / "w.safetensors", init=init)
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
-    assert len(backbone(torch.zeros(1, 3, side, side))) == len(layers)
-    assert result.sha256 != backbones.load_checkpoint(tmp_path / "init.safetensors").sha256
+    side = VISION[tower]["image_size"]
+    assert len(backbone(torch.zeros(1, 3, side, side))) == len(LAYERS[tower])
+    assert result.sha256 != backbones.load_checkpoint(init).sha256
 
 
 def test_real_pairs_in_both_layouts(real_data, tmp_path):
