@@ -57,6 +57,10 @@ class LabelSettings:
     label_side: int = 224
     confidence: bool = True
 
+    def __post_init__(self) -> None:
+        if min(self.input_side, self.label_side) < 0:
+            raise UserError("input_side and label_side must not be negative (0 leaves sizes as they are)")
+
 
 def label_pairs(
     source: PairSource,

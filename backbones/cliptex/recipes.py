@@ -34,7 +34,8 @@ class Recipe:
         normal_confidence: weigh normals by the expert's confidence where the labels have it.
         epochs: passes over the pairs; may be a fraction.
         batch_size: pairs in a step, over all processes and micro-batches together.
-        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass.
+        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. Towers with
+            batch norms see each micro-batch (and each process its share) by itself, so there it is not quite the same.
         lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached after the share
             ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;
             ``grad_clip`` is the largest norm of the whole gradient (0: no limit).
@@ -89,6 +90,7 @@ class Recipe:
         must(all(value >= 0 for value in lambdas), "every lambda must be 0 or more")
         must(any((self.lambda_clip, self.tasks)), "every lambda is 0, so there is nothing to learn; set one above 0")
         must(self.epochs > 0 and self.lr > 0 and self.head_lr > 0, "epochs, lr and head_lr must be above 0")
+        must(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
         must(self.batch_size >= 2, "batch_size must be at least 2: a contrast needs a second pair")
         must(self.accumulate >= 1, "accumulate must be at least 1")
         must(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} is no multiple of accumulate")

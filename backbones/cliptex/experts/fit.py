@@ -22,6 +22,7 @@ from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
 from backbones.files import content_key, replacing
 
+SAVE_SECONDS = 60.0
 _WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
 
 
@@ -48,6 +49,9 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
             raise UserError("epochs, batch_size and lr of an expert must be above 0")
+        for name in ("size", "width", "fusion", "hidden"):  # of those that have them
+            if isinstance(value := getattr(self, name, 1), int) and value < 1:
+                raise UserError(f"{name} of an expert must be at least 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError("crop_scale must be low,high with 0 < low <= high <= 1")
 
@@ -113,7 +117,7 @@ def optimise(
 
     Args:
         loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
-        state: file that the training is resumed from, and saved to every ``save_every`` steps.
+        state: file that the training is resumed from, and saved to every ``save_every`` steps and every minute.
     """
     model.to(device).train()
     steps = max(1, round(settings.epochs * len(data) / settings.batch_size))
@@ -124,6 +128,7 @@ def optimise(
     key = content_key([repr(settings), seed, data.fingerprint, state_sha256(model.state_dict())])
     start, spent = _resume(state, key, model, optimizer)
     counter, began, earlier = StepCounter(), time.monotonic(), spent.seconds
+    saved = began
     progress.start(f"training the {data.task} expert", steps)
     progress.advance(start)
     for step in range(start, steps):
@@ -152,10 +157,11 @@ def optimise(
         progress.advance()
         if (step + 1) % max(1, steps // 200) == 0:
             log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
-        if state is not None and (step + 1) % save_every == 0:
+        if state is not None and ((step + 1) % save_every == 0 or time.monotonic() - saved > SAVE_SECONDS):
+            saved = time.monotonic()
             with replacing(state) as temporary:
-                saved = {"key": key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(spent)}
-                torch.save(saved, temporary)
+                whole = {"key": key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(spent)}
+                torch.save(whole, temporary)
     model.eval()
     if state is not None:
         state.unlink(missing_ok=True)

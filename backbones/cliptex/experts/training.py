@@ -59,6 +59,10 @@ def train_expert(
         if (found := read_config(out)).get("training_key") == key:
             return found
         raise UserError(f"{out} holds another expert, or one of other data or settings; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # said now, not when it is trained
+        raise UserError(f"cannot write an expert to {out} ({error.strerror}); choose another folder") from error
     started = time.monotonic()
     torch.manual_seed(seed)
     expert = kind.create(chosen, train.classes)
