@@ -11,12 +11,18 @@ from types import FrameType
 
 _main = os.getpid()
 _interrupted = False
+_once = False
 
 
-def install() -> None:
-    """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in this process, and end a forked worker at once."""
-    global _main, _interrupted
-    _main, _interrupted = os.getpid(), False
+def install(*, once: bool = False) -> None:
+    """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
+
+    Args:
+        once: a second signal is ignored, so that it does not break what the first lets be saved: for a process that gets one
+            with its whole group, and one from its parent.
+    """
+    global _main, _interrupted, _once
+    _main, _interrupted, _once = os.getpid(), False, once
     signal.signal(signal.SIGTERM, _handle)
     signal.signal(signal.SIGINT, _handle)
 
@@ -26,6 +32,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _main:
         os._exit(128 + number)
     _interrupted = True
+    if _once:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -22,7 +22,7 @@ from backbones.overrides import parse_pairs
 from benchmark.cells import Cell, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
-from benchmark.side_by_side import Job, side_by_side
+from benchmark.side_by_side import Job, share_of, side_by_side
 from benchmark.suites import Provision, Suite, find_suite
 from probes.base import Context, NonFiniteLoss
 from probes.datasets.base import PreparedDataset, Split
@@ -139,7 +139,10 @@ def _probe_all(
         finished = (finished_cell(tracker, backbone, task, data[task.name], key[1]) for task in needed)
         if options.force or not all(finished):
             left.append(key)
-    results = side_by_side([probing[key] for key in left], bar, device=options.device_name, most=options.jobs)
+    # those of all, not of what is left: an interrupted run that is started again ends with the same numbers
+    threads = share_of(len(probing), options.jobs)
+    jobs = [probing[key] for key in left]
+    results = side_by_side(jobs, bar, device=options.device_name, most=options.jobs, threads=threads)
     done = dict(zip(left, results, strict=True))
     for key, job in probing.items():
         if key not in done:
@@ -345,16 +348,16 @@ def _earlier(tracker: Tracker, run_key: str, protocols: Mapping[str, str]) -> An
     return None
 
 
-def must_be_writable(path: Path) -> None:
+def must_be_writable(path: Path, option: str = "--json") -> None:
     """Raises ``UserError`` when the file could not be written when the work is done."""
     if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name a file")
+        raise UserError(f"{option} {path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f"--json {path}: cannot write there ({error.strerror or error}); name another file") from None
+        raise UserError(f"{option} {path}: cannot write there ({error.strerror or error}); name another file") from None
 
 
 def _note(backbone: Backbone, cells: Sequence[Cell], tasks: Sequence[PlannedTask]) -> str:

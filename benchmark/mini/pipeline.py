@@ -16,7 +16,7 @@ from backbones.cliptex.train import find_trained
 from backbones.files import content_key, home
 from benchmark.mini.world import CONFIGS, build_world
 from benchmark.progress import Bar
-from benchmark.side_by_side import Job, side_by_side
+from benchmark.side_by_side import Job, share_of, side_by_side
 from benchmark.stages import expert_stage, finished_stage, label_stage, train_stage
 from benchmark.suites import Ground, Provision
 from reports.tracking import Tracker
@@ -239,7 +239,8 @@ def _train_all(
         )  # fmt: skip
     others = [job for job in beside if not (job.arguments["out"] / "expert.json").is_file()]
     others.sort(key=lambda job: -job.arguments["settings"]["epochs"])
-    done = side_by_side([*jobs, *others], bar, device=options.device_name)
+    # the threads of four jobs, which are what a first run begins with: the same weights whoever is left to be trained
+    done = side_by_side([*jobs, *others], bar, device=options.device_name, threads=share_of(4))
     return made | dict(zip(left, done[: len(left)], strict=True))
 
 

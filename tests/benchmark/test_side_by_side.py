@@ -12,7 +12,7 @@ import pytest
 from backbones.errors import UserError
 from benchmark import side_by_side as module
 from benchmark.progress import Bar, console
-from benchmark.side_by_side import Job, side_by_side
+from benchmark.side_by_side import Job, share_of, side_by_side
 
 
 def square(*, number, bar):
@@ -37,6 +37,21 @@ def wait(*, marker, bar):
     except KeyboardInterrupt:
         marker.with_suffix(".saved").touch()
         raise
+
+
+def wrapped(*, bar):
+    try:
+        mistake(bar=bar)
+    except UserError as error:
+        raise RuntimeError("a task broke") from error
+
+
+def leave(*, bar):
+    raise SystemExit(0)
+
+
+def unportable(*, bar):
+    return lambda: None
 
 
 def vanish(*, bar):
@@ -66,6 +81,18 @@ def test_one_job_or_an_accelerator_needs_no_process():
     assert side_by_side([], Bar()) == []
 
 
+def test_threads_do_not_depend_on_what_is_left(monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    ((_, process, threads),) = side_by_side([Job(square, {"number": 5})], Bar(), threads=before + 1)
+    assert (process, threads) == (os.getpid(), before + 1) and torch.get_num_threads() == before
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    assert [share_of(jobs) for jobs in (1, 2, 9)] == [2, 1, 1] and share_of(9, most=1) == 2
+    monkeypatch.setattr(module, "cores", lambda: 16)
+    assert [share_of(jobs) for jobs in (1, 4, 6, 99)] == [12, 4, 2, 1]
+
+
 def test_a_mistake_arrives_whole_and_ends_the_others(tmp_path):
     marker = tmp_path / "waiting"
     with pytest.raises(UserError, match="take another"):
@@ -73,9 +100,19 @@ def test_a_mistake_arrives_whole_and_ends_the_others(tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_died_is_said(tmp_path):
-    with pytest.raises(RuntimeError, match="a process died"):
-        side_by_side([Job(vanish), Job(vanish)], Bar())
+def test_a_cause_arrives_too():
+    with pytest.raises(RuntimeError, match="a task broke") as raised:
+        side_by_side([Job(wrapped), Job(wrapped)], Bar())
+    assert isinstance(raised.value.__cause__, UserError)
+    assert "in wrapped" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "said"), [(vanish, "a process died"), (leave, "without its result"), (unportable, "without its result")]
+)
+def test_a_process_that_ends_without_its_result_is_said(job, said):
+    with pytest.raises(RuntimeError, match=said):
+        side_by_side([Job(job), Job(job)], Bar())
 
 
 def test_interrupted_jobs_may_save_what_they_have(tmp_path, monkeypatch):
