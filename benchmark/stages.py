@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
 from benchmark import side_by_side as processes
+from benchmark.alone import alone
 from benchmark.interrupt import as_interrupt
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, side_by_side
@@ -30,6 +31,7 @@ from reports.tracking import Run, Tracker, environment, git_commit
 from sweeps.errors import TrialPruned
 
 Watch = Callable[[Mapping[str, float], int], None]
+MOST_LABELLERS = 4  # each has all experts in its memory: gigabytes, where they are large ones
 
 
 @contextmanager
@@ -82,9 +84,36 @@ def train_stage(
         UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
         TrialPruned: ``watch`` ended it.
     """
-    found = find_trained(recipe, init=init, pairs=pairs, out=out, labels=labels)
-    if found is not None:
-        return found, finished_stage(tracker, **{"train.key": found.key})
+    with _alone(out, bar):
+        found = find_trained(recipe, init=init, pairs=pairs, out=out, labels=labels)
+        if found is not None:
+            return found, finished_stage(tracker, **{"train.key": found.key})
+        return _train(
+            tracker, recipe, init=init, pairs=pairs, labels=labels, out=out, bar=bar, device=device, workers=workers,
+            parent=parent, watch=watch, save_seconds=save_seconds,
+        )  # fmt: skip
+
+
+def _alone(out: Path, bar: Bar) -> AbstractContextManager[None]:
+    """Nobody else makes ``out`` meanwhile; of torchrun's processes the first says so for all."""
+    return alone(out, bar) if first_process() else nullcontext()
+
+
+def _train(
+    tracker: Tracker | None,
+    recipe: Recipe,
+    *,
+    init: str,
+    pairs: PairSource,
+    labels: Any,
+    out: Path,
+    bar: Bar,
+    device: torch.device | str,
+    workers: int,
+    parent: Run | None,
+    watch: Watch | None,
+    save_seconds: float,
+) -> tuple[TrainResult, str]:
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
@@ -194,15 +223,19 @@ def expert_stage(
     Raises:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
-    if (out / "expert.json").is_file():
-        return train_expert(
-            name, data_root, out, settings=settings, seed=seed, device=device, log=Silent(), progress=bar
-        )
-    tags = {"expert": name, "seed": str(seed)}
-    with stage_run(tracker, "experts", f"expert {name} · seed {seed}", tags, settings) as run:
-        made = train_expert(
-            name, data_root, out, settings=settings, seed=seed, device=device, log=run or Silent(), progress=bar
-        )
+    asked: dict[str, Any] = {"settings": settings, "seed": seed, "device": device, "progress": bar}
+    with _alone(out, bar):
+        if (out / "expert.json").is_file():
+            return train_expert(name, data_root, out, **asked, log=Silent())
+        return _train_expert(tracker, name, data_root, out, asked)
+
+
+def _train_expert(
+    tracker: Tracker | None, name: str, data_root: Path, out: Path, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    tags = {"expert": name, "seed": str(asked["seed"])}
+    with stage_run(tracker, "experts", f"expert {name} · seed {asked['seed']}", tags, asked["settings"]) as run:
+        made = train_expert(name, data_root, out, **asked, log=run or Silent())
         if run is not None:
             run.log_json(made, "expert.json")
             run.log_metrics({"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]})
@@ -243,34 +276,34 @@ def label_stage(
             say=lambda line: console.print(f"  note · {line}", style="dim", markup=False),
         )  # fmt: skip
 
-    if (out / "manifest.json").is_file():
-        return work(Silent())
-    params = {"experts": ",".join(expert.name for expert in loaded), "pairs": pairs.name, "count": len(pairs)}
-    with stage_run(tracker, "label", f"label {pairs.name}", {"labels.file": str(out)}, params) as run:
-        parts = min(processes.cores(), len(pairs.shards)) if "RANK" not in os.environ else 1
-        if parts > 1 and str(device).startswith(
-            "cpu"
-        ):  # the store is then finished by this process, from what is there
-            part_of = {"pairs": pairs, "experts": list(experts), "out": out, "shared": shared}
-            side_by_side([Job(label_part, {**part_of, "part": (i, parts)}) for i in range(parts)], bar)
-        manifest = work(run or Silent())
-        if run is not None and manifest:
-            run.log_json(manifest, "manifest.json")
-            run.log_dataset(pairs.name, pairs.fingerprint, "labelling", pairs=len(pairs))
-            cost = manifest["cost"]
-            run.log_metrics(
-                {
-                    "cost/label_seconds": cost["seconds"],
-                    "cost/label_flops": cost["flops"],
-                    **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
-                    "bytes_per_image": manifest["bytes_per_image"],
-                }
-            )
-            with TemporaryDirectory() as folder:
-                picture = Path(folder) / "labels.png"
-                draw_labels(out, pairs, picture)
-                run.log_file(picture, "pictures")
-    return manifest
+    with _alone(out, bar):
+        if (out / "manifest.json").is_file():
+            return work(Silent())
+        params = {"experts": ",".join(expert.name for expert in loaded), "pairs": pairs.name, "count": len(pairs)}
+        with stage_run(tracker, "label", f"label {pairs.name}", {"labels.file": str(out)}, params) as run:
+            parts = min(processes.cores(), len(pairs.shards), MOST_LABELLERS) if "RANK" not in os.environ else 1
+            if parts > 1 and str(device).startswith("cpu"):
+                # the store is then finished by this process, from what is there
+                part_of = {"pairs": pairs, "experts": list(experts), "out": out, "shared": shared}
+                side_by_side([Job(label_part, {**part_of, "part": (i, parts)}) for i in range(parts)], bar)
+            manifest = work(run or Silent())
+            if run is not None and manifest:
+                run.log_json(manifest, "manifest.json")
+                run.log_dataset(pairs.name, pairs.fingerprint, "labelling", pairs=len(pairs))
+                cost = manifest["cost"]
+                run.log_metrics(
+                    {
+                        "cost/label_seconds": cost["seconds"],
+                        "cost/label_flops": cost["flops"],
+                        **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+                        "bytes_per_image": manifest["bytes_per_image"],
+                    }
+                )
+                with TemporaryDirectory() as folder:
+                    picture = Path(folder) / "labels.png"
+                    draw_labels(out, pairs, picture)
+                    run.log_file(picture, "pictures")
+        return manifest
 
 
 def label_part(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
 from backbones.errors import nearest
 from backbones.files import content_key, home
 from backbones.overrides import fields_of, parse_pairs, with_changes
+from benchmark.alone import alone
 from benchmark.cells import CellBusy, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar
@@ -190,7 +189,9 @@ class Bench:
         )  # fmt: skip
         suite = find_suite(request.suite)
         if suite.ground is not None:
-            with _alone(home() / "sweeps" / f"ground-{suite.name}"):  # workers that start together make nothing twice
+            with alone(
+                home() / "sweeps" / f"ground-{suite.name}", bar
+            ):  # workers that start together make nothing twice
                 self.ground = suite.ground(options, request.seed, tracker, bar)
         else:
             self.ground = _brought(request, bar)
@@ -231,11 +232,10 @@ class Bench:
                 report(max(1, round(step / per_epoch)), metrics[watch_metric])
 
         started = time.perf_counter()
-        with _alone(out):
-            result, train_run = train_stage(
-                self.tracker, recipe, init=self.ground.init, pairs=self.ground.pairs, labels=labels, out=out, bar=self.bar,
-                device=self.device, workers=self.loaders, parent=parent, watch=watch if report else None,
-            )  # fmt: skip
+        result, train_run = train_stage(
+            self.tracker, recipe, init=self.ground.init, pairs=self.ground.pairs, labels=labels, out=out, bar=self.bar,
+            device=self.device, workers=self.loaders, parent=parent, watch=watch if report else None,
+        )  # fmt: skip
         trained = time.perf_counter() - started
         config: dict[str, Any] = {
             "name": recipe.name,
@@ -290,16 +290,6 @@ def _brought(request: Request, bar: Bar) -> Ground:
         return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
 
     return Ground({}, request.init, pairs, labels, weights)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One maker of ``out`` at a time on this machine; who comes second finds it made."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(f".{out.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    # the file stays: removing it would let two processes lock two files of one name
 
 
 def threads_for(workers: int) -> int:
