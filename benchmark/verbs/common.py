@@ -37,6 +37,14 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least(least: int, **values: float) -> None:
+    """Raises ``UserError`` for the first value below ``least``; a value is named as its option is, with underscores."""
+    for name, value in values.items():
+        if not value >= least:
+            option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {value}: must be at least {least}")
+
+
 def placed(pairs: Sequence[str]) -> dict[str, Path]:
     """``["coco=/data/coco"]`` → ``{"coco": Path("/data/coco")}``; raises ``UserError`` for another form."""
     result = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.verbs.common import add_tracking
+from benchmark.verbs.common import add_tracking, at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,7 @@ def main(options: argparse.Namespace) -> int:
         for name, about in sorted(known_experts().items()):
             console.print(f"{name:<12} {about}", markup=False)
         return 0
+    at_least(0, seed=options.seed)
     tracker = Tracker(options.experiment, options.tracking_uri)
     tracker.close_vanished()
     with Bar() as bar:

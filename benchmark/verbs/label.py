@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.verbs.common import add_tracking, bar_of_process
+from benchmark.verbs.common import add_tracking, at_least, bar_of_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.stages import label_stage
     from reports.tracking import Tracker
 
+    at_least(1, batch_size=options.batch_size)
+    at_least(0, workers=options.workers)
     settings = with_changes(LabelSettings(), parse_pairs(options.changes))
     first = first_process()
     tracker = Tracker(options.experiment, options.tracking_uri) if first else None

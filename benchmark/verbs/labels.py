@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmark.verbs.common import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``labels``."""
@@ -26,6 +28,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.progress import console
 
     if options.what == "draw":
+        at_least(1, n=options.n)
         draw_labels(options.dir, open_pairs(options.pairs), options.out, options.n)
         console.print(f"drawn: {options.out}")
         return 0

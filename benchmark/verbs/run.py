@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.verbs.common import add_data, add_tracking, placed
+from benchmark.verbs.common import add_data, add_tracking, at_least, placed
 
 if TYPE_CHECKING:
     from benchmark.run import Outcome
@@ -76,14 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run, show the table, say where to look."""
-    from backbones.errors import UserError
     from benchmark import run as running
     from benchmark.progress import console
     from benchmark.table import show
     from reports.store import hide_password, tracking_uri
 
-    if options.seeds < 1 or options.workers < 0 or options.jobs < 0:
-        raise UserError("--seeds must be at least 1, --workers and --jobs at least 0")
+    at_least(1, seeds=options.seeds)
+    at_least(0, seed=options.seed, workers=options.workers, jobs=options.jobs)
     request = running.Options(
         backbones=options.backbone,
         suite=options.suite,

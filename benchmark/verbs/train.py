@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.verbs.common import add_tracking, bar_of_process
+from benchmark.verbs.common import add_tracking, at_least, bar_of_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +55,13 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.processes import first_process
     from backbones.cliptex.recipes import find_recipe
     from benchmark.progress import console
-    from benchmark.run import choose_device
+    from benchmark.run import choose_device, must_be_writable
     from benchmark.stages import train_stage
     from reports.tracking import Tracker
 
+    at_least(0, workers=options.workers, save_every=options.save_every)
+    if not options.out.is_file():
+        must_be_writable(options.out, "--out")
     changes = list(options.changes) + ([f"experts={options.experts}"] if options.experts else [])
     recipe = find_recipe(options.recipe, changes)
     stores = [LabelStore(path) for path in (options.manual_labels, options.labels) if path is not None]

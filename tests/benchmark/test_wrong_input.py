@@ -1,0 +1,35 @@
+"""What the user typed wrong is said in one line, before any work, with exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark.__main__ import main
+
+LABEL = "label --pairs pairs --experts dpt=there --out labels"
+TRAIN = "train --init random --pairs pairs --out w.safetensors"
+EXPERT = "experts train unet --data there --out expert"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (f"{LABEL} --batch-size 0", "--batch-size 0: must be at least 1"),
+        (f"{LABEL} --workers -1", "--workers -1: must be at least 0"),
+        (f"{LABEL} --set label_side=-1", "must not be negative"),
+        (f"{TRAIN} --workers -1", "--workers -1: must be at least 0"),
+        (f"{TRAIN} --save-every nan", "--save-every nan: must be at least 0"),
+        (f"{TRAIN} --set beta2=1", "beta1 and beta2 must be in"),
+        ("train --init random --pairs pairs --out .", "--out . is a folder"),
+        (f"{EXPERT} --seed -1", "--seed -1: must be at least 0"),
+        (f"{EXPERT} --set size=0", "size of an expert must be at least 1"),
+        ("labels draw labels --pairs pairs -n 0", "-n 0: must be at least 1"),
+        ("run --seed -1", "--seed -1: must be at least 0"),
+    ],
+)
+def test_one_line(command, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
