@@ -247,7 +247,7 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
     ]
     if len(decisions) >= 10:
         notes.append(
-            f"{len(decisions)} comparisons, each at 95 %: about {len(decisions) / 20:.0f} would be decided by chance alone if all "
+            f"{len(decisions)} comparisons, each at 95 %: about {len(decisions) / 20:.0f} would be decided by chance if all "
             "backbones were equal."
         )
     if doubted:

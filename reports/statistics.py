@@ -164,8 +164,8 @@ def mean_ranks(samples: Mapping[str, Sequence[Sample]], signs: Sequence[int]) ->
 def _over_tasks(columns: Sequence[tuple[Sample, ...]], formula) -> Estimate:
     """``formula`` of all tasks at once, over draws of images of the seeds' means, and over seeds.
 
-    Seeds that all samples share are paired. Without several of those each side's own seeds are taken by themselves, the other side
-    at its mean. A task of which one side has no draws adds no noise of images: half of a paired difference would be too much.
+    Seeds that all samples share are paired. Without several of those each side's own seeds are taken by themselves, the other
+    side at its mean. A task of which one side has no draws adds no noise of images: half of a pair would be too much.
     """
     means = [tuple(np.array([s.values.mean()]) for s in column) for column in columns]
     value = formula(means)

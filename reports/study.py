@@ -278,7 +278,9 @@ def _pareto(study: Study, first: str, second: str) -> Figure:
 
 def settings(trial: Trial) -> str:
     """A trial's λs in a line."""
-    return ", ".join(f"{parameter_label(name)} {value_text(trial.params[name])}" for name in _in_order(set(trial.params)))
+    return ", ".join(
+        f"{parameter_label(name)} {value_text(trial.params[name])}" for name in _in_order(set(trial.params))
+    )
 
 
 def value_text(value: float | str) -> str:

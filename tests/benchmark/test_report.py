@@ -71,7 +71,10 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
         (["--experiment", "papre"], "no experiment 'papre' in the MLflow store; did you mean 'paper'?"),
         (["--baseline", "mae"], "baseline 'mae' has no finished task there; these have: clip-ft, cliptex"),
         (["--backbone", "clip,mae"], "backbone 'clip' has no finished task there"),
-        (["--task", "coco/ssd"], "no run of task 'coco/ssd' in experiment paper; there are: imagenet/linear, voc/linear"),
+        (
+            ["--task", "coco/ssd"],
+            "no run of task 'coco/ssd' in experiment paper; there are: imagenet/linear, voc/linear",
+        ),
         (["--study", "x"], "no study 'x' in the MLflow store; there are: none"),
         (["--format", "pdf"], "--format pdf: there are html, md, csv, latex"),
         (["--format", ","], "--format names none"),

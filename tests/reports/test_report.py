@@ -7,6 +7,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -214,7 +215,7 @@ def test_the_page_can_be_heard(page):
     names = [tag for tag, _ in parser.found]
     levels = [int(tag[1]) for tag in names if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), "no level is left out"
+    assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is left out"
     assert all("alt" in attrs for tag, attrs in parser.found if tag == "img")
     assert all(attrs.get("role") for tag, attrs in parser.found if tag in ("span", "div") and "aria-label" in attrs)
     assert all(names[place + 1] == "figcaption" for place, tag in enumerate(names) if tag == "figure")
