@@ -27,6 +27,7 @@ from benchmark.alone import alone
 from benchmark.interrupt import as_interrupt
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, side_by_side
+from reports.store import hide_password
 from reports.tracking import Run, Tracker, environment, git_commit
 from sweeps.errors import TrialPruned
 
@@ -149,7 +150,7 @@ def _train(
             )
             # the many trials of a sweep stay in CLIPTEX_HOME alone
             kept = parent is None and _log_weights(run, result.path, recipe.name)
-            run.describe(_how_to_load(result, recipe, run.id if kept else ""))
+            run.describe(_how_to_load(result, recipe, run.id if kept else "", run.tracker.uri))
     if result is None:
         assert pruned is not None
         raise pruned
@@ -193,9 +194,11 @@ def _log_weights(run: Run, path: Path, name: str) -> bool:
     return True
 
 
-def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str) -> str:
+def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> str:
+    """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
+    store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
     kept = (
-        f"They are kept with this run:\n\n```\nmlflow artifacts download -r {run_id} -a weights -d .\n"
+        f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"
         f'python -c "from weights.load import load; print(load())"\n```\n\n'
         if run_id
         else ""

@@ -208,6 +208,7 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
         told = ", ".join(f"{name} {', '.join(map(str, seeds))}" for name, seeds in selection.seeds.items())
         notes.append(
             f"Seeds differ ({told}); a difference is paired by seed only where both sides have the same seeds."
+            + (" Of a backbone with one seed the noise of training is not known." if min(counts.values()) == 1 else "")
         )
     cells = [cell for found in selection.cells.values() for cell in found]
     partial = sorted(
@@ -220,7 +221,7 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
         notes.append(
             f"Few images: {few[0][1]} is scored on {few[0][0]}"
             + (f", {len(few) - 1} other task{'s' if len(few) > 2 else ''} on fewer than 100" if len(few) > 1 else "")
-            + ". Intervals of so few images are a little too narrow."
+            + f". Intervals of so few images are {'far' if few[0][0] < 20 else 'a little'} too narrow."
         )
     without: dict[str, list[str]] = defaultdict(list)
     for (backbone, column, metric), found in analysis.estimates.items():
@@ -230,6 +231,24 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
         notes.append(
             f"No per-image scores for {', '.join(without)}: there only the noise of seeds is known"
             + (", which one seed does not show." if min(counts.values()) == 1 else ".")
+        )
+    partly = {
+        column: None
+        for name, (found, columns) in analysis.gains.items()
+        if found.known
+        for column in columns
+        if not analysis.task_gains[name, column].known
+    }
+    if partly:
+        told = ", ".join(column.title for column in partly)
+        notes.append(f"The interval of the mean relative gain is too narrow: nothing is known of the noise of {told}.")
+    decisions = [
+        gap for (_, column, metric), gap in analysis.differences.items() if metric == column.main and gap.known
+    ]
+    if len(decisions) >= 10:
+        notes.append(
+            f"{len(decisions)} comparisons, each at 95 %: about {len(decisions) / 20:.0f} would be decided by chance if all "
+            "backbones were equal."
         )
     if doubted:
         notes.append(

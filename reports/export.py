@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.query import tidy
-from reports.tables import Head, Table, TableCell, interval, number
+from reports.tables import MARKS, Head, Table, TableCell, interval, number
 
 if TYPE_CHECKING:
     from reports.report import Report
 
 FORMATS = ("html", "md", "csv", "latex")
-MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?"}
 
 
 def write_text(path: Path, text: str) -> Path:

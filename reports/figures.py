@@ -217,7 +217,10 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         "margin": {"l": 56, "r": 70, "t": 10, "b": 46}, "showlegend": False,
     }  # fmt: skip
     told = "; ".join(f"{name}: {_seconds(sum(spent[name].values()))}" for name in there)
-    caption = "Mean relative gain against all that was spent to get it, means over seeds. Up and left is better."
+    caption = (
+        "Mean relative gain against all that was spent on it here, means over seeds. Up and left is better. "
+        "What weights cost that were made elsewhere is not known, and is not in it."
+    )
     return Figure("cost", "Gain against cost", caption, told, {"data": data, "layout": layout})
 
 
@@ -263,14 +266,20 @@ def training_curves(store: Store, analysis: Analysis, advance: Callable[[], None
             data.append(_curve(store, run, metric, name, paint[name], seed))
         figures.append(_curves("train-loss", "Training of the backbones", "Contrastive loss; one line a seed.", data))
         advance()
-    for place, column in enumerate(_with_curves(analysis)[: max(1, FEW // max(1, len(analysis.selection.backbones)))]):
+    columns = _with_curves(analysis)
+    most = max(1, FEW // max(1, len(analysis.selection.backbones)))
+    left = (
+        f" Of {len(columns)} tasks the first {most} are drawn; the others are in MLflow." if len(columns) > most else ""
+    )
+    for place, column in enumerate(columns[:most]):
         data = []
         for name in analysis.selection.backbones:
             cell = next(iter(analysis.selection.cells.get((name, column), [])), None)
             if cell is not None and "train/loss" in cell.run.metrics:
                 data.append(_curve(store, cell.run, "train/loss", name, paint[name], cell.seed))
         if data:
-            figures.append(_curves(f"probe-loss-{place}", column.title, "Loss of the probe, first seed.", data))
+            caption = "Loss of the probe, first seed." + (left if place == most - 1 else "")
+            figures.append(_curves(f"probe-loss-{place}", column.title, caption, data))
         advance()
     return figures
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from reports.analysis import Analysis
-from reports.errors import TrackingError
-from reports.query import Store
+from reports.errors import damaged
+from reports.query import Store, StoredRun
 from reports.selection import Column
 
 KINDS = ("segmentation", "detection", "depth", "normals")
@@ -55,15 +56,17 @@ class Gallery:
 class _Pack:
     """A run's ``gallery.zip``."""
 
+    run: StoredRun
     files: zipfile.ZipFile
     index: dict[str, dict[str, str]]
     legend: str
+    sizes: dict[str, int]
 
 
 def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Gallery]:
     """Galleries of all tasks that have pictures: evenly spaced images, then the worst of all, then where backbones differ most.
 
-    Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out, the worst first kept.
+    Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out.
 
     Raises:
         TrackingError: a file of pictures is damaged.
@@ -89,12 +92,12 @@ def _packs(store: Store, analysis: Analysis, column: Column, only_first: bool = 
             try:
                 files = zipfile.ZipFile(path)
                 index = json.loads(files.read("index.json"))
-                packs[backbone] = _Pack(files, {one["name"]: one for one in index["images"]}, index["legend"] or "")
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                raise TrackingError(
-                    f"the artifact pictures/gallery.zip of run {cell.run.id} ({cell.run.name}) is damaged "
-                    f"({type(error).__name__}); run that task again with --force, or delete the run"
-                ) from error
+                packs[backbone] = _Pack(
+                    cell.run, files, {one["name"]: one for one in index["images"]}, index["legend"] or "",
+                    {one.filename: one.file_size for one in files.infolist()},
+                )  # fmt: skip
+            except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+                raise damaged("pictures/gallery.zip", cell.run.id, cell.run.name, error) from error
             if only_first:
                 return packs
     return packs
@@ -113,7 +116,7 @@ def _gallery(store: Store, analysis: Analysis, column: Column, budget: int) -> t
     for name, why in chosen:
         files = [(first, first.index[name][role]) for role in ("image", "truth")]
         files += [(pack, pack.index[name]["prediction"]) for pack in packs.values()]
-        size = sum(pack.files.getinfo(file).file_size for pack, file in files)
+        size = sum(pack.sizes.get(file, 0) for pack, file in files)
         if rows and used + size > budget:
             continue
         used += size
@@ -173,4 +176,8 @@ def _choose(names: list[str], scores: dict[str, np.ndarray], sign: int) -> list[
 
 def _uri(pack: _Pack, file: str) -> str:
     kind = "png" if file.endswith(".png") else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(pack.files.read(file)).decode()}"
+    try:
+        content = pack.files.read(file)
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise damaged("pictures/gallery.zip", pack.run.id, pack.run.name, error) from error
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

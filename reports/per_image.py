@@ -1,4 +1,7 @@
-"""Per-image scores → a task's metrics over any draw of images, exactly as the probe computes them over all."""
+"""Per-image scores → a task's metrics over any draw of images, as the probe computes them over all.
+
+Retrieval keeps the ranks found among all images and captions: the query is drawn, the gallery stays whole.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reports.average_precision import Matches, image_f1
-from reports.errors import TrackingError
+from reports.errors import damaged
 from reports.query import Store, StoredRun
 
 Weights = np.ndarray
@@ -55,12 +58,8 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
             arrays = {name: stored[name] for name in stored.files}
         detections = json.loads(gzip.decompress(found.read_bytes())) if found else None
         return image_scores(kind, arrays, detections)
-    except (ValueError, OSError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TrackingError(
-            f"the artifact {path.name} of run {run.id} ({run.name}) is damaged ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:120] if str(error) else 'unreadable'}); run that task again with --force, "
-            "or delete the run"
-        ) from error
+    except (ValueError, TypeError, OSError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise damaged(path.name, run.id, run.name, error) from error
 
 
 def image_scores(

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from reports.errors import TrackingError
+from reports.errors import damaged
 from reports.query import Store, StoredRun
 from reports.selection import Column, Selection
 
@@ -48,7 +48,10 @@ def provenance(store: Store, selection: Selection) -> Provenance:
     data: dict[tuple[str, str], dict[str, Any]] = {}
     protocols: list[tuple[Column, dict[str, Any]]] = []
     for column in selection.columns:
-        cell = next(cells[0] for name in selection.backbones if (cells := selection.cells.get((name, column), [])))
+        cells = [cell for name in selection.backbones for cell in selection.cells.get((name, column), [])]
+        if not cells:
+            continue
+        cell = cells[0]
         tags = cell.run.tags
         data.setdefault(
             (tags.get("dataset", ""), tags.get("data.fingerprint", "")),
@@ -73,10 +76,7 @@ def read_json(store: Store, run: StoredRun, name: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrackingError(
-            f"the artifact {name} of run {run.id} ({run.name}) is damaged ({type(error).__name__}); "
-            "run that task again with --force, or delete the run"
-        ) from error
+        raise damaged(name, run.id, run.name, error) from error
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
-from reports.errors import TrackingError
-from reports.store import connect, metric_name, tracking_uri
+from reports.errors import TrackingError, instead
+from reports.store import connect, metric_key, metric_name, tracking_uri
 
 PAGE = 1000  # runs a request
 PARENT_TAG = "mlflow.parentRunId"
@@ -125,10 +124,7 @@ class Store:
         known = self.experiments()
         for name in experiments:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                others = ", ".join(sorted(known)) or "none"
-                hint = f"did you mean {near[0]!r}?" if near else f"there are: {others}"
-                raise TrackingError(f"no experiment {name!r} in the MLflow store; {hint}")
+                raise TrackingError(f"no experiment {name!r} in the MLflow store; {instead(name, known)}")
         names = {known[name]: name for name in experiments}
         runs: list[StoredRun] = []
         token = None
@@ -144,8 +140,6 @@ class Store:
 
     def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
         """Steps and values of a training curve, thinned to about ``most`` points (first and last are kept)."""
-        from reports.store import metric_key
-
         points = sorted(self.client.get_metric_history(run_id, metric_key(metric)), key=lambda m: (m.step, m.timestamp))
         stride = max(1, -(-len(points) // most))
         kept = points[::stride] + ([points[-1]] if points and (len(points) - 1) % stride else [])
@@ -159,10 +153,8 @@ class Store:
         key = (run.id, name)
         if key not in self._fetched:
             folder = name.rpartition("/")[0]
-            if (
-                run.id,
-                folder,
-            ) not in self._listed:  # artifact stores say "not there" in many ways: ask before fetching
+            # artifact stores say "not there" in many ways: ask before fetching
+            if (run.id, folder) not in self._listed:
                 found = self.client.list_artifacts(run.id, folder or None)
                 self._listed[run.id, folder] = {one.path for one in found}
             if name not in self._listed[run.id, folder]:

@@ -26,12 +26,12 @@ from reports.study import (
     build_study,
     find_study,
     objective_label,
+    parameter_label,
     study_figures,
     study_headline,
     study_rows,
     value_text,
 )
-from reports.study import _label as study_label
 from reports.tables import Table, experts_table, interval, number, overview, sections
 from reports.verdict import Verdict, verdict
 
@@ -52,7 +52,7 @@ class StudyView:
 
     @staticmethod
     def label(name: str) -> str:
-        return study_label(name)
+        return parameter_label(name)
 
     @staticmethod
     def objective(name: str) -> str:
@@ -211,9 +211,10 @@ def build(
     count = sum(len(cells) for cells in selection.cells.values())
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     names = ", ".join(selection.backbones)
+    tasks = {column.task for column in selection.columns}
     return Report(
         title=f"Comparison of backbones: {', '.join(experiments)}",
-        subtitle=f"{names} · {len(selection.columns)} tasks · seed{'s' if len(seeds) > 1 else ''} "
+        subtitle=f"{names} · {len(tasks)} task{'s' if len(tasks) != 1 else ''} · seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))} · {count} finished task runs · {_now()}",
         verdict=verdict(analysis), store=hide_password(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url,
         draws=request.draws, analysis=analysis, overview=overview(analysis), tables=tables, studies=studies,
@@ -231,7 +232,7 @@ def _study_report(store: Store, request: Request) -> Report:
     best = study.best(next(iter(study.directions)))
     lines = [f"{len(study.complete)} of {len(study.trials)} trials are finished."]
     if len(study.varied) > 1:
-        lines.append(f"Varied: {', '.join(study_label(name) for name in study.varied)}.")
+        lines.append(f"Varied: {', '.join(parameter_label(name) for name in study.varied)}.")
     notes = [note + "." for note in study.notes]
     notes.append(
         "Trials have one seed each. The noise of seeds is measured on the base setting, where the sweep did so (noise below)."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from reports.errors import TrackingError
+from reports.errors import TrackingError, instead
 from reports.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
@@ -22,7 +22,6 @@ DATASETS = (
     "places365",
     "flickr30k",
 )  # the paper's order
-NO_HOLE = ""
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,13 @@ def select(
     Raises:
         TrackingError: no finished run, or a backbone or baseline that has none.
     """
-    every = [cell for cell in scored(runs) if not tasks or cell.task in tasks]
     shown = ", ".join(experiments)
+    every = scored(runs)
+    known = {cell.task for cell in every}
+    for task in tasks if known else ():
+        if task not in known:
+            raise TrackingError(f"no run of task {task!r} in experiment {shown}; {instead(task, known)}")
+    every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):
         reasons = Counter(cell.reason or "without numbers" for cell in every)
         told = f" ({sum(reasons.values())} tasks: {reasons.most_common(1)[0][0]})" if reasons else ""
@@ -131,7 +135,7 @@ def select(
         names = [chosen_baseline, *(name for name in names if name != chosen_baseline)]
 
     kept, notes = _newest(cells)
-    columns = _columns(kept)
+    columns = _columns(kept, [cell for cell in cells if not cell.metrics])
     grid: dict[tuple[str, Column], list[Scored]] = defaultdict(list)
     place = {(column.task, column.protocol): column for column in columns}
     for cell in kept:
@@ -176,8 +180,6 @@ def _of(cells: Sequence[Scored], name: str) -> list[Scored]:
     backbone, at, sha = name.rpartition("@")
     if not at:
         return [cell for cell in cells if cell.backbone == name]
-    from dataclasses import replace
-
     return [
         replace(cell, backbone=name) for cell in cells if cell.backbone == backbone and cell.weights.startswith(sha)
     ]
@@ -219,13 +221,19 @@ def _newest(cells: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
     return list(kept.values()), notes
 
 
-def _columns(cells: Sequence[Scored]) -> list[Column]:
-    """One for each task and protocol, in the paper's order; several protocols of a task get letters, oldest first."""
+def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[Column]:
+    """One for each task and protocol, in the paper's order; several protocols of a task get letters, oldest first.
+
+    A task that nobody finished is a column of holes, under the protocol that was tried last.
+    """
     first: dict[tuple[str, str], Scored] = {}
     for cell in sorted(cells, key=lambda cell: cell.run.started):
         known = first.get((cell.task, cell.protocol))
         if known is None or len(cell.directions) > len(known.directions):
             first[cell.task, cell.protocol] = cell
+    latest = {cell.task: cell for cell in sorted(broken, key=lambda cell: cell.run.started)}
+    for task in latest.keys() - {task for task, _ in first}:
+        first[task, latest[task].protocol] = latest[task]
     protocols: dict[str, list[str]] = defaultdict(list)
     for task, protocol in first:
         protocols[task].append(protocol)
@@ -281,6 +289,8 @@ def _why(
         return "only with older weights"
     if any(cell.task == column.task for cell in kept if cell.backbone == name):
         return "other protocol"
+    if tried := [cell for cell in mine if not cell.metrics]:
+        return f"other protocol: {max(tried, key=lambda cell: cell.run.started).reason or 'no value'}"
     if planned[name.rpartition("@")[0] or name].get(column.task.replace("/", ".")):
         return "not applicable"
     return "not run"

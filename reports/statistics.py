@@ -16,7 +16,7 @@ With a single seed an interval speaks of images alone: of these very weights, no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,29 +162,56 @@ def mean_ranks(samples: Mapping[str, Sequence[Sample]], signs: Sequence[int]) ->
 
 
 def _over_tasks(columns: Sequence[tuple[Sample, ...]], formula) -> Estimate:
-    """``formula`` of all tasks at once: per seed where all share several seeds, and over draws of images of the seeds' means."""
-    shared = set.intersection(*(set(sample.seeds) for column in columns for sample in column))
-    seeds = sorted(shared)
+    """``formula`` of all tasks at once, over draws of images of the seeds' means, and over seeds.
+
+    Seeds that all samples share are paired. Without several of those each side's own seeds are taken by themselves, the other
+    side at its mean. A task of which one side has no draws adds no noise of images: half of a pair would be too much.
+    """
     means = [tuple(np.array([s.values.mean()]) for s in column) for column in columns]
     value = formula(means)
+    sides = range(len(columns[0]))
+    seeds = _shared_seeds(sample for column in columns for sample in column)
     spread: list[np.ndarray] = []
     if len(seeds) > 1:
-        by_seed = [
-            tuple(np.array([s.values[s.seeds.index(seed)] for seed in seeds]) for s in column) for column in columns
-        ]
-        spread = [formula(by_seed)]
+        spread.append(formula([tuple(_of_seeds(s, seeds) for s in column) for column in columns]))
+    else:
+        for side in sides:
+            own = _shared_seeds(column[side] for column in columns)
+            if len(own) > 1:
+                spread.append(
+                    formula(
+                        [
+                            tuple(
+                                _of_seeds(s, own) if place == side else np.full(len(own), s.values.mean())
+                                for place, s in enumerate(column)
+                            )
+                            for column in columns
+                        ]
+                    )
+                )
+    drawn = [[s.draws for s in column if s.draws is not None] for column in columns]
+    sizes = [one.shape[1] for found in drawn if len(found) == len(sides) for one in found]
     draws = None
-    sizes = [s.draws.shape[1] for column in columns for s in column if s.draws is not None]
     if sizes:
         count = min(sizes)
-        drawn = [
-            tuple(
-                np.full(count, s.values.mean()) if s.draws is None else s.draws[:, :count].mean(axis=0) for s in column
-            )
-            for column in columns
-        ]
-        draws = formula(drawn)
+        draws = formula(
+            [
+                tuple(one[:, :count].mean(axis=0) for one in found)
+                if len(found) == len(sides)
+                else tuple(np.full(count, s.values.mean()) for s in column)
+                for column, found in zip(columns, drawn, strict=True)
+            ]
+        )
     return _combine(value, None if draws is None else draws[None], spread)
+
+
+def _shared_seeds(samples: Iterable[Sample]) -> list[int]:
+    """Seeds that all have, in order."""
+    return sorted(set.intersection(*(set(sample.seeds) for sample in samples)))
+
+
+def _of_seeds(sample: Sample, seeds: Sequence[int]) -> np.ndarray:
+    return np.array([sample.values[sample.seeds.index(seed)] for seed in seeds])
 
 
 def _mean_draws(a: np.ndarray | None, b: np.ndarray | None, formula) -> np.ndarray | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from reports.errors import TrackingError
+from reports.errors import TrackingError, instead
 from reports.figures import BASE, COLOURS, SYMBOLS, Figure
 from reports.provenance import read_json
 from reports.query import Store, StoredRun, why
@@ -20,6 +19,7 @@ from reports.tables import number
 STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
 LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median")  # less is better
+SUMMARY = ("what", "metric", "sign", "best", "value", "base", "baseline", "noise")  # of a line of summary.json
 SHORT = {"lambda_clip": "λ clip", "lambda_seg": "λ seg", "lambda_depth": "λ depth", "lambda_normal": "λ normal"}
 
 
@@ -89,10 +89,8 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
     every = list(experiments) or list(store.experiments())
     mine = store.runs(every, f"tags.`{STUDY_TAG}` = '{name.replace(chr(39), '')}'")
     if not mine:
-        known = sorted({run.tags[STUDY_TAG] for run in store.runs(every, f"tags.`{STUDY_TAG}` != ''")})
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
-        raise TrackingError(f"no study {name!r} in the MLflow store; {hint}")
+        known = {run.tags[STUDY_TAG] for run in store.runs(every, f"tags.`{STUDY_TAG}` != ''")}
+        raise TrackingError(f"no study {name!r} in the MLflow store; {instead(name, known)}")
     study = build_study(name, mine, store)
     if not study.complete:
         raise TrackingError(f"no trial of study {name!r} is finished; continue the sweep, then report again")
@@ -127,7 +125,8 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store | None = None
     if broken := [trial for trial in found if not trial.objectives]:
         notes.append(f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}")
     told = read_json(store, parent, "summary.json") if store is not None and parent is not None else []
-    rows = [row for row in told if isinstance(row, dict)] if isinstance(told, list) else []
+    lines = [line for line in told if isinstance(line, dict)] if isinstance(told, list) else []
+    rows = [{key: line.get(key) for key in SUMMARY} for line in lines]
     return Study(name, parent, found, directions, varied, notes, rows)
 
 
@@ -164,7 +163,8 @@ def objective_label(name: str) -> str:
     return OBJECTIVES.get(name, name)
 
 
-def _label(name: str) -> str:
+def parameter_label(name: str) -> str:
+    """A parameter as people read it."""
     return SHORT.get(name, name)
 
 
@@ -185,22 +185,23 @@ def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:
     data = [
         {
             "type": "heatmap", "x": [value_text(x) for x in xs], "y": [value_text(y) for y in ys], "z": z, "text": text,
-            "texttemplate": "%{text}", "hovertemplate": f"{_label(a)} %{{x}}, {_label(b)} %{{y}}: %{{text}}<extra></extra>",
+            "texttemplate": "%{text}",
+            "hovertemplate": f"{parameter_label(a)} %{{x}}, {parameter_label(b)} %{{y}}: %{{text}}<extra></extra>",
             "colorscale": "Viridis", "reversescale": sign < 0, "xgap": 3, "ygap": 3,
             "colorbar": {"title": {"text": objective}, "thickness": 10, "outlinewidth": 0},
         }
     ]  # fmt: skip
     layout = {
-        "xaxis": {"type": "category", "title": {"text": _label(a)}, "showgrid": False},
-        "yaxis": {"type": "category", "title": {"text": _label(b)}, "showgrid": False},
+        "xaxis": {"type": "category", "title": {"text": parameter_label(a)}, "showgrid": False},
+        "yaxis": {"type": "category", "title": {"text": parameter_label(b)}, "showgrid": False},
         "margin": {"l": 56, "r": 8, "t": 8, "b": 46},
     }
     told = "; ".join(
-        f"{_label(a)} {value_text(x)}, {_label(b)} {value_text(y)}: {number(t.objectives[objective], 2)}"
+        f"{parameter_label(a)} {value_text(x)}, {parameter_label(b)} {value_text(y)}: {number(t.objectives[objective], 2)}"
         for (x, y), t in best.items()
     )
     title, caption = (
-        f"{_label(a)} × {_label(b)}",
+        f"{parameter_label(a)} × {parameter_label(b)}",
         f"{objective_label(objective)}; where other λs vary too, the best of them.",
     )
     return Figure(f"heat-{a}-{b}", title, caption, told, {"data": data, "layout": layout}, 300)
@@ -221,11 +222,11 @@ def _slices(study: Study, objective: str) -> Figure:
         places += [x for x, _ in there]
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": _label(name),
+                "type": "scatter", "mode": "lines+markers", "name": parameter_label(name),
                 "x": [x for x, _ in there], "y": [y for _, y in there],
                 "marker": {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": 9},
                 "line": {"color": COLOURS[place % len(COLOURS)], "width": 1.4},
-                "hovertemplate": f"{_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>",
+                "hovertemplate": f"{parameter_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>",
             }
         )  # fmt: skip
     positive = all(x > 0 for x in places)
@@ -277,7 +278,9 @@ def _pareto(study: Study, first: str, second: str) -> Figure:
 
 def settings(trial: Trial) -> str:
     """A trial's λs in a line."""
-    return ", ".join(f"{_label(name)} {value_text(trial.params[name])}" for name in _in_order(set(trial.params)))
+    return ", ".join(
+        f"{parameter_label(name)} {value_text(trial.params[name])}" for name in _in_order(set(trial.params))
+    )
 
 
 def value_text(value: float | str) -> str:
@@ -312,14 +315,21 @@ def study_rows(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     return names, rows
 
 
-def _clear(study: Study) -> str:
-    """Whether best and base differ by more than twice the noise of a difference of two seeds, 2 √2 s."""
-    row = next(iter(study.summary), None)
-    if row is None or not all(
-        isinstance(row.get(k), int | float) and np.isfinite(row[k]) for k in ("value", "base", "noise")
-    ):
+def beyond_noise(row: Mapping[str, Any]) -> bool | None:
+    """Whether best and base of a line of the summary differ by more than twice the noise of a difference of two seeds, 2 √2 s;
+    None where a number is missing."""
+    if not all(isinstance(row[key], int | float) and math.isfinite(row[key]) for key in ("value", "base", "noise")):
+        return None
+    return abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"]
+
+
+def _clear(study: Study, objective: str) -> str:
+    """How the best trial stands to the noise of seeds, as the end of a sentence."""
+    label = objective_label(objective).removesuffix(" (%)")
+    row = next((r for r in study.summary if not r["metric"] and str(r["what"]).startswith(label)), None)
+    clear = beyond_noise(row) if row is not None else None
+    if row is None or clear is None:
         return "; how large the noise of seeds is, is not known"
-    clear = abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"]
     told = "more" if clear else "no more"
     return f"; it differs from the base setting ({number(row['base'], 2)}) by {told} than the noise of seeds"
 
@@ -333,5 +343,5 @@ def study_headline(study: Study) -> str:
     value = number(best.objectives[objective], 2)
     return (
         f"{settings(best)} is best by {objective_label(objective)} ({value}) of {len(study.complete)} finished "
-        f"trials{more}{_clear(study)}."
+        f"trials{more}{_clear(study, objective)}."
     )

@@ -21,6 +21,8 @@ SECTIONS = (
     ("zero-shot", "Zero-shot and retrieval", lambda c: c.kind == "image-text" or c.task.endswith("/zero-shot")),
 )
 
+MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?"}
+
 
 @dataclass(frozen=True)
 class Head:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.analysis import Analysis
+from reports.selection import Column
 from reports.tables import number
 
 
@@ -30,12 +31,13 @@ def verdict(analysis: Analysis) -> Verdict:
     base = selection.baseline
     others = [name for name in selection.backbones if name != base]
     if not others:
-        count = len(selection.columns)
+        count = sum((base, column) in selection.cells for column in selection.columns)
         return Verdict(
             "alone", f"Only {base} has results ({_count(count, 'task')}): nothing to compare it with yet.", []
         )
     judged = {name: _judge(analysis, name) for name in others}
-    leader = max(others, key=lambda name: (_gain(analysis, name), judged[name]["win"] - judged[name]["loss"]))
+    common = [c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)]
+    leader = max(others, key=lambda name: (_gain(analysis, name, common), judged[name]["win"] - judged[name]["loss"]))
     tone = _tone(analysis, leader, judged[leader])
     lines = [_line(analysis, name, judged[name]) for name in others]
     if tone == "open" and len(others) > 1 and not any(j["win"] or j["loss"] for j in judged.values()):
@@ -43,10 +45,13 @@ def verdict(analysis: Analysis) -> Verdict:
         gain = _gain_words(analysis, leader)
         best = f"; highest is {leader}: {gain}" if gain else ""
         return Verdict(tone, f"No backbone can be told from {base} on any of {_count(compared, 'task')}{best}.", lines)
-    return Verdict(tone, _headline(analysis, leader, judged[leader], tone, len(others)), lines)
+    return Verdict(tone, _headline(analysis, leader, judged[leader], tone, len(others), common), lines)
 
 
-def _gain(analysis: Analysis, name: str) -> float:
+def _gain(analysis: Analysis, name: str, common: Sequence[Column]) -> float:
+    """Mean relative gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
+    if common:
+        return sum(analysis.task_gains[name, column].value for column in common) / len(common)
     return analysis.gains[name][0].value if name in analysis.gains else float("-inf")
 
 
@@ -66,11 +71,17 @@ def _tone(analysis: Analysis, name: str, count: dict[str, int]) -> str:
     return "open"
 
 
-def _headline(analysis: Analysis, name: str, count: dict[str, int], tone: str, others: int) -> str:
+def _headline(
+    analysis: Analysis, name: str, count: dict[str, int], tone: str, others: int, common: Sequence[Column]
+) -> str:
     base = analysis.selection.baseline
     compared = sum(count.values())
     gain = _gain_words(analysis, name)
-    best = f"Of {others} backbones, {name} gains most: it" if others > 1 else name
+    best = name
+    if others > 1 and name in analysis.gains:
+        fewer = 0 < len(common) < max(len(columns) for _, columns in analysis.gains.values())
+        over = f" on {_count(len(common), 'task')} that all have" if fewer else ""
+        best = f"Of {others} backbones, {name} has the highest mean gain{over}: it"
     if not compared:
         return f"{name} and {base} share no task: nothing can be compared."
     of = f"{count['win']} of {_count(compared, 'task')}"
@@ -83,7 +94,9 @@ def _headline(analysis: Analysis, name: str, count: dict[str, int], tone: str, o
         words = f"{best} is better than {base} on {of} and worse on {count['loss']}"
     else:
         words = f"{best} cannot be told from {base} on any of {_count(compared, 'task')}"
-    return f"{words}{'; ' + gain if gain else ''}."
+    seeds = analysis.selection.seeds
+    one = len(seeds[name]) == 1 or len(seeds[base]) == 1
+    return f"{words}{'; ' + gain if gain else ''}{'; one seed, so without the noise of training' if one else ''}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:

@@ -50,9 +50,13 @@ def main(options: argparse.Namespace) -> int:
     from reports.report import Request, build, write
 
     formats = split_names([options.format])
+    if not formats:
+        raise TrackingError(f"--format names none; there are {', '.join(FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
+    if options.study and (options.backbone or options.task or options.baseline):
+        raise TrackingError("--study reports on a sweep's trials; --backbone, --task and --baseline do not go with it")
     if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
         raise TrackingError(f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000")
     if options.out.exists() and not options.out.is_dir():

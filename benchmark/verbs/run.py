@@ -137,7 +137,7 @@ def _report(outcome: Outcome) -> None:
         request = Request(
             experiments=[outcome.tracker.experiment],
             backbones=names,
-            tasks=[task.name for task in outcome.tasks],
+            tasks=list(dict.fromkeys(cell.task for cell in outcome.cells if cell.status != "not applicable")),
             tracking_uri=outcome.tracker.uri,
         )
         first = {name: run_id for (name, _), run_id in reversed(outcome.run_ids.items())}  # each backbone's first seed

@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from reports.tables import Head, TableCell, interval, number
+from reports.study import beyond_noise
+from reports.tables import MARKS, Head, TableCell, interval, number
 
 if TYPE_CHECKING:
     from reports.report import Report
 
-MARKS = {
-    "win": ("▲", "better than"),
-    "loss": ("▼", "worse than"),
-    "tie": ("=", "cannot be told from"),
-    "unknown": ("?", ""),
-}
+SPOKEN = {"win": "better than", "loss": "worse than", "tie": "cannot be told from"}
 
 
 def render(report: Report) -> str:
@@ -35,9 +31,10 @@ def render(report: Report) -> str:
         loader=jinja2.FunctionLoader(_source), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"number": number, "interval": interval, "seconds": _seconds}
+    environment.filters |= {"number": number}
     environment.globals |= {
         "cell": functools.partial(cell_view, report), "run_link": functools.partial(run_link, report.ui_url),
+        "beyond_noise": beyond_noise,
         "figure_json": _script_safe({figure.id: figure.spec for figure in report.figures()}),
     }  # fmt: skip
     template = environment.get_template("page.html.j2")
@@ -48,7 +45,7 @@ def render(report: Report) -> str:
 def cell_view(report: Report, cell: TableCell, head: Head) -> dict[str, Any]:
     """What the template writes for a table's cell: texts, classes, link, and the exact value to sort by."""
     if cell.estimate is None:
-        return {"hole": cell.hole, "value": "", "link": runs_link(report.ui_url, cell.runs)}
+        return {"hole": cell.hole}
     found, gap = cell.estimate, cell.difference
     view: dict[str, Any] = {
         "hole": "", "value": repr(float(found.value)), "text": number(found.value, head.digits), "best": cell.best,
@@ -59,10 +56,10 @@ def cell_view(report: Report, cell: TableCell, head: Head) -> dict[str, Any]:
         "gap": "", "mark": "", "verdict": cell.verdict, "spoken": "",
     }  # fmt: skip
     if gap is not None:
-        mark, words = MARKS[cell.verdict]
+        words = SPOKEN.get(cell.verdict, "")
         view |= {
-            "gap": number(gap.value, head.digits, True), "gap_interval": interval(gap, head.digits, True), "mark": mark,
-            "spoken": f"{words} {report.baseline}" if words else "no interval",
+            "gap": number(gap.value, head.digits, True), "gap_interval": interval(gap, head.digits, True),
+            "mark": MARKS[cell.verdict], "spoken": f"{words} {report.baseline}" if words else "no interval",
         }  # fmt: skip
     return view
 
@@ -101,7 +98,3 @@ def _plotly() -> str:
 @functools.cache
 def _source(name: str) -> str:
     return (files("reports.html") / name).read_text(encoding="utf-8")
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f} s" if value < 90 else f"{value / 60:.1f} min"

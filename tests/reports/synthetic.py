@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -78,7 +79,7 @@ def write_run(
     images: int = 60,
 ) -> str:
     """A parent run of ``backbone`` with a child for each task of ``qualities``; returns the parent's id."""
-    sha = weights or f"{abs(hash((backbone, seed))):064x}"[:64]
+    sha = weights or hashlib.sha256(f"{backbone} {seed}".encode()).hexdigest()
     parent_tags = {"backbone": backbone, "suite": tracker.experiment, "seed": str(seed), "weights.sha256": sha,
                    "run.key": f"{backbone}-{seed}", "architecture": "toy", "git.commit": "abc123",
                    **{f"protocol.{task.replace('/', '.')}": protocol for task in qualities}, **(tags or {})}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,20 +67,6 @@ def test_postgresql(postgres_database, tmp_path, monkeypatch):
     check(Store(postgres_database))
 
 
-@pytest.mark.slow
-def test_a_server_elsewhere_gives_its_artifacts(mlflow_server):
-    tracker = Tracker("paper", mlflow_server)
-    for backbone, quality in (("clip-ft", 0.5), ("cliptex", 0.7)):
-        write_run(tracker, backbone, 0, {"voc/linear": quality}, pictures=True)
-    report = build(Request(experiments=["paper"], tracking_uri=mlflow_server))
-    assert report.analysis is not None
-    assert all(found.images for found in report.analysis.estimates.values()), "per-image scores came over the wire"
-    assert report.galleries and report.galleries[0].rows
-    store = Store(mlflow_server)
-    assert store.artifact(store.runs(["paper"])[-1], "pictures/none.png") is None
-    assert store.artifact(store.runs(["paper"])[-1], "none/none.png") is None
-
-
 def test_a_history_is_thinned_but_keeps_both_ends(filled):
     with filled.run("long") as run:
         for step in range(1000):
@@ -120,4 +107,12 @@ def test_a_damaged_artifact_is_named(tmp_path, monkeypatch):
             build(Request(tracking_uri=tracker.uri))
         assert "\n" not in str(caught.value)
         path.write_bytes(whole)
+    path = Path(child.artifacts) / "pictures/gallery.zip"
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as pack:  # one picture inside, the list of contents being whole
+        place = pack.getinfo("000-image.png").header_offset + 60
+    path.write_bytes(whole[:place] + bytes(8) + whole[place + 8 :])
+    with pytest.raises(TrackingError, match=rf"gallery.zip of run {child.id} .* is damaged"):
+        build(Request(tracking_uri=tracker.uri))
+    path.write_bytes(whole)
     assert build(Request(tracking_uri=tracker.uri)).verdict.tone == "alone"

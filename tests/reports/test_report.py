@@ -7,18 +7,23 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from reports.analysis import analyse
 from reports.attach import attach_report
 from reports.errors import TrackingError
 from reports.html.page import render
+from reports.query import Store
 from reports.report import Request, build, write
+from reports.selection import select
 from reports.tables import number
 from reports.tracking import Tracker
-from tests.reports.synthetic import write_run
+from reports.verdict import verdict
+from tests.reports.synthetic import stored_run, write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
 
@@ -48,7 +53,9 @@ def store(tmp_path_factory):
         write_run(tracker, "cliptex-seg", 0, {"voc/linear": 0.58}, tags={"experts": "seg"})
         write_run(tracker, "clip-ft", 0, {"voc/linear": 0.3}, protocol="quick")
         with tracker.run("sweep lambdas", tags={"study": "lambdas", "stage": "sweep"}) as sweep:
-            rows = [{"what": "voc/linear", "metric": "mIoU", "sign": 1, "best": "lambda_seg=0.1", "value": 41.0, "base": 40.0,
+            rows = [{"what": "dense gain over clip-ft (%)", "metric": "", "sign": 1, "best": "lambda_seg=0.1", "value": 1.1,
+                     "base": 0.2, "baseline": 0.0, "noise": 0.1, "trial": 1},
+                    {"what": "voc/linear", "metric": "mIoU", "sign": 1, "best": "lambda_seg=0.1", "value": 41.0, "base": 40.0,
                      "baseline": 38.0, "noise": 0.2, "trial": 1}]  # fmt: skip
             sweep.log_json(rows, "summary.json")
         for number_, (seg, depth) in enumerate([(0.1, 0.1), (0.1, 1), (1, 0.1), (1, 1)]):
@@ -191,6 +198,30 @@ def test_the_page_needs_nothing_else(page):
     assert "default-src 'none'" in page
 
 
+class _Elements(HTMLParser):
+    """All elements with their attributes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_can_be_heard(page):
+    parser = _Elements()
+    parser.feed(page)
+    names = [tag for tag, _ in parser.found]
+    levels = [int(tag[1]) for tag in names if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is left out"
+    assert all("alt" in attrs for tag, attrs in parser.found if tag == "img")
+    assert all(attrs.get("role") for tag, attrs in parser.found if tag in ("span", "div") and "aria-label" in attrs)
+    assert all(names[place + 1] == "figcaption" for place, tag in enumerate(names) if tag == "figure")
+    assert names.count("table") == names.count("caption"), "each table says what it is"
+
+
 def test_figures_are_valid_plotly_and_told_in_words(report):
     kinds = {figure.id.split("-")[0] for figure in report.figures()}
     assert {"forest", "bars", "cost", "train", "probe", "heat", "slices", "pareto"} - kinds <= {"train"}
@@ -232,7 +263,8 @@ def test_the_study_in_the_experiment_and_alone(store, report):
     assert "0" not in front, "trial 1 has the same zero-shot gain and a higher dense one"
     alone = build(Request(study="lambdas", tracking_uri=store.uri))
     html = render(alone)
-    assert "more than noise" in html and "by more than the noise of seeds" in alone.verdict.headline
+    assert html.count(">more than noise<") == 2
+    assert "it differs from the base setting (0.20) by more than the noise of seeds" in alone.verdict.headline
     assert "λ search: lambdas" in html and 'data-figure="heat-lambda_seg-lambda_depth"' in html
     with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean 'lambdas'"):
         build(Request(study="lambda", tracking_uri=store.uri))
@@ -275,8 +307,9 @@ def test_every_format_has_the_same_numbers(report, tmp_path):
         write(report, tmp_path, ("pdf",))
 
 
-def test_failed_and_foreign_runs_change_no_number(store, report):
+def test_failed_and_foreign_runs_change_no_number(store, report, tmp_path, monkeypatch):
     """A trial of a sweep with tasks of its own, and another experiment, leave every number as it was."""
+    monkeypatch.chdir(tmp_path)  # where the other experiment keeps its artifacts
     before = {key: found.value for key, found in report.analysis.estimates.items()}
     with store.run("trial 9", tags={"study": "lambdas", "trial": "9"}, params={"lambda_seg": 3}) as trial:
         pass
@@ -284,3 +317,25 @@ def test_failed_and_foreign_runs_change_no_number(store, report):
     write_run(Tracker("other", store.uri), "cliptex", 0, same(0.9))
     again = build(Request(experiments=["paper"], tracking_uri=store.uri))
     assert {key: found.value for key, found in again.analysis.estimates.items()} == before
+
+
+def test_the_headline_compares_gains_over_the_tasks_that_all_have(store):
+    """A backbone that ran on its best task alone has a higher mean gain of its own; that is no lead."""
+    values = {
+        ("clip-ft", "voc/linear"): 50, ("clip-ft", "ade20k/linear"): 50, ("wide", "voc/linear"): 55,
+        ("wide", "ade20k/linear"): 50, ("narrow", "voc/linear"): 54,
+    }  # fmt: skip
+    runs = [
+        stored_run(10 * place + seed, *who, seed, value + 0.1 * ((place * seed) % 3))
+        for place, (who, value) in enumerate(values.items())
+        for seed in range(3)
+    ]
+    analysis = analyse(Store(store.uri), select(runs, ["x"]))
+    assert analysis.gains["narrow"][0].value > analysis.gains["wide"][0].value
+    headline = verdict(analysis).headline
+    assert headline.startswith(
+        "Of 2 backbones, wide has the highest mean gain on 1 task that all have: it is better than clip-ft on 1 of 2 tasks"
+    )
+    assert "one seed" not in headline
+    alone = verdict(analyse(Store(store.uri), select([run for run in runs if run.tags["seed"] == "0"], ["x"])))
+    assert alone.tone == "open", "one seed without scores of images decides nothing"

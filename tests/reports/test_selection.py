@@ -102,6 +102,18 @@ def test_holes_have_reasons():
     assert selection.holes["dino", voc] == "not run"
 
 
+def test_a_task_that_nobody_finished_is_a_column_of_holes():
+    broken = [stored_run(90 + n, name, "coco/ssd", 0, None, status="FAILED", failure=f"boom {n}", protocol=f"q{n}")
+              for n, name in enumerate(("clip", "clip-ft"))]  # fmt: skip
+    selection = select([*BASE, *broken], ["x"])
+    (column,) = [c for c in selection.columns if c.task == "coco/ssd"]
+    assert column.protocol == "q1", "the one tried last"
+    assert {name: selection.holes[name, column] for name in selection.backbones} == {
+        "clip-ft": "failed: boom 1", "clip": "other protocol: failed: boom 0", "cliptex": "not run"
+    }  # fmt: skip
+    assert numbers([*BASE, *broken]) == numbers(BASE)
+
+
 def test_a_reused_task_counts_for_the_backbone_that_reused_it():
     tags = {"run.key": "k", "backbone": "twin", "seed": "0", "reused.voc.linear": "run0"}
     parent = replace(BASE[0], id="parent-twin", tags=tags, metrics={})
@@ -115,6 +127,8 @@ def test_what_can_be_wrong_is_one_line():
         select(BASE, ["x"], baseline="mae")
     with pytest.raises(TrackingError, match="backbone 'mae'"):
         select(BASE, ["x"], backbones=["mae"])
+    with pytest.raises(TrackingError, match=r"no run of task 'voc/liner' in experiment x; did you mean 'voc/linear'"):
+        select(BASE, ["x"], tasks=["ade20k/linear", "voc/liner"])
     broken = [stored_run(1, "clip", "voc/linear", 0, None, status="FAILED", failure="boom")]
     with pytest.raises(TrackingError, match=r"no finished task in experiment x \(1 tasks: failed: boom\)"):
         select(broken, ["x"])

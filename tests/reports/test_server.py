@@ -1,15 +1,18 @@
-"""Tracking against a real MLflow server with PostgreSQL behind it."""
+"""A real MLflow server with PostgreSQL behind it: what was sent there can be read there, and compared from elsewhere."""
 
 from __future__ import annotations
 
 import pytest
 
+from reports.query import Store
+from reports.report import Request, build
 from reports.tracking import Tracker
+from tests.reports.synthetic import write_run
 
 
 @pytest.mark.slow
-def test_runs_reach_a_server_on_postgresql(mlflow_server, tmp_path):
-    tracker = Tracker("paper", mlflow_server)
+def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path):  # one test: a server takes long to start
+    tracker = Tracker("written", mlflow_server)
     panel = tmp_path / "panel.png"
     panel.write_bytes(b"\x89PNG")
     with tracker.run("parent", tags={"backbone": "x"}) as parent, tracker.run("voc/linear", parent=parent) as child:
@@ -22,4 +25,15 @@ def test_runs_reach_a_server_on_postgresql(mlflow_server, tmp_path):
     assert run.data.metrics["t2i_R_at_5"] == 12.5
     assert len(tracker.client.get_metric_history(child.id, "train/loss")) == 700
     assert [f.path for f in tracker.client.list_artifacts(child.id, "pictures")] == ["pictures/panel.png"]
-    assert Tracker("paper", mlflow_server).experiment_id == tracker.experiment_id
+    assert Tracker("written", mlflow_server).experiment_id == tracker.experiment_id
+
+    tracker = Tracker("paper", mlflow_server)
+    for backbone, quality in (("clip-ft", 0.5), ("cliptex", 0.7)):
+        write_run(tracker, backbone, 0, {"voc/linear": quality}, pictures=True)
+    report = build(Request(experiments=["paper"], tracking_uri=mlflow_server))
+    assert report.analysis is not None
+    assert all(found.images for found in report.analysis.estimates.values()), "per-image scores came over the wire"
+    assert report.galleries and report.galleries[0].rows
+    store = Store(mlflow_server)
+    assert store.artifact(store.runs(["paper"])[-1], "pictures/none.png") is None
+    assert store.artifact(store.runs(["paper"])[-1], "none/none.png") is None

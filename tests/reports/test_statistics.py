@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from reports.per_image import image_scores
 from reports.statistics import (
     Estimate,
     Sample,
@@ -145,3 +146,62 @@ def test_an_interval_stays_where_the_number_can_be():
     assert Estimate(1.0, -3.0, 5.0).within(0, 100).low == 0
     assert Estimate(99.0, 97.0, 104.0).within(0, 100).high == 100
     assert not Estimate(1.0).within(0, 100).known
+
+
+def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
+    """Areas are summed before they are divided: of many more images than the validation set holds, what it estimates."""
+    rng = np.random.default_rng(8)
+    count, tries, many = 100, 400, 40_000
+    weights = image_draws(names(count), 400)
+
+    def areas(images: int) -> dict[str, np.ndarray]:
+        label = rng.integers(0, 400, (images, 4))
+        hit = (label * rng.beta(4, 2, (images, 1))).astype(int)  # hard and easy images
+        return {
+            "image": np.array(names(images)),
+            "intersection": hit,
+            "prediction": hit + np.roll(label - hit, 1, axis=1),
+            "label": label,
+        }
+
+    def miou(found: dict[str, np.ndarray], draws: np.ndarray) -> np.ndarray:
+        scores = image_scores("segmentation", found)
+        assert scores is not None
+        return scores.metrics["mIoU"](draws)
+
+    (truth,) = miou(areas(many), np.ones((1, many)))
+    covered = 0
+    for _ in range(tries):
+        found = areas(count)
+        (value,) = miou(found, np.ones((1, count)))
+        drawn = enlarged(miou(found, weights), value, count)
+        one = estimate(Sample((0,), np.array([value]), drawn[None]))
+        covered += one.low <= truth <= one.high
+    assert 0.914 <= covered / tries <= 0.986, covered / tries  # 3.3 binomial standard errors
+
+
+@pytest.mark.parametrize("other", [(0, 1, 2), (3, 4, 5), (0,)], ids=["same seeds", "other seeds", "one seed"])
+def test_an_interval_of_the_mean_relative_gain_covers_and_holds_the_noise_of_every_side(other):
+    """Two tasks, one of them with less is better; nothing differs but luck (the gain's own bias is a tenth of its noise)."""
+    rng = np.random.default_rng(9)
+    tries = 300
+    covered = 0
+    for _ in range(tries):
+        noise = {"mine": (0, 1, 2), "base": other}
+        tasks = [
+            [Sample(s, level + rng.normal(0, 0.01 * level if len(s) > 1 else 0, len(s))) for s in noise.values()]
+            for level in (50.0, 0.4)
+        ]
+        found = relative_gain([t[0] for t in tasks], [t[1] for t in tasks], [1, -1])
+        assert found.known and not found.images
+        covered += found.low <= 0 <= found.high
+    assert covered / tries >= 0.908, covered / tries
+
+
+def test_images_of_one_side_alone_are_no_noise_of_a_pair():
+    weights = image_draws(names(50), 100)
+    drawn = sample(np.random.default_rng(10).normal(50, 5, (1, 50)), weights)
+    bare = Sample((0,), np.array([49.0]))
+    assert not difference(drawn, bare).known and not relative_gain([drawn], [bare], [1]).known
+    both = relative_gain([drawn, drawn], [bare, drawn], [1, 1])
+    assert both.known and both.high - both.low < 1e-6, "the second task's difference has none"
