@@ -345,16 +345,16 @@ def _earlier(tracker: Tracker, run_key: str, protocols: Mapping[str, str]) -> An
     return None
 
 
-def must_be_writable(path: Path) -> None:
+def must_be_writable(path: Path, flag: str = "--json") -> None:
     """Raises ``UserError`` when the file could not be written when the work is done."""
     if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name a file")
+        raise UserError(f"{flag} {path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f"--json {path}: cannot write there ({error.strerror or error}); name another file") from None
+        raise UserError(f"{flag} {path}: cannot write there ({error.strerror or error}); name another file") from None
 
 
 def _note(backbone: Backbone, cells: Sequence[Cell], tasks: Sequence[PlannedTask]) -> str:

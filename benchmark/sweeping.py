@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from benchmark.cells import CellBusy, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar
 from benchmark.run import Options, choose_device, prepare_data
+from benchmark.side_by_side import cores
 from benchmark.stages import train_stage
 from benchmark.suites import Ground, find_suite
 from probes.datasets.base import PreparedDataset
@@ -294,9 +294,16 @@ def _brought(request: Request, bar: Bar) -> Ground:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """One maker of ``out`` at a time on this machine; who comes second finds it made."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(f".{out.name}.lock").open("w") as lock:
+    """One maker of ``out`` at a time on this machine; who comes second finds it made. Raises ``UserError`` where nothing can
+    be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = out.with_name(f".{out.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out.parent}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     # the file stays: removing it would let two processes lock two files of one name
@@ -304,5 +311,4 @@ def _alone(out: Path) -> Iterator[None]:
 
 def threads_for(workers: int) -> int:
     """Cores of each of ``workers`` processes on this machine, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, workers))
+    return max(1, cores() // max(1, workers))
