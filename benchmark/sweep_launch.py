@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +12,12 @@ from typing import Any
 from backbones import UserError
 from backbones.cliptex.recipes import Recipe
 from backbones.errors import nearest
-from backbones.files import home, write_json
-from backbones.overrides import fields_of
+from backbones.files import write_json
+from backbones.overrides import fields_of, parse_pairs
 from benchmark.progress import Bar, console
+from benchmark.run import must_be_writable
 from benchmark.suites import find_suite
+from benchmark.sweep_processes import Workers, measure_seeds, share_cells
 from benchmark.sweeping import (
     Bench,
     Machine,
@@ -30,7 +28,6 @@ from benchmark.sweeping import (
     planned,
     read_setting,
     task_facts,
-    threads_for,
 )
 from reports.store import hide_password, tracking_uri
 from reports.tracking import Run, Tracker
@@ -41,10 +38,10 @@ from sweeps.plots import write_plots
 from sweeps.space import Space, make_space, short
 from sweeps.storage import exclusive, storage_url
 from sweeps.study import GRACE, Plan, Sweep, load_sweep, must_agree, start_sweep, stored_identity
-from sweeps.summary import best_recipe, best_trial, noise_values, reference, summary, trial_rows
-from sweeps.worker import close_lost, work
+from sweeps.summary import best_recipe, best_trial, noise_values, number, reference, summary, trial_rows
+from sweeps.worker import close_lost, first_line, is_the_users, work
 
-RESTARTS = 3  # worker processes that die (killed, out of memory) are replaced this often in all
+VALIDATED = tuple(f"val/{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))  # retrieval; more is better
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,11 @@ class Launch:
         suite = self.request.suite
         return self.experiment or (suite if suite == "sweep" else f"sweep-{suite}")
 
+    @property
+    def recipe_file(self) -> Path:
+        """Where the best trial's recipe goes."""
+        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
+
 
 @dataclass
 class Outcome:
@@ -98,6 +100,7 @@ def launch(options: Launch) -> Outcome:
     """
     request, name = options.request, options.name
     plan = _plan(options)
+    must_be_writable(options.recipe_file, "--out")
     before = stored_identity(name, options.storage)
     if before is not None:  # what can be compared without preparing anything is compared at once
         now = plan.whole_identity()
@@ -141,9 +144,9 @@ def launch(options: Launch) -> Outcome:
             if options.workers == 1:
                 work(sweep, _evaluation(sweep, bench), tracker, say=_say)
             else:
-                _share(sweep, options, tracker, bar)
+                share_cells(_workers(sweep, options, tracker), bar)
             _noise(sweep, options, bench, tracker, parent, bar)
-            recipe = _finish(sweep, parent, options.out)
+            recipe = _finish(sweep, parent, options.recipe_file)
     return Outcome(sweep, tracker, recipe)
 
 
@@ -219,7 +222,7 @@ def _plan(options: Launch) -> Plan:
     fixed = fixed_settings(request, find_suite(request.suite).tune)
     recipe = make_recipe("cliptex", fixed, {}, request.seed)
     for name in options.vary:
-        if name in fixed and name in (pair.partition("=")[0] for pair in request.changes):
+        if name in parse_pairs(request.changes):
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
         if name not in fields_of(Recipe):
             raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, fields_of(Recipe))}")
@@ -228,8 +231,10 @@ def _plan(options: Launch) -> Plan:
         options.search, options.lambdas, options.values, options.between, vary=options.vary, held=held,
         read=read_setting, trials=options.trials, seed=request.seed,
     )  # fmt: skip
-    for cell in space.cells():
-        make_recipe("cliptex", fixed, cell.params or {}, request.seed)
+    ends = [{s.name: value} for s in space.settings for value in (*s.values, s.low, s.high) if value is not None]
+    for params in [cell.params for cell in space.cells() if cell.params] or ends:
+        # what cannot be trained is said at once
+        make_recipe("cliptex", fixed, params, request.seed)
     objectives = make_objectives(options.objectives, task_facts(tasks))
     if len(objectives) > 1 and options.search == "cmaes":
         raise SweepError("cmaes knows one objective; use --search tpe or random for several")
@@ -250,8 +255,8 @@ def _check_pruning(options: Launch, recipe: Any, objectives: int, space: Space) 
         )
     if objectives > 1:
         raise SweepError("--prune needs one objective")
-    if not options.prune.startswith("val/"):
-        raise SweepError(f"--prune {options.prune}: name a validation metric of the training, such as val/i2t_R@1")
+    if options.prune not in VALIDATED:
+        raise SweepError(f"--prune {options.prune}: choose a validation metric of the training: {', '.join(VALIDATED)}")
     if not recipe.val_pairs or recipe.epochs <= 1:
         raise SweepError(
             "--prune needs validation after each of several epochs; give --set val_pairs=N and --set epochs above 1"
@@ -299,143 +304,36 @@ def _baseline(sweep: Sweep, bench: Bench, tracker: Tracker, parent: Run) -> None
         run.set_tags(result.tags)
         run.log_metrics({f"{task}/{name}": v for task, found in result.metrics.items() for name, v in found.items()})
     for objective in sweep.objectives:  # a hole in the baseline would fail every trial
-        objective.value(result.metrics, result.metrics)
+        try:
+            objective.value(result.metrics, result.metrics)
+        except ValueError as error:
+            raise SweepError(
+                f"clip-ft, to which all trials are compared: {error}; leave the task out with --task"
+            ) from None
     sweep.note("baseline", {task: dict(found) for task, found in result.metrics.items()})
 
 
-def _share(sweep: Sweep, options: Launch, tracker: Tracker, bar: Bar) -> None:
-    """Worker processes until every cell is finished, each with its share of the cores.
-
-    They get a session of their own, so that Ctrl-C in a terminal reaches them once: through us.
-    """
-    count = min(options.workers, progress(sweep).left)
-    processes = {number: _spawn(sweep, options, tracker, number) for number in range(count)}
-    restarts, told = 0, {t.number for t in sweep.trials() if t.state.is_finished()}
-    bar.start(f"sweep {sweep.name}", len(sweep.space.cells()))
-    shown = 0
-    try:
-        while processes:
-            time.sleep(0.5)
-            shown = _tell_news(sweep, told, bar, shown)
-            for number, process in list(processes.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del processes[number]
-                if code == 0:
-                    continue
-                line = _last_line(_log_file(sweep, number))
-                if code < 0 and restarts < RESTARTS and progress(sweep).left:
-                    restarts += 1
-                    console.print(
-                        f"worker {number + 1} was killed (signal {-code}); another takes its place", style="yellow"
-                    )
-                    processes[number] = _spawn(sweep, options, tracker, number)
-                elif code == 2 and not processes:
-                    raise SweepError(line.removeprefix("error: "))
-                else:
-                    console.print(f"worker {number + 1} ended with code {code}: {line}", style="yellow", markup=False)
-        _tell_news(sweep, told, bar, shown)
-    finally:
-        _stop(processes.values())
-
-
-def _spawn(sweep: Sweep, options: Launch, tracker: Tracker, number: int, *extra: str) -> subprocess.Popen:
-    share = threads_for(options.workers)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmark",
-        "sweep",
-        "worker",
-        "--study",
-        sweep.name,
-        "--storage",
-        storage_url(options.storage),
-    ]
-    command += [
-        "--device",
-        options.machine.device,
-        "--loaders",
-        str(options.machine.loaders),
-        "--follow",
-        str(os.getpid()),
-        *extra,
-    ]
-    threads = {name: str(share) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment = {**os.environ, **threads, "MLFLOW_TRACKING_URI": tracker.uri}
-    path = _log_file(sweep, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-
-
-def _stop(processes: Any) -> None:
-    """Ask workers to stop (each gives its trial back), and wait; kill those that do not within a minute."""
-    left = [process for process in processes if process.poll() is None]
-    for process in left:
-        process.send_signal(signal.SIGTERM)
-    for process in left:
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _log_file(sweep: Sweep, number: int) -> Path:
-    return home() / "sweeps" / sweep.name.replace("/", "_") / f"worker-{number + 1}.log"
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.is_file() else []
-    return lines[-1][:300] if lines else f"(nothing in {path})"
-
-
-def _tell_news(sweep: Sweep, told: set[int], bar: Bar, shown: int) -> int:
-    """Print trials that ended since, move the bar; returns the number of finished cells."""
-    for row in trial_rows(sweep):
-        if row["state"] in ("COMPLETE", "PRUNED", "FAIL") and row["number"] not in told:
-            told.add(row["number"])
-            values = ", ".join(f"{o.label} {v:+.3g}" for o, v in zip(sweep.objectives, row["values"], strict=False))
-            what = values or row["reason"] or row["state"].lower()
-            console.print(f"  trial {row['number']} · {row['cell']} · {what} · {row['seconds']:.0f} s", markup=False)
-    done = progress(sweep).done
-    if done > shown:
-        bar.advance(done - shown)
-    return done
-
-
 def _noise(sweep: Sweep, options: Launch, bench: Bench, tracker: Tracker, parent: Run, bar: Bar) -> None:
-    """The reference cell with further seeds, side by side when there are several workers."""
+    """The reference cell with further seeds, side by side when there are several workers. The cells are finished by now, so
+    a seed that breaks is a line, not the end."""
     seed = options.request.seed
     missing = [s for s in range(seed + 1, seed + options.seeds) if s not in noise_values(sweep)]
     if reference(sweep) is None or not missing:
         return
-    if options.workers == 1 or len(missing) == 1:
-        for number in missing:
-            _measure_seed(sweep, bench, tracker, parent, number)
+    if options.workers > 1 and len(missing) > 1:
+        measure_seeds(_workers(sweep, options, tracker), missing, bar)
         return
-    bar.start("noise: further seeds", len(missing))
-    waiting = list(missing)
-    running: dict[int, subprocess.Popen] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < options.workers:
-                number = waiting.pop(0)
-                running[number] = _spawn(sweep, options, tracker, 100 + number, "--base-seed", str(number))
-            time.sleep(0.5)
-            for number, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[number]
-                    bar.advance()
-                    if process.returncode:
-                        line = _last_line(_log_file(sweep, 100 + number))
-                        console.print(f"seed {number} was not measured: {line}", style="yellow", markup=False)
-    finally:
-        _stop(running.values())
+    for each in missing:
+        try:
+            _measure_seed(sweep, bench, tracker, parent, each)
+        except Exception as error:
+            if is_the_users(error):
+                raise
+            console.print(f"seed {each} was not measured: {first_line(error)}", style="yellow", markup=False)
+
+
+def _workers(sweep: Sweep, options: Launch, tracker: Tracker) -> Workers:
+    return Workers(sweep, storage_url(options.storage), tracker, options.machine, options.workers)
 
 
 def _measure_seed(sweep: Sweep, bench: Bench, tracker: Tracker, parent: Run, seed: int) -> None:
@@ -453,18 +351,17 @@ def _measure_seed(sweep: Sweep, bench: Bench, tracker: Tracker, parent: Run, see
     sweep.note(f"noise.{seed}", {"params": trial.params, "metrics": metrics, "run": run.id})
 
 
-def _finish(sweep: Sweep, parent: Run, out: Path | None) -> Path | None:
+def _finish(sweep: Sweep, parent: Run, out: Path) -> Path | None:
     """Summary, plots and the best recipe into the parent run; returns the recipe's file."""
     best = best_trial(sweep)
     if best is None:
         parent.fail("no trial was finished")
         return None
     with tempfile.TemporaryDirectory() as folder:
-        for path in write_plots(sweep, Path(folder)):
-            parent.log_file(path, "plots")
+        if page := write_plots(sweep, Path(folder)):
+            parent.log_file(page)
     recipe = best_recipe(sweep, best)
-    path = out or Path(f"{sweep.name.replace('/', '_')}-best.json")
-    write_json(path, recipe)
+    write_json(out, recipe)
     parent.log_json(recipe, "best_recipe.json")
     rows = summary(sweep)
     parent.log_json([vars(row) for row in rows], "summary.json")
@@ -475,7 +372,9 @@ def _finish(sweep: Sweep, parent: Run, out: Path | None) -> Path | None:
     state = progress(sweep)
     if state.given_up:
         parent.fail("; ".join(f"{cell}: {reason}" for cell, reason in state.given_up.items()))
-    return path
+    elif state.left:
+        parent.fail(f"{state.left} cells are left: no worker was left to take them")
+    return out
 
 
 def _note(sweep: Sweep, rows: Sequence[Any]) -> str:
@@ -485,11 +384,6 @@ def _note(sweep: Sweep, rows: Sequence[Any]) -> str:
         numbers = " | ".join(number(value) for value in (row.value, row.base, row.baseline, row.noise))
         lines.append(f"| {row.what} {row.metric} | {row.best} | {numbers} |")
     return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """For tables; a dash for what there is not."""
-    return "–" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +23,7 @@ from benchmark.cells import CellBusy, finished_cell, run_cell
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar
 from benchmark.run import Options, choose_device, prepare_data
+from benchmark.side_by_side import cores
 from benchmark.stages import train_stage
 from benchmark.suites import Ground, find_suite
 from probes.datasets.base import PreparedDataset
@@ -294,5 +294,4 @@ def _brought(request: Request, bar: Bar) -> Ground:
 
 def threads_for(workers: int) -> int:
     """Cores of each of ``workers`` processes on this machine, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, workers))
+    return max(1, cores() // max(1, workers))

@@ -82,7 +82,7 @@ def progress(sweep: Sweep, trials: Sequence[FrozenTrial] | None = None) -> Progr
         found.seconds = sum(spent) / len(spent)
     for cell in cells:
         attempts = by_cell.get(cell.key, [])
-        states = {trial.state for trial in attempts}
+        states = {trial.state for trial in attempts if not _vanished(trial)}
         if states & set(DONE):
             found.done += 1
             found.pruned += TrialState.COMPLETE not in states
@@ -125,7 +125,7 @@ def fail_lost(sweep: Sweep) -> list[FrozenTrial]:
     Call it inside ``exclusive``."""
     running = {t._trial_id for t in sweep.trials() if t.state == TrialState.RUNNING}
     for trial in sweep.trials():
-        if trial.state == TrialState.RUNNING and gone(trial.user_attrs.get("process", {})):
+        if _vanished(trial):
             sweep.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -193,6 +193,11 @@ def _waiting(cell: Cell, attempts: Sequence[FrozenTrial]) -> FrozenTrial:
         params = attempts[-1].params  # it vanished: its training goes on where it stopped; one that broke is drawn anew
     system = {"fixed_params": params} if params is not None else {}
     return create_trial(state=TrialState.WAITING, system_attrs=system, user_attrs={"cell": cell.key})
+
+
+def _vanished(trial: FrozenTrial) -> bool:
+    """Whether a trial is "running" in a process of this machine that is no more."""
+    return trial.state == TrialState.RUNNING and gone(trial.user_attrs.get("process", {}))
 
 
 def _spent(attempts: Sequence[FrozenTrial]) -> bool:

@@ -1,7 +1,8 @@
-"""Optuna's own plots of a study, as HTML files that need nothing else."""
+"""Optuna's own plots of a study, as one page that needs nothing else."""
 
 from __future__ import annotations
 
+import html
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +14,14 @@ from sweeps.study import Sweep
 from sweeps.summary import complete
 
 
-def write_plots(sweep: Sweep, folder: Path) -> list[Path]:
-    """Write ``history.html``, ``parallel_coordinates.html``, ``slice.html``, ``contour.html``, ``importances.html``, and with
-    several objectives ``pareto.html`` (the others then once for each, ``history-NAME.html``); returns those written.
+def write_plots(sweep: Sweep, folder: Path) -> Path | None:
+    """Write ``plots.html``: history, parallel coordinates, slice, contour, importances (with several objectives once for
+    each, and their Pareto front), with pruning intermediate values; returns its path, None while nothing is finished.
 
-    A plot that the finished trials do not allow (importances of one trial, say) is left out.
+    Each is a ``<section>`` whose id is the plot's name (``history``; with several objectives ``history-NAME``). A plot that
+    the finished trials do not allow (importances of one trial, say) is left out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    drawn = []
     for name, draw in _plots(sweep):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -28,13 +29,18 @@ def write_plots(sweep: Sweep, folder: Path) -> list[Path]:
                 figure = draw()
             except (ValueError, RuntimeError, ZeroDivisionError):
                 continue
-        if not figure.data:
-            continue
-        figure.update_layout(title=f"{figure.layout.title.text or name} · {sweep.name}")
-        path = folder / f"{name}.html"
-        figure.write_html(path, include_plotlyjs=True, full_html=True)
-        written.append(path)
-    return written
+        if figure.data:
+            figure.update_layout(title=figure.layout.title.text or name)
+            # plotly's script (4.6 MB) once, with the first
+            plot = figure.to_html(full_html=False, include_plotlyjs=not drawn)
+            drawn.append(f'<section id="{html.escape(name)}">{plot}</section>')
+    if not drawn:
+        return None
+    title = f"Plots of {html.escape(sweep.name)}"
+    head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+    path = folder / "plots.html"
+    path.write_text("\n".join([head, f"<body><h1>{title}</h1>", *drawn, "</body></html>\n"]), encoding="utf-8")
+    return path
 
 
 def _plots(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -201,8 +201,10 @@ def make_space(
     for name, text in (vary or {}).items():
         if name.startswith("lambda_"):
             raise SweepError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
-        if name == "seed":
-            raise SweepError("--vary seed: a seed is no setting to choose; --seeds measures the noise")
+        if name in ("name", "seed"):
+            raise SweepError(
+                f"--vary {name}: that is no setting to choose; --study names a sweep, --seeds measures the noise"
+            )
         settings.append(_setting(name, text, held[name], fixed, read or (lambda _, t: float(t))))
     if not any(s.values or s.low is not None for s in settings):
         raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")

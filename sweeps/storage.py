@@ -140,15 +140,24 @@ def exclusive(storage: RDBStorage, name: str) -> Iterator[None]:
 
     The lock is the system's (a lock on a file beside a SQLite database, an advisory lock of PostgreSQL), so it goes with the
     process that held it, however that ended.
+
+    Raises:
+        SweepError: the storage does not answer (any more).
     """
     path = sqlite_path(storage.url)
-    if path is not None:
-        with _file_lock(path):
-            yield
-        return
-    with storage.engine.connect() as connection, connection.begin():
-        _advisory_lock(connection, f"cliptex sweep {name}")
-        yield
+    try:
+        if path is not None:
+            with _file_lock(path):
+                yield
+        else:
+            with storage.engine.connect() as connection, connection.begin():
+                _advisory_lock(connection, f"cliptex sweep {name}")
+                yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.OperationalError) as error:
+        told = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise SweepError(
+            f"lost the storage {hide(storage.url)}: {told}; when it is back, the same command goes on"
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from sweeps.errors import NoSweep, SweepError
 from sweeps.objective import Objective
 from sweeps.space import Space
-from sweeps.storage import hide, open_storage, storage_url
+from sweeps.storage import exclusive, hide, open_storage, storage_url
 
 VERSION = 1
 GRACE = 120  # seconds without a sign of life after which another machine's trial counts as lost
@@ -135,6 +135,11 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
         SweepError: it was started with another space, suite or data (says what differs), or the storage cannot be used.
     """
     opened = open_storage(storage_url(storage), heartbeat=max(1, plan.grace // 6), grace=plan.grace, create=True)
+    with exclusive(opened, name):  # of two that start it at once, one finds it made
+        return _sweep(opened, _made_or_found(opened, name, plan))
+
+
+def _made_or_found(opened: RDBStorage, name: str, plan: Plan) -> optuna.Study:
     directions = [objective.direction for objective in plan.objectives]
     try:
         study = optuna.create_study(storage=opened, study_name=name, directions=directions)
@@ -159,7 +164,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
         must_agree(name, study.user_attrs["identity"], identity)
         if plan.space.trials > int(study.user_attrs["trials"]):
             study.set_user_attr("trials", plan.space.trials)
-    return _sweep(opened, study)
+    return study
 
 
 def load_sweep(name: str | None, storage: str | None) -> Sweep:

@@ -127,6 +127,11 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def number(value: float) -> str:
+    """For tables; a dash for what there is not."""
+    return "–" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
 def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Every trial, best first, then those without a value: number, state, params, values, gains by task, links."""
     tasks = {name: TaskFacts(**facts) for name, facts in sweep.facts.get("tasks", {}).items()}

@@ -14,14 +14,14 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from reports.tracking import Run, Tracker
+from reports.tracking import PARENT_TAG, Run, Tracker
 from sweeps.cells import end_trial, next_trial, progress
 from sweeps.errors import TrialPruned
 from sweeps.objective import TaskFacts, task_gains
 from sweeps.space import Value, short
 from sweeps.study import Sweep
 
-Report = Callable[[int, float], None]
+Report = Callable[[int, float], None]  # (step, value); more is better
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,17 @@ def work(
 
 
 def close_lost(tracker: Tracker, trial: FrozenTrial, say: Callable[[str], None]) -> None:
-    """End the MLflow run of a trial whose worker vanished."""
+    """End the MLflow run of a trial whose worker vanished, and those under it (its training, the probe under way)."""
     say(f"trial {trial.number} was lost with its worker; its cell is queued again")
-    if run := trial.user_attrs.get("mlflow.run"):
-        tracker.close(run, "the worker vanished: its process is gone, or its heartbeat lapsed")
+    run = trial.user_attrs.get("mlflow.run")
+    if not run:
+        return
+    try:
+        under = tracker.search(f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{run}'")
+        for one in [*(child.info.run_id for child in under), run]:
+            tracker.close(one, "the worker vanished: its process is gone, or its heartbeat lapsed")
+    except Exception as error:  # another store than it was written to, say; the trial is queued again all the same
+        say(f"its MLflow run {run} stays as it is: {first_line(error)}")
 
 
 def _run(
@@ -126,8 +133,8 @@ def _run(
             end_trial(sweep, trial, TrialState.FAIL, attrs={"interrupted": True})
             raise
         except Exception as error:
-            mine = _is_the_users(error)
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+            mine = is_the_users(error)
+            reason = first_line(error)
             # What the user must mend (a full disk, a store that is away) is not the cell's fault and does not count against it.
             end_trial(sweep, trial, TrialState.FAIL, attrs={"interrupted" if mine else "failure": reason})
             say(f"trial {trial.number} · {shown} failed: {reason}")
@@ -167,10 +174,13 @@ def _attrs(result: Evaluation | None) -> dict[str, Any]:
 
 
 def _reporter(sweep: Sweep, trial: optuna.Trial, run: Run) -> Report:
+    # More is better of what is watched, whereas Optuna's pruner keeps what is best in the study's own direction.
+    sign = 1.0 if sweep.directions[0] == "maximize" else -1.0
+
     def report(step: int, value: float) -> None:
         if not sweep.prune:
             return
-        trial.report(value, step)
+        trial.report(sign * value, step)
         run.log_metrics({"intermediate": value}, step)
         if trial.should_prune():
             raise TrialPruned(f"{sweep.prune} {value:.4g} at step {step} is not among the better half")
@@ -183,12 +193,18 @@ def _beat(sweep: Sweep) -> float:
     return float(sweep.storage.get_heartbeat_interval() or 1)
 
 
-def _is_the_users(error: BaseException | None) -> bool:
+def is_the_users(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is something that the user must mend."""
     while error is not None:
         if getattr(error, "exit_code", None) == 2 or isinstance(error, OSError | MemoryError):
             return True
         error = error.__cause__
     return False
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and what it says, in one line of at most 400 characters."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:400]
 
 
 @contextmanager

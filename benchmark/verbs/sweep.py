@@ -165,6 +165,9 @@ def _launch(options: argparse.Namespace) -> int:
     where = f"--study {shlex.quote(sweep.name)} --storage {shlex.quote(hide(storage_url(options.storage)))}"
     if options.workers == 0:
         console.print(f"ready; on each machine: python -m benchmark sweep worker {where}", markup=False)
+        console.print(
+            "when they are done, this command without --workers 0 measures the noise and sums up", markup=False
+        )
         return 0
     _print_summary(sweep)
     code = _print_state(sweep)
@@ -271,7 +274,7 @@ def _print_summary(sweep: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sweeps.summary import noise_values, summary
+    from sweeps.summary import noise_values, number, summary
 
     rows = summary(sweep)
     if not rows:
@@ -287,9 +290,9 @@ def _print_summary(sweep: Any) -> None:
     for name in ("value", "all λ at base", "clip-ft", "noise"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         what = escape(f"{row.what} {row.metric}".strip()) + (" ↑" if row.sign > 0 else " ↓")
-        values = [_number(value) for value in (row.value, row.base, row.baseline, row.noise)]
+        values = [number(value) for value in (row.value, row.base, row.baseline, row.noise)]
         verdict = (
             ""
             if math.isnan(row.noise) or math.isnan(row.base) or row.value == row.base
@@ -297,7 +300,7 @@ def _print_summary(sweep: Any) -> None:
             if row.clear
             else "within noise"
         )
-        last = number + 1 == len(sweep.objectives)
+        last = index + 1 == len(sweep.objectives)
         table.add_row(what, escape(row.best), *values, verdict, end_section=last)
     _print_table(table)
 
@@ -312,7 +315,7 @@ def _print_table(table: Any) -> None:
 
 
 def _print_state(sweep: Any) -> int:
-    """Where the sweep stands, in cells; returns 1 when some were given up."""
+    """Where the sweep stands, in cells; returns 1 when some were given up or are left."""
     from benchmark.progress import console
     from sweeps.cells import progress
 
@@ -331,7 +334,7 @@ def _print_state(sweep: Any) -> int:
     console.print(line, markup=False)
     for cell, reason in now.given_up.items():
         console.print(f"  given up: {cell}: {reason} (`sweep launch` tries it again)", markup=False)
-    return 1 if now.given_up else 0
+    return 1 if now.given_up or now.left else 0
 
 
 def _inputs(options: argparse.Namespace) -> dict[str, Any]:
@@ -375,7 +378,3 @@ def _pair(text: str) -> tuple[float, float]:
     if len(found) != 2:
         raise SweepError(f"--range {text}: give LOW,HIGH, such as 0.01,100")
     return found[0], found[1]
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -91,14 +91,21 @@ def drain(storage: str, log: Path | str, kill_at: int = 0) -> None:
         end_trial(sweep, trial, TrialState.COMPLETE, values, {"by": os.getpid()})
 
 
+def take_and_die(storage: str) -> None:
+    """Take a cell and vanish."""
+    next_trial(load_sweep("cheap", storage), None, lambda lost: None)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def track(storage: str, uri: str, number: int, folder: Path, hang: bool) -> None:
     """A whole worker with MLflow, as if on a machine of its own; with ``hang`` it never ends its first trial."""
     sweep = load_sweep("cheap", storage)
 
     def evaluate(params: Mapping[str, Any], run: Any, report: Any) -> Evaluation:
-        (folder / f"worker-{number}").touch()
-        while hang:
-            signal.pause()
+        with run.tracker.run("train", parent=run):
+            (folder / f"worker-{number}").touch()
+            while hang:
+                signal.pause()
         return Evaluation(measure(params), {"weights.sha256": f"{number}"})
 
     mine = {"machine": f"machine-{number}", "process": f"{os.getpid()}:1"}  # so that only its heartbeat tells

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from sweeps.cells import FAILURES, LOSSES, end_trial, fill, next_trial, progress
 from sweeps.storage import exclusive
 from sweeps.study import load_sweep
-from tests.sweeps.cheap import completed, drain, fork, start
+from tests.sweeps.cheap import completed, drain, fork, start, take_and_die
 
 OTHER = {"machine": "another", "process": "1:1"}
 
@@ -89,15 +89,17 @@ def test_other_machines_trials_are_left_alone_while_their_heart_beats(url):
 
 def test_a_process_gone_from_this_machine_is_noticed_at_once(url):
     sweep = start(url, lambdas=("seg",), grace=3600)
-    dead = fork(drain, url, "/dev/null", 40)
+    dead = fork(take_and_die, url)
     dead.join(60)
     assert dead.exitcode == -9
+    assert [trial.state for trial in sweep.trials()].count(TrialState.RUNNING) == 1
+    assert progress(sweep).running == 0, "status does not call it running"
     lost = []
     while (trial := next_trial(sweep, None, lost.append)) is not None:
         sweep.space.suggest(trial)
         end_trial(sweep, trial, TrialState.COMPLETE, [0.0])
     assert completed(sweep) == keys(sweep)
-    assert len(lost) == progress(sweep).lost <= 1
+    assert len(lost) == progress(sweep).lost == 1
 
 
 def test_what_was_queued_twice_is_run_once(url):

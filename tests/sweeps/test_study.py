@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
+from sweeps.cells import next_trial
 from sweeps.errors import SweepError
 from sweeps.plots import write_plots
 from sweeps.storage import storage_url
@@ -75,11 +78,19 @@ def test_storages_that_cannot_be_used(tmp_path, url):
         load_sweep(None, url)
 
 
+def test_a_storage_that_is_lost_in_the_middle_is_one_line(url, tmp_path):
+    sweep = start(url)
+    with closing(sqlite3.connect(tmp_path / "sweeps.db")) as connection:
+        connection.execute("drop table trials")
+    with pytest.raises(SweepError, match=r"lost the storage sqlite.*the same command goes on") as caught:
+        next_trial(sweep, None, lambda lost: None)
+    assert "\n" not in str(caught.value)
+
+
 def test_sqlite_is_safe_for_several_processes(url, tmp_path):
     start(url)
-    connection = sqlite3.connect(tmp_path / "sweeps.db")
-    assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
-    connection.close()
+    with closing(sqlite3.connect(tmp_path / "sweeps.db")) as connection:
+        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres"])
@@ -90,12 +101,13 @@ def test_a_new_storage_is_made_once_however_many_come_first(server, url, request
     assert made == [f"study-{number}" for number in range(4)]
 
 
-def test_plots_are_html_files_that_need_nothing_else(url, tmp_path):
+def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path):
     sweep = start(url)
-    assert write_plots(sweep, tmp_path / "none") == []
+    assert write_plots(sweep, tmp_path) is None
     drain(url, "/dev/null")
-    names = {path.stem for path in write_plots(sweep, tmp_path / "plots")}
-    assert names == {"history", "parallel_coordinates", "slice", "contour", "importances"}
-    text = (tmp_path / "plots" / "history.html").read_text()
-    assert "Plotly.newPlot" in text and 'src="http' not in text
+    text = write_plots(sweep, tmp_path).read_text()
+    names = re.findall(r'<section id="([^"]+)">', text)
+    assert names == ["history", "parallel_coordinates", "slice", "contour", "importances"]
+    assert text.count("Plotly.newPlot(") >= len(names) and 'src="http' not in text
+    assert len(text) < 6_000_000, "plotly's script is there once, not once a plot"
     assert "mean gain over clip-ft" in text

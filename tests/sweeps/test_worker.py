@@ -6,11 +6,11 @@ import os
 import signal
 
 import pytest
-from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
 from reports.tracking import Tracker
-from sweeps.cells import progress
+from sweeps.cells import next_trial, progress
+from sweeps.processes import machine
 from sweeps.summary import best_recipe, best_trial, pareto_front, summary, trial_rows
 from sweeps.worker import Evaluation, work
 from tests.sweeps.cheap import completed, fork, measure, start, track, wait_for
@@ -62,12 +62,18 @@ def test_one_of_three_workers_killed_in_mid_trial(server, url, request, tmp_path
     assert [t.state for t in again] == [TrialState.FAIL, TrialState.COMPLETE]
     runs = runs_of(tracker, parent)
     assert len(runs) == 10
+    trainings = [run for one in runs for run in runs_of(tracker, one).values()]
+    # what the killed one had begun, too
+    assert sorted(run.info.status for run in trainings) == ["FINISHED"] * 9 + ["KILLED"]
     for trial in sweep.trials():
         run = runs[trial.user_attrs["mlflow.run"]]
         assert run.data.tags["trial"] == str(trial.number), "Optuna and MLflow name each other"
+        assert run.data.tags["study"] == "cheap"
         assert run.info.status == ("KILLED" if trial.state == TrialState.FAIL else "FINISHED")
         if trial.state == TrialState.COMPLETE:
             assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
+            gain = 100 * (run.data.metrics["seg/linear/mIoU"] - 28) / 28
+            assert run.data.metrics["gain/seg/linear"] == pytest.approx(gain)
             assert run.data.metrics["seg/linear/mIoU"] == measure(trial.params)["seg/linear"]["mIoU"]
             assert {name: float(value) for name, value in run.data.params.items()} == trial.params
 
@@ -114,8 +120,10 @@ def test_a_metric_that_is_missing_fails_the_trial(url, tracker):
     assert "no value for depth/linear/abs_rel" in next(iter(progress(sweep).given_up.values()))
 
 
-def test_successive_halving_stops_the_worse_trials(url, tracker):
-    sweep = start(url, search="random", trials=8, prune="val/i2t_R@1")
+@pytest.mark.parametrize("objective", ["gain", "depth/linear/abs_rel"])
+def test_successive_halving_stops_the_worse_trials(objective, url, tracker):
+    """By what is watched, of which more is better, whether the objective is a gain or an error."""
+    sweep = start(url, search="random", trials=8, prune="val/i2t_R@1", objectives=(objective,))
     parent = with_parent(sweep, tracker)
     epochs = {}
 
@@ -176,14 +184,15 @@ def test_several_objectives_give_a_pareto_front(url, tracker):
     work(sweep, evaluate, tracker)
     front = pareto_front(sweep)
     assert {(t.params["lambda_clip"], t.params["lambda_seg"]) for t in front} == {(1.0, 0.1), (10.0, 0.1)}
-    assert [row["number"] for row in trial_rows(sweep) if row["pareto"]] != []
+    assert {row["number"] for row in trial_rows(sweep) if row["pareto"]} == {trial.number for trial in front}
 
 
-def test_the_store_that_holds_the_runs_is_mlflows_own(url, tracker):
+def test_a_lost_trial_whose_run_is_in_another_store_is_run_again_all_the_same(url, tracker):
     sweep = start(url, lambdas=("seg",), values=(1.0,))
-    parent = with_parent(sweep, tracker)
-    work(sweep, lambda params, run, report: Evaluation(measure(params)), tracker)
-    client = MlflowClient(tracker.uri)
-    (run,) = client.search_runs([tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert run.data.tags["study"] == "cheap"
-    assert run.data.metrics["gain/seg/linear"] == pytest.approx(100 / 28)
+    with_parent(sweep, tracker)
+    dead = next_trial(sweep, {"machine": machine(), "process": "4194305:1"}, lambda lost: None)  # above any process id
+    dead.set_user_attr("mlflow.run", "0" * 32)
+    told = []
+    assert work(sweep, lambda params, run, report: Evaluation(measure(params)), tracker, say=told.append) == 1
+    assert any("stays as it is" in line for line in told)
+    assert completed(sweep) == [sweep.space.cells()[0].key]
