@@ -21,7 +21,7 @@ def write_plots(sweep: Sweep, folder: Path) -> Path | None:
     Each is a ``<section>`` whose id is the plot's name (``history``; with several objectives ``history-NAME``). A plot that
     the finished trials do not allow (importances of one trial, say) is left out.
     """
-    drawn = []
+    drawn: list[str] = []
     for name, draw in _plots(sweep):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
