@@ -30,7 +30,7 @@ for _spec in (
         "bench-depth", "depth", "bench-depth", list_samples,
         extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
     ),
-    DatasetSpec("bench-normals", "normals", "bench-normals", list_samples),
+    DatasetSpec("bench-normals", "normals", "bench-normals", list_samples, extra={"axes": "x right, y up, z towards the camera"}),
 ):  # fmt: skip
     if _spec.name not in DATASETS:
         register_dataset(_spec)

@@ -68,7 +68,9 @@ def kill_when(process: subprocess.Popen, there: Path, pattern: str) -> None:
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(
+        f"sqlite:///{Path('mlflow.db').resolve()}"
+    )  # MLflow keeps stores by URI, and other tests have this name
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 

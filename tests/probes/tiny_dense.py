@@ -26,7 +26,9 @@ SPECS = {
     "depth": DatasetSpec(
         "tiny-depth", "depth", "tiny", list_samples, extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0}
     ),
-    "normals": DatasetSpec("tiny-normals", "normals", "tiny", list_samples),
+    "normals": DatasetSpec(
+        "tiny-normals", "normals", "tiny", list_samples, extra={"axes": "x right, y up, z towards the camera"}
+    ),
 }
 for _spec in SPECS.values():
     if _spec.name not in DATASETS:
