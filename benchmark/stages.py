@@ -140,7 +140,9 @@ def _train(
                 run.status = "KILLED"
                 run.set_tags({"failure": f"pruned: {error}"})
         if run is not None and result is not None:
-            run.set_tags({"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path)})
+            run.set_tags(
+                {"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path.absolute())}
+            )
             run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
             run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
             run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
@@ -197,6 +199,7 @@ def _log_weights(run: Run, path: Path, name: str) -> bool:
 def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> str:
     """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
     store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
+    path = result.path.absolute()
     kept = (
         f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"
         f'python -c "from weights.load import load; print(load())"\n```\n\n'
@@ -204,9 +207,9 @@ def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> 
         else ""
     )
     return (
-        f"Weights of `{recipe.name}`: `{result.path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
-        f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(result.path)!r})\n```\n\n"
-        f"```\npython -m benchmark run --backbone {recipe.name} --weights {result.path} --suite paper --data-root DIR\n```"
+        f"Weights of `{recipe.name}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
+        f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(path)!r})\n```\n\n"
+        f"```\npython -m benchmark run --backbone {recipe.name} --weights {path} --suite paper --data-root DIR\n```"
     )
 
 
