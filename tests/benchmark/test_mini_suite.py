@@ -17,6 +17,7 @@ TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
 def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))  # where no other test has made anything yet
     command = ["run", "--suite", "smoke", *TASKS, "--device", "cpu", "--json"]
     assert main([*command, "first.json"]) == 0
     first = json.loads(Path("first.json").read_text())
