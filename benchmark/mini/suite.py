@@ -44,39 +44,25 @@ GROUPS = {
     "ablation": ("clip-ft", *SUBSETS),  # the role of experts: every subset of them
 }
 
-register_suite(
-    Suite(
-        name="mini",
-        about="embedded default: a ray-traced world with exact truth for every task, made on first use",
-        tasks=without(tasks(400, 150), "pspnet"),
-        default_backbones=GROUPS["cliptex"],
-        groups=GROUPS,
-        provide=provide,
-        ground=ground,
-        tune=SIZES["mini"].tune,
-    )
+
+def register(name: str, about: str, tasks: dict[str, dict]) -> None:
+    """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
+    register_suite(
+        Suite(
+            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS, provide=provide,
+            ground=ground, tune=SIZES[name].tune,
+        )
+    )  # fmt: skip
+
+
+register(
+    "mini",
+    "embedded default: a ray-traced world with exact truth for every task, made on first use",
+    without(tasks(400, 150), "pspnet"),
 )
-register_suite(
-    Suite(
-        name="smoke",
-        about="the mini suite, tiny: for tests",
-        tasks=tasks(20, 10),
-        default_backbones=GROUPS["cliptex"],
-        groups=GROUPS,
-        provide=provide,
-        ground=ground,
-        tune=SIZES["smoke"].tune,
-    )
-)
-register_suite(
-    Suite(
-        name="sweep",
-        about="the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
-        tasks=without(tasks(100, 100), "pspnet", "mask-rcnn"),
-        default_backbones=GROUPS["cliptex"],
-        groups=GROUPS,
-        provide=provide,
-        ground=ground,
-        tune=SIZES["sweep"].tune,
-    )
+register("smoke", "the mini suite, tiny: for tests", tasks(20, 10))
+register(
+    "sweep",
+    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
+    without(tasks(100, 100), "pspnet", "mask-rcnn"),
 )

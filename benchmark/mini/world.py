@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from benchmark.mini.chunk import render_chunk
 from benchmark.mini.config import CONFIGS, DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
 from benchmark.mini.shapes import CLASSES
 from benchmark.mini.worker import render_in_worker, start_worker
+from benchmark.side_by_side import cores
 
 if TYPE_CHECKING:
     from probes.base import Progress
@@ -46,7 +46,7 @@ def build_world(config: WorldConfig, *, workers: int | None = None, progress: Pr
         UserError: no space, a folder that cannot be written, or an unknown size.
     """
     root = home() / "mini" / config.key()
-    workers = _cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _only_one(root, progress):
@@ -174,11 +174,6 @@ def _check_space(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
             f"the mini world needs about {needed / 2**20:.0f} MiB in {root}, where {free / 2**20:.0f} MiB are free; "
             "free some space or set CLIPTEX_HOME to another folder"
         )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
