@@ -22,9 +22,10 @@ from backbones.files import content_key, home, write_json
 from benchmark.interrupt import as_interrupt
 from benchmark.memory import peak_mb, reset_peak
 from benchmark.plan import PlannedTask, cell_key
-from benchmark.progress import Bar
-from probes.base import Context, TaskResult
+from probes.base import Context, Probe, Progress, SteppedProbe, TaskResult
 from probes.datasets.base import PreparedDataset
+from probes.lockstep import Steps, drain
+from probes.stream import Seat, Table
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
 
@@ -59,7 +60,12 @@ def finished_cell(
     return Cell(backbone.name, task.name, seed, "reused", metrics, run_id=run.info.run_id)
 
 
-def run_cell(
+def run_cell(*args: Any, **kwargs: Any) -> Cell:
+    """All of ``cell_steps`` at once."""
+    return drain(cell_steps(*args, **kwargs))
+
+
+def cell_steps(
     tracker: Tracker,
     parent: Run,
     backbone: Backbone,
@@ -70,9 +76,13 @@ def run_cell(
     *,
     device: torch.device,
     workers: int,
-    progress: Bar,
-) -> Cell:
+    progress: Progress,
+    table: Table | None = None,
+) -> Steps[Cell]:
     """Run one task on one backbone and write everything about it into a child run of ``parent``.
+
+    Its ``cost/seconds`` are those of its own steps, and an equal share of what it shares with others at ``table``; its
+    ``cost/peak_memory_mb`` is that of all who go on beside it.
 
     Raises whatever the probe raises; the child run is then FAILED (or KILLED) with the reason, and the scratch folder stays, so
     that the same command goes on where it stopped.
@@ -117,10 +127,10 @@ def run_cell(
             workers=workers,
         )
         reset_peak(device)
-        started = time.perf_counter()
+        seat = Seat(table=table)
         with as_interrupt():
-            result = task.probe.run(context)
-        seconds = time.perf_counter() - started
+            result = yield from seat.turns(_steps(task.probe, context, seat))
+        seconds = seat.clock()
         missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
         if missing:
             result.notes.append(f"no value for {', '.join(missing)} on this data: a hole, not a zero")
@@ -129,10 +139,17 @@ def run_cell(
         _write(run, result, protocol, seconds, device)
         run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
         for log in sorted(work_dir.rglob("*.log")):
-            run.log_file(log, "log")
+            run.log_file(log, "/".join(["log", *log.relative_to(work_dir).parts[:-2]]))
     return Cell(
         backbone.name, task.name, seed, "done", result.metrics, seconds=seconds, run_id=run.id, notes=result.notes
     )
+
+
+def _steps(probe: Probe, context: Context, seat: Seat) -> Steps[TaskResult]:
+    """A probe's steps; where it has none, a single one."""
+    if isinstance(probe, SteppedProbe):
+        return (yield from probe.steps(context, seat))
+    return probe.run(context)
 
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: float, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.markup import escape
+from rich.traceback import Traceback
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
@@ -19,7 +20,8 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import SUBSETS
 from backbones.files import content_key, write_json
 from backbones.overrides import parse_pairs
-from benchmark.cells import Cell, finished_cell, run_cell
+from benchmark.cells import Cell, finished_cell
+from benchmark.families import families, run_family
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, share_of, side_by_side
@@ -304,29 +306,32 @@ def _run_backbone(
         parent.log_metrics({f"cost/{name}": value for name, value in facts["costs"].items()})
         for used in {(d.spec.name, d.fingerprint): d for d in data.values()}.values():
             parent.log_dataset(used.spec.name, used.fingerprint, "probing", source=str(used.root.resolve()))
-        for number, task in enumerate(left, 1):
-            bar.prefix = f"{backbone.name} · seed {seed} · {task.name} ({number}/{len(left)}) · "
-            try:
-                cell = run_cell(
-                    tracker, parent, backbone, config, task, data[task.name], seed,
-                    device=device, workers=options.workers, progress=bar,
-                )  # fmt: skip
-            except (KeyboardInterrupt, MemoryError):
-                raise
-            except Exception as error:
+
+        def ended(task: PlannedTask, cell: Cell | Exception) -> None:
+            if isinstance(cell, Exception):
                 # What the user must mend (also a full disk or a lost tracking server) ends the run; a task that broke is a hole.
-                if getattr(error, "exit_code", None) == 2 or isinstance(error, OSError):
-                    raise
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if getattr(cell, "exit_code", None) == 2 or isinstance(cell, OSError):
+                    raise cell
+                reason = f"{type(cell).__name__}: {cell}".splitlines()[0]
+                if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
+                    console.print(Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8))
                 cell = Cell(backbone.name, task.name, seed, "failed", reason=reason)
-                if not isinstance(error, NonFiniteLoss):  # that one's reason says it all
-                    console.print_exception(max_frames=8)
-            bar.prefix = ""
             cells[task.name] = cell
             main = next(iter(task.probe.metrics))
             if cell.status == "done":
                 console.print(f"  {escape(backbone.name)} · seed {seed} · {task.name}: {main} {_number(cell.metrics.get(main))}"
                               f"  [dim]{cell.seconds:.0f} s[/dim]")  # fmt: skip
+
+        number = 0
+        for family in families(left, backbone, config, data, seed, device):
+            first, number = number + 1, number + len(family)
+            about = f"{family[0].name} ({number}/{len(left)})" if len(family) == 1 else f"{first}–{number}/{len(left)}"
+            bar.prefix = f"{backbone.name} · seed {seed} · {about} · "
+            run_family(
+                family, tracker, parent, backbone, config, data, seed,
+                device=device, workers=options.workers, bar=bar, ended=ended,
+            )  # fmt: skip
+            bar.prefix = ""
         ordered = [cells[task.name] for task in tasks]
         parent.log_metrics({f"{cell.task}/{name}": value for cell in ordered for name, value in cell.metrics.items()})
         parent.set_tags({f"reused.{c.task.replace('/', '.')}": c.run_id for c in ordered if c.status == "reused"})

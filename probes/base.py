@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from backbones.base import Backbone
 from probes.datasets.base import Kind, PreparedDataset, Split
+
+if TYPE_CHECKING:
+    from probes.lockstep import Steps
+    from probes.stream import Seat
 
 
 class RunLog(Protocol):
@@ -111,6 +115,20 @@ class Probe(Protocol):
     def run(self, context: Context) -> TaskResult:
         """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for what the user can mend,
         ``NonFiniteLoss`` when training breaks."""
+
+
+@runtime_checkable
+class SteppedProbe(Probe, Protocol):
+    """A probe that can be trained side by side with others on one stream of data, each with a result as if it were alone.
+
+    ``run`` is then all of its steps at once.
+    """
+
+    def family(self, context: Context) -> str | None:
+        """The same text for tasks (of one backbone and seed) that have data to share; None for one that goes alone."""
+
+    def steps(self, context: Context, seat: Seat | None = None) -> Steps[TaskResult]:
+        """What ``run`` does, step by step; ``seat`` is its place among those it shares with."""
 
 
 class NonFiniteLoss(RuntimeError):

@@ -17,9 +17,12 @@ from typing import Any
 from mmengine.config import Config
 
 from backbones.errors import UserError
+from backbones.files import content_key
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
+from probes.lockstep import Steps, drain
 from probes.registry import register_probe
+from probes.stream import Seat
 
 OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.views", "probes.dense_metrics")
 PROBES = ("linear", "deeplabv3", "pspnet")
@@ -38,6 +41,8 @@ class DenseSettings:
         max_iters, batch_size: length of training; images of a batch (at least 2 for deeplabv3 and pspnet).
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr, weight_decay: of the optimizer.
+        lr_grid: learning rates to choose from, in the place of ``lr``: a head is trained with each on nine tenths of the
+            training images, and the one that does best on the others is scored; see ``probes.dense_grid``. Empty: ``lr``.
         schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to 0, after the warm-up.
         warmup: share of ``max_iters`` over which the learning rate grows linearly from nearly 0.
         layers: ``all`` of the backbone's feature maps, or the ``last`` only.
@@ -68,9 +73,11 @@ class DenseSettings:
     precision: str = "fp32"
     views: int = 0
     cache: str = "none"
+    lr_grid: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale_range", tuple(self.scale_range))  # a list from JSON is the same protocol
+        for name in ("scale_range", "lr_grid"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
         if len(self.scale_range) != 2:
             raise UserError(f"scale_range={self.scale_range!r} is not possible; it must be two factors, low and high")
         low, high = self.scale_range
@@ -87,6 +94,8 @@ class DenseSettings:
             "dropout": (0 <= self.dropout < 1, "a share below 1"),
             "size": (self.size >= 16, "16 pixels or more"),
             "lr": (self.lr > 0, "above 0"),
+            "lr_grid": (not self.lr_grid or (len(set(self.lr_grid)) == len(self.lr_grid) > 1 and min(self.lr_grid) > 0),
+                        "two or more different rates above 0, or none (and lr the only one)"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             **{name: (getattr(self, name) >= 1, "1 or more")
                for name in ("max_iters", "batch_size", "feature_stride", "channels")},
@@ -159,12 +168,32 @@ class DenseProbe:
     splits: tuple[Split, ...] = ("train", "val")
 
     def config(self, context: Context) -> str:
-        """The resolved MMEngine config; it runs with plain mmengine."""
+        """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the first rate."""
+        from probes.dense_grid import held_out, with_rate
         from probes.training import resolved
 
+        if rates := context.settings.lr_grid:
+            context = with_rate(context, rates[0])
+            return resolved(dense_config(self, context, held_out(context)), context).pretty_text
         return resolved(dense_config(self, context), context).pretty_text
 
+    def family(self, context: Context) -> str | None:
+        """The same for probes that read the same batches: of one backbone's features if they are kept, else of one dataset."""
+        from probes.dense_grid import held_out
+        from probes.encode_maps import features_key
+
+        settings = context.settings
+        config = dense_config(self, context, held_out(context) if settings.lr_grid else frozenset())
+        if settings.cache != "none":
+            return content_key([features_key(config, context), settings.batch_size, context.seed])
+        encoder = [config.model.backbone.to_dict(), config.model.data_preprocessor.to_dict()]
+        return content_key([config.train_dataloader.to_dict(), encoder, context.backbone.identity(), context.seed])
+
     def run(self, context: Context) -> TaskResult:
+        """All of ``steps`` at once."""
+        return drain(self.steps(context))
+
+    def steps(self, context: Context, seat: Seat | None = None) -> Steps[TaskResult]:
         """Train the head on ``train`` and score ``val`` at the resolution of its labels.
 
         Raises:
@@ -172,33 +201,59 @@ class DenseProbe:
             NonFiniteLoss: training broke.
         """
         from probes.dense_panel import draw_panel
-        from probes.training import run_training
+        from probes.training import training_steps
 
-        config, notes, encoding = dense_config(self, context), list[str](), 0.0
-        if context.settings.cache != "none":
-            from probes.encode_maps import provide
+        notes, cost, held = list[str](), dict[str, float](), frozenset[str]()
+        if context.settings.lr_grid:
+            from probes.dense_grid import choose
 
-            started = time.perf_counter()
-            notes = provide(config, context)
-            encoding = time.perf_counter() - started
-        trained = run_training(config, context, description=f"{context.data.spec.name}/{self.name}")
+            choice = yield from choose(self, context, seat)
+            context, held, notes, cost = choice.context, choice.held, choice.notes, choice.cost
+        config = dense_config(self, context, held)
+        cost = provided(config, context, notes, cost)
+        trained = yield from training_steps(config, context, description=self.title(context), seat=seat)
         (scores,) = trained.evaluators
         scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
         if scored != expected:
             raise RuntimeError(f"{len(scored)} images were scored, not the {len(expected)} of the split in their order")
+        speeds = {name: value for name, value in {**trained.cost, **cost}.items() if name.endswith("per_second")}
+        sums = {name: value + cost.get(name, 0.0) for name, value in trained.cost.items()}  # of all heads of a grid
         return TaskResult(
             metrics={name: trained.metrics[name] for name in self.metrics},
             per_image=scores.per_image,
             panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
-            cost={**trained.cost, **({"encode_seconds": encoding} if encoding else {})},
+            cost={**cost, **sums, **speeds},
             notes=[*scores.notes, *notes],
         )
 
+    def title(self, context: Context) -> str:
+        """The task's name."""
+        return f"{context.data.spec.name}/{self.name}"
 
-def dense_config(probe: DenseProbe, context: Context) -> Config:
+
+def provided(config: Config, context: Context, notes: list[str], cost: Mapping[str, float]) -> dict[str, float]:
+    """Make the features that ``config`` reads and that are not there; what it told is added to ``notes``, and to ``cost``
+    what it took."""
+    if context.settings.cache == "none":
+        return dict(cost)
+    from probes.encode_maps import provide
+
+    started = time.perf_counter()
+    notes += provide(config, context)
+    return {**cost, "encode_seconds": cost.get("encode_seconds", 0.0) + time.perf_counter() - started}
+
+
+def dense_config(
+    probe: DenseProbe, context: Context, held_out: frozenset[str] = frozenset(), *, score_held_out: bool = False
+) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds what all probes
-    share."""
+    share.
+
+    Args:
+        held_out: training images to leave out.
+        score_held_out: score them, not ``val``.
+    """
     import probes.dense_metrics
     import probes.views  # noqa: F401  both register what the config names, as the next two do
     from probes.dense_data import pipelines
@@ -262,8 +317,10 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
         spec, len(classes), settings.size, crop, settings.scale_range, settings.flip, mean, settings.views
     )
 
-    def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    def dataset(split: str, pipeline: list[dict[str, Any]], role: str) -> dict[str, Any]:
         usable = {sample.image for sample in data.samples[split]}
+        if split == "train":
+            usable = usable - held_out if role == "train" else usable & held_out
         listed = [sample.image for sample in spec.list_samples(data.root, split)]  # type: ignore[arg-type]
         return {
             "type": "DenseDataset",
@@ -272,7 +329,7 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
             "split": split,
             "exclude": [image for image in listed if image not in usable],
             "pipeline": pipeline,
-            "test_mode": split == "val",
+            "test_mode": role == "score",
         }
 
     # importing it registers the dataset that the config names
@@ -281,9 +338,9 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
         "default_scope": "mmseg",
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
         "model": model,
-        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train)},
+        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train, "train")},
         # one by one: each image has a shape of its own
-        "val_dataloader": {"batch_size": 1, "dataset": dataset("val", test)},
+        "val_dataloader": {"batch_size": 1, "dataset": dataset("train" if score_held_out else "val", test, "score")},
         "val_evaluator": scores,
         "optim_wrapper": {"type": "OptimWrapper", "optimizer": optimizer(settings)},
         "param_scheduler": schedule(settings),

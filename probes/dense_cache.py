@@ -27,6 +27,7 @@ from probes.dense_data import FIELDS, LoadTruth, channels_first, dense_sample
 from probes.digests import digests
 from probes.encode_maps import keeping
 from probes.feature_cache import Maker, Recipe, Store, ensure
+from probes.stream import once
 from probes.views import View, all_views, draw_view, image_size
 
 Part = dict[str, Any]  # of a config
@@ -53,8 +54,9 @@ def cached(config: Config, dtype: str, views: int, flip: float, device: torch.de
 class CachedDense(Dataset):
     """Feature maps and truth of a ``DenseDataset``; what is not kept yet is made when the set is first used.
 
-    An item has ``inputs``: the maps (C, h, w) of the frozen backbone in ``dtype``, and ``data_samples`` as the uncached
-    pipeline packs them. In training the view is drawn by numpy's generator, as the uncached pipeline draws it.
+    An item has ``inputs``: the maps (C, h, w) of the frozen backbone in ``dtype``, ``data_samples`` as the uncached
+    pipeline packs them, and ``kept``: what the maps are found by, the same for all tasks on these images. In training
+    the view is drawn by numpy's generator, as the uncached pipeline draws it.
 
     Args:
         dataset: config of the ``DenseDataset`` with its uncached pipeline.
@@ -102,16 +104,29 @@ class CachedDense(Dataset):
         if not self.views:
             facts = {**info, **_tuples(self._features.facts(index))}
             truth = channels_first(self._load_truth.transform(dict(facts))["gt_seg_map"])
-            return {"inputs": tuple(self._features[index]), "data_samples": dense_sample(facts, self.field, truth)}
+            return self._item(index, facts, truth)
         assert self._truth is not None
         place = self.place(index, draw_view(self.views, self.flip))
         facts = {"image": info["image"], "img_path": info["img_path"], **_tuples(self._truth.facts(place))}
         (truth,) = self._truth[place]
-        return {"inputs": tuple(self._features[place]), "data_samples": dense_sample(facts, self.field, truth)}
+        return self._item(place, facts, truth)
+
+    def _item(self, place: int, facts: Mapping[str, Any], truth: torch.Tensor) -> dict[str, Any]:
+        assert self._features is not None
+        return {
+            "inputs": tuple(self._features[place]),
+            "data_samples": dense_sample(facts, self.field, truth),
+            "kept": f"{self._features.folder.name}/{place}",
+        }
 
     def place(self, index: int, view: View) -> int:
         """Where the features of a view of an image are."""
         return index * len(self.all_views) + self.all_views.index(view)
+
+    def key(self) -> str:
+        """The identity of the features, whether they are kept yet or not."""
+        images = digests([self.images.root / info["image"] for info in self._infos()])
+        return self._encoding(images, None, 0, torch.device(self.device))[0].key
 
     def open(self, progress: Progress | None = None, workers: int = 2, device: torch.device | None = None) -> None:
         """Open what is kept, making what is not. Raises as ``ensure`` and ``encode_maps`` do."""
@@ -202,11 +217,17 @@ class CachedDense(Dataset):
 
 @MODELS.register_module()
 class StackFeatures(BaseDataPreprocessor):
-    """In the place of ``SegDataPreProcessor``: a batch of kept maps to the device, each map stacked over the batch."""
+    """In the place of ``SegDataPreProcessor``: a batch of kept maps to the device, each map stacked over the batch.
+
+    Tasks that are trained side by side on the same features stack them once.
+    """
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        stacked = tuple(torch.stack(list(maps)) for maps in data["inputs"])
-        return self.cast_data({"inputs": stacked, "data_samples": data.get("data_samples")})
+        inputs = once(("stack", str(self.device)), data["kept"], lambda: self._stack(data["inputs"]))
+        return {"inputs": inputs, "data_samples": self.cast_data(data.get("data_samples"))}
+
+    def _stack(self, maps: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        return self.cast_data(tuple(torch.stack(list(each)) for each in maps))
 
 
 def _blind(part: Part) -> Part:

@@ -15,6 +15,7 @@ from backbones.base import Backbone
 from probes import mmlab
 from probes.base import Context, NonFiniteLoss, Progress
 from probes.feature_cache import DTYPES, Maker, Recipe, as_dtype
+from probes.stream import once
 
 BATCH = 32
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
@@ -135,12 +136,19 @@ def provide(config: Any, context: Context) -> list[str]:
     return notes
 
 
+def features_key(config: Any, context: Context) -> str:
+    """What the features of a config's training set are found by, whether they are there yet or not."""
+    mmlab.share(context.backbone_config, context.backbone)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return DATASETS.build(config.train_dataloader.dataset).key()
+
+
 @mmlab.in_both_scopes("KeptFeatures")
 class KeptFeatures(nn.Module):
     """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(one.float() for one in maps)
+        return once(("float",), maps, lambda: tuple(one.float() for one in maps))
 
 
 def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:

@@ -26,6 +26,7 @@ from backbones.errors import UserError
 from backbones.files import content_key
 from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
 from probes import ops
+from probes.stream import once
 
 ops.install()  # before mmdet, whose import asks mmcv for its operators
 with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
@@ -149,6 +150,10 @@ class FrozenBackbone(nn.Module):
                 f"{tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or size_divisor (mmseg)"
             )
         assert not self.backbone.training
+        slot = ("maps", id(self.backbone), self.precision, self.out_indices)
+        return once(slot, (images,), lambda: self._encode(images))
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         autocast = self.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext():
             maps = self.backbone(images)
@@ -222,4 +227,5 @@ class ResizeConcat(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
         """Maps (N, C_i, H / strides[i], W / strides[i]) → one (N, ΣC_i, H / stride, W / stride), in a tuple."""
-        return (resize_concat(maps, self.strides, self.stride),)
+        slot = ("resize", self.strides, self.stride)
+        return once(slot, maps, lambda: (resize_concat(maps, self.strides, self.stride),))
