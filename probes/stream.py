@@ -124,7 +124,7 @@ class Seat:
 
     def __init__(self, parent: Seat | None = None, table: Table | None = None) -> None:
         self.parent = parent
-        self.table = parent.table if parent is not None else table or Table()
+        self.table: Table = parent.table if parent is not None else table or Table()
         self.counter: StepCounter | None = None
         self._own = 0.0
         self._began: tuple[float, float] | None = None
@@ -212,7 +212,7 @@ def prepare_once(preprocessor: nn.Module, key: str) -> None:
         done = once(("prepare", key, training), (data,), lambda: prepare(data, training))
         return {**done, "data_samples": [sample.clone() for sample in done["data_samples"]]}
 
-    preprocessor.forward = forward  # type: ignore[method-assign]
+    preprocessor.forward = forward
 
 
 class _Stream:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.bench.harness import Result, alternate, bench, say
+from probes.registry import PROBES
 
 MODEL = "random/timm/vit_base_patch16_224"
+SEGMENTERS = ("linear", "deeplabv3", "pspnet")
 
 
 def against_stock(
@@ -30,7 +32,6 @@ def against_stock(
     from benchmark.bench.toys import context
     from probes.feature_cache import root
     from probes.mmlab import share
-    from probes.registry import PROBES
 
     probe, create = PROBES[kind, probe_name], {"name": model, "seed": 0}  # type: ignore[index]
     backbone = backbones.create(model, seed=0)
@@ -113,15 +114,14 @@ def detection(images: int = 16, epochs: int = 4, side: int = 224, model: str = M
 
 @bench
 def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
-    """Three segmentation probes, depth and normals, one after the other on an empty cache, against a bare encoding of the
-    same images plus the same five on a full cache."""
+    """Three segmentation probes, depth and normals, side by side on an empty cache, against a bare encoding of the same
+    images plus the same five on a full cache."""
     import torch
 
     import backbones
     import benchmark.catalog  # noqa: F401
     from benchmark.bench.toys import context, dense
     from probes.feature_cache import root
-    from probes.registry import PROBES
 
     create = {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)
@@ -129,17 +129,19 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         "size": side, "batch_size": 8, "max_iters": 4 * images // 8, "flip": 0.0, "scale_range": (1.0, 1.0),
         "feature_stride": 16, "views": 1, "cache": "fp16", "channels": 32,
     }  # fmt: skip
-    tasks = [("bench-seg", name) for name in ("linear", "deeplabv3", "pspnet")]
+    tasks = [("bench-seg", name) for name in SEGMENTERS]
     tasks += [("bench-depth", "linear"), ("bench-normals", "linear")]
     with tempfile.TemporaryDirectory() as folder:
         data = {name: dense(Path(folder) / name, name, images, 4, side) for name in dict(tasks)}
 
         def probes() -> None:
-            for number, (name, probe_name) in enumerate(tasks):
-                probe = PROBES[data[name].spec.kind, probe_name]
-                work = Path(folder) / f"work{number}"
-                shutil.rmtree(work, ignore_errors=True)
-                probe.run(context(backbone, create, data[name], probe.settings_type(**settings), work))
+            side_by_side({
+                (name, probe): context(
+                    backbone, create, data[name], PROBES[data[name].spec.kind, probe].settings_type(**settings),
+                    emptied(Path(folder) / f"work-{name}-{probe}"),
+                )
+                for name, probe in tasks
+            })  # fmt: skip
 
         def ours() -> None:
             shutil.rmtree(root(), ignore_errors=True)
@@ -157,6 +159,58 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
             goal="<= 1.2", n=n, warm=False, note="depth and normals share the photographs of segmentation",
         )  # fmt: skip
     return [result]
+
+
+@bench
+def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -> list[Result]:
+    """Three segmentation probes side by side against one after the other: with random crops, and on kept features."""
+    import backbones
+    import benchmark.catalog  # noqa: F401
+    from benchmark.bench.toys import context, dense
+
+    create = {"name": model, "seed": 0}
+    backbone = backbones.create(model, seed=0)
+    settings = {"size": side, "batch_size": 8, "max_iters": 2 * images // 8, "feature_stride": 16, "channels": 32}
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = dense(Path(folder) / "data", "bench-seg", images, 4, side)
+        for about, more in (("random crops", {}), ("kept features", {"views": 1, "cache": "fp16"})):
+
+            def place(probe: str, more: dict[str, Any] = more) -> Any:
+                chosen = PROBES["segmentation", probe].settings_type(**settings, **more)
+                return context(backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}"))
+
+            def together(place: Any = place) -> None:
+                side_by_side({("bench-seg", name): place(name) for name in SEGMENTERS})
+
+            def alone(place: Any = place) -> None:
+                for name in SEGMENTERS:
+                    PROBES["segmentation", name].run(place(name))
+
+            what = f"three segmentation probes on {images} images, {about}: side by side against one after the other"
+            results.append(alternate(what, together, alone, n=n))
+    return results
+
+
+def side_by_side(contexts: dict[tuple[str, str], Any]) -> None:
+    """Run probes, by (dataset, probe), as ``run`` does with those of one family."""
+    from probes.lockstep import drain, in_lockstep
+    from probes.stream import Seat, Table
+
+    table = Table()
+    members = {}
+    for key, each in contexts.items():
+        seat = Seat(table=table)
+        members[key] = seat.turns(PROBES[each.data.spec.kind, key[1]].steps(each, seat))  # type: ignore[attr-defined]
+    for result in drain(in_lockstep(members)).values():
+        if isinstance(result, Exception):
+            raise result
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 @bench
