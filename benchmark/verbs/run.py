@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="backbones and seeds probed side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
+        help="trainings, backbones and seeds side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics there")
     parser.add_argument(

@@ -18,6 +18,15 @@ def square(*, number, bar):
     return number**2, os.getpid(), torch.get_num_threads()
 
 
+def noted(*, log, name, bar, before=None, seconds=0.0):
+    import torch
+
+    time.sleep(seconds)
+    with log.open("a") as file:
+        file.write(f"{name}\n")
+    return f"{before[0]} < {name}" if before else name, torch.get_num_threads()
+
+
 def mistake(*, bar):
     from backbones.errors import UserError
 
@@ -26,6 +35,7 @@ def mistake(*, bar):
 
 def wait(*, marker, bar):
     marker.write_text(str(os.getpid()))
+    bar.start("waiting", 1)
     try:
         time.sleep(600)
     except KeyboardInterrupt:
