@@ -44,14 +44,31 @@ class Fork:
         os.kill(self.process.pid, number)
 
     def end(self, seconds: float = 120.0) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
+        """Wait for its end and its loading processes', which hold its locks; the exit code, negative for a signal."""
+        end = time.monotonic() + seconds
         self.process.join(seconds)
-        assert self.process.exitcode is not None, f"it did not end: {self.said()}"
+        while self.process.is_alive() or alive(self.process.pid):
+            assert time.monotonic() < end, f"it did not end: {self.said()}"
+            time.sleep(0.02)
+        assert self.process.exitcode is not None
         return self.process.exitcode
 
     def said(self) -> str:
         """Its standard output and errors so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+
+def alive(session: int) -> bool:
+    """Whether any process of a session is still there."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                return True
+    return False
 
 
 def command(*words: str) -> None:
@@ -80,6 +97,7 @@ def ranks(target: Callable[..., Any], *arguments: Any, output: Path) -> None:
 
 
 def _run(place: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.setsid()
     folder, environment, output = place
     os.chdir(folder)
     os.environ.clear()
