@@ -117,7 +117,9 @@ def label_pairs(
                 tally.check(len(source))
         if part:
             return {}
-        place.wait()
+        for found in place.gather(tally.bad):  # each process saw its own shards
+            tally.bad |= found
+        tally.check(len(source))
         manifest = _finish(source, writer, place)
         place.wait()
         return manifest if place.first else json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
