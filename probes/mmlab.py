@@ -88,6 +88,19 @@ def _share_key(config: Mapping[str, Any]) -> str:
     return content_key(given)
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators of python, numpy and torch, on all devices in use, with ``seed`` (32 bits).
+
+    As ``torch.manual_seed``, which for a GPU that is not in use formats a traceback each time: several for an iteration.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch.cuda.is_initialized():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Put the generators of python, numpy and torch (CPU) back as they were at the end; seeded with ``seed`` within."""
