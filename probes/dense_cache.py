@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.mmlab  # first: it gives mmcv the operators that mmseg's import asks for
 
 # isort: split
 import mmcv

@@ -9,6 +9,7 @@ while they are in the cache; what remains of them is the gradient at the feature
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,11 +59,11 @@ def _(logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) ->
     return logits.new_empty(()), torch.empty_like(logits), labels.new_empty(())
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx, slope: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, slope: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
     (gradient,) = ctx.saved_tensors
     return slope * gradient, None, None, None
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
                 values = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0)).half()
                 each = values[0].nbytes
                 recipe = Recipe("dense maps", "bench", {"about": about}, ("fp16",), [each] * count)
-                ours = ensure(recipe, lambda wanted, of=values: ((i, [of[i]], {}) for part in wanted for i in part))
+                ours = ensure(recipe, partial(items_of, values))
                 order = np.random.default_rng(0).integers(count, size=reads).tolist()
-                readers: dict[str, Callable[[int], Any]] = {"ours": lambda item, store=ours: store[item][0]}
+                readers: dict[str, Callable[[int], Any]] = {"ours": partial(first_of, ours)}
                 readers |= others(Path(name), about, values.numpy())
                 for reader in readers.values():
                     assert torch.equal(torch.as_tensor(reader(order[0])), values[order[0]])
@@ -66,6 +66,16 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
     if importlib.util.find_spec("zarr") is None:
         console.print("zarr is not installed: not measured (pip install zarr)")
     return results
+
+
+def items_of(values: Any, wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
+    """A ``probes.feature_cache.Maker`` of rows of ``values``."""
+    return ((item, [values[item]], {}) for shard in wanted for item in shard)
+
+
+def first_of(store: Any, item: int) -> Any:
+    """The first array of an item."""
+    return store[item][0]
 
 
 def others(folder: Path, about: str, values: Any) -> dict[str, Callable[[int], Any]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-import probes.same_shape  # noqa: F401  registers what the config names
+import probes.same_shape  # registers what the config names
 from backbones.files import content_key
 from probes.base import Progress
 from probes.digests import digests
