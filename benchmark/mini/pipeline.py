@@ -176,10 +176,14 @@ def _base(
     # what is there by now is only looked up
     made = {name: job.function(**job.arguments, bar=bar) for name, job in experts.items()}
     pairs = open_pairs(str(world / "pairs"), bar)
-    out = home() / "labels" / f"{world.name}-{content_key([AXES, dict(sizes.experts)], 8)}"
+
+    def folder(key: str) -> Path:
+        """By what the experts are, not by what they were asked to be: those that were trained anew make new labels."""
+        return home() / "labels" / f"{world.name}-{key[:8]}"
+
     where = [f"{name}={job.arguments['out']}" for name, job in experts.items()]
     manifest = label_stage(
-        tracker, pairs, where, out, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
+        tracker, pairs, where, folder, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
         device=options.device_name, workers=options.workers, batch_size=128,
     )  # fmt: skip
     cost = {
@@ -188,7 +192,7 @@ def _base(
         "label_seconds": manifest["cost"]["seconds"],
         "label_flops": manifest["cost"]["flops"],
     }
-    return found, LabelStore(out), cost
+    return found, LabelStore(folder(manifest["key"])), cost
 
 
 def _experts(options: Options, world: Path, tracker: Tracker | None) -> dict[str, Job]:

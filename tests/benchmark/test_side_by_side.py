@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 
 import pytest
@@ -13,49 +12,7 @@ from backbones.errors import UserError
 from benchmark import side_by_side as module
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, share_of, side_by_side
-
-
-def square(*, number, bar):
-    import torch
-
-    from benchmark.progress import console
-
-    bar.start("squaring", 2)
-    bar.advance(2)
-    console.print(f"said by {number}")
-    return number**2, os.getpid(), torch.get_num_threads()
-
-
-def mistake(*, bar):
-    raise UserError("no such thing; take another")
-
-
-def wait(*, marker, bar):
-    marker.write_text(str(os.getpid()))
-    try:
-        time.sleep(600)
-    except KeyboardInterrupt:
-        marker.with_suffix(".saved").touch()
-        raise
-
-
-def wrapped(*, bar):
-    try:
-        mistake(bar=bar)
-    except UserError as error:
-        raise RuntimeError("a task broke") from error
-
-
-def leave(*, bar):
-    raise SystemExit(0)
-
-
-def unportable(*, bar):
-    return lambda: None
-
-
-def vanish(*, bar):
-    os.kill(os.getpid(), signal.SIGKILL)
+from tests.benchmark.jobs import leave, mistake, square, unportable, vanish, wait, wrapped
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +60,7 @@ def test_a_mistake_arrives_whole_and_ends_the_others(tmp_path):
 def test_a_cause_arrives_too():
     with pytest.raises(RuntimeError, match="a task broke") as raised:
         side_by_side([Job(wrapped), Job(wrapped)], Bar())
-    assert isinstance(raised.value.__cause__, UserError)
+    assert isinstance(raised.value.__cause__, ValueError)
     assert "in wrapped" in raised.value.__notes__[0]
 
 
