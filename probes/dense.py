@@ -9,7 +9,6 @@ probes is the head.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,13 +173,11 @@ class DenseProbe:
         from probes.dense_panel import draw_panel
         from probes.training import run_training
 
-        config, notes, encoding = dense_config(self, context), list[str](), 0.0
+        config, notes, encoding = dense_config(self, context), list[str](), None
         if context.settings.cache != "none":
             from probes.encode_maps import provide
 
-            started = time.perf_counter()
-            notes = provide(config, context)
-            encoding = time.perf_counter() - started
+            notes, encoding = provide(config, context)
         trained = run_training(config, context, description=f"{context.data.spec.name}/{self.name}")
         (scores,) = trained.evaluators
         scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
@@ -191,7 +188,7 @@ class DenseProbe:
             per_image=scores.per_image,
             panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
-            cost={**trained.cost, **({"encode_seconds": encoding} if encoding else {})},
+            cost=encoding.added_to(trained.cost) if encoding else trained.cost,
             notes=[*scores.notes, *notes],
         )
 
@@ -230,7 +227,7 @@ def dense_config(probe: DenseProbe, context: Context) -> Config:
         scores = {"type": "NormalScores", "crop": spec.extra.get("crop")}
 
     model = {
-        "type": "EncoderDecoder" if probe.kind == "segmentation" else "DenseRegressor",
+        "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,

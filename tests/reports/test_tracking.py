@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -124,6 +125,29 @@ def test_metrics_that_the_store_refused_are_sent_once_more(uri, monkeypatch):
         run._send()
         assert run._pending[0][1].exception()
     assert tracker.client.get_run(run.id).data.metrics == {"train/loss": 2.0}
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_a_slow_server_holds_nothing_up_and_gets_all_in_order(uri, monkeypatch, ends):
+    tracker = Tracker("slow", uri)
+    store, came = tracker.client._client.log_batch, []
+
+    def slowly(run_id, metrics=(), **rest):
+        time.sleep(0.2)
+        came.extend(metric.step for metric in metrics)
+        return store(run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(tracker.client._client, "log_batch", slowly)
+    with contextlib.suppress(ZeroDivisionError), tracker.run("r") as run:
+        started = time.perf_counter()
+        for step in range(2200):  # four full batches, and a part
+            run.log_metrics({"train/loss": 1.0}, step)
+        assert time.perf_counter() - started < 0.2 and len(came) < 2200, "training waited for the server"
+        if ends == "badly":
+            raise ZeroDivisionError
+    assert came == list(range(2200))
+    assert tracker.client.get_run(run.id).info.status == ("FINISHED" if ends == "well" else "FAILED")
+    assert len(tracker.client.get_metric_history(run.id, "train/loss")) == 2200
 
 
 def _refuse(*_, **__):
