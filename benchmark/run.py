@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmark.families import families, run_family
 from benchmark.plan import PlannedTask, plan_tasks, split_names
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, share_of, side_by_side
-from benchmark.suites import Provision, Suite, find_suite
+from benchmark.suites import Provision, Suite, Trained, find_suite
 from probes.base import Context, NonFiniteLoss
 from probes.datasets.base import PreparedDataset, Split
 from probes.datasets.check import place, prepare
@@ -106,7 +106,8 @@ def run(options: Options) -> Outcome:
         made = suite.provide(options, names, seeds, tracker, bar) if suite.provide else Provision()
         data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
         for name in names[1:]:  # weights that cannot be had are said now, not when the first backbone's hours are over
-            backbones.create(**backbone_config(name, options.seed, made, options))
+            if (name, options.seed) not in made.left:
+                backbones.create(**backbone_config(name, options.seed, made, options))
         probing = {}
         for seed in seeds:
             for name in names:
@@ -116,7 +117,7 @@ def run(options: Options) -> Outcome:
                     {"options": options, "config": backbone_config(name, seed, made, options), "seed": seed, "facts": facts,
                      "placed": {**made.data, **options.data}},
                 )  # fmt: skip
-        done = _probe_all(tracker, probing, tasks, data, options, bar)
+        done = _probe_all(tracker, probing, made.left, tasks, data, options, bar)
     cells = [cell for key in probing for cell in done[key][0]]
     run_ids = {key: done[key][1] for key in probing}
     outcome = Outcome(suite, tasks, cells, run_ids, tracker)
@@ -128,28 +129,41 @@ def run(options: Options) -> Outcome:
 def _probe_all(
     tracker: Tracker,
     probing: Mapping[tuple[str, int], Job],
+    training: Mapping[tuple[str, int], Job],
     tasks: Sequence[PlannedTask],
     data: Mapping[str, PreparedDataset],
     options: Options,
     bar: Bar,
 ) -> dict[tuple[str, int], tuple[list[Cell], str]]:
-    """Every backbone and seed: those with work left side by side, those that are finished looked up here."""
+    """Every backbone and seed: those with work left side by side, each as soon as its weights are trained; those that are
+    finished are looked up here."""
+    jobs, trained = list(training.values()), list(training)
     left = []
-    for key, job in probing.items():
-        backbone = backbones.create(**job.arguments["config"])
-        needed = [task for task in tasks if backbone.has_text or not task.probe.needs_text]
-        finished = (finished_cell(tracker, backbone, task, data[task.name], key[1]) for task in needed)
-        if options.force or not all(finished):
-            left.append(key)
     # those of all, not of what is left: an interrupted run that is started again ends with the same numbers
     threads = share_of(len(probing), options.jobs)
-    jobs = [probing[key] for key in left]
-    results = side_by_side(jobs, bar, device=options.device_name, most=options.jobs, threads=threads)
-    done = dict(zip(left, results, strict=True))
+    for key, job in probing.items():
+        if key in training:
+            jobs.append(replace(job, after=trained.index(key), result_as="trained", threads=threads))
+        elif options.force or not _finished(tracker, job, tasks, data, key[1]):
+            jobs.append(replace(job, threads=threads))
+        else:
+            continue
+        left.append(key)
+    results = side_by_side(jobs, bar, device=options.device_name, most=options.jobs)
+    done = dict(zip(left, results[len(trained) :], strict=True))
     for key, job in probing.items():
         if key not in done:
             done[key] = job.function(**job.arguments, bar=bar)
     return done
+
+
+def _finished(
+    tracker: Tracker, job: Job, tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], seed: int
+) -> bool:
+    """Whether every cell of the job is there."""
+    backbone = backbones.create(**job.arguments["config"])
+    needed = [task for task in tasks if backbone.has_text or not task.probe.needs_text]
+    return all(finished_cell(tracker, backbone, task, data[task.name], seed) for task in needed)
 
 
 def probe_backbone(
@@ -160,8 +174,16 @@ def probe_backbone(
     facts: Mapping[str, Any],
     placed: Mapping[str, Path],
     bar: Bar,
+    trained: Trained | None = None,
 ) -> tuple[list[Cell], str]:
-    """All tasks of one backbone and one seed, perhaps in a process of its own; its cells, and the id of their parent run."""
+    """All tasks of one backbone and one seed, perhaps in a process of its own; its cells, and the id of their parent run.
+
+    Args:
+        facts: ``train_run``, the MLflow id of the run that made the weights, and ``costs`` of making them; ``trained`` adds
+            to them when the weights were made just now.
+    """
+    if trained is not None:
+        facts = {"train_run": trained.run, "costs": {**trained.cost, **facts["costs"]}}
     suite, changes, device = find_suite(options.suite), parse_pairs(options.changes), choose_device(options.device)
     tasks = plan_tasks(suite, split_names(options.tasks), changes)
     tracker = Tracker(options.experiment or suite.name, options.tracking_uri)
@@ -193,6 +215,7 @@ def configs(options: Options) -> list[str]:
     texts = []
     with Bar() as bar:
         made = suite.provide(options, names, [options.seed], None, bar) if suite.provide else Provision()
+        side_by_side(list(made.left.values()), bar, device=options.device_name, most=options.jobs)
         data = prepare_data(tasks, {**made.data, **options.data}, options, bar)
     for name in names:
         config = backbone_config(name, options.seed, made, options)

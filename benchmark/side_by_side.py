@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,10 +26,23 @@ from benchmark.progress import Bar, Lane, console
 
 @dataclass(frozen=True)
 class Job:
-    """A function of a module (it must be found by name) and its arguments; ``bar`` is added."""
+    """A function of a module (it must be found by name) and its arguments; ``bar`` is added.
+
+    Attributes:
+        after: place of an earlier job in the list, whose result this one takes as its argument ``result_as``.
+        threads: on a CPU; 0 shares the cores among the jobs at once. Sums depend on it in their last bits, so give it
+            where some of the jobs may be done already and the others must still end the same.
+    """
 
     function: Callable[..., Any]
     arguments: dict[str, Any] = field(default_factory=dict)
+    after: int | None = None
+    result_as: str = ""
+    threads: int = 0
+
+    def given(self, results: Mapping[int, Any]) -> dict[str, Any]:
+        """The arguments, with the result of the job that this one comes after."""
+        return self.arguments if self.after is None else {**self.arguments, self.result_as: results[self.after]}
 
 
 def cores() -> int:
@@ -45,36 +58,31 @@ def share_of(jobs: int, most: int = 0) -> int:
     return max(1, min(torch.get_num_threads(), cores() // max(1, min(jobs, cores(), most or jobs))))
 
 
-def side_by_side(jobs: Sequence[Job], bar: Bar, *, device: str = "cpu", most: int = 0, threads: int = 0) -> list[Any]:
+def side_by_side(jobs: Sequence[Job], bar: Bar, *, device: str = "cpu", most: int = 0) -> list[Any]:
     """The jobs' results, in their order. As many at once as there are cores (``most`` at most, if above 0); on an
-    accelerator, or where that is one, one after the other in this process.
-
-    Args:
-        threads: of each job on a CPU; 0 shares the cores among those at once. Sums depend on it in their last bits, so
-            give it where some of the jobs may be done already and the others must still end the same.
+    accelerator, or where that is one, one after the other in this process. Those that can begin do so in their order.
 
     Raises:
         whatever a job raises, after the others were ended; RuntimeError when a process died.
     """
     count = min(len(jobs), cores(), most or len(jobs))
-    if not device.startswith("cpu"):
-        return [job.function(**job.arguments, bar=bar) for job in jobs]
-    if count < 2:
-        with _threads(threads):
-            return [job.function(**job.arguments, bar=bar) for job in jobs]
+    if count < 2 or not device.startswith("cpu"):
+        results: dict[int, Any] = {}
+        for number, job in enumerate(jobs):
+            with _threads(job.threads if device.startswith("cpu") else 0):
+                results[number] = job.function(**job.given(results), bar=bar)
+        return list(results.values())
     # spawned, not forked: a parent with torch's threads running must not be forked
     context = multiprocessing.get_context("spawn")
     todo, events = context.Queue(), context.Queue()
     todo.cancel_join_thread()  # jobs that nobody takes any more must not keep this process from ending
-    for item in [*enumerate(jobs), *[None] * count]:
-        todo.put(item)
     started: list[Any] = []
     try:
         for _ in range(count):
-            process = context.Process(target=_work, args=(todo, events, threads or share_of(count)))
+            process = context.Process(target=_work, args=(todo, events, share_of(count)))
             process.start()
             started.append(process)
-        return _follow(len(jobs), events, started, bar)
+        return _follow(jobs, todo, events, started, bar)
     except BaseException:
         for process in started:
             process.terminate()
@@ -99,15 +107,23 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _follow(count: int, events: Any, started: Sequence[Any], bar: Bar) -> list[Any]:
+def _follow(jobs: Sequence[Job], todo: Any, events: Any, started: Sequence[Any], bar: Bar) -> list[Any]:
     results: dict[int, Any] = {}
     lanes: dict[int, Lane] = {}
-    while len(results) < count:
+
+    def hand_out(after: int | None) -> None:
+        """The jobs that may begin, now that ``after`` is done; None for those that come after nothing."""
+        for number, job in enumerate(jobs):
+            if job.after == after:
+                todo.put((number, job.function, job.given(results), job.threads))
+
+    hand_out(None)
+    while len(results) < len(jobs):
         try:
             number, what, *facts = events.get(timeout=0.5)
         except queue.Empty:
-            codes = [process.exitcode for process in started]
-            if (any(codes) or None not in codes) and events.empty():
+            if any(process.exitcode is not None for process in started) and events.empty():
+                codes = [process.exitcode for process in started]
                 raise RuntimeError(
                     "a process died, perhaps for want of memory; what was finished is kept: run again to go on"
                     if any(codes)
@@ -118,6 +134,7 @@ def _follow(count: int, events: Any, started: Sequence[Any], bar: Bar) -> list[A
             console.print(facts[0], markup=False, end="")
         elif what == "done":
             results[number] = facts[0]
+            hand_out(number)
         elif what == "failed":
             raise _linked(facts[0])
         else:
@@ -126,7 +143,9 @@ def _follow(count: int, events: Any, started: Sequence[Any], bar: Bar) -> list[A
             getattr(lanes[number], what)(*facts)
         if number in results and number in lanes:
             lanes.pop(number).end()
-    return [results[number] for number in range(count)]
+    for _ in started:
+        todo.put(None)
+    return [results[number] for number in range(len(jobs))]
 
 
 class _Sender:
@@ -150,7 +169,7 @@ class _Sender:
 
 
 def _work(todo: Any, events: Any, threads: int) -> None:
-    """What a process does: jobs until there are none."""
+    """What a process does: jobs until there are none, each with ``threads`` of torch unless it says otherwise."""
     from benchmark import interrupt
 
     interrupt.install(once=True)
@@ -166,11 +185,14 @@ def _work(todo: Any, events: Any, threads: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
     try:
         while (item := todo.get()) is not None:
-            number, job = item
+            number, function, arguments, given_threads = item
             sender = _Sender(events, number)
             console.file = sender  # type: ignore[assignment]
             try:
-                events.put((number, "done", job.function(**job.arguments, bar=sender)))
+                with _threads(given_threads or threads):
+                    result = function(**arguments, bar=sender)
+                pickle.dumps(result)  # the queue would drop in silence what cannot travel
+                events.put((number, "done", result))
             except Exception as error:
                 events.put((number, "failed", _portable(error)))
     except KeyboardInterrupt:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+import backbones
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.experts.training import train_expert
-from backbones.cliptex.label import LabelSettings, label_pairs
+from backbones.cliptex.label import LabelSettings, label_pairs, labels_key
 from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource
 from backbones.cliptex.processes import first_process
@@ -151,7 +152,7 @@ def _train(
                 "train.json",
             )
             # the many trials of a sweep stay in CLIPTEX_HOME alone
-            kept = parent is None and _log_weights(run, result.path, recipe.name)
+            kept = parent is None and _log_weights(run, result.path, _read_as(recipe))
             run.describe(_how_to_load(result, recipe, run.id if kept else "", run.tracker.uri))
     if result is None:
         assert pruned is not None
@@ -181,7 +182,7 @@ import backbones
 
 
 def load():
-    (weights,) = Path(__file__).parent.glob("*.safetensors")
+    weights = Path(__file__).with_name({file!r})
     return backbones.create({name!r}, weights=str(weights), any_architecture=True)
 '''
 MOST_BYTES = 200_000_000  # of weights that are kept in MLflow; bigger ones stay where they are, by path
@@ -192,24 +193,31 @@ def _log_weights(run: Run, path: Path, name: str) -> bool:
     if path.stat().st_size > MOST_BYTES:
         return False
     run.log_file(path, "weights")
-    run.log_text(LOADER.format(name=name), "weights/load.py")
+    run.log_text(LOADER.format(name=name, file=path.name), "weights/load.py")
     return True
+
+
+def _read_as(recipe: Recipe) -> str:
+    """The backbone that the weights are loaded as: the recipe's own where one has its name (a recipe file's may be any)."""
+    return recipe.name if recipe.name in backbones.names() else "cliptex"
 
 
 def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> str:
     """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
     store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
-    path = result.path.absolute()
+    path, name = result.path.absolute(), _read_as(recipe)
     kept = (
         f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"
         f'python -c "from weights.load import load; print(load())"\n```\n\n'
         if run_id
         else ""
     )
+    create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
+    probe = f"python -m benchmark run --backbone {name} --weights {path} --suite paper --data-root DIR"
     return (
         f"Weights of `{recipe.name}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
-        f"```python\nimport backbones\nbackbone = backbones.create({recipe.name!r}, weights={str(path)!r})\n```\n\n"
-        f"```\npython -m benchmark run --backbone {recipe.name} --weights {path} --suite paper --data-root DIR\n```"
+        f"```python\nimport backbones\nbackbone = {create}\n```\n\n" + ("" if name == "clip" else f"```\n{probe}\n```")
+        # on the command line `clip` is one architecture, which these weights need not have
     )
 
 
@@ -255,7 +263,7 @@ def label_stage(
     tracker: Tracker | None,
     pairs: PairSource,
     experts: Sequence[str],
-    out: Path,
+    out: Path | Callable[[str], Path],
     *,
     settings: LabelSettings | None = None,
     bar: Bar,
@@ -265,10 +273,14 @@ def label_stage(
 ) -> dict[str, Any]:
     """Label every pair with every expert (``NAME=WHERE``); returns the store's manifest. Finished shards are kept.
 
+    Args:
+        out: the store's folder, or what names it by the ``key`` that its manifest will have.
+
     Raises:
         UserError: as ``backbones.cliptex.label.label_pairs``.
     """
     loaded = load_experts(list(experts), device)
+    out = out if isinstance(out, Path) else out(labels_key(pairs, loaded, settings))
     shared: dict[str, Any] = {
         "settings": settings,
         "batch_size": batch_size,

@@ -9,6 +9,7 @@ from typing import Any
 
 from backbones import UserError
 from backbones.errors import nearest
+from benchmark.side_by_side import Job
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,24 @@ class Provision:
         backbones: (name, seed) → keyword arguments of ``backbones.create``, as if given with ``--weights``.
         runs: (name, seed) → MLflow id of the run that trained those weights, to link to.
         costs: (name, seed) → measured costs of making the weights (``train_seconds``, ``label_seconds`` …).
+        left: (name, seed) → the job that still has to make those weights; it returns a ``Trained``. The rest is known, so that
+            a run can probe what is there while others are trained.
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
     backbones: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     runs: Mapping[tuple[str, int], str] = field(default_factory=dict)
     costs: Mapping[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+    left: Mapping[tuple[str, int], Job] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights, the MLflow run that trained them, and what that cost."""
+
+    path: Path
+    run: str
+    cost: Mapping[str, float]
 
 
 @dataclass(frozen=True)

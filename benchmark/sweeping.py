@@ -185,7 +185,7 @@ class Bench:
         placed = {name: Path(folder) for name, folder in request.data.items()}
         options = Options(
             suite=request.suite, data_root=Path(request.data_root) if request.data_root else None, partial=request.partial,
-            device=machine.device, workers=machine.loaders, data=placed,
+            device=machine.device, workers=machine.loaders, data=placed, jobs=0,
         )  # fmt: skip
         suite = find_suite(request.suite)
         if suite.ground is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,7 +22,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
     names = list(dict.fromkeys(cell.backbone for cell in cells))
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     title = f"mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
-    table = Table(title=title, title_justify="left", title_style="dim")
+    table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
     table.add_column("task")
     table.add_column("metric")
     for name in names:
@@ -39,9 +41,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
                 best = int(np.nanargmax(means))
                 texts[best] = f"[bold]{texts[best]}[/bold]"
             arrow = "↑" if sign > 0 else "↓"
-            table.add_row(
-                task.name if number == 0 else "", f"{metric} {arrow}", *texts, end_section=number == len(shown) - 1
-            )
+            table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts)
     return table
 
 
@@ -57,11 +57,21 @@ def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
 
 
 def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
-    """Print the table, then notes and holes, one line each."""
-    console.print(results_table(tasks, cells))
-    for cell in cells:
-        who = f"{cell.backbone} · {cell.task} · seed {cell.seed}"
-        for note in cell.notes:
-            console.print(f"  note · {who}: {note}", style="dim", markup=False)
-        if cell.status in ("failed", "not applicable"):
-            console.print(f"  hole · {who}: {cell.status}, {cell.reason}", markup=False)
+    """Print the table, then notes and holes, one line each; what is true of all cells of a task is said once."""
+    table = results_table(tasks, cells)
+    # a log file has no width: a number must not be broken in two there
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    for task, group in groupby(
+        sorted(cells, key=lambda cell: [t.name for t in tasks].index(cell.task)), lambda c: c.task
+    ):
+        mine = list(group)
+        common = [note for note in mine[0].notes if len(mine) > 1 and all(note in cell.notes for cell in mine)]
+        for note in common:
+            console.print(f"  note · {task}: {note}", style="dim", markup=False)
+        for cell in mine:
+            who = f"{task} · {cell.backbone} · seed {cell.seed}"
+            for note in cell.notes:
+                if note not in common:
+                    console.print(f"  note · {who}: {note}", style="dim", markup=False)
+            if cell.status in ("failed", "not applicable"):
+                console.print(f"  hole · {who}: {cell.status}, {cell.reason}", markup=False)

@@ -74,8 +74,9 @@ class TaskResult:
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]); detection only.
         panel: PNG with images, truth and predictions side by side; dense tasks and detection.
         config: the resolved MMEngine config as text, or the settings as JSON for probes without one.
-        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, ``images_per_second``, and ``flops`` in all (see
-            ``backbones.cliptex.cost``); ``cost/…`` in MLflow.
+        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see ``backbones.cliptex.cost``);
+            of probes on kept features also ``encode_seconds``, ``encode_flops`` and ``encode_images_per_second`` of what this
+            run had to encode (``probes.encode_cost``); ``cost/…`` in MLflow.
         notes: things the user should know, one line each (skipped samples, chosen learning rate …).
     """
 

@@ -22,7 +22,8 @@ from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
 from probes.embeddings import kept_embeddings
 from probes.encode import EncodeSettings, square
-from probes.flops import embedding_flops, linear_flops, with_sum
+from probes.encode_cost import EncodeCost
+from probes.flops import linear_flops
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
 from probes.registry import register_probe
 
@@ -75,8 +76,8 @@ class LinearClassification:
 
     def run(self, context: Context) -> TaskResult:
         settings: LinearSettings = context.settings
-        started = time.perf_counter()
-        features: dict[str, Tensor] = {split: encode_split(context, split, settings) for split in self.splits}
+        cost = EncodeCost()
+        features: dict[str, Tensor] = {split: encode_split(context, split, settings, cost) for split in self.splits}
         encoded = time.perf_counter()
         labels = {split: targets(context, split) for split in self.splits}
         classes = len(context.data.classes)
@@ -86,19 +87,17 @@ class LinearClassification:
         logits = [model.logits(part.to(context.device))[0].cpu() for part in features["val"].split(4096)]
         result = score(torch.cat(logits), labels["val"], [sample.image for sample in context.data.samples["val"]])
         result.config = self.config(context)
-        result.cost = {
-            "encode_seconds": encoded - started,
-            "images_per_second": sum(map(len, features.values())) / (encoded - started),
+        result.cost = cost.added_to({
             "train_seconds": trained - encoded,
             "eval_seconds": time.perf_counter() - trained,
             **probing_flops(features, classes, context),
-        }
+        })  # fmt: skip
         result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
         return result
 
 
 def probing_flops(features: Mapping[str, Tensor], classes: int, context: Context) -> dict[str, float]:
-    """``encode_flops``, ``train_flops`` (choosing the classifier and training it), ``eval_flops``, and their sum."""
+    """``train_flops`` (choosing the classifier and training it) and ``eval_flops``."""
     settings: LinearSettings = context.settings
     grid = len(settings.learning_rates) * len(settings.weight_decays)
     train, val, width = len(features["train"]), len(features["val"]), features["train"].shape[1]
@@ -106,14 +105,15 @@ def probing_flops(features: Mapping[str, Tensor], classes: int, context: Context
     if grid > 1:
         kept, held = stratified_split(targets(context, "train"), settings.holdout, context.seed)
         choosing = linear_flops(width, grid * classes, settings.epochs * len(kept), settings.epochs * len(held))
-    flops = embedding_flops(context, settings, train + val)
-    flops["train_flops"] = choosing + linear_flops(width, classes, settings.epochs * train)
-    flops["eval_flops"] = linear_flops(width, classes, 0, val)
-    return with_sum(flops)
+    return {
+        "train_flops": choosing + linear_flops(width, classes, settings.epochs * train),
+        "eval_flops": linear_flops(width, classes, 0, val),
+    }
 
 
-def encode_split(context: Context, split: Split, settings: Any) -> Tensor:
-    """Features of the images of one split, in the order of its samples; encoded once for all that ask for them."""
+def encode_split(context: Context, split: Split, settings: Any, cost: EncodeCost) -> Tensor:
+    """Features of the images of one split, in the order of its samples; encoded once for all that ask for them. What had
+    to be encoded is added to ``cost``."""
     return kept_embeddings(
         context.backbone,
         [context.data.root / sample.image for sample in context.data.samples[split]],
@@ -124,6 +124,7 @@ def encode_split(context: Context, split: Split, settings: Any) -> Tensor:
         workers=context.workers,
         precision=settings.precision,
         progress=context.progress,
+        cost=cost,
     )
 
 

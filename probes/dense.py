@@ -9,7 +9,6 @@ probes is the head.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -203,14 +202,19 @@ class DenseProbe:
         from probes.dense_panel import draw_panel
         from probes.training import training_steps
 
-        notes, cost, held = list[str](), dict[str, float](), frozenset[str]()
+        notes, cost, held, encoding = list[str](), dict[str, float](), frozenset[str](), None
         if context.settings.lr_grid:
             from probes.dense_grid import choose
 
             choice = yield from choose(self, context, seat)
             context, held, notes, cost = choice.context, choice.held, choice.notes, choice.cost
+            encoding = choice.encoding
         config = dense_config(self, context, held)
-        cost = provided(config, context, notes, cost)
+        if context.settings.cache != "none":
+            from probes.encode_maps import provide
+
+            more, encoding = provide(config, context, encoding)
+            notes += more
         trained = yield from training_steps(config, context, description=self.title(context), seat=seat)
         (scores,) = trained.evaluators
         scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
@@ -218,30 +222,19 @@ class DenseProbe:
             raise RuntimeError(f"{len(scored)} images were scored, not the {len(expected)} of the split in their order")
         speeds = {name: value for name, value in {**trained.cost, **cost}.items() if name.endswith("per_second")}
         sums = {name: value + cost.get(name, 0.0) for name, value in trained.cost.items()}  # of all heads of a grid
+        costs = {**cost, **sums, **speeds}
         return TaskResult(
             metrics={name: trained.metrics[name] for name in self.metrics},
             per_image=scores.per_image,
             panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
-            cost={**cost, **sums, **speeds},
+            cost=encoding.added_to(costs) if encoding else costs,
             notes=[*scores.notes, *notes],
         )
 
     def title(self, context: Context) -> str:
         """The task's name."""
         return f"{context.data.spec.name}/{self.name}"
-
-
-def provided(config: Config, context: Context, notes: list[str], cost: Mapping[str, float]) -> dict[str, float]:
-    """Make the features that ``config`` reads and that are not there; what it told is added to ``notes``, and to ``cost``
-    what it took."""
-    if context.settings.cache == "none":
-        return dict(cost)
-    from probes.encode_maps import provide
-
-    started = time.perf_counter()
-    notes += provide(config, context)
-    return {**cost, "encode_seconds": cost.get("encode_seconds", 0.0) + time.perf_counter() - started}
 
 
 def dense_config(
@@ -285,7 +278,7 @@ def dense_config(
         scores = {"type": "NormalScores", "crop": spec.extra.get("crop")}
 
     model = {
-        "type": "EncoderDecoder" if probe.kind == "segmentation" else "DenseRegressor",
+        "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
             "mean": mean,

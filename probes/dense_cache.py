@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.mmlab  # first: it gives mmcv the operators that mmseg's import asks for
 
 # isort: split
 import mmcv
@@ -21,16 +21,20 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from torch.utils.data import Dataset
 
+import probes.same_shape  # noqa: F401  registers what the config names
 from backbones.files import content_key
 from probes.base import Progress
 from probes.dense_data import FIELDS, LoadTruth, channels_first, dense_sample
 from probes.digests import digests
+from probes.encode_cost import EncodeCost
 from probes.encode_maps import keeping
 from probes.feature_cache import Maker, Recipe, Store, ensure
 from probes.stream import once
 from probes.views import View, all_views, draw_view, image_size
 
 Part = dict[str, Any]  # of a config
+OWN_MODULES = ("probes.dense_cache", "probes.encode_maps", "probes.same_shape")
+AT_ONCE = 32  # images of an evaluation's batch at most
 
 
 def cached(config: Config, dtype: str, views: int, flip: float, device: torch.device) -> Config:
@@ -44,9 +48,10 @@ def cached(config: Config, dtype: str, views: int, flip: float, device: torch.de
         }  # fmt: skip
         loader.num_workers = 0  # reading what is mapped is quicker than passing it between processes
         loader.persistent_workers = False
+    config.val_dataloader.update(batch_size=AT_ONCE, batch_sampler={"type": "SameShapeBatches"})
     config.model.data_preprocessor = {"type": "StackFeatures"}
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense_cache", "probes.encode_maps"]
+    config.custom_imports.imports = [*config.custom_imports.imports, *OWN_MODULES]
     return config
 
 
@@ -119,6 +124,14 @@ class CachedDense(Dataset):
             "kept": f"{self._features.folder.name}/{place}",
         }
 
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Height and width of a test image as the backbone saw it, padded, and within its padding."""
+        if self._features is None:
+            self.open()
+        assert self._features is not None
+        facts = self._features.facts(index)
+        return *facts["pad_shape"][:2], *facts["img_shape"][:2]
+
     def place(self, index: int, view: View) -> int:
         """Where the features of a view of an image are."""
         return index * len(self.all_views) + self.all_views.index(view)
@@ -126,9 +139,15 @@ class CachedDense(Dataset):
     def key(self) -> str:
         """The identity of the features, whether they are kept yet or not."""
         images = digests([self.images.root / info["image"] for info in self._infos()])
-        return self._encoding(images, None, 0, torch.device(self.device))[0].key
+        return self._encoding(images, None, 0, torch.device(self.device), EncodeCost())[0].key
 
-    def open(self, progress: Progress | None = None, workers: int = 2, device: torch.device | None = None) -> None:
+    def open(
+        self,
+        progress: Progress | None = None,
+        workers: int = 2,
+        device: torch.device | None = None,
+        cost: EncodeCost | None = None,
+    ) -> None:
         """Open what is kept, making what is not. Raises as ``ensure`` and ``encode_maps`` do."""
 
         def wait() -> None:
@@ -136,9 +155,11 @@ class CachedDense(Dataset):
                 progress.start(f"waiting for the process that encodes {self.spec.name}", 1)
 
         self.close()
+        cost = cost or EncodeCost()
         images = digests([self.images.root / info["image"] for info in self._infos()])
-        recipe, make = self._encoding(images, progress, workers, torch.device(device or self.device))
-        self._features = ensure(recipe, make, wait=wait)
+        recipe, make = self._encoding(images, progress, workers, torch.device(device or self.device), cost)
+        with cost.timed():
+            self._features = ensure(recipe, make, wait=wait)
         if self.views:
             recipe, make = self._cutting(images, progress)
             self._truth = ensure(recipe, make, wait=wait)
@@ -161,7 +182,12 @@ class CachedDense(Dataset):
         return {**self.images.get_data_info(image), "view": tuple(self.all_views[view])}
 
     def _encoding(
-        self, images: Sequence[str], progress: Progress | None, workers: int, device: torch.device
+        self,
+        images: Sequence[str],
+        progress: Progress | None,
+        workers: int,
+        device: torch.device,
+        cost: EncodeCost,
     ) -> tuple[Recipe, Maker]:
         if self.views:
             sizes = [(_part(self._pipeline, "DeterministicView")["crop"],) * 2] * (len(images) * len(self.all_views))
@@ -172,6 +198,7 @@ class CachedDense(Dataset):
         return keeping(
             self.encoder, "mmseg", lambda item: self.images.pipeline(self._info(item)), sizes, identity, self.dtype,
             about=f"{self.spec.name} ({self.images.split})", device=device, workers=workers, progress=progress,
+            cost=cost,
         )  # fmt: skip
 
     def _cutting(self, images: Sequence[str], progress: Progress | None) -> tuple[Recipe, Maker]:

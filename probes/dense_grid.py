@@ -15,6 +15,7 @@ from backbones.errors import UserError
 from backbones.files import content_key
 from probes.base import Context, NonFiniteLoss, RunLog
 from probes.digests import digests
+from probes.encode_cost import EncodeCost
 from probes.lockstep import JointBar, Steps, in_lockstep
 from probes.stream import Seat
 
@@ -33,12 +34,14 @@ class Choice:
         held: the images that it was chosen on.
         notes: what to tell.
         cost: summed over the heads that lost.
+        encoding: what encoding took, where features are kept.
     """
 
     context: Context
     held: frozenset[str]
     notes: list[str]
     cost: dict[str, float]
+    encoding: EncodeCost | None
 
 
 def held_out(context: Context) -> frozenset[str]:
@@ -71,7 +74,7 @@ def choose(probe: DenseProbe, context: Context, seat: Seat | None) -> Steps[Choi
     Raises:
         NonFiniteLoss: no head's loss stayed finite.
     """
-    from probes.dense import dense_config, provided
+    from probes.dense import dense_config
     from probes.training import training_steps
 
     seat = seat or Seat()
@@ -82,7 +85,11 @@ def choose(probe: DenseProbe, context: Context, seat: Seat | None) -> Steps[Choi
         each.work_dir.mkdir(parents=True, exist_ok=True)
     notes = list[str]()
     configs = {rate: dense_config(probe, each, held, score_held_out=True) for rate, each in contexts.items()}
-    cost = provided(configs[rates[0]], context, notes, {})
+    cost, encoding = dict[str, float](), None
+    if context.settings.cache != "none":
+        from probes.encode_maps import provide
+
+        notes, encoding = provide(configs[rates[0]], context)
     heads = {rate: training_steps(configs[rate], each, description=title, seat=seat) for rate, each in contexts.items()}
 
     def ended(rate: float, result: object) -> None:
@@ -111,7 +118,7 @@ def choose(probe: DenseProbe, context: Context, seat: Seat | None) -> Steps[Choi
     for name, part in (("eval_seconds", "eval_seconds"), ("eval_flops", "eval_flops"), ("flops", "eval_flops")):
         cost[name] = cost.get(name, 0.0) + chosen[part]
     cost["train_images_per_second"] = chosen["train_images_per_second"]
-    return Choice(replace(contexts[best], progress=context.progress), held, notes, cost)
+    return Choice(replace(contexts[best], progress=context.progress), held, notes, cost, encoding)
 
 
 class _Suffixed:

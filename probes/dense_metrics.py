@@ -28,13 +28,10 @@ def class_areas(prediction: np.ndarray, label: np.ndarray, classes: int, ignore_
     Args:
         prediction, label: (H, W) integer class indices.
     """
-    scored = label != ignore_index
-    prediction, label = prediction[scored], label[scored]
-    return {
-        "intersection": np.bincount(label[prediction == label], minlength=classes),
-        "prediction": np.bincount(prediction, minlength=classes),
-        "label": np.bincount(label, minlength=classes),
-    }
+    # one histogram of pairs, with a last bin for what is not scored
+    pairs = np.where(label == ignore_index, classes**2, label * classes + prediction)
+    counts = np.bincount(pairs.ravel(), minlength=classes**2 + 1)[:-1].reshape(classes, classes)
+    return {"intersection": counts.diagonal().copy(), "prediction": counts.sum(axis=0), "label": counts.sum(axis=1)}
 
 
 def segmentation_scores(areas: dict[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
@@ -66,10 +63,11 @@ def depth_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """
     prediction, truth = prediction.astype(np.float64), truth.astype(np.float64)
     ratio = np.maximum(prediction / truth, truth / prediction)
+    difference = prediction - truth
     return {
-        "abs_rel": float(np.mean(np.abs(prediction - truth) / truth)),
-        "rmse": float(np.sqrt(np.mean((prediction - truth) ** 2))),
-        "log10": float(np.mean(np.abs(np.log10(prediction) - np.log10(truth)))),
+        "abs_rel": float(np.mean(np.abs(difference) / truth)),
+        "rmse": float(np.sqrt(np.mean(difference**2))),
+        "log10": float(np.mean(np.log10(ratio))),  # the ratio is above 1: |log10 p - log10 t|
         **{f"delta{k}": float(100 * np.mean(ratio < 1.25**k)) for k in (1, 2, 3)},
     }
 
@@ -98,8 +96,9 @@ def angles(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     By atan2(|p × t|, p · t): unlike arccos it is exact for small angles, and no rounding leaves its domain.
     """
     prediction, truth = prediction.astype(np.float64), truth.astype(np.float64)
-    cross = np.linalg.norm(np.cross(prediction, truth, axis=0), axis=0)
-    return np.degrees(np.arctan2(cross, (prediction * truth).sum(axis=0)))
+    (px, py, pz), (tx, ty, tz) = prediction, truth
+    cross = np.sqrt((py * tz - pz * ty) ** 2 + (pz * tx - px * tz) ** 2 + (px * ty - py * tx) ** 2)
+    return np.degrees(np.arctan2(cross, px * tx + py * ty + pz * tz))
 
 
 class PerImageMetric(BaseMetric):
@@ -138,7 +137,7 @@ class SegmentationScores(PerImageMetric):
         self.class_iou = np.empty(0)
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, label = (_array(sample[key])[0].astype(np.int64) for key in ("pred_sem_seg", "gt_sem_seg"))
+        prediction, label = (_array(sample[key])[0] for key in ("pred_sem_seg", "gt_sem_seg"))  # int64
         return class_areas(prediction, label, len(self.dataset_meta["classes"]), self.ignore_index)
 
     def summary(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
 from backbones.files import content_key
@@ -98,4 +98,4 @@ class SeedEachIteration(Hook):
         self.seed = seed
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        set_random_seed(seed_of("iteration", self.seed, runner.rank, runner.iter) % 2**32)
+        mmlab.seed_all(seed_of("iteration", self.seed, runner.rank, runner.iter) % 2**32)

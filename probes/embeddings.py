@@ -14,9 +14,11 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.files import content_key
+from probes import compiling
 from probes.base import Progress
 from probes.digests import digests
 from probes.encode import Precision, encode_images
+from probes.encode_cost import EncodeCost
 from probes.feature_budget import NoRoom
 from probes.feature_cache import Recipe, ensure
 
@@ -32,6 +34,7 @@ def kept_embeddings(
     workers: int = 2,
     precision: Precision = "fp32",
     progress: Progress | None = None,
+    cost: EncodeCost | None = None,
 ) -> Tensor:
     """``probes.encode.encode_images`` of ``paths``, from the feature cache when they are there.
 
@@ -39,6 +42,7 @@ def kept_embeddings(
 
     Args:
         about: name of the set, for people.
+        cost: what had to be encoded is added to it.
         others: see ``encode_images``.
     Returns:
         (len(paths), backbone.embed_dim) float32 on the CPU.
@@ -47,7 +51,7 @@ def kept_embeddings(
     def encode(chosen: Sequence[Path]) -> Tensor:
         return encode_images(
             backbone, chosen, device, size=size, batch_size=batch_size, workers=workers, precision=precision,
-            progress=progress,
+            progress=progress, cost=cost,
         )  # fmt: skip
 
     def make(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
@@ -55,19 +59,23 @@ def kept_embeddings(
             for item, embedding in zip(shard, encode([paths[item] for item in shard]), strict=True):
                 yield item, [embedding], {}
 
+    cost = cost or EncodeCost()
     if not paths:
         return encode(paths)
     identity = {
         "backbone": backbone.identity(), "images": content_key(digests(paths), 64), "size": size or backbone.data.size,
         "precision": precision, "batch_size": batch_size, "device": device.type, "torch": torch.__version__,
     }  # fmt: skip
+    if compiling.wanted():
+        identity["compiled"] = True
     recipe = Recipe(
         "embeddings", f"{backbone.name} on {about}", identity, ("fp32",), [4 * backbone.embed_dim] * len(paths)
     )
-    try:
-        store = ensure(recipe, make)
-    except NoRoom:
-        return encode(paths)
+    with cost.timed():
+        try:
+            store = ensure(recipe, make)
+        except NoRoom:
+            return encode(paths)
     try:
         return store.stacked()
     finally:

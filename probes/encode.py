@@ -24,6 +24,8 @@ from torchvision.transforms import functional as transforms
 from backbones.base import Backbone, DataConfig
 from backbones.errors import UserError
 from probes.base import NonFiniteLoss, Progress
+from probes.compiling import compiled
+from probes.encode_cost import EncodeCost
 
 Precision = Literal["fp32", "bf16"]
 
@@ -64,6 +66,7 @@ def encode_images(
     workers: int = 2,
     precision: Precision = "fp32",
     progress: Progress | None = None,
+    cost: EncodeCost | None = None,
 ) -> Tensor:
     """Embeddings of whole images, in the order of ``paths``.
 
@@ -71,6 +74,7 @@ def encode_images(
         size: (height, width) that the model sees; None for the backbone's own.
         workers: loader processes (0 = in this one); never changes the result.
         precision: of the model's arithmetic; ``bfloat16`` by autocast.
+        cost: what is encoded is added to it.
     Returns:
         (len(paths), backbone.embed_dim) float32 on the CPU, not normalised to unit length.
     Raises:
@@ -90,11 +94,12 @@ def encode_images(
     embeddings = torch.empty(len(images), backbone.embed_dim)
     if progress:
         progress.start("encoding images", len(images))
+    cost, quick = cost or EncodeCost(), compiled(backbone.encode_image, backbone.name)
     filled = 0
     for batch in loader(images, batch_size, workers, device):
         pixels = (batch.to(device, non_blocking=True).float() - mean) / std
         with autocast(device, precision):
-            embedded = backbone.encode_image(pixels.contiguous(memory_format=memory))
+            embedded = cost.run(backbone.encode_image, pixels.contiguous(memory_format=memory), quick)
         embeddings[filled : filled + len(batch)] = embedded.float().cpu()
         filled += len(batch)
         if progress:

@@ -12,12 +12,14 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones.base import Backbone
-from probes import mmlab
+from probes import compiling, mmlab
 from probes.base import Context, NonFiniteLoss, Progress
+from probes.encode_cost import EncodeCost
 from probes.feature_cache import DTYPES, Maker, Recipe, as_dtype
 from probes.stream import once
 
 BATCH = 32
+CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
@@ -34,6 +36,7 @@ def encode_maps(
     workers: int = 2,
     batch_size: int = BATCH,
     progress: Progress | None = None,
+    cost: EncodeCost | None = None,
 ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
     """(item, its maps (C, h, w) on the CPU in ``dtype``, shapes of its image) of all that is ``wanted``.
 
@@ -48,6 +51,7 @@ def encode_maps(
         dtype: key of ``DTYPES``.
         about: for messages.
         workers: threads that decode; they never change a value.
+        cost: what is encoded is added to it.
 
     Raises:
         NonFiniteLoss: a map is not finite.
@@ -55,12 +59,15 @@ def encode_maps(
     """
     if progress:
         progress.start(f"encoding {about}", sum(map(len, wanted)))
+    cost, quick = cost or EncodeCost(), compiling.compiled(backbone, about)
+    first = next(preprocess.buffers(), None)  # it is where the computing is
+    pixels = CPU_PIXELS if first is None or first.device.type == "cpu" else None
     for shard in wanted:
         order = sorted(shard, key=lambda item: (sizes[item], item))
-        for items, packed in _batches(_in_threads(load, order, max(1, workers), batch_size), batch_size):
+        for items, packed in _batches(_in_threads(load, order, max(1, workers), batch_size), batch_size, pixels):
             batch = preprocess({"inputs": [one["inputs"] for one in packed],
                                 "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
-            maps = backbone(batch["inputs"])
+            maps = cost.run(backbone, batch["inputs"], quick)
             if not all(bool(one.isfinite().all()) for one in maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
             kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
@@ -83,12 +90,13 @@ def keeping(
     device: torch.device,
     workers: int = 2,
     progress: Progress | None = None,
+    cost: EncodeCost | None = None,
 ) -> tuple[Recipe, Maker]:
     """What to hand to ``probes.feature_cache.ensure`` for the maps of a set's items.
 
     Args:
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
-        load, sizes, workers, progress: see ``encode_maps``.
+        load, sizes, workers, progress, cost: see ``encode_maps``.
         identity: what the maps follow from besides the encoder: images, pipeline, views.
         about: name of the set.
         device: that encodes; its type is part of the identity, since another one rounds differently.
@@ -103,6 +111,7 @@ def keeping(
         {
             **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
             "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "torch": torch.__version__,
+            **({"compiled": True} if compiling.wanted() else {}),
         },
         (dtype,) * len(layers),
         [maps_bytes(backbone, layers, size, dtype) for size in sizes],
@@ -112,28 +121,30 @@ def keeping(
         with DefaultScope.overwrite_default_scope(scope):
             preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
         return encode_maps(
-            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress
-        )
+            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress,
+            cost=cost,
+        )  # fmt: skip
 
     return recipe, make
 
 
-def provide(config: Any, context: Context) -> list[str]:
-    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell.
+def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tuple[list[str], EncodeCost]:
+    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell, and
+    what it cost (added to ``cost``, if given).
 
     Raises:
         UserError: they do not fit (see ``probes.feature_budget``), or an image cannot be read.
         NonFiniteLoss: a map is not finite.
     """
     mmlab.share(context.backbone_config, context.backbone)
-    notes: list[str] = []
+    notes, cost = list[str](), cost or EncodeCost()
     for loader in (config.train_dataloader, config.val_dataloader):
         with DefaultScope.overwrite_default_scope(config.default_scope):
             dataset = DATASETS.build(loader.dataset)
-        dataset.open(context.progress, context.workers, context.device)
+        dataset.open(context.progress, context.workers, context.device, cost)
         notes += dataset.notes
         dataset.close()
-    return notes
+    return notes, cost
 
 
 def features_key(config: Any, context: Context) -> str:
@@ -178,13 +189,14 @@ def _in_threads(
 
 
 def _batches(
-    loaded: Iterable[tuple[int, dict[str, Any]]], batch_size: int
+    loaded: Iterable[tuple[int, dict[str, Any]]], batch_size: int, pixels: int | None = None
 ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Neighbours of one shape, ``batch_size`` at most."""
+    """Neighbours of one shape, ``batch_size`` at most, and on a CPU about so many ``pixels``."""
     items: list[int] = []
     packed: list[dict[str, Any]] = []
     for item, one in loaded:
-        if items and (len(items) == batch_size or one["inputs"].shape != packed[0]["inputs"].shape):
+        most = min(batch_size, max(2, pixels // one["inputs"][0].numel())) if pixels else batch_size
+        if items and (len(items) >= most or one["inputs"].shape != packed[0]["inputs"].shape):
             yield items, packed
             items, packed = [], []
         items.append(item)

@@ -8,6 +8,7 @@ outputs are resized to the label's resolution first and decoded there, as segmen
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import probes.mmlab  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
@@ -19,12 +20,45 @@ from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads import ASPPHead, PSPHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from probes.resized_loss import resized_cross_entropy
+
+
+class Segmentation:
+    """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and the share of right
+    pixels, at an eighth of the cost; see ``probes.resized_loss``. Any other loss is mmseg's own affair."""
+
+    loss_decode: Any
+    sampler: Any
+    ignore_index: int
+    align_corners: bool
+
+    def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> dict[str, Tensor]:
+        loss = self.loss_decode
+        if self.sampler is not None or not _is_plain(loss):
+            return super().loss_by_feat(logits, samples)  # type: ignore[misc]
+        labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+        mean, right, scored = resized_cross_entropy(logits.float(), labels, self.ignore_index, self.align_corners)
+        return {loss.loss_name: loss.loss_weight * mean, "acc_seg": 100 * right / scored.clamp(min=1)}
+
+
+def _is_plain(loss: Any) -> bool:
+    """Whether a loss is the mean cross-entropy over the pixels that are not ignored."""
+    return (
+        type(loss) is CrossEntropyLoss
+        and not loss.use_sigmoid
+        and not loss.use_mask
+        and loss.class_weight is None
+        and loss.reduction == "mean"
+        and loss.avg_non_ignore
+    )
+
 
 @MODELS.register_module()
-class LinearHead(BaseDecodeHead):
+class LinearHead(Segmentation, BaseDecodeHead):
     """The linear probe: batch normalisation, then one 1×1 convolution; no dropout unless asked for.
 
     Input (N, in_channels, H, W), output (N, out_channels, H, W).
@@ -36,6 +70,16 @@ class LinearHead(BaseDecodeHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.cls_seg(self.norm(self._transform_inputs(inputs)))
+
+
+@MODELS.register_module()
+class ASPPSegmenter(Segmentation, ASPPHead):
+    """DeepLabv3's head onto classes."""
+
+
+@MODELS.register_module()
+class PSPSegmenter(Segmentation, PSPHead):
+    """PSPNet's head onto classes."""
 
 
 def aspp_dilations(size: int, stride: int) -> tuple[int, int, int, int]:
@@ -163,6 +207,35 @@ class PSPRegressor(Regression, PSPHead):
 
 
 @MODELS.register_module()
+class DenseSegmenter(EncoderDecoder):
+    """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at the resolution of the
+    image file. Images of one shape are decoded together; logits are not kept."""
+
+    def postprocess_result(self, logits: Tensor, samples: list[Any] | None = None) -> Any:
+        if samples is None:
+            return super().postprocess_result(logits)
+        for places, part in at_own_size(logits, samples, self.align_corners):
+            for place, labels in zip(places, part.argmax(dim=1, keepdim=True), strict=True):
+                samples[place].set_data({"pred_sem_seg": PixelData(data=labels)})
+        return samples
+
+
+def at_own_size(raw: Tensor, samples: list[Any], align_corners: bool) -> Iterator[tuple[list[int], Tensor]]:
+    """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one shape together, as
+    (their places in the batch, (n, C, height, width))."""
+    shapes: dict[tuple[Any, ...], list[int]] = {}
+    for place, sample in enumerate(samples):
+        shape = tuple(sample.ori_shape[:2]), tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
+        shapes.setdefault(shape, []).append(place)
+    for (size, (left, right, top, bottom)), places in shapes.items():
+        part = raw if len(places) == len(raw) else raw[places]
+        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right]
+        if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
+            part = F.interpolate(part.float(), size, mode="bilinear", align_corners=align_corners)
+        yield places, part
+
+
+@MODELS.register_module()
 class DenseRegressor(EncoderDecoder):
     """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W; metres) or
     ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
@@ -171,18 +244,16 @@ class DenseRegressor(EncoderDecoder):
         objective = self.decode_head.loss_decode
         if samples is None:
             return objective.decode(raw)
-        for one, sample in zip(raw, samples, strict=True):
-            left, right, top, bottom = sample.metainfo.get("img_padding_size", (0, 0, 0, 0))
-            one = one[None, :, top : one.shape[1] - bottom, left : one.shape[2] - right]
-            one = F.interpolate(one.float(), sample.ori_shape[:2], mode="bilinear", align_corners=self.align_corners)
-            sample.set_data({f"pred_{objective.field}": PixelData(data=objective.decode(one)[0])})
+        for places, part in at_own_size(raw, samples, self.align_corners):
+            for place, decoded in zip(places, objective.decode(part), strict=True):
+                samples[place].set_data({f"pred_{objective.field}": PixelData(data=decoded)})
         return samples
 
 
 HEADS = {
     "linear": ("LinearHead", "LinearRegressor"),
-    "deeplabv3": ("ASPPHead", "ASPPRegressor"),
-    "pspnet": ("PSPHead", "PSPRegressor"),
+    "deeplabv3": ("ASPPSegmenter", "ASPPRegressor"),
+    "pspnet": ("PSPSegmenter", "PSPRegressor"),
 }
 
 

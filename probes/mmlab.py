@@ -89,6 +89,19 @@ def _share_key(config: Mapping[str, Any]) -> str:
     return content_key(given)
 
 
+def seed_all(seed: int) -> None:
+    """Seed the generators of python, numpy and torch, on all devices in use, with ``seed`` (32 bits).
+
+    As ``torch.manual_seed``, which for a GPU that is not in use formats a traceback each time: several for an iteration.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch.cuda.is_initialized():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Put the generators of python, numpy and torch (CPU) back as they were at the end; seeded with ``seed`` within."""
@@ -154,10 +167,14 @@ class FrozenBackbone(nn.Module):
         return once(slot, (images,), lambda: self._encode(images))
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        if (
+            len(self.backbone.strides) > 1
+        ):  # not a plain ViT: convolutions are half as quick again on channels-last images
+            images = images.contiguous(memory_format=torch.channels_last)
         autocast = self.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext():
             maps = self.backbone(images)
-        return tuple(maps[index].float() for index in self.out_indices)
+        return tuple(maps[index].float().contiguous() for index in self.out_indices)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
         self.backbone._apply(fn)

@@ -20,7 +20,8 @@ from probes.base import Context, TaskResult
 from probes.classification import encode_split, settings_json
 from probes.datasets.base import Kind, Split
 from probes.encode import EncodeSettings, encode_texts
-from probes.flops import embedding_flops, linear_flops, with_sum
+from probes.encode_cost import EncodeCost
+from probes.flops import linear_flops, text_flops
 from probes.registry import register_probe
 
 AT = (1, 5, 10)
@@ -64,8 +65,8 @@ class Retrieval:
         samples = context.data.samples["val"]
         texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
         owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
-        started = time.perf_counter()
-        images = encode_split(context, "val", settings)
+        started, cost = time.perf_counter(), EncodeCost()
+        images = encode_split(context, "val", settings, cost)
         encoded = time.perf_counter()
         captions = encode_texts(
             context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
@@ -80,16 +81,14 @@ class Retrieval:
                 "t2i_rank": by_image(t2i, owner, len(samples)),
             },
             config=self.config(context),
-            cost={
-                "encode_seconds": encoded - started,
-                "images_per_second": len(samples) / (encoded - started),
-                "text_seconds": scored - encoded,
-                "eval_seconds": time.perf_counter() - started,
-                **with_sum(
-                    embedding_flops(context, settings, len(samples), texts)
-                    | {"eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples))}
-                ),
-            },
+            cost=cost.added_to(
+                {
+                    "text_seconds": scored - encoded,
+                    "eval_seconds": time.perf_counter() - started,
+                    "text_flops": text_flops(context, settings, texts),
+                    "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
+                }
+            ),
             notes=[f"{len(samples)} images, {len(texts)} captions"],
         )
 

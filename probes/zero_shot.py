@@ -18,7 +18,8 @@ from probes.base import Context, TaskResult
 from probes.classification import encode_split, score, settings_json, targets
 from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.encode import EncodeSettings, encode_texts
-from probes.flops import embedding_flops, linear_flops, with_sum
+from probes.encode_cost import EncodeCost
+from probes.flops import linear_flops, text_flops
 from probes.registry import register_probe
 
 Template = Callable[[str], str]
@@ -57,22 +58,17 @@ class ZeroShot:
         which, templates = templates_for(settings.templates, context.data.spec)
         started = time.perf_counter()
         weights = class_embeddings(context, templates)
-        prompted = time.perf_counter()
-        images = normalize(encode_split(context, "val", settings), dim=1)
-        encoded = time.perf_counter()
+        prompted, cost = time.perf_counter(), EncodeCost()
+        images = normalize(encode_split(context, "val", settings, cost), dim=1)
         logits = torch.cat([part @ weights.T for part in images.split(4096)])
         result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
         result.config = self.config(context)
-        result.cost = {
+        result.cost = cost.added_to({
             "text_seconds": prompted - started,
-            "encode_seconds": encoded - prompted,
-            "images_per_second": len(images) / (encoded - prompted),
             "eval_seconds": time.perf_counter() - started,
-            **with_sum(
-                embedding_flops(context, settings, len(images), prompts_of(context, templates))
-                | {"eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images))}
-            ),
-        }
+            "text_flops": text_flops(context, settings, prompts_of(context, templates)),
+            "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
+        })  # fmt: skip
         result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
         return result
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.experts.base import IGNORE, Expert
-from backbones.cliptex.labels import DamagedShard, LabelWriter, encode
+from backbones.cliptex.labels import DamagedShard, LabelWriter, encode, store_key
 from backbones.cliptex.pairs import BadPair, PairSource, Shard, Tally, decode_image
 from backbones.cliptex.planes import Plane
 from backbones.cliptex.processes import Place, processes
@@ -117,23 +117,37 @@ def label_pairs(
                 tally.check(len(source))
         if part:
             return {}
-        place.wait()
+        for found in place.gather(tally.bad):  # each process saw its own shards
+            tally.bad |= found
+        tally.check(len(source))
         manifest = _finish(source, writer, place)
         place.wait()
         return manifest if place.first else json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
 
 
-def _writer(source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path) -> LabelWriter:
-    if not experts:
-        raise UserError("no experts to label with; give some as --experts NAME=WHERE")
-    seg = next((expert for expert in experts if expert.task == "seg"), None)
-    identity = {
+def labels_key(source: PairSource, experts: Sequence[Expert], settings: LabelSettings | None = None) -> str:
+    """The ``key`` of the store that ``label_pairs`` would make of these: other weights of an expert give another one."""
+    return store_key(_identity(source, experts, settings or LabelSettings()), _classes(experts))
+
+
+def _identity(source: PairSource, experts: Sequence[Expert], settings: LabelSettings) -> dict[str, Any]:
+    return {
         "version": VERSION,
         "pairs": source.fingerprint,
         "settings": vars(settings),
         "experts": [expert.identity() for expert in experts],
     }
-    return LabelWriter(out, identity, seg.classes if seg else (), seg.ignore_index if seg else IGNORE)
+
+
+def _classes(experts: Sequence[Expert]) -> tuple[str, ...]:
+    return next((expert.classes for expert in experts if expert.task == "seg"), ())
+
+
+def _writer(source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path) -> LabelWriter:
+    if not experts:
+        raise UserError("no experts to label with; give some as --experts NAME=WHERE")
+    ignore = next((expert.ignore_index for expert in experts if expert.task == "seg"), IGNORE)
+    return LabelWriter(out, _identity(source, experts, settings), _classes(experts), ignore)
 
 
 def _kept(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> bool:

@@ -25,9 +25,14 @@ from backbones.cliptex.shards import VERSION, DamagedShard, ShardReader, ShardWr
 from backbones.errors import UserError
 from backbones.files import content_key, write_json
 
-__all__ = ["DamagedShard", "LabelStore", "LabelWriter", "check_labels", "encode"]
+__all__ = ["DamagedShard", "LabelStore", "LabelWriter", "check_labels", "encode", "store_key"]
 
 MANIFEST = "manifest.json"
+
+
+def store_key(identity: Mapping[str, Any], classes: Sequence[str] = ()) -> str:
+    """What a store of this identity has as ``key`` in its manifest: 32 hex digits."""
+    return content_key({"version": VERSION, "identity": dict(identity), "classes": list(classes)}, 32)
 
 
 class LabelWriter:
@@ -53,7 +58,7 @@ class LabelWriter:
     ) -> None:
         self.root = Path(root)
         self.identity, self.classes, self.ignore_index = dict(identity), list(classes), ignore_index
-        self.key = content_key({"version": VERSION, "identity": self.identity, "classes": self.classes}, 32)
+        self.key = store_key(self.identity, self.classes)
         manifest = self.root / MANIFEST
         if manifest.is_file() and _manifest(self.root).get("key") != self.key:
             raise UserError(

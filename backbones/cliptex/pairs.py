@@ -174,7 +174,13 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None)
     if Path(text).is_dir():
         text = f"{glob.escape(text)}/*.tar"
     paths: list[Path] = []
-    for pattern in expand_urls(text):
+    try:
+        patterns = expand_urls(text)
+    except ValueError as error:  # braceexpand's UnbalancedBracesError
+        raise UserError(
+            f"--pairs {text!r} is no pattern of shards ({error}); write it as 'cc3m/{{00000..00331}}.tar'"
+        ) from None
+    for pattern in patterns:
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
         if not found:
             raise UserError(f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file")
@@ -268,7 +274,7 @@ class TablePairs(PairSource):
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Image paths, captions and unique keys of a table."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header = rows.fieldnames or []
             image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
@@ -323,7 +329,7 @@ def _check_skipped(source: PairSource) -> None:
 def _tar_index(path: Path) -> dict[str, np.ndarray]:
     """Keys, and (offset, size) of image and caption, in the shard's order; cached by path, size and time."""
     stat = path.stat()
-    cached = home() / "pair-index" / f"{content_key([str(path.resolve()), stat.st_size, stat.st_mtime_ns, 1])}.npz"
+    cached = home() / "pair-index" / f"{content_key([str(path.resolve()), stat.st_size, stat.st_mtime_ns, 2])}.npz"
     if cached.is_file():
         with np.load(cached, allow_pickle=False) as arrays:
             return {**arrays, "mtime_ns": np.array(stat.st_mtime_ns)}
@@ -344,6 +350,9 @@ def _tar_index(path: Path) -> dict[str, np.ndarray]:
                 if member.offset_data + member.size > stat.st_size:
                     raise UserError(f"shard {path} ends in the middle of {member.name}; fetch it again")
                 parts[suffix.lower()] = (member.offset_data, member.size)
+            end = archive.offset
+        if not _only_zeros(path, end):  # tarfile takes a damaged header for the end, and so the rest for nothing
+            raise UserError(f"shard {path} is damaged at byte {end}; fetch it again")
     except tarfile.TarError as error:
         raise UserError(f"shard {path} is not a readable, uncompressed tar file ({error}); fetch it again") from error
     keys, images, texts, is_json, incomplete = [], [], [], [], []
@@ -376,6 +385,16 @@ def _has_end_mark(path: Path, size: int) -> bool:
     with path.open("rb") as file:
         file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
         return not any(file.read())
+
+
+def _only_zeros(path: Path, start: int) -> bool:
+    """Whether nothing but zeros follows from byte ``start`` on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while piece := file.read(1 << 20):
+            if any(piece):
+                return False
+    return True
 
 
 def _tar_fingerprint(shards: Sequence[Shard], indices: Sequence[dict[str, np.ndarray]]) -> str:

@@ -21,6 +21,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
         import benchmark.bench.encoding  # registers its benchmarks
+        import benchmark.bench.formats
         import benchmark.bench.making
         import benchmark.bench.probing
         import benchmark.bench.report

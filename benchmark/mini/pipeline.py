@@ -18,7 +18,7 @@ from benchmark.mini.world import CONFIGS, build_world
 from benchmark.progress import Bar
 from benchmark.side_by_side import Job, share_of, side_by_side
 from benchmark.stages import expert_stage, finished_stage, label_stage, train_stage
-from benchmark.suites import Ground, Provision
+from benchmark.suites import Ground, Provision, Trained
 from reports.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def provide(
     options: Options, names: Sequence[str], seeds: Sequence[int], tracker: Tracker | None, bar: Bar
 ) -> Provision:
     """The world's datasets, and the weights of those of clip, clip-ft, cliptex and cliptex with fewer experts that are
-    asked for; nothing is made twice."""
+    asked for, or the jobs that fine-tune them; nothing is made twice."""
     sizes = SIZES[options.suite]
     world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
     data = _datasets(world)
@@ -110,15 +110,18 @@ def provide(
         for name in wanted
         if name != "clip"
     ]
-    made |= _train_all(options, world, tuned, labels, tracker, bar)
+    found, left = _trainings(options, world, tuned, labels, tracker, bar)
+    made |= found
     backbones, runs, costs = {}, {}, {}
-    for seed in seeds:
-        for name in wanted:
-            weights = made[name, seed]
-            backbones[name, seed] = {"name": name, "weights": str(weights.path), "seed": seed, "any_architecture": True}
-            runs[name, seed] = weights.run
-            costs[name, seed] = {**weights.cost, **(label_cost if name in SUBSETS else {})}
-    return Provision(data, backbones, runs, costs)
+    for key in ((name, seed) for seed in seeds for name in wanted):
+        name, seed = key
+        costs[key] = label_cost if name in SUBSETS else {}
+        if key in left:
+            path = left[key].arguments["out"]
+        else:
+            path, runs[key], costs[key] = made[key].path, made[key].run, {**made[key].cost, **costs[key]}
+        backbones[key] = {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
+    return Provision(data, backbones, runs, costs, left)
 
 
 def ground(options: Options, seed: int, tracker: Tracker | None, bar: Bar) -> Ground:
@@ -150,16 +153,7 @@ class _Training:
         return replace(find_recipe(self.name), **self.changes)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Weights, the MLflow run that trained them, and what that cost."""
-
-    path: Path
-    run: str
-    cost: Mapping[str, float]
-
-
-_Weights = dict[tuple[str, int], _Made]
+_Weights = dict[tuple[str, int], Trained]
 
 
 def _base(
@@ -170,16 +164,24 @@ def _base(
     sizes = SIZES[options.suite]
     clips = [_Training("clip", {**sizes.clip, "seed": seed}, sizes.init) for seed in seeds]
     experts = _experts(options, world, tracker) if labelled else {}
-    found = _train_all(options, world, clips, None, tracker, bar, beside=list(experts.values()))
+    found, left = _trainings(options, world, clips, None, tracker, bar)
+    missing = [job for job in experts.values() if not (job.arguments["out"] / "expert.json").is_file()]
+    missing.sort(key=lambda job: -job.arguments["settings"]["epochs"])
+    jobs = [*left.values(), *missing]
+    found |= dict(zip(left, side_by_side(jobs, bar, device=options.device_name, most=options.jobs), strict=False))
     if not labelled:
         return found, None, {}
     # what is there by now is only looked up
     made = {name: job.function(**job.arguments, bar=bar) for name, job in experts.items()}
     pairs = open_pairs(str(world / "pairs"), bar)
-    out = home() / "labels" / f"{world.name}-{content_key([AXES, dict(sizes.experts)], 8)}"
+
+    def folder(key: str) -> Path:
+        """By what the experts are, not by what they were asked to be: those that were trained anew make new labels."""
+        return home() / "labels" / f"{world.name}-{key[:8]}"
+
     where = [f"{name}={job.arguments['out']}" for name, job in experts.items()]
     manifest = label_stage(
-        tracker, pairs, where, out, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
+        tracker, pairs, where, folder, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
         device=options.device_name, workers=options.workers, batch_size=128,
     )  # fmt: skip
     cost = {
@@ -188,7 +190,7 @@ def _base(
         "label_seconds": manifest["cost"]["seconds"],
         "label_flops": manifest["cost"]["flops"],
     }
-    return found, LabelStore(out), cost
+    return found, LabelStore(folder(manifest["key"])), cost
 
 
 def _experts(options: Options, world: Path, tracker: Tracker | None) -> dict[str, Job]:
@@ -200,24 +202,23 @@ def _experts(options: Options, world: Path, tracker: Tracker | None) -> dict[str
             expert_job,
             {"store": _store(tracker), "name": name, "root": world / "expert", "out": out, "settings": settings,
              "device": options.device_name},
+            threads=_threads(options),
         )  # fmt: skip
     return jobs
 
 
-def _train_all(
+def _trainings(
     options: Options,
     world: Path,
     trainings: Sequence[_Training],
     labels: LabelStore | None,
     tracker: Tracker | None,
     bar: Bar,
-    beside: Sequence[Job] = (),
-) -> _Weights:
-    """Train what is not there yet, side by side and ``beside`` other jobs; (name, seed) → weights."""
+) -> tuple[_Weights, dict[tuple[str, int], Job]]:
+    """(name, seed) → the weights that are there, and the jobs that make the others."""
     pairs = open_pairs(str(world / "pairs"), bar)
     made: _Weights = {}
-    left: list[tuple[str, int]] = []
-    jobs: list[Job] = []
+    left: dict[tuple[str, int], Job] = {}
     # long ones come first, so that in the end no core is left alone with one
     for training in sorted(trainings, key=lambda each: -len(each.recipe.tasks)):
         recipe = training.recipe
@@ -226,22 +227,22 @@ def _train_all(
         key = (training.name, recipe.seed)
         if found := find_trained(recipe, init=training.init, pairs=pairs, out=out, labels=used):
             run = finished_stage(tracker, **{"train.key": found.key})
-            made[key] = _Made(out, run, _cost(found.cost))
+            made[key] = Trained(out, run, _cost(found.cost))
             continue
-        left.append(key)
-        jobs.append(
-            Job(
-                train_job,
-                {"store": _store(tracker), "recipe": recipe, "init": training.init, "pairs": str(world / "pairs"),
-                 "labels": used.root if used else None, "out": out, "device": options.device_name,
-                 "workers": options.workers},
-            )
+        left[key] = Job(
+            train_job,
+            {"store": _store(tracker), "recipe": recipe, "init": training.init, "pairs": str(world / "pairs"),
+             "labels": used.root if used else None, "out": out, "device": options.device_name,
+             "workers": options.workers},
+            threads=_threads(options),
         )  # fmt: skip
-    others = [job for job in beside if not (job.arguments["out"] / "expert.json").is_file()]
-    others.sort(key=lambda job: -job.arguments["settings"]["epochs"])
-    # the threads of four jobs, which are what a first run begins with: the same weights whoever is left to be trained
-    done = side_by_side([*jobs, *others], bar, device=options.device_name, threads=share_of(4))
-    return made | dict(zip(left, done[: len(left)], strict=True))
+    return made, left
+
+
+def _threads(options: Options) -> int:
+    """Of a training or an expert: those of four jobs, which are what a first run begins with, so that the weights are the
+    same whoever is left to be trained."""
+    return share_of(4, options.jobs)
 
 
 def _store(tracker: Tracker | None) -> tuple[str, str] | None:
@@ -273,13 +274,13 @@ def train_job(
     device: str,
     workers: int,
     bar: Bar,
-) -> _Made:
+) -> Trained:
     """``train_stage``, from another process."""
     result, run = train_stage(
         Tracker(*store) if store else None, recipe, init=init, pairs=open_pairs(pairs, bar),
         labels=LabelStore(labels) if labels else None, out=out, bar=bar, device=device, workers=workers,
     )  # fmt: skip
-    return _Made(result.path, run, _cost(result.cost))
+    return Trained(result.path, run, _cost(result.cost))
 
 
 def _cost(cost: Mapping[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="backbones and seeds probed side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
+        help="trainings, backbones and seeds side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="encode with torch.compile (rounds differently; pays for many images on a GPU; needs a C++ compiler)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics there")
     parser.add_argument(
@@ -81,6 +87,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.table import show
     from reports.store import hide_password, tracking_uri
 
+    if options.compile:
+        os.environ["CLIPTEX_COMPILE"] = "1"  # for processes side by side too
     at_least(1, seeds=options.seeds)
     at_least(0, seed=options.seed, workers=options.workers, jobs=options.jobs)
     request = running.Options(

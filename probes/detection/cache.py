@@ -23,14 +23,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+import probes.same_shape  # registers what the config names
 from backbones.files import content_key
 from probes.base import Progress
 from probes.digests import digests
+from probes.encode_cost import EncodeCost
 from probes.encode_maps import keeping
 from probes.feature_cache import Store, ensure
 from probes.views import image_size
 
 Part = dict[str, Any]  # of a config
+OWN_MODULES = ("probes.detection.cache", "probes.encode_maps", "probes.same_shape")
+AT_ONCE = 16  # images of an evaluation's batch at most
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
 
 
@@ -45,12 +49,13 @@ def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Con
         }  # fmt: skip
         loader.num_workers = 0
         loader.persistent_workers = False
+    config.val_dataloader.update(batch_size=AT_ONCE, batch_sampler={"type": "SameShapeBatches"})
     stack = config.model.data_preprocessor
     config.model.data_preprocessor = {
         "type": "StackDetFeatures", "pad_mask": stack.pad_mask, "pad_size_divisor": stack.pad_size_divisor,
     }  # fmt: skip
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.encode_maps", "probes.detection.cache"]
+    config.custom_imports.imports = [*config.custom_imports.imports, *OWN_MODULES]
     return config
 
 
@@ -111,7 +116,21 @@ class CachedInstances(Dataset):
         sample.set_metainfo({"pad_shape": tuple(self._features.facts(place)["pad_shape"])})
         return {"inputs": tuple(self._features[place]), "data_samples": sample}
 
-    def open(self, progress: Progress | None = None, workers: int = 2, device: torch.device | None = None) -> None:
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Height and width of a test image as the backbone saw it, padded, and within its padding."""
+        if self._features is None:
+            self.open()
+        assert self._features is not None
+        facts = self._features.facts(index * len(self.turns))
+        return *facts["pad_shape"][:2], *facts["img_shape"][:2]
+
+    def open(
+        self,
+        progress: Progress | None = None,
+        workers: int = 2,
+        device: torch.device | None = None,
+        cost: EncodeCost | None = None,
+    ) -> None:
         """Open what is kept, making what is not. Raises as ``ensure`` and ``encode_maps`` do."""
 
         def wait() -> None:
@@ -119,6 +138,7 @@ class CachedInstances(Dataset):
                 progress.start(f"waiting for the process that encodes {self.name}", 1)
 
         self.close()
+        cost = cost or EncodeCost()
         paths = [self._info(index)["img_path"] for index in range(len(self))]
         with DefaultScope.overwrite_default_scope("mmdet"):
             pipelines = {
@@ -143,8 +163,9 @@ class CachedInstances(Dataset):
         recipe, make = keeping(
             self.encoder, "mmdet", load, sizes, identity, self.dtype, about=self.name,
             device=torch.device(device or self.device), workers=workers, progress=progress,
+            cost=cost,
         )  # fmt: skip
-        with probes.mmlab.isolated_rng():  # turning an image draws, though it is certain
+        with cost.timed(), probes.mmlab.isolated_rng():  # turning an image draws, though it is certain
             self._features = ensure(recipe, make, wait=wait)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -58,13 +57,11 @@ class DetectionProbe:
         from probes.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
-        config, notes, encoding = detection_config(self, context), list[str](), 0.0
+        config, notes, encoding = detection_config(self, context), list[str](), None
         if context.settings.cache != "none":
             from probes.encode_maps import provide
 
-            started = time.perf_counter()
-            notes = provide(config, context)
-            encoding = time.perf_counter() - started
+            notes, encoding = provide(config, context)
         trained = run_training(config, context, description=f"{spec.name}/{self.name}")
         (scores,) = trained.evaluators
         names = {sample.target: sample.image for sample in samples}
@@ -84,7 +81,7 @@ class DetectionProbe:
                 context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
             ),
             config=trained.config,
-            cost={**trained.cost, **({"encode_seconds": encoding} if encoding else {})},
+            cost=encoding.added_to(trained.cost) if encoding else trained.cost,
             notes=[*self._notes(trained.metrics, trained.train_dataset), *notes],
         )
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
 DENSE = ["--set", "max_iters=3", "--set", "batch_size=2", "--set", "size=32"]
@@ -107,22 +105,17 @@ def undisturbed(place):
 def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tmp_path, monkeypatch, number):
     """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
     experiment = f"killed-{number.name}"
-    command = [sys.executable, "-m", "benchmark", *KILLED, "--experiment", experiment]
+    words = [*KILLED, "--experiment", experiment]
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))  # no other run's scratch is to be taken for this one's
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    home = tmp_path / "home/work"
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not list(home.glob("*/training-state.pth")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    told = process.communicate(timeout=60)[0]
+    victim = Fork(command, *words, output=tmp_path / "said")
+    victim.wait_for(tmp_path / "home/work", "*/training-state.pth")
+    victim.signal(number)
     if number == signal.SIGTERM:
-        assert process.returncode == 130
-        assert "Go on with: python -m benchmark run" in told
-    assert main([*command[3:], "--json", str(tmp_path / "resumed.json")]) == 0
+        assert victim.end() == 130
+        assert "Go on with: python -m benchmark run" in victim.said()
+    else:
+        assert victim.end() == -signal.SIGKILL
+    assert main([*words, "--json", str(tmp_path / "resumed.json")]) == 0
     resumed = json.loads((tmp_path / "resumed.json").read_text())
     assert resumed["backbones"] == undisturbed
     client = MlflowClient(resumed["mlflow"]["tracking_uri"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import pickle
 import time
 
 import pytest
@@ -13,49 +13,7 @@ from backbones.errors import UserError
 from benchmark import side_by_side as module
 from benchmark.progress import Bar, console
 from benchmark.side_by_side import Job, share_of, side_by_side
-
-
-def square(*, number, bar):
-    import torch
-
-    from benchmark.progress import console
-
-    bar.start("squaring", 2)
-    bar.advance(2)
-    console.print(f"said by {number}")
-    return number**2, os.getpid(), torch.get_num_threads()
-
-
-def mistake(*, bar):
-    raise UserError("no such thing; take another")
-
-
-def wait(*, marker, bar):
-    marker.write_text(str(os.getpid()))
-    try:
-        time.sleep(600)
-    except KeyboardInterrupt:
-        marker.with_suffix(".saved").touch()
-        raise
-
-
-def wrapped(*, bar):
-    try:
-        mistake(bar=bar)
-    except UserError as error:
-        raise RuntimeError("a task broke") from error
-
-
-def leave(*, bar):
-    raise SystemExit(0)
-
-
-def unportable(*, bar):
-    return lambda: None
-
-
-def vanish(*, bar):
-    os.kill(os.getpid(), signal.SIGKILL)
+from tests.benchmark.jobs import leave, mistake, noted, square, unportable, vanish, wait, wrapped
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +31,22 @@ def test_results_in_order_and_words_of_all(capsys):
     assert sorted(said.get().split("\n"))[1:] == ["said by 1", "said by 2", "said by 3"]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # in processes, and one after the other in this one
+def test_a_job_that_comes_after_another_takes_its_result(device, tmp_path):
+    log = tmp_path / "log"
+    jobs = [
+        Job(noted, {"log": log, "name": "slow", "seconds": 1.5}),
+        Job(noted, {"log": log, "name": "after slow"}, after=0, result_as="before"),
+        Job(noted, {"log": log, "name": "free"}),
+        Job(noted, {"log": log, "name": "after both"}, after=1, result_as="before", threads=2),
+    ]
+    found = side_by_side(jobs, Bar(), device=device)
+    assert [result for result, _ in found] == ["slow", "slow < after slow", "free", "slow < after slow < after both"]
+    if device == "cpu":
+        assert log.read_text().split("\n")[0] == "free", "what can begin does not wait for what cannot"
+        assert [threads for _, threads in found] == [1, 1, 1, 2]
+
+
 def test_one_job_or_an_accelerator_needs_no_process():
     ((result, process, _),) = side_by_side([Job(square, {"number": 5})], Bar())
     assert (result, process) == (25, os.getpid())
@@ -85,7 +59,7 @@ def test_threads_do_not_depend_on_what_is_left(monkeypatch):
     import torch
 
     before = torch.get_num_threads()
-    ((_, process, threads),) = side_by_side([Job(square, {"number": 5})], Bar(), threads=before + 1)
+    ((_, process, threads),) = side_by_side([Job(square, {"number": 5}, threads=before + 1)], Bar())
     assert (process, threads) == (os.getpid(), before + 1) and torch.get_num_threads() == before
     monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
     assert [share_of(jobs) for jobs in (1, 2, 9)] == [2, 1, 1] and share_of(9, most=1) == 2
@@ -103,28 +77,28 @@ def test_a_mistake_arrives_whole_and_ends_the_others(tmp_path):
 def test_a_cause_arrives_too():
     with pytest.raises(RuntimeError, match="a task broke") as raised:
         side_by_side([Job(wrapped), Job(wrapped)], Bar())
-    assert isinstance(raised.value.__cause__, UserError)
+    assert isinstance(raised.value.__cause__, ValueError)
     assert "in wrapped" in raised.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
-    ("job", "said"), [(vanish, "a process died"), (leave, "without its result"), (unportable, "without its result")]
+    ("job", "said"), [(vanish, "a process died"), (leave, "without its result"), (unportable, "ickle")]
 )
 def test_a_process_that_ends_without_its_result_is_said(job, said):
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises((RuntimeError, AttributeError, pickle.PicklingError), match=said):
         side_by_side([Job(job), Job(job)], Bar())
 
 
-def test_interrupted_jobs_may_save_what_they_have(tmp_path, monkeypatch):
+def test_interrupted_jobs_may_save_what_they_have(tmp_path):
     markers = [tmp_path / "one", tmp_path / "two"]
 
-    def interrupted(*_):
-        while not all(marker.is_file() for marker in markers):
-            time.sleep(0.05)
-        raise KeyboardInterrupt
+    class Interrupted(Bar):
+        def lane(self):
+            while not all(marker.is_file() for marker in markers):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_follow", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        side_by_side([Job(wait, {"marker": marker}) for marker in markers], Bar())
+        side_by_side([Job(wait, {"marker": marker}) for marker in markers], Interrupted())
     assert all(marker.with_suffix(".saved").is_file() for marker in markers)
     assert not multiprocessing.active_children()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+import backbones
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.labels import LabelStore, check_labels
 from benchmark.__main__ import main
 from tests.backbones.cliptex import toy, toy_experts
+from tests.forks import Fork, command, ranks
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ["--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels", "--device", "cpu"]
@@ -51,20 +54,23 @@ def label_command(out: str, experiment: str) -> list[str]:
     return ["label", "--pairs", "pairs", "--experts", experts, *options]
 
 
-def start(launcher: list[str], arguments: list[str]) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "-m", "benchmark", *arguments]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def kill_when(words: list[str], there: Path, pattern: str, output: Path) -> None:
+    """Run the command; kill -9 as soon as a file like ``pattern`` is in the folder ``there``."""
+    victim = Fork(command, *words, output=output)
+    victim.wait_for(there, pattern)
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
 
 
-def kill_when(process: subprocess.Popen, there: Path, pattern: str) -> None:
-    """kill -9 as soon as a file like ``pattern`` is in the folder ``there``."""
-    while not list(there.glob(pattern)):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def in_a_new_python(*arguments: str) -> str:
+    """What ``python ARGUMENTS`` prints; it must end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def runs_of(experiment: str) -> list:
@@ -75,11 +81,11 @@ def runs_of(experiment: str) -> list:
 
 
 @pytest.mark.slow
-def test_training_killed_and_started_again(here):
-    command = ["train", *TRAIN, "--out", "cut.safetensors", "--experiment", "cut"]
-    kill_when(start([], [*command, "--save-every", "0"]), here / "cut.safetensors.resume", "state.pt")
+def test_training_killed_and_started_again(here, tmp_path):
+    words = ["train", *TRAIN, "--out", "cut.safetensors", "--experiment", "cut"]
+    kill_when([*words, "--save-every", "0"], here / "cut.safetensors.resume", "state.pt", tmp_path / "said")
     assert not Path("cut.safetensors").exists()
-    assert main(command) == 0
+    assert main(words) == 0
     assert read_checkpoint(Path("cut.safetensors")).sha256 == read_checkpoint(Path("whole.safetensors")).sha256
     assert not Path("cut.safetensors.resume").exists()
     runs = {run.info.status: run for run in runs_of("cut")}
@@ -89,15 +95,15 @@ def test_training_killed_and_started_again(here):
     assert done.tags["weights.sha256"] == whole.data.tags["weights.sha256"]
     assert done.tags["experts"] == "seg,depth,normal"
     assert done.metrics["cost/train_flops"] == whole.data.metrics["cost/train_flops"] > 0
-    assert main(command) == 0 and len(runs_of("cut")) == 2  # nothing twice
+    assert main(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
 
 
 @pytest.mark.slow
-def test_labelling_killed_and_started_again(here, capsys):
-    command = label_command("cut-labels", "cut-labels")
-    kill_when(start([], command), here / "cut-labels", "*.labels")
+def test_labelling_killed_and_started_again(here, tmp_path, capsys):
+    words = label_command("cut-labels", "cut-labels")
+    kill_when(words, here / "cut-labels", "*.labels", tmp_path / "said")
     assert not Path("cut-labels/manifest.json").exists()
-    assert main(command) == 0
+    assert main(words) == 0
     assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
     assert check_labels("cut-labels") == [] and LabelStore("cut-labels").identity == LabelStore("labels").identity
     assert sorted(run.info.status for run in runs_of("cut-labels")) == ["FINISHED", "KILLED"]
@@ -107,19 +113,75 @@ def test_labelling_killed_and_started_again(here, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_from_the_command_line():
+def test_two_processes_from_the_command_line(tmp_path):
     """One run in MLflow, one voice, the labels of one process to the byte, and its weights up to the order of sums."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    label = start(torchrun, label_command("two-labels", "two"))
-    told = label.communicate(timeout=900)[0]
-    assert label.returncode == 0, told
-    assert told.count("48 pairs in, 48 labelled, 0 failed") == 1
+    ranks(command, *label_command("two-labels", "two"), output=tmp_path / "said")
+    assert (tmp_path / "said").read_text().count("48 pairs in, 48 labelled, 0 failed") == 1
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
-    train = start(torchrun, ["train", *TRAIN, "--out", "two.safetensors", "--experiment", "two"])
-    told = train.communicate(timeout=900)[0]
-    assert train.returncode == 0, told
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmark"]
+    told = in_a_new_python(*torchrun, "train", *TRAIN, "--out", "two.safetensors", "--experiment", "two")
     assert told.count("cliptex trained: two.safetensors") == 1
     assert [run.info.status for run in runs_of("two")] == ["FINISHED"] * 2
     two, one = load_file("two.safetensors"), load_file("whole.safetensors")
     far = sum(((two[name] - one[name]).abs() > 1e-2).sum().item() for name in one)
     assert far / sum(value.numel() for value in one.values()) < 1e-2
+
+
+@pytest.mark.slow
+def test_weights_are_loaded_from_mlflow_alone_as_their_run_says(here, tmp_path, monkeypatch):
+    """The two commands of a training run's description, in another folder and a new process: the registry's features."""
+    from mlflow.cli import cli
+
+    (run,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
+    lines = run.data.tags["mlflow.note.content"].splitlines()
+    (download,) = [shlex.split(line) for line in lines if " mlflow artifacts download " in line]
+    (load,) = [shlex.split(line) for line in lines if line.startswith("python -c ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(*download[0].split("=", 1))
+    cli.main(download[2:], standalone_mode=False)
+    assert sorted(path.name for path in Path("weights").iterdir()) == ["load.py", "whole.safetensors"]
+
+    backbone = backbones.create("cliptex", weights=here / "whole.safetensors", any_architecture=True)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(images, "images.pt")
+    code = """
+import torch
+images, backbone = torch.load("images.pt", weights_only=True), load()
+torch.save([*backbone(images), backbone.encode_image(images), backbone.encode_text(["a red disc"])], "features.pt")
+print(backbone.weights.source, backbone.weights.sha256)
+"""
+    told = in_a_new_python("-c", load[2] + code)
+    assert told.split()[-2:] == [str(tmp_path / "weights/whole.safetensors"), backbone.weights.sha256]
+    expected = [*backbone(images), backbone.encode_image(images), backbone.encode_text(["a red disc"])]
+    for ours, theirs in zip(expected, torch.load("features.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["clip", "mine.json"])
+def test_weights_of_any_recipe_have_a_loader_that_works(here, recipe, tmp_path):
+    """Of a recipe file, whose name is no backbone's, and of clip, whose name stands for another architecture."""
+    Path("mine.json").write_text('{"recipe": "clip-ft", "lr": 0.001}')
+    words = [
+        "train",
+        "--recipe",
+        recipe,
+        "--init",
+        "random",
+        "--pairs",
+        "pairs",
+        "--device",
+        "cpu",
+        "--out",
+        f"{recipe}.st",
+    ]
+    small = ["--set", "model=tiny", "--set", "batch_size=16", "--set", "epochs=0.4", "--experiment", recipe]
+    assert main([*words, *small]) == 0
+    (run,) = runs_of(recipe)
+    note = run.data.tags["mlflow.note.content"]
+    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    client.download_artifacts(run.info.run_id, "weights", str(tmp_path))
+    places: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
+    exec((tmp_path / "weights/load.py").read_text(), places[0])
+    exec(note.split("```python\n")[1].split("```")[0], places[1])
+    sums = {places[0]["load"]().weights.sha256, places[1]["backbone"].weights.sha256}
+    assert len(sums) == 1 and sums == {backbones.create("cliptex", weights=f"{recipe}.st").weights.sha256}

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import RECIPES, read_recipe
+from backbones.files import home
 from benchmark.__main__ import main
 from benchmark.sweeping import Request, fixed_settings, held_lambdas, make_recipe
 
@@ -87,15 +88,23 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert "fixed.epochs: 1.0 → 2.0" in capsys.readouterr().err
     assert main([*LAUNCH, "--values", "1,5"]) == 2
     assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
-    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell
-    assert (
-        main(
-            [*LAUNCH, "--study", "more", "--values", "1,10", "--seeds", "1", "--objective", "mini-class/zero-shot/top1"]
-        )
-        == 0
-    )
-    later = [r for r in client.search_runs([experiment.experiment_id]) if r.data.tags.get("stage") == "train"]
-    assert len(later) == len(stages)
+
+    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell, and two
+    # worker processes share its cells
+    more = [*LAUNCH, "--study", "more", "--values", "0.1,1,10", "--seeds", "1", "--workers", "2"]
+    assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 0
+    assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
+    second = optuna.load_study(study_name="more", storage="sqlite:///sweeps.db")
+    assert {trial.state for trial in second.get_trials()} == {TrialState.COMPLETE}
+    assert sorted(trial.params["lambda_seg"] for trial in second.get_trials()) == [0.1, 1.0, 10.0]
+    said = [(home() / f"sweeps/more/worker-{number}.log").read_text() for number in (1, 2)]
+    ended = [re.search(r"no cell is left; this worker finished (\d)", one) for one in said]
+    assert all(ended) and sum(int(one[1]) for one in ended) == 3, said
+    assert Path("more-best.json").is_file()
+    found = client.search_runs([experiment.experiment_id])
+    later = [run for run in found if run.data.tags.get("stage") == "train"]
+    assert len(later) == len(stages) + 1
+    assert {run.info.status for run in found} == {"FINISHED"}
 
 
 @pytest.mark.parametrize(

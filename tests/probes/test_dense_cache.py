@@ -15,11 +15,13 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 from backbones.errors import UserError
 from probes.dense import dense_config
 from probes.dense_cache import CachedDense
+from probes.encode_cost import EncodeCost
 from probes.feature_cache import root
 from probes.registry import PROBES
 from probes.views import View, all_views
@@ -168,12 +170,33 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation")
     first, second = Recorder(), Recorder()
     made = run(tmp_path / "a", "segmentation", data, "linear", recorder=first, cache="fp16")
-    run(tmp_path / "b", "segmentation", data, "pspnet", recorder=second, cache="fp16", seed=5, max_iters=2)
+    again = run(tmp_path / "b", "segmentation", data, "pspnet", recorder=second, cache="fp16", seed=5, max_iters=2)
     assert [name for name, _ in first.started if name.startswith(("encoding", "cutting"))] == [
         "encoding tiny-cnn on tiny-seg (train)", "cutting the truth of tiny-seg", "encoding tiny-cnn on tiny-seg (val)",
     ]  # fmt: skip
     assert not [name for name, _ in second.started if name.startswith(("encoding", "cutting"))]
-    assert made.cost["encode_seconds"] > 0 and "CachedDense" in made.config
+    assert "CachedDense" in made.config
+    cost, rest = made.cost, again.cost
+    assert cost["encode_seconds"] > 0 and rest["encode_seconds"] == 0
+    images = 6 * 4 + 3  # two views, each also turned, and val
+    assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
+    assert "encode_images_per_second" not in rest
+    assert cost["flops"] == cost["encode_flops"] + cost["train_flops"] + cost["eval_flops"]
+    assert rest["encode_flops"] == 0 and rest["flops"] == rest["train_flops"] + rest["eval_flops"]
+
+
+def test_what_encoding_costs_is_what_was_encoded(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    _, val = sets(*prepare(tmp_path / "w", "segmentation", data, cache="fp16"))
+    cost = EncodeCost()
+    with FlopCounterMode(display=False) as everything:
+        val.open(cost=cost)
+    assert cost.images == 3 and cost.flops == everything.get_total_flops() > 0  # images of two shapes
+    for shard in root().glob("*/00000.bin"):
+        shard.unlink()
+    before = cost.flops
+    val.open(cost=cost)
+    assert cost.images == 6 and cost.flops == 2 * before
 
 
 def test_tasks_on_the_same_images_share_their_features(tmp_path):

@@ -50,8 +50,11 @@ def test_maps_are_those_of_the_backbone() -> None:
         (2, c, 64 // s, 96 // s) for c, s in ((8, 4), (16, 8), (24, 16), (32, 32))
     ]
     assert not any(m.requires_grad for m in maps)
-    expected = module.backbone(images)
-    assert all(torch.equal(m, e) for m, e in zip(maps, expected, strict=True))
+    # the layout that convolutions are quick on, which rounds differently in the last bits
+    expected = module.backbone(images.contiguous(memory_format=torch.channels_last))
+    assert all(torch.equal(m, e) and m.is_contiguous() for m, e in zip(maps, expected, strict=True))
+    for one, plain in zip(maps, module.backbone(images), strict=True):
+        torch.testing.assert_close(one, plain)
     last, first = frozen(out_indices=(-1, 0))(images)
     assert torch.equal(last, expected[3]) and torch.equal(first, expected[0])
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
+from backbones.files import write_text
 from reports.errors import TrackingError
 from reports.store import connect, hide_password, metric_key, metric_name, tracking_uri
 from reports.tracking import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
+from tests.forks import Fork
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +82,25 @@ def test_resume_takes_the_same_run_up_again(uri):
     assert FAILURE_TAG not in stored.data.tags
 
 
+def hold_a_run(uri, marker):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with Tracker("killed", uri).run("victim") as run:
+        write_text(marker, run.id)
+        time.sleep(60)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_run_stays_running_when_its_process_is_killed(uri, number):
-    script = textwrap.dedent(
-        """
-        import sys, time, signal
-        from reports.tracking import Tracker
-        def stop(*_): raise KeyboardInterrupt
-        signal.signal(signal.SIGTERM, stop)
-        with Tracker("killed", sys.argv[1]).run("victim") as run:
-            print(run.id, flush=True)
-            time.sleep(60)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, uri], stdout=subprocess.PIPE, text=True)
-    run_id = process.stdout.readline().strip()
+def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
+    victim = Fork(hold_a_run, uri, tmp_path / "run-id", output=tmp_path / "said")
+    victim.wait_for(tmp_path, "run-id")
+    run_id = (tmp_path / "run-id").read_text()
     tracker = Tracker("killed", uri)
     assert tracker.close_vanished() == [], "a living process keeps its run"
-    process.send_signal(number)
-    process.wait()
+    victim.signal(number)
+    victim.end()
     closed = tracker.close_vanished()
     stored = tracker.client.get_run(run_id)
     assert stored.info.status == "KILLED"
@@ -126,6 +127,29 @@ def test_metrics_that_the_store_refused_are_sent_once_more(uri, monkeypatch):
     assert tracker.client.get_run(run.id).data.metrics == {"train/loss": 2.0}
 
 
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_a_slow_server_holds_nothing_up_and_gets_all_in_order(uri, monkeypatch, ends):
+    tracker = Tracker("slow", uri)
+    store, came = tracker.client._client.log_batch, []
+
+    def slowly(run_id, metrics=(), **rest):
+        time.sleep(0.2)
+        came.extend(metric.step for metric in metrics)
+        return store(run_id, metrics=metrics, **rest)
+
+    monkeypatch.setattr(tracker.client._client, "log_batch", slowly)
+    with contextlib.suppress(ZeroDivisionError), tracker.run("r") as run:
+        started = time.perf_counter()
+        for step in range(2200):  # four full batches, and a part
+            run.log_metrics({"train/loss": 1.0}, step)
+        assert time.perf_counter() - started < 0.2 and len(came) < 2200, "training waited for the server"
+        if ends == "badly":
+            raise ZeroDivisionError
+    assert came == list(range(2200))
+    assert tracker.client.get_run(run.id).info.status == ("FINISHED" if ends == "well" else "FAILED")
+    assert len(tracker.client.get_metric_history(run.id, "train/loss")) == 2200
+
+
 def _refuse(*_, **__):
     from mlflow.exceptions import MlflowException
 
@@ -143,11 +167,8 @@ def test_a_store_that_fails_in_the_middle_is_the_users_to_mend_and_hides_nothing
 
 
 def test_processes_may_make_the_same_new_store_at_once(tmp_path):
-    script = "import sys; from reports.tracking import Tracker; Tracker('new', sys.argv[1])"
-    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
+    both = [Fork(Tracker, "new", f"sqlite:///{tmp_path}/mlflow.db", output=tmp_path / f"said-{i}") for i in range(2)]
+    assert [fork.end() for fork in both] == [0, 0], [fork.said() for fork in both]
 
 
 def test_wrong_stores_are_said_in_one_line(tmp_path):

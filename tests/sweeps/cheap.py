@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import time
@@ -20,9 +19,7 @@ from sweeps.objective import TaskFacts, make_objectives
 from sweeps.space import make_space
 from sweeps.study import Plan, Sweep, load_sweep, start_sweep
 from sweeps.worker import Evaluation, work
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.sweeps.cheap", "mlflow.tracking"])
+from tests.forks import FORKS
 
 TASKS = {
     "seg/linear": TaskFacts({"mIoU": 1, "aAcc": 1}, "dense"),

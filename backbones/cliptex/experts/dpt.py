@@ -142,7 +142,10 @@ class DPT(Expert):
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size = images.shape[-2:]
-        patch = (getattr(self.net.config, "backbone_config", None) or self.net.config).patch_size
+        # a hybrid's convolutional backbone has no patch of its own, but its ViT has
+        patch = (
+            getattr(getattr(self.net.config, "backbone_config", None), "patch_size", 0) or self.net.config.patch_size
+        )
         side = max(1, round(self.settings.size / patch)) * patch  # square, as transformers' own processor makes it
         depth = self(resize(images.to(self.device).float() / 255, (side, side)))
         return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}

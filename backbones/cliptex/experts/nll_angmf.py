@@ -18,6 +18,8 @@ from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.experts.unet import UNet
 from backbones.cliptex.protocols import Progress, RunLog
 
+LONGEST = 8
+
 
 @dataclass(frozen=True)
 class NllAngMFSettings(FitSettings):
@@ -78,6 +80,7 @@ class NllAngMF(Expert):
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """(H, W) brought to ``side`` on the short side, its aspect kept: normals keep their meaning."""
-    scale = side / min(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    """(H, W) brought to ``side`` on the short side, its aspect kept: normals keep their meaning. Banners are squeezed to
+    ``LONGEST`` times the short side: a picture of 1 × 1,000 pixels must not become one of 384 × 384,000."""
+    scale, longest = side / min(size), LONGEST * side
+    return min(longest, max(1, round(size[0] * scale))), min(longest, max(1, round(size[1] * scale)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,15 +38,14 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, accumulate = Path(sys.argv[1]), int(sys.argv[2])
+def one_rank(folder: Path, accumulate: int, pairs_dir: str) -> None:
+    """What each of the processes does."""
     with processes("cpu") as place:
         recipe = replace(RECIPE, accumulate=accumulate)
-        torch.save(one_step(sys.argv[3], recipe, place.rank, place.world), folder / f"rank{place.rank}.pt")
+        torch.save(one_step(pairs_dir, recipe, place.rank, place.world), folder / f"rank{place.rank}.pt")
         recorder = toy.Recorder()
         result = train(
-            recipe, init="random", pairs=open_pairs(sys.argv[3]), labels=toy.ToyLabels(),
+            recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
             out=folder / "two.safetensors", log=recorder, progress=recorder, workers=0,
         )  # fmt: skip
         assert bool(recorder.metrics) == place.first

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,18 +11,8 @@ from safetensors.torch import load_file
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.train import train
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.ranks import RECIPE, one_step
-
-ROOT = Path(__file__).parents[3]
-
-
-def torchrun(*arguments: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step
+from tests.forks import ranks
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +23,13 @@ def pairs_dir(tmp_path_factory):
 @pytest.mark.parametrize("accumulate", [2])
 def test_two_processes_equal_one(tmp_path, pairs_dir, accumulate):
     """Losses and gradients of the first step, with gradient caching on top, and weights after a whole training."""
-    torchrun(str(ROOT / "tests/backbones/cliptex/ranks.py"), str(tmp_path), str(accumulate), str(pairs_dir))
+    ranks(one_rank, tmp_path, accumulate, str(pairs_dir), output=tmp_path / "said")
     whole_losses, whole_gradients = one_step(str(pairs_dir), RECIPE)
-    ranks = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
+    halves = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
     for name, loss in whole_losses.items():
-        assert torch.allclose(sum(losses[name] for losses, _ in ranks) / 2, loss, rtol=1e-4), name
+        assert torch.allclose(sum(losses[name] for losses, _ in halves) / 2, loss, rtol=1e-4), name
     for name, gradient in whole_gradients.items():
-        for _, gradients in ranks:
+        for _, gradients in halves:
             assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=2e-5), name
 
     assert (tmp_path / "sha0").read_text() == (tmp_path / "sha1").read_text()

@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from torchmetrics.functional.classification import multiclass_jaccard_index
-from transformers import DPTForDepthEstimation
+from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.cliptex.experts import angmf, evaluate, find_expert, known_experts, load_experts, train_expert
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import CocoImage, load_data, paint
+from backbones.cliptex.experts.dpt import DPT, DPTSettings
+from backbones.cliptex.experts.dpt_conv import DepthOutput
 from backbones.cliptex.experts.evaluate import depth, normals, segmentation
+from backbones.cliptex.experts.nll_angmf import scaled
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy_experts
@@ -385,3 +388,26 @@ def test_a_loss_that_breaks_says_so(tmp_path):
         train_expert("nll-angmf", root, tmp_path / "out", settings={"epoch": "3"}, **QUIET)
     with pytest.raises(UserError, match="no timm encoder"):
         train_expert("unet", root, tmp_path / "out", settings={"encoder": "resnet-fifty"}, **QUIET)
+
+
+def test_banners_are_squeezed():
+    assert scaled((480, 640), 384) == (384, 512) and scaled((64, 64), 64) == (64, 64)
+    assert scaled((1, 1000), 384) == (384, 3072) and scaled((1000, 1), 384) == (3072, 384)
+
+
+def test_a_hybrid_dpt_predicts():
+    """Its backbone (BiT) has no patch size; the net here only stands for a gigabyte of weights."""
+    config = DPTConfig(is_hybrid=True)
+    assert not hasattr(config.backbone_config, "patch_size")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = config
+
+        def forward(self, pixel_values):
+            return DepthOutput(pixel_values.mean(1))
+
+    expert = DPT(DPTSettings(size=64), model=Net())
+    expert.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))
+    assert expert.predict(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))["depth"].shape == (1, 40, 50)

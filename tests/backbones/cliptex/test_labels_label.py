@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,7 @@ from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy_experts
-
-ROOT = Path(__file__).parents[3]
+from tests.forks import Fork, ranks
 
 
 def label(pattern: str, out: Path, **more):
@@ -135,44 +131,23 @@ def test_an_expert_without_a_finite_word_is_named(tmp_path):
     assert manifest["failed"] == [["00000/000000000", "no finite depth from its expert"]]
 
 
-SCRIPT = """
-from tests.backbones.cliptex.test_labels_label import *
-import sys
-label(sys.argv[1], Path(sys.argv[2]))
-"""
-
-
-def run(pattern: str, out: Path, *, torchrun: int = 0, script: Path) -> subprocess.Popen:
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(torchrun)] if torchrun else []
-    command = [sys.executable, *launcher, str(script), pattern, str(out)]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
-
-
-@pytest.mark.slow
 def test_two_processes_share_the_shards(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=3)
     label(pattern, tmp_path / "one")
-    process = run(pattern, tmp_path / "two", torchrun=2, script=tmp_path / "script.py")
-    error = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, error.decode()[-2000:]
+    ranks(label, pattern, tmp_path / "two", output=tmp_path / "said")
     assert same(tmp_path / "one", tmp_path / "two")
     assert LabelStore(tmp_path / "two").manifest["cost"]["processes"] == 2
     assert check_labels(tmp_path / "two") == []
 
 
-@pytest.mark.slow
 def test_kill_9_then_the_same_command(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "pairs", shards=8, each=30)
     label(pattern, tmp_path / "whole")
     out = tmp_path / "killed"
-    process = run(pattern, out, script=tmp_path / "script.py")
-    deadline = time.monotonic() + 120
-    while not list(out.glob("*.labels")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
+    victim = Fork(label, pattern, out, output=tmp_path / "said")
+    victim.wait_for(out, "*.labels")
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.labels")}
     assert done
     with pytest.raises(UserError, match="not finished"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from backbones.cliptex import planes
 from backbones.cliptex.labels import DamagedShard, LabelStore, LabelWriter, check_labels, encode
 from backbones.errors import UserError
+from tests.forks import Fork
 
 SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -246,28 +245,22 @@ def test_reading_a_changed_record_says_so(tmp_path):
         LabelStore(tmp_path).get("a/0000")
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, {root!r})
-from tests.backbones.cliptex.test_labels_store import *
-writer = write(Path({out!r}), names=("a",), finish=False)
-with writer.shard("b") as shard:
-    for i in range(100_000):
-        shard.add(f"b/{{i}}", encode(smooth_labels(i, 32)))
-        if i == 20:
-            print("writing", flush=True)
-"""
+def write_for_ever(out: Path, marker: Path) -> None:
+    writer = write(out, names=("a",), finish=False)
+    with writer.shard("b") as shard:
+        for i in range(100_000):
+            shard.add(f"b/{i}", encode(smooth_labels(i, 32)))
+            if i == 20:
+                marker.touch()
 
 
-def test_kill_9_while_writing_leaves_nothing_that_counts(tmp_path):
-    root = str(Path(__file__).parents[3])
-    script = KILLED.format(root=root, out=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=root)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"writing\n"
+def test_kill_9_while_writing_leaves_nothing_that_counts(tmp_path, tmp_path_factory):
+    marker = tmp_path_factory.mktemp("killed") / "writing"
+    victim = Fork(write_for_ever, tmp_path, marker, output=marker.with_name("said"))
+    victim.wait_for(marker.parent, marker.name)
     time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
     assert [path.name for path in tmp_path.rglob("*") if path.suffix == ".labels"] == ["a.labels"]
     writer = write(tmp_path, finish=False, names=())
     assert writer.finished("a") is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -108,6 +109,33 @@ def test_damaged_shards(tmp_path, shards):
     for name in ("cut", "at-block", "noise", "zeros"):
         with pytest.raises(UserError, match=f"{name}.tar"):
             open_pairs(tmp_path / f"{name}.tar")
+
+
+def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
+    path = tmp_path / "0.tar"
+    image = toy.encode(toy.scene(0)[0])
+    toy.write_tar(path, {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", image), ("txt", b"x"))})
+    assert len(open_pairs(path)) == 6
+    with tarfile.open(path) as archive:
+        at = archive.getmembers()[6].offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + b"\xff" * 100 + whole[at + 100 :])
+    with pytest.raises(UserError, match=f"damaged at byte {at}"):
+        open_pairs(path)
+    path.write_bytes(whole + whole)  # cat a.tar b.tar: readers see the first alone
+    with pytest.raises(UserError, match="damaged at byte"):
+        open_pairs(path)
+
+
+def test_a_pattern_with_a_brace_too_many(tmp_path):
+    with pytest.raises(UserError, match="no pattern of shards"):
+        open_pairs(f"{tmp_path}/{{0..3.tar")
+
+
+def test_a_table_from_a_spreadsheet(tmp_path):
+    (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbffilepath,caption\na.png,x\n")
+    assert open_pairs(tmp_path / "t.csv")[0].caption == "x"
 
 
 def test_same_stem_in_two_folders(tmp_path):

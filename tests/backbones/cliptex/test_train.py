@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +30,8 @@ from backbones.cliptex.steps import Steps
 from backbones.cliptex.train import find_trained, train
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy
+from tests.forks import Fork
 
-ROOT = Path(__file__).parents[3]
 TINY = {"model": "tiny", "batch_size": 16, "epochs": 2.0, "lr": 1e-3}
 CLIPTEX = replace(RECIPES["cliptex"], **TINY)
 
@@ -212,40 +210,38 @@ def test_micro_batches_move_statistics_once(tmp_path, pairs):
     assert counts and set(counts) == {2 * result.cost["steps"]}
 
 
-KILLED = """
-import os, signal, sys
-from dataclasses import replace
-import torch
-torch.set_num_threads(1)
-from backbones.cliptex.pairs import open_pairs
-from backbones.cliptex.train import train
-from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.test_train import CLIPTEX
 class Kill(toy.Recorder):
+    """kill -9 of itself at the fourth step."""
+
     def advance(self, steps=1):
         super().advance(steps)
-        if self.bars[-1][0].startswith("train") and self.steps == 4 and sys.argv[3] == "kill":
+        if self.bars[-1][0].startswith("train") and self.steps == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-print(train(CLIPTEX, init="random", pairs=open_pairs(sys.argv[1]), labels=toy.ToyLabels(), out=sys.argv[2],
-            progress=Kill(), workers=0, save_seconds=0.0).sha256)
-"""
 
 
-@pytest.mark.slow
+def train_elsewhere(pairs: str, out: Path, kill: bool) -> None:
+    progress = Kill() if kill else toy.Recorder()
+    done = train(
+        CLIPTEX, init="random", pairs=open_pairs(pairs), labels=toy.ToyLabels(), out=out, progress=progress, workers=0,
+        save_seconds=0.0,
+    )  # fmt: skip
+    print(done.sha256)
+
+
 def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
-    def start(mode: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", KILLED, str(pairs.name).removesuffix("/*.tar"), str(tmp_path / "a"), mode]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    def start(kill: bool) -> Fork:
+        folder = str(pairs.name).removesuffix("/*.tar")
+        return Fork(train_elsewhere, folder, tmp_path / "a", kill, output=tmp_path / f"said-{kill}")
 
-    assert start("kill").returncode == -signal.SIGKILL
+    assert start(kill=True).end() == -signal.SIGKILL
     assert torch.load(tmp_path / "a.resume/state.pt", weights_only=True)["step"] == 4
-    resumed = start("go")
+    resumed = start(kill=False)
+    assert resumed.end() == 0, resumed.said()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = run(CLIPTEX, pairs, tmp_path / "b")
     torch.set_num_threads(threads)
-    assert resumed.stdout.strip() == whole.sha256, resumed.stderr[-2000:]
+    assert resumed.said().split()[-1] == whole.sha256
 
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):

@@ -27,6 +27,7 @@ from benchmark.mini.sheet import caption_sheet, dense_sheet
 from benchmark.mini.world import build_world, is_whole
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
+from tests.forks import alive
 
 # fmt: off
 TINY = WorldConfig(
@@ -265,6 +266,7 @@ if __name__ == "__main__":
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 60  # of its own: to start may have taken long
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(process.pid), "workers outlive their parent"
@@ -308,19 +310,6 @@ def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
     assert max(each.done for each in steps) == 55
     assert min(each.done for each in steps) == 0
     assert contents(roots[0]) == contents(tiny)
-
-
-def alive(session):
-    """Whether any process of a session is still there."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                return True
-    return False
 
 
 def test_the_key_follows_the_content(monkeypatch):

@@ -1,0 +1,49 @@
+"""``torch.compile`` of a backbone that encodes, where it is asked for (``--compile``)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+SETTING = "CLIPTEX_COMPILE"  # in the environment, so that processes side by side have it too
+Result = TypeVar("Result")
+log = logging.getLogger("cliptex.encode")
+
+
+def wanted() -> bool:
+    """Whether backbones are to be compiled. It rounds differently: what is kept is then kept under another key."""
+    return os.environ.get(SETTING, "") not in ("", "0")
+
+
+def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tensor], Result]:
+    """``function`` by way of ``torch.compile`` where that is wanted and possible, else itself.
+
+    Compiling happens at the first call. Where it fails (no compiler on this machine, say) that is one line in the log, and
+    the function runs as it is. An error of the function itself is raised as without compiling.
+
+    Args:
+        name: of what is compiled, for the log.
+    """
+    if not wanted():
+        return function
+    quick: Callable[[Tensor], Result] | None = torch.compile(function)
+
+    def run(images: Tensor) -> Result:
+        nonlocal quick
+        if quick is not None:
+            try:
+                return quick(images)
+            except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
+                result = function(images)  # raises if it is its own error
+                quick = None
+                reason = (str(error).splitlines() or [""])[0][:160]
+                log.warning("%s runs uncompiled: %s: %s", name, type(error).__name__, reason)
+                return result
+        return function(images)
+
+    return run
