@@ -133,8 +133,8 @@ def test_kept_features_are_stacked_once_for_all_and_each_ends_as_alone(tmp_path,
     monkeypatch.setattr(mmlab, "resize_concat", lambda *a: counted.update(["resize"]) or resize(*a))
     contexts = {key: place(tmp_path / "joint", data, *key, **KEPT) for key in members}
     assert_same(together(contexts), results, contexts, alone)
-    # the images of val are of two shapes, and those of one are evaluated at once
-    once_for_all, panels = 6 + 2, 6 * len(members)
+    # of the three images of val the second has another shape: three batches
+    once_for_all, panels = 6 + 3, 6 * len(members)
     assert counted == {"stack": once_for_all + panels, "resize": once_for_all + panels}
 
 
