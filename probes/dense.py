@@ -162,7 +162,7 @@ class DenseProbe:
     kind: Kind
     settings_type: type
     metrics: Mapping[str, int]
-    version: int = 1
+    version: int = 2
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 

@@ -31,7 +31,7 @@ class DetectionProbe:
     settings_type: type
     metrics: Mapping[str, int]
     kind: Kind = "detection"
-    version: int = 1
+    version: int = 2
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
