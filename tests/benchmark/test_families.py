@@ -35,7 +35,9 @@ def results(name: str) -> dict:
 
 
 def children(experiment: str) -> list:
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(
+        f"sqlite:///{Path.cwd()}/mlflow.db"
+    )  # a relative one is remembered with the folder of the first
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return [run for run in runs if "task" in run.data.tags]
 
