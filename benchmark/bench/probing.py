@@ -7,9 +7,12 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from mmengine.config import Config
 
 from benchmark.bench.harness import Result, alternate, bench, say
 from probes.registry import PROBES
@@ -20,11 +23,10 @@ SEGMENTERS = ("linear", "deeplabv3", "pspnet")
 
 def against_stock(
     what: str, kind: str, probe_name: str, make: Any, settings: dict[str, Any], metric: str, goal: str,
-    *, model: str = MODEL, n: int = 1,
+    *, as_stock: Callable[[Config], None] = lambda config: None, model: str = MODEL, n: int = 1,
 ) -> list[Result]:  # fmt: skip
-    """Seconds of a probe with an empty cache, and of mmengine's own Runner on the same config without one; and what both
-    measured."""
-    from mmengine.config import Config
+    """Seconds of a probe with an empty cache, and of mmengine's own Runner on the same config without one (``as_stock``
+    puts the library's parts in the place of ours there); and what both measured."""
     from mmengine.runner import Runner
 
     import backbones
@@ -53,6 +55,7 @@ def against_stock(
             share(create, place.backbone)  # its construction is not what is measured
             with redirect_stdout(io.StringIO()):
                 config = Config.fromstring(probe.config(place), ".py")
+                as_stock(config)
                 config.log_level = "ERROR"
                 runner = Runner.from_cfg(config)
                 runner.train()  # evaluates at its end
@@ -92,8 +95,20 @@ def segmentation(images: int = 64, epochs: int = 10, side: int = 224, model: str
     return against_stock(
         f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours against mmseg's Runner",
         "segmentation", "linear", lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side), settings,
-        "mIoU", ">= 8", model=model, n=n,
+        "mIoU", ">= 8", as_stock=mmsegs_own, model=model, n=n,
     )  # fmt: skip
+
+
+def mmsegs_own(config: Config) -> None:
+    """The same linear head in mmseg's segmenter and with mmseg's loss, instead of our quicker ones."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+    from mmseg.registry import MODELS
+
+    from probes.heads import LinearHead
+
+    own = {"loss_by_feat": BaseDecodeHead.loss_by_feat}
+    MODELS.register_module(name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True)
+    config.model.type, config.model.decode_head.type = "EncoderDecoder", "BenchLinearHead"
 
 
 @bench
