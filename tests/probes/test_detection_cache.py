@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import open_clip.factory as factory
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
@@ -18,6 +19,7 @@ from probes.detection import MaskRCNNSettings, SSDSettings
 from probes.detection.probe import detection_config
 from probes.feature_cache import root
 from probes.registry import PROBES
+from tests.backbones.mini import CONFIG
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import Recorder, context
 
@@ -27,6 +29,7 @@ SETTINGS = {
     ),
     "ssd": SSDSettings(max_iters=6, batch_size=4, size=64, width=16, lr=3e-3, augment=False),
 }  # fmt: skip
+REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +47,12 @@ def made(folder: Path, name: str, data, cache: str, recorder: Recorder | None = 
     return context(folder, data, dataclasses.replace(SETTINGS[name], cache=cache), backbone, recorder)
 
 
-def test_ssd_learns_the_same_from_kept_features(tmp_path, data):
+@pytest.mark.parametrize("backbone", list(REAL))
+def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkeypatch):
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
     curves, found = {}, {}
     for cache in ("none", "fp32", "fp16"):
-        place = made(tmp_path / cache, "ssd", data, cache)
+        place = made(tmp_path / cache, "ssd", data, cache, backbone=REAL[backbone])
         found[cache] = PROBES["detection", "ssd"].run(place)
         curves[cache] = place.log.curve("train/loss")
     assert len(curves["none"]) == 6 and len(set(curves["none"])) == 6
