@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 from rich import box
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from benchmark.cells import Cell
@@ -59,8 +60,10 @@ def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
 def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
     """Print the table, then notes and holes, one line each; what is true of all cells of a task is said once."""
     table = results_table(tasks, cells)
-    # a log file has no width: a number must not be broken in two there
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    if not console.is_terminal:  # a log file has no width: a number must not be broken in two there
+        wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+        console.width = max(console.width, wanted)
+    console.print(table)
     for task, group in groupby(
         sorted(cells, key=lambda cell: [t.name for t in tasks].index(cell.task)), lambda c: c.task
     ):

@@ -1,0 +1,30 @@
+"""The table at the end of a run: whole numbers wherever it is printed, and nothing said twice."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from benchmark.cells import Cell
+from benchmark.progress import console
+from benchmark.table import show
+
+
+def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(monkeypatch):
+    monkeypatch.setattr(console, "_width", 40)
+    spec = SimpleNamespace(kind="depth")
+    task = SimpleNamespace(
+        name="a-dataset-with-a-name/linear", spec=spec, probe=SimpleNamespace(metrics={"abs_rel": -1, "rmse": -1})
+    )
+    cells = [
+        Cell(
+            name, task.name, seed, "done", {"abs_rel": 0.5 + 0.1 * seed, "rmse": 1.0}, notes=["the same", f"{name} own"]
+        )
+        for name in ("clip", "clip-ft", "cliptex")
+        for seed in (0, 1)
+    ]
+    with console.capture() as said:
+        show([task], cells)
+    lines = said.get().splitlines()
+    assert any(line.count("0.550 ± 0.050") == 3 and task.name in line for line in lines)
+    assert sum("the same" in line for line in lines) == 1
+    assert sum("clip-ft own" in line for line in lines) == 2
