@@ -16,7 +16,7 @@ from reports.export import FORMATS, csv_values, latex, markdown, write_text
 from reports.figures import Figure
 from reports.gallery import Gallery, galleries
 from reports.provenance import Provenance, provenance
-from reports.query import Store
+from reports.query import Store, StoredRun
 from reports.selection import Column, default_experiments, select
 from reports.statistics import DRAWS
 from reports.store import hide_password
@@ -158,7 +158,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Request:
-    """What a report shall be about; see ``python -m benchmark report --help``."""
+    """What a report shall be about; see ``python -m benchmark report --help``.
+
+    Attributes:
+        like: ids of parent runs: only numbers of the protocols that these ran under. Default: all protocols.
+    """
 
     experiments: Sequence[str] = ()
     baseline: str | None = None
@@ -168,6 +172,7 @@ class Request:
     tracking_uri: str | None = None
     ui_url: str = ""
     draws: int = DRAWS
+    like: Sequence[str] = ()
 
 
 def build(
@@ -190,8 +195,9 @@ def build(
     in_study = {run.id for run in runs if run.tags.get(STUDY_TAG)}
     while more := {run.id for run in runs if run.parent in in_study and run.id not in in_study}:
         in_study |= more  # a trial's tasks are compared with other trials, not with finished backbones
+    counted, elsewhere = _under_protocols_of(request.like, [run for run in runs if run.id not in in_study])
     selection = select(
-        [run for run in runs if run.id not in in_study],
+        counted,
         experiments, request.backbones, request.baseline, request.tasks,
     )  # fmt: skip
     steps = len(selection.columns) * len(selection.backbones)
@@ -220,9 +226,20 @@ def build(
         draws=request.draws, analysis=analysis, overview=overview(analysis), tables=tables, studies=studies,
         forest=drawing.forest(analysis), bars=drawing.task_bars(analysis),
         cost_figures=[figure for figure in found if figure is not None], curves=curves,
-        galleries=galleries(store, analysis), provenance=provenance(store, selection), notes=analysis.notes,
+        galleries=galleries(store, analysis), provenance=provenance(store, selection), notes=[*analysis.notes, *elsewhere],
         colours=drawing.colours(analysis),
     )  # fmt: skip
+
+
+def _under_protocols_of(like: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
+    """The runs without those under another protocol than ``like`` had, and what to tell of these."""
+    wanted = {value for run in runs if run.id in like for tag, value in run.tags.items() if tag.startswith("protocol.")}
+    if not wanted:
+        return runs, []
+    kept = [run for run in runs if run.tags.get("protocol", "") in {"", *wanted}]
+    others = {run.tags["protocol"] for run in runs if run.tags.get("protocol")} - wanted
+    told = f"Runs under {len(others)} other protocols are left out here; `python -m benchmark report` shows them."
+    return kept, [told] if others else []
 
 
 def _study_report(store: Store, request: Request) -> Report:

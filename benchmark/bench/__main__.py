@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `python -m benchma
 
 
 def main() -> int:
-    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given)."""
+    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given, where their lines replace the
+    older ones)."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.bench", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, help="folder to write to (default: docs, for a whole run)")
@@ -27,7 +28,7 @@ def main() -> int:
         import benchmark.bench.report
         import benchmark.bench.run
         import benchmark.bench.tracking  # noqa: F401
-        from benchmark.bench.harness import BENCHES, write
+        from benchmark.bench.harness import BENCHES, merged, write
 
         unknown = set(options.names) - set(BENCHES)
         if unknown:
@@ -38,7 +39,7 @@ def main() -> int:
             results += BENCHES[name]()
     out = options.out or (None if options.names else Path("docs"))
     if out:
-        write(results, out)
+        write(merged(results, out) if options.names else results, out)
         console.print(f"written: {out}/benchmarks.md and .json")
     return 0
 

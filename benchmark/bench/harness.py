@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -94,9 +95,17 @@ def say(result: Result) -> None:
 
 
 def write(results: list[Result], folder: Path) -> None:
-    """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n}) and ``benchmarks.md``."""
+    """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n, note}) and ``benchmarks.md``."""
     write_json(folder / "benchmarks.json", [asdict(result) for result in results])
     write_text(folder / "benchmarks.md", markdown(results))
+
+
+def merged(results: list[Result], folder: Path) -> list[Result]:
+    """What ``folder`` has already, with ``results`` in the place of those of the same name, new ones at the end."""
+    path = folder / "benchmarks.json"
+    old = [Result(**line) for line in json.loads(path.read_text())] if path.is_file() else []
+    new = {result.name: result for result in results}
+    return [new.pop(result.name, result) for result in old] + list(new.values())
 
 
 def markdown(results: list[Result]) -> str:

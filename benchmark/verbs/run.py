@@ -147,6 +147,7 @@ def _report(outcome: Outcome) -> None:
             backbones=names,
             tasks=list(dict.fromkeys(cell.task for cell in outcome.cells if cell.status != "not applicable")),
             tracking_uri=outcome.tracker.uri,
+            like=list(outcome.run_ids.values()),  # older settings in the same experiment are another report's business
         )
         first = {name: run_id for (name, _), run_id in reversed(outcome.run_ids.items())}  # each backbone's first seed
         page = attach_report(request, list(first.values()))

@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,7 +19,7 @@ from reports.attach import attach_report
 from reports.errors import TrackingError
 from reports.html.page import render
 from reports.query import Store
-from reports.report import Request, build, write
+from reports.report import Request, _under_protocols_of, build, write
 from reports.selection import select
 from reports.tables import number
 from reports.tracking import Tracker
@@ -172,6 +173,17 @@ def test_holes_say_why_and_are_escaped(page, rows):
 def test_protocols_that_differ_are_shown_side_by_side(report):
     (differing,) = report.provenance.differences.values()
     assert differing == {"settings.which": {"A": "p", "B": "quick"}}
+
+
+def test_a_run_is_reported_under_its_own_protocols():
+    parent = SimpleNamespace(id="parent", tags={"backbone": "clip", "protocol.a.linear": "new"})
+    mine = SimpleNamespace(id="mine", tags={"task": "a/linear", "protocol": "new"})
+    older = SimpleNamespace(id="older", tags={"task": "a/linear", "protocol": "old"})
+    runs = [parent, mine, older]
+    kept, told = _under_protocols_of(["parent"], runs)
+    assert kept == [parent, mine] and len(told) == 1
+    assert _under_protocols_of(["parent"], [parent, mine]) == ([parent, mine], [])
+    assert _under_protocols_of([], runs) == (runs, [])
 
 
 def test_role_of_experts(report):
