@@ -29,6 +29,8 @@ from probes.stream import Seat, Table
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
 
+LOCK_TRIES = 30  # at a tenth of a second each
+
 
 @dataclass
 class Cell:
@@ -209,12 +211,16 @@ def _work_dir(cell: str) -> Iterator[Path]:
             f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CellBusy(
-                f"another process is running this very cell (its scratch is {folder}); wait for it to end"
-            ) from None
+        for patience in range(LOCK_TRIES, -1, -1):  # the loading processes of a killed run end a moment after it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise CellBusy(
+                        f"another process is running this very cell (its scratch is {folder}); wait for it to end"
+                    ) from None
+                time.sleep(0.1)
         write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
         yield folder
         shutil.rmtree(folder, ignore_errors=True)  # while it is still locked
