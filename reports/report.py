@@ -238,7 +238,7 @@ def _under_protocols_of(like: Sequence[str], runs: list[StoredRun]) -> tuple[lis
         return runs, []
     kept = [run for run in runs if run.tags.get("protocol", "") in {"", *wanted}]
     others = {run.tags["protocol"] for run in runs if run.tags.get("protocol")} - wanted
-    told = f"Runs under {len(others)} other protocols are left out here; `python -m benchmark report` shows them."
+    told = f"Runs under {len(others)} other protocols are left out here; python -m benchmark report shows them."
     return kept, [told] if others else []
 
 
