@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -133,17 +134,18 @@ def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tu
     what it cost (added to ``cost``, if given).
 
     Raises:
-        UserError: they do not fit (see ``probes.feature_budget``), or an image cannot be read.
+        UserError: they do not fit together (see ``probes.feature_budget``), or an image cannot be read.
         NonFiniteLoss: a map is not finite.
     """
     mmlab.share(context.backbone_config, context.backbone)
     notes, cost = list[str](), cost or EncodeCost()
-    for loader in (config.train_dataloader, config.val_dataloader):
-        with DefaultScope.overwrite_default_scope(config.default_scope):
-            dataset = DATASETS.build(loader.dataset)
-        dataset.open(context.progress, context.workers, context.device, cost)
-        notes += dataset.notes
-        dataset.close()
+    with ExitStack() as opened:  # till both are there: the one must not make room for the other, which is missed later
+        for loader in (config.train_dataloader, config.val_dataloader):
+            with DefaultScope.overwrite_default_scope(config.default_scope):
+                dataset = DATASETS.build(loader.dataset)
+            opened.callback(dataset.close)
+            dataset.open(context.progress, context.workers, context.device, cost)
+            notes += dataset.notes
     return notes, cost
 
 

@@ -70,7 +70,7 @@ def reserve(folder: Path, store: Path, more: int, about: str) -> None:
     if taken + own + more > allowed:
         raise NoRoom(
             f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
-            f"{gigabytes(allowed)} are in use by other processes; wait for them, or {advice}"
+            f"{gigabytes(allowed)} are in use by this task or other processes; wait for those, or {advice}"
         )
     free = shutil.disk_usage(_existing(folder)).free
     if more > free:

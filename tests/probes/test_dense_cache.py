@@ -22,6 +22,7 @@ from backbones.errors import UserError
 from probes.dense import dense_config
 from probes.dense_cache import CachedDense
 from probes.encode_cost import EncodeCost
+from probes.feature_budget import size_of, stores
 from probes.feature_cache import root
 from probes.registry import PROBES
 from probes.views import View, all_views
@@ -272,6 +273,17 @@ def test_what_the_cache_cannot_hold_is_refused(tmp_path, monkeypatch):
     data = tiny_dense.make(tmp_path / "data", "depth")
     with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-depth \(train\) would take"):
         run(tmp_path / "a", "depth", data, cache="fp16")
+
+
+def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path, monkeypatch):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=8)
+    run(tmp_path / "a", "segmentation", data, cache="fp32")
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", str(0.95 * sum(map(size_of, stores(root()))) / 1e9))
+    shutil.rmtree(root())
+    recorder = Recorder()
+    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-seg \(val\) would take .* in use by this task"):
+        run(tmp_path / "b", "segmentation", data, cache="fp32", recorder=recorder)
+    assert "tiny-seg/linear" not in {description for description, _ in recorder.started}
 
 
 def test_kept_features_need_views_that_repeat():

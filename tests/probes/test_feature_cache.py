@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused_in_one_line(monkeypatch):
 def test_stores_in_use_leave_no_room(monkeypatch):
     store = ensure(recipe(), maker())
     monkeypatch.setenv(feature_budget.VARIABLE, str(feature_budget.size_of(store.folder) / 1e9))
-    with pytest.raises(UserError, match="in use by other processes"):
+    with pytest.raises(UserError, match="in use by this task or other processes"):
         ensure(recipe(number=1), maker())
 
 
