@@ -101,13 +101,19 @@ class CachedDense(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    @property
+    def features(self) -> Store:
+        """What is kept: opened, and made where it is not there, when it is first asked for."""
         if self._features is None:
             self.open()
         assert self._features is not None
+        return self._features
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        features = self.features
         info = self.images.get_data_info(index)
         if not self.views:
-            facts = {**info, **_tuples(self._features.facts(index))}
+            facts = {**info, **_tuples(features.facts(index))}
             truth = channels_first(self._load_truth.transform(dict(facts))["gt_seg_map"])
             return self._item(index, facts, truth)
         assert self._truth is not None
@@ -117,19 +123,15 @@ class CachedDense(Dataset):
         return self._item(place, facts, truth)
 
     def _item(self, place: int, facts: Mapping[str, Any], truth: torch.Tensor) -> dict[str, Any]:
-        assert self._features is not None
         return {
-            "inputs": tuple(self._features[place]),
+            "inputs": tuple(self.features[place]),
             "data_samples": dense_sample(facts, self.field, truth),
-            "kept": f"{self._features.folder.name}/{place}",
+            "kept": f"{self.features.folder.name}/{place}",
         }
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Height and width of a test image as the backbone saw it, padded, and within its padding."""
-        if self._features is None:
-            self.open()
-        assert self._features is not None
-        facts = self._features.facts(index)
+        facts = self.features.facts(index)
         return *facts["pad_shape"][:2], *facts["img_shape"][:2]
 
     def place(self, index: int, view: View) -> int:

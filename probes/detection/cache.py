@@ -105,23 +105,25 @@ class CachedInstances(Dataset):
     def __len__(self) -> int:
         return len(self.instances)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    @property
+    def features(self) -> Store:
+        """What is kept: opened, and made where it is not there, when it is first asked for."""
         if self._features is None:
             self.open()
         assert self._features is not None
+        return self._features
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
         packed = self.instances[index]
         sample = packed["data_samples"]
         # by its id: where no object is left on the image, mmengine draws another one
         place = self._by_id[sample.img_id] * len(self.turns) + self.turns.index(bool(sample.get("flip", False)))
-        sample.set_metainfo({"pad_shape": tuple(self._features.facts(place)["pad_shape"])})
-        return {"inputs": tuple(self._features[place]), "data_samples": sample}
+        sample.set_metainfo({"pad_shape": tuple(self.features.facts(place)["pad_shape"])})
+        return {"inputs": tuple(self.features[place]), "data_samples": sample}
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Height and width of a test image as the backbone saw it, padded, and within its padding."""
-        if self._features is None:
-            self.open()
-        assert self._features is not None
-        facts = self._features.facts(index * len(self.turns))
+        facts = self.features.facts(index * len(self.turns))
         return *facts["pad_shape"][:2], *facts["img_shape"][:2]
 
     def open(
