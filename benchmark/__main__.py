@@ -46,7 +46,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     for verb, about in VERBS.items():
         sub = verbs.add_parser(verb, help=about, description=about)
         if only in (None, verb):
-            module = import_module(f"benchmark.verbs.{verb}")
+            module = import_module(f"benchmark.cli.{verb}")
             module.add_arguments(sub)
     return top
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb = next((word for word in argv if word in VERBS), None)
         options = parser(verb).parse_args(argv)
-        return int(import_module(f"benchmark.verbs.{options.verb}").main(options) or 0)
+        return int(import_module(f"benchmark.cli.{options.verb}").main(options) or 0)
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {shlex.join(argv)}\n"

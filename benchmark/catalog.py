@@ -1,5 +1,5 @@
 """Importing this module registers every dataset, probe, suite and expert; nothing else does."""
 
-import benchmark.mini.suite  # noqa: F401
+import benchmark.suites.mini  # noqa: F401
 import probes.catalog
 import probes.experts  # noqa: F401

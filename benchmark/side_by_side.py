@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from benchmark.progress import Bar, Lane, console
+from benchmark.execution.progress import Bar, Lane, console
 
 
 @dataclass(frozen=True)

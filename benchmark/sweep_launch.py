@@ -14,11 +14,11 @@ from backbones.cliptex.recipes import Recipe
 from backbones.errors import nearest
 from backbones.files import write_json
 from backbones.overrides import fields_of, parse_pairs
-from benchmark.progress import Bar, console
-from benchmark.run import must_be_writable
-from benchmark.suites import find_suite
+from benchmark.execution.progress import Bar, console
+from benchmark.evaluation.runner import must_be_writable
+from benchmark.suites.registry import find_suite
 from benchmark.sweep_processes import Workers, measure_seeds, share_cells
-from benchmark.sweeping import (
+from benchmark.evaluation.sweep_bench import (
     Bench,
     Machine,
     Request,

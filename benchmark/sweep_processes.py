@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.files import home
-from benchmark.progress import Bar, console
-from benchmark.sweeping import Machine, threads_for
+from benchmark.execution.progress import Bar, console
+from benchmark.evaluation.sweep_bench import Machine, threads_for
 from reports.tracking import Tracker
 from sweeps.cells import progress
 from sweeps.errors import SweepError

@@ -1,7 +1,8 @@
 """Writing runs to MLflow: parents and children, batched metrics, artifacts, and honest endings.
 
 The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an interrupted one KILLED; one
-whose process vanished (kill -9, power) is found at the next start and closed. None stays RUNNING for ever.
+whose process vanished (kill -9, power) is found at the next start and closed (see ``reports.heartbeat``). None stays RUNNING
+for ever.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import tempfile
+import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reports import heartbeat
 from reports.errors import TrackingError
 from reports.store import connect, metric_key, tracking_uri
 
@@ -66,13 +69,13 @@ class Tracker:
             self.experiment_id = found.experiment_id
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
-    def close_vanished(self) -> list[str]:
-        """End runs of this machine that are RUNNING though their process is gone; returns their names."""
+    def close_stale(self) -> list[str]:
+        """End as KILLED the RUNNING runs whose process is gone, or has given no sign of life for long; returns their names."""
         closed = []
         for run in self.search("attributes.status = 'RUNNING'"):
-            if may_live(run):
+            if heartbeat.settle(run.data.tags):
                 continue
-            self.close(run.info.run_id, "the process vanished (killed or crashed)")
+            self.close(run.info.run_id, "its process vanished: killed, crashed, or silent for too long")
             closed.append(run.info.run_name)
         return closed
 
@@ -122,7 +125,7 @@ class Tracker:
             parent: the run under which it nests.
             resume: id of an earlier run to take up again instead of starting a new one.
         """
-        tags = {key: value for key, value in {**_process_tags(), **(tags or {})}.items() if value != ""}
+        tags = {key: value for key, value in {**heartbeat.tags(), **(tags or {})}.items() if value != ""}
         if parent is not None:
             tags[PARENT_TAG] = parent.id
         if resume:
@@ -138,13 +141,15 @@ class Tracker:
         try:
             if params and not resume:
                 run.log_params(params)
-            yield run
+            with _beating(run):
+                yield run
             run.flush()
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | CancelledError):
                 status, reason = "KILLED", "interrupted"
             else:
-                status, reason = "FAILED", f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+                status = getattr(error, "run_status", "FAILED")  # KILLED for what was stopped on purpose
+                reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
             with contextlib.suppress(Exception):  # the first error is the one to show
                 run.flush()
             with contextlib.suppress(Exception):
@@ -153,6 +158,26 @@ class Tracker:
                 self.client.set_terminated(run_id, status)
             raise
         self.client.set_terminated(run_id, run.status)
+
+
+MLFLOW_BEAT = 60.0  # seconds between signs of life in MLflow itself, for those who do not see this process's file
+
+
+@contextmanager
+def _beating(run: Run) -> Iterator[None]:
+    """The run's sign of life in MLflow, from a thread; a store that is away for a moment is tried again, not given up."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(MLFLOW_BEAT):
+            with contextlib.suppress(Exception):
+                run.tracker.client.set_tag(run.id, heartbeat.TIME_TAG, f"{time.time():.0f}")
+
+    threading.Thread(target=beat, name="mlflow-heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class Run:
@@ -304,49 +329,3 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "git.commit": git_commit(),
     }
-
-
-def may_live(run: Any) -> bool:
-    """Whether the process that writes a RUNNING run still exists, as far as this machine can say."""
-    tags = run.data.tags
-    return tags.get("host") != socket.gethostname() or alive(tags.get("process", ""))
-
-
-def _process_tags() -> dict[str, str]:
-    return {"host": socket.gethostname(), "process": process_name(os.getpid())}
-
-
-def process_name(pid: int) -> str:
-    """A process of this machine as ``pid:start``, since pids are used again."""
-    return f"{pid}:{_start_time(pid)}"
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; empty where there is no such process (or no /proc)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _start_time(pid: int) -> str:
-    """When a process started, in the kernel's ticks."""
-    fields = _stat(pid)
-    return fields[19] if len(fields) > 19 else ""
-
-
-def alive(process: str) -> bool:
-    """Whether the process written as ``pid:start`` still runs; a tag that says nothing counts as alive."""
-    pid, _, started = process.partition(":")
-    if not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    fields = _stat(int(pid))
-    if fields and fields[0] == "Z":  # dead, not yet waited for by its parent
-        return False
-    return not started or _start_time(int(pid)) == started

@@ -10,7 +10,7 @@ import time
 def square(*, number, bar):
     import torch
 
-    from benchmark.progress import console
+    from benchmark.execution.progress import console
 
     bar.start("squaring", 2)
     bar.advance(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from benchmark.alone import alone
-from benchmark.progress import Bar
+from benchmark.execution.progress import Bar
 
 
 class Told(Bar):

@@ -74,7 +74,7 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
 
 
 def test_one_that_breaks_is_a_hole_and_the_other_is_as_alone(here, capsys):
-    from benchmark.suites import SUITES, Suite, register_suite
+    from benchmark.suites.registry import SUITES, Suite, register_suite
 
     if "broken-pair" not in SUITES:
         register_suite(

@@ -9,9 +9,9 @@ import pytest
 
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
-from benchmark.plan import plan_tasks, split_names
-from benchmark.run import Options, chosen
-from benchmark.suites import SUITES, find_suite
+from benchmark.evaluation.plan import plan_tasks, split_names
+from benchmark.evaluation.runner import Options, chosen
+from benchmark.suites.registry import SUITES, find_suite
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS, find_task
 

@@ -11,7 +11,7 @@ import pytest
 
 from backbones.errors import UserError
 from benchmark import side_by_side as module
-from benchmark.progress import Bar, console
+from benchmark.execution.progress import Bar, console
 from benchmark.side_by_side import Job, share_of, side_by_side
 from tests.benchmark.jobs import leave, mistake, noted, square, unportable, vanish, wait, wrapped
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from backbones.cliptex.recipes import RECIPES, read_recipe
 from backbones.files import home
 from benchmark.__main__ import main
-from benchmark.sweeping import Request, fixed_settings, held_lambdas, make_recipe
+from benchmark.evaluation.sweep_bench import Request, fixed_settings, held_lambdas, make_recipe
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
 LAUNCH = [

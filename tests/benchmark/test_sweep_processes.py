@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.progress import Bar
+from benchmark.execution.progress import Bar
 from benchmark.sweep_processes import RESTARTS, Workers, measure_seeds, share_cells
-from benchmark.sweeping import Machine
+from benchmark.evaluation.sweep_bench import Machine
 from reports.tracking import Tracker
 from sweeps.cells import progress
 from sweeps.errors import SweepError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from benchmark.cells import Cell
-from benchmark.progress import console
-from benchmark.table import show
+from benchmark.evaluation.cell import Cell
+from benchmark.execution.progress import console
+from benchmark.evaluation.table import show
 
 
 def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(monkeypatch):

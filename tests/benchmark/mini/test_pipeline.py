@@ -11,8 +11,8 @@ import torch
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels import check_labels
 from benchmark.mini import pipeline
-from benchmark.progress import Bar
-from benchmark.run import Options
+from benchmark.execution.progress import Bar
+from benchmark.evaluation.runner import Options
 from tests.backbones.cliptex import toy, toy_experts
 
 KEPT = ("training_key", "accuracy", "seconds", "flops")

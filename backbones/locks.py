@@ -1,0 +1,60 @@
+"""One process at a time: locks on ``$CLIPTEX_HOME``, by ``filelock``.
+
+A lock is the operating system's (``flock``), so it goes with its process, however that ends. A lock file stays where it is:
+whoever removed it would let a second process in beside one that waits. Whoever had to wait looks again for what he wanted to
+make: the one before him has probably made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from backbones.errors import UserError
+from backbones.files import content_key, home
+
+
+def lock_file(name: str, what: object) -> Path:
+    """Where the lock on ``what`` lies: ``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content of ``what``."""
+    return home() / "locks" / f"{name}-{content_key(what)}.lock"
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool = True) -> Iterator[bool]:
+    """While the block runs, no other process is in a block with the same lock file; yields whether there was a wait.
+
+    Args:
+        path: the lock file; see ``lock_file``.
+        waiting: called once when another process has the lock.
+        wait: otherwise a lock that another process has is a ``filelock.Timeout``.
+
+    Raises:
+        UserError: no lock can be had there (a folder that cannot be written, a file system without locks).
+        Timeout: the lock is another process's, and ``wait`` is False.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    waited = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if not wait:
+                raise
+            waiting()
+            waited = True
+            lock.acquire(poll_interval=0.1)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, Timeout):  # an OSError too
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a file system with locks (flock)"
+        ) from error
+    try:
+        yield waited
+    finally:
+        lock.release()

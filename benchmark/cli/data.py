@@ -1,0 +1,50 @@
+"""``data check``: which datasets are there, complete or not, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmark.cli.options import add_data, placed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``data``."""
+    verbs = parser.add_subparsers(dest="what", required=True)
+    check = verbs.add_parser("check", help="what is there, what is missing")
+    add_data(check)
+    check.add_argument("--full", action="store_true", help="also decode every file")
+    check.add_argument("--workers", type=int, default=2)
+
+
+def main(options: argparse.Namespace) -> int:
+    """One line a dataset; exit code 0 even when some are absent, since not everybody needs all."""
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+    from backbones.errors import UserError
+    from benchmark.execution.progress import Bar, console
+    from probes.datasets.check import survey
+
+    if options.data_root is None and not options.data:
+        raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
+    if options.data_root is not None and not options.data_root.is_dir():
+        raise UserError(f"--data-root {options.data_root}: no such folder")
+    styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
+    with Bar() as bar:
+        rows = survey(options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar)
+    for row in rows:
+        counts = ", ".join(
+            f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")
+            for split, found in row.found.items()
+        )
+        console.print(f"[{styles[row.state]}]{row.name:<12} {row.state:<8}[/] {counts}")
+        if row.message and row.state != "absent":
+            console.print(f"{'':<13}{row.message}", markup=False)
+    absent = [row.name for row in rows if row.state == "absent"]
+    if absent:
+        console.print(f"absent datasets are expected at: {', '.join(_places(absent))}", style="dim")
+    return 0
+
+
+def _places(names: list[str]) -> list[str]:
+    from probes.registry import DATASETS
+
+    return [f"{name} → {DATASETS[name].folder}" for name in names]

@@ -1,0 +1,82 @@
+"""``report``: compare what is in MLflow, as one page and as tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmark.cli.options import add_tracking
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``report``."""
+    parser.add_argument(
+        "--experiment",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help="MLflow experiments (default: mini where it has results, else the latest one that has)",
+    )
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help="only these, in this order (default: all); NAME@SHA picks weights by their sha256",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="what the others are compared with (default: clip-ft, clip, random, or the first)",
+    )
+    parser.add_argument("--task", action="append", default=[], metavar="TASK[,TASK]", help="only these tasks")
+    parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
+    parser.add_argument("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)"
+    )
+    parser.add_argument(
+        "--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs"
+    )
+    add_tracking(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Build the report, write it, say what it says."""
+    from benchmark.evaluation.plan import split_names
+    from benchmark.execution.progress import Bar, console
+    from reports.errors import TrackingError
+    from reports.export import FORMATS
+    from reports.report import Request, build, write
+
+    formats = split_names([options.format])
+    if not formats:
+        raise TrackingError(f"--format names none; there are {', '.join(FORMATS)}")
+    for name in formats:
+        if name not in FORMATS:
+            raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
+    if options.study and (options.backbone or options.task or options.baseline):
+        raise TrackingError("--study reports on a sweep's trials; --backbone, --task and --baseline do not go with it")
+    if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
+        raise TrackingError(f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000")
+    if options.out.exists() and not options.out.is_dir():
+        raise TrackingError(f"--out {options.out} is a file; name a folder")
+    request = Request(
+        experiments=split_names(options.experiment),
+        baseline=options.baseline,
+        backbones=split_names(options.backbone),
+        tasks=split_names(options.task),
+        study=options.study,
+        tracking_uri=options.tracking_uri,
+        ui_url=options.ui_url,
+    )
+    with Bar() as bar:
+        report = build(request, bar.start, bar.advance)
+        files = write(report, options.out, formats)
+    if not request.experiments and report.analysis is not None:
+        console.print(f"experiment {', '.join(report.analysis.selection.experiments)}", style="dim", markup=False)
+    console.print(report.verdict.headline, style="bold", markup=False)
+    for note in report.notes:
+        console.print(f"  note · {note}", style="dim", markup=False)
+    console.print(f"report: {', '.join(map(str, files))}", markup=False)
+    return 0

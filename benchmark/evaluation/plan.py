@@ -1,0 +1,81 @@
+"""What a run will do, decided and checked before any work: tasks, their settings, and the identity of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from backbones import Backbone, UserError
+from backbones.errors import nearest
+from backbones.files import content_key
+from backbones.overrides import fields_of, with_changes
+from benchmark.suites.registry import Suite
+from probes.base import Probe
+from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.registry import find_task
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task with the settings it will run with."""
+
+    name: str
+    spec: DatasetSpec
+    probe: Probe
+    settings: Any
+
+    def protocol(self, data: PreparedDataset) -> dict[str, Any]:
+        """All that a number of this task depends on besides the backbone and the seed; two runs whose protocols differ
+        must not stand in one column."""
+        return {
+            "task": self.name,
+            "version": self.probe.version,
+            "settings": asdict(self.settings),
+            "dataset": {
+                "name": self.spec.name,
+                "fingerprint": data.fingerprint,
+                "partial": data.partial,
+                "extra": dict(data.spec.extra),
+            },
+        }
+
+
+def split_names(values: Sequence[str]) -> list[str]:
+    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in order."""
+    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+
+
+def plan_tasks(suite: Suite, chosen: Sequence[str], changes: Mapping[str, str]) -> list[PlannedTask]:
+    """The suite's tasks (or the chosen ones), each with suite's and user's settings.
+
+    A change applies to every task that has such a setting.
+
+    Raises:
+        UserError: unknown task, a task that is not in the suite, or a setting that no chosen task has.
+    """
+    names = list(suite.tasks)
+    if chosen:
+        for name in chosen:
+            find_task(name)  # says the nearest when it exists nowhere
+            if name not in suite.tasks:
+                raise UserError(f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}")
+        names = [name for name in suite.tasks if name in chosen]
+    tasks, used = [], set()
+    known: set[str] = set()
+    for name in names:
+        spec, probe = find_task(name)
+        settings = with_changes(probe.settings_type(), suite.tasks[name])
+        fitting = {key: value for key, value in changes.items() if key in fields_of(probe.settings_type)}
+        known |= fields_of(probe.settings_type)
+        used |= set(fitting)
+        tasks.append(PlannedTask(name, spec, probe, with_changes(settings, fitting)))
+    for key in changes:
+        if key not in used:
+            raise UserError(f"--set {key}: no chosen task has this setting; {nearest(key, known)}")
+    return tasks
+
+
+def cell_key(backbone: Backbone, protocol: Mapping[str, Any], seed: int) -> str:
+    """Identity of one number: same backbone weights and layers, same protocol, same seed."""
+    return content_key({"backbone": backbone.identity(), "protocol": protocol, "seed": seed})

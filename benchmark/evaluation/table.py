@@ -1,0 +1,80 @@
+"""The table in the terminal at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from benchmark.evaluation.cell import Cell
+from benchmark.evaluation.plan import PlannedTask
+from benchmark.execution.progress import console
+
+BESIDE = {"segmentation": 1, "detection": 2, "depth": 2, "normals": 2, "classification": 2, "image-text": 4}
+
+
+def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
+    """Tasks down, backbones across; with several seeds mean ± standard error. The best mean of a row is bold."""
+    names = list(dict.fromkeys(cell.backbone for cell in cells))
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    title = f"mean ± standard error over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
+    table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
+    table.add_column("task")
+    table.add_column("metric")
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    for task in tasks:
+        shown = list(task.probe.metrics.items())[: BESIDE[task.spec.kind]]
+        for number, (metric, sign) in enumerate(shown):
+            texts, means = [], []
+            for name in names:
+                mine = [c for c in cells if c.backbone == name and c.task == task.name]
+                values = np.array([c.metrics.get(metric, np.nan) for c in mine])
+                text, mean = _cell(values, mine)
+                texts.append(text)
+                means.append(mean * sign)
+            if len(names) > 1 and np.isfinite(means).any():
+                best = int(np.nanargmax(means))
+                texts[best] = f"[bold]{texts[best]}[/bold]"
+            arrow = "↑" if sign > 0 else "↓"
+            table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts)
+    return table
+
+
+def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
+    if not len(values) or not np.isfinite(values).all():
+        return (cells[0].status if cells and not any(cell.metrics for cell in cells) else "–"), np.nan
+    mean = float(values.mean())
+    digits = 3 if abs(mean) < 10 else 1
+    text = f"{mean:.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+    return text, mean
+
+
+def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
+    """Print the table, then notes and holes, one line each; what is true of all cells of a task is said once."""
+    table = results_table(tasks, cells)
+    if not console.is_terminal:  # a log file has no width: a number must not be broken in two there
+        wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
+        console.width = max(console.width, wanted)
+    console.print(table)
+    for task, group in groupby(
+        sorted(cells, key=lambda cell: [t.name for t in tasks].index(cell.task)), lambda c: c.task
+    ):
+        mine = list(group)
+        common = [note for note in mine[0].notes if len(mine) > 1 and all(note in cell.notes for cell in mine)]
+        for note in common:
+            console.print(f"  note · {task}: {note}", style="dim", markup=False)
+        for cell in mine:
+            who = f"{task} · {cell.backbone} · seed {cell.seed}"
+            for note in cell.notes:
+                if note not in common:
+                    console.print(f"  note · {who}: {note}", style="dim", markup=False)
+            if cell.status in ("failed", "not applicable"):
+                console.print(f"  hole · {who}: {cell.status}, {cell.reason}", markup=False)

@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM: remembered, since a signal to the whole process group also kills loading workers, whose death would
+otherwise be taken for the failure of a task."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+_main = os.getpid()
+_interrupted = 0
+_once = False
+
+
+def install(*, once: bool = False, numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
+    """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
+
+    Args:
+        once: a second signal is ignored, so that it does not break what the first lets be saved: for a process that gets one
+            with its whole group, and one from its parent.
+        numbers: the signals.
+    """
+    global _main, _interrupted, _once
+    _main, _interrupted, _once = os.getpid(), 0, once
+    for number in numbers:
+        signal.signal(number, _handle)
+
+
+@contextmanager
+def interruptible(numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Iterator[None]:
+    """``install(once=True)`` while the block runs, then the handlers of before; nothing outside the main thread."""
+    global _interrupted
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    install(once=True, numbers=numbers)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def received() -> int:
+    """The number of the signal that came since ``install``, or 0."""
+    return _interrupted
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    if os.getpid() != _main:
+        os._exit(128 + number)
+    _interrupted = number
+    if _once:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def as_interrupt() -> Iterator[None]:
+    """Whatever breaks after the signal came is the interruption, not an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        if _interrupted:
+            raise KeyboardInterrupt from error
+        raise

@@ -1,0 +1,131 @@
+"""One unit of work on its way to a worker, and what the worker does with it: the same for every executor."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmark.execution.interrupts import interruptible, received
+from benchmark.execution.progress import TaskProgress, console, reporting
+from reports.heartbeat import Heartbeat
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function of a module and its arguments: plain values, so that any process anywhere can run it.
+
+    Attributes:
+        folder: of its heartbeat (``status.json``, with progress) and of what it said (``log.txt``); every process sees it.
+        cpus: threads that it computes with, whoever else runs.
+        gpus: how many it needs; it sees no others.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    name: str
+    folder: Path
+    cpus: int = 1
+    gpus: int = 0
+
+    @property
+    def status(self) -> Path:
+        return self.folder / "status.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended; ``content`` is the pickled result, or the pickled errors, the first one first."""
+
+    kind: Literal["done", "failed", "interrupted"]
+    content: bytes = b""
+    signal: int = 0
+
+    def result(self) -> Any:
+        """The result; raises the task's own error with its causes behind it."""
+        if self.kind == "interrupted":
+            raise KeyboardInterrupt
+        found = pickle.loads(self.content)
+        if self.kind == "done":
+            return found
+        for error, cause in pairwise(found):
+            error.__cause__ = cause
+        raise found[0]
+
+
+def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Outcome:
+    """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(interruptible(signals))
+            stack.enter_context(threads(task.cpus))
+            beat = stack.enter_context(Heartbeat(task.status, name=task.name))
+            log = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
+            stack.enter_context(reporting(TaskProgress(beat)))
+            stack.callback(setattr, console, "file", console.file)
+            console.file = log
+            try:
+                return Outcome("done", pickle.dumps(task.function(*task.args)))
+            except Exception as error:
+                if received():
+                    return Outcome("interrupted", signal=received())
+                return Outcome("failed", pickle.dumps(_portable(error)))
+    except KeyboardInterrupt:
+        return Outcome("interrupted", signal=received())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in their last bits."""
+    from threadpoolctl import threadpool_limits
+
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, str(count)))  # read by libraries that are imported in the block
+    torch = sys.modules.get("torch")
+    had = torch.get_num_threads() if torch else 0
+    try:
+        if torch:
+            torch.set_num_threads(count)
+        with threadpool_limits(count):
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(had)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _portable(error: BaseException) -> list[BaseException]:
+    """The error and its causes; what cannot travel between processes is replaced by what says the same."""
+    if getattr(error, "exit_code", None) != 2:
+        error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        try:
+            pickle.loads(pickle.dumps(cause))
+            chain.append(cause)
+        except Exception:
+            twin: BaseException = RuntimeError(f"{type(cause).__name__}: {cause}")
+            twin.exit_code = getattr(cause, "exit_code", 1)  # type: ignore[attr-defined]
+            chain.append(twin)
+        cause = cause.__cause__
+    return chain

@@ -1,0 +1,37 @@
+"""What all stages share: an MLflow run of its own, skipped when its result is there, by one process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from backbones.locks import lock_file, locked
+from benchmark.execution.interrupts import as_interrupt
+from benchmark.execution.progress import reporter
+from reports.tracking import Run, Tracker, git_commit
+
+
+@contextmanager
+def stage_run(
+    tracker: Tracker, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any], parent: Run | None = None
+) -> Iterator[Run]:
+    """An MLflow run for a stage (under ``parent``)."""
+    about = {"stage": stage, "suite": tracker.experiment, "mlflow.source.name": f"python -m benchmark {stage}", **tags}
+    if commit := git_commit():
+        about["git.commit"] = commit
+    with tracker.run(name, tags=about, params=params, parent=parent) as run, as_interrupt():
+        yield run
+
+
+def finished_stage(tracker: Tracker, **tags: str) -> str:
+    """Id of the newest finished run with these tags, or ''."""
+    run = tracker.finished(**tags)
+    return run.info.run_id if run is not None else ""
+
+
+def one_maker(out: Path) -> AbstractContextManager[bool]:
+    """No other process makes ``out`` (a file or folder) meanwhile; who comes second waits, and looks for it again."""
+    path = lock_file("make", str(out.absolute()))
+    return locked(path, lambda: reporter().start(f"another process makes {out.name}: waiting for it", 1))

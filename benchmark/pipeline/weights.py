@@ -1,0 +1,200 @@
+"""Backbones' weights: a training as one unit of work, and an MLflow run that keeps what it made and says how to load it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import backbones
+from backbones.cliptex.joined import JoinedLabels
+from backbones.cliptex.labels import LabelStore
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.processes import first_process
+from backbones.cliptex.protocols import Silent
+from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.train import TrainResult, find_trained, train
+from benchmark.evaluation.device import choose_device
+from benchmark.execution.progress import console, reporter
+from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
+from reports.store import hide_password
+from reports.tracking import Run, Tracker, environment
+from sweeps.errors import TrialPruned
+from sweeps.pruning import Pruning
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """A training, in plain values: any process that sees the files can run it.
+
+    Attributes:
+        recipe: what is trained and how; init: initial weights, as ``--init`` takes them.
+        pairs: image-caption pairs, as ``--pairs`` takes them.
+        labels: stores of their labels; where a pair has labels in several, the first counts.
+        out: where the weights go.
+        device, num_workers: where and how it is computed; never change the result beyond rounding.
+        save_seconds: between savings of what a killed training goes on from.
+        experiment: in MLflow; parent: id of the run that this one nests under, '' for none.
+        pruning: stops the training of a bad trial.
+    """
+
+    recipe: Recipe
+    init: str
+    pairs: str
+    out: Path
+    labels: tuple[Path, ...] = ()
+    device: str = "auto"
+    num_workers: int = 2
+    save_seconds: float = 60.0
+    experiment: str = "train"
+    parent: str = ""
+    pruning: Pruning | None = None
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What a training made, or found.
+
+    Attributes:
+        path: the weights; sha256: of the file; key: of recipe and inputs.
+        run: id of the MLflow run that trained them, '' when it is not in this store.
+        cost: ``train_seconds``, ``train_flops`` …
+        trained: whether it was trained just now.
+    """
+
+    path: Path
+    sha256: str
+    key: str
+    run: str = ""
+    cost: Mapping[str, float] = field(default_factory=dict)
+    trained: bool = False
+
+
+def open_labels(stores: tuple[Path, ...]) -> Any:
+    """The label stores as one: where a pair has labels in several, the first counts; None without any."""
+    opened = [LabelStore(path) for path in stores]
+    return JoinedLabels(opened) if len(opened) > 1 else (opened[0] if opened else None)
+
+
+def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | None:
+    """The weights of ``inputs`` when they are there already."""
+    labels = open_labels(inputs.labels) if inputs.recipe.tasks else None
+    pairs = open_pairs(inputs.pairs, Silent())
+    found = find_trained(inputs.recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels)
+    return _trained(found, finished_stage(tracker, **{"train.key": found.key})) if found is not None else None
+
+
+def train_unit(inputs: TrainingInputs) -> TrainedWeights:
+    """Train, or find what another process has trained meanwhile; one unit of work, under torchrun one of its processes.
+
+    Raises:
+        UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
+        TrialPruned: the training was stopped as a bad trial.
+    """
+    first = first_process()
+    tracker = Tracker(inputs.experiment) if first else None
+    if tracker is None:
+        return _trained(_train(inputs, None), "")
+    with one_maker(inputs.out):
+        if found := find_weights(inputs, tracker):
+            return found
+        return _train_in_run(tracker, inputs)
+
+
+def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
+    progress = reporter() if first_process() else Silent()
+    return train(
+        inputs.recipe, init=inputs.init, pairs=open_pairs(inputs.pairs, progress),
+        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None, out=inputs.out, log=log, progress=progress,
+        device=choose_device(inputs.device), workers=inputs.num_workers, save_seconds=inputs.save_seconds,
+    )  # fmt: skip
+
+
+def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
+    recipe = inputs.recipe
+    params = {k: v for k, v in asdict(recipe).items() if k != "name"}
+    name = f"train {recipe.name} · seed {recipe.seed}"
+    tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
+    parent = Run(tracker, inputs.parent, "") if inputs.parent else None
+    with stage_run(tracker, "train", name, tags, params, parent) as run:
+        try:
+            result = _train(inputs, inputs.pruning.watched(run, _per_epoch(inputs)) if inputs.pruning else run)
+        except TrialPruned:
+            shutil.rmtree(inputs.out.with_name(f"{inputs.out.name}.resume"), ignore_errors=True)
+            raise
+        run.set_tags(
+            {"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path.absolute())}
+        )
+        run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
+        run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
+        pairs = open_pairs(inputs.pairs, Silent())
+        run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
+        run.log_json(
+            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes}, "train.json"
+        )
+        # the many trials of a sweep stay in CLIPTEX_HOME alone
+        kept = parent is None and _log_weights(run, result.path, _read_as(recipe))
+        run.describe(_how_to_load(result, recipe, run.id if kept else "", run.tracker.uri))
+    for note in result.notes:
+        console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
+    return replace(_trained(result, run.id), trained=True)
+
+
+def _per_epoch(inputs: TrainingInputs) -> int:
+    """Steps of an epoch."""
+    pairs = len(open_pairs(inputs.pairs, Silent()))
+    return max(1, (pairs - inputs.recipe.val_pairs) // inputs.recipe.batch_size)
+
+
+def _trained(result: TrainResult, run: str) -> TrainedWeights:
+    cost = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
+    return TrainedWeights(result.path, result.sha256, result.key, run, cost, result.trained)
+
+
+LOADER = '''"""Loads the weights beside this file as a frozen backbone: ``from load import load``."""
+
+from pathlib import Path
+
+import backbones
+
+
+def load():
+    weights = Path(__file__).with_name({file!r})
+    return backbones.create({name!r}, weights=str(weights), any_architecture=True)
+'''
+MOST_BYTES = 200_000_000  # of weights that are kept in MLflow; bigger ones stay where they are, by path
+
+
+def _log_weights(run: Run, path: Path, name: str) -> bool:
+    """Keep the weights and their loader as artifacts ``weights/`` of the run that made them, unless they are too big."""
+    if path.stat().st_size > MOST_BYTES:
+        return False
+    run.log_file(path, "weights")
+    run.log_text(LOADER.format(name=name, file=path.name), "weights/load.py")
+    return True
+
+
+def _read_as(recipe: Recipe) -> str:
+    """The backbone that the weights are loaded as: the recipe's own where one has its name (a recipe file's may be any)."""
+    return recipe.name if recipe.name in backbones.names() else "cliptex"
+
+
+def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> str:
+    """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
+    store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
+    path, name = result.path.absolute(), _read_as(recipe)
+    kept = (
+        f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"
+        f'python -c "from weights.load import load; print(load())"\n```\n\n'
+        if run_id
+        else ""
+    )
+    create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
+    probe = f"python -m benchmark run --backbone {name} --weights {path} --suite paper --data-root DIR"
+    return (
+        f"Weights of `{recipe.name}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
+        f"```python\nimport backbones\nbackbone = {create}\n```\n\n" + ("" if name == "clip" else f"```\n{probe}\n```")
+        # on the command line `clip` is one architecture, which these weights need not have
+    )

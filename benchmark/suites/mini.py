@@ -1,0 +1,68 @@
+"""The suites ``mini`` (the embedded default), ``smoke`` (the same, tiny, for tests) and ``sweep`` on the mini world."""
+
+from __future__ import annotations
+
+import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
+from backbones.cliptex.recipes import SUBSETS
+from benchmark.suites.mini_artifacts import SIZES, ground, provide
+from benchmark.suites.registry import Suite, register_suite
+
+DENSE = {
+    "size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3,
+    "views": 2, "cache": "fp16",
+}  # fmt: skip
+DETECT = {
+    "batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "hidden": 128,
+    # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
+    "anchor_scale": 4.0, "proposals": 100, "regions": 64, "detections": 30,
+}  # fmt: skip
+
+
+def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
+    """The suite's tasks, trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations."""
+    dense = {**DENSE, "max_iters": iters}
+    return {
+        "mini-seg/linear": dense,
+        "mini-seg/pspnet": dense,
+        "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
+        "mini-depth/linear": dense,
+        "mini-normal/linear": dense,
+        "mini-class/linear": {},
+        "mini-class/zero-shot": {},
+        "mini-retrieval/retrieval": {},
+    }
+
+
+def without(found: dict[str, dict], *probes: str) -> dict[str, dict]:
+    """The tasks but those with one of ``probes``."""
+    return {name: settings for name, settings in found.items() if name.split("/")[1] not in probes}
+
+
+GROUPS = {
+    "clip-ft": ("clip", "clip-ft"),
+    "cliptex": ("clip", "clip-ft", "cliptex"),
+    "ablation": ("clip-ft", *SUBSETS),  # the role of experts: every subset of them
+}
+
+
+def register(name: str, about: str, tasks: dict[str, dict]) -> None:
+    """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
+    register_suite(
+        Suite(
+            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS, provide=provide,
+            ground=ground, tune=SIZES[name].tune,
+        )
+    )  # fmt: skip
+
+
+register(
+    "mini",
+    "embedded default: a ray-traced world with exact truth for every task, made on first use",
+    without(tasks(400, 150), "pspnet"),
+)
+register("smoke", "the mini suite, tiny: for tests", tasks(20, 10))
+register(
+    "sweep",
+    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
+    without(tasks(100, 100), "pspnet", "mask-rcnn"),
+)

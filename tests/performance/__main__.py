@@ -1,0 +1,48 @@
+"""``python -m benchmark.bench [NAME …]``: run the benchmarks and write ``docs/benchmarks.{md,json}``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from benchmark.execution.progress import console
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `python -m benchmark`: what is measured is what users get
+
+
+def main() -> int:
+    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given, where their lines replace the
+    older ones)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmark.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: docs, for a whole run)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
+        import tests.performance.encoding  # registers its benchmarks
+        import tests.performance.formats
+        import tests.performance.making
+        import tests.performance.probing
+        import tests.performance.report
+        import tests.performance.run
+        import tests.performance.tracking  # noqa: F401
+        from tests.performance.harness import BENCHES, merged, write
+
+        unknown = set(options.names) - set(BENCHES)
+        if unknown:
+            parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(BENCHES)}")
+        results = []
+        for name in options.names or BENCHES:
+            console.rule(name)
+            results += BENCHES[name]()
+    out = options.out or (None if options.names else Path("docs"))
+    if out:
+        write(merged(results, out) if options.names else results, out)
+        console.print(f"written: {out}/benchmarks.md and .json")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

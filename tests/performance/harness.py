@@ -1,0 +1,142 @@
+"""A small runner: alternates A and B, takes medians, writes a table and a JSON to compare over time."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from backbones.files import write_json, write_text
+from benchmark.execution.progress import console
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        name: what was compared, ``A against B``.
+        a, b: medians (in ``unit``) of ours and of what it is measured against.
+        ratio: a / b, or b / a where ``goal`` speaks of a speed-up; ``goal`` says what is wanted, e.g. ``>= 0.9``.
+        unit: of a and b.
+        n: repetitions of each.
+    """
+
+    name: str
+    a: float
+    b: float
+    ratio: float
+    goal: str
+    unit: str
+    n: int
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        sign, _, number = self.goal.partition(" ")
+        if sign not in ("<=", ">="):
+            return None
+        return self.ratio <= float(number) if sign == "<=" else self.ratio >= float(number)
+
+
+BENCHES: dict[str, Callable[[], list[Result]]] = {}
+
+
+def bench(function: Callable[[], list[Result]]) -> Callable[[], list[Result]]:
+    """Register a benchmark under its function's name."""
+    BENCHES[function.__name__] = function
+    return function
+
+
+def alternate(
+    name: str,
+    a: Callable[[], float | None],
+    b: Callable[[], float | None],
+    *,
+    goal: str = "",
+    unit: str = "s",
+    n: int = 5,
+    invert: bool = False,
+    note: str = "",
+    warm: bool = True,
+) -> Result:
+    """Run A and B in turn, ``n`` times each, after one unmeasured round if ``warm``, and compare medians.
+
+    A and B may return their own measurement (in ``unit``); else their wall-clock seconds are taken. ``invert`` gives b / a, for
+    speed-ups of times.
+    """
+    for function in (a, b) if warm else ():
+        function()
+    values: tuple[list[float], list[float]] = ([], [])
+    for _ in range(n):
+        for function, into in zip((a, b), values, strict=True):
+            started = time.perf_counter()
+            own = function()
+            into.append(time.perf_counter() - started if own is None else own)
+    median_a, median_b = (statistics.median(v) for v in values)
+    ratio = median_b / median_a if invert else median_a / median_b
+    result = Result(name, median_a, median_b, ratio, goal, unit, n, note)
+    say(result)
+    return result
+
+
+def say(result: Result) -> None:
+    """Print one result as it comes."""
+    mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[result.reached]
+    console.print(
+        f"{result.name}: {result.a:.4g} against {result.b:.4g} {result.unit}, ratio {result.ratio:.3f} "
+        f"(goal {result.goal or 'none'}) {mark}"
+    )
+
+
+def write(results: list[Result], folder: Path) -> None:
+    """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n, note}) and ``benchmarks.md``."""
+    write_json(folder / "benchmarks.json", [asdict(result) for result in results])
+    write_text(folder / "benchmarks.md", markdown(results))
+
+
+def merged(results: list[Result], folder: Path) -> list[Result]:
+    """What ``folder`` has already, with ``results`` in the place of those of the same name, new ones at the end."""
+    path = folder / "benchmarks.json"
+    old = [Result(**line) for line in json.loads(path.read_text())] if path.is_file() else []
+    new = {result.name: result for result in results}
+    return [new.pop(result.name, result) for result in old] + list(new.values())
+
+
+def markdown(results: list[Result]) -> str:
+    """The table, with the machine it was measured on."""
+    from reports.tracking import environment
+
+    env = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in env["packages"].items())
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make bench`: A and B alternate in one process; medians and their ratio.",
+        "",
+        f"Machine: {_cpu()}, {env['cpu_count']} cores, {env['platform']}, Python {env['python']}; {versions}.",
+        "",
+        "| what | A | B | unit | ratio | goal | reached | n | note |",
+        "| --- | ---: | ---: | --- | ---: | --- | --- | ---: | --- |",
+    ]
+    for r in results:
+        reached = {True: "yes", False: "**no**", None: "–"}[r.reached]
+        lines.append(
+            f"| {r.name} | {r.a:.4g} | {r.b:.4g} | {r.unit} | {r.ratio:.3f} | {r.goal or '–'} | {reached} | {r.n} | {r.note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

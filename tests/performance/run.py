@@ -1,0 +1,82 @@
+"""What a run costs beside its work: the share of time spent in tracking, and peak memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from tests.performance.harness import Result, bench, say
+
+TRACKING = (
+    "log_params",
+    "log_metrics",
+    "set_tags",
+    "describe",
+    "log_dataset",
+    "log_file",
+    "log_text",
+    "log_json",
+    "flush",
+)
+
+
+@bench
+def run() -> list[Result]:
+    """One cell of the smoke suite, trained for 300 iterations, with every call into tracking timed."""
+    import benchmark.evaluation.runner as running
+    from reports import tracking
+
+    clock = {"inside": 0.0, "depth": 0}
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            clock["depth"] += 1
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                clock["depth"] -= 1
+                if not clock["depth"]:
+                    clock["inside"] += time.perf_counter() - started
+
+        return wrapper
+
+    original = {name: getattr(tracking.Run, name) for name in TRACKING}
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.chdir(folder)
+            request = running.Options(
+                backbones=["efficientnet-lite0"], suite="smoke", tasks=["mini-seg/linear"], changes=["max_iters=300"]
+            )
+            running.run(request)  # makes the world and warms everything up
+            for name, function in original.items():
+                setattr(tracking.Run, name, timed(function))
+            started = time.perf_counter()
+            outcome = running.run(running.Options(**{**vars(request), "force": True}))
+            seconds = time.perf_counter() - started
+            child = outcome.tracker.client.get_run(outcome.cells[0].run_id)
+        finally:
+            os.chdir(before)
+            for name, function in original.items():
+                setattr(tracking.Run, name, function)
+    share = Result(
+        "tracking: seconds in it against seconds of the run",
+        clock["inside"],
+        seconds,
+        clock["inside"] / seconds,
+        "<= 0.01",
+        "s",
+        1,
+    )
+    peak = child.data.metrics["cost/peak_memory_mb"]
+    memory = Result("peak memory of a run (resident, without loading processes)", peak, peak, 1.0, "", "MB", 1)
+    for result in (share, memory):
+        say(result)
+    return [share, memory]
