@@ -25,7 +25,7 @@ from reports.heartbeat import Heartbeat
 console = Console(highlight=False, soft_wrap=True)
 
 
-class Progress(Protocol):
+class Reporter(Protocol):
     """What a step under way reports to: rate and time left are its own business."""
 
     prefix: str
@@ -147,11 +147,11 @@ class Bar(Lane):
         return Lane(self._progress, self.live, self.every)
 
 
-_reporter: Progress | None = None
+_reporter: Reporter | None = None
 
 
 @contextmanager
-def reporting(progress: Progress) -> Iterator[None]:
+def reporting(progress: Reporter) -> Iterator[None]:
     """``reporter()`` is ``progress`` while the block runs."""
     global _reporter
     before, _reporter = _reporter, progress
@@ -161,6 +161,6 @@ def reporting(progress: Progress) -> Iterator[None]:
         _reporter = before
 
 
-def reporter() -> Progress:
+def reporter() -> Reporter:
     """Where the work that this process does reports its progress."""
     return _reporter if _reporter is not None else Bar(every=float("inf"))
