@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLo
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
+STOP = "stop"  # a file beside a task's heartbeat
 PATIENCE = 60.0  # seconds that cancelled tasks have for saving what they have
 PASSED_ON = (
     "CLIPTEX_",
@@ -42,11 +44,8 @@ class RayExecutor(Executor):
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        sizes = {
-            key: positive(key, spec.settings[key], key == "num_cpus")
-            for key in ("num_cpus", "num_gpus")
-            if key in spec.settings
-        }
+        least = {"num_cpus": 1, "num_gpus": 0}
+        sizes = {key: positive(key, spec.settings[key], least[key]) for key in least if key in spec.settings}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ``execute`` hides GPUs from tasks without
         try:
@@ -64,9 +63,8 @@ class RayExecutor(Executor):
         self.several_nodes = len(nodes) > 1
         room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
         self.width = max(1, min(room, spec.jobs) if spec.jobs else room)
-        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        self._execute = ray.remote(max_retries=0, runtime_env={"env_vars": passed})(execute)
-        self._refs: set[Any] = set()
+        self._execute = ray.remote(max_retries=0)(in_worker)
+        self._refs: dict[Any, Task] = {}
 
     def where(self, cpus: int, gpus: int) -> str:
         return f"a Ray task ({f'{gpus} GPU, ' if gpus else ''}{cpus} cores)"
@@ -79,7 +77,7 @@ class RayExecutor(Executor):
         most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
         needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
         ref = self._execute.options(**needs).remote(task)
-        self._refs.add(ref)
+        self._refs[ref] = task
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
 
@@ -87,7 +85,7 @@ class RayExecutor(Executor):
         from ray import exceptions
 
         with self._lock:
-            self._refs.discard(ref)
+            self._refs.pop(ref, None)
         error = done.exception()
         if isinstance(error, exceptions.TaskCancelledError):
             future.set_result(Outcome("interrupted"))
@@ -101,6 +99,10 @@ class RayExecutor(Executor):
             future.set_result(done.result())
 
     def _stop(self) -> None:
+        for task in list(self._refs.values()):
+            with suppress(OSError):
+                task.folder.mkdir(parents=True, exist_ok=True)
+                (task.folder / STOP).touch()
         self._cancel(force=False)
         end = time.monotonic() + PATIENCE
         while self._refs and time.monotonic() < end:
@@ -117,9 +119,30 @@ class RayExecutor(Executor):
                 self._ray.cancel(ref, force=force)
 
 
+def in_worker(task: Task) -> Outcome:
+    """``execute``, and a thread that watches for the driver's wish to stop: Ray's own is only heard between two steps of Python,
+    and not by a task that waits for its loading workers."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if (task.folder / STOP).exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, name="stop", daemon=True)
+    watcher.start()
+    try:
+        return execute(task)
+    finally:
+        over.set()
+        watcher.join()
+
+
 def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     """Join a cluster, or start a Ray of this machine."""
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": passed}}
     if address := spec.settings.get("address"):
         settings["address"] = address
     else:
@@ -131,6 +154,9 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
         }
     before = signal.getsignal(signal.SIGTERM)
     try:
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(**settings)
     except Exception as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]

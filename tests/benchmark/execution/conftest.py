@@ -1,0 +1,23 @@
+import io
+
+import pytest
+
+from backbones.files import home
+from benchmark.execution.progress import console
+from tests.cluster import ray_cluster, slurm, slurm_config
+
+__all__ = ["ray_cluster", "slurm", "slurm_config"]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(console, "_file", file)
+    return file.getvalue
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cliptex_home):
+    before = set((home() / "tasks").glob("*"))
+    yield
+    assert not set((home() / "tasks").glob("*")) - before, "a task's folder goes with the task"

@@ -1,0 +1,206 @@
+"""What an executor has of its own: GPUs, priorities, the end of a driver, its words for wrong settings, other packages'."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from backbones.errors import UserError
+from backbones.files import home
+from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
+from tests.benchmark.execution import tasks
+from tests.benchmark.execution.watching import busiest, gone, until_true
+
+
+def test_here_is_for_debuggers(tmp_path):
+    with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
+        assert executor.width == 1 and executor.where(1, 0) == "this process"
+        assert executor.submit(tasks.told, 1).result() == os.getpid()
+        with pytest.raises(UserError, match="needs 1 GPUs, there are 0"):
+            executor.submit(tasks.visible, gpus=1).result()
+
+
+def test_a_chosen_gpu_is_chosen_in_this_process_too(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with make_executor(ExecutorSpec(settings={"gpus": "3"}), Bar()) as executor:
+        assert executor.width == 1 and executor.has_gpus
+        assert executor.submit(tasks.visible, gpus=1).result()[0] == "3"
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
+    settings = {"local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"}, "ray": {"num_gpus": "8", "num_cpus": "2"}}[name]
+    if name == "ray":
+        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    with make_executor(ExecutorSpec(name, settings), Bar()) as executor:
+        assert executor.has_gpus and executor.width == 8
+        futures = [executor.submit(tasks.visible, tmp_path, 8, gpus=1) for _ in range(8)]
+        futures += [executor.submit(tasks.visible, gpus=1 + (n % 3 == 0)) for n in range(3)]
+        futures += [executor.submit(tasks.visible)]
+        found = [future.result(100) for future in futures]
+        with pytest.raises(UserError, match="needs 9 GPUs"):
+            executor.submit(tasks.visible, gpus=9).result(10)
+    assert sorted(gpus for gpus, *_ in found[:8]) == [str(n) for n in range(8)]
+    assert [len(gpus.split(",")) for gpus, *_ in found[8:11]] == [2, 1, 1] and found[11][0] == ""
+    for number in range(8):
+        spans = [(1, *span) for gpus, *span in found if str(number) in gpus.split(",")]
+        assert busiest(spans) == 1, f"GPU {number} was given twice at once"
+
+
+def test_who_waits_goes_by_priority_and_size(tmp_path):
+    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        log, go = tmp_path / "log", tmp_path / "go"
+        first = executor.submit(tasks.noted, log, "first", go)
+        for name, priority, cpus in [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]:
+            executor.submit(tasks.noted, log, name, cpus=cpus, priority=priority)
+        tasks.until(log)
+        time.sleep(0.3)
+        assert log.read_text() == "first\n", "what is small waits behind what is bigger and came before it"
+        go.touch()
+        first.result(60)
+    assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
+
+
+def test_a_worker_that_died_of_boredom_is_replaced_in_silence(said):
+    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        first = executor.submit(tasks.told, 1).result(60)
+        assert executor.submit(tasks.told, 1).result(60) == first, "a process is kept"
+        os.kill(first, signal.SIGKILL)
+        until_true(lambda: not Path(f"/proc/{first}").exists())
+        time.sleep(0.2)
+        assert executor.submit(tasks.told, 1).result(60) != first
+    assert said() == "said by 1: [bold] :car:\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("local", signal.SIGKILL),
+        ("local", signal.SIGINT),
+        ("local", signal.SIGTERM),
+        ("ray", signal.SIGKILL),
+        ("ray", signal.SIGINT),
+    ],
+)
+def test_a_driver_that_ends_leaves_no_worker(name, how, tmp_path):
+    if name == "ray":
+        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    command = [sys.executable, "-m", "tests.benchmark.execution.tasks", name, str(tmp_path)]
+    markers = [tmp_path / "one", tmp_path / "two"]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        for marker in markers:
+            tasks.until(marker)
+        if how == signal.SIGINT:  # as a terminal sends it
+            os.killpg(driver.pid, how)
+        else:
+            driver.send_signal(how)
+        told = driver.communicate(timeout=60)[1]
+        assert gone(*markers)
+        if how != signal.SIGKILL:
+            assert (driver.returncode, told) == (130, "")
+            assert all(marker.with_suffix(".saved").is_file() for marker in markers)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        for folder in (home() / "tasks").glob("*") if how == signal.SIGKILL else ():
+            _age(folder, base.ABANDONED + 60)
+        base._sweep(home() / "tasks")
+
+
+def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
+    for name, days in (("old", 60), ("new", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").touch()
+        _age(tmp_path / name, days * 86400)
+    base._sweep(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("slrum", {}, "no executor 'slrum'; did you mean slurm"),
+        ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
+        ("local", {"gpus": "x"}, "--executor-arg gpus=x: give"),
+        ("local", {"gpus": "1,1"}, "--executor-arg gpus=1,1: give"),
+        ("local", {"cpus": "0"}, "--executor-arg cpus=0: give a whole number, 1 or more"),
+        ("ray", {"num_cpu": "1"}, "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus"),
+        ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
+        ("ray", {"num_gpus": "-1"}, "--executor-arg num_gpus=-1: give a whole number, 0 or more"),
+        ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
+        ("slurm", {"time": "abc"}, "--executor-arg time=abc: give minutes"),
+        ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
+        ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
+        ("slurm", {"partitoin": "gpu"}, "--executor-arg partitoin: sbatch has no such option; did you mean partition"),
+    ],
+)
+def test_wrong_settings_are_one_line(name, settings, said, request):
+    if name == "slurm":
+        request.getfixturevalue("slurm")
+    elif name == "ray":
+        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    with pytest.raises(UserError) as raised:
+        make_executor(ExecutorSpec(name, settings), Bar())
+    assert str(raised.value).startswith(said) and "\n" not in str(raised.value)
+
+
+def test_what_sbatch_refuses_is_one_line(slurm):
+    with (
+        make_executor(ExecutorSpec("slurm", {"partition": "nowhere"}), Bar()) as executor,
+        pytest.raises(UserError, match=r"sbatch refused doubled: .*[Ii]nvalid partition") as raised,
+    ):
+        executor.submit(tasks.doubled, 1).result(10)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "module"), [("slurm", "submitit"), ("ray", "ray")])
+def test_what_is_not_installed_is_one_line(name, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"pip install 'cliptex-benchmark\[scale\]'"):
+        make_executor(ExecutorSpec(name), Bar())
+
+
+def test_no_sbatch_is_one_line(monkeypatch, tmp_path):
+    pytest.importorskip("submitit", reason="no submitit: pip install submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no sbatch here"):
+        make_executor(ExecutorSpec("slurm"), Bar())
+
+
+def test_other_packages_bring_executors(tmp_path, monkeypatch):
+    info = tmp_path / "somebodys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[cliptex_benchmark.executors]\nsomebodys = somebodys:Echo\nbroken = somebodys:nothing\nother = somebodys:Path\n"
+    )
+    (tmp_path / "somebodys.py").write_text(
+        "from pathlib import Path\nfrom concurrent.futures import Future\nfrom benchmark.execution import Executor\n"
+        "from benchmark.execution.task import execute\n\n\nclass Echo(Executor):\n"
+        "    def _start(self, task):\n        future = Future()\n        future.set_result(execute(task))\n"
+        "        return future\n\n"
+        "    def _stop(self):\n        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base.EXECUTORS, "_things", dict(base.EXECUTORS._things))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with make_executor(ExecutorSpec("somebodys"), Bar()) as executor:
+        assert isinstance(executor, Executor) and executor.submit(tasks.doubled, 4).result(10)[0] == 8
+    with pytest.raises(UserError, match="executor 'broken' cannot be loaded"):
+        make_executor(ExecutorSpec("broken"), Bar())
+    with pytest.raises(UserError, match="no subclass"):
+        make_executor(ExecutorSpec("other"), Bar())
+
+
+def _age(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
