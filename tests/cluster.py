@@ -103,7 +103,7 @@ def _slurm(folder: Path):
                 daemon.send_signal(signal.SIGTERM)
             for daemon in reversed(running):
                 try:
-                    daemon.wait(10)
+                    daemon.wait(3)
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait(10)

@@ -39,8 +39,8 @@ class LocalExecutor(Executor):
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        self._gpus = _gpus(spec)
         self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
+        self._gpus = _gpus(spec)
         self.has_gpus = bool(self._gpus)
         room = len(self._gpus) or self._cpus // min(threads_of_a_task(), self._cpus)
         self.width = min(room, spec.jobs) if spec.jobs else room
