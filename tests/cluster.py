@@ -40,9 +40,10 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldPort={ports[0]}
 SlurmdParameters=config_overrides
 ReturnToService=2
+GresTypes=gpu
 KillWait=10
-NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
+NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 Gres=gpu:4
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 Gres=gpu:4
 PartitionName=debug Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
 """
 
@@ -67,6 +68,10 @@ def _slurm(folder: Path):
         (folder / name).mkdir()
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], folder=folder, ports=_free_ports(3)))
+    # pretended GPUs: SLURM wants four devices, whichever, and numbers them
+    (folder / "gres.conf").write_text(
+        "".join(f"Name=gpu File=/dev/{name}\n" for name in ("full", "null", "random", "zero"))
+    )
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)

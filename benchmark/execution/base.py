@@ -187,8 +187,8 @@ class Executor(ABC):
 
     def _abandon(self) -> None:
         """Start nothing more, and stop what runs."""
+        self.closing = True  # without the lock: whoever holds it may be about to start many
         with self._lock:
-            self.closing = True
             waiting, self._waiting = self._waiting, []
         for unit in waiting:
             self._end(unit, cancelled=True)
@@ -306,7 +306,8 @@ class Executor(ABC):
     def _follow(self) -> None:
         """Show what tasks say and how far they are, until the executor ends."""
         while not self._over.wait(POLL):
-            self._look()
+            with suppress(OSError):
+                self._look()
             for unit in list(self._running):
                 self._show(unit)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -100,6 +101,8 @@ class SlurmExecutor(Executor):
         )
 
     def _start(self, task: Task) -> Future[Outcome] | None:
+        if threading.current_thread() is threading.main_thread():
+            return None  # but in ``_look``: Ctrl-C between sbatch and its answer would leave a job that nobody knows
         self._engine.folder = task.folder / "slurm"  # goes with the task
         self._engine.update_parameters(
             job_name=f"cliptex:{task.name}"[:120],

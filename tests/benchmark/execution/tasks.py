@@ -137,6 +137,11 @@ def visible(folder=None, all_of_them=0):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
 
 
+def visible_on_node(folder, all_of_them):
+    gpus, *_ = visible(folder, all_of_them)
+    return [f"{node()} {gpu}" for gpu in gpus.split(",")]
+
+
 def noted(log, name, marker=None):
     with Path(log).open("a") as file:
         file.write(f"{name}\n")

@@ -55,6 +55,18 @@ def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
         assert busiest(spans) == 1, f"GPU {number} was given twice at once"
 
 
+def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
+    with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
+        assert executor.has_gpus and executor.several_nodes
+        futures = [executor.submit(tasks.visible_on_node, tmp_path, 4, gpus=gpus) for gpus in (1, 2, 1, 1)]
+        none = executor.submit(tasks.visible)
+        found = [future.result(60) for future in futures]
+        assert none.result(60)[0] == ""
+    assert [len(gpus) for gpus in found] == [1, 2, 1, 1]
+    taken = [gpu for gpus in found for gpu in gpus]
+    assert len(set(taken)) == 5 and {gpu.split()[0] for gpu in taken} == {"n0", "n1"}
+
+
 def test_who_waits_goes_by_priority_and_size(tmp_path):
     with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
