@@ -5,7 +5,7 @@ import backbones.cliptex.experts.nll_angmf
 import backbones.cliptex.experts.unet_seg  # noqa: F401  (importing registers them)
 from backbones.cliptex.experts.base import TASKS, Expert
 from backbones.cliptex.experts.evaluate import evaluate
-from backbones.cliptex.experts.registry import EXPERTS, find_expert, known_experts, load_experts, register_expert
+from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts, register_expert
 from backbones.cliptex.experts.training import train_expert
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Expert",
     "evaluate",
     "find_expert",
-    "known_experts",
     "load_experts",
     "register_expert",
     "train_expert",
