@@ -20,10 +20,12 @@ import torch
 from backbones import Backbone, UserError
 from backbones.files import content_key, home, write_json
 from backbones.locks import lock_file, locked
+from benchmark.evaluation.device import device_kind
 from benchmark.evaluation.memory import peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
+from probes import feature_budget
 from probes.base import Context, Probe, Progress, SteppedProbe, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.lockstep import Steps
@@ -104,6 +106,7 @@ def cell_steps(
         "weights.sha256": backbone.weights.sha256,
         "seed": str(seed),
         "suite": tracker.experiment,
+        "device.kind": device_kind(device),
         "protocol": content_key(protocol),
         "cell": cell,
         "data.fingerprint": data.fingerprint,
@@ -125,6 +128,7 @@ def cell_steps(
             work_dir=work_dir, log=run, progress=progress, workers=context.num_workers,
         )  # fmt: skip
         reset_peak(device)
+        kept = feature_budget.reserved
         seat = Seat(table=table)
         with as_interrupt():
             result = yield from seat.turns(_steps(task.probe, told, seat))
@@ -134,6 +138,7 @@ def cell_steps(
             result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
         if data.skipped:
             result.notes.append(f"{len(data.skipped)} unreadable samples were skipped: " + _some(data.skipped))
+        result.cost["disk_bytes"] = feature_budget.reserved - kept
         _write(run, result, protocol, seconds, device)
         run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
         for log in sorted(work_dir.rglob("*.log")):

@@ -17,12 +17,14 @@ def prepare_data(
     data_root: Path | None = None,
     partial: bool = False,
     num_workers: int = 2,
+    known_only: bool = False,
 ) -> dict[str, PreparedDataset]:
     """Task name → its dataset; each dataset and set of splits is checked once, and the verdict is kept.
 
     Args:
         placed: dataset name → folder (``--data``, and what a suite made), before ``data_root``.
         partial: accept datasets that are not complete.
+        known_only: write nothing; a dataset that was not looked at before is ``NotExamined``.
 
     Raises:
         UserError: a dataset is missing, incomplete or broken.
@@ -34,6 +36,6 @@ def prepare_data(
         if key not in prepared:
             prepared[key] = prepare(
                 task.spec, roots[task.spec.name], splits=task.probe.splits, partial=partial, workers=num_workers,
-                progress=reporter(),
+                progress=reporter(), known_only=known_only,
             )  # fmt: skip
     return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}

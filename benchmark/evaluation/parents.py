@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones import Backbone
+from backbones.base import Backbone, Weights
 from backbones.cliptex.recipes import SUBSETS
 from backbones.errors import UserError
 from backbones.files import content_key
@@ -29,23 +29,32 @@ class Parent:
     """What identifies a parent run, and what it is told at its start.
 
     Attributes:
+        name, architecture, weights, identity: of the backbone, which itself (gigabytes, perhaps) need not be kept.
         overrides: ``--set`` of the run; part of its identity.
         made: how the backbone is made, and what that cost.
     """
 
     suite: str
-    backbone: Backbone
+    name: str
+    architecture: str
+    weights: Weights
+    identity: Mapping[str, Any]
     seed: int
     overrides: Mapping[str, str]
     made: MadeBackbone
     tasks: Sequence[PlannedTask]
     data: Mapping[str, PreparedDataset]
 
+    @classmethod
+    def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
+        """The parent run of a backbone's tasks."""
+        facts = {"architecture": self.architecture, "weights": backbone.weights, "identity": backbone.identity()}
+        return cls(suite=suite, seed=seed, name=backbone.name, **facts, **told)
+
     @property
     def key(self) -> str:
         return content_key(
-            {"suite": self.suite, "seed": self.seed, "backbone": self.backbone.identity(), "name": self.backbone.name,
-             "set": self.overrides}
+            {"suite": self.suite, "seed": self.seed, "backbone": self.identity, "name": self.name, "set": self.overrides}
         )  # fmt: skip
 
     def protocols(self) -> dict[str, str]:
@@ -66,35 +75,34 @@ class Parent:
 
     def open(self, tracker: Tracker, earlier: Any | None, device: str) -> AbstractContextManager[Run]:
         """The run, for a ``with`` block."""
-        backbone, env = self.backbone, environment()
+        env = environment()
         tags = {
-            "backbone": backbone.name,
-            "architecture": backbone.architecture,
+            "backbone": self.name,
+            "architecture": self.architecture,
             "suite": self.suite,
             "seed": str(self.seed),
-            "weights.sha256": backbone.weights.sha256,
-            "weights.source": backbone.weights.source,
-            "weights.licence": backbone.weights.licence,
+            "weights.sha256": self.weights.sha256,
+            "weights.source": self.weights.source,
+            "weights.licence": self.weights.licence,
             "run.key": self.key,
             "train.run": self.made.run,
-            "experts": ",".join(SUBSETS.get(backbone.name, ())),
+            "experts": ",".join(SUBSETS.get(self.name, ())),
             "git.commit": env["git.commit"],
             "mlflow.source.git.commit": env["git.commit"].partition("+")[0],
             "mlflow.source.name": "python -m benchmark run",
             **self.protocols(),
         }
-        params = {"backbone": backbone.name, "suite": self.suite, "seed": self.seed, "device": device, **self.overrides}
-        title = f"{backbone.name} · {self.suite} · seed {self.seed}"
+        params = {"backbone": self.name, "suite": self.suite, "seed": self.seed, "device": device, **self.overrides}
+        title = f"{self.name} · {self.suite} · seed {self.seed}"
         return tracker.run(title, tags=tags, params=params, resume=earlier.info.run_id if earlier is not None else None)
 
     def begin(self, run: Run, earlier: Any | None) -> None:
         """What is known before the first cell: ``run.json``, costs, datasets. A run that goes on keeps its other tasks."""
-        backbone = self.backbone
         before = _stored(run, "run.json") if earlier is not None else {}
         run.log_json(
             {
-                "backbone": {**backbone.identity(), "name": backbone.name, "source": backbone.weights.source,
-                             "licence": backbone.weights.licence, "config": {k: str(v) for k, v in self.made.config.items()}},
+                "backbone": {**self.identity, "name": self.name, "source": self.weights.source,
+                             "licence": self.weights.licence, "config": {k: str(v) for k, v in self.made.config.items()}},
                 "suite": self.suite, "seed": self.seed, "set": dict(self.overrides),
                 "tasks": {**before.get("tasks", {}), **{t.name: t.protocol(self.data[t.name]) for t in self.tasks}},
                 "environment": environment(),
@@ -128,8 +136,7 @@ class Parent:
             rows[cell.task] = (
                 f"{main} {number(cell.metrics.get(main))}" if cell.metrics else f"– ({cell.status}: {cell.reason})"
             )
-        backbone = self.backbone
-        lines = [f"`{backbone.name}` ({backbone.architecture}), weights {backbone.weights.source}", "", "| task | result |"]
+        lines = [f"`{self.name}` ({self.architecture}), weights {self.weights.source}", "", "| task | result |"]
         return "\n".join([*lines, "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())])
 
 

@@ -178,17 +178,21 @@ class _Evaluation:
         backbone = backbones.create(**made.config)
         cells = self._known(backbone, seed)
         left = [task for task in plan.tasks if task.name not in cells]
-        parent = Parent(plan.suite.name, backbone, seed, plan.overrides, made, plan.tasks, self.data)
+        parent = Parent.of(
+            backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data
+        )
+        name = backbone.name
+        del backbone  # gigabytes, perhaps, while others are loaded
         earlier = None if self.options.force else parent.earlier(tracker)
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             told = f"{len(cached)} of {len(plan.tasks)} tasks were finished before and are not run again (--force does)"
-            console.print(f"{escape(backbone.name)} · seed {seed}: {told}", style="dim")
+            console.print(f"{escape(name)} · seed {seed}: {told}", style="dim")
         if not left and earlier is not None and earlier.info.status == "FINISHED":
             return [cells[task.name] for task in plan.tasks], earlier.info.run_id
         with parent.open(tracker, earlier, self.device) as run:
             parent.begin(run, earlier)
             groups = task_groups(left, self.data)
-            for found in await asyncio.gather(*(self._unit(group, backbone.name, made, seed, run.id) for group in groups)):
+            for found in await asyncio.gather(*(self._unit(group, name, made, seed, run.id) for group in groups)):
                 cells |= {cell.task: cell for cell in found}
             ordered = [cells[task.name] for task in plan.tasks]
             parent.end(run, ordered, earlier)
