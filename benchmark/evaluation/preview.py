@@ -188,7 +188,13 @@ class _Preview:
         """Median seconds and bytes of earlier runs on this kind of device, None where there is none."""
         if self.tracker is None:
             return None
-        kind = device_kind(choose_device("cuda" if self.executor.has_gpus and self._local_gpu() else "cpu"))
+        try:
+            device = choose_device(self.plan.options.executor.device)
+        except UserError:
+            return None
+        if self.executor.has_gpus and device.type == "cpu":
+            return None  # how quick other machines' GPUs are is not known here
+        kind = device_kind(device)
         runs = self.tracker.search(
             f"attributes.status = 'FINISHED' and {filter_string} and tags.`device.kind` = '{kind}'"
         )
@@ -197,12 +203,6 @@ class _Preview:
             return None
         sizes = [run.data.metrics.get("cost/disk_bytes", 0.0) for run in runs]
         return statistics.median(seconds), max(sizes)
-
-    def _local_gpu(self) -> bool:
-        try:
-            return choose_device(self.plan.options.executor.device).type == "cuda"
-        except UserError:
-            return False
 
     def _say(self, name: str, units: int, asked: Mapping[str, int], measured: tuple[float, float] | None) -> None:
         where = self.executor.where(asked["cpus"], asked["gpus"])
