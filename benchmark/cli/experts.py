@@ -33,18 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """List, or train one expert and say how well it does."""
-    import benchmark.catalog  # noqa: F401 – also registers the expert that needs MMDetection
-    from backbones.cliptex.experts.registry import known_experts
-    from backbones.overrides import parse_pairs
+    import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+    from backbones.cliptex.experts.registry import EXPERTS
     from benchmark.execution.progress import Bar, console
+
+    if options.what == "list":
+        for name, about in sorted(EXPERTS.described().items()):
+            console.print(f"{name:<12} {about}", markup=False)
+        return 0
+    from backbones.overrides import parse_pairs
     from benchmark.evaluation.runner import choose_device
     from benchmark.stages import expert_stage
     from reports.tracking import Tracker
 
-    if options.what == "list":
-        for name, about in sorted(known_experts().items()):
-            console.print(f"{name:<12} {about}", markup=False)
-        return 0
     at_least(0, seed=options.seed)
     tracker = Tracker(options.experiment, options.tracking_uri)
     tracker.close_vanished()

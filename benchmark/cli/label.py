@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Label, then say how many, how big, how exact."""
-    import benchmark.catalog  # noqa: F401 – registers every expert
+    import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
     from backbones.cliptex.label import LabelSettings
     from backbones.cliptex.pairs import open_pairs
     from backbones.cliptex.processes import first_process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "executors")
 
@@ -36,9 +37,11 @@ def _rows(what: str) -> list[tuple[str, str]]:
             + [("random/NAME", "any of these, randomly initialised from the seed")]
         )
     if what == "executors":
-        from benchmark.execution import EXECUTORS
+        from benchmark.execution import EXECUTORS, SHIPPED
 
-        return list(EXECUTORS.described().items())
+        for module in SHIPPED.values():
+            import_module(f"benchmark.execution.{module}")
+        return [(name, executor.about) for name, executor in EXECUTORS.read_entry_points().items()]
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from benchmark.suites.registry import SUITES
     from probes.registry import DATASETS, PROBES, tasks

@@ -44,13 +44,13 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, write):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file/a.txt: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a directory|File exists)"):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
 def test_a_place_that_is_a_folder_is_one_line(tmp_path):
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(UserError, match="cannot write .*a.txt: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*a.txt: Is a directory"):
         write_text(tmp_path / "a.txt", "x")
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
