@@ -54,7 +54,10 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             UserError: there is none (names the nearest; ``also`` is added), or the package that brings it is broken.
         """
-        if name not in self._things and name in (points := self._points()):
+        if name in self._things:
+            return self._things[name]
+        points = self._points()
+        if name in points:
             self._load(points[name])
         if name in self._things:
             return self._things[name]
@@ -62,7 +65,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raise UserError(
                 f"{self.what} {name!r} cannot be loaded: {self.broken[name]}; mend or uninstall the package that brings it"
             )
-        raise UserError(f"no {self.what} {name!r}; {nearest(name, self.read_entry_points())}{also}")
+        raise UserError(f"no {self.what} {name!r}; {nearest(name, {*self._things, *points})}{also}")
 
     def read_entry_points(self) -> Registry[T]:
         """Register what is not imported yet; one that fails is remembered, and only asking for it is an error."""

@@ -9,7 +9,7 @@ import pytest
 import backbones
 import probes.catalog  # noqa: F401
 from backbones import UserError
-from backbones.cliptex.experts import EXPERTS, register_expert
+from backbones.cliptex.experts import EXPERTS
 from backbones.plugins import Registry
 from backbones.registry import BACKBONES
 from benchmark.execution.base import EXECUTORS
@@ -18,7 +18,14 @@ from probes.registry import DATASETS, PROBES, find_task, register_dataset, regis
 # what another package brings: (registry, group, how one registers by hand, its name, its object, a shipped name misspelt)
 KINDS = {
     "backbones": (BACKBONES, backbones.register, "grey", "GREY", "dinov2-b41", "dinov2-b14"),
-    "experts": (EXPERTS, register_expert, "flat-world", "FlatWorld", "nll-angfm", "nll-angmf"),
+    "experts": (
+        EXPERTS,
+        lambda expert: EXPERTS.register(expert.name, expert),
+        "flat-world",
+        "FlatWorld",
+        "nll-angfm",
+        "nll-angmf",
+    ),
     "datasets": (DATASETS, register_dataset, "my-set", "SET", "ade2k", "ade20k"),
     "probes": (PROBES, register_probe, "segmentation/my-probe", "PROBE", "depth/pspent", "depth/pspnet"),
 }
@@ -60,7 +67,7 @@ def other_package(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("".join(
         f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone = no_such_module:THING\n"
         f"missing = other_package:MISSING\nnothing = other_package:NOTHING\nmisnamed = other_package:{thing}\n"
-        f"{next(iter(registry))} = other_package:{thing}\n"
+        f"{next(iter(registry.read_entry_points()))} = other_package:{thing}\n"
         for group, (registry, _, name, thing, *_) in KINDS.items()
     ))  # fmt: skip
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -74,7 +81,7 @@ def other_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_name_is_given_once(kind):
     registry, register, *_ = KINDS[kind]
-    name, thing = next(iter(registry.items()))
+    name, thing = next(iter(registry.read_entry_points().items()))
     assert registry.register(name, thing) is thing  # a module that is imported twice
     with pytest.raises(ValueError, match=f"there is a .* '{name}' already"):
         registry.register(name, object())

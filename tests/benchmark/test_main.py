@@ -108,8 +108,6 @@ HEAVY = (
 )
 def test_what_only_lists_imports_no_library_that_computes(words, line):
     heavy = HEAVY if words in ("list backbones", "experts list") else (*HEAVY, "torch")
-    if words == "experts list":
-        heavy = HEAVY[:4]
     code = (
         f"import sys; from benchmark.__main__ import main\ntry: main({words.split()!r})\nexcept SystemExit: pass\n"
         f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or None)"

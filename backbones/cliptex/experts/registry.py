@@ -7,8 +7,6 @@ cliptex_benchmark.experts =
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 
 from backbones.cliptex.experts.base import TASKS, Expert
@@ -17,13 +15,6 @@ from backbones.plugins import Registry, of_type
 
 EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert))
 find_expert = EXPERTS.find
-_Class = TypeVar("_Class", bound=type[Expert])
-
-
-def register_expert(expert: _Class) -> _Class:
-    """Add an expert's class under its name (a decorator). Raises ``ValueError`` when the name is taken."""
-    EXPERTS.register(expert.name, expert)
-    return expert
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:
@@ -44,6 +35,6 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
         experts.append(expert)
     if not experts:
         raise UserError(
-            f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS))}"
+            f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS.described()))}"
         )
     return sorted(experts, key=lambda expert: TASKS.index(expert.task))

@@ -167,7 +167,7 @@ def test_names():
         load_experts(["dpt"])
     with pytest.raises(UserError, match="no experts given"):
         load_experts([])
-    assert set(NAMES) <= set(EXPERTS)
+    assert set(NAMES) <= set(EXPERTS.described())
 
 
 def test_one_expert_a_task(tmp_path):
