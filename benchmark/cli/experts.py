@@ -51,8 +51,10 @@ def _train(options: argparse.Namespace) -> int:
     from backbones.overrides import parse_pairs
     from benchmark.evaluation.needs import needs
     from benchmark.execution import Bar, make_executor
+    from benchmark.execution.nodes import check_store
     from benchmark.execution.progress import console
     from benchmark.pipeline.experts import ExpertTraining, expert_unit
+    from reports.store import tracking_uri, using
     from reports.tracking import Tracker
 
     at_least(0, seed=options.seed)
@@ -60,8 +62,10 @@ def _train(options: argparse.Namespace) -> int:
         options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
         options.device, options.experiment,
     )  # fmt: skip
-    Tracker(options.experiment).close_stale()
-    with Bar() as bar, make_executor(executor_spec(options), bar) as executor:
+    spec = executor_spec(options)
+    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
+        check_store(executor, tracking_uri())
+        Tracker(options.experiment).close_stale()
         asked = needs("expert", executor, options.device, options.num_workers)
         asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))
     console.print(f"label with it: python -m benchmark label --experts {options.name}={options.out} --pairs … --out …")

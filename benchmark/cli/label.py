@@ -48,19 +48,22 @@ def main(options: argparse.Namespace) -> int:
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
     from benchmark.execution import Bar, make_executor
+    from benchmark.execution.nodes import check_store
     from benchmark.execution.progress import console
     from benchmark.pipeline.labels import LabelRequest, label_stage
+    from reports.store import tracking_uri, using
     from reports.tracking import Tracker
 
     at_least(1, batch_size=options.batch_size)
-    at_least(0, num_workers=options.num_workers)
+    spec = executor_spec(options)
     request = LabelRequest(
         options.pairs, tuple(split_names([options.experts])), options.out,
         with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, options.device,
         options.num_workers, options.experiment,
     )  # fmt: skip
-    Tracker(options.experiment).close_stale()
-    with Bar() as bar, make_executor(executor_spec(options), bar) as executor:
+    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
+        check_store(executor, tracking_uri())
+        Tracker(options.experiment).close_stale()
         manifest = asyncio.run(label_stage(request, executor))
     console.print(
         f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "
