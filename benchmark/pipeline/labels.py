@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from backbones.cliptex.label import (
     finished_shard,
     labels_writer,
 )
-from backbones.cliptex.labels import MANIFEST, LabelWriter
+from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
 from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource, Tally, open_pairs
 from backbones.errors import UserError
@@ -89,7 +88,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
                 missing.append(number)
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
-            return json.loads((writer.root / MANIFEST).read_text(encoding="utf-8"))
+            return LabelStore(writer.root).manifest
         tags = {"labels.file": str(writer.root)}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
@@ -100,9 +99,10 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
                 _count(tally, shard, len(source))
 
             await _label(request, executor, source, writer, missing, ended)
-            manifest = finish_labels(source, writer)
-            _log(run, manifest, source, writer.root)
-    return manifest
+            finish_labels(source, writer)
+            store = LabelStore(writer.root)
+            _log(run, store, source)
+    return store.manifest
 
 
 async def _label(
@@ -180,7 +180,8 @@ def _say(line: str) -> None:
     console.print(f"  note · {line}", style="dim", markup=False)
 
 
-def _log(run: Run, manifest: dict[str, Any], source: PairSource, root: Path) -> None:
+def _log(run: Run, store: LabelStore, source: PairSource) -> None:
+    manifest = store.manifest
     run.log_json(manifest, MANIFEST)
     run.log_dataset(source.name, source.fingerprint, "labelling", pairs=len(source))
     cost = manifest["cost"]
@@ -194,5 +195,5 @@ def _log(run: Run, manifest: dict[str, Any], source: PairSource, root: Path) -> 
     )
     with TemporaryDirectory() as folder:
         picture = Path(folder) / "labels.png"
-        draw_labels(root, source, picture)
+        draw_labels(store.root, source, picture)
         run.log_file(picture, "pictures")
