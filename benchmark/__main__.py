@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from benchmark import interrupt
+from benchmark.execution import interrupts as interrupt
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
 # times slower (measured on two cores); read when torch is imported, which is after this.
