@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from reports.heartbeat import LIMIT, this_process
 from sweeps.driver import FAILURES, Evaluation
 from sweeps.errors import SweepError
-from sweeps.study import load_sweep, sole_driver
+from sweeps.study import load_sweep
 from sweeps.summary import progress
 from tests.forks import Fork
 from tests.sweeps.cheap import cells, completed, drive_slowly, evaluate, finish, hold, measure, start
@@ -77,13 +77,16 @@ def test_samplers_get_their_trials_and_may_get_more(search, storage, tracker):
     assert len({trial.params["lambda_seg"] for trial in more.trials()}) == 8, "none is drawn twice"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
 def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(seed, storage, tracker, tmp_path):
     """kill -9 at random times; what was under way is taken up again, in the same trial and MLflow run."""
     chance = random.Random(f"{seed}{storage}")
     sweep = start(storage, lambdas=("seg", "clip"))
     for number in range(2):
-        fork = Fork(drive_slowly, storage, tracker.uri, tracker.experiment, tmp_path, output=tmp_path / f"said-{number}")
+        fork = Fork(
+            drive_slowly, storage, tracker.uri, tracker.experiment, tmp_path, output=tmp_path / f"said-{number}"
+        )
         seen = len(list(tmp_path.glob("begun-*")))
         while fork.process.is_alive() and len(list(tmp_path.glob("begun-*"))) == seen:
             time.sleep(0.005)
