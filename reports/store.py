@@ -38,6 +38,21 @@ def tracking_uri(given: str | None = None) -> str:
     return uri
 
 
+@contextmanager
+def using(given: str | None = None) -> Iterator[str]:
+    """The store of this process and of every process that it starts, while the block runs: by the environment, so that no
+    address (which may hold a password) is on a command line; yields it."""
+    uri, before = tracking_uri(given), os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield uri
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 class Client:
     """An ``MlflowClient`` (all its methods) whose errors are a ``TrackingError`` when it is the store that fails."""
 

@@ -16,7 +16,7 @@ from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
-from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
 from reports.store import hide_password
@@ -117,6 +117,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
+    tags["device.kind"] = device_kind(choose_device(inputs.device))
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
     with stage_run(tracker, "train", name, tags, params, parent) as run:
         try:
@@ -127,7 +128,8 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         run.set_tags(
             {"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path.absolute())}
         )
-        run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
+        cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
+        run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
         run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
         pairs = open_pairs(inputs.pairs, Silent())
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))

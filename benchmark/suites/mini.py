@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
 from backbones.cliptex.recipes import SUBSETS
-from benchmark.suites.mini_artifacts import SIZES, ground, provide
+from benchmark.suites.mini_artifacts import SIZES, artifacts, preview, training
 from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
@@ -49,8 +49,8 @@ def register(name: str, about: str, tasks: dict[str, dict]) -> None:
     """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
     register_suite(
         Suite(
-            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS, provide=provide,
-            ground=ground, tune=SIZES[name].tune,
+            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS,
+            artifacts=artifacts, preview=preview, training=training, training_settings=SIZES[name].tune,
         )
     )  # fmt: skip
 

@@ -27,6 +27,10 @@ UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
 T = TypeVar("T")
 
 
+class NotExamined(LookupError):
+    """There is no verdict on this copy of a dataset yet."""
+
+
 def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Path]) -> Path:
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
@@ -67,6 +71,7 @@ def prepare(
     partial: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
+    known_only: bool = False,
 ) -> PreparedDataset:
     """List, count and decode every sample of the copy at ``root``. The verdict is kept, so that a second call only
     looks at names, sizes and times of the files.
@@ -75,6 +80,7 @@ def prepare(
         splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
         partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
         workers: decoding threads; never changes the result.
+        known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
     Raises:
         UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, too many
             samples (more than 1 % of a split and more than one) cannot be read, or labels do not fit the declaration.
@@ -97,6 +103,8 @@ def prepare(
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
     verdict = read_verdict(cache)
+    if verdict is None and known_only:
+        raise NotExamined(spec.name)
     if verdict is None:
         journal = Journal(cache.with_suffix(".part"))
         verdict = examine(spec, root, inventory, journal, workers, progress)
