@@ -6,6 +6,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 class UserError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, and what to do about it.
@@ -25,16 +27,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def users_line(error: BaseException) -> str | None:
-    """The one line for an error that the user can mend; None for a bug.
+    """The one line for an error that the user can mend, or None for a bug.
 
-    It is the error itself, or one that it was raised ``from``: with ``exit_code`` 2, or a disk that is full or cannot be
-    written. What was merely being handled when it was raised (``__context__``) is another matter.
+    Looked at are the error and what it was raised ``from``, never what was merely being handled when it was raised: a bug in
+    clearing up after a full disk is a bug.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
         if getattr(cause, "exit_code", None) == 2:
             return " ".join(str(cause).split())
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; free some space and run the command again"
+        seen.append(cause)
         cause = cause.__cause__
     return None

@@ -127,13 +127,11 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
         SweepError: another process drives it.
     """
     with ExitStack() as stack:
-        refused = SweepError(f"study {sweep.name!r} is driven by another process; wait for it, or stop it")
         try:
             stack.enter_context(locked(lock_file("sweep", [hide_password(sweep.url), sweep.name]), wait=False))
         except Timeout:
-            raise refused from None
-        if sweep.driven:
-            raise refused
+            raise _refusal(sweep) from None
+        must_be_free(sweep)
         over = threading.Event()
 
         def beat() -> None:
@@ -153,6 +151,16 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
             with suppress(Exception):
                 must_drive(sweep)
                 sweep.note("driver", None)
+
+
+def must_be_free(sweep: Sweep) -> None:
+    """Raises ``SweepError`` when another process drives the study."""
+    if sweep.driven:
+        raise _refusal(sweep)
+
+
+def _refusal(sweep: Sweep) -> SweepError:
+    return SweepError(f"study {sweep.name!r} is driven by another process; wait for it, or stop it")
 
 
 def _sign(sweep: Sweep) -> None:
@@ -244,18 +252,6 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
     if "identity" not in study.user_attrs:
         raise SweepError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
     return _sweep(url, study)
-
-
-def stored_identity(name: str, storage: str | None) -> Mapping[str, Any] | None:
-    """What a study was started with, or None when there is no such study (or storage) yet.
-
-    Raises:
-        SweepError: the storage cannot be used, or the study is not one of ours.
-    """
-    try:
-        return load_sweep(name, storage).facts["identity"]
-    except NoSweep:
-        return None
 
 
 def _sweep(url: str, study: optuna.Study) -> Sweep:
