@@ -34,12 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """List, or train one expert and say how well it does."""
     if options.what == "list":
-        from backbones.cliptex.experts.registry import known_experts
+        import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+        from backbones.cliptex.experts.registry import EXPERTS
         from benchmark.execution.progress import console
-        from benchmark.pipeline.experts import register_experts
 
-        register_experts(["mask-rcnn"])
-        for name, about in sorted(known_experts().items()):
+        for name, about in sorted(EXPERTS.described().items()):
             console.print(f"{name:<12} {about}", markup=False)
         return 0
     return _train(options)

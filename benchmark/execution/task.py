@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from backbones.errors import users_line
 from benchmark.execution.interrupts import interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
@@ -115,7 +116,7 @@ def threads(count: int) -> Iterator[None]:
 
 def _portable(error: BaseException) -> list[BaseException]:
     """The error and its causes; what cannot travel between processes is replaced by what says the same."""
-    if getattr(error, "exit_code", None) != 2:
+    if users_line(error) is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     chain: list[BaseException] = []
     cause: BaseException | None = error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
+import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.registry import EXPERTS
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from benchmark.evaluation.device import choose_device
@@ -39,12 +39,6 @@ class ExpertTraining:
     experiment: str = "experts"
 
 
-def register_experts(names: Iterable[str]) -> None:
-    """Import what registers experts that are not there yet: those of MMDetection, which takes seconds to import."""
-    if any(name.strip() not in EXPERTS for name in names):
-        import probes.experts  # noqa: F401
-
-
 def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
     """Train an expert, or find what another process has trained meanwhile; one unit of work. Returns its ``expert.json``, with
     its accuracy on truth.
@@ -52,7 +46,6 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
     Raises:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
     """
-    register_experts([inputs.name])
     with one_maker(inputs.out):
         if (inputs.out / CONFIG).is_file():
             return _train(inputs, Silent())

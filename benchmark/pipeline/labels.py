@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.label import (
@@ -30,7 +31,6 @@ from benchmark.evaluation.device import choose_device
 from benchmark.evaluation.needs import needs
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
-from benchmark.pipeline.experts import register_experts
 from benchmark.pipeline.stage import one_maker_async, stage_run
 from reports.tracking import Run, Tracker
 
@@ -166,7 +166,6 @@ def _forget() -> None:
 
 
 def _load(request: LabelRequest, device: Any) -> list[Expert]:
-    register_experts(spec.partition("=")[0] for spec in request.experts)
     return load_experts(list(request.experts), device)
 
 

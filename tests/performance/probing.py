@@ -35,7 +35,7 @@ def against_stock(
     from probes.feature_cache import root
     from probes.mmlab import share
 
-    probe, create = PROBES[kind, probe_name], {"name": model, "seed": 0}  # type: ignore[index]
+    probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
     backbone = backbones.create(model, seed=0)
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +155,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         def probes(**changes: int) -> None:
             side_by_side({
                 (name, probe): context(
-                    backbone, create, data[name], PROBES[data[name].spec.kind, probe].settings_type(**settings | changes),
+                    backbone, create, data[name], PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(**settings | changes),
                     emptied(Path(folder) / f"work-{name}-{probe}"),
                 )
                 for name, probe in tasks
@@ -196,7 +196,7 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
         for about, more in (("random crops", {}), ("kept features", {"views": 1, "cache": "fp16"})):
 
             def place(probe: str, more: dict[str, Any] = more) -> Any:
-                chosen = PROBES["segmentation", probe].settings_type(**settings, **more)
+                chosen = PROBES[f"segmentation/{probe}"].settings_type(**settings, **more)
                 return context(backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}"))
 
             def together(place: Any = place) -> None:
@@ -204,7 +204,7 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
 
             def alone(place: Any = place) -> None:
                 for name in SEGMENTERS:
-                    PROBES["segmentation", name].run(place(name))
+                    PROBES[f"segmentation/{name}"].run(place(name))
 
             what = f"three segmentation probes on {images} images, {about}: side by side against one after the other"
             results.append(alternate(what, together, alone, n=n))
@@ -220,7 +220,7 @@ def side_by_side(contexts: dict[tuple[str, str], Any]) -> None:
     members = {}
     for key, each in contexts.items():
         seat = Seat(table=table)
-        members[key] = seat.turns(PROBES[each.data.spec.kind, key[1]].steps(each, seat))  # type: ignore[attr-defined]
+        members[key] = seat.turns(PROBES[f"{each.data.spec.kind}/{key[1]}"].steps(each, seat))  # type: ignore[attr-defined]
     for result in drain(in_lockstep(members)).values():
         if isinstance(result, Exception):
             raise result
