@@ -1,11 +1,11 @@
-"""What a sweep found: which λ is best for which task, and whether that is more than noise."""
+"""Where a sweep stands, and what it found: which λ is best for which task, and whether that is more than noise."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -13,6 +13,55 @@ from optuna.trial import FrozenTrial, TrialState
 from sweeps.objective import TaskFacts, task_gains
 from sweeps.space import short
 from sweeps.study import Sweep
+
+
+@dataclass
+class Progress:
+    """Where a sweep stands, in cells.
+
+    Attributes:
+        done: finished, of which ``pruned`` were stopped early.
+        running: under way, while there is a driver.
+        failures: attempts that broke; given_up: cell → why its last attempt did, where none is queued.
+        seconds: mean duration of a finished trial, NaN before the first.
+    """
+
+    total: int
+    done: int = 0
+    pruned: int = 0
+    running: int = 0
+    failures: int = 0
+    given_up: dict[str, str] = field(default_factory=dict)
+    seconds: float = math.nan
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done - len(self.given_up)
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the last cell, at the pace of the finished ones and as many at once as there are now."""
+        return self.seconds * self.left / max(1, self.running)
+
+
+def progress(sweep: Sweep) -> Progress:
+    """Count cells, not trials."""
+    attempts, cells = sweep.attempts(), sweep.space.cells()
+    trials = [trial for tried in attempts.values() for trial in tried]
+    found = Progress(len(cells), failures=sum(trial.state == TrialState.FAIL for trial in trials))
+    driven = sweep.driven
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    spent = [trial.duration.total_seconds() for trial in trials if trial.state in ended and trial.duration]
+    found.seconds = statistics.fmean(spent) if spent else math.nan
+    for cell in cells:
+        tried = attempts.get(cell.key, [])
+        states = {trial.state for trial in tried}
+        found.done += bool(states & set(ended))
+        found.pruned += TrialState.PRUNED in states and TrialState.COMPLETE not in states
+        found.running += driven and TrialState.RUNNING in states
+        if states == {TrialState.FAIL}:
+            found.given_up[cell.key] = str(tried[-1].user_attrs.get("failure", "it failed"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,7 +198,7 @@ def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
                 "gains": task_gains(trial.user_attrs.get("metrics", {}), baseline, tasks),
                 "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
                 "mlflow.run": trial.user_attrs.get("mlflow.run", ""),
-                "reason": _reason(trial),
+                "reason": trial.user_attrs.get("failure", "") if trial.state == TrialState.FAIL else "",
                 "pareto": trial.number in front,
             }
         )
@@ -157,17 +206,6 @@ def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
     return sorted(
         rows, key=lambda row: (not row["values"], -sign * row["values"][0] if row["values"] else row["number"])
     )
-
-
-def _reason(trial: FrozenTrial) -> str:
-    if trial.state != TrialState.FAIL:
-        return ""
-    attrs = trial.user_attrs
-    if "failure" in attrs:
-        return str(attrs["failure"])
-    if "interrupted" in attrs:
-        return "interrupted" if attrs["interrupted"] is True else str(attrs["interrupted"])
-    return "queued twice" if "duplicate" in attrs else "lost with its worker"
 
 
 def best_recipe(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:

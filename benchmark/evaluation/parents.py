@@ -48,7 +48,7 @@ class Parent:
     @classmethod
     def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
         """The parent run of a backbone's tasks."""
-        facts = {"architecture": self.architecture, "weights": backbone.weights, "identity": backbone.identity()}
+        facts = {"architecture": backbone.architecture, "weights": backbone.weights, "identity": backbone.identity()}
         return cls(suite=suite, seed=seed, name=backbone.name, **facts, **told)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones import Backbone, UserError
 from backbones.errors import users_line
 from backbones.files import write_json
-from backbones.overrides import parse_pairs
+from backbones.overrides import fields_of, parse_pairs
 from benchmark.evaluation.cell import Cell, finished_cell
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.groups import task_groups
@@ -24,10 +25,11 @@ from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.results import RunResult, as_json, must_be_writable
 from benchmark.evaluation.units import ProbeUnit, probe_unit
-from benchmark.execution import Executor, ExecutorSpec, make_executor
+from benchmark.execution import Executor, ExecutorSpec, WorkerLost, make_executor
 from benchmark.execution.nodes import check_store
 from benchmark.execution.progress import Bar, console, reporting
 from benchmark.suites.registry import MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
+from probes.base import NonFiniteLoss
 from probes.datasets.base import PreparedDataset
 from reports.tracking import Tracker
 
@@ -82,8 +84,10 @@ class RunPlan:
     def unit(self, tasks: Sequence[PlannedTask], config: Mapping[str, Any], seed: int, parent: str, placed: Any) -> ProbeUnit:
         """Probing ``tasks`` as a unit of work."""
         options = self.options
+        known = {key for task in tasks for key in fields_of(task.probe.settings_type)}
+        overrides = {key: value for key, value in self.overrides.items() if key in known}
         return ProbeUnit(
-            self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, self.overrides, placed,
+            self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, overrides, placed,
             options.data_root, options.partial, options.executor.device, options.num_workers, options.force,
         )  # fmt: skip
 
@@ -226,7 +230,9 @@ class _Evaluation:
 
 
 def _reason(error: Exception) -> str:
-    """Why a unit has no result; raises what the user must mend, which ends the run."""
+    """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole."""
     if users_line(error) is not None or isinstance(error, OSError):
         raise error
+    if not isinstance(error, NonFiniteLoss | WorkerLost):
+        console.print("".join(traceback.format_exception(error)), markup=False)
     return f"{type(error).__name__}: {error}".splitlines()[0][:400]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.cliptex.joined import JoinedLabels
@@ -22,7 +22,9 @@ from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
 from reports.store import hide_password
 from reports.tracking import Run, Tracker, environment
 from sweeps.errors import TrialPruned
-from sweeps.pruning import Pruning
+
+if TYPE_CHECKING:
+    from sweeps.pruning import Pruning
 
 
 @dataclass(frozen=True)
