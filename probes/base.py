@@ -131,7 +131,3 @@ class SteppedProbe(Probe, Protocol):
 
     def steps(self, context: Context, seat: Seat | None = None) -> Steps[TaskResult]:
         """What ``run`` does, step by step; ``seat`` is its place among those it shares with."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the run ends FAILED with this reason."""

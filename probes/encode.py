@@ -21,8 +21,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from backbones.base import Backbone, DataConfig
-from backbones.errors import UserError
-from probes.base import NonFiniteLoss, Progress
+from backbones.errors import NonFiniteLoss, UserError
+from probes.base import Progress
 from probes.compiling import compiled
 from probes.encode_cost import EncodeCost
 from probes.image_settings import Precision

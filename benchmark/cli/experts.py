@@ -50,7 +50,6 @@ def _train(options: argparse.Namespace) -> int:
     from backbones.overrides import parse_pairs
     from benchmark.evaluation.needs import needs
     from benchmark.execution import Bar, make_executor
-    from benchmark.execution.nodes import check_store
     from benchmark.execution.progress import console
     from benchmark.pipeline.experts import ExpertTraining, expert_unit
     from reports.store import tracking_uri, using
@@ -63,7 +62,7 @@ def _train(options: argparse.Namespace) -> int:
     )  # fmt: skip
     spec = executor_spec(options)
     with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
-        check_store(executor, tracking_uri())
+        executor.check_store(tracking_uri())
         Tracker(options.experiment).close_stale()
         asked = needs("expert", executor, options.device, options.num_workers)
         asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))

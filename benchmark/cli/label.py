@@ -48,7 +48,6 @@ def main(options: argparse.Namespace) -> int:
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
     from benchmark.execution import Bar, make_executor
-    from benchmark.execution.nodes import check_store
     from benchmark.execution.progress import console
     from benchmark.pipeline.labels import LabelRequest, label_stage
     from reports.store import tracking_uri, using
@@ -62,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
         options.num_workers, options.experiment,
     )  # fmt: skip
     with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
-        check_store(executor, tracking_uri())
+        executor.check_store(tracking_uri())
         Tracker(options.experiment).close_stale()
         manifest = asyncio.run(label_stage(request, executor))
     console.print(

@@ -119,7 +119,8 @@ class _Maker:
             clip = await clip_task
             return MadeBackbone(_config(name, seed, clip.path), clip.run, clip.cost)
         if name not in SUBSETS:
-            made, cost = await self._tune(name, seed, (await clip_task).path, None), {}
+            made = await self._tune(name, seed, (await clip_task).path, None)
+            return MadeBackbone(_config(name, seed, made.path), made.run, made.cost)
         else:
             clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
             made = await self._tune(name, seed, clip.path, labels)

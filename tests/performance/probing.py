@@ -14,8 +14,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from tests.performance.harness import Result, alternate, bench, say
 from probes.registry import PROBES
+from tests.performance.harness import Result, alternate, bench, say
 
 MODEL = "random/timm/vit_base_patch16_224"
 SEGMENTERS = ("linear", "deeplabv3", "pspnet")
@@ -31,9 +31,9 @@ def against_stock(
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from tests.performance.toys import context
     from probes.feature_cache import root
     from probes.mmlab import share
+    from tests.performance.toys import context
 
     probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
     backbone = backbones.create(model, seed=0)
@@ -138,8 +138,8 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from tests.performance.toys import context, dense
     from probes.feature_cache import root
+    from tests.performance.toys import context, dense
 
     create = {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)

@@ -13,8 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import probes.datasets.shipped  # noqa: F401
-from backbones.errors import UserError
-from probes.base import NonFiniteLoss
+from backbones.errors import NonFiniteLoss, UserError
 from probes.classification import score
 from probes.image_level import LINEAR
 from probes.image_settings import LinearSettings

@@ -14,7 +14,8 @@ import torch
 
 import probes.dense  # noqa: F401 – registers the probes
 from backbones import registry
-from probes.base import Context, NonFiniteLoss, TaskResult
+from backbones.errors import NonFiniteLoss
+from probes.base import Context, TaskResult
 from probes.dense_data import LoadTruth
 from probes.lockstep import JointBar, drain, in_lockstep
 from probes.registry import PROBES
