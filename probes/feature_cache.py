@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,9 +26,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, replacing, write_json
+from backbones.files import content_key, home, replacing, write_json, write_text
 from backbones.locks import locked
 from probes import feature_budget
+from probes.feature_lock import in_use, leave, lock_path, reading
 
 VERSION = 2  # raised whenever the same recipe would give other bytes
 SHARD_BYTES = 64 * 2**20
@@ -153,9 +152,7 @@ class Store:
     def close(self) -> None:
         """Forget the files and let others remove them."""
         self._parts.clear()
-        if self._lock.is_locked:  # not in a process that was forked meanwhile: the lock is its parent's
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+        leave(self._lock)
 
     def _find(self, item: int) -> tuple[np.ndarray, dict[str, Any], int]:
         if not 0 <= item < self._items:
@@ -201,7 +198,7 @@ def ensure(recipe: Recipe, make: Maker, *, wait: Callable[[], None] | None = Non
         if manifest is None or (made and damages(folder, manifest)):
             raise RuntimeError(f"{folder} was made and is not whole: is something else writing there?")
         feature_budget.touch(folder)
-        store = Store(folder, manifest, _reading(folder))
+        store = Store(folder, manifest, reading(folder))
         store.made, store.notes = made, notes
         return store
 
@@ -277,13 +274,8 @@ def _write_shard(
         "file": path.name, "first": first, "items": len(items), "bytes": place, "sha256": digest.hexdigest(),
         "index": content_key(json.loads(json.dumps(index)), 64),
     }  # fmt: skip
-    write_text_quickly(index_path(path), json.dumps({**index, "entry": entry}))
+    write_text(index_path(path), json.dumps({**index, "entry": entry}))
     return entry
-
-
-def write_text_quickly(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _finished(shard: Path, items: range) -> dict[str, Any] | None:
@@ -361,39 +353,11 @@ def _damage(shard: Path, entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def lock_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _reading(folder: Path) -> FileLock:
-    """A lock of a reader's own: what is locked in ``readers`` is in use. The caller holds the store's lock.
-
-    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
-    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
-    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
-    """
-    path = folder / "readers" / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
-    path.parent.mkdir(exist_ok=True)
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-    lock.acquire()
-    return lock
-
-
-def _is_held(reader: Path) -> bool:
-    lock = FileLock(reader, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except OSError:  # ``Timeout`` among them
-        return True
-    lock.release()
-    return False
-
-
 def remove(folder: Path) -> bool:
     """Remove a store, unless a process is using or making it; returns whether it is gone."""
     try:
         with locked(lock_path(folder), wait=False):
-            if any(map(_is_held, (folder / "readers").glob("*.lock"))):
+            if in_use(folder):
                 return False
             with suppress(FileNotFoundError):  # first what makes it count
                 (folder / "manifest.json").unlink()
