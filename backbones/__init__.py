@@ -1,10 +1,16 @@
-"""Frozen image encoders by name, with their weights' identity: ``backbones.create("clip")``."""
+"""Frozen image encoders by name, with their weights' identity: ``backbones.create("clip")``.
 
-from backbones import baselines as baselines  # registers the named ones and the families
-from backbones.base import Backbone, DataConfig, Weights
-from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+What needs torch is imported when it is asked for: commands that only list names, and drivers of other processes, do without.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from backbones.errors import UserError
-from backbones.registry import BACKBONES, Entry, create, find, names, register
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone, DataConfig, Weights
+    from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from backbones.registry import BACKBONES, Entry, create, find, names, register
 
 __all__ = [
     "BACKBONES",
@@ -21,3 +27,12 @@ __all__ = [
     "register",
     "save_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    modules = [import_module(f"backbones.{each}") for each in ("baselines", "registry", "base", "checkpoint")]
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

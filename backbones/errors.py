@@ -42,3 +42,7 @@ def users_line(error: BaseException) -> str | None:
         seen.append(cause)
         cause = cause.__cause__
     return None
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or its gradient became NaN or infinite; the message says where. The run ends FAILED with this reason."""

@@ -7,8 +7,9 @@ make: the one before him has probably made it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,3 +59,20 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool
         yield waited
     finally:
         lock.release()
+
+
+@asynccontextmanager
+async def locked_async(path: Path, waiting: Callable[[], None] = lambda: None) -> AsyncIterator[bool]:
+    """``locked`` for a coroutine: others go on while it waits, the one that has the lock among them."""
+    waited = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(path, wait=False))
+                break
+            except Timeout:
+                if not waited:
+                    waiting()
+                waited = True
+                await asyncio.sleep(0.1)
+        yield waited

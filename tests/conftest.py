@@ -33,8 +33,8 @@ def cliptex_home(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """Within a test, work is done in this process: starting others costs more than what they do. Command lines that are run
-    as such, and the tests of ``side_by_side``, have all cores."""
-    monkeypatch.setattr("benchmark.side_by_side.cores", lambda: 1)
+    as such have all cores."""
+    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["benchmark.catalog", "benchmark.stages", "tests.sweeps.cheap", "mlflow.tracking"])
+FORKS.set_forkserver_preload(
+    [
+        "benchmark.catalog",
+        "benchmark.pipeline.labels",
+        "benchmark.pipeline.weights",
+        "tests.sweeps.cheap",
+        "mlflow.tracking",
+    ]
+)
 
 
 class Fork:

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what is done and to do, its units and where they would run; makes nothing"
+        "--dry-run",
+        action="store_true",
+        help="print what is done and to do, its units and where they would run; makes nothing",
     )
     parser.add_argument("--experiment", help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
@@ -108,7 +110,8 @@ def main(options: argparse.Namespace) -> int:
         result = runner.run(request)
         show(result.tasks, result.cells)
         console.print(
-            f"every number is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}", markup=False
+            f"every number is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}",
+            markup=False,
         )
         if options.json:
             console.print(f"metrics: {options.json}", markup=False)
@@ -135,7 +138,9 @@ def _report(result: RunResult) -> None:
             tracking_uri=result.tracker.uri,
             like=list(result.run_ids.values()),  # older settings in the same experiment are another report's business
         )
-        first = {name: run_id for (name, _), run_id in reversed(result.run_ids.items())}  # each backbone's first seed
+        first = {
+            name: run_id for (name, _), run_id in reversed(list(result.run_ids.items()))
+        }  # each backbone's first seed
         page = attach_report(request, list(first.values()))
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]

@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="change a setting of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a setting of the recipe",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
     add_execution(parser)
@@ -80,7 +85,8 @@ def main(options: argparse.Namespace) -> int:
     if first:
         told = "trained" if made.trained else "found (same recipe, weights, pairs and labels: not trained again)"
         console.print(
-            f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}" + (f"  MLflow run {made.run}" if made.run else ""),
+            f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}"
+            + (f"  MLflow run {made.run}" if made.run else ""),
             markup=False,
         )
         console.print(
@@ -94,13 +100,12 @@ def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedW
     """The training as a unit of another executor; on SLURM with several nodes or GPUs under torchrun."""
     from benchmark.evaluation.needs import needs
     from benchmark.execution import make_executor
-    from benchmark.execution.nodes import check_store
     from benchmark.pipeline.torchrun import torchrun_unit
     from benchmark.pipeline.weights import train_unit
     from reports.store import tracking_uri
 
     with make_executor(spec, bar) as executor:
-        check_store(executor, tracking_uri())
+        executor.check_store(tracking_uri())
         asked = needs("train", executor, spec.device, inputs.num_workers)
         several = any(spec.settings.get(key, "1") != "1" for key in ("nodes", "gpus"))
         unit = torchrun_unit if spec.name == "slurm" and several else train_unit

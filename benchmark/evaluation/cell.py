@@ -202,7 +202,9 @@ def cell_locks(cells: Iterable[str]) -> Iterator[None]:
     with ExitStack() as stack:
         for cell in sorted(cells):
             path = lock_file("cell", cell)
-            stack.enter_context(locked(path, lambda: reporter().start("another process runs this cell: waiting for it", 1)))
+            stack.enter_context(
+                locked(path, lambda: reporter().start("another process runs this cell: waiting for it", 1))
+            )
         yield
 
 

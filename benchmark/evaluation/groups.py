@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbones import Backbone
 from backbones.cliptex.protocols import Silent
 from backbones.errors import users_line
 from backbones.files import content_key
@@ -30,7 +29,9 @@ def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset
     return list(groups.values())
 
 
-def families(tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]) -> list[list[PlannedTask]]:
+def families(
+    tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
+) -> list[list[PlannedTask]]:
     """The tasks of a group by what they share batch by batch, in the order of their first ones."""
     found: dict[str, list[PlannedTask]] = {}
     for task in tasks:

@@ -48,8 +48,10 @@ class Parent:
     @classmethod
     def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
         """The parent run of a backbone's tasks."""
-        facts = {"architecture": self.architecture, "weights": backbone.weights, "identity": backbone.identity()}
-        return cls(suite=suite, seed=seed, name=backbone.name, **facts, **told)
+        return cls(
+            suite=suite, seed=seed, name=backbone.name, architecture=backbone.architecture, weights=backbone.weights,
+            identity=backbone.identity(), **told,
+        )  # fmt: skip
 
     @property
     def key(self) -> str:
@@ -129,8 +131,8 @@ class Parent:
         rows = {}
         for key, value in before.items():
             name, _, metric = key.rpartition("/")
-            if (task := find_planned(name)) and metric_key(next(iter(task.metrics))) == metric:
-                rows[name] = f"{next(iter(task.metrics))} {number(value)}"
+            if (probe := find_planned(name)) and metric_key(next(iter(probe.metrics))) == metric:
+                rows[name] = f"{next(iter(probe.metrics))} {number(value)}"
         for cell, task in zip(cells, self.tasks, strict=True):
             main = next(iter(task.probe.metrics))
             rows[cell.task] = (

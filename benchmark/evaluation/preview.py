@@ -21,7 +21,6 @@ from benchmark.evaluation.needs import needs
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.evaluation.runner import RunOptions, RunPlan, make_plan
 from benchmark.execution import Bar, Executor, make_executor
-from benchmark.execution.nodes import check_store
 from benchmark.execution.progress import console
 from benchmark.suites.registry import PreviewStage, SuitePreview
 from probes.base import Context
@@ -51,7 +50,9 @@ def dump_config(options: RunOptions) -> None:
     plan = make_plan(options)
     there = _look(plan)
     if there.data is None:
-        raise UserError(f"the data of suite {plan.suite.name!r} are not made yet, and --dump-config makes nothing; run it once")
+        raise UserError(
+            f"the data of suite {plan.suite.name!r} are not made yet, and --dump-config makes nothing; run it once"
+        )
     data = prepare_data(
         plan.tasks, {**there.data, **options.data}, options.data_root, options.partial, options.num_workers
     )
@@ -100,7 +101,7 @@ def dry_run(options: RunOptions) -> None:
     bar = Bar()
     executor = make_executor(options.executor, bar)
     with executor:
-        check_store(executor, tracking_uri())
+        executor.check_store(tracking_uri())
         _Preview(plan, there, executor, Tracker.existing(plan.experiment)).show()
 
 
@@ -120,7 +121,9 @@ class _Preview:
             for name in plan.names:
                 self._say_backbone(name, seed, counts)
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "not applicable")
-        console.print(f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds: {told}", markup=False)
+        console.print(
+            f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds: {told}", markup=False
+        )
         self._say_sums()
 
     def _say_stage(self, stage: PreviewStage) -> None:
@@ -230,4 +233,10 @@ def _some(names: Sequence[str], most: int = 4) -> list[str]:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -53,7 +53,9 @@ def as_json(result: RunResult) -> dict[str, Any]:
             if all(rows):
                 shared = [m for m in rows[0] if all(m in row for row in rows)]
                 means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}
-    ids = {seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids} for seed in seeds}
+    ids = {
+        seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids} for seed in seeds
+    }
     value: dict[str, Any] = {
         "suite": result.suite,
         "seed": seeds[0] if seeds else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from rich.markup import escape
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
-from backbones.errors import users_line
+from backbones.errors import NonFiniteLoss, users_line
 from backbones.files import write_json
-from backbones.overrides import parse_pairs
+from backbones.overrides import fields_of, parse_pairs
 from benchmark.evaluation.cell import Cell, finished_cell
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.groups import task_groups
@@ -24,8 +25,7 @@ from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.results import RunResult, as_json, must_be_writable
 from benchmark.evaluation.units import ProbeUnit, probe_unit
-from benchmark.execution import Executor, ExecutorSpec, make_executor
-from benchmark.execution.nodes import check_store
+from benchmark.execution import Executor, ExecutorSpec, WorkerLost, make_executor
 from benchmark.execution.progress import Bar, console, reporting
 from benchmark.suites.registry import MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
 from probes.datasets.base import PreparedDataset
@@ -79,11 +79,15 @@ class RunPlan:
         """The backbones whose weights the suite may make: none beside the user's own weights."""
         return self.names if self.options.weights is None else ()
 
-    def unit(self, tasks: Sequence[PlannedTask], config: Mapping[str, Any], seed: int, parent: str, placed: Any) -> ProbeUnit:
+    def unit(
+        self, tasks: Sequence[PlannedTask], config: Mapping[str, Any], seed: int, parent: str, placed: Any
+    ) -> ProbeUnit:
         """Probing ``tasks`` as a unit of work."""
         options = self.options
+        known = {key for task in tasks for key in fields_of(task.probe.settings_type)}
+        overrides = {key: value for key, value in self.overrides.items() if key in known}
         return ProbeUnit(
-            self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, self.overrides, placed,
+            self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, overrides, placed,
             options.data_root, options.partial, options.executor.device, options.num_workers, options.force,
         )  # fmt: skip
 
@@ -125,7 +129,7 @@ def run(options: RunOptions) -> RunResult:
         must_be_writable(options.json)
     with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
         tracker = Tracker(plan.experiment)
-        check_store(executor, tracker.uri)
+        executor.check_store(tracker.uri)
         for name in tracker.close_stale():
             console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
         try:
@@ -163,14 +167,16 @@ class _Evaluation:
         return RunResult(plan.suite.name, plan.tasks, [cell for cells, _ in rows for cell in cells], ids, self.tracker)
 
     async def _backbone(self, name: str, seed: int, artifacts: SuiteArtifacts) -> tuple[list[Cell], str]:
-        """The cells of one backbone and seed, and the id of their parent run. Weights that could not be made are missing values."""
+        """The cells of one backbone and seed, and the id of their parent run. Without its weights, all are missing."""
         if (name, seed) not in artifacts.makes:
             return await self._probe(seed, MadeBackbone(self.plan.config(name, seed)))
         try:
             made = await artifacts.makes[name, seed]()
         except Exception as error:
             reason = _reason(error)
-            return [Cell(name, task.name, seed, "failed", reason=f"its weights: {reason}") for task in self.plan.tasks], ""
+            return [
+                Cell(name, task.name, seed, "failed", reason=f"its weights: {reason}") for task in self.plan.tasks
+            ], ""
         return await self._probe(seed, made)
 
     async def _probe(self, seed: int, made: MadeBackbone) -> tuple[list[Cell], str]:
@@ -226,7 +232,9 @@ class _Evaluation:
 
 
 def _reason(error: Exception) -> str:
-    """Why a unit has no result; raises what the user must mend, which ends the run."""
+    """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole."""
     if users_line(error) is not None or isinstance(error, OSError):
         raise error
+    if not isinstance(error, NonFiniteLoss | WorkerLost):
+        console.print("".join(traceback.format_exception(error)), markup=False)
     return f"{type(error).__name__}: {error}".splitlines()[0][:400]

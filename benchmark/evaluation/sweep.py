@@ -27,7 +27,6 @@ from benchmark.evaluation.sweep_bench import (
     task_facts,
 )
 from benchmark.execution import Executor, ExecutorSpec, make_executor
-from benchmark.execution.nodes import check_store
 from benchmark.execution.progress import Bar, console, reporting
 from benchmark.suites.registry import Stages, find_suite
 from reports.store import hide_password
@@ -103,7 +102,7 @@ def launch(options: SweepOptions) -> SweepResult:
     _check_study(options, plan)
     with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
         tracker = Tracker(options.experiment_name)
-        check_store(executor, tracker.uri)
+        executor.check_store(tracker.uri)
         if options.prune and executor.several_nodes and storage_url(options.storage).startswith("sqlite:"):
             raise SweepError(
                 "--prune: trainings on other machines report to the storage, and cannot share a file of SQLite; "

@@ -7,7 +7,7 @@ from importlib import import_module
 from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import Bar
 
-SHIPPED = {"local": "local", "slurm": "slurm", "ray": "ray_cluster"}
+SHIPPED = ("local", "slurm", "ray_cluster")
 
 
 def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
@@ -16,8 +16,8 @@ def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
     Raises:
         UserError: no such executor or setting, or what it needs is not installed.
     """
-    if spec.name in SHIPPED:
-        import_module(f"benchmark.execution.{SHIPPED[spec.name]}")
+    for module in SHIPPED:
+        import_module(f"benchmark.execution.{module}")
     return EXECUTORS.find(spec.name)(spec, bar)
 
 

@@ -1,8 +1,8 @@
 """Who runs a unit of work: one interface for this machine's processes, SLURM and Ray.
 
 An executor takes functions of modules with plain arguments and gives ``concurrent.futures.Future``. What all of them share is
-here: a worker that vanishes is replaced at most twice, progress and words of a task are seen by the caller, and an interruption
-lets tasks save what they have.
+here: tasks wait for room by priority, a worker that vanishes is replaced at most twice, progress and words of a task are seen by
+the caller, and an interruption lets tasks save what they have.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError, nearest
 from backbones.files import home
 from backbones.plugins import Registry
+from benchmark.execution.nodes import software
 from benchmark.execution.progress import Bar, Lane, console
 from benchmark.execution.task import Outcome, Task
 from reports.heartbeat import read
@@ -33,6 +34,7 @@ from reports.heartbeat import read
 LOSSES = 2  # times that a unit whose worker vanished is run again
 PREEMPTIONS = 20  # times that a unit which was asked to stop, and saved what it had, is run again
 POLL = 0.5  # seconds between looks at what tasks say
+ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's folder is nobody's
 
 
 class WorkerLost(RuntimeError):
@@ -56,8 +58,23 @@ class ExecutorSpec:
     device: str = "auto"
 
 
+@dataclass(eq=False)
+class _Unit:
+    """A task between ``submit`` and the end of its future."""
+
+    task: Task
+    priority: int
+    number: int
+    future: Future[Any] = field(default_factory=Future)
+    losses: int = 0
+    preemptions: int = 0
+    shown: int = 0  # bytes of its log that the caller has seen
+    lane: Lane | None = None
+    over: bool = False
+
+
 class Executor(ABC):
-    """Runs units of work; a context manager, whose end waits for its workers.
+    """Runs units of work; a context manager, whose end waits for them (or, after an error, lets them save and stops them).
 
     A subclass says where and how (``_start``); it is registered in ``EXECUTORS`` under its name.
 
@@ -78,25 +95,35 @@ class Executor(ABC):
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         self.spec, self.bar = spec, bar
         self.closing = False
-        self._running: dict[str, tuple[Task, int, Lane | None]] = {}  # id → task, bytes of its log that were shown, lane
+        self._waiting: list[_Unit] = []
+        self._running: list[_Unit] = []
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._numbers = itertools.count()
         self._over = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="progress", daemon=True)
         for key in spec.settings if self.options is not None else ():
             if key not in (self.options or {}):
-                raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {nearest(key, self.options or ())}")
+                raise UserError(
+                    f"--executor-arg {key}: {spec.name} has no such setting; {nearest(key, self.options or ())}"
+                )
 
     @abstractmethod
-    def _start(self, task: Task, priority: int) -> Future[Outcome]:
-        """Run ``execute(task)`` in a worker; the future raises ``WorkerLost`` when the worker vanished."""
+    def _start(self, task: Task) -> Future[Outcome] | None:
+        """Run ``execute(task)`` in a worker, or None while there is no room for it.
+
+        The future raises ``WorkerLost`` when the worker vanished. Whoever ends it holds no lock of his own.
+        """
 
     @abstractmethod
     def _stop(self) -> None:
         """Ask the running tasks to save what they have and end, and wait for them."""
 
-    def _release(self) -> None:
-        """Let go of what the executor holds, after its tasks have ended."""
+    def _release(self) -> None:  # noqa: B027
+        """Let go of what the executor holds; whatever still runs is ended at once."""
+
+    def _look(self) -> None:  # noqa: B027
+        """Called every ``POLL`` seconds: for an engine that has to be asked how its tasks are."""
 
     def where(self, cpus: int, gpus: int) -> str:
         """Where a task with these needs would run, for people."""
@@ -120,121 +147,200 @@ class Executor(ABC):
         """
         name = name or getattr(function, "__name__", "task")
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
-        folder = home() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
+        folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
         task = Task(function, args, name, folder, max(1, cpus), gpus)
-        outer: Future[Any] = Future()
-        self._attempt(task, priority, outer, losses=0, preemptions=0)
-        return outer
+        if self.several_nodes:
+            folder.mkdir(parents=True)
+            task = replace(task, software=software())
+        unit = _Unit(task, priority, next(self._numbers))
+        if self._wait_in_line(unit):
+            self._dispatch()
+        else:
+            self._end(unit, cancelled=True)
+        return unit.future
 
-    def _attempt(self, task: Task, priority: int, outer: Future[Any], losses: int, preemptions: int) -> None:
-        if outer.cancelled():
-            return
-        with self._lock:
-            self._running[task.folder.name] = (task, 0, None)
-        inner = self._start(task, priority)
-
-        def ended(future: Future[Outcome]) -> None:
-            try:
-                if future.cancelled():
-                    outer.cancel()
-                    return
-                outcome = future.result()
-                if outcome.kind == "interrupted":
-                    if self.closing:
-                        outer.cancel()
-                    elif preemptions < PREEMPTIONS:
-                        self._say(f"{task.name} was asked to stop and saved what it had; it is run again")
-                        self._attempt(task, priority, outer, losses, preemptions + 1)
-                    else:
-                        raise WorkerLost(f"it was asked to stop {preemptions + 1} times")
-                    return
-                value = outcome.result()
-            except WorkerLost as lost:
-                if self.closing:
-                    outer.cancel()
-                elif losses < LOSSES:
-                    self._say(f"the worker of {task.name} vanished ({lost}); it is run again, {losses + 1} of {LOSSES}")
-                    self._attempt(task, priority, outer, losses + 1, preemptions)
-                    return
-                else:
-                    _settle(outer, error=WorkerLost(f"its worker vanished {LOSSES + 1} times: {lost}"))
-                self._forget(task)
-            except BaseException as error:
-                self._forget(task)
-                _settle(outer, error=error)
-            else:
-                self._forget(task)
-                _settle(outer, value)
-
-        inner.add_done_callback(ended)
+    def check_store(self, uri: str, option: str = "--tracking-uri") -> None:
+        """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
+        if self.several_nodes and uri.startswith("sqlite:"):
+            raise UserError(
+                f"--executor {self.spec.name} runs tasks on other machines, which cannot share the file {uri}; start `mlflow "
+                f"server` and give {option} http://HOST:PORT"
+            )
 
     async def run(self, function: Callable[..., Any], *args: Any, **needs: Any) -> Any:
         """``submit``, awaited."""
         return await asyncio.wrap_future(self.submit(function, *args, **needs))
 
     def __enter__(self) -> Self:
+        _sweep(home() / "tasks")
         self._follower.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self.closing = kind is not None
         try:
-            if kind is not None:
-                self._stop()
+            if kind is None:
+                try:
+                    with self._changed:
+                        while self._waiting or self._running:
+                            self._changed.wait(POLL)
+                except BaseException:
+                    self._abandon()
+                    raise
+            else:
+                self._abandon()
         finally:
-            self._release()
-            self._over.set()
-            self._follower.join()
-            for task, *_ in list(self._running.values()):
-                self._forget(task)
+            self.closing = True
+            try:
+                self._release()
+            finally:
+                self._over.set()
+                self._follower.join()
+                for unit in [*self._waiting, *self._running]:
+                    self._end(unit, cancelled=True)
 
-    def _say(self, line: str) -> None:
-        console.print(line, style="yellow", markup=False)
-
-    def _forget(self, task: Task) -> None:
-        """The task is over: its last words, and its folder goes."""
-        self._show(task.folder.name)
+    def _abandon(self) -> None:
+        """Start nothing more, and stop what runs."""
         with self._lock:
-            found = self._running.pop(task.folder.name, None)
-        if found and found[2]:
-            found[2].end()
-        shutil.rmtree(task.folder, ignore_errors=True)
+            self.closing = True
+            waiting, self._waiting = self._waiting, []
+        for unit in waiting:
+            self._end(unit, cancelled=True)
+        self._stop()
+
+    def _wait_in_line(self, unit: _Unit) -> bool:
+        with self._lock:
+            if not self.closing:
+                self._waiting.append(unit)
+                self._waiting.sort(key=lambda each: (-each.priority, each.number))
+            return not self.closing
+
+    def _dispatch(self) -> None:
+        """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
+        else a task that needs several would never have its turn."""
+        started: list[tuple[_Unit, Future[Outcome]]] = []
+        failed: list[tuple[_Unit, Exception]] = []
+        with self._lock:
+            full: set[bool] = set()
+            for unit in list(self._waiting):
+                if self.closing or len(self._running) >= (self.spec.jobs or 2**30):
+                    break
+                if unit.future.cancelled():
+                    self._waiting.remove(unit)
+                elif (unit.task.gpus > 0) not in full:
+                    try:
+                        inner = self._start(unit.task)
+                    except Exception as error:
+                        self._waiting.remove(unit)
+                        failed.append((unit, error))
+                        continue
+                    if inner is None:
+                        full.add(unit.task.gpus > 0)
+                        continue
+                    self._waiting.remove(unit)
+                    self._running.append(unit)
+                    started.append((unit, inner))
+        for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
+            inner.add_done_callback(lambda done, unit=unit: self._arrived(unit, done))  # type: ignore[misc]
+        for unit, refusal in failed:
+            self._end(unit, error=refusal)
+
+    def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
+        """A worker is done with a task, or gone."""
+        again = self._again(unit, inner)
+        if not again:
+            return
+        self._show(unit, whole=True)
+        with suppress(OSError):
+            if not self.closing:
+                console.print(again, style="yellow", markup=False)
+        with self._lock:
+            if unit.lane is not None:
+                unit.lane.end()
+                unit.lane = None
+            queued = self._wait_in_line(unit)
+            if unit in self._running:
+                self._running.remove(unit)
+        if queued:
+            self._dispatch()
+        else:
+            self._end(unit, cancelled=True)
+
+    def _again(self, unit: _Unit, inner: Future[Outcome]) -> str:
+        """End a task; or say why it has to be run again."""
+        try:
+            outcome = inner.result()
+        except WorkerLost as lost:
+            unit.losses += 1
+            if unit.losses <= LOSSES or self.closing:
+                return f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
+            self._end(unit, error=WorkerLost(f"its worker vanished {unit.losses} times: {lost}"))
+        except Exception as error:
+            self._end(unit, error=error)
+        else:
+            try:
+                value = outcome.result()
+            except KeyboardInterrupt:
+                unit.preemptions += 1
+                if unit.preemptions <= PREEMPTIONS or self.closing:
+                    return f"{unit.task.name} was asked to stop and saved what it had; it is run again"
+                self._end(unit, error=WorkerLost(f"it was asked to stop {unit.preemptions} times"))
+            except Exception as error:
+                self._end(unit, error=error)
+            else:
+                self._end(unit, value)
+        return ""
+
+    def _end(
+        self, unit: _Unit, value: Any = None, *, error: BaseException | None = None, cancelled: bool = False
+    ) -> None:
+        """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
+        self._show(unit, whole=True)
+        with self._lock:
+            if unit.over:
+                return
+            unit.over = True
+            if unit.lane is not None:
+                unit.lane.end()
+        shutil.rmtree(unit.task.folder, ignore_errors=True)
+        if cancelled:
+            unit.future.cancel()
+        if unit.future.set_running_or_notify_cancel():
+            if error is not None:
+                unit.future.set_exception(error)
+            else:
+                unit.future.set_result(value)
+        with self._lock:
+            for units in (self._waiting, self._running):
+                if unit in units:
+                    units.remove(unit)
+            self._changed.notify_all()
+        self._dispatch()
 
     def _follow(self) -> None:
         """Show what tasks say and how far they are, until the executor ends."""
         while not self._over.wait(POLL):
-            for name in list(self._running):
-                with suppress(OSError):
-                    self._show(name)
+            self._look()
+            for unit in list(self._running):
+                self._show(unit)
 
-    def _show(self, name: str) -> None:
-        with self._lock:
-            if name not in self._running:
+    def _show(self, unit: _Unit, whole: bool = False) -> None:
+        """Print what a task has said since the last time, in full lines, and draw how far it is."""
+        with self._lock, suppress(OSError):
+            if unit.over:
                 return
-            task, shown, lane = self._running[name]
-            if task.log.is_file():
-                with task.log.open("rb") as log:
-                    log.seek(shown)
+            if unit.task.log.is_file():
+                with unit.task.log.open("rb") as log:
+                    log.seek(unit.shown)
                     said = log.read()
+                if not whole:
+                    said = said[: said.rfind(b"\n") + 1]
+                unit.shown += len(said)
                 if said:
-                    console.print(said.decode("utf-8", errors="replace"), markup=False, end="")
-                shown += len(said)
-            status = read(task.status)
-            if "step" in status and lane is None:
-                lane = self.bar.lane()
-            if lane is not None:
-                lane.follow(status)
-            self._running[name] = (task, shown, lane)
-
-
-def _settle(future: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
-    """Give a future its end, unless somebody cancelled it."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(value)
+                    console.print(said.decode("utf-8", errors="replace"), markup=False, emoji=False, end="")
+            status = read(unit.task.status)
+            if "step" in status:
+                unit.lane = unit.lane or self.bar.lane()
+                unit.lane.follow(status)
 
 
 def cores() -> int:
@@ -253,14 +359,25 @@ def threads_of_a_task() -> int:
     return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share
 
 
-def task_home() -> Path:
-    """Where tasks have their folders; those of drivers that were killed more than a day ago are removed."""
-    root = home() / "tasks"
-    for folder in root.glob("*") if root.is_dir() else ():
+def positive(key: str, text: str, least: int = 1) -> int:
+    """The whole number of an ``--executor-arg``."""
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise UserError(f"--executor-arg {key}={text}: give a whole number, {least} or more")
+    return int(text)
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no sign of life since."""
+    for folder in root.glob("*"):
         with suppress(OSError):
-            if folder.stat().st_mtime < time.time() - 86400 and not (folder / "status.json").exists():
+            if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < time.time() - ABANDONED:
                 shutil.rmtree(folder, ignore_errors=True)
-    return root
 
 
-EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors")
+def _executor(name: str, thing: Any) -> type[Executor]:
+    if not (isinstance(thing, type) and issubclass(thing, Executor)):
+        raise TypeError(f"{thing!r} is no subclass of benchmark.execution.Executor")
+    return thing
+
+
+EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", _executor)

@@ -12,19 +12,19 @@ from types import FrameType
 
 _main = os.getpid()
 _interrupted = 0
-_once = False
+_once: tuple[int, ...] = ()
 
 
 def install(*, once: bool = False, numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
     """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
 
     Args:
-        once: a second signal is ignored, so that it does not break what the first lets be saved: for a process that gets one
-            with its whole group, and one from its parent.
+        once: a second signal, of any of them, is ignored, so that it does not break what the first lets be saved: for a
+            process that gets one with its whole group, and one from its parent.
         numbers: the signals.
     """
     global _main, _interrupted, _once
-    _main, _interrupted, _once = os.getpid(), 0, once
+    _main, _interrupted, _once = os.getpid(), 0, tuple(numbers) if once else ()
     for number in numbers:
         signal.signal(number, _handle)
 
@@ -55,8 +55,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _main:
         os._exit(128 + number)
     _interrupted = number
-    if _once:
-        signal.signal(number, signal.SIG_IGN)
+    for each in _once:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from typing import Any
+from multiprocessing import resource_tracker
+from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, threads_of_a_task
+from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar, reporting
 from benchmark.execution.task import THREADS, Outcome, Task, execute, threads
 
 PATIENCE = 60.0  # seconds that an interrupted task has for saving what it has
+DIED = "its process died, perhaps for want of memory"
 
 
 class LocalExecutor(Executor):
@@ -28,19 +32,20 @@ class LocalExecutor(Executor):
     """
 
     about = "processes of this machine, one for each GPU or share of the cores (default)"
-    options = {"gpus": "which GPUs, such as 0,1,2 (default: all)", "cpus": "how many cores (default: all)"}
+    options: ClassVar[Mapping[str, str]] = {
+        "gpus": "which GPUs, such as 0,1,2 (default: all)",
+        "cpus": "how many cores (default: all)",
+    }
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
         self._gpus = _gpus(spec)
-        self._cpus = _positive("cpus", spec.settings.get("cpus", str(cores())))
+        self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
         self.has_gpus = bool(self._gpus)
         room = len(self._gpus) or self._cpus // min(threads_of_a_task(), self._cpus)
         self.width = min(room, spec.jobs) if spec.jobs else room
-        self._most = spec.jobs or 2**30
         self._free_gpus, self._free_cpus = list(self._gpus), self._cpus
-        self._queue: list[tuple[int, int, Task, Future[Outcome]]] = []
-        self._idle: dict[str, list[_Worker]] = {}
+        self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
 
     def where(self, cpus: int, gpus: int) -> str:
@@ -48,91 +53,85 @@ class LocalExecutor(Executor):
             return "this process"
         return f"a process with {f'{gpus} of {len(self._gpus)} GPUs' if gpus else f'{cpus} of {self._cpus} cores'}"
 
-    def _start(self, task: Task, priority: int) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def __enter__(self) -> Self:
+        if self.width == 1 and ("gpus" in self.spec.settings or ":" in self.spec.device):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)  # read when CUDA starts
+        return super().__enter__()
+
+    def _start(self, task: Task) -> Future[Outcome] | None:
+        """A task on GPUs takes these, one without takes its cores."""
+        if task.gpus > len(self._gpus):
+            raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
         if self.width == 1:
-            self._here(task, future)
+            return self._here(task)
+        cpus = 0 if task.gpus else min(task.cpus, self._cpus)
+        if task.gpus > len(self._free_gpus) or cpus > self._free_cpus:
+            return None
+        gpus = self._free_gpus[: task.gpus]
+        future: Future[Outcome] = Future()
+        try:
+            worker, running = self._worker(gpus, task)
+        except BrokenProcessPool:
+            future.set_exception(WorkerLost(DIED))
             return future
-        with self._lock:
-            self._queue.append((-priority, next(self._numbers), task, future))
-        self._dispatch()
+        self._free_gpus, self._free_cpus = self._free_gpus[task.gpus :], self._free_cpus - cpus
+        self._busy.append(worker)
+        running.add_done_callback(lambda done: self._done(done, worker, cpus, future))
         return future
 
-    def _here(self, task: Task, future: Future[Outcome]) -> None:
+    def _here(self, task: Task) -> Future[Outcome]:
         """In this process: errors keep their traceback, and an interruption goes straight through."""
+        future: Future[Any] = Future()
         with threads(task.cpus), reporting(self.bar):
             try:
-                outcome: Any = _Here(task.function(*task.args))
+                future.set_result(_Here(task.call()))
             except Exception as error:
                 future.set_exception(error)
-            else:
-                future.set_result(outcome)
+        return future
 
-    def _dispatch(self) -> None:
-        """Start what there is room for: a task on GPUs takes these, one without takes its cores."""
-        with self._lock:
-            self._queue.sort(key=lambda each: each[:2])
-            for entry in list(self._queue):
-                *_, task, future = entry
-                if self.closing or len(self._busy) >= self._most:
-                    return
-                if task.gpus > len(self._gpus):
-                    self._queue.remove(entry)
-                    future.set_exception(UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}"))
-                    continue
-                cpus = 0 if task.gpus else min(task.cpus, self._cpus)
-                if task.gpus > len(self._free_gpus) or cpus > self._free_cpus:
-                    continue
-                self._queue.remove(entry)
-                gpus, self._free_gpus = self._free_gpus[: task.gpus], self._free_gpus[task.gpus :]
-                self._free_cpus -= cpus
-                visible = ",".join(gpus)
-                idle = self._idle.get(visible)
-                worker = idle.pop() if idle else _Worker(visible, task.cpus)
-                self._busy.append(worker)
-                running = worker.pool.submit(execute, task)
-                running.add_done_callback(
-                    lambda done, worker=worker, gpus=gpus, cpus=cpus, future=future: self._ended(  # type: ignore[misc]
-                        done, worker, gpus, cpus, future
-                    )
-                )
+    def _worker(self, gpus: list[str], task: Task) -> tuple[_Worker, Future[Outcome]]:
+        """A process that is kept for these GPUs, or a new one; those that hold memory on some of them go."""
+        for worker in [each for each in self._idle if each.gpus != gpus and set(each.gpus) & set(gpus)]:
+            self._idle.remove(worker)
+            worker.pool.shutdown(wait=False)
+        for worker in [each for each in self._idle if each.gpus == gpus]:
+            self._idle.remove(worker)
+            with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
+                return worker, worker.pool.submit(execute, task, (signal.SIGTERM,))
+        worker = _Worker(gpus, task.cpus)
+        return worker, worker.pool.submit(execute, task, (signal.SIGTERM,))
 
-    def _ended(self, done: Future[Outcome], worker: _Worker, gpus: list[str], cpus: int, future: Future[Outcome]) -> None:
+    def _done(self, done: Future[Outcome], worker: _Worker, cpus: int, future: Future[Outcome]) -> None:
         error = done.exception()
         kept = error is None and done.result().kind != "interrupted"  # one that was interrupted hears no second signal
         with self._lock:
             self._busy.remove(worker)
-            self._free_gpus = sorted([*self._free_gpus, *gpus], key=self._gpus.index)
+            self._free_gpus = sorted([*self._free_gpus, *worker.gpus], key=self._gpus.index)
             self._free_cpus += cpus
-            if kept and not self.closing:
-                self._idle.setdefault(worker.visible, []).append(worker)
+            if kept or self.closing:  # else ``_release`` waits for its end
+                self._idle.append(worker)
             else:
                 worker.pool.shutdown(wait=False)
         if isinstance(error, BrokenProcessPool):
-            future.set_exception(WorkerLost("its process died, perhaps for want of memory"))
+            future.set_exception(WorkerLost(DIED))
         elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(done.result())
-        self._dispatch()
 
     def _stop(self) -> None:
-        with self._lock:
-            for *_, future in self._queue:
-                future.cancel()
-            self._queue.clear()
-            busy = list(self._busy)
-        for worker in busy:
+        for worker in list(self._busy):
             worker.signal(signal.SIGTERM)
         end = time.monotonic() + PATIENCE
         while self._busy and time.monotonic() < end:
             time.sleep(0.05)
-        for worker in list(self._busy):
-            worker.signal(signal.SIGKILL)
 
     def _release(self) -> None:
         with self._lock:
-            workers = [worker for idle in self._idle.values() for worker in idle] + self._busy
+            busy, workers = list(self._busy), [*self._idle, *self._busy]
+            self._idle = []
+        for worker in busy:
+            worker.signal(signal.SIGKILL)
         for worker in workers:
             worker.pool.shutdown(wait=True, cancel_futures=True)
 
@@ -150,13 +149,18 @@ class _Here:
 
 
 class _Worker:
-    """One process that sees the GPUs ``visible`` (``0,3``; none for an empty text)."""
+    """One process that sees the GPUs ``gpus``, perhaps none."""
 
-    def __init__(self, visible: str, cpus: int) -> None:
-        self.visible = visible
+    def __init__(self, gpus: list[str], cpus: int) -> None:
+        self.gpus = gpus
         # spawned, not forked: a parent with torch's threads running, or with CUDA in use, must not be forked
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (visible, cpus))
-        self._pid = self.pool.submit(os.getpid)
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (",".join(gpus), cpus))
+        resource_tracker.ensure_running()  # it would let signals in again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, until ``_begin``
+        try:
+            self._pid = self.pool.submit(os.getpid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def signal(self, number: int) -> None:
         with suppress(Exception):
@@ -167,7 +171,10 @@ def _begin(visible: str, cpus: int) -> None:
     """What a process does first: it sees its own GPUs, and it ends with its parent, however that went."""
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
     os.environ.update(dict.fromkeys(THREADS, str(cpus)))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then asks its processes to stop
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's business, which then asks its processes to stop
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -181,24 +188,23 @@ def _begin(visible: str, cpus: int) -> None:
 def _gpus(spec: ExecutorSpec) -> list[str]:
     """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the CPU."""
     if "gpus" in spec.settings:
-        return [part.strip() for part in spec.settings["gpus"].split(",") if part.strip()]
+        ids = [part.strip() for part in spec.settings["gpus"].split(",") if part.strip()]
+        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
+            raise UserError(
+                f"--executor-arg gpus={spec.settings['gpus']}: give the numbers of GPUs, each once, such as 0,1,2"
+            )
+        return ids
     if not (spec.device == "auto" or spec.device.startswith("cuda")):
         return []
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     ids = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
-    if ":" in spec.device:
-        number = int(spec.device.partition(":")[2])
-        return ids[number : number + 1]
-    return ids
-
-
-def _positive(key: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--executor-arg {key}={text}: give a whole number, 1 or more")
-    return int(text)
+    number = spec.device.partition(":")[2]
+    if number and not (number.isdigit() and int(number) < len(ids)):
+        raise UserError(f"no device {spec.device!r} here: there are {len(ids)} GPUs; use cpu, cuda or auto")
+    return [ids[int(number)]] if number else ids
 
 
 EXECUTORS.register("local", LocalExecutor)

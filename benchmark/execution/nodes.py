@@ -1,26 +1,14 @@
-"""Several nodes: what all of them must share, refused in one line before work where they do not."""
+"""What all nodes must share with the driver: checked on each, before the work of a task, and said in one line."""
 
 from __future__ import annotations
 
 import functools
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from backbones.errors import UserError
 from reports.tracking import environment
-
-if TYPE_CHECKING:
-    from benchmark.execution.base import Executor
-
-
-def check_store(executor: Executor, tracking_uri: str, option: str = "--tracking-uri") -> None:
-    """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
-    if executor.several_nodes and tracking_uri.startswith("sqlite:"):
-        raise UserError(
-            f"--executor {executor.spec.name} runs tasks on other machines, which cannot share the file {tracking_uri}; start "
-            f"`mlflow server` and give {option} http://HOST:PORT"
-        )
 
 
 @functools.cache
@@ -30,12 +18,19 @@ def software() -> Mapping[str, str]:
     return {"git.commit": found["git.commit"], "python": found["python"], **found["packages"]}
 
 
-def same_software(driver: Mapping[str, str]) -> None:
-    """Raises ``UserError`` when this node's software is not the driver's."""
-    here = software()
-    differing = [f"{name} {here.get(name, 'none')} (driver: {version})" for name, version in driver.items() if here.get(name) != version]
-    if differing:
+def must_share(folder: Path, driver: Mapping[str, str]) -> None:
+    """Raises ``UserError`` when this node does not see ``folder``, which the driver has made, or has other software."""
+    node = socket.gethostname()
+    if not folder.is_dir():
         raise UserError(
-            f"node {socket.gethostname()} has other software than the machine that submits: {', '.join(differing[:4])}; "
-            "use one environment and one checkout on all nodes"
+            f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes share, under one path"
+        )
+    here = software()
+    other = {name: version for name, version in driver.items() if here.get(name) != version}
+    if other:
+        told = ", ".join(
+            f"{name} {here.get(name) or 'none'} (there {version or 'none'})" for name, version in other.items()
+        )
+        raise UserError(
+            f"node {node} has other software than the machine that submits: {told}; use one environment and checkout on all"
         )

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, threads_of_a_task
+from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
 PATIENCE = 60.0  # seconds that cancelled tasks have for saving what they have
-PASSED_ON = ("CLIPTEX_", "MLFLOW_", "HF_", "TORCH_HOME", "OMP_WAIT_POLICY", "PYTHONPATH", "AWS_", "NO_PROXY", "no_proxy")
+PASSED_ON = (
+    "CLIPTEX_",
+    "MLFLOW_",
+    "HF_",
+    "TORCH_HOME",
+    "OMP_WAIT_POLICY",
+    "PYTHONPATH",
+    "AWS_",
+    "NO_PROXY",
+    "no_proxy",
+)
 
 
 class RayExecutor(Executor):
     """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced by the driver."""
 
     about = "a Ray task for each unit, on a Ray of its own or on a cluster (--executor-arg address=auto)"
-    options = {
+    options: ClassVar[Mapping[str, str]] = {
         "address": "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this command)",
         "num_cpus": "cores of a Ray of this machine",
         "num_gpus": "GPUs of a Ray of this machine",
@@ -29,8 +42,13 @@ class RayExecutor(Executor):
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
+        sizes = {
+            key: positive(key, spec.settings[key], key == "num_cpus")
+            for key in ("num_cpus", "num_gpus")
+            if key in spec.settings
+        }
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ``execute`` hides GPUs from tasks without
         try:
             import ray
         except ImportError:
@@ -38,58 +56,38 @@ class RayExecutor(Executor):
         self._ray: Any = ray
         self._ours = not ray.is_initialized()
         if self._ours:
-            passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-            settings: dict[str, Any] = {"runtime_env": {"env_vars": passed}, "log_to_driver": False}
-            if address := spec.settings.get("address"):
-                settings["address"] = address
-            else:
-                settings |= {"num_cpus": int(spec.settings.get("num_cpus", cores())), "include_dashboard": False}
-                if "num_gpus" in spec.settings or spec.device == "cpu":
-                    settings["num_gpus"] = int(spec.settings.get("num_gpus", 0))
-            try:
-                ray.init(**settings, logging_level="error")
-            except Exception as error:
-                told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise UserError(
-                    f"no Ray at {spec.settings.get('address', 'this machine')}: {told}; start one with `ray start --head`"
-                ) from error
+            _connect(ray, spec, sizes)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._most_cpus, self._most_gpus = (int(max(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
         there = ray.cluster_resources()
-        self.has_gpus = there.get("GPU", 0) > 0
-        self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-        room = int(there["GPU"]) if self.has_gpus and spec.device != "cpu" else int(there["CPU"]) // threads_of_a_task()
+        self.has_gpus = self._most_gpus > 0 and spec.device != "cpu"
+        self.several_nodes = len(nodes) > 1
+        room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
         self.width = max(1, min(room, spec.jobs) if spec.jobs else room)
-        self._most = spec.jobs or 2**30
-        self._queue: list[tuple[int, int, Task, Future[Outcome]]] = []
-        self._refs: dict[Any, Task] = {}
-        self._execute = ray.remote(execute)
+        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        self._execute = ray.remote(max_retries=0, runtime_env={"env_vars": passed})(execute)
+        self._refs: set[Any] = set()
 
     def where(self, cpus: int, gpus: int) -> str:
         return f"a Ray task ({f'{gpus} GPU, ' if gpus else ''}{cpus} cores)"
 
-    def _start(self, task: Task, priority: int) -> Future[Outcome]:
+    def _start(self, task: Task) -> Future[Outcome] | None:
+        if task.gpus > self._most_gpus:  # Ray would wait for such a node for ever
+            raise UserError(f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than {self._most_gpus}")
         future: Future[Outcome] = Future()
-        with self._lock:
-            self._queue.append((-priority, next(self._numbers), task, future))
-        self._dispatch()
+        # cores never keep a GPU idle: a task on GPUs asks for at most their share of its node's
+        most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
+        needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
+        ref = self._execute.options(**needs).remote(task)
+        self._refs.add(ref)
+        ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
 
-    def _dispatch(self) -> None:
-        with self._lock:
-            self._queue.sort(key=lambda each: each[:2])
-            while self._queue and len(self._refs) < self._most and not self.closing:
-                *_, task, future = self._queue.pop(0)
-                needs = {"num_cpus": task.cpus, "num_gpus": task.gpus, "max_retries": 0, "name": task.name}
-                ref = self._execute.options(**needs).remote(task)
-                self._refs[ref] = task
-                ref.future().add_done_callback(
-                    lambda done, ref=ref, future=future: self._ended(done, ref, future)  # type: ignore[misc]
-                )
-
-    def _ended(self, done: Future[Any], ref: Any, future: Future[Outcome]) -> None:
+    def _done(self, done: Future[Any], ref: Any, future: Future[Outcome]) -> None:
         from ray import exceptions
 
         with self._lock:
-            self._refs.pop(ref, None)
+            self._refs.discard(ref)
         error = done.exception()
         if isinstance(error, exceptions.TaskCancelledError):
             future.set_result(Outcome("interrupted"))
@@ -101,24 +99,46 @@ class RayExecutor(Executor):
             future.set_exception(error)
         else:
             future.set_result(done.result())
-        self._dispatch()
 
     def _stop(self) -> None:
-        with self._lock:
-            for *_, future in self._queue:
-                future.cancel()
-            self._queue.clear()
-            refs = list(self._refs)
-        for ref in refs:
-            with suppress(Exception):
-                self._ray.cancel(ref, force=False)
+        self._cancel(force=False)
         end = time.monotonic() + PATIENCE
         while self._refs and time.monotonic() < end:
             time.sleep(0.1)
 
     def _release(self) -> None:
+        self._cancel(force=True)
         if self._ours:
             self._ray.shutdown()
+
+    def _cancel(self, force: bool) -> None:
+        for ref in list(self._refs):
+            with suppress(Exception):
+                self._ray.cancel(ref, force=force)
+
+
+def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
+    """Join a cluster, or start a Ray of this machine."""
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address := spec.settings.get("address"):
+        settings["address"] = address
+    else:
+        settings |= {
+            "num_cpus": cores(),
+            "include_dashboard": False,
+            **({"num_gpus": 0} if spec.device == "cpu" else {}),
+            **sizes,
+        }
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**settings)
+    except Exception as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = f"no Ray at {address}" if address else "Ray cannot start on this machine"
+        raise UserError(f"{where}: {told}; start one with `ray start --head`") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place, which exits
+            signal.signal(signal.SIGTERM, before)
 
 
 EXECUTORS.register("ray", RayExecutor)

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from backbones.errors import UserError
+from backbones.errors import UserError, nearest
 from backbones.files import home
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost
+from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
-LOOK = 1.0  # seconds between looks for results
 ASK = 3.0  # seconds between two questions to the controller
 GRACE = 10.0  # seconds that the result of a job which has left the queue may take to appear (shared file systems)
 PATIENCE = 90.0  # seconds that cancelled jobs have for saving what they have
-OURS = ("partition", "account", "qos", "constraint", "time", "mem", "nodes", "signal_delay_s", "comment", "exclude", "setup")
-ENDED = ("FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED")
+OURS = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "time",
+    "mem",
+    "nodes",
+    "signal_delay_s",
+    "comment",
+    "exclude",
+    "setup",
+)
+ENDED = ("FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED", "GONE")
+FORMS = {  # of values that sbatch would only refuse for each job
+    "time": (r"\d+(-\d+)?(:\d+){0,2}", "minutes, or days-hours:minutes"),
+    "nodes": (r"\d+", "a whole number"),
+    "signal_delay_s": (r"\d+", "a whole number of seconds"),
+}
+
+
+@dataclass(eq=False)
+class _Job:
+    engine: Any
+    future: Future[Outcome] = field(default_factory=Future)
+    since: float = 0.0  # when the controller was first seen to have it no more
 
 
 class SlurmExecutor(Executor):
     """A SLURM job for each task. A job that meets its time limit saves what it has and is queued again (``scontrol requeue``);
     one that is preempted, cancelled or dies is submitted again by the driver."""
 
-    about = "a SLURM job for each task (submitit); any option of sbatch as --executor-arg, such as partition=gpu, time=240"
+    about = (
+        "a SLURM job for each task (submitit); any option of sbatch as --executor-arg, such as partition=gpu, time=240"
+    )
     options = None
     several_nodes = True
 
@@ -40,90 +66,90 @@ class SlurmExecutor(Executor):
         except ImportError:
             raise UserError("--executor slurm needs submitit: pip install 'cliptex-benchmark[scale]'") from None
         if not shutil.which("sbatch"):
-            raise UserError("--executor slurm: no sbatch here; run on a machine that submits jobs, or use --executor local")
-        settings = dict(spec.settings)
-        self._gpus_of_a_task = int(settings.pop("gpus", 1))
-        self._cpus_of_a_task = int(settings.pop("cpus", 0))
-        self._engine: Any = submitit.SlurmExecutor(folder=home() / "slurm")
-        known: dict[str, Any] = {key: _value(key, settings.pop(key)) for key in OURS if key in settings}
-        try:
-            self._engine.update_parameters(
-                **known, stderr_to_stdout=True, additional_parameters={k.replace("-", "_"): v for k, v in settings.items()}
+            raise UserError(
+                "--executor slurm: no sbatch here; run on a machine that submits jobs, or use --executor local"
             )
-        except (ValueError, NameError, TypeError) as error:
-            raise UserError(f"--executor-arg: {str(error).splitlines()[0]}") from error
+        settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
+        _check(settings)
+        self._gpus_of_a_task = positive("gpus", settings.pop("gpus", "1"))
+        self._cpus_of_a_task = positive("cpus", settings.pop("cpus", "0"), least=0)
+        known: dict[str, Any] = {key: settings.pop(key) for key in OURS if key in settings}
+        for key in ("nodes", "signal_delay_s"):
+            if key in known:
+                known[key] = int(known[key])
+        if "setup" in known:
+            known["setup"] = [known["setup"]]
+        self._engine: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
+        # without a time, the partition's own limit and not submitit's five minutes
+        self._engine.update_parameters(
+            **{"time": None, **known},
+            stderr_to_stdout=True,
+            additional_parameters={k.replace("_", "-"): v for k, v in settings.items()},
+        )
         self._partition = known.get("partition", "")
-        self.has_gpus = "gpu" in _asked(["sinfo", "-h", "-o", "%G", *(["-p", self._partition] if self._partition else [])])[1]
+        in_partition = ["-p", self._partition] if self._partition else []
+        self.has_gpus = spec.device != "cpu" and "gpu" in _asked(["sinfo", "-h", "-o", "%G", *in_partition])[1]
         self.width = spec.jobs or 16
-        self._most = spec.jobs or 2**30
-        self._queue: list[tuple[int, int, Task, Future[Outcome]]] = []
-        self._jobs: dict[str, tuple[Any, Task, Future[Outcome]]] = {}
-        self._left: dict[str, float] = {}  # job → since when it is in the queue no more
-        self._watcher = threading.Thread(target=self._watch, name="slurm", daemon=True)
-        self._watcher.start()
+        self._jobs: dict[str, _Job] = {}
+        self._asked = 0.0
 
     def where(self, cpus: int, gpus: int) -> str:
         needs = f"{gpus * self._gpus_of_a_task} GPU, " if gpus else ""
-        return f"a SLURM job ({needs}{self._cpus_of_a_task or cpus} cores{f', {self._partition}' * bool(self._partition)})"
+        return (
+            f"a SLURM job ({needs}{self._cpus_of_a_task or cpus} cores{f', {self._partition}' * bool(self._partition)})"
+        )
 
-    def _start(self, task: Task, priority: int) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
+    def _start(self, task: Task) -> Future[Outcome] | None:
+        self._engine.folder = task.folder / "slurm"  # goes with the task
+        self._engine.update_parameters(
+            job_name=f"cliptex:{task.name}"[:120],
+            cpus_per_task=self._cpus_of_a_task or task.cpus,
+            gpus_per_node=task.gpus * self._gpus_of_a_task or None,
+        )
+        try:
+            job = self._engine.submit(in_job, task)
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            if self._jobs and re.search(r"limit|timed out|[Uu]nable to contact|temporarily", told):
+                return None  # too many jobs for this user, or a controller that is busy: when the next one has ended
+            raise UserError(f"sbatch refused {task.name}: {told}") from error
+        self._jobs[job.job_id] = found = _Job(job)
+        return found.future
+
+    def _look(self) -> None:
         with self._lock:
-            self._queue.append((-priority, next(self._numbers), task, future))
-            self._dispatch()
-        return future
+            jobs = dict(self._jobs)
+        states: dict[str, str] | None = None
+        if jobs and time.monotonic() - self._asked > ASK:
+            states, self._asked = _states(jobs), time.monotonic()
+        for number, job in jobs.items():
+            if job.engine.paths.result_pickle.is_file():
+                self._finish(number)
+                continue
+            state = states.get(number, "GONE") if states is not None else ""
+            if state in ENDED:
+                job.since = job.since or time.monotonic()
+            elif state:
+                job.since = 0.0  # queued again
+            if job.since and time.monotonic() - job.since > GRACE:
+                self._finish(number, state or "without a result")
+        self._dispatch()
 
-    def _dispatch(self) -> None:
+    def _finish(self, number: str, lost: str = "") -> None:
         with self._lock:
-            self._queue.sort(key=lambda each: each[:2])
-            while self._queue and len(self._jobs) < self._most and not self.closing:
-                *_, task, future = self._queue.pop(0)
-                self._engine.update_parameters(
-                    job_name=f"cliptex:{task.name}"[:120],
-                    cpus_per_task=self._cpus_of_a_task or task.cpus,
-                    gpus_per_node=self._gpus_of_a_task if task.gpus else None,
-                )
-                try:
-                    job = self._engine.submit(in_job, task)
-                except Exception as error:
-                    told = str(error).strip().splitlines() or [type(error).__name__]
-                    future.set_exception(UserError(f"sbatch refused {task.name}: {told[-1][:300]}"))
-                    continue
-                self._jobs[job.job_id] = (job, task, future)
-
-    def _watch(self) -> None:
-        asked, states = 0.0, dict[str, str]()
-        while not self._over.wait(LOOK):
-            with self._lock:
-                jobs = dict(self._jobs)
-            if jobs and time.monotonic() - asked > ASK:
-                asked, states = time.monotonic(), _states(jobs) or states
-            for number, (job, task, future) in jobs.items():
-                if job.paths.result_pickle.is_file():
-                    self._finish(number, future, *_result(job))
-                elif states and states.get(number, "gone") in (*ENDED, "gone"):
-                    since = self._left.setdefault(number, time.monotonic())
-                    if time.monotonic() - since > GRACE:
-                        state = states.get(number, "")
-                        self._finish(number, future, None, WorkerLost(f"job {number} ended {state or 'without a result'}"))
-                else:
-                    self._left.pop(number, None)  # requeued
-            self._dispatch()
-
-    def _finish(self, number: str, future: Future[Outcome], outcome: Outcome | None, error: Exception | None) -> None:
-        with self._lock:
-            self._jobs.pop(number, None)
-            self._left.pop(number, None)
-        if error is not None:
-            future.set_exception(error)
-        elif outcome is not None:
-            future.set_result(outcome)
+            job = self._jobs.pop(number)
+        outcome, error = (
+            (None, WorkerLost(f"job {number} ended {lost}{_last_line(job)}")) if lost else _result(job.engine)
+        )
+        if outcome is None or outcome.kind == "interrupted":
+            _asked(["scancel", number])  # SLURM may have queued it again by itself, and the driver submits another
+        if outcome is not None:
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(error)
 
     def _stop(self) -> None:
         with self._lock:
-            for *_, future in self._queue:
-                future.cancel()
-            self._queue.clear()
             numbers = list(self._jobs)
         if not numbers:
             return
@@ -138,15 +164,18 @@ class SlurmExecutor(Executor):
 
 def in_job(task: Task) -> Outcome:
     """What a job runs. At its time limit (SIGUSR2, sent by SLURM before it) it saves what it has and is queued again."""
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if not first:  # of a job of several nodes: one speaks for all
+        task = replace(task, folder=task.folder / f"node{os.environ['SLURM_PROCID']}")
     outcome = execute(task, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
-        code, _ = _asked(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+        code = _asked(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])[0] if first else 0
         if code == 0:
-            time.sleep(PATIENCE)  # SLURM ends this job now; with a result it would count as done
+            os._exit(1)  # with a result it would count as done
     return outcome
 
 
-def _result(job: Any) -> tuple[Outcome | None, Exception | None]:
+def _result(job: Any) -> tuple[Outcome | None, Exception]:
     """What a job left: the task's outcome, or the error of a job that could not even begin."""
     from submitit.core.utils import pickle_load
 
@@ -154,9 +183,15 @@ def _result(job: Any) -> tuple[Outcome | None, Exception | None]:
         kind, value = pickle_load(job.paths.result_pickle)
     except Exception as error:
         return None, WorkerLost(f"the result of job {job.job_id} cannot be read ({type(error).__name__})")
-    if kind == "success":
-        return value, None
-    return None, RuntimeError(f"job {job.job_id} could not run its task:\n{value}")
+    return (value if kind == "success" else None), RuntimeError(f"job {job.job_id} could not run its task:\n{value}")
+
+
+def _last_line(job: _Job) -> str:
+    try:
+        said = job.engine.paths.stdout.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f": {said[-1][:300]}" if said else ""
 
 
 def _states(jobs: Any) -> dict[str, str] | None:
@@ -164,8 +199,7 @@ def _states(jobs: Any) -> dict[str, str] | None:
     code, told = _asked(["squeue", "-h", "-t", "all", "-o", "%i %T", "-j", ",".join(jobs)])
     if code and "Invalid job id" not in told:
         return None
-    found = (line.split() for line in told.splitlines() if len(line.split()) == 2)
-    return dict(found) if code == 0 else {"": "gone"}
+    return dict(line.split() for line in told.splitlines() if re.fullmatch(r"\S+ [A-Z_]+", line))
 
 
 def _asked(command: list[str]) -> tuple[int, str]:
@@ -176,10 +210,16 @@ def _asked(command: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def _value(key: str, text: str) -> int | str:
-    if key in ("time", "nodes", "signal_delay_s") and not text.isdigit():
-        raise UserError(f"--executor-arg {key}={text}: give a whole number{' of minutes' if key == 'time' else ''}")
-    return int(text) if text.isdigit() and key not in ("account", "comment") else text
+def _check(settings: dict[str, str]) -> None:
+    """Settings that sbatch does not have, before anything is submitted. Raises ``UserError``."""
+    code, told = _asked(["sbatch", "--help"])
+    known = {*OURS, "gpus", "cpus", *(name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", told))}
+    for key, value in settings.items():
+        if code == 0 and key not in known:
+            raise UserError(f"--executor-arg {key}: sbatch has no such option; {nearest(key, known)}")
+        form, meant = FORMS.get(key, (".*", ""))
+        if not re.fullmatch(form, value):
+            raise UserError(f"--executor-arg {key}={value}: give {meant}")
 
 
 EXECUTORS.register("slurm", SlurmExecutor)

@@ -7,14 +7,16 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from backbones.errors import UserError, users_line
 from benchmark.execution.interrupts import interruptible, received
+from benchmark.execution.nodes import must_share
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
 
@@ -29,6 +31,8 @@ class Task:
         folder: of its heartbeat (``status.json``, with progress) and of what it said (``log.txt``); every process sees it.
         cpus: threads that it computes with, whoever else runs.
         gpus: how many it needs; it sees no others.
+        cwd: the caller's working folder.
+        software: the caller's, where tasks run on several nodes: theirs must be the same, and they must see ``folder``.
     """
 
     function: Callable[..., Any]
@@ -37,6 +41,15 @@ class Task:
     folder: Path
     cpus: int = 1
     gpus: int = 0
+    cwd: str = field(default_factory=os.getcwd)
+    software: Mapping[str, str] | None = None
+
+    def call(self) -> Any:
+        """Run it here; ``sys.exit`` in it ends the task, and not whoever waits for it."""
+        try:
+            return self.function(*self.args)
+        except SystemExit as error:
+            raise RuntimeError(f"{self.name} called sys.exit({error.code!r}) instead of returning a result") from error
 
     @property
     def status(self) -> Path:
@@ -69,7 +82,16 @@ class Outcome:
 
 def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
+    if task.software is not None:
+        try:
+            must_share(task.folder, task.software)
+        except UserError as error:
+            return Outcome("failed", pickle.dumps([error]))
     task.folder.mkdir(parents=True, exist_ok=True)
+    if not task.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with suppress(OSError):
+        os.chdir(task.cwd)
     try:
         with ExitStack() as stack:
             stack.enter_context(interruptible(signals))
@@ -80,7 +102,7 @@ def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
             stack.callback(setattr, console, "file", console.file)
             console.file = log
             try:
-                return Outcome("done", pickle.dumps(task.function(*task.args)))
+                return Outcome("done", pickle.dumps(task.call()))
             except Exception as error:
                 if received():
                     return Outcome("interrupted", signal=received())
@@ -115,17 +137,26 @@ def threads(count: int) -> Iterator[None]:
 
 def _portable(error: BaseException) -> list[BaseException]:
     """The error and its causes; what cannot travel between processes is replaced by what says the same."""
-    if getattr(error, "exit_code", None) != 2:
+    if users_line(error) is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        try:
-            pickle.loads(pickle.dumps(cause))
-            chain.append(cause)
-        except Exception:
-            twin: BaseException = RuntimeError(f"{type(cause).__name__}: {cause}")
-            twin.exit_code = getattr(cause, "exit_code", 1)  # type: ignore[attr-defined]
-            chain.append(twin)
+    while cause is not None and len(chain) < 10:
+        chain.append(cause if _travels(cause) else _twin(cause))
         cause = cause.__cause__
     return chain
+
+
+def _travels(error: BaseException) -> bool:
+    try:
+        return str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:
+        return False
+
+
+def _twin(error: BaseException) -> BaseException:
+    users = getattr(error, "exit_code", None) == 2
+    twin = UserError(str(error)) if users else RuntimeError(f"{type(error).__name__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        twin.add_note(note)
+    return twin

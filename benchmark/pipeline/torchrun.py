@@ -32,8 +32,23 @@ def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights:
     file = home() / "tasks" / f"train-{job}-{node}.pkl"
     with replacing(file) as temporary:
         temporary.write_bytes(pickle.dumps(inputs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(len(gpus) or 1)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-id", job, "--rdzv-endpoint", f"{_first_node()}:{20000 + int(job) % 20000}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        str(nodes),
+        "--nproc-per-node",
+        str(len(gpus) or 1),
+    ]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-id",
+        job,
+        "--rdzv-endpoint",
+        f"{_first_node()}:{20000 + int(job) % 20000}",
+    ]
     process = subprocess.Popen(
         [*command, "-m", "benchmark.pipeline.torchrun", str(file)], stdout=console.file, stderr=subprocess.STDOUT
     )

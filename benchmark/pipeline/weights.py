@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.cliptex.joined import JoinedLabels
@@ -22,7 +22,9 @@ from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
 from reports.store import hide_password
 from reports.tracking import Run, Tracker, environment
 from sweeps.errors import TrialPruned
-from sweeps.pruning import Pruning
+
+if TYPE_CHECKING:
+    from sweeps.pruning import Pruning
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         pairs = open_pairs(inputs.pairs, Silent())
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         run.log_json(
-            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes}, "train.json"
+            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes},
+            "train.json",
         )
         # the many trials of a sweep stay in CLIPTEX_HOME alone
         kept = parent is None and _log_weights(run, result.path, _read_as(recipe))
@@ -151,7 +154,7 @@ def _per_epoch(inputs: TrainingInputs) -> int:
 
 
 def _trained(result: TrainResult, run: str) -> TrainedWeights:
-    cost = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
+    cost: dict[str, float] = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
     return TrainedWeights(result.path, result.sha256, result.key, run, cost, result.trained)
 
 

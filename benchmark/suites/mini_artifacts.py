@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,70 +21,11 @@ from benchmark.mini.world import build_world, is_whole
 from benchmark.pipeline.experts import ExpertTraining, expert_unit
 from benchmark.pipeline.labels import LabelRequest, label_stage
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_unit
+from benchmark.suites.mini_sizes import MADE, SIZES, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
 
 DATASETS = ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval")
-MADE = ("clip", "clip-ft", *SUBSETS)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is trained in a mini suite.
-
-    Attributes:
-        clip: changes to the recipe that pre-trains CLIP on captions.
-        init: what that starts from, see ``backbones.cliptex.models.load_start``.
-        tune: changes to the recipes that fine-tune it; the same for clip-ft and cliptex, so that both see the same
-            pairs in the same order for the same number of steps.
-        lambdas: further changes to cliptex alone: its λs, where they are not the recipe's.
-        experts: expert → changes to its settings.
-    """
-
-    clip: Mapping[str, Any]
-    init: str
-    tune: Mapping[str, Any]
-    lambdas: Mapping[str, Any]
-    experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-_EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
-EXPERTS: dict[str, dict[str, Any]] = {
-    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
-    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
-    "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
-    "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
-}
-SIZES = {
-    "mini": Sizes(
-        clip={"model": "mini", "epochs": 1.5, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
-        init="imagenet",
-        tune={
-            "epochs": 2.0,
-            "batch_size": 64,
-            "lr": 1e-3,
-            "warmup": 0.1,
-            "val_pairs": 400,
-            "head_lr": 3.0,
-            "head_width": 64,
-            "label_size": 32,
-        },
-        # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything starts at 1
-        lambdas={"lambda_seg": 1.0},
-        experts=EXPERTS,
-    ),
-    "smoke": Sizes(
-        clip={"model": "tiny", "epochs": 1.0, "batch_size": 32, "lr": 1e-3, "image_size": 64},
-        init="random",
-        tune={"epochs": 1.0, "batch_size": 32, "lr": 3e-4},
-        lambdas={},
-        experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
-    ),
-}
-
-
-# what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
-SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
 
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
@@ -100,7 +41,9 @@ async def training(stages: Stages, seed: int) -> SuiteTraining:
     """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
     maker = _Maker(stages, world)
-    clip, (labels, _) = await asyncio.gather(maker.once("clip", lambda: maker.clip(seed)), maker.once("labels", maker.labels))
+    clip, (labels, _) = await asyncio.gather(
+        maker.once("clip", lambda: maker.clip(seed)), maker.once("labels", maker.labels)
+    )
     return SuiteTraining(
         _datasets(world), str(clip.path), str(world / "pairs"), labels,
         lambda recipe, used: _weights_path(world, recipe, str(clip.path), used),
@@ -119,8 +62,13 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
     labels: LabelStore | None = None
     if any(tasks.values()):
         experts = {name: _expert_folder(world, name, settings) for name, settings in sizes.experts.items()}
-        made = [PreviewStage(f"train expert {n}", "expert", 1, (out / "expert.json").is_file()) for n, out in experts.items()]
-        stores = sorted((home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime)
+        made = [
+            PreviewStage(f"train expert {n}", "expert", 1, (out / "expert.json").is_file())
+            for n, out in experts.items()
+        ]
+        stores = sorted(
+            (home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime
+        )
         labels = LabelStore(stores[-1].parent) if stores and all(stage.available for stage in made) else None
         shards = -(-config.pairs // config.shard_size)
         stages += [*made, PreviewStage("label the pairs", "label", shards, labels is not None)]
@@ -171,7 +119,8 @@ class _Maker:
             clip = await clip_task
             return MadeBackbone(_config(name, seed, clip.path), clip.run, clip.cost)
         if name not in SUBSETS:
-            made, cost = await self._tune(name, seed, (await clip_task).path, None), {}
+            made = await self._tune(name, seed, (await clip_task).path, None)
+            return MadeBackbone(_config(name, seed, made.path), made.run, made.cost)
         else:
             clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
             made = await self._tune(name, seed, clip.path, labels)
@@ -186,7 +135,9 @@ class _Maker:
         """The store of all experts' labels of the pairs, and what experts and labels cost."""
         longest = sorted(self.sizes.experts, key=lambda name: -self.sizes.experts[name]["epochs"])
         made = dict(zip(longest, await asyncio.gather(*map(self._expert, longest)), strict=True))
-        where = tuple(f"{name}={_expert_folder(self.world, name, self.sizes.experts[name])}" for name in self.sizes.experts)
+        where = tuple(
+            f"{name}={_expert_folder(self.world, name, self.sizes.experts[name])}" for name in self.sizes.experts
+        )
         manifest = await label_stage(
             LabelRequest(
                 pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,

@@ -40,7 +40,7 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     Raises:
         UserError: a NAME that no dataset has, no place given, or nothing there.
     """
-    known = {name for each in (*DATASETS.values(), spec) for name in (each.name, each.folder)}
+    known = known_names() | {spec.name, spec.folder}
     for name in data_dirs:
         if name not in known:
             raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, known)}")
@@ -363,7 +363,9 @@ def survey(
     progress: Progress | None = None,
 ) -> list[Row]:
     """One row for each registered dataset; by names and counts only, or with every sample decoded when ``full``."""
-    return [look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.values()]
+    return [
+        look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.read_entry_points().values()
+    ]
 
 
 def look_at(
@@ -411,4 +413,4 @@ def look_at(
 
 
 def known_names() -> set[str]:
-    return {name for spec in DATASETS.values() for name in (spec.name, spec.folder)}
+    return {name for spec in DATASETS.read_entry_points().values() for name in (spec.name, spec.folder)}
