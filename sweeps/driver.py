@@ -198,6 +198,6 @@ class _Driver:
 
     def _log_intermediate(self, trial: optuna.Trial, run: Run) -> None:
         """What its training reported for pruning, as a curve."""
-        sign = 1 if self.sweep.directions[0] == "maximize" else -1
+        sign = self.sweep.objectives[0].sign
         for step, value in self.sweep.trials()[trial.number].intermediate_values.items():
             run.log_metrics({"intermediate": sign * value}, step)

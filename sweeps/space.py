@@ -115,10 +115,7 @@ class Space:
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study (the number of trials may grow)."""
-        settings = {}
-        for setting in self.settings:
-            facts = {key: value for key, value in asdict(setting).items() if key not in ("name",)}
-            settings[setting.name] = {**facts, "values": list(setting.values)}
+        settings = {s.name: {k: v for k, v in asdict(s).items() if k != "name"} for s in self.settings}
         return {"search": self.search, "settings": settings, "seed": self.seed}
 
     @staticmethod

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
@@ -100,10 +100,6 @@ class Sweep:
             if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in before):
                 once = cell.params is not None and not before
                 self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once)
-
-    @property
-    def directions(self) -> list[str]:
-        return [objective.direction for objective in self.objectives]
 
     @property
     def driven(self) -> bool:
@@ -226,7 +222,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([objective.label for objective in plan.objectives])
-            study.set_user_attr("objectives", [objective.as_json() for objective in plan.objectives])
+            study.set_user_attr("objectives", [asdict(objective) for objective in plan.objectives])
         study.set_user_attr("trials", max(plan.space.trials, int(facts.get("trials", 0))))
         study.set_user_attr("identity", identity)  # last: a study that has it is whole
         return _sweep(url, study)
