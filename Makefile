@@ -31,7 +31,7 @@ format: install  ## let ruff rewrite
 	$(BIN)/ruff format .
 
 bench: install   ## measure, and write docs/benchmarks.md and .json
-	$(BIN)/python -m benchmark.bench
+	$(BIN)/python -m tests.performance
 
 clean:           ## remove what was built here (not your MLflow runs)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,8 @@
 """Frozen image encoders by name, with their weights' identity: ``backbones.create("clip")``.
 
-The names below are read when they are first used: a process that only wants the lighter modules here (``errors``, ``files``,
-``locks``) must not wait for torch, and a worker starts for each task.
+What needs torch is imported when it is asked for: commands that only list names, and drivers of other processes, do without.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from backbones.errors import UserError
@@ -13,12 +11,6 @@ if TYPE_CHECKING:
     from backbones.base import Backbone, DataConfig, Weights
     from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from backbones.registry import BACKBONES, Entry, create, find, names, register
-
-_HOMES = {
-    "base": ("Backbone", "DataConfig", "Weights"),
-    "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
-    "registry": ("BACKBONES", "Entry", "create", "find", "names", "register"),
-}
 
 __all__ = [
     "BACKBONES",
@@ -38,8 +30,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, its_names in _HOMES.items():
-        if name in its_names:
-            import_module("backbones.baselines")  # registers the named ones and the families
-            return getattr(import_module(f"backbones.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    modules = [import_module(f"backbones.{each}") for each in ("baselines", "registry", "base", "checkpoint")]
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

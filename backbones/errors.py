@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -21,3 +24,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+def users_line(error: BaseException) -> str | None:
+    """The one line for an error that the user can mend, or None for a bug.
+
+    Looked at are the error and what it was raised ``from``, never what was merely being handled when it was raised: a bug in
+    clearing up after a full disk is a bug.
+    """
+    cause: BaseException | None = error
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        if getattr(cause, "exit_code", None) == 2:
+            return " ".join(str(cause).split())
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; free some space and run the command again"
+        seen.append(cause)
+        cause = cause.__cause__
+    return None
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or its gradient became NaN or infinite; the message says where. The run ends FAILED with this reason."""

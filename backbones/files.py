@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import UserError
+from backbones.errors import DISK_FULL, UserError
 
 
 def home() -> Path:
@@ -25,26 +26,38 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to ``path``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full or the folder cannot be written. Any other error of the block goes through as it is.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    blocks = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            blocks = True
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
+            blocks = False
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except Exception as error:
-        # torch and safetensors say a full disk in their own words: a RuntimeError of the zip writer, a SafetensorError.
-        refused = ("inline_container", "PytorchStreamWriter", "iostream error", "I/O error")
-        if not isinstance(error, OSError) and not any(word in str(error) for word in refused):
+        if (blocks and not _refused(error, temporary)) or (not blocks and not isinstance(error, OSError)):
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
+
+
+def _refused(error: Exception, file: Path) -> bool:
+    """Whether an error is that of writing ``file``, not one about another file and no mistake of a program."""
+    if isinstance(error, OSError):
+        if error.filename is None:  # of a write to a file that is open
+            return error.errno in (*DISK_FULL, errno.EFBIG)
+        return str(error.filename) == str(file) and not isinstance(error, FileNotFoundError)  # nobody wrote it: a bug
+    # torch and safetensors say a full disk in their own words: a RuntimeError of the zip writer, a SafetensorError.
+    words = ("inline_container", "PytorchStreamWriter", "iostream error", "I/O error")
+    return "PytorchStreamReader" not in str(error) and any(word in str(error) for word in words)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,13 +7,14 @@ Another package adds to a registry without touching this code, by an entry point
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
 
-Entry points are read when an unknown name is asked for, or when names are listed, so that importing stays quick.
+An entry point is imported when its name is asked for, or when things are listed, so that importing stays quick.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from backbones.errors import UserError, nearest
@@ -33,7 +34,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, what: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
         self.what, self.group, self._check = what, f"cliptex_benchmark.{group}", check
         self._things: dict[str, T] = {}
-        self._broken: dict[str, str] = {}
+        self._later: dict[str, tuple[EntryPoint, str]] = {}
+        self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
 
     def register(self, name: str, thing: T) -> T:
         """Add a thing. Raises ``ValueError`` when its name is another's already."""
@@ -42,34 +44,54 @@ class Registry(Mapping[str, T], Generic[T]):
         self._things[name] = thing
         return thing
 
+    def later(self, name: str, value: str, about: str) -> None:
+        """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it, one line."""
+        self._later[name] = EntryPoint(name, value, self.group), about
+
     def find(self, name: str, also: str = "") -> T:
         """The thing called ``name``.
 
         Raises:
             UserError: there is none (names the nearest; ``also`` is added), or the package that brings it is broken.
         """
-        if name not in self._things:
-            self.read_entry_points()
         if name in self._things:
             return self._things[name]
-        if name in self._broken:
+        points = self._points()
+        if name in points:
+            self._load(points[name])
+        if name in self._things:
+            return self._things[name]
+        if name in self.broken:
             raise UserError(
-                f"{self.what} {name!r} cannot be loaded: {self._broken[name]}; mend or uninstall the package that brings it"
+                f"{self.what} {name!r} cannot be loaded: {self.broken[name]}; mend or uninstall the package that brings it"
             )
-        raise UserError(f"no {self.what} {name!r}; {nearest(name, self._things)}{also}")
+        raise UserError(f"no {self.what} {name!r}; {nearest(name, {*self._things, *points})}{also}")
 
     def read_entry_points(self) -> Registry[T]:
-        """Register what other packages bring; one that fails is remembered, and only asking for it is an error."""
-        for point in entry_points(group=self.group):
-            if point.name in self._things:
-                continue
-            try:
-                thing = point.load()
-                self.register(point.name, self._check(point.name, thing) if self._check else thing)
-                self._broken.pop(point.name, None)
-            except Exception as error:  # someone else's code: whatever it raises must not break the others
-                self._broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        """Register what is not imported yet; one that fails is remembered, and only asking for it is an error."""
+        for point in self._points().values():
+            self._load(point)
         return self
+
+    def described(self) -> dict[str, str]:
+        """Name → one line about it; nothing is imported for that."""
+        said = {name: about for name, (_, about) in self._later.items()}
+        plugins = {name: f"plug-in {point.value}" for name, point in self._points().items()}
+        return {**plugins, **said, **{name: getattr(thing, "about", "") for name, thing in self.items()}}
+
+    def _points(self) -> dict[str, EntryPoint]:
+        installed = {point.name: point for point in entry_points(group=self.group)}
+        return {**installed, **{name: point for name, (point, _) in self._later.items()}}
+
+    def _load(self, point: EntryPoint) -> None:
+        if point.name in self._things:
+            return
+        try:
+            thing = point.load()
+            self.register(point.name, self._check(point.name, thing) if self._check else thing)
+            self.broken.pop(point.name, None)
+        except Exception as error:  # someone else's code: whatever it raises must not break the others
+            self.broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def __getitem__(self, name: str) -> T:
         return self._things[name]
@@ -79,3 +101,21 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._things)
+
+
+def of_type(
+    kind: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
+) -> Callable[[str, Any], Any]:
+    """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``, which calls itself what the
+    entry point does, where it has a ``name``."""
+
+    def check(given: str, thing: Any) -> Any:
+        is_class = isinstance(thing, type)
+        if is_class is not subclass or not (issubclass(thing, kind) if is_class else isinstance(thing, kind)):
+            wanted = f"{'subclass of ' * subclass}{kind.__module__}.{kind.__name__}"
+            raise TypeError(f"it brings {thing!r}, no {wanted}")
+        if name is not None and name(thing) != given:
+            raise ValueError(f"entry point {given!r} brings one named {name(thing)!r}")
+        return thing
+
+    return check

@@ -6,26 +6,23 @@ A package adds a backbone of its own without touching this code by declaring an 
     cliptex_benchmark.backbones =
         my-net = my_package.backbone:ENTRY
 
-where ``ENTRY`` is an ``Entry``. Entry points are read when a name is looked up that is not known yet, or when names
-are listed, so that importing this package stays quick.
+where ``ENTRY`` is an ``Entry``; see ``backbones.plugins``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from backbones.base import Backbone
 from backbones.checkpoint import Checkpoint, read_checkpoint
-from backbones.errors import UserError, nearest
-
-ENTRY_POINTS = "cliptex_benchmark.backbones"
+from backbones.errors import UserError
+from backbones.plugins import Registry, of_type
 
 
 @dataclass(frozen=True)
@@ -90,34 +87,25 @@ class Family:
     build: Builder
 
 
-_entries: dict[str, Entry] = {}
-_broken: dict[str, str] = {}
-BACKBONES: Mapping[str, Entry] = MappingProxyType(_entries)
-FAMILIES: dict[str, Family] = {}
+BACKBONES: Registry[Entry] = Registry("backbone", "backbones", of_type(Entry))
+FAMILIES: Registry[Family] = Registry("family", "families", of_type(Family, attrgetter("prefix")))
 
 
 def register(entry: Entry) -> Entry:
     """Add a named backbone. Raises ``ValueError`` when the name is taken or has a slash in it."""
-    if entry.name in _entries:
-        raise ValueError(f"there is a backbone {entry.name!r} already")
     if "/" in entry.name:
         raise ValueError(f"backbone name {entry.name!r} has a slash; slashes are for families such as timm/resnet18")
-    _entries[entry.name] = entry
-    return entry
+    return BACKBONES.register(entry.name, entry)
 
 
 def register_family(family: Family) -> Family:
     """Add a family of names. Raises ``ValueError`` when the prefix is taken."""
-    if family.prefix in FAMILIES:
-        raise ValueError(f"there is a family {family.prefix!r} already")
-    FAMILIES[family.prefix] = family
-    return family
+    return FAMILIES.register(family.prefix, family)
 
 
 def names() -> list[str]:
     """All named backbones, those of other packages included, in alphabetical order."""
-    _read_entry_points()
-    return sorted(_entries)
+    return sorted(BACKBONES.read_entry_points())
 
 
 def find(name: str) -> Entry:
@@ -128,18 +116,9 @@ def find(name: str) -> Entry:
     """
     prefix, _, rest = name.partition("/")
     if rest and prefix in FAMILIES:
-        family = FAMILIES[prefix]
-        return Entry(name, family.about, "of each", family.build)
-    if name not in _entries:
-        _read_entry_points()
-    if name in _broken:
-        raise UserError(
-            f"backbone {name!r} cannot be loaded: {_broken[name]}; mend or uninstall the package that brings it"
-        )
-    if name not in _entries:
-        patterns = ", ".join(family.pattern for family in FAMILIES.values())
-        raise UserError(f"no backbone {name!r}; {nearest(name, _entries)}; also {patterns}, random/NAME")
-    return _entries[name]
+        return Entry(name, FAMILIES[prefix].about, "of each", FAMILIES[prefix].build)
+    patterns = ", ".join(family.pattern for family in FAMILIES.values())
+    return BACKBONES.find(name, also=f"; also {patterns}, random/NAME")
 
 
 def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_architecture: bool = False) -> Backbone:
@@ -189,20 +168,3 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
             ) from error
     backbone.name = name
     return backbone.freeze()
-
-
-def _read_entry_points() -> None:
-    """Register what other packages bring; one that fails is remembered, and only asking for it is an error."""
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _entries:
-            continue
-        try:
-            entry = point.load()
-            if not isinstance(entry, Entry):
-                raise TypeError(f"{point.value} is a {type(entry).__name__}, not a backbones.registry.Entry")
-            if entry.name != point.name:
-                raise ValueError(f"entry point {point.name!r} brings an entry named {entry.name!r}")
-            register(entry)
-            _broken.pop(point.name, None)
-        except Exception as error:  # someone else's code: whatever it raises must not break the other backbones
-            _broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,9 +1,8 @@
-"""``python -m benchmark``: one verb, one module. Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+"""``python -m benchmark``: one command, one module. Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shlex
 import sys
@@ -11,20 +10,21 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from benchmark import interrupt
+from backbones.errors import users_line
+from benchmark.execution import interrupts
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
 # times slower (measured on two cores); read when torch is imported, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-VERBS = {
+COMMANDS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
-    "list": "names of backbones, tasks, suites",
+    "list": "names of backbones, tasks, suites, executors …",
     "data": "which datasets are there, and whether they are whole",
     "experts": "the models that write pseudo-labels: list, train",
     "label": "let experts write pseudo-labels for image-caption pairs",
     "labels": "check or draw pseudo-labels",
-    "sweep": "search λs with Optuna: launch, worker, status, best, show",
+    "sweep": "search λs with Optuna: launch, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "cache": "big things that can be made again: list, remove, check",
     "report": "compare what is in MLflow: one page, and tables for a paper",
@@ -40,28 +40,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The command line's parser; ``only`` builds just that verb's options, so that quick verbs start quickly."""
+    """The command line's parser; ``only`` builds just that command's options, so that quick ones start quickly."""
     top = _Parser(prog="python -m benchmark", description="Is this backbone better, at what, and by how much?")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="verb", parser_class=_Parser)
-    for verb, about in VERBS.items():
-        sub = verbs.add_parser(verb, help=about, description=about)
-        if only in (None, verb):
-            module = import_module(f"benchmark.cli.{verb}")
-            module.add_arguments(sub)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    for command, about in COMMANDS.items():
+        sub = commands.add_parser(command, help=about, description=about)
+        if only in (None, command):
+            import_module(f"benchmark.cli.{command}").add_arguments(sub)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    interrupt.install()
+    interrupts.install()
     # Libraries' own deprecation notes are not for users; -W or PYTHONWARNINGS brings them back.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        verb = next((word for word in argv if word in VERBS), None)
-        options = parser(verb).parse_args(argv)
-        return int(import_module(f"benchmark.cli.{options.verb}").main(options) or 0)
+        command = next((word for word in argv if word in COMMANDS), None)
+        options = parser(command).parse_args(argv)
+        return int(import_module(f"benchmark.cli.{options.command}").main(options) or 0)
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {shlex.join(argv)}\n"
@@ -71,25 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        message = _user_message(error)
+        message = users_line(error)
         if message is None:
             raise
         sys.stderr.write(f"error: {message}\n")
         return 2
-
-
-def _user_message(error: BaseException) -> str | None:
-    """The one line for an error that the user can mend, looked for along the chain of causes; None for a bug of ours."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if getattr(seen, "exit_code", None) == 2:
-            return " ".join(str(seen).split())
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return (
-                f"cannot write {seen.filename or 'a file'}: {seen.strerror}; free some space and run the command again"
-            )
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
-
-from backbones.base import Backbone
 from probes.datasets.base import Kind, PreparedDataset, Split
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from backbones.base import Backbone
     from probes.lockstep import Steps
     from probes.stream import Seat
 
@@ -89,8 +89,9 @@ class TaskResult:
     notes: list[str] = field(default_factory=list)
 
 
+@runtime_checkable
 class Probe(Protocol):
-    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under (kind, name).
+    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under ``kind/name``.
 
     Attributes:
         name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
@@ -130,7 +131,3 @@ class SteppedProbe(Probe, Protocol):
 
     def steps(self, context: Context, seat: Seat | None = None) -> Steps[TaskResult]:
         """What ``run`` does, step by step; ``seat`` is its place among those it shares with."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the run ends FAILED with this reason."""

@@ -5,12 +5,9 @@ The labels of ``val`` are looked at once, at the end, by the classifier that was
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,81 +16,37 @@ from torch import Tensor
 
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
-from probes.datasets.base import Kind, Split
+from probes.datasets.base import Split
 from probes.embeddings import kept_embeddings
-from probes.encode import EncodeSettings, square
+from probes.encode import square
 from probes.encode_cost import EncodeCost
 from probes.flops import linear_flops
+from probes.image_settings import LinearSettings
 from probes.linear import Linear, Schedule, ranks, stratified_split, train_linear
-from probes.registry import register_probe
+
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-@dataclass(frozen=True)
-class LinearSettings(EncodeSettings):
-    """Protocol of linear classification.
-
-    Attributes:
-        epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to zero.
-        learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
-        holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
-        standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
-    """
-
-    epochs: int = 30
-    batch_size: int = 256
-    momentum: float = 0.9
-    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    weight_decays: tuple[float, ...] = (0.0,)
-    holdout: float = 0.1
-    standardise: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.learning_rates or not self.weight_decays:
-            raise UserError("linear: learning_rates and weight_decays need at least one value each")
-        if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
-            raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UserError("linear: epochs and batch_size must be at least 1")
-        if not 0 < self.holdout < 1:
-            raise UserError(f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}")
-
-
-class LinearClassification:
-    """Linear classification of whole images."""
-
-    name = "linear"
-    kind: Kind = "classification"
-    version = 1
-    settings_type: type = LinearSettings
-    metrics: Mapping[str, int] = {"top1": 1, "top5": 1}
-    needs_text = False
-    splits: tuple[Split, ...] = ("train", "val")
-
-    def config(self, context: Context) -> str:
-        return settings_json(context, self.name)
-
-    def run(self, context: Context) -> TaskResult:
-        settings: LinearSettings = context.settings
-        cost = EncodeCost()
-        features: dict[str, Tensor] = {split: encode_split(context, split, settings, cost) for split in self.splits}
-        encoded = time.perf_counter()
-        labels = {split: targets(context, split) for split in self.splits}
-        classes = len(context.data.classes)
-        rate, decay, why = choose(features["train"], labels["train"], classes, context)
-        model = refit(features["train"], labels["train"], classes, rate, decay, context)
-        trained = time.perf_counter()
-        logits = [model.logits(part.to(context.device))[0].cpu() for part in features["val"].split(4096)]
-        result = score(torch.cat(logits), labels["val"], [sample.image for sample in context.data.samples["val"]])
-        result.config = self.config(context)
-        result.cost = cost.added_to({
-            "train_seconds": trained - encoded,
-            "eval_seconds": time.perf_counter() - trained,
-            **probing_flops(features, classes, context),
-        })  # fmt: skip
-        result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
-        return result
+def run(context: Context) -> TaskResult:
+    """See ``probes.image_level``."""
+    settings: LinearSettings = context.settings
+    cost = EncodeCost()
+    features: dict[str, Tensor] = {split: encode_split(context, split, settings, cost) for split in SPLITS}
+    encoded = time.perf_counter()
+    labels = {split: targets(context, split) for split in SPLITS}
+    classes = len(context.data.classes)
+    rate, decay, why = choose(features["train"], labels["train"], classes, context)
+    model = refit(features["train"], labels["train"], classes, rate, decay, context)
+    trained = time.perf_counter()
+    logits = [model.logits(part.to(context.device))[0].cpu() for part in features["val"].split(4096)]
+    result = score(torch.cat(logits), labels["val"], [sample.image for sample in context.data.samples["val"]])
+    result.cost = cost.added_to({
+        "train_seconds": trained - encoded,
+        "eval_seconds": time.perf_counter() - trained,
+        **probing_flops(features, classes, context),
+    })  # fmt: skip
+    result.notes = [f"learning rate {rate:g}, weight decay {decay:g}: {why}"]
+    return result
 
 
 def probing_flops(features: Mapping[str, Tensor], classes: int, context: Context) -> dict[str, float]:
@@ -217,21 +170,3 @@ def score(logits: Tensor, labels: Tensor, images: list[str]) -> TaskResult:
     if logits.shape[-1] > 5:
         metrics["top5"] = 100 * (rank < 5).double().mean().item()
     return TaskResult(metrics, {"image": np.array(images), "rank": rank.numpy(), "label": labels.numpy()})
-
-
-def settings_json(context: Context, probe: str) -> str:
-    """The settings, the backbone and the data, for a task that has no MMEngine config."""
-    return json.dumps(
-        {
-            "task": f"{context.data.spec.name}/{probe}",
-            "settings": asdict(context.settings),
-            "seed": context.seed,
-            "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
-            "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
-        },
-        indent=2,
-        default=lambda value: str(value) if isinstance(value, Path) else repr(value),
-    )
-
-
-register_probe(LinearClassification())

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING, Any
 
 from backbones.errors import UserError
 from backbones.files import content_key
@@ -21,7 +19,11 @@ from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
 from probes.lockstep import Steps, drain
 from probes.registry import register_probe
-from probes.stream import Seat
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from probes.stream import Seat
 
 OWN_MODULES = ("probes.mmlab", "probes.heads", "probes.dense_data", "probes.views", "probes.dense_metrics")
 PROBES = ("linear", "deeplabv3", "pspnet")
@@ -247,6 +249,8 @@ def dense_config(
         held_out: training images to leave out.
         score_held_out: score them, not ``val``.
     """
+    from mmengine.config import Config
+
     import probes.dense_metrics
     import probes.views  # noqa: F401  both register what the config names, as the next two do
     from probes.dense_data import pipelines

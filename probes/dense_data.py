@@ -27,7 +27,7 @@ from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from backbones.errors import UserError, nearest
+from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.registry import DATASETS
 
@@ -60,9 +60,7 @@ class DenseDataset(BaseDataset):
         exclude: Sequence[str] = (),
         test_mode: bool = False,
     ) -> None:
-        if dataset not in DATASETS:
-            raise UserError(f"no dataset {dataset!r}; {nearest(dataset, DATASETS)}")
-        self.spec, self.root, self.split, self.exclude = DATASETS[dataset], Path(root), split, frozenset(exclude)
+        self.spec, self.root, self.split, self.exclude = DATASETS.find(dataset), Path(root), split, frozenset(exclude)
         if self.spec.kind not in FIELDS:
             raise UserError(f"dataset {dataset!r} has no dense truth: it is for {self.spec.kind}")
         if self.spec.adapt is not None:

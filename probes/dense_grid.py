@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backbones.errors import UserError
+from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
-from probes.base import Context, NonFiniteLoss, RunLog
+from probes.base import Context, RunLog
 from probes.digests import digests
 from probes.encode_cost import EncodeCost
 from probes.lockstep import JointBar, Steps, in_lockstep

@@ -17,10 +17,11 @@ from backbones.files import content_key
 from probes import compiling
 from probes.base import Progress
 from probes.digests import digests
-from probes.encode import Precision, encode_images
+from probes.encode import encode_images
 from probes.encode_cost import EncodeCost
 from probes.feature_budget import NoRoom
 from probes.feature_cache import Recipe, ensure
+from probes.image_settings import Precision
 
 
 def kept_embeddings(

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -22,37 +21,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from backbones.base import Backbone, DataConfig
-from backbones.errors import UserError
-from probes.base import NonFiniteLoss, Progress
+from backbones.errors import NonFiniteLoss, UserError
+from probes.base import Progress
 from probes.compiling import compiled
 from probes.encode_cost import EncodeCost
-
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
-
-    Attributes:
-        size: side in pixels of the square that the backbone sees; None for its own size.
-        precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        encode_batch_size: images that the backbone sees at once.
-    """
-
-    size: int | None = None
-    precision: Precision = "fp32"
-    encode_batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise UserError(f"size={self.size} is not possible; it must be pixels, or none for the backbone's own size")
-        if self.precision not in get_args(Precision):
-            raise UserError(
-                f"precision={self.precision!r} is not possible; it must be {' or '.join(get_args(Precision))}"
-            )
-        if self.encode_batch_size < 1:
-            raise UserError(f"encode_batch_size={self.encode_batch_size} is not possible; it must be 1 or more")
+from probes.image_settings import Precision
 
 
 @torch.inference_mode()

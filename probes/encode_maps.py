@@ -13,8 +13,9 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from backbones.errors import NonFiniteLoss
 from probes import compiling, mmlab
-from probes.base import Context, NonFiniteLoss, Progress
+from probes.base import Context, Progress
 from probes.encode_cost import EncodeCost
 from probes.feature_cache import DTYPES, Maker, Recipe, as_dtype
 from probes.stream import once

@@ -18,6 +18,7 @@ from backbones.files import write_json
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
 GB = 10**9
+reserved = 0  # bytes for which this process has made room
 
 
 class NoRoom(UserError):
@@ -79,6 +80,8 @@ def reserve(folder: Path, store: Path, more: int, about: str) -> None:
             f"{folder}; free some space, set CLIPTEX_HOME to a larger disk, or {advice}"
         )
     write_json(store / "making.json", {"bytes": own + more})
+    global reserved
+    reserved += more
 
 
 def release(store: Path) -> None:

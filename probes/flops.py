@@ -8,7 +8,8 @@ import torch
 
 from backbones.cliptex.cost import count_flops
 from probes.base import Context
-from probes.encode import EncodeSettings, autocast
+from probes.encode import autocast
+from probes.image_settings import EncodeSettings
 
 
 @torch.inference_mode()

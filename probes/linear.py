@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.base import NonFiniteLoss
+from backbones.errors import NonFiniteLoss
 
 
 @dataclass(frozen=True)

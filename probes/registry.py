@@ -1,44 +1,51 @@
-"""Probes by (kind of dataset, name), datasets by name: one file and one registration each."""
+"""Probes by ``kind of dataset/name``, datasets by name: one file and one registration each."""
 
 from __future__ import annotations
 
 from backbones.errors import UserError, nearest
+from backbones.plugins import Registry, of_type
 from probes.base import Probe
-from probes.datasets.base import DatasetSpec, Kind
+from probes.datasets.base import DatasetSpec
 
-PROBES: dict[tuple[Kind, str], Probe] = {}
-DATASETS: dict[str, DatasetSpec] = {}
+PROBES: Registry[Probe] = Registry("probe", "probes", of_type(Probe, lambda probe: f"{probe.kind}/{probe.name}"))
+DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", of_type(DatasetSpec))
 
 
 def register_probe(probe: Probe) -> Probe:
     """Add a probe. Raises ``ValueError`` when its place is taken."""
-    place = (probe.kind, probe.name)
-    if place in PROBES:
-        raise ValueError(f"there is a probe {probe.name!r} for {probe.kind} already")
-    PROBES[place] = probe
-    return probe
+    return PROBES.register(f"{probe.kind}/{probe.name}", probe)
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Add a dataset. Raises ``ValueError`` when its name is taken."""
-    if spec.name in DATASETS:
-        raise ValueError(f"there is a dataset {spec.name!r} already")
-    DATASETS[spec.name] = spec
-    return spec
+    return DATASETS.register(spec.name, spec)
+
+
+def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
+    """Every task, those of other packages included."""
+    probes = PROBES.read_entry_points().values()
+    return {
+        f"{spec.name}/{probe.name}": (spec, probe)
+        for spec in DATASETS.read_entry_points().values()
+        for probe in probes
+        if probe.kind == spec.kind
+    }
 
 
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     """Dataset and probe of a task name such as ``voc/pspnet``.
 
     Raises:
-        UserError: there is no such dataset or it has no such probe; names the nearest.
+        UserError: there is no such dataset or it has no such probe (names the nearest), or the package that brings it is broken.
     """
-    known = {
-        f"{spec.name}/{probe}": (spec, PROBES[kind, probe])
-        for spec in DATASETS.values()
-        for kind, probe in PROBES
-        if kind == spec.kind
-    }
-    if name not in known:
-        raise UserError(f"no task {name!r}; {nearest(name, known)}")
-    return known[name]
+    dataset, _, probe = name.partition("/")
+    if (spec := DATASETS.get(dataset)) and (place := f"{spec.kind}/{probe}") in PROBES:
+        return spec, PROBES[place]
+    known = tasks()
+    if name in known:
+        return known[name]
+    if dataset in DATASETS.broken:
+        DATASETS.find(dataset)
+    if dataset in DATASETS and (place := f"{DATASETS[dataset].kind}/{probe}") in PROBES.broken:
+        PROBES.find(place)
+    raise UserError(f"no task {name!r}; {nearest(name, known)}")

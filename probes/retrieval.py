@@ -7,90 +7,56 @@ against the query, so that a backbone which gives every image the same embedding
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbones.errors import UserError
 from probes.base import Context, TaskResult
-from probes.classification import encode_split, settings_json
-from probes.datasets.base import Kind, Split
-from probes.encode import EncodeSettings, encode_texts
+from probes.classification import encode_split
+from probes.encode import encode_texts
 from probes.encode_cost import EncodeCost
 from probes.flops import linear_flops, text_flops
-from probes.registry import register_probe
+from probes.image_settings import RECALL_AT as AT
+from probes.image_settings import RetrievalSettings
 
-AT = (1, 5, 10)
 CHUNK = 4096  # rows and columns of the similarity matrix that are in memory at once (128 MiB); never changes a rank
 TIE = 1e-9  # cosines nearer than this are equal: far above the rounding of float64, far below that of the embeddings
 
 
-@dataclass(frozen=True)
-class RetrievalSettings(EncodeSettings):
-    """Protocol of retrieval.
-
-    Attributes:
-        template: what a caption is put into; ``{}`` is the caption as it stands in the dataset.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
-    """
-
-    template: str = "{}"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.template.count("{}") != 1:
-            raise UserError(f"retrieval: template {self.template!r} must hold one {{}} for the caption")
-
-
-class Retrieval:
-    """Image-text retrieval both ways."""
-
-    name = "retrieval"
-    kind: Kind = "image-text"
-    version = 1
-    settings_type: type = RetrievalSettings
-    metrics: Mapping[str, int] = {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in AT}
-    needs_text = True
-    splits: tuple[Split, ...] = ("val",)
-
-    def config(self, context: Context) -> str:
-        return settings_json(context, self.name)
-
-    def run(self, context: Context) -> TaskResult:
-        settings: RetrievalSettings = context.settings
-        samples = context.data.samples["val"]
-        texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
-        owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
-        started, cost = time.perf_counter(), EncodeCost()
-        images = encode_split(context, "val", settings, cost)
-        encoded = time.perf_counter()
-        captions = encode_texts(
-            context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
-        )
-        scored = time.perf_counter()
-        i2t, t2i = retrieval_ranks(images, captions, owner)
-        return TaskResult(
-            metrics={f"i2t_R@{k}": recall(i2t, k) for k in AT} | {f"t2i_R@{k}": recall(t2i, k) for k in AT},
-            per_image={
-                "image": np.array([sample.image for sample in samples]),
-                "i2t_rank": i2t.numpy(),
-                "t2i_rank": by_image(t2i, owner, len(samples)),
-            },
-            config=self.config(context),
-            cost=cost.added_to(
-                {
-                    "text_seconds": scored - encoded,
-                    "eval_seconds": time.perf_counter() - started,
-                    "text_flops": text_flops(context, settings, texts),
-                    "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
-                }
-            ),
-            notes=[f"{len(samples)} images, {len(texts)} captions"],
-        )
+def run(context: Context) -> TaskResult:
+    """See ``probes.image_level``."""
+    settings: RetrievalSettings = context.settings
+    samples = context.data.samples["val"]
+    texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
+    owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
+    started, cost = time.perf_counter(), EncodeCost()
+    images = encode_split(context, "val", settings, cost)
+    encoded = time.perf_counter()
+    captions = encode_texts(
+        context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
+    )
+    scored = time.perf_counter()
+    i2t, t2i = retrieval_ranks(images, captions, owner)
+    return TaskResult(
+        metrics={f"i2t_R@{k}": recall(i2t, k) for k in AT} | {f"t2i_R@{k}": recall(t2i, k) for k in AT},
+        per_image={
+            "image": np.array([sample.image for sample in samples]),
+            "i2t_rank": i2t.numpy(),
+            "t2i_rank": by_image(t2i, owner, len(samples)),
+        },
+        cost=cost.added_to(
+            {
+                "text_seconds": scored - encoded,
+                "eval_seconds": time.perf_counter() - started,
+                "text_flops": text_flops(context, settings, texts),
+                "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
+            }
+        ),
+        notes=[f"{len(samples)} images, {len(texts)} captions"],
+    )
 
 
 def retrieval_ranks(images: Tensor, captions: Tensor, owner: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
@@ -138,6 +104,3 @@ def by_image(ranks: Tensor, owner: Tensor, images: int) -> np.ndarray:
     for row, group in zip(table, groups, strict=True):
         row[: len(group)] = group
     return table
-
-
-register_probe(Retrieval())

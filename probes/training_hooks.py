@@ -17,8 +17,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from backbones.cliptex.cost import StepCounter
+from backbones.errors import NonFiniteLoss
 from backbones.files import replacing
-from probes.base import Context, NonFiniteLoss
+from probes.base import Context
 from probes.stream import Seat
 
 STATE = "training-state.pth"

@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,62 +13,34 @@ from torch.nn.functional import normalize
 
 from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
-from probes.classification import encode_split, score, settings_json, targets
-from probes.datasets.base import DatasetSpec, Kind, Split
-from probes.encode import EncodeSettings, encode_texts
+from probes.classification import encode_split, score, targets
+from probes.datasets.base import DatasetSpec
+from probes.encode import encode_texts
 from probes.encode_cost import EncodeCost
 from probes.flops import linear_flops, text_flops
-from probes.registry import register_probe
+from probes.image_settings import ZeroShotSettings
 
 Template = Callable[[str], str]
 
 
-@dataclass(frozen=True)
-class ZeroShotSettings(EncodeSettings):
-    """Protocol of zero-shot classification.
-
-    Attributes:
-        templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
-            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), or ``auto``:
-            ``openai`` for imagenet and ``photo`` for everything else.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
-    """
-
-    templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"
-
-
-class ZeroShot:
-    """Zero-shot classification with prompt templates."""
-
-    name = "zero-shot"
-    kind: Kind = "classification"
-    version = 1
-    settings_type: type = ZeroShotSettings
-    metrics: Mapping[str, int] = {"top1": 1, "top5": 1}
-    needs_text = True
-    splits: tuple[Split, ...] = ("val",)
-
-    def config(self, context: Context) -> str:
-        return settings_json(context, self.name)
-
-    def run(self, context: Context) -> TaskResult:
-        settings: ZeroShotSettings = context.settings
-        which, templates = templates_for(settings.templates, context.data.spec)
-        started = time.perf_counter()
-        weights = class_embeddings(context, templates)
-        prompted, cost = time.perf_counter(), EncodeCost()
-        images = normalize(encode_split(context, "val", settings, cost), dim=1)
-        logits = torch.cat([part @ weights.T for part in images.split(4096)])
-        result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
-        result.config = self.config(context)
-        result.cost = cost.added_to({
-            "text_seconds": prompted - started,
-            "eval_seconds": time.perf_counter() - started,
-            "text_flops": text_flops(context, settings, prompts_of(context, templates)),
-            "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
-        })  # fmt: skip
-        result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
-        return result
+def run(context: Context) -> TaskResult:
+    """See ``probes.image_level``."""
+    settings: ZeroShotSettings = context.settings
+    which, templates = templates_for(settings.templates, context.data.spec)
+    started = time.perf_counter()
+    weights = class_embeddings(context, templates)
+    prompted, cost = time.perf_counter(), EncodeCost()
+    images = normalize(encode_split(context, "val", settings, cost), dim=1)
+    logits = torch.cat([part @ weights.T for part in images.split(4096)])
+    result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
+    result.cost = cost.added_to({
+        "text_seconds": prompted - started,
+        "eval_seconds": time.perf_counter() - started,
+        "text_flops": text_flops(context, settings, prompts_of(context, templates)),
+        "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
+    })  # fmt: skip
+    result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
+    return result
 
 
 def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]]:
@@ -103,6 +73,3 @@ def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
         context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
     )
     return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)
-
-
-register_probe(ZeroShot())

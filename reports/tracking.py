@@ -69,6 +69,15 @@ class Tracker:
             self.experiment_id = found.experiment_id
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
 
+    @classmethod
+    def existing(cls, experiment: str, uri: str | None = None) -> Tracker | None:
+        """The experiment when it is there; makes nothing."""
+        where = tracking_uri(uri)
+        path = where.removeprefix("sqlite:///")
+        if path != where and not Path(path).exists():
+            return None
+        return cls(experiment, where) if connect(where).get_experiment_by_name(experiment) is not None else None
+
     def close_stale(self) -> list[str]:
         """End as KILLED the RUNNING runs whose process is gone, or has given no sign of life for long; returns their names."""
         closed = []

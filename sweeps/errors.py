@@ -1,4 +1,4 @@
-"""The error a user can cause in a sweep."""
+"""The errors of a sweep."""
 
 
 class SweepError(ValueError):
@@ -15,3 +15,8 @@ class TrialPruned(Exception):
     """The trial under way is bad enough to be stopped; it counts as finished, without a value of its own."""
 
     run_status = "KILLED"  # of its MLflow runs
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and what it says, in one line of at most 400 characters."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:400]

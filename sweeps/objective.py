@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.errors import SweepError
@@ -52,31 +52,28 @@ class Objective:
     signs: Sequence[int]
 
     @property
-    def is_gain(self) -> bool:
-        return self.name in GROUPS
+    def sign(self) -> int:
+        return 1 if self.direction == "maximize" else -1
 
     @property
     def label(self) -> str:
         """For axes and tables."""
         what = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}
-        return f"{what[self.name]} over clip-ft (%)" if self.is_gain else self.name
-
-    def as_json(self) -> dict:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return f"{what[self.name]} over clip-ft (%)" if self.name in GROUPS else self.name
 
     def value(self, metrics: Metrics, baseline: Metrics) -> float:
         """This objective of a trial's ``metrics`` (task → metric → value) against the baseline's.
 
         Raises:
-            ValueError: a metric is missing or not finite: a hole, which no average may hide.
+            ValueError: a metric is missing or not finite: no average may hide that.
         """
-        pairs = zip(self.tasks, self.metrics, self.signs, strict=True)
-        if not self.is_gain:
-            return _there(metrics, self.tasks[0], self.metrics[0], "the trial")
-        gains = [
-            relative_gain(_there(metrics, task, name, "the trial"), _there(baseline, task, name, "the baseline"), sign)
-            for task, name, sign in pairs
+        found = [_there(metrics, task, name, "the trial") for task, name in zip(self.tasks, self.metrics, strict=True)]
+        if self.name not in GROUPS:
+            return found[0]
+        base = [
+            _there(baseline, task, name, "the baseline") for task, name in zip(self.tasks, self.metrics, strict=True)
         ]
+        gains = [relative_gain(*each) for each in zip(found, base, self.signs, strict=True)]
         return sum(gains) / len(gains)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from optuna import visualization
 
 from sweeps.study import Sweep
 from sweeps.summary import complete
+
+PLOTS: dict[str, Callable[..., Any]] = {
+    "parallel_coordinates": visualization.plot_parallel_coordinate,
+    "slice": visualization.plot_slice,
+    "contour": visualization.plot_contour,
+    "importances": visualization.plot_param_importances,
+}
 
 
 def write_plots(sweep: Sweep, folder: Path) -> Path | None:
@@ -57,12 +65,8 @@ def _plots(sweep: Sweep) -> Iterator[tuple[str, Callable[[], Any]]]:
         if several:
             target["target"] = lambda trial, number=number: trial.values[number]
         end = f"-{objective.name.replace('/', '.')}" if several else ""
-        some = {"params": varied, **target}
-        yield f"history{end}", lambda target=target: visualization.plot_optimization_history(study, **target)  # type: ignore[misc]
-        yield f"parallel_coordinates{end}", lambda some=some: visualization.plot_parallel_coordinate(study, **some)  # type: ignore[misc]
-        yield f"slice{end}", lambda some=some: visualization.plot_slice(study, **some)  # type: ignore[misc]
-        if len(varied) > 1:
-            yield f"contour{end}", lambda some=some: visualization.plot_contour(study, **some)  # type: ignore[misc]
-            yield f"importances{end}", lambda some=some: visualization.plot_param_importances(study, **some)  # type: ignore[misc]
+        yield f"history{end}", partial(visualization.plot_optimization_history, study, **target)
+        for name, draw in PLOTS.items():
+            yield f"{name}{end}", partial(draw, study, params=varied, **target)
     if sweep.prune:
         yield "intermediate_values", lambda: visualization.plot_intermediate_values(study)

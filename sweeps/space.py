@@ -22,7 +22,7 @@ Value = float | int | bool | str
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe setting that a sweep varies, or holds at ``base`` when it has neither ``values`` nor a range.
+    """A recipe setting that a sweep varies, or keeps at ``base`` when it has neither ``values`` nor a range.
 
     Attributes:
         name: field of the recipe (``lambda_seg``, ``lr``, ``experts`` …).
@@ -65,7 +65,7 @@ class Space:
 
     Attributes:
         search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every combination), or a sampler.
-        settings: what is varied, and λs that are held; all become the trial's params.
+        settings: what is varied, and λs that are fixed; all become the trial's params.
         trials: how many trials a sampler gets.
         seed: of the samplers.
     """
@@ -115,10 +115,7 @@ class Space:
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study (the number of trials may grow)."""
-        settings = {}
-        for setting in self.settings:
-            facts = {key: value for key, value in asdict(setting).items() if key not in ("name",)}
-            settings[setting.name] = {**facts, "values": list(setting.values)}
+        settings = {s.name: {k: v for k, v in asdict(s).items() if k != "name"} for s in self.settings}
         return {"search": self.search, "settings": settings, "seed": self.seed}
 
     @staticmethod
@@ -154,7 +151,7 @@ def make_space(
     between: tuple[float, float] = (0.01, 100.0),
     *,
     vary: Mapping[str, str] | None = None,
-    held: Mapping[str, Value] | None = None,
+    bases: Mapping[str, Value] | None = None,
     read: Callable[[str, str], Any] | None = None,
     trials: int = 40,
     seed: int = 0,
@@ -168,7 +165,7 @@ def make_space(
         between: range in which samplers draw each λ, log scale.
         vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as experts), or for samplers
             a range ``{"lr": "1e-5:1e-3"}``.
-        held: what settings are while they are not varied; λs default to 1, every other one in ``vary`` must be here.
+        bases: what settings are while they are not varied; λs default to 1, every other one in ``vary`` must be here.
         read: (name, text) → value of that recipe setting; raises for what does not fit.
         trials: how many trials a sampler gets.
         seed: of the samplers.
@@ -179,7 +176,7 @@ def make_space(
     if search not in (*FIXED, *SAMPLED):
         raise SweepError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
     fixed = search in FIXED
-    held = dict(held or {})
+    bases = dict(bases or {})
     for name in lambdas:
         if name not in LAMBDAS:
             raise SweepError(f"--lambdas {name}: choose among {', '.join(LAMBDAS)}")
@@ -191,7 +188,7 @@ def make_space(
         raise SweepError("--trials must be at least 1")
     settings = []
     for name in LAMBDAS:
-        base = float(held.pop(f"lambda_{name}", 1.0))
+        base = float(bases.pop(f"lambda_{name}", 1.0))
         if name not in lambdas:
             settings.append(Setting(f"lambda_{name}", base))
         elif fixed:
@@ -205,7 +202,7 @@ def make_space(
             raise SweepError(
                 f"--vary {name}: that is no setting to choose; --study names a sweep, --seeds measures the noise"
             )
-        settings.append(_setting(name, text, held[name], fixed, read or (lambda _, t: float(t))))
+        settings.append(_setting(name, text, bases[name], fixed, read or (lambda _, t: float(t))))
     if not any(s.values or s.low is not None for s in settings):
         raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")
     return Space(cast(Search, search), tuple(settings), 0 if fixed else trials, seed)

@@ -1,25 +1,31 @@
-"""A sweep is an ordinary Optuna study that knows what it was started with, and refuses to go on with anything else."""
+"""A sweep is an ordinary Optuna study that knows what it was started with, refuses to go on with anything else, and is driven
+by one process at a time."""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
+from filelock import Timeout
+from optuna.trial import FrozenTrial, TrialState
 
+from backbones.locks import lock_file, locked
+from reports.heartbeat import LIMIT, gone, this_process
+from reports.store import hide_password
 from sweeps.errors import NoSweep, SweepError
 from sweeps.objective import Objective
-from sweeps.space import Space
-from sweeps.storage import exclusive, hide, open_storage, storage_url
+from sweeps.space import Space, cell_name
+from sweeps.storage import open_storage, storage_url
 
 VERSION = 1
-GRACE = 120  # seconds without a sign of life after which another machine's trial counts as lost
-OPEN: dict[str, Any] = {"heartbeat": 20, "grace": GRACE}
+BEAT = 20.0  # seconds between the driver's signs of life
 
 
 @dataclass(frozen=True)
@@ -31,28 +37,19 @@ class Plan:
         objectives: what is maximised (or minimised).
         identity: everything else that a trial's value depends on, as JSON: suite, tasks and their settings, fixed recipe
             settings, pairs, labels, initial weights.
-        request: how another process builds the same evaluation; not part of the identity.
         prune: metric of the training to prune on by successive halving, '' for none.
-        grace: seconds without a sign of life after which a trial counts as lost.
     """
 
     space: Space
     objectives: tuple[Objective, ...]
     identity: Mapping[str, Any] = field(default_factory=dict)
-    request: Mapping[str, Any] = field(default_factory=dict)
     prune: str = ""
-    grace: int = GRACE
 
     def whole_identity(self) -> dict[str, Any]:
         """All that must be the same when a study goes on, as JSON would give it back."""
-        value = {
-            "version": VERSION,
-            "space": self.space.identity(),
-            "objectives": [objective.name for objective in self.objectives],
-            "prune": self.prune,
-            **self.identity,
-        }
-        return json.loads(json.dumps(value, default=list))
+        names = [objective.name for objective in self.objectives]
+        value = {"version": VERSION, "space": self.space.identity(), "objectives": names, "prune": self.prune}
+        return json.loads(json.dumps({**value, **self.identity}, default=list))
 
 
 @dataclass
@@ -60,16 +57,16 @@ class Sweep:
     """An open study with its declaration.
 
     Attributes:
-        storage, study: Optuna's.
+        url: its storage's address; it may hold a password.
+        study: Optuna's.
         space, objectives, prune: as planned.
     """
 
-    storage: RDBStorage
+    url: str = field(repr=False)
     study: optuna.Study
     space: Space
     objectives: tuple[Objective, ...]
     prune: str
-    grace: int
 
     @property
     def name(self) -> str:
@@ -77,7 +74,7 @@ class Sweep:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is stored with the study: ``identity``, ``request``, ``baseline``, ``mlflow`` …"""
+        """What is stored with the study: ``identity``, ``baseline``, ``mlflow`` …"""
         return self.study.user_attrs
 
     def note(self, key: str, value: Any) -> None:
@@ -88,9 +85,88 @@ class Sweep:
         """All trials, fresh from the storage."""
         return self.study.get_trials(deepcopy=False)
 
+    def attempts(self) -> dict[str, list[FrozenTrial]]:
+        """Cell → its trials."""
+        found: dict[str, list[FrozenTrial]] = {}
+        for trial in self.trials():
+            found.setdefault(cell_of(trial), []).append(trial)
+        return found
+
+    def queue(self, only: str = "") -> None:
+        """Queue every cell (or this one) that is not finished, queued or under way: those that broke are tried again."""
+        attempts = self.attempts()
+        for cell in self.space.cells():
+            before = attempts.get(cell.key, [])
+            if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in before):
+                once = cell.params is not None and not before
+                self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once)
+
     @property
-    def directions(self) -> list[str]:
-        return [objective.direction for objective in self.objectives]
+    def driven(self) -> bool:
+        """Whether a process drives it, as far as this machine can say."""
+        beat = self.facts.get("driver") or {"time": 0.0, "process": ""}
+        return time.time() - beat["time"] <= LIMIT and not gone(beat["process"])
+
+
+def cell_of(trial: FrozenTrial) -> str:
+    """The cell that a trial is an attempt at."""
+    params = trial.params or trial.system_attrs.get("fixed_params")
+    return str(trial.user_attrs.get("cell") or (cell_name(params) if params else ""))
+
+
+@contextmanager
+def sole_driver(sweep: Sweep) -> Iterator[None]:
+    """While the block runs, this process drives the study and no other one does: a lock here, and a sign of life in the study
+    for other machines.
+
+    Raises:
+        SweepError: another process drives it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock_file("sweep", [hide_password(sweep.url), sweep.name]), wait=False))
+        except Timeout:
+            raise _refusal(sweep) from None
+        must_be_free(sweep)
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT):
+                with suppress(Exception):  # a storage that is away: the driver's own calls will say it when it lasts
+                    must_drive(sweep)
+                    _sign(sweep)
+
+        _sign(sweep)
+        thread = threading.Thread(target=beat, name="driver", daemon=True)  # a task of one process may block the loop
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with suppress(Exception):
+                must_drive(sweep)
+                sweep.note("driver", None)
+
+
+def must_be_free(sweep: Sweep) -> None:
+    """Raises ``SweepError`` when another process drives the study."""
+    if sweep.driven:
+        raise _refusal(sweep)
+
+
+def _refusal(sweep: Sweep) -> SweepError:
+    return SweepError(f"study {sweep.name!r} is driven by another process; wait for it, or stop it")
+
+
+def _sign(sweep: Sweep) -> None:
+    sweep.note("driver", {"process": this_process(), "time": time.time()})
+
+
+def must_drive(sweep: Sweep) -> None:
+    """Raises ``SweepError`` when this process does not drive the study (any more): it was silent for too long."""
+    if (sweep.facts.get("driver") or {}).get("process") != this_process():
+        raise SweepError(f"another process has taken study {sweep.name!r} over, as this one gave no sign of life")
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
@@ -116,10 +192,8 @@ def _shown(value: Any) -> str:
 
 def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], only: Sequence[str] = ()) -> None:
     """Raises ``SweepError`` naming what differs; ``only`` limits the comparison to these top-level keys."""
-    if only:
-        stored = {key: value for key, value in stored.items() if key in only}
-        wanted = {key: value for key, value in wanted.items() if key in only}
-    found = differences(stored, wanted)
+    old, new = ({k: v for k, v in side.items() if not only or k in only} for side in (stored, wanted))
+    found = differences(old, new)
     if found:
         more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
         raise SweepError(
@@ -134,37 +208,24 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     Raises:
         SweepError: it was started with another space, suite or data (says what differs), or the storage cannot be used.
     """
-    opened = open_storage(storage_url(storage), heartbeat=max(1, plan.grace // 6), grace=plan.grace, create=True)
-    with exclusive(opened, name):  # of two that start it at once, one finds it made
-        return _sweep(opened, _made_or_found(opened, name, plan))
-
-
-def _made_or_found(opened: RDBStorage, name: str, plan: Plan) -> optuna.Study:
-    directions = [objective.direction for objective in plan.objectives]
-    try:
-        study = optuna.create_study(storage=opened, study_name=name, directions=directions)
-        fresh = True
-    except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=opened, study_name=name)
-        fresh = "identity" not in study.user_attrs and not study.get_trials(deepcopy=False)
-    identity = plan.whole_identity()
-    if fresh:
-        names = [objective.label for objective in plan.objectives]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(names)
-        study.set_user_attr("objectives", [objective.as_json() for objective in plan.objectives])
-        study.set_user_attr("request", dict(plan.request))
-        study.set_user_attr("grace", plan.grace)
-        study.set_user_attr("trials", plan.space.trials)
+    url = storage_url(storage)
+    opened = open_storage(url, create=True)
+    with locked(lock_file("study", [hide_password(url), name])):  # of two that start it at once, one finds it made
+        directions = [objective.direction for objective in plan.objectives]
+        study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
+        facts, identity = study.user_attrs, plan.whole_identity()
+        if "identity" not in facts and study.get_trials(deepcopy=False):
+            raise SweepError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
+        if "identity" in facts:
+            must_agree(name, facts["identity"], identity)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([objective.label for objective in plan.objectives])
+            study.set_user_attr("objectives", [asdict(objective) for objective in plan.objectives])
+        study.set_user_attr("trials", max(plan.space.trials, int(facts.get("trials", 0))))
         study.set_user_attr("identity", identity)  # last: a study that has it is whole
-    elif "identity" not in study.user_attrs:
-        raise SweepError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
-    else:
-        must_agree(name, study.user_attrs["identity"], identity)
-        if plan.space.trials > int(study.user_attrs["trials"]):
-            study.set_user_attr("trials", plan.space.trials)
-    return study
+        return _sweep(url, study)
 
 
 def load_sweep(name: str | None, storage: str | None) -> Sweep:
@@ -174,62 +235,38 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
         SweepError: no such study (names those there are), or one that `sweep launch` did not make.
     """
     url = storage_url(storage)
-    opened = open_storage(url, **OPEN, create=False)
+    opened, shown = open_storage(url, create=False), hide_password(url)
     known = sorted(found.study_name for found in opened.get_all_studies())
     if name is None:
         if len(known) != 1:
-            raise SweepError(
-                f"{hide(url)} holds {', '.join(known) or 'no study'}; "
-                + ("say which with --study" if known else "start one")
-            )
+            hint = "say which with --study" if known else "start one"
+            raise SweepError(f"{shown} holds {', '.join(known) or 'no study'}; {hint}")
         name = known[0]
     elif name not in known:
-        raise NoSweep(f"no study {name!r} at {hide(url)}; there: {', '.join(known) or 'none'}")
+        raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(known) or 'none'}")
     study = optuna.load_study(storage=opened, study_name=name)
     if "identity" not in study.user_attrs:
         raise SweepError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
-    return _sweep(opened, study)
+    return _sweep(url, study)
 
 
-def stored_identity(name: str, storage: str | None) -> Mapping[str, Any] | None:
-    """What a study was started with, or None when there is no such study (or storage) yet.
-
-    Raises:
-        SweepError: the storage cannot be used, or the study is not one of ours.
-    """
-    try:
-        return load_sweep(name, storage).facts["identity"]
-    except NoSweep:
-        return None
-
-
-def _sweep(storage: RDBStorage, study: optuna.Study) -> Sweep:
+def _sweep(url: str, study: optuna.Study) -> Sweep:
     facts = study.user_attrs
     identity = facts["identity"]
     if identity["version"] != VERSION:
-        raise SweepError(
-            f"study {study.study_name!r} is of format {identity['version']}, this is {VERSION}; use the version that made it"
-        )
-    grace = int(facts["grace"])
-    storage.grace_period, storage.heartbeat_interval = grace, max(1, grace // 6)  # one truth for all workers
+        told = f"study {study.study_name!r} is of format {identity['version']}, this is {VERSION}"
+        raise SweepError(f"{told}; use the version that made it")
     space = Space.from_identity(identity["space"], int(facts["trials"]))
-    objectives = tuple(Objective(**facts) for facts in facts["objectives"])
-    return Sweep(storage, study, space, objectives, identity["prune"], grace)
+    objectives = tuple(Objective(**each) for each in facts["objectives"])
+    return Sweep(url, study, space, objectives, identity["prune"])
 
 
 def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for trial ``number``: seeded by it, so that workers that share a study never draw alike."""
+    """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw what was drawn before."""
     seed = (space.seed * 1_000_003 + number) % 2**32
     if space.search == "tpe":
-        # constant_liar: trials under way on other workers count, or all would look at the same place
+        # constant_liar: trials under way count, or all would look at the same place
         return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
     if space.search == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def pruner_for(prune: str) -> optuna.pruners.BasePruner:
-    """Asynchronous successive halving: the better half goes on after 1, 2, 4 … epochs; nothing when pruning is off."""
-    if not prune:
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2, bootstrap_count=0)

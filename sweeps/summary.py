@@ -1,18 +1,69 @@
-"""What a sweep found: which λ is best for which task, and whether that is more than noise."""
+"""Where a sweep stands, and what it found: which λ is best for which task, and whether that is more than noise."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.objective import TaskFacts, task_gains
+from sweeps.objective import Metrics, Objective, TaskFacts, task_gains
 from sweeps.space import short
 from sweeps.study import Sweep
+
+
+@dataclass
+class Progress:
+    """Where a sweep stands, in cells.
+
+    Attributes:
+        done: finished, of which ``pruned`` were stopped early.
+        running: under way, while there is a driver.
+        failures: attempts that broke; given_up: cell → why its last attempt did, where none is queued.
+        seconds: mean duration of a finished trial, NaN before the first.
+    """
+
+    total: int
+    done: int = 0
+    pruned: int = 0
+    running: int = 0
+    failures: int = 0
+    given_up: dict[str, str] = field(default_factory=dict)
+    seconds: float = math.nan
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done - len(self.given_up)
+
+    @property
+    def seconds_left(self) -> float:
+        """Time until the last cell, at the pace of the finished ones and as many at once as there are now."""
+        return self.seconds * self.left / max(1, self.running)
+
+
+def progress(sweep: Sweep) -> Progress:
+    """Count cells, not trials."""
+    attempts, cells = sweep.attempts(), sweep.space.cells()
+    trials = [trial for tried in attempts.values() for trial in tried]
+    found = Progress(len(cells), failures=sum(trial.state == TrialState.FAIL for trial in trials))
+    driven = sweep.driven
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    spent = [trial.duration.total_seconds() for trial in trials if trial.state in ended and trial.duration]
+    found.seconds = statistics.fmean(spent) if spent else math.nan
+    for cell in cells:
+        tried = attempts.get(cell.key, [])
+        states = {trial.state for trial in tried}
+        found.done += bool(states & set(ended))
+        found.pruned += TrialState.PRUNED in states and TrialState.COMPLETE not in states
+        found.running += driven and TrialState.RUNNING in states
+        if states == {TrialState.FAIL}:
+            found.given_up[cell.key] = str(tried[-1].user_attrs.get("failure", "it failed"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -53,7 +104,7 @@ def complete(sweep: Sweep) -> list[FrozenTrial]:
 def best_trial(sweep: Sweep, which: int = 0) -> FrozenTrial | None:
     """The trial that is best by objective ``which``; the earlier one when two are equal."""
     trials = complete(sweep)
-    sign = 1 if sweep.directions[which] == "maximize" else -1
+    sign = sweep.objectives[which].sign
     return max(trials, key=lambda t: (sign * t.values[which], -t.number), default=None)
 
 
@@ -67,7 +118,7 @@ def reference(sweep: Sweep) -> FrozenTrial | None:
     return next((trial for trial in complete(sweep) if trial.params == sweep.space.base), None) or best_trial(sweep)
 
 
-def noise_values(sweep: Sweep) -> dict[int, Mapping[str, Mapping[str, float]]]:
+def noise_values(sweep: Sweep) -> dict[int, Metrics]:
     """Seed → metrics of the reference cell, its own trial's included."""
     trial = reference(sweep)
     if trial is None:
@@ -81,44 +132,43 @@ def noise_values(sweep: Sweep) -> dict[int, Mapping[str, Mapping[str, float]]]:
 
 def summary(sweep: Sweep) -> list[Row]:
     """Objectives first, then every task by its main metric; empty while nothing is finished."""
-    trials = complete(sweep)
-    if not trials:
-        return []
-    tasks = {name: TaskFacts(**facts) for name, facts in sweep.facts.get("tasks", {}).items()}
-    baseline = sweep.facts.get("baseline", {})
-    noise = noise_values(sweep)
+    trials, noise = complete(sweep), noise_values(sweep).values()
     base = next((trial for trial in trials if trial.params == sweep.space.base), None)
     rows = []
-    for number, objective in enumerate(sweep.objectives):
-        best = best_trial(sweep, number)
-        assert best is not None
-        seeds = [objective.value(metrics, baseline) for metrics in noise.values() if metrics]
-        rows.append(
-            Row(
-                objective.label, "", 1 if objective.direction == "maximize" else -1, short(best.params, sweep.space.base),
-                best.values[number], base.values[number] if base else math.nan, 0.0 if objective.is_gain else math.nan,
-                _deviation(seeds), best.number,
-            )
-        )  # fmt: skip
-    for name, facts in tasks.items():
-        sign = facts.metrics[facts.main]
-
-        def value(trial: FrozenTrial, name: str = name, main: str = facts.main) -> float:
-            return trial.user_attrs.get("metrics", {}).get(name, {}).get(main, math.nan)
-
-        there = [trial for trial in trials if math.isfinite(value(trial))]
+    for what, metric, sign, value in _columns(sweep):
+        found = {trial.number: value(trial.user_attrs.get("metrics", {})) for trial in trials}
+        there = [trial for trial in trials if math.isfinite(found[trial.number])]
         if not there:
             continue
-        best = max(there, key=lambda trial: (sign * value(trial), -trial.number))
-        seeds = [metrics.get(name, {}).get(facts.main, math.nan) for metrics in noise.values()]
+        best = max(there, key=lambda trial: (sign * found[trial.number], -trial.number))
         rows.append(
             Row(
-                name, facts.main, sign, short(best.params, sweep.space.base), value(best),
-                value(base) if base else math.nan, baseline.get(name, {}).get(facts.main, math.nan),
-                _deviation(seeds), best.number,
+                what, metric, sign, short(best.params, sweep.space.base), found[best.number],
+                found[base.number] if base else math.nan, value(sweep.facts.get("baseline", {})),
+                _deviation([value(metrics) for metrics in noise]), best.number,
             )
         )  # fmt: skip
     return rows
+
+
+def _columns(sweep: Sweep) -> Iterator[tuple[str, str, int, Callable[[Metrics], float]]]:
+    """What is summed up: name, metric, sign, and its value of a trial's metrics (NaN where some are missing)."""
+    baseline = sweep.facts.get("baseline", {})
+
+    def objective_value(objective: Objective, metrics: Metrics) -> float:
+        with suppress(ValueError):
+            return objective.value(metrics, baseline)
+        return math.nan
+
+    for objective in sweep.objectives:
+        yield objective.label, "", objective.sign, partial(objective_value, objective)
+    for name, facts in _tasks(sweep).items():
+        main = facts.main
+        yield name, main, facts.metrics[main], lambda found, n=name, m=main: found.get(n, {}).get(m, math.nan)  # type: ignore[misc]
+
+
+def _tasks(sweep: Sweep) -> dict[str, TaskFacts]:
+    return {name: TaskFacts(**facts) for name, facts in sweep.facts.get("tasks", {}).items()}
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -134,8 +184,7 @@ def number(value: float) -> str:
 
 def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Every trial, best first, then those without a value: number, state, params, values, gains by task, links."""
-    tasks = {name: TaskFacts(**facts) for name, facts in sweep.facts.get("tasks", {}).items()}
-    baseline = sweep.facts.get("baseline", {})
+    tasks, baseline = _tasks(sweep), sweep.facts.get("baseline", {})
     front = {trial.number for trial in pareto_front(sweep)} if len(sweep.objectives) > 1 else set()
     rows = []
     for trial in sweep.trials():
@@ -149,25 +198,14 @@ def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
                 "gains": task_gains(trial.user_attrs.get("metrics", {}), baseline, tasks),
                 "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
                 "mlflow.run": trial.user_attrs.get("mlflow.run", ""),
-                "reason": _reason(trial),
+                "reason": trial.user_attrs.get("failure", "") if trial.state == TrialState.FAIL else "",
                 "pareto": trial.number in front,
             }
         )
-    sign = 1 if sweep.directions[0] == "maximize" else -1
+    sign = sweep.objectives[0].sign
     return sorted(
         rows, key=lambda row: (not row["values"], -sign * row["values"][0] if row["values"] else row["number"])
     )
-
-
-def _reason(trial: FrozenTrial) -> str:
-    if trial.state != TrialState.FAIL:
-        return ""
-    attrs = trial.user_attrs
-    if "failure" in attrs:
-        return str(attrs["failure"])
-    if "interrupted" in attrs:
-        return "interrupted" if attrs["interrupted"] is True else str(attrs["interrupted"])
-    return "queued twice" if "duplicate" in attrs else "lost with its worker"
 
 
 def best_recipe(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:

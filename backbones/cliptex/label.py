@@ -1,7 +1,7 @@
 """Pseudo-labels: every expert sees every pair's image once, and what it says is stored, shard by shard.
 
-Resumable (a finished shard of the same experts and pairs is kept), parallel (torchrun: shards are split by rank), with
-constant memory, and nothing lost in silence: pairs in = pairs out + pairs named as failed.
+A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a finished shard of the same experts
+and pairs is kept. Memory is constant, and nothing is lost in silence: pairs in = pairs out + pairs named as failed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.experts.base import IGNORE, Expert
 from backbones.cliptex.labels import DamagedShard, LabelWriter, encode, store_key
-from backbones.cliptex.pairs import BadPair, PairSource, Shard, Tally, decode_image
+from backbones.cliptex.pairs import BadPair, PairSource, Shard, decode_image
 from backbones.cliptex.planes import Plane
-from backbones.cliptex.processes import Place, processes
-from backbones.cliptex.protocols import Progress, RunLog, Silent
+from backbones.cliptex.protocols import Progress
 from backbones.errors import UserError
 from backbones.files import write_json
 
@@ -62,168 +61,73 @@ class LabelSettings:
             raise UserError("input_side and label_side must not be negative (0 leaves sizes as they are)")
 
 
-def label_pairs(
-    source: PairSource,
-    experts: Sequence[Expert],
-    out: Path,
-    *,
-    settings: LabelSettings | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-    device: torch.device | str = "cpu",
-    progress: Progress,
-    log: RunLog,
-    say: Callable[[str], None] = lambda line: None,
-    part: tuple[int, int] | None = None,
-) -> dict[str, Any]:
-    """Label every pair of ``source`` with every expert, into the label store ``out``.
+@dataclass(frozen=True)
+class LabelledShard:
+    """What became of a shard.
+
+    Attributes:
+        failed: (key, reason) of each pair without labels.
+        images, seconds: how many were labelled just now, and how long it took; 0 when its labels were there.
+    """
+
+    failed: tuple[tuple[str, str], ...]
+    images: int = 0
+    seconds: float = 0.0
+
+
+class Labeller:
+    """Labels shards of ``source`` with ``experts``.
 
     Args:
-        experts: one for each task at most, as ``load_experts`` gives them.
+        experts: one for each task at most, frozen and on their device, as ``load_experts`` gives them.
+        writer: of the store, as ``labels_writer`` gives it for these.
         batch_size: images of one size that experts see at once.
-        workers: threads that decode images and encode labels; never changes a byte.
-        say: told, in a line each, of shards that had to be made again.
-        part: (i, n) labels only every n-th shard, from the i-th on, and does not finish the store: a later call without it
-            finds these shards labelled. An empty dict is returned.
-
-    Returns:
-        the store's manifest: counts, failures, bytes an image, quantisation errors, and ``cost`` (seconds and FLOPs).
-
-    Raises:
-        UserError: ``out`` holds labels of other experts or pairs, or over 1 % of the images cannot be read.
+        num_workers: threads that decode images and encode labels; never changes a byte.
     """
-    settings = settings or LabelSettings()
-    with processes(device) as place:
-        for expert in experts:
-            expert.freeze(place.device)
-        writer = _writer(source, experts, settings, Path(out))
-        rank, world = part or (place.rank, place.world)
-        mine = source.shards[rank::world]
-        tally = Tally("images")
-        progress = progress if place.first else Silent()
-        progress.start("labelling", sum(shard.count for shard in mine))
-        labeller = _Labeller(source, experts, settings, batch_size, progress)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for number, shard in enumerate(mine):
-                if _kept(writer, shard, say):
-                    failed = writer.finished(shard.name).summary["failed"]  # type: ignore[union-attr]
-                    progress.advance(shard.count)
-                else:
-                    failed = labeller.label(shard, writer, pool, workers)
-                    cost = labeller.cost
-                    log.log_metrics({"label/images_per_second": cost.images / max(cost.seconds, 1e-9)}, number + 1)
-                for key, reason in failed:
-                    tally.add(key, reason)
-                tally.check(len(source))
-        if part:
-            return {}
-        for found in place.gather(tally.bad):  # each process saw its own shards
-            tally.bad |= found
-        tally.check(len(source))
-        manifest = _finish(source, writer, place)
-        place.wait()
-        return manifest if place.first else json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
-
-
-def labels_key(source: PairSource, experts: Sequence[Expert], settings: LabelSettings | None = None) -> str:
-    """The ``key`` of the store that ``label_pairs`` would make of these: other weights of an expert give another one."""
-    return store_key(_identity(source, experts, settings or LabelSettings()), _classes(experts))
-
-
-def _identity(source: PairSource, experts: Sequence[Expert], settings: LabelSettings) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "pairs": source.fingerprint,
-        "settings": vars(settings),
-        "experts": [expert.identity() for expert in experts],
-    }
-
-
-def _classes(experts: Sequence[Expert]) -> tuple[str, ...]:
-    return next((expert.classes for expert in experts if expert.task == "seg"), ())
-
-
-def _writer(source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path) -> LabelWriter:
-    if not experts:
-        raise UserError("no experts to label with; give some as --experts NAME=WHERE")
-    ignore = next((expert.ignore_index for expert in experts if expert.task == "seg"), IGNORE)
-    return LabelWriter(out, _identity(source, experts, settings), _classes(experts), ignore)
-
-
-def _kept(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> bool:
-    """Whether the shard's labels are there and whole; says so when they are there but not whole."""
-    try:
-        return writer.finished(shard.name) is not None
-    except DamagedShard as damage:
-        say(f"{damage}: labelling shard {shard.name} again")
-        return False
-
-
-def _finish(source: PairSource, writer: LabelWriter, place: Place) -> dict[str, Any]:
-    """Rank 0 writes the manifest over all shards, once all ranks are done."""
-    if not place.first:
-        return {}
-    names = [shard.name for shard in source.shards]
-    costs = [json.loads(path.read_text()) for name in names if (path := _cost_path(writer, name)).is_file()]
-    seconds: dict[str, float] = {}
-    for cost in costs:
-        for name, value in cost["expert_seconds"].items():
-            seconds[name] = seconds.get(name, 0.0) + value
-    per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
-    total = {
-        "images": sum(cost["images"] for cost in costs),
-        "seconds": sum(cost["seconds"] for cost in costs),
-        "expert_seconds": seconds,
-        "flops_per_image": per_image,
-        "flops": sum(per_image.values()) * sum(cost["images"] for cost in costs),
-        "processes": place.world,
-    }
-    manifest = writer.finish(names, skipped=[list(pair) for pair in source.skipped], cost=total)
-    if manifest["pairs_in"] != len(source):
-        raise RuntimeError(f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source")
-    return manifest
-
-
-def _cost_path(writer: LabelWriter, name: str) -> Path:
-    return writer.root / f"{name}.cost.json"
-
-
-class _Labeller:
-    """Runs the experts over one shard after another."""
 
     def __init__(
         self,
         source: PairSource,
         experts: Sequence[Expert],
+        writer: LabelWriter,
         settings: LabelSettings,
-        batch_size: int,
-        progress: Progress,
+        batch_size: int = 32,
+        num_workers: int = 2,
     ) -> None:
-        self.source, self.experts, self.settings = source, list(experts), settings
-        self.batch_size, self.progress = batch_size, progress
+        self.source, self.experts, self.writer, self.settings = source, list(experts), writer, settings
+        self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
         self.cost = _Cost()
 
-    def label(self, shard: Shard, writer: LabelWriter, pool: ThreadPoolExecutor, workers: int) -> list[tuple[str, str]]:
+    def label(self, shard: Shard, progress: Progress, say: Callable[[str], None] = lambda line: None) -> LabelledShard:
+        """Label one shard, unless its labels are there; ``say`` is told, in a line, of one that has to be made again."""
+        if found := finished_shard(self.writer, shard, say):
+            return found
+        progress.start(f"labelling {shard.name}", shard.count)
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            failed = self._write(shard, pool, progress)
+        return LabelledShard(tuple(failed), self.cost.images, self.cost.seconds)
+
+    def _write(self, shard: Shard, pool: ThreadPoolExecutor, progress: Progress) -> list[tuple[str, str]]:
         """Write one shard; (key, reason) of what failed."""
         started = time.monotonic()
         self.cost = _Cost(expert_seconds=dict.fromkeys((expert.name for expert in self.experts), 0.0))
         failed: list[tuple[str, str]] = []
-        with writer.shard(shard.name) as file:
+        with self.writer.shard(shard.name) as file:
             written: deque[tuple[str, int, Future[dict[str, Plane]]]] = deque()
 
             def drain(most: int) -> None:
                 while len(written) > most:
                     key, pixels, coded = written.popleft()
                     file.add(key, coded.result(), pixels)
-                    self.progress.advance()
+                    progress.advance()
 
             def fail(key: str, reason: str) -> None:
                 failed.append((key, reason))
                 file.fail(key, reason)
-                self.progress.advance()
+                progress.advance()
 
-            for keys, images in self._batches(shard, pool, workers, fail):
+            for keys, images in self._batches(shard, pool, fail):
                 labels = self._predict(images)
                 for row, key in enumerate(keys):
                     maps = {name: values[row] for name, values in labels.items()}
@@ -237,11 +141,11 @@ class _Labeller:
             self.cost.seconds = time.monotonic() - started
             self.cost.flops_per_image = self.flops
             # before the shard itself, which is what a resumed labelling keeps: its cost must be there by then
-            write_json(_cost_path(writer, shard.name), vars(self.cost))
+            write_json(_cost_path(self.writer, shard.name), vars(self.cost))
         return failed
 
     def _batches(
-        self, shard: Shard, pool: ThreadPoolExecutor, workers: int, fail: Callable[[str, str], None]
+        self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, str], None]
     ) -> Iterator[tuple[list[str], Tensor]]:
         """Images of one size together, at most ``batch_size``; decoded ahead by the pool, in the shard's order."""
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
@@ -256,7 +160,7 @@ class _Labeller:
             )
 
         while True:
-            while len(ahead) < 2 * workers + self.batch_size and (index := next(indices, None)) is not None:
+            while len(ahead) < 2 * self.num_workers + self.batch_size and (index := next(indices, None)) is not None:
                 ahead.append((self.source.key(index), pool.submit(self._decode, index)))
             if not ahead:
                 break
@@ -297,6 +201,69 @@ class _Labeller:
 
     def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, Plane]:
         return encode(shrink(maps, self.settings.label_side))
+
+
+def labels_writer(
+    source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path | Callable[[str], Path]
+) -> LabelWriter:
+    """The store of these labels, to be written.
+
+    Args:
+        out: its folder, or what names it by the store's ``key``: other weights of an expert give another one.
+
+    Raises:
+        UserError: no experts, or the folder holds labels of other experts or pairs.
+    """
+    if not experts:
+        raise UserError("no experts to label with; give some as --experts NAME=WHERE")
+    identity = {
+        "version": VERSION,
+        "pairs": source.fingerprint,
+        "settings": vars(settings),
+        "experts": [expert.identity() for expert in experts],
+    }
+    classes, ignore = next(
+        ((expert.classes, expert.ignore_index) for expert in experts if expert.task == "seg"), ((), IGNORE)
+    )
+    root = out if isinstance(out, Path) else out(store_key(identity, classes))
+    return LabelWriter(root, identity, classes, ignore)
+
+
+def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> LabelledShard | None:
+    """The shard when its labels are there and whole; says so when they are there but not whole."""
+    try:
+        found = writer.finished(shard.name)
+    except DamagedShard as damage:
+        say(f"{damage}: labelling shard {shard.name} again")
+        return None
+    return LabelledShard(tuple((key, reason) for key, reason in found.summary["failed"])) if found else None
+
+
+def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
+    """Write the manifest over all shards, which are labelled, and return it: counts, failures, bytes an image, quantisation
+    errors, and ``cost`` (seconds and FLOPs)."""
+    names = [shard.name for shard in source.shards]
+    costs = [json.loads(path.read_text()) for name in names if (path := _cost_path(writer, name)).is_file()]
+    seconds: dict[str, float] = {}
+    for cost in costs:
+        for name, value in cost["expert_seconds"].items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
+    total = {
+        "images": sum(cost["images"] for cost in costs),
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "expert_seconds": seconds,
+        "flops_per_image": per_image,
+        "flops": sum(per_image.values()) * sum(cost["images"] for cost in costs),
+    }
+    manifest = writer.finish(names, skipped=[list(pair) for pair in source.skipped], cost=total)
+    if manifest["pairs_in"] != len(source):
+        raise RuntimeError(f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source")
+    return manifest
+
+
+def _cost_path(writer: LabelWriter, name: str) -> Path:
+    return writer.root / f"{name}.cost.json"
 
 
 def shrink(maps: dict[str, np.ndarray], side: int) -> dict[str, np.ndarray]:

@@ -20,10 +20,6 @@ Summed = tuple[Tensor, Tensor]
 FLAT = 1e-6
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the message says at which step and which loss."""
-
-
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE (Radford et al. 2021, fig. 3) over the batch of all ranks.
 

@@ -21,7 +21,7 @@ from backbones.cliptex.batches import Batch, Batches, Labels, count_bad
 from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.losses import NonFiniteLoss, dense_loss
+from backbones.cliptex.losses import dense_loss
 from backbones.cliptex.models import Start, Towers, load_start, map_shapes
 from backbones.cliptex.optimizer import average, build_optimizer, learning_rate, update
 from backbones.cliptex.pairs import PairSource, Tally
@@ -31,7 +31,7 @@ from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.resume import load_state, remove_state, save_state
 from backbones.cliptex.retrieval import recall
 from backbones.cliptex.steps import Steps
-from backbones.errors import UserError
+from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 
 

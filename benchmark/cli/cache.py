@@ -122,15 +122,23 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def remove(one: Kept) -> bool:
-    """Whether it is gone; a store of features that a process uses stays."""
+    """Whether it is gone; what a process uses or makes stays."""
+    from filelock import Timeout
+
+    from backbones.locks import lock_file, locked
     from probes import feature_cache
 
     if one.kind == "features":
         return feature_cache.remove(one.path)
-    if one.path.is_dir():
-        shutil.rmtree(one.path, ignore_errors=True)
-    else:
-        one.path.unlink(missing_ok=True)
+    locks = {"work": ("cell", one.name), "mini": ("world", one.name)}
+    try:
+        with locked(lock_file(*locks.get(one.kind, ("make", str(one.path.absolute())))), wait=False):
+            if one.path.is_dir():
+                shutil.rmtree(one.path, ignore_errors=True)
+            else:
+                one.path.unlink(missing_ok=True)
+    except Timeout:
+        return False
     return not one.path.exists()
 
 

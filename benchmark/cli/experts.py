@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import add_tracking, at_least
+from benchmark.cli.options import add_execution, add_tracking, at_least, executor_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,41 +23,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR")
     train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="size, epochs, lr …"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="size, epochs, lr …"
     )
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--device", default="auto")
     train.add_argument("--experiment", default="experts", help="MLflow experiment (default: experts)")
+    add_execution(train)
     add_tracking(train)
 
 
 def main(options: argparse.Namespace) -> int:
     """List, or train one expert and say how well it does."""
-    import benchmark.catalog  # noqa: F401 – also registers the expert that needs MMDetection
-    from backbones.cliptex.experts.registry import known_experts
-    from backbones.overrides import parse_pairs
-    from benchmark.execution.progress import Bar, console
-    from benchmark.evaluation.runner import choose_device
-    from benchmark.stages import expert_stage
-    from reports.tracking import Tracker
-
     if options.what == "list":
-        for name, about in sorted(known_experts().items()):
+        import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+        from backbones.cliptex.experts.registry import EXPERTS
+        from benchmark.execution.progress import console
+
+        for name, about in sorted(EXPERTS.described().items()):
             console.print(f"{name:<12} {about}", markup=False)
         return 0
+    return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from backbones.overrides import parse_pairs
+    from benchmark.evaluation.needs import needs
+    from benchmark.execution import Bar, make_executor
+    from benchmark.execution.progress import console
+    from benchmark.pipeline.experts import ExpertTraining, expert_unit
+    from reports.store import tracking_uri, using
+    from reports.tracking import Tracker
+
     at_least(0, seed=options.seed)
-    tracker = Tracker(options.experiment, options.tracking_uri)
-    tracker.close_vanished()
-    with Bar() as bar:
-        expert_stage(
-            tracker,
-            options.name,
-            options.data,
-            options.out,
-            settings=parse_pairs(options.changes),
-            seed=options.seed,
-            bar=bar,
-            device=choose_device(options.device),
-        )
+    inputs = ExpertTraining(
+        options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
+        options.device, options.experiment,
+    )  # fmt: skip
+    spec = executor_spec(options)
+    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
+        executor.check_store(tracking_uri())
+        Tracker(options.experiment).close_stale()
+        asked = needs("expert", executor, options.device, options.num_workers)
+        asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))
     console.print(f"label with it: python -m benchmark label --experts {options.name}={options.out} --pairs … --out …")
     return 0

@@ -1,11 +1,13 @@
-"""``label``: let experts write pseudo-labels for image-caption pairs, once; also under ``torchrun``."""
+"""``label``: let experts write pseudo-labels for image-caption pairs, once; a task for each shard of pairs."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from benchmark.cli.options import add_tracking, at_least, bar_of_process
+from backbones.errors import UserError
+from benchmark.cli.options import add_execution, add_tracking, at_least, executor_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,58 +27,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        dest="changes",
+        dest="overrides",
         help="input_side, label_side, confidence",
     )
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="auto", help="cpu, cuda … (default: auto)")
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="threads that decode and encode; never change a byte"
-    )
     parser.add_argument("--experiment", default="label", help="MLflow experiment (default: label)")
+    add_execution(parser)
     add_tracking(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Label, then say how many, how big, how exact."""
-    import benchmark.catalog  # noqa: F401 – registers every expert
+    if "RANK" in os.environ:
+        raise UserError(
+            "label does not run under torchrun; start it once: its shards are tasks (see --executor and --jobs)"
+        )
+    import asyncio
+
     from backbones.cliptex.label import LabelSettings
-    from backbones.cliptex.pairs import open_pairs
-    from backbones.cliptex.processes import first_process
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
+    from benchmark.execution import Bar, make_executor
     from benchmark.execution.progress import console
-    from benchmark.evaluation.runner import choose_device
-    from benchmark.stages import label_stage
+    from benchmark.pipeline.labels import LabelRequest, label_stage
+    from reports.store import tracking_uri, using
     from reports.tracking import Tracker
 
     at_least(1, batch_size=options.batch_size)
-    at_least(0, workers=options.workers)
-    settings = with_changes(LabelSettings(), parse_pairs(options.changes))
-    first = first_process()
-    tracker = Tracker(options.experiment, options.tracking_uri) if first else None
-    if tracker is not None:
-        tracker.close_vanished()
-    with bar_of_process() as bar:
-        pairs = open_pairs(options.pairs, bar)
-        manifest = label_stage(
-            tracker,
-            pairs,
-            split_names([options.experts]),
-            options.out,
-            settings=settings,
-            bar=bar,
-            device=choose_device(options.device),
-            workers=options.workers,
-            batch_size=options.batch_size,
-        )
-    if first:
-        console.print(
-            f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "
-            f"{manifest['bytes_per_image']:.0f} bytes an image: {options.out}"
-        )
-        for key, reason in manifest["failed"][:5]:
-            console.print(f"  failed: {key}: {reason}", markup=False)
-        if len(manifest["failed"]) > 5:
-            console.print(f"  … all of them are named in {options.out / 'manifest.json'}", markup=False)
+    spec = executor_spec(options)
+    request = LabelRequest(
+        options.pairs, tuple(split_names([options.experts])), options.out,
+        with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, options.device,
+        options.num_workers, options.experiment,
+    )  # fmt: skip
+    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
+        executor.check_store(tracking_uri())
+        Tracker(options.experiment).close_stale()
+        manifest = asyncio.run(label_stage(request, executor))
+    console.print(
+        f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "
+        f"{manifest['bytes_per_image']:.0f} bytes an image: {options.out}"
+    )
+    for key, reason in manifest["failed"][:5]:
+        console.print(f"  failed: {key}: {reason}", markup=False)
+    if len(manifest["failed"]) > 5:
+        console.print(f"  … all of them are named in {options.out / 'manifest.json'}", markup=False)
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
-THINGS = ("backbones", "tasks", "suites", "datasets", "probes")
+THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "executors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,23 +36,25 @@ def _rows(what: str) -> list[tuple[str, str]]:
             + [(family.pattern, family.about) for family in FAMILIES.values()]
             + [("random/NAME", "any of these, randomly initialised from the seed")]
         )
-    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-    from benchmark import suites
-    from probes.registry import DATASETS, PROBES
+    if what == "executors":
+        from benchmark.execution import EXECUTORS, SHIPPED
 
-    if what == "suites":
-        return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites.SUITES.values()]
+        for module in SHIPPED:
+            import_module(f"benchmark.execution.{module}")
+        return [(name, executor.about) for name, executor in EXECUTORS.read_entry_points().items()]
+    import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+    from benchmark.suites.registry import SUITES
+    from probes.registry import DATASETS, PROBES, tasks
+
     if what == "datasets":
-        return [(spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.values()]
+        return [(spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.read_entry_points().values()]
     if what == "probes":
-        return [(name, f"for {kind}: {', '.join(probe.metrics)}") for (kind, name), probe in PROBES.items()]
-    rows = []
-    for spec in DATASETS.values():
-        for (kind, name), probe in PROBES.items():
-            if kind == spec.kind:
-                task = f"{spec.name}/{name}"
-                inside = [s.name for s in suites.SUITES.values() if task in s.tasks]
-                rows.append(
-                    (task, f"{spec.kind}, {next(iter(probe.metrics))}" + (f" [{', '.join(inside)}]" if inside else ""))
-                )
-    return rows
+        return [(p.name, f"for {p.kind}: {', '.join(p.metrics)}") for p in PROBES.read_entry_points().values()]
+    suites = SUITES.read_entry_points().values()
+    if what == "suites":
+        return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites]
+    inside = {task: [suite.name for suite in suites if task in suite.tasks] for task in tasks()}
+    return [
+        (task, f"{spec.kind}, {next(iter(probe.metrics))}" + f" [{', '.join(inside[task])}]" * bool(inside[task]))
+        for task, (spec, probe) in tasks().items()
+    ]

@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backbones.errors import UserError
 
 if TYPE_CHECKING:
+    from benchmark.execution import ExecutorSpec
     from benchmark.execution.progress import Bar
 
 
@@ -35,6 +36,38 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)",
     )
+
+
+def add_execution(parser: argparse.ArgumentParser, num_workers: int | None = 2) -> None:
+    """Who runs the units of work, and on what."""
+    parser.add_argument(
+        "--executor", default="local", metavar="NAME", help="local (default), slurm, ray; see `list executors`"
+    )
+    parser.add_argument(
+        "--executor-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the executor (repeatable): partition=gpu, time=240, address=auto …",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N",
+        help="tasks at once (default: as many as there are GPUs, or shares of the cores; 1: in this process)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-workers", type=int, default=num_workers, metavar="N",
+        help="data loading processes of each task; never changes a result (default: 2)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
+
+
+def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
+    """What ``add_execution`` was told. Raises ``UserError`` for a setting of another form."""
+    from backbones.overrides import parse_pairs
+    from benchmark.execution import ExecutorSpec
+
+    at_least(0, jobs=options.jobs, num_workers=options.num_workers or 0)
+    return ExecutorSpec(options.executor, parse_pairs(options.executor_arg), options.jobs, options.device)
 
 
 def at_least(least: int, **values: float) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import add_data, add_tracking, at_least, placed
+from benchmark.cli.options import add_data, add_execution, add_tracking, at_least, executor_spec, placed
 
 if TYPE_CHECKING:
-    from benchmark.evaluation.runner import Outcome
+    from benchmark.evaluation.results import RunResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        dest="changes",
+        dest="overrides",
         help="change a setting of the tasks (repeatable)",
     )
     add_data(parser)
@@ -52,21 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alone", action="store_true", help="without the baselines that a suite puts beside a single backbone"
     )
     parser.add_argument("--force", action="store_true", help="run finished tasks again")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        metavar="N",
-        help="data loading processes; never changes a result (default: 2)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="trainings, backbones and seeds side by side on a CPU (default: as many as it has cores); on a GPU one at a time",
-    )
+    add_execution(parser)
     parser.add_argument(
         "--compile",
         action="store_true",
@@ -76,66 +60,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what is done and to do, its units and where they would run; makes nothing",
+    )
     parser.add_argument("--experiment", help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run, show the table, say where to look."""
-    from benchmark import run as running
-    from benchmark.execution.progress import console
+    from benchmark.evaluation import runner
     from benchmark.evaluation.table import show
-    from reports.store import hide_password, tracking_uri
+    from benchmark.execution.progress import console
+    from reports.store import hide_password, using
 
     if options.compile:
-        os.environ["CLIPTEX_COMPILE"] = "1"  # for processes side by side too
+        os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too
     at_least(1, seeds=options.seeds)
-    at_least(0, seed=options.seed, workers=options.workers, jobs=options.jobs)
-    request = running.Options(
+    at_least(0, seed=options.seed)
+    request = runner.RunOptions(
         backbones=options.backbone,
         suite=options.suite,
         tasks=options.task,
         weights=options.weights,
         seed=options.seed,
         seeds=options.seeds,
-        changes=options.changes,
+        overrides=options.overrides,
         data_root=options.data_root,
         data=placed(options.data),
         partial=options.partial,
         force=options.force,
         alone=options.alone,
-        device=options.device,
-        workers=options.workers,
-        jobs=options.jobs,
+        num_workers=options.num_workers,
+        executor=executor_spec(options),
         json=options.json,
-        tracking_uri=options.tracking_uri,
         experiment=options.experiment,
     )
-    if options.dump_config:
-        with contextlib.redirect_stdout(sys.stderr):  # progress; what is printed must be the config alone
-            texts = running.configs(request)
-        sys.stdout.write("\n".join(texts) + "\n")
+    if options.dump_config or options.dry_run:
+        from benchmark.evaluation import preview
+
+        show_preview = preview.dump_config if options.dump_config else preview.dry_run
+        with using(options.tracking_uri):
+            show_preview(request)
         return 0
-    outcome = running.run(request)
-    show(outcome.tasks, outcome.cells)
-    uri = outcome.tracker.uri
-    flag = "" if uri == tracking_uri() else f" --tracking-uri {hide_password(uri)}"
-    console.print(
-        f"every number is in MLflow, experiment {outcome.tracker.experiment}: python -m benchmark ui{flag}",
-        markup=False,
-    )
-    if options.json:
-        console.print(f"metrics: {options.json}", markup=False)
-    _report(outcome)
-    return 1 if outcome.failed else 0
+    with using(options.tracking_uri) as uri:
+        flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
+        result = runner.run(request)
+        show(result.tasks, result.cells)
+        console.print(
+            f"every number is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}",
+            markup=False,
+        )
+        if options.json:
+            console.print(f"metrics: {options.json}", markup=False)
+        _report(result)
+    return 1 if result.failed else 0
 
 
-def _report(outcome: Outcome) -> None:
+def _report(result: RunResult) -> None:
     """Compare this run's backbones and tasks, keep the page in MLflow, say where it is. The numbers are safe already: a
     report that cannot be made is a line, never a failed run."""
     from benchmark.execution.progress import console
 
-    names = list(dict.fromkeys(cell.backbone for cell in outcome.cells if cell.metrics))
+    names = list(dict.fromkeys(cell.backbone for cell in result.cells if cell.metrics))
     if not names:
         return
     try:
@@ -143,13 +132,15 @@ def _report(outcome: Outcome) -> None:
         from reports.report import Request
 
         request = Request(
-            experiments=[outcome.tracker.experiment],
+            experiments=[result.tracker.experiment],
             backbones=names,
-            tasks=list(dict.fromkeys(cell.task for cell in outcome.cells if cell.status != "not applicable")),
-            tracking_uri=outcome.tracker.uri,
-            like=list(outcome.run_ids.values()),  # older settings in the same experiment are another report's business
+            tasks=list(dict.fromkeys(cell.task for cell in result.cells if cell.status != "not applicable")),
+            tracking_uri=result.tracker.uri,
+            like=list(result.run_ids.values()),  # older settings in the same experiment are another report's business
         )
-        first = {name: run_id for (name, _), run_id in reversed(outcome.run_ids.items())}  # each backbone's first seed
+        first = {
+            name: run_id for (name, _), run_id in reversed(list(result.run_ids.items()))
+        }  # each backbone's first seed
         page = attach_report(request, list(first.values()))
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]

@@ -8,98 +8,65 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmark.cli.options import add_data, add_tracking, placed
+from benchmark.cli.options import add_data, add_execution, add_tracking, executor_spec, placed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``sweep``."""
-    verbs = parser.add_subparsers(dest="what", required=True)
-    launch = verbs.add_parser("launch", help="start a sweep or go on with it, then sum it up")
+    commands = parser.add_subparsers(dest="what", required=True)
+    launch = commands.add_parser("launch", help="start a sweep or go on with it, then sum it up")
     _add_study(launch, "name of the study (default: SUITE-SEARCH)")
-    launch.add_argument("--suite", default="sweep", help="tasks to choose λs by (default: sweep); see `list suites`")
-    launch.add_argument(
-        "--task", action="append", default=[], metavar="TASK[,TASK]", help="only these of the suite's tasks"
-    )
-    launch.add_argument(
+    add = launch.add_argument
+    add("--suite", default="sweep", help="tasks to choose λs by (default: sweep); see `list suites`")
+    add("--task", action="append", default=[], metavar="TASK[,TASK]", help="only these of the suite's tasks")
+    add(
         "--search", default="linear", choices=("linear", "grid", "tpe", "random", "cmaes"),
         help="linear: one λ at a time, the others at 1, as the paper did (default); grid: every combination; or a sampler",
     )  # fmt: skip
-    launch.add_argument(
-        "--lambdas", default="clip,seg,depth,normal", metavar="NAMES", help="which λs are varied (default: all four)"
-    )
-    launch.add_argument(
-        "--values", default="0.1,1,10", metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)"
-    )
-    launch.add_argument(
-        "--range",
-        default="0.01,100",
-        metavar="LOW,HIGH",
-        dest="between",
+    add("--lambdas", default="clip,seg,depth,normal", metavar="NAMES", help="which λs are varied (default: all four)")
+    add("--values", default="0.1,1,10", metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)")
+    add(
+        "--range", default="0.01,100", metavar="LOW,HIGH", dest="between",
         help="samplers' range, log scale (default: 0.01,100)",
-    )
-    launch.add_argument(
+    )  # fmt: skip
+    add(
         "--vary", action="append", default=[], metavar="KEY=A,B|LOW:HIGH",
         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)",
     )  # fmt: skip
-    launch.add_argument(
-        "--trials", type=int, default=40, metavar="N", help="trials of a sampler; may grow later (default: 40)"
-    )
-    launch.add_argument(
+    add("--trials", type=int, default=40, metavar="N", help="trials of a sampler; may grow later (default: 40)")
+    add(
         "--objective", action="append", default=[], metavar="NAME",
         help="gain: mean relative gain over clip-ft on all tasks (default); dense, zero-shot: on those tasks; or "
         "TASK/METRIC. Repeated: a Pareto front",
     )  # fmt: skip
-    launch.add_argument(
-        "--prune", default="", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …"
-    )
-    launch.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share this machine (0: only prepare)"
-    )
-    launch.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="seeds of the base cell, for the noise (default: 3)"
-    )
-    launch.add_argument("--seed", type=int, default=0)
-    launch.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="changes",
+    add("--prune", default="", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
+    add("--seeds", type=int, default=3, metavar="N", help="seeds of the base cell, for the noise (default: 3)")
+    add("--seed", type=int, default=0)
+    add(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
         help="a recipe setting that all trials share",
-    )
-    launch.add_argument(
-        "--set-task",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="task_changes",
+    )  # fmt: skip
+    add(
+        "--set-task", action="append", default=[], metavar="KEY=VALUE", dest="task_changes",
         help="change a setting of the tasks",
-    )
-    launch.add_argument(
-        "--recipe", default="cliptex", metavar="NAME|FILE", help="whose settings (but the λs) all trials share"
-    )
-    launch.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)"
-    )
-    launch.add_argument(
-        "--grace", type=int, default=120, metavar="SECONDS", help="silence after which another machine's trial is lost"
-    )
-    launch.add_argument("--partial", action="store_true", help="probe on datasets that are not whole")
-    launch.add_argument("--experiment", help="MLflow experiment (default: sweep, or sweep-SUITE)")
-    _add_inputs(launch)
-
-    worker = verbs.add_parser("worker", help="work on a launched study, on this machine or another")
-    _add_study(worker, "which study (default: the only one there)")
-    _add_inputs(worker)
-    worker.add_argument("--follow", type=int, help=argparse.SUPPRESS)
-    worker.add_argument("--base-seed", type=int, help=argparse.SUPPRESS)
+    )  # fmt: skip
+    add("--recipe", default="cliptex", metavar="NAME|FILE", help="whose settings (but the λs) all trials share")
+    add("--out", type=Path, metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)")
+    add("--partial", action="store_true", help="probe on datasets that are not whole")
+    add("--experiment", help="MLflow experiment (default: sweep, or sweep-SUITE)")
+    add("--init", default="", metavar="WEIGHTS", help="initial weights, as for `train` (suites of real data)")
+    add("--pairs", default="", metavar="SHARDS|CSV", help="image-caption pairs (suites of real data)")
+    add("--labels", default="", metavar="DIR", help="their pseudo-labels (suites of real data)")
+    add_data(launch)
+    add_execution(launch)
+    add_tracking(launch)
 
     for name, about in (
         ("status", "done, running, failed, left, and time left"),
         ("show", "every trial, and best λ per task"),
     ):
-        _add_study(verbs.add_parser(name, help=about), "which study (default: the only one there)")
-    best = verbs.add_parser("best", help="the best λs, and a recipe file that `train --recipe` takes")
+        _add_study(commands.add_parser(name, help=about), "which study (default: the only one there)")
+    best = commands.add_parser("best", help="the best λs, and a recipe file that `train --recipe` takes")
     _add_study(best, "which study (default: the only one there)")
     best.add_argument("--out", type=Path, metavar="FILE.json", help="write the recipe there")
 
@@ -107,93 +74,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_study(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--study", metavar="NAME", help=about)
     parser.add_argument(
-        "--storage", metavar="URL", help="sqlite:///FILE.db or postgresql://… (default: sqlite:///sweeps.db here)"
-    )
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--init", default="", metavar="WEIGHTS", help="initial weights, as for `train` (suites of real data)"
-    )
-    parser.add_argument("--pairs", default="", metavar="SHARDS|CSV", help="image-caption pairs (suites of real data)")
-    parser.add_argument("--labels", default="", metavar="DIR", help="their pseudo-labels (suites of real data)")
-    add_data(parser)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--loaders",
-        type=int,
-        default=None,
-        metavar="N",
-        help="data loading processes of each worker; never change a result",
-    )
-    add_tracking(parser)
+        "--storage", metavar="URL",
+        help="sqlite:///FILE.db, postgresql://… or journal:///FILE.log (default: sqlite:///sweeps.db here)",
+    )  # fmt: skip
 
 
 def main(options: argparse.Namespace) -> int:
-    """One of launch, worker, status, best, show."""
-    return {"launch": _launch, "worker": _worker, "status": _status, "best": _best, "show": _show}[options.what](
-        options
-    )
+    """One of launch, status, best, show."""
+    return {"launch": _launch, "status": _status, "best": _best, "show": _show}[options.what](options)
 
 
 def _launch(options: argparse.Namespace) -> int:
     from backbones.overrides import parse_pairs
-    from benchmark import sweep_launch as launching
+    from benchmark.cli.options import at_least
+    from benchmark.evaluation import sweep as launching
     from benchmark.evaluation.plan import split_names
+    from benchmark.evaluation.sweep_bench import Request
     from benchmark.execution.progress import console
-    from benchmark.evaluation.sweep_bench import Machine, Request, threads_for
-    from sweeps.errors import SweepError
-    from sweeps.storage import hide, storage_url
+    from reports.store import hide_password, using
+    from sweeps.storage import storage_url
 
-    if options.workers < 0 or options.seeds < 1 or options.grace < 2:
-        raise SweepError("--workers must be at least 0, --seeds at least 1 and --grace at least 2")
+    at_least(1, seeds=options.seeds)
     request = Request(
         suite=options.suite, tasks=split_names(options.task), changes=options.changes, task_changes=options.task_changes,
-        recipe=_whole(options.recipe), seed=options.seed, partial=options.partial, **_inputs(options),
+        recipe=_whole(options.recipe), init=_whole(options.init), pairs=_whole(options.pairs), labels=_whole(options.labels),
+        data_root=options.data_root and options.data_root.absolute(), partial=options.partial, seed=options.seed,
+        data={name: path.absolute() for name, path in placed(options.data).items()},
     )  # fmt: skip
-    loaders = options.loaders if options.loaders is not None else min(2, threads_for(options.workers))
-    told = launching.Launch(
-        request=request, machine=Machine(options.device, loaders), study=options.study or "", storage=options.storage,
-        search=options.search, lambdas=split_names([options.lambdas]), values=_numbers("--values", options.values),
-        between=_pair(options.between), vary=parse_pairs(options.vary), trials=options.trials,
-        objectives=split_names(options.objective) or ["gain"], prune=options.prune, workers=options.workers,
-        seeds=options.seeds, grace=options.grace, tracking_uri=options.tracking_uri, experiment=options.experiment,
-        out=options.out,
+    told = launching.SweepOptions(
+        request=request, study=options.study or "", storage=options.storage, search=options.search,
+        lambdas=split_names([options.lambdas]), values=_numbers("--values", options.values), between=_pair(options.between),
+        vary=parse_pairs(options.vary), trials=options.trials, objectives=split_names(options.objective) or ["gain"],
+        prune=options.prune, seeds=options.seeds, num_workers=options.num_workers, executor=executor_spec(options),
+        experiment=options.experiment, out=options.out,
     )  # fmt: skip
-    outcome = launching.launch(told)
-    sweep = outcome.sweep
-    where = f"--study {shlex.quote(sweep.name)} --storage {shlex.quote(hide(storage_url(options.storage)))}"
-    if options.workers == 0:
-        console.print(f"ready; on each machine: python -m benchmark sweep worker {where}", markup=False)
-        console.print(
-            "when they are done, this command without --workers 0 measures the noise and sums up", markup=False
-        )
-        return 0
-    _print_summary(sweep)
-    code = _print_state(sweep)
-    if outcome.recipe:
-        console.print(f"train the best λs: {_train_command(outcome.recipe, request)}", markup=False)
-    console.print(launching.make_report(outcome), markup=False)
-    console.print(
-        f"every trial: python -m benchmark sweep show {where}   or: optuna-dashboard {hide(sweep.storage.url)}",
-        markup=False,
-    )
+    with using(options.tracking_uri) as uri:
+        result = launching.launch(told)
+        sweep = result.sweep
+        _print_summary(sweep)
+        code = _print_state(sweep)
+        if result.recipe:
+            console.print(f"train the best λs: {_train_command(result.recipe, request)}", markup=False)
+        console.print(launching.make_report(result), markup=False)
+    flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
+    where = f"experiment {result.tracker.experiment}: python -m benchmark ui{flag}"
+    console.print(f"every trial is in MLflow, {where}", markup=False)
+    storage = shlex.quote(hide_password(storage_url(options.storage)))
+    show = f"python -m benchmark sweep show --study {shlex.quote(sweep.name)} --storage {storage}"
+    dashboard = storage_url(options.storage).removeprefix("journal:///")
+    console.print(f"every trial: {show}   or: optuna-dashboard {hide_password(dashboard)}", markup=False)
     return code
-
-
-def _worker(options: argparse.Namespace) -> int:
-    from benchmark.execution.progress import console
-    from benchmark.sweep_launch import worker
-    from benchmark.evaluation.sweep_bench import Machine
-
-    loaders = options.loaders if options.loaders is not None else 2
-    done = worker(
-        options.study, options.storage, Machine(options.device, loaders), replaced=_inputs(options), uri=options.tracking_uri,
-        follow=options.follow, base_seed=options.base_seed,
-    )  # fmt: skip
-    if options.base_seed is None:
-        console.print(f"no cell is left; this worker finished {done}", markup=False)
-    return 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -317,14 +247,13 @@ def _print_table(table: Any) -> None:
 def _print_state(sweep: Any) -> int:
     """Where the sweep stands, in cells; returns 1 when some were given up or are left."""
     from benchmark.execution.progress import console
-    from sweeps.cells import progress
+    from sweeps.summary import progress
 
     now = progress(sweep)
     line = f"{sweep.name}: {now.done} of {now.total} cells done"
     line += f" ({now.pruned} pruned)" if now.pruned else ""
     line += f", {now.running} running, {now.left - now.running} left"
     line += f", {now.failures} attempts failed" if now.failures else ""
-    line += f", {now.lost} lost with their worker and queued again" if now.lost else ""
     if now.left and not math.isnan(now.seconds):
         line += (
             f"; about {now.seconds_left / 60:.0f} min left"
@@ -335,15 +264,6 @@ def _print_state(sweep: Any) -> int:
     for cell, reason in now.given_up.items():
         console.print(f"  given up: {cell}: {reason} (`sweep launch` tries it again)", markup=False)
     return 1 if now.given_up or now.left else 0
-
-
-def _inputs(options: argparse.Namespace) -> dict[str, Any]:
-    """Where inputs are, in full, since workers may start elsewhere."""
-    return {
-        "init": _whole(options.init), "pairs": _whole(options.pairs), "labels": _whole(options.labels),
-        "data_root": str(options.data_root.absolute()) if options.data_root else "",
-        "data": {name: str(path.absolute()) for name, path in placed(options.data).items()},
-    }  # fmt: skip
 
 
 def _whole(path: str) -> str:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmark.cli.options import add_tracking, at_least, bar_of_process
+from benchmark.cli.options import add_execution, add_tracking, at_least, bar_of_process, executor_spec
+
+if TYPE_CHECKING:
+    from benchmark.execution import Bar, ExecutorSpec
+    from benchmark.pipeline.weights import TrainedWeights, TrainingInputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a setting of the recipe",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
-    parser.add_argument("--device", default="auto", help="cpu, cuda … (default: auto)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes; never changes a result")
+    add_execution(parser)
     parser.add_argument(
         "--save-every",
         type=float,
@@ -49,47 +58,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Train, export, say how to use the weights."""
-    from backbones.cliptex.joined import JoinedLabels
-    from backbones.cliptex.labels import LabelStore
-    from backbones.cliptex.pairs import open_pairs
     from backbones.cliptex.processes import first_process
     from backbones.cliptex.recipes import find_recipe
-    from benchmark.execution.progress import console
-    from benchmark.evaluation.runner import choose_device, must_be_writable
-    from benchmark.stages import train_stage
+    from benchmark.evaluation.results import must_be_writable
+    from benchmark.execution.progress import console, reporting
+    from benchmark.pipeline.weights import TrainingInputs, train_unit
+    from reports.store import using
     from reports.tracking import Tracker
 
-    at_least(0, workers=options.workers, save_every=options.save_every)
+    at_least(0, save_every=options.save_every)
+    spec = executor_spec(options)
     if not options.out.is_file():
         must_be_writable(options.out, "--out")
-    changes = list(options.changes) + ([f"experts={options.experts}"] if options.experts else [])
-    recipe = find_recipe(options.recipe, changes)
-    stores = [LabelStore(path) for path in (options.manual_labels, options.labels) if path is not None]
-    labels = JoinedLabels(stores) if len(stores) > 1 else (stores[0] if stores else None)
+    overrides = list(options.overrides) + ([f"experts={options.experts}"] if options.experts else [])
+    recipe = find_recipe(options.recipe, overrides)
+    inputs = TrainingInputs(
+        recipe=recipe, init=options.init, pairs=options.pairs, out=options.out.absolute(),
+        labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
+        device=spec.device, num_workers=options.num_workers, save_seconds=options.save_every, experiment=options.experiment,
+    )  # fmt: skip
     first = first_process()
-    tracker = Tracker(options.experiment, options.tracking_uri) if first else None
-    if tracker is not None:
-        tracker.close_vanished()
-    with bar_of_process() as bar:
-        pairs = open_pairs(options.pairs, bar)
-        result, run = train_stage(
-            tracker,
-            recipe,
-            init=options.init,
-            pairs=pairs,
-            labels=labels,
-            out=options.out,
-            bar=bar,
-            device=choose_device(options.device),
-            workers=options.workers,
-            save_seconds=options.save_every,
-        )
+    with using(options.tracking_uri), bar_of_process() as bar, reporting(bar):
+        if first:
+            Tracker(options.experiment).close_stale()
+        made = train_unit(inputs) if spec.name == "local" else _submitted(inputs, spec, bar)
     if first:
-        made = "trained" if result.trained else "found (same recipe, weights, pairs and labels: not trained again)"
+        told = "trained" if made.trained else "found (same recipe, weights, pairs and labels: not trained again)"
         console.print(
-            f"{recipe.name} {made}: {result.path}  sha256 {result.sha256[:16]}" + (f"  MLflow run {run}" if run else "")
+            f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}"
+            + (f"  MLflow run {made.run}" if made.run else ""),
+            markup=False,
         )
         console.print(
-            f"probe it: python -m benchmark run --backbone {recipe.name} --weights {result.path} --suite paper --data-root DIR"
+            f"probe it: python -m benchmark run --backbone {recipe.name} --weights {options.out} --suite paper --data-root DIR",
+            markup=False,
         )
     return 0
+
+
+def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedWeights:
+    """The training as a unit of another executor; on SLURM with several nodes or GPUs under torchrun."""
+    from benchmark.evaluation.needs import needs
+    from benchmark.execution import make_executor
+    from benchmark.pipeline.torchrun import torchrun_unit
+    from benchmark.pipeline.weights import train_unit
+    from reports.store import tracking_uri
+
+    with make_executor(spec, bar) as executor:
+        executor.check_store(tracking_uri())
+        asked = needs("train", executor, spec.device, inputs.num_workers)
+        several = any(spec.settings.get(key, "1") != "1" for key in ("nodes", "gpus"))
+        unit = torchrun_unit if spec.name == "slurm" and several else train_unit
+        return executor.submit(unit, inputs, **asked, name=f"train {inputs.recipe.name}").result()

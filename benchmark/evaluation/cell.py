@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import io
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,26 @@ import torch
 
 from backbones import Backbone, UserError
 from backbones.files import content_key, home, write_json
-from benchmark.execution.interrupts import as_interrupt
+from backbones.locks import lock_file, locked
+from benchmark.evaluation.device import device_kind
 from benchmark.evaluation.memory import peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
+from benchmark.execution.interrupts import as_interrupt
+from benchmark.execution.progress import reporter
+from probes import feature_budget
 from probes.base import Context, Probe, Progress, SteppedProbe, TaskResult
 from probes.datasets.base import PreparedDataset
-from probes.lockstep import Steps, drain
+from probes.lockstep import Steps
 from probes.stream import Seat, Table
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
-
-LOCK_TRIES = 30  # at a tenth of a second each
 
 
 @dataclass
 class Cell:
     """What stands in the table for one backbone, task and seed.
 
-    ``status`` is ``done``, ``reused`` (finished in an earlier run), ``failed`` or ``not applicable``.
+    ``status`` is ``done``, ``cached`` (finished in an earlier run), ``failed`` or ``not applicable``.
     """
 
     backbone: str
@@ -59,29 +61,32 @@ def finished_cell(
         return None
     stored = {metric_name(key): value for key, value in run.data.metrics.items()}
     metrics = {name: stored[name] for name in run.data.tags.get("metrics", "").split(",") if name in stored}
-    return Cell(backbone.name, task.name, seed, "reused", metrics, run_id=run.info.run_id)
+    return Cell(backbone.name, task.name, seed, "cached", metrics, run_id=run.info.run_id)
 
 
-def run_cell(*args: Any, **kwargs: Any) -> Cell:
-    """All of ``cell_steps`` at once."""
-    return drain(cell_steps(*args, **kwargs))
+@dataclass(frozen=True)
+class CellContext:
+    """What the cells of one backbone and seed share.
+
+    Attributes:
+        tracker, parent: where their runs go.
+        backbone: frozen, on ``device``; config: keyword arguments of ``backbones.create`` that make it again.
+        num_workers: data loading processes; never changes a result.
+    """
+
+    tracker: Tracker
+    parent: Run
+    backbone: Backbone
+    config: Mapping[str, Any]
+    seed: int
+    device: torch.device
+    num_workers: int
 
 
 def cell_steps(
-    tracker: Tracker,
-    parent: Run,
-    backbone: Backbone,
-    backbone_config: Mapping[str, Any],
-    task: PlannedTask,
-    data: PreparedDataset,
-    seed: int,
-    *,
-    device: torch.device,
-    workers: int,
-    progress: Progress,
-    table: Table | None = None,
+    context: CellContext, task: PlannedTask, data: PreparedDataset, progress: Progress, table: Table | None = None
 ) -> Steps[Cell]:
-    """Run one task on one backbone and write everything about it into a child run of ``parent``.
+    """Run one task on one backbone and write everything about it into a child run of the parent. The caller has the cell's lock.
 
     Its ``cost/seconds`` are those of its own steps, and an equal share of what it shares with others at ``table``; its
     ``cost/peak_memory_mb`` is that of all who go on beside it.
@@ -89,6 +94,7 @@ def cell_steps(
     Raises whatever the probe raises; the child run is then FAILED (or KILLED) with the reason, and the scratch folder stays, so
     that the same command goes on where it stopped.
     """
+    tracker, backbone, seed, device = context.tracker, context.backbone, context.seed, context.device
     protocol = task.protocol(data)
     cell = cell_key(backbone, protocol, seed)
     tags = {
@@ -100,6 +106,7 @@ def cell_steps(
         "weights.sha256": backbone.weights.sha256,
         "seed": str(seed),
         "suite": tracker.experiment,
+        "device.kind": device_kind(device),
         "protocol": content_key(protocol),
         "cell": cell,
         "data.fingerprint": data.fingerprint,
@@ -108,36 +115,27 @@ def cell_steps(
         "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
     }
     params = {"backbone": backbone.name, "seed": seed, **protocol["settings"]}
-    with (
-        _work_dir(cell) as work_dir,
-        tracker.run(task.name, tags=tags, params=params, parent=parent) as run,
-    ):
+    with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:
         run.log_dataset(
             task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
             **{split: len(s) for split, s in data.samples.items()},
         )  # fmt: skip
-        context = Context(
-            backbone=backbone,
-            backbone_config=backbone_config,
-            data=data,
-            settings=task.settings,
-            seed=seed,
-            device=device,
-            work_dir=work_dir,
-            log=run,
-            progress=progress,
-            workers=workers,
-        )
+        told = Context(
+            backbone=backbone, backbone_config=context.config, data=data, settings=task.settings, seed=seed, device=device,
+            work_dir=work_dir, log=run, progress=progress, workers=context.num_workers,
+        )  # fmt: skip
         reset_peak(device)
+        kept = feature_budget.reserved
         seat = Seat(table=table)
         with as_interrupt():
-            result = yield from seat.turns(_steps(task.probe, context, seat))
+            result = yield from seat.turns(_steps(task.probe, told, seat))
         seconds = seat.clock()
         missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
         if missing:
-            result.notes.append(f"no value for {', '.join(missing)} on this data: a hole, not a zero")
+            result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
         if data.skipped:
             result.notes.append(f"{len(data.skipped)} unreadable samples were skipped: " + _some(data.skipped))
+        result.cost["disk_bytes"] = feature_budget.reserved - kept
         _write(run, result, protocol, seconds, device)
         run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
         for log in sorted(work_dir.rglob("*.log")):
@@ -185,45 +183,41 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: floa
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-class CellBusy(UserError):
-    """Another process runs this very cell."""
+def scratch(cell: str) -> Path:
+    """The folder of a cell that is not finished: what it goes on from."""
+    return home() / "work" / cell
+
+
+@contextmanager
+def cell_locks(cells: Iterable[str]) -> Iterator[None]:
+    """No other process works on any of these cells (or removes what they go on from) meanwhile; who comes second waits, and looks
+    whether they are finished. In one order, so that no two processes wait for each other."""
+    with ExitStack() as stack:
+        for cell in sorted(cells):
+            path = lock_file("cell", cell)
+            stack.enter_context(
+                locked(path, lambda: reporter().start("another process runs this cell: waiting for it", 1))
+            )
+        yield
 
 
 @contextmanager
 def _work_dir(cell: str) -> Iterator[Path]:
-    """The cell's scratch folder, locked: two processes must not train one cell at once. It goes when the block succeeds.
-
-    Raises:
-        CellBusy: another process holds it.
-    """
-    folder = home() / "work" / cell
+    """The cell's scratch folder, which goes when the block succeeds."""
+    folder = scratch(cell)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
         ) from error
-    with lock:
-        for patience in range(LOCK_TRIES, -1, -1):  # the loading processes of a killed run end a moment after it
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not patience:
-                    raise CellBusy(
-                        f"another process is running this very cell (its scratch is {folder}); wait for it to end"
-                    ) from None
-                time.sleep(0.1)
-        write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)  # while it is still locked
+    write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _some(skipped: tuple[tuple[str, str], ...], most: int = 5) -> str:

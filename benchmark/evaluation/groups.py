@@ -1,5 +1,4 @@
-"""Tasks that have data to share – three probes of one dataset, depth and normals of the same photographs – run side by
-side: each batch is decoded and encoded once, and every cell ends as if it had been alone."""
+"""Task groups: tasks of one backbone and seed that are one unit of work, because they read the same images."""
 
 from __future__ import annotations
 
@@ -7,74 +6,67 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from backbones import Backbone
 from backbones.cliptex.protocols import Silent
-from benchmark.evaluation.cell import Cell, cell_steps
+from backbones.errors import users_line
+from backbones.files import content_key
+from benchmark.evaluation.cell import Cell, CellContext, cell_steps
 from benchmark.evaluation.plan import PlannedTask
-from benchmark.execution.progress import Lane
+from benchmark.execution.progress import reporter
 from probes.base import Context, SteppedProbe
 from probes.datasets.base import PreparedDataset
 from probes.lockstep import JointBar, drain, in_lockstep
 from probes.stream import Table
-from reports.tracking import Run, Tracker
+
+
+def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> list[list[PlannedTask]]:
+    """``tasks`` in groups, each a unit of work, in the order of their first ones: those that read photographs of the same names
+    go together (three probes of VOC; depth and normals of NYU), a detector alone."""
+    groups: dict[str, list[PlannedTask]] = {}
+    for task in tasks:
+        photographs = {split: [Path(s.image).stem for s in found] for split, found in data[task.name].samples.items()}
+        alone = task.spec.kind == "detection"
+        groups.setdefault(task.name if alone else content_key(photographs.get("val", photographs)), []).append(task)
+    return list(groups.values())
 
 
 def families(
-    tasks: Sequence[PlannedTask],
-    backbone: Backbone,
-    config: Mapping[str, Any],
-    data: Mapping[str, PreparedDataset],
-    seed: int,
-    device: torch.device,
+    tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
-    """``tasks`` in groups that are run together, in the order of their first ones."""
-    groups: dict[str, list[PlannedTask]] = {}
+    """The tasks of a group by what they share batch by batch, in the order of their first ones."""
+    found: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         key = None
         if isinstance(task.probe, SteppedProbe) and len(tasks) > 1:
-            context = Context(
-                backbone, config, data[task.name], task.settings, seed, device, Path(), Silent(), Silent(), workers=0
-            )
+            told = Context(
+                context.backbone, context.config, data[task.name], task.settings, context.seed, context.device, Path(), Silent(),
+                Silent(), workers=0,
+            )  # fmt: skip
             try:
-                key = task.probe.family(context)
+                key = task.probe.family(told)
             except Exception as error:  # it will say so itself, in its own run
-                if getattr(error, "exit_code", None) == 2 or isinstance(error, OSError):
+                if users_line(error) is not None:
                     raise
-        groups.setdefault(key or task.name, []).append(task)
-    return list(groups.values())
+        found.setdefault(key or task.name, []).append(task)
+    return list(found.values())
 
 
 def run_family(
     family: Sequence[PlannedTask],
-    tracker: Tracker,
-    parent: Run,
-    backbone: Backbone,
-    config: Mapping[str, Any],
+    context: CellContext,
     data: Mapping[str, PreparedDataset],
-    seed: int,
-    *,
-    device: torch.device,
-    workers: int,
-    bar: Lane,
     ended: Callable[[PlannedTask, Cell | Exception], None],
 ) -> None:
-    """Run the cells of ``family`` (see ``benchmark.evaluation.cell.cell_steps``), in lockstep.
+    """Run the cells of ``family`` in lockstep (see ``benchmark.evaluation.cell.cell_steps``).
 
     Args:
         ended: told of each cell, or of what it broke with, as soon as it ends. What it raises ends the others, whose runs
             are then KILLED and go on where they are another time, as with an interruption.
     """
-    table, joint = Table(), JointBar(bar)
+    table, joint = Table(), JointBar(reporter())
     tasks = {task.name: task for task in family}
-    cells = {
-        name: cell_steps(
-            tracker, parent, backbone, config, task, data[name], seed, device=device, workers=workers,
-            progress=joint.part(name), table=table,
-        )
-        for name, task in tasks.items()
-    }  # fmt: skip
+    cells: dict[str, Any] = {
+        name: cell_steps(context, task, data[name], joint.part(name), table) for name, task in tasks.items()
+    }
 
     def told(name: str, result: Cell | Exception) -> None:
         joint.drop(name)

@@ -46,10 +46,10 @@ def split_names(values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
 
 
-def plan_tasks(suite: Suite, chosen: Sequence[str], changes: Mapping[str, str]) -> list[PlannedTask]:
-    """The suite's tasks (or the chosen ones), each with suite's and user's settings.
+def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]) -> list[PlannedTask]:
+    """The suite's tasks (or the chosen ones), each with the suite's and the user's settings.
 
-    A change applies to every task that has such a setting.
+    An override applies to every task that has such a setting.
 
     Raises:
         UserError: unknown task, a task that is not in the suite, or a setting that no chosen task has.
@@ -66,14 +66,22 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], changes: Mapping[str, str]) 
     for name in names:
         spec, probe = find_task(name)
         settings = with_changes(probe.settings_type(), suite.tasks[name])
-        fitting = {key: value for key, value in changes.items() if key in fields_of(probe.settings_type)}
+        fitting = {key: value for key, value in overrides.items() if key in fields_of(probe.settings_type)}
         known |= fields_of(probe.settings_type)
         used |= set(fitting)
         tasks.append(PlannedTask(name, spec, probe, with_changes(settings, fitting)))
-    for key in changes:
+    for key in overrides:
         if key not in used:
             raise UserError(f"--set {key}: no chosen task has this setting; {nearest(key, known)}")
     return tasks
+
+
+def find_planned(name: str) -> Probe | None:
+    """The probe of a task, None where the name is no task's."""
+    try:
+        return find_task(name)[1]
+    except UserError:
+        return None
 
 
 def cell_key(backbone: Backbone, protocol: Mapping[str, Any], seed: int) -> str:

@@ -1,14 +1,13 @@
-"""The bridge from a suite to a sweep: "train with these settings, freeze, probe, return metrics" as a function."""
+"""The bridge from a suite to a sweep: "train with these settings, freeze, probe, return metrics" as units of work."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import UserError
 from backbones.cliptex.labels import LabelStore
@@ -18,27 +17,27 @@ from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
 from backbones.errors import nearest
 from backbones.files import content_key, home
 from backbones.overrides import fields_of, parse_pairs, with_changes
-from benchmark.alone import alone
-from benchmark.evaluation.cell import CellBusy, finished_cell, run_cell
+from benchmark.evaluation.cell import Cell
+from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.groups import task_groups
+from benchmark.evaluation.needs import needs
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
-from benchmark.execution.progress import Bar
-from benchmark.evaluation.runner import Options, choose_device, prepare_data
-from benchmark.side_by_side import cores
-from benchmark.stages import train_stage
-from benchmark.suites.registry import Ground, find_suite
+from benchmark.evaluation.units import ProbeUnit, probe_unit
+from benchmark.execution.progress import reporter
+from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
+from benchmark.suites.registry import Stages, SuiteTraining, find_suite
 from probes.datasets.base import PreparedDataset
-from reports.tracking import Run, Tracker
+from sweeps.driver import Evaluation
 from sweeps.objective import TaskFacts
+from sweeps.pruning import Pruning
 from sweeps.space import LAMBDAS, Value
-from sweeps.worker import Evaluation, Report
 
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
-BUSY_WAIT = 2.0  # seconds between looks at a cell that another process runs
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a sweep evaluates on, as the user says it; JSON, since workers build the same from it.
+    """What a sweep evaluates on, as the user says it.
 
     Attributes:
         suite: named list of tasks.
@@ -59,27 +58,16 @@ class Request:
     init: str = ""
     pairs: str = ""
     labels: str = ""
-    data_root: str = ""
-    data: Mapping[str, str] = field(default_factory=dict)
+    data_root: Path | None = None
+    data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
     seed: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to compute: never changes a result."""
-
-    device: str = "auto"
-    loaders: int = 2
 
 
 def planned(request: Request) -> list[PlannedTask]:
     """The tasks of a sweep with their settings; needs no data yet."""
     suite = find_suite(request.suite)
-    if suite.ground is None:
+    if suite.training is None:
         for name in ("init", "pairs", "labels"):
             if not getattr(request, name):
                 raise UserError(
@@ -116,7 +104,7 @@ def fixed_settings(request: Request, suite_settings: Mapping[str, Any]) -> dict[
     return {"recipe": "cliptex", **_differing(recipe), "seed": request.seed}
 
 
-def held_lambdas(request: Request) -> dict[str, Value]:
+def fixed_lambdas(request: Request) -> dict[str, Value]:
     """λs that ``--set`` fixes (or bases linear search on)."""
     recipe = with_changes(RECIPES["cliptex"], _set(request, lambdas=True))
     return {name: float(getattr(recipe, name)) for name in _set(request, lambdas=True)}
@@ -168,130 +156,106 @@ def _text(value: Value) -> str:
 
 
 class Bench:
-    """A suite's data, pairs, labels and initial weights, made or found once; trains and probes recipes on them.
+    """A suite's data, pairs, labels and initial weights; trains and probes recipes on them, by units of work.
 
     Args:
         request: what to evaluate on.
-        machine: device and loading processes.
-        tracker: where stages and cells are recorded.
-        bar: one line of progress.
+        stages: the executor, and what units run with.
+        training: what trainings start from (see ``prepare_bench``).
     """
 
-    def __init__(self, request: Request, machine: Machine, tracker: Tracker, bar: Bar) -> None:
-        self.tracker, self.bar, self.seed = tracker, bar, request.seed
+    def __init__(self, request: Request, stages: Stages, training: SuiteTraining) -> None:
+        self.request, self.stages, self.training = request, stages, training
         self.tasks = planned(request)
-        self.device = choose_device(machine.device)
-        self.loaders = machine.loaders
-        placed = {name: Path(folder) for name, folder in request.data.items()}
-        options = Options(
-            suite=request.suite, data_root=Path(request.data_root) if request.data_root else None, partial=request.partial,
-            device=machine.device, workers=machine.loaders, data=placed, jobs=0,
-        )  # fmt: skip
-        suite = find_suite(request.suite)
-        if suite.ground is not None:
-            with alone(
-                home() / "sweeps" / f"ground-{suite.name}", bar
-            ):  # workers that start together make nothing twice
-                self.ground = suite.ground(options, request.seed, tracker, bar)
-        else:
-            self.ground = _brought(request, bar)
-        self.data: dict[str, PreparedDataset] = prepare_data(self.tasks, {**self.ground.data, **placed}, options, bar)
-        self.content = {
-            "pairs": self.ground.pairs.fingerprint,
-            "labels": self.ground.labels.identity,
-            "init": load_start(self.ground.init, "mini").digest,
-            "data": {name: content_key(task.protocol(self.data[name])) for name, task in self._named().items()},
+        self.placed = {**training.data, **request.data}
+        self.data: dict[str, PreparedDataset] = prepare_data(
+            self.tasks, self.placed, request.data_root, request.partial, stages.num_workers
+        )
+        self.groups = task_groups(self.tasks, self.data)
+        self.labels = LabelStore(training.labels)
+
+    def content(self) -> dict[str, Any]:
+        """What of the inputs a trial's value depends on."""
+        return {
+            "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
+            "labels": self.labels.identity,
+            "init": load_start(self.training.init, "mini").digest,
+            "data": {task.name: content_key(task.protocol(self.data[task.name])) for task in self.tasks},
         }
 
-    def _named(self) -> dict[str, PlannedTask]:
-        return {task.name: task for task in self.tasks}
-
-    def evaluate(self, fixed: Mapping[str, Any], seed: int, watch_metric: str = "") -> Callable[..., Evaluation]:
-        """The function that a worker calls for each trial; ``watch_metric`` (``val/…``) is reported for pruning."""
-
-        def run(params: Mapping[str, Value], run: Run, report: Report) -> Evaluation:
-            return self.measure(
-                make_recipe("cliptex", fixed, params, seed), run, report if watch_metric else None, watch_metric
-            )
-
-        return run
-
-    def measure(self, recipe: Recipe, parent: Run, report: Report | None = None, watch_metric: str = "") -> Evaluation:
-        """Train ``recipe`` (or find its weights), probe them on every task; all runs nest under ``parent``.
+    async def measure(
+        self, recipe: Recipe, parent: str, pruning: Pruning | None = None, priority: int = 0
+    ) -> Evaluation:
+        """Train ``recipe`` (or find its weights), probe them on every task; all runs nest under the run ``parent``.
 
         Raises:
-            UserError, NonFiniteLoss: as training and probes do.
-            TrialPruned: ``report`` said so.
+            UserError, NonFiniteLoss, WorkerLost: as training and probing do.
+            TrialPruned: ``pruning`` stopped the training.
         """
-        labels = self.ground.labels if recipe.tasks else None
-        out = self.ground.weights(recipe, labels)
-        per_epoch = max(1, (len(self.ground.pairs) - recipe.val_pairs) // recipe.batch_size)
-
-        def watch(metrics: Mapping[str, float], step: int) -> None:
-            if report is not None and watch_metric in metrics:
-                report(max(1, round(step / per_epoch)), metrics[watch_metric])
-
-        started = time.perf_counter()
-        result, train_run = train_stage(
-            self.tracker, recipe, init=self.ground.init, pairs=self.ground.pairs, labels=labels, out=out, bar=self.bar,
-            device=self.device, workers=self.loaders, parent=parent, watch=watch if report else None,
+        stages, title = self.stages, f"{recipe.name} · seed {recipe.seed}"
+        inputs = TrainingInputs(
+            recipe, self.training.init, self.training.pairs, self.training.weights(recipe, self.labels if recipe.tasks else None),
+            labels=(self.training.labels,) if recipe.tasks else (), device=stages.device, num_workers=stages.num_workers,
+            experiment=stages.experiment, parent=parent, pruning=pruning,
         )  # fmt: skip
-        trained = time.perf_counter() - started
-        config: dict[str, Any] = {
-            "name": recipe.name,
-            "weights": str(result.path),
-            "seed": recipe.seed,
-            "any_architecture": True,
-        }
-        backbone = backbones.create(**config).to(self.device)
-        metrics = {}
-        for task in self.tasks:
-            metrics[task.name] = self._probe(backbone, config, task, recipe.seed, parent)
-        tags = {"train.run": train_run, "weights.sha256": result.sha256, "weights.file": str(result.path)}
-        tags["trained"] = str(result.trained).lower()
+        asked = needs("train", stages.executor, stages.device, stages.num_workers)
+        weights = await stages.executor.run(train_unit, inputs, **asked, name=f"train {title}", priority=priority)
+        cells = await self._probe(recipe, weights, parent, priority + 1)  # a trial that is begun is ended first
+        for cell in cells:
+            if cell.status == "not applicable":
+                raise UserError(f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with --task")
+            if cell.status == "failed":
+                raise RuntimeError(f"{cell.task}: {cell.reason}")
+        tags = {"train.run": weights.run, "weights.sha256": weights.sha256, "weights.file": str(weights.path)}
+        tags["trained"] = str(weights.trained).lower()
+        tags |= {f"cached.{cell.task.replace('/', '.')}": cell.run_id for cell in cells if cell.status == "cached"}
         return Evaluation(
-            metrics,
+            {cell.task: cell.metrics for cell in cells},
             {key: value for key, value in tags.items() if value},
-            {"train_seconds": trained, "probe_seconds": time.perf_counter() - started - trained},
+            {**weights.cost, "probe_seconds": sum(cell.seconds for cell in cells)},
         )
 
-    def _probe(
-        self, backbone: Any, config: Mapping[str, Any], task: PlannedTask, seed: int, parent: Run
-    ) -> Mapping[str, float]:
-        if task.probe.needs_text and not backbone.has_text:
-            raise UserError(
-                f"{task.name} needs a text tower, which the weights of this sweep have not; leave it out with --task"
-            )
-        while True:
-            done = finished_cell(self.tracker, backbone, task, self.data[task.name], seed)
-            if done is not None:
-                parent.set_tags({f"reused.{task.name.replace('/', '.')}": done.run_id})
-                return done.metrics
-            try:
-                return run_cell(
-                    self.tracker, parent, backbone, config, task, self.data[task.name], seed, device=self.device,
-                    workers=self.loaders, progress=self.bar,
-                ).metrics  # fmt: skip
-            except CellBusy:
-                time.sleep(BUSY_WAIT)  # the same weights from another cell; its result will do
+    async def _probe(self, recipe: Recipe, weights: TrainedWeights, parent: str, priority: int) -> list[Cell]:
+        """The cells of all tasks; every unit is waited for before one that was lost is an error."""
+        stages, request = self.stages, self.request
+        config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
+        asked = needs("probe", stages.executor, stages.device, stages.num_workers)
+        overrides = parse_pairs(request.task_changes)
+        under_way = []
+        for group in self.groups:
+            known = {key for task in group for key in fields_of(task.probe.settings_type)}
+            names = tuple(task.name for task in group)
+            unit = ProbeUnit(
+                request.suite, names, config, recipe.seed, stages.experiment, parent,
+                {key: value for key, value in overrides.items() if key in known}, self.placed, request.data_root,
+                request.partial, stages.device, stages.num_workers,
+            )  # fmt: skip
+            title = f"{recipe.name} · seed {recipe.seed} · {' + '.join(names)}"
+            under_way.append(stages.executor.run(probe_unit, unit, **asked, name=title, priority=priority))
+        found = await asyncio.gather(*under_way, return_exceptions=True)
+        for result in found:
+            if isinstance(result, BaseException):
+                raise result
+        return [cell for result in found if not isinstance(result, BaseException) for cell in result]
 
 
-def _brought(request: Request, bar: Bar) -> Ground:
+async def prepare_bench(request: Request, stages: Stages) -> Bench:
+    """A bench, whose inputs are made by the suite, found, or what the user brings.
+
+    Raises:
+        UserError: data, pairs or labels are missing, incomplete or broken.
+    """
+    make = find_suite(request.suite).training
+    return Bench(request, stages, await make(stages, request.seed) if make else _brought(request))
+
+
+def _brought(request: Request) -> SuiteTraining:
     """What the user brings for a suite of real datasets."""
-    pairs, labels = open_pairs(request.pairs, bar), LabelStore(Path(request.labels))
+    labels = Path(request.labels)
+    pairs = open_pairs(request.pairs, reporter()).fingerprint
 
     def weights(recipe: Recipe, used: LabelStore | None) -> Path:
-        inputs = {
-            "recipe": asdict(recipe),
-            "init": request.init,
-            "pairs": pairs.fingerprint,
-            "labels": used and used.identity,
-        }
+        inputs = {"recipe": asdict(recipe), "init": request.init, "pairs": pairs, "labels": used and used.identity}
         return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
 
-    return Ground({}, request.init, pairs, labels, weights)
-
-
-def threads_for(workers: int) -> int:
-    """Cores of each of ``workers`` processes on this machine, at least one."""
-    return max(1, cores() // max(1, workers))
+    return SuiteTraining({}, request.init, request.pairs, labels, weights)

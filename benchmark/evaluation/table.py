@@ -58,7 +58,7 @@ def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
 
 
 def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
-    """Print the table, then notes and holes, one line each; what is true of all cells of a task is said once."""
+    """Print the table, then notes and what is missing, one line each; what is true of all cells of a task is said once."""
     table = results_table(tasks, cells)
     if not console.is_terminal:  # a log file has no width: a number must not be broken in two there
         wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
@@ -77,4 +77,9 @@ def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
                 if note not in common:
                     console.print(f"  note · {who}: {note}", style="dim", markup=False)
             if cell.status in ("failed", "not applicable"):
-                console.print(f"  hole · {who}: {cell.status}, {cell.reason}", markup=False)
+                console.print(f"  missing · {who}: {cell.status}, {cell.reason}", markup=False)
+
+
+def number(value: float | None) -> str:
+    """For people; a dash for what is missing."""
+    return "–" if value is None or not np.isfinite(value) else (f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}")

@@ -19,13 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError, nearest
 from backbones.files import home
-from backbones.plugins import Registry
+from backbones.plugins import Registry, of_type
+from benchmark.execution.nodes import software
 from benchmark.execution.progress import Bar, Lane, console
 from benchmark.execution.task import Outcome, Task
 from reports.heartbeat import read
@@ -147,12 +148,24 @@ class Executor(ABC):
         name = name or getattr(function, "__name__", "task")
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
         folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
-        unit = _Unit(Task(function, args, name, folder, max(1, cpus), gpus), priority, next(self._numbers))
+        task = Task(function, args, name, folder, max(1, cpus), gpus)
+        if self.several_nodes:
+            folder.mkdir(parents=True)
+            task = replace(task, software=software())
+        unit = _Unit(task, priority, next(self._numbers))
         if self._wait_in_line(unit):
             self._dispatch()
         else:
             self._end(unit, cancelled=True)
         return unit.future
+
+    def check_store(self, uri: str, option: str = "--tracking-uri") -> None:
+        """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
+        if self.several_nodes and uri.startswith("sqlite:"):
+            raise UserError(
+                f"--executor {self.spec.name} runs tasks on other machines, which cannot share the file {uri}; start `mlflow "
+                f"server` and give {option} http://HOST:PORT"
+            )
 
     async def run(self, function: Callable[..., Any], *args: Any, **needs: Any) -> Any:
         """``submit``, awaited."""
@@ -362,10 +375,4 @@ def _sweep(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _executor(name: str, thing: Any) -> type[Executor]:
-    if not (isinstance(thing, type) and issubclass(thing, Executor)):
-        raise TypeError(f"{thing!r} is no subclass of benchmark.execution.Executor")
-    return thing
-
-
-EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", _executor)
+EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", of_type(Executor, None, subclass=True))

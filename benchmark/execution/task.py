@@ -7,15 +7,16 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from backbones.errors import UserError
+from backbones.errors import UserError, users_line
 from benchmark.execution.interrupts import interruptible, received
+from benchmark.execution.nodes import must_share
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
 
@@ -31,6 +32,7 @@ class Task:
         cpus: threads that it computes with, whoever else runs.
         gpus: how many it needs; it sees no others.
         cwd: the caller's working folder.
+        software: the caller's, where tasks run on several nodes: theirs must be the same, and they must see ``folder``.
     """
 
     function: Callable[..., Any]
@@ -40,6 +42,7 @@ class Task:
     cpus: int = 1
     gpus: int = 0
     cwd: str = field(default_factory=os.getcwd)
+    software: Mapping[str, str] | None = None
 
     def call(self) -> Any:
         """Run it here; ``sys.exit`` in it ends the task, and not whoever waits for it."""
@@ -79,6 +82,11 @@ class Outcome:
 
 def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
+    if task.software is not None:
+        try:
+            must_share(task.folder, task.software)
+        except UserError as error:
+            return Outcome("failed", pickle.dumps([error]))
     task.folder.mkdir(parents=True, exist_ok=True)
     if not task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -129,7 +137,7 @@ def threads(count: int) -> Iterator[None]:
 
 def _portable(error: BaseException) -> list[BaseException]:
     """The error and its causes; what cannot travel between processes is replaced by what says the same."""
-    if getattr(error, "exit_code", None) != 2:
+    if users_line(error) is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     chain: list[BaseException] = []
     cause: BaseException | None = error

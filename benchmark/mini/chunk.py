@@ -1,15 +1,16 @@
-"""One chunk of a world: rendered by one process, its files written first and its record last."""
+"""Chunks of a world, a unit of work: each chunk's files are written first and its record last."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from backbones.files import write_text
+from benchmark.execution.progress import Reporter, reporter
 from benchmark.mini import layout
 from benchmark.mini.captions import clean_captions, seen_objects, web_caption
 from benchmark.mini.config import DENSE, SPLITS, Chunk, WorldConfig
@@ -18,14 +19,22 @@ from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 
 
-def render_chunk(root: Path, config: WorldConfig, chunk: Chunk, step: Callable[[], None] = lambda: None) -> None:
-    """Render a chunk, write its files and then its record. ``step`` is called before every picture; what it raises ends
-    the chunk, which then has no record.
+def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
+    """Render some chunks of the world at ``root``; a unit of work. One that is killed leaves finished chunks and their records.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
+    progress = reporter()
+    progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
+    for chunk in chunks:
+        _render(root, config, chunk, progress)
+
+
+def _render(root: Path, config: WorldConfig, chunk: Chunk, progress: Reporter) -> None:
     files, members = layout.Files(root), []
     pictures: list[dict[str, Any]] = []
     for index in range(chunk.start, chunk.stop):
-        step()
         split = SPLITS[chunk.split]
         rng = np.random.default_rng([config.seed, split.stream, index])
         dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
@@ -52,11 +61,8 @@ def render_chunk(root: Path, config: WorldConfig, chunk: Chunk, step: Callable[[
             files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
             captions = clean_captions(rng, scene, seen_objects(scene, truth))
             pictures.append({"filename": name, "split": part, "captions": captions})
+        progress.advance()
     if members:
         layout.write_tar(files, f"pairs/{chunk.number:05d}.tar", members)
     text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
-    record = root / chunk.record
-    record.parent.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_name(f".{record.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(record)
+    write_text(root / chunk.record, text)

@@ -1,14 +1,12 @@
-"""What a mini world is made of: sizes, splits, and the chunks it is rendered in.
-
-This file is read by every rendering process, so what needs ``backbones`` (and with it torch, seconds of start-up) is
-imported where it is used.
-"""
+"""What a mini world is made of: sizes, splits, and the chunks it is rendered in."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
+from backbones.errors import UserError
+from backbones.files import content_key
 from benchmark.mini.captions import CaptionNoise
 
 VERSION = 2  # raised whenever the same config would give other bytes
@@ -50,7 +48,7 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 512:
-            raise _user_error(f"size={self.size}; choose 32 to 512 pixels")
+            raise UserError(f"mini world: size={self.size}; choose 32 to 512 pixels")
         counts = {
             name: value
             for name, value in asdict(self).items()
@@ -58,25 +56,17 @@ class WorldConfig:
         }
         for name, value in counts.items():
             if value < 1:
-                raise _user_error(f"{name}={value}; every split needs at least one picture")
+                raise UserError(f"mini world: {name}={value}; every split needs at least one picture")
         rates = {"close_ups": self.close_ups, **asdict(self.noise)}
         for name, rate in rates.items():
             if not 0 <= rate <= 1:
-                raise _user_error(f"{name}={rate}; a rate lies between 0 and 1")
+                raise UserError(f"mini world: {name}={rate}; a rate lies between 0 and 1")
         if self.seed < 0:
-            raise _user_error(f"seed={self.seed}; choose 0 or more")
+            raise UserError(f"mini world: seed={self.seed}; choose 0 or more")
 
     def key(self) -> str:
         """What the world is found by: config and version of the generator."""
-        from backbones.files import content_key
-
         return content_key({"version": VERSION, "config": asdict(self)})
-
-
-def _user_error(message: str) -> Exception:
-    from backbones.errors import UserError
-
-    return UserError(f"mini world: {message}")
 
 
 CONFIGS: dict[str, WorldConfig] = {

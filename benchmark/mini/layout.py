@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from backbones.errors import UserError
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
@@ -111,10 +112,16 @@ class Files:
         self.written: dict[str, tuple[int, str]] = {}
 
     def write(self, name: str, content: bytes) -> None:
+        """Raises ``UserError`` when the disk is full or the folder cannot be written."""
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # not flushed one by one: a chunk's record, written last, is what says that its files are whole
-        path.write_bytes(content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # not flushed one by one: a chunk's record, written last, is what says that its files are whole
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; free some space or set CLIPTEX_HOME to another folder"
+            ) from error
         self.written[name] = (len(content), digest(content))
 
 

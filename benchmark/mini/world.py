@@ -1,67 +1,56 @@
 """The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again by content.
 
-A chunk (a webdataset shard, or a hundred pictures of another split) is rendered by one process. Its files are written
+A chunk (a webdataset shard, or a hundred pictures of another split) is rendered by one unit of work. Its files are written
 first, its record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is written
 when all is there, so a killed build is resumed and a damaged world is mended by calling ``build_world`` once more.
 """
 
 from __future__ import annotations
 
-import fcntl
+import asyncio
 import json
-import multiprocessing
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backbones.errors import UserError
 from backbones.files import content_key, home, write_json, write_text
+from backbones.locks import lock_file, locked_async
+from benchmark.execution.base import Executor
 from benchmark.mini import layout
-from benchmark.mini.chunk import render_chunk
-from benchmark.mini.config import CONFIGS, DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
+from benchmark.mini.chunk import render_chunks
+from benchmark.mini.config import DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
 from benchmark.mini.shapes import CLASSES
-from benchmark.mini.worker import render_in_worker, start_worker
-from benchmark.side_by_side import cores
 
-if TYPE_CHECKING:
-    from probes.base import Progress
-
-__all__ = ["CONFIGS", "WorldConfig", "build_world", "is_whole"]
-
+PIECES = 4  # units for each worker, so that all end at about the same time
 MANIFEST = "manifest.json"
 
 
-def build_world(config: WorldConfig, *, workers: int | None = None, progress: Progress | None = None) -> Path:
+async def build_world(config: WorldConfig, executor: Executor) -> Path:
     """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if it is not whole.
 
-    Args:
-        workers: rendering processes; default: one for each core this process may use. Never changes a byte.
-        progress: told of every picture rendered.
     Raises:
-        UserError: no space, a folder that cannot be written, or an unknown size.
+        UserError: no space, or a folder that cannot be written.
     """
     root = home() / "mini" / config.key()
-    workers = cores() if workers is None else workers
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _only_one(root, progress):
-            if is_whole(root, config):
-                return root
-            (root / MANIFEST).unlink(missing_ok=True)
-            missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
-            _check_space(root, config, missing)
-            _render_all(root, config, missing, workers, progress)
-            _finish(root, config)
-    except OSError as error:
-        place = f"cannot write the mini world in {root}"
-        raise UserError(
-            f"{place}: {error.strerror or error}; free some space or set CLIPTEX_HOME to another folder"
-        ) from error
+    lock = lock_file("world", config.key())
+    async with locked_async(
+        lock, lambda: executor.bar.start("another process renders this mini world: waiting for it", 1)
+    ):
+        if is_whole(root, config):
+            return root
+        missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
+        _prepare(root, config, missing)
+        pieces = min(len(missing), PIECES * executor.width)
+        units = [
+            executor.run(
+                render_chunks, root, config, missing[number::pieces], cpus=1, name=f"render {number + 1}/{pieces}"
+            )
+            for number in range(pieces)
+        ]
+        await asyncio.gather(*units)
+        _finish(root, config)
     return root
 
 
@@ -97,38 +86,6 @@ def _as_written(root: Path, files: dict[str, list[Any]]) -> bool:
     return True
 
 
-def _render_all(root: Path, config: WorldConfig, chunks: list[Chunk], workers: int, progress: Progress | None) -> None:
-    if not chunks:
-        return
-    if progress is not None:
-        progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
-    report = progress.advance if progress is not None else lambda steps=1: None
-    if workers <= 1 or len(chunks) == 1:
-        for chunk in chunks:
-            render_chunk(root, config, chunk, report)
-        return
-    # spawned, not forked: a parent with torch's threads running must not be forked
-    context = multiprocessing.get_context("spawn")
-    rendered, stop, told = context.Value("q", 0), context.Event(), 0
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, start_worker, (rendered, stop))
-    try:
-        running = {pool.submit(render_in_worker, root, config, chunk) for chunk in chunks}
-        while running:
-            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            now = rendered.value
-            report(now - told)
-            told = now
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a rendering process died, perhaps for want of memory; run again to go on, or with fewer workers"
-        ) from error
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _finish(root: Path, config: WorldConfig) -> None:
     """Lists and annotation files from all records, then the manifest."""
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
@@ -162,9 +119,16 @@ def _finish(root: Path, config: WorldConfig) -> None:
     )
 
 
-def _check_space(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """Refuse to start where the disk cannot hold it: a picture takes about 1.3 bytes a pixel, a file at least a
-    block."""
+def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
+    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a picture takes about 1.3 bytes a
+    pixel, a file at least a block."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the mini world in {root}: {error.strerror or error}; set CLIPTEX_HOME to another folder"
+        ) from error
     each = {split: (6 if split in DENSE else 1) for split in SPLITS}
     picture = max(4096, int(1.5 * config.size**2))
     needed = sum((chunk.stop - chunk.start) * each[chunk.split] * picture for chunk in chunks)
@@ -174,16 +138,3 @@ def _check_space(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
             f"the mini world needs about {needed / 2**20:.0f} MiB in {root}, where {free / 2**20:.0f} MiB are free; "
             "free some space or set CLIPTEX_HOME to another folder"
         )
-
-
-@contextmanager
-def _only_one(root: Path, progress: Progress | None) -> Iterator[None]:
-    """One builder at a time; a second one waits and then finds the world ready. The lock goes with its process."""
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress is not None:
-                progress.start("another process renders this mini world: waiting for it", 1)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from backbones.locks import lock_file, locked
+from backbones.locks import lock_file, locked, locked_async
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
 from reports.tracking import Run, Tracker, git_commit
@@ -15,7 +15,12 @@ from reports.tracking import Run, Tracker, git_commit
 
 @contextmanager
 def stage_run(
-    tracker: Tracker, stage: str, name: str, tags: Mapping[str, str], params: Mapping[str, Any], parent: Run | None = None
+    tracker: Tracker,
+    stage: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    parent: Run | None = None,
 ) -> Iterator[Run]:
     """An MLflow run for a stage (under ``parent``)."""
     about = {"stage": stage, "suite": tracker.experiment, "mlflow.source.name": f"python -m benchmark {stage}", **tags}
@@ -33,5 +38,17 @@ def finished_stage(tracker: Tracker, **tags: str) -> str:
 
 def one_maker(out: Path) -> AbstractContextManager[bool]:
     """No other process makes ``out`` (a file or folder) meanwhile; who comes second waits, and looks for it again."""
-    path = lock_file("make", str(out.absolute()))
-    return locked(path, lambda: reporter().start(f"another process makes {out.name}: waiting for it", 1))
+    return locked(_lock(out), lambda: _waiting(out))
+
+
+def one_maker_async(out: Path) -> AbstractAsyncContextManager[bool]:
+    """``one_maker`` for a coroutine, which others do not wait for."""
+    return locked_async(_lock(out), lambda: _waiting(out))
+
+
+def _lock(out: Path) -> Path:
+    return lock_file("make", str(out.absolute()))
+
+
+def _waiting(out: Path) -> None:
+    reporter().start(f"another process makes {out.name}: waiting for it", 1)

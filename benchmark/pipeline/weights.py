@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backbones
 from backbones.cliptex.joined import JoinedLabels
@@ -16,13 +16,15 @@ from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
-from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
 from reports.store import hide_password
 from reports.tracking import Run, Tracker, environment
 from sweeps.errors import TrialPruned
-from sweeps.pruning import Pruning
+
+if TYPE_CHECKING:
+    from sweeps.pruning import Pruning
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     params = {k: v for k, v in asdict(recipe).items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
+    tags["device.kind"] = device_kind(choose_device(inputs.device))
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
     with stage_run(tracker, "train", name, tags, params, parent) as run:
         try:
@@ -127,12 +130,14 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         run.set_tags(
             {"train.key": result.key, "weights.sha256": result.sha256, "weights.file": str(result.path.absolute())}
         )
-        run.log_metrics({f"cost/{key}": value for key, value in result.cost.items()})
+        cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
+        run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
         run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
         pairs = open_pairs(inputs.pairs, Silent())
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         run.log_json(
-            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes}, "train.json"
+            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes},
+            "train.json",
         )
         # the many trials of a sweep stay in CLIPTEX_HOME alone
         kept = parent is None and _log_weights(run, result.path, _read_as(recipe))
@@ -149,7 +154,7 @@ def _per_epoch(inputs: TrainingInputs) -> int:
 
 
 def _trained(result: TrainResult, run: str) -> TrainedWeights:
-    cost = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
+    cost: dict[str, float] = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
     return TrainedWeights(result.path, result.sha256, result.key, run, cost, result.trained)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
 from backbones.cliptex.recipes import SUBSETS
-from benchmark.suites.mini_artifacts import SIZES, ground, provide
+from benchmark.suites.mini_sizes import SIZES
 from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
@@ -45,12 +49,18 @@ GROUPS = {
 }
 
 
+def later(name: str) -> Callable[..., Any]:
+    """A function of ``mini_artifacts``, which is imported when it is called: suites are listed without torch."""
+    return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
+
+
 def register(name: str, about: str, tasks: dict[str, dict]) -> None:
     """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
     register_suite(
         Suite(
-            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS, provide=provide,
-            ground=ground, tune=SIZES[name].tune,
+            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS,
+            artifacts=later("artifacts"), preview=later("preview"), training=later("training"),
+            training_settings=SIZES[name].tune,
         )
     )  # fmt: skip
 

@@ -2,136 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backbones.cliptex.augment import AXES
 from backbones.cliptex.label import LabelSettings
 from backbones.cliptex.labels import LabelStore
-from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import SUBSETS, Recipe, find_recipe
-from backbones.cliptex.train import find_trained
 from backbones.files import content_key, home
-from benchmark.mini.world import CONFIGS, build_world
-from benchmark.execution.progress import Bar
-from benchmark.side_by_side import Job, share_of, side_by_side
-from benchmark.stages import expert_stage, finished_stage, label_stage, train_stage
-from benchmark.suites.registry import Ground, Provision, Trained
+from benchmark.evaluation.needs import needs
+from benchmark.mini.config import CONFIGS, chunks_of
+from benchmark.mini.world import build_world, is_whole
+from benchmark.pipeline.experts import ExpertTraining, expert_unit
+from benchmark.pipeline.labels import LabelRequest, label_stage
+from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_unit
+from benchmark.suites.mini_sizes import MADE, SIZES, Sizes
+from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
 
-if TYPE_CHECKING:
-    from benchmark.evaluation.runner import Options
-
 DATASETS = ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval")
-MADE = ("clip", "clip-ft", *SUBSETS)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is trained in a mini suite.
-
-    Attributes:
-        clip: changes to the recipe that pre-trains CLIP on captions.
-        init: what that starts from, see ``backbones.cliptex.models.load_start``.
-        tune: changes to the recipes that fine-tune it; the same for clip-ft and cliptex, so that both see the same
-            pairs in the same order for the same number of steps.
-        lambdas: further changes to cliptex alone: its λs, where they are not the recipe's.
-        experts: expert → changes to its settings.
-    """
-
-    clip: Mapping[str, Any]
-    init: str
-    tune: Mapping[str, Any]
-    lambdas: Mapping[str, Any]
-    experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
+    """The world's datasets, and what makes the weights of those of clip, clip-ft, cliptex and cliptex with fewer experts that are
+    asked for; nothing is made twice."""
+    world = await build_world(CONFIGS[stages.suite], stages.executor)
+    maker = _Maker(stages, world)
+    wanted = [(name, seed) for seed in seeds for name in MADE if name in names]
+    return SuiteArtifacts(_datasets(world), {key: partial(maker.backbone, *key) for key in wanted})
 
 
-_EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
-EXPERTS: dict[str, dict[str, Any]] = {
-    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
-    "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
-    "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
-    "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
-}
-SIZES = {
-    "mini": Sizes(
-        clip={"model": "mini", "epochs": 1.5, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
-        init="imagenet",
-        tune={
-            "epochs": 2.0,
-            "batch_size": 64,
-            "lr": 1e-3,
-            "warmup": 0.1,
-            "val_pairs": 400,
-            "head_lr": 3.0,
-            "head_width": 64,
-            "label_size": 32,
-        },
-        # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything starts at 1
-        lambdas={"lambda_seg": 1.0},
-        experts=EXPERTS,
-    ),
-    "smoke": Sizes(
-        clip={"model": "tiny", "epochs": 1.0, "batch_size": 32, "lr": 1e-3, "image_size": 64},
-        init="random",
-        tune={"epochs": 1.0, "batch_size": 32, "lr": 3e-4},
-        lambdas={},
-        experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
-    ),
-}
+async def training(stages: Stages, seed: int) -> SuiteTraining:
+    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP."""
+    world = await build_world(CONFIGS[stages.suite], stages.executor)
+    maker = _Maker(stages, world)
+    clip, (labels, _) = await asyncio.gather(
+        maker.once("clip", lambda: maker.clip(seed)), maker.once("labels", maker.labels)
+    )
+    return SuiteTraining(
+        _datasets(world), str(clip.path), str(world / "pairs"), labels,
+        lambda recipe, used: _weights_path(world, recipe, str(clip.path), used),
+    )  # fmt: skip
 
 
-# what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
-SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
-
-
-def provide(
-    options: Options, names: Sequence[str], seeds: Sequence[int], tracker: Tracker | None, bar: Bar
-) -> Provision:
-    """The world's datasets, and the weights of those of clip, clip-ft, cliptex and cliptex with fewer experts that are
-    asked for, or the jobs that fine-tune them; nothing is made twice."""
-    sizes = SIZES[options.suite]
-    world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
-    data = _datasets(world)
-    wanted = [name for name in MADE if name in names and options.weights is None]
-    if not wanted:
-        return Provision(data=data)
-
-    made, labels, label_cost = _base(options, world, seeds, any(name in SUBSETS for name in wanted), tracker, bar)
-    tuned = [
-        _Training(
-            name,
-            {**sizes.tune, **(sizes.lambdas if name in SUBSETS else {}), "seed": seed},
-            str(made["clip", seed].path),
+def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePreview:
+    """What of it is there. Weights whose labels or initial weights are not there yet are not there either."""
+    config, sizes = CONFIGS[suite], SIZES[suite]
+    world = home() / "mini" / config.key()
+    there = is_whole(world, config)
+    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), there)]
+    wanted = [(name, seed) for seed in seeds for name in MADE if name in names]
+    tasks = {name: find_recipe(name).tasks for name, _ in wanted}
+    clips = {seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None) for _, seed in wanted}
+    labels: LabelStore | None = None
+    if any(tasks.values()):
+        experts = {name: _expert_folder(world, name, settings) for name, settings in sizes.experts.items()}
+        made = [
+            PreviewStage(f"train expert {n}", "expert", 1, (out / "expert.json").is_file())
+            for n, out in experts.items()
+        ]
+        stores = sorted(
+            (home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime
         )
-        for seed in seeds
-        for name in wanted
-        if name != "clip"
-    ]
-    found, left = _trainings(options, world, tuned, labels, tracker, bar)
-    made |= found
-    backbones, runs, costs = {}, {}, {}
-    for key in ((name, seed) for seed in seeds for name in wanted):
-        name, seed = key
-        costs[key] = label_cost if name in SUBSETS else {}
-        if key in left:
-            path = left[key].arguments["out"]
+        labels = LabelStore(stores[-1].parent) if stores and all(stage.available for stage in made) else None
+        shards = -(-config.pairs // config.shard_size)
+        stages += [*made, PreviewStage("label the pairs", "label", shards, labels is not None)]
+    stages += [PreviewStage(f"train clip · seed {seed}", "train", 1, path.is_file()) for seed, path in clips.items()]
+    backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
+    for name, seed in wanted:
+        used = labels if tasks[name] else None
+        path = clips[seed]
+        if name != "clip":
+            path = _weights_path(world, _tuned(sizes, name, seed), str(clips[seed]), used)
+            known = clips[seed].is_file() and (used is not None or not tasks[name]) and path.is_file()
+            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, known))
         else:
-            path, runs[key], costs[key] = made[key].path, made[key].run, {**made[key].cost, **costs[key]}
-        backbones[key] = {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
-    return Provision(data, backbones, runs, costs, left)
-
-
-def ground(options: Options, seed: int, tracker: Tracker | None, bar: Bar) -> Ground:
-    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP; nothing is made twice."""
-    world = build_world(CONFIGS[options.suite], workers=max(1, options.workers), progress=bar)
-    made, labels, _ = _base(options, world, [seed], True, tracker, bar)
-    assert labels is not None
-    init = str(made["clip", seed].path)
-    pairs = open_pairs(str(world / "pairs"), bar)
-    return Ground(_datasets(world), init, pairs, labels, lambda recipe, used: _weights_path(world, recipe, init, used))
+            known = path.is_file()
+        backbones[name, seed] = _config(name, seed, path) if known else None
+    return SuitePreview(stages, _datasets(world) if there else None, backbones)
 
 
 def _datasets(world: Path) -> dict[str, Path]:
@@ -140,151 +93,107 @@ def _datasets(world: Path) -> dict[str, Path]:
     return {name: world / KNOWN[name].folder for name in DATASETS}
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A recipe by name, changes to it (its seed among them), and the weights it starts from."""
-
-    name: str
-    changes: Mapping[str, Any]
-    init: str
-
-    @property
-    def recipe(self) -> Recipe:
-        return replace(find_recipe(self.name), **self.changes)
+def _config(name: str, seed: int, path: Path) -> dict[str, Any]:
+    return {"name": name, "weights": str(path), "seed": seed, "any_architecture": True}
 
 
-_Weights = dict[tuple[str, int], Trained]
+class _Maker:
+    """Makes each thing once, however many backbones wait for it; the long ones first, so that in the end no core is left alone
+    with one."""
 
+    def __init__(self, stages: Stages, world: Path) -> None:
+        self.stages, self.world, self.sizes = stages, world, SIZES[stages.suite]
+        self.tracker = Tracker(stages.experiment)
+        self._begun: dict[str, asyncio.Task[Any]] = {}
 
-def _base(
-    options: Options, world: Path, seeds: Sequence[int], labelled: bool, tracker: Tracker | None, bar: Bar
-) -> tuple[_Weights, LabelStore | None, dict[str, float]]:
-    """The pre-trained CLIP of each seed and – when ``labelled`` – the experts, both side by side, and their labels of the
-    pairs; with what experts and labels cost."""
-    sizes = SIZES[options.suite]
-    clips = [_Training("clip", {**sizes.clip, "seed": seed}, sizes.init) for seed in seeds]
-    experts = _experts(options, world, tracker) if labelled else {}
-    found, left = _trainings(options, world, clips, None, tracker, bar)
-    missing = [job for job in experts.values() if not (job.arguments["out"] / "expert.json").is_file()]
-    missing.sort(key=lambda job: -job.arguments["settings"]["epochs"])
-    jobs = [*left.values(), *missing]
-    found |= dict(zip(left, side_by_side(jobs, bar, device=options.device_name, most=options.jobs), strict=False))
-    if not labelled:
-        return found, None, {}
-    # what is there by now is only looked up
-    made = {name: job.function(**job.arguments, bar=bar) for name, job in experts.items()}
-    pairs = open_pairs(str(world / "pairs"), bar)
+    async def once(self, name: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of ``make``, which is called by the first who asks."""
+        if name not in self._begun:
+            self._begun[name] = asyncio.ensure_future(make())
+        return await self._begun[name]
 
-    def folder(key: str) -> Path:
-        """By what the experts are, not by what they were asked to be: those that were trained anew make new labels."""
-        return home() / "labels" / f"{world.name}-{key[:8]}"
+    async def backbone(self, name: str, seed: int) -> MadeBackbone:
+        """Weights by name. Those of clip-ft wait for neither experts nor labels."""
+        clip_task = self.once(f"clip {seed}", lambda: self.clip(seed))
+        if name == "clip":
+            clip = await clip_task
+            return MadeBackbone(_config(name, seed, clip.path), clip.run, clip.cost)
+        if name not in SUBSETS:
+            made = await self._tune(name, seed, (await clip_task).path, None)
+            return MadeBackbone(_config(name, seed, made.path), made.run, made.cost)
+        clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
+        made = await self._tune(name, seed, clip.path, labels)
+        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.cost, **cost})
 
-    where = [f"{name}={job.arguments['out']}" for name, job in experts.items()]
-    manifest = label_stage(
-        tracker, pairs, where, folder, settings=LabelSettings(input_side=0, label_side=0), bar=bar,
-        device=options.device_name, workers=options.workers, batch_size=128,
-    )  # fmt: skip
-    cost = {
-        "experts_seconds": sum(each["seconds"] for each in made.values()),
-        "experts_flops": sum(each["flops"] for each in made.values()),
-        "label_seconds": manifest["cost"]["seconds"],
-        "label_flops": manifest["cost"]["flops"],
-    }
-    return found, LabelStore(folder(manifest["key"])), cost
+    async def clip(self, seed: int) -> TrainedWeights:
+        """CLIP, pre-trained on the captions."""
+        recipe = _recipe("clip", self.sizes.clip, seed)
+        return await self._train(recipe, self.sizes.init, None, priority=3)
 
-
-def _experts(options: Options, world: Path, tracker: Tracker | None) -> dict[str, Job]:
-    """The job that trains each expert on the world's shifted domain, or finds it trained."""
-    jobs = {}
-    for name, settings in SIZES[options.suite].experts.items():
-        out = home() / "experts" / f"{world.name}-{name}-{content_key([AXES, settings], 8)}"
-        jobs[name] = Job(
-            expert_job,
-            {"store": _store(tracker), "name": name, "root": world / "expert", "out": out, "settings": settings,
-             "device": options.device_name},
-            threads=_threads(options),
+    async def labels(self) -> tuple[Path, dict[str, float]]:
+        """The store of all experts' labels of the pairs, and what experts and labels cost."""
+        longest = sorted(self.sizes.experts, key=lambda name: -self.sizes.experts[name]["epochs"])
+        made = dict(zip(longest, await asyncio.gather(*map(self._expert, longest)), strict=True))
+        where = tuple(
+            f"{name}={_expert_folder(self.world, name, self.sizes.experts[name])}" for name in self.sizes.experts
+        )
+        manifest = await label_stage(
+            LabelRequest(
+                pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,
+                settings=LabelSettings(input_side=0, label_side=0), batch_size=128, device=self.stages.device,
+                num_workers=self.stages.num_workers, experiment=self.stages.experiment, priority=3,
+            ),
+            self.stages.executor,
         )  # fmt: skip
-    return jobs
+        cost = {
+            "experts_seconds": sum(each["seconds"] for each in made.values()),
+            "experts_flops": sum(each["flops"] for each in made.values()),
+            "label_seconds": manifest["cost"]["seconds"],
+            "label_flops": manifest["cost"]["flops"],
+        }
+        return home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}", cost
 
-
-def _trainings(
-    options: Options,
-    world: Path,
-    trainings: Sequence[_Training],
-    labels: LabelStore | None,
-    tracker: Tracker | None,
-    bar: Bar,
-) -> tuple[_Weights, dict[tuple[str, int], Job]]:
-    """(name, seed) → the weights that are there, and the jobs that make the others."""
-    pairs = open_pairs(str(world / "pairs"), bar)
-    made: _Weights = {}
-    left: dict[tuple[str, int], Job] = {}
-    # long ones come first, so that in the end no core is left alone with one
-    for training in sorted(trainings, key=lambda each: -len(each.recipe.tasks)):
-        recipe = training.recipe
-        used = labels if recipe.tasks else None
-        out = _weights_path(world, recipe, training.init, used)
-        key = (training.name, recipe.seed)
-        if found := find_trained(recipe, init=training.init, pairs=pairs, out=out, labels=used):
-            run = finished_stage(tracker, **{"train.key": found.key})
-            made[key] = Trained(out, run, _cost(found.cost))
-            continue
-        left[key] = Job(
-            train_job,
-            {"store": _store(tracker), "recipe": recipe, "init": training.init, "pairs": str(world / "pairs"),
-             "labels": used.root if used else None, "out": out, "device": options.device_name,
-             "workers": options.workers},
-            threads=_threads(options),
+    async def _expert(self, name: str) -> dict[str, Any]:
+        settings = self.sizes.experts[name]
+        inputs = ExpertTraining(
+            name, self.world / "expert", _expert_folder(self.world, name, settings), settings, device=self.stages.device,
+            experiment=self.stages.experiment,
         )  # fmt: skip
-    return made, left
+        if (inputs.out / "expert.json").is_file():
+            return json.loads((inputs.out / "expert.json").read_text(encoding="utf-8"))
+        return await self._run("expert", expert_unit, inputs, name=f"expert {name}", priority=3)
+
+    async def _tune(self, name: str, seed: int, init: Path, labels: Path | None) -> TrainedWeights:
+        return await self._train(_tuned(self.sizes, name, seed), str(init), labels, priority=2 if labels else 1)
+
+    async def _train(self, recipe: Recipe, init: str, labels: Path | None, priority: int) -> TrainedWeights:
+        stages = self.stages
+        out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
+        inputs = TrainingInputs(
+            recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), stages.device, stages.num_workers,
+            experiment=stages.experiment,
+        )  # fmt: skip
+        found = find_weights(inputs, self.tracker)
+        name = f"train {recipe.name} · seed {recipe.seed}"
+        return found or await self._run("train", train_unit, inputs, name=name, priority=priority)
+
+    async def _run(self, kind: str, unit: Callable[[Any], Any], inputs: Any, **told: Any) -> Any:
+        stages = self.stages
+        asked = needs(kind, stages.executor, stages.device, stages.num_workers)
+        return await stages.executor.run(unit, inputs, **asked, **told)
 
 
-def _threads(options: Options) -> int:
-    """Of a training or an expert: those of four jobs, which are what a first run begins with, so that the weights are the
-    same whoever is left to be trained."""
-    return share_of(4, options.jobs)
+def _recipe(name: str, settings: Mapping[str, Any], seed: int) -> Recipe:
+    return replace(find_recipe(name), **settings, seed=seed)
 
 
-def _store(tracker: Tracker | None) -> tuple[str, str] | None:
-    return (tracker.experiment, tracker.uri) if tracker is not None else None
+def _tuned(sizes: Sizes, name: str, seed: int) -> Recipe:
+    """The recipe of clip-ft, cliptex or cliptex with fewer experts."""
+    return _recipe(name, {**sizes.tune, **(sizes.lambdas if name in SUBSETS else {})}, seed)
 
 
-def expert_job(
-    *,
-    store: tuple[str, str] | None,
-    name: str,
-    root: Path,
-    out: Path,
-    settings: Mapping[str, Any],
-    device: str,
-    bar: Bar,
-) -> dict[str, Any]:
-    """``expert_stage``, from another process: ``store`` is experiment and URI of the tracker."""
-    return expert_stage(Tracker(*store) if store else None, name, root, out, settings=settings, bar=bar, device=device)
-
-
-def train_job(
-    *,
-    store: tuple[str, str] | None,
-    recipe: Recipe,
-    init: str,
-    pairs: str,
-    labels: Path | None,
-    out: Path,
-    device: str,
-    workers: int,
-    bar: Bar,
-) -> Trained:
-    """``train_stage``, from another process."""
-    result, run = train_stage(
-        Tracker(*store) if store else None, recipe, init=init, pairs=open_pairs(pairs, bar),
-        labels=LabelStore(labels) if labels else None, out=out, bar=bar, device=device, workers=workers,
-    )  # fmt: skip
-    return Trained(result.path, run, _cost(result.cost))
-
-
-def _cost(cost: Mapping[str, float]) -> dict[str, float]:
-    return {key: cost[key] for key in ("train_seconds", "train_flops")}
+def _expert_folder(world: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    return home() / "experts" / f"{world.name}-{name}-{content_key([AXES, settings], 8)}"
 
 
 def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:

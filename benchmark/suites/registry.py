@@ -2,60 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backbones import UserError
-from backbones.errors import nearest
-from benchmark.side_by_side import Job
+from backbones.plugins import Registry, of_type
+
+if TYPE_CHECKING:
+    from benchmark.execution import Executor
 
 
 @dataclass(frozen=True)
-class Provision:
-    """What a suite made for a run.
+class Stages:
+    """With what a suite makes its own data and weights.
+
+    Attributes:
+        suite: its name; experiment: where its stages go in MLflow.
+        executor: runs the units; device, num_workers: of each.
+    """
+
+    suite: str
+    experiment: str
+    executor: Executor
+    device: str = "auto"
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class MadeBackbone:
+    """Weights that a suite made.
+
+    Attributes:
+        config: keyword arguments of ``backbones.create``.
+        run: MLflow id of the run that trained them, '' when it is not known.
+        cost: measured cost of making them (``train_seconds``, ``label_seconds`` …).
+    """
+
+    config: Mapping[str, Any]
+    run: str = ""
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SuiteArtifacts:
+    """What a suite makes for a run.
 
     Attributes:
         data: dataset name → folder, as if given with ``--data``.
-        backbones: (name, seed) → keyword arguments of ``backbones.create``, as if given with ``--weights``.
-        runs: (name, seed) → MLflow id of the run that trained those weights, to link to.
-        costs: (name, seed) → measured costs of making the weights (``train_seconds``, ``label_seconds`` …).
-        left: (name, seed) → the job that still has to make those weights; it returns a ``Trained``. The rest is known, so that
-            a run can probe what is there while others are trained.
+        makes: (name, seed) → makes, or finds, that backbone's weights. Called once for each, all at the same time.
     """
 
     data: Mapping[str, Path] = field(default_factory=dict)
-    backbones: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
-    runs: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    costs: Mapping[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
-    left: Mapping[tuple[str, int], Job] = field(default_factory=dict)
+    makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Weights, the MLflow run that trained them, and what that cost."""
+class PreviewStage:
+    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see ``needs``)."""
 
-    path: Path
-    run: str
-    cost: Mapping[str, float]
+    name: str
+    kind: str
+    units: int
+    available: bool
 
 
 @dataclass(frozen=True)
-class Ground:
+class SuitePreview:
+    """What of a suite's own things is there.
+
+    Attributes:
+        stages: in the order of the work.
+        data: as ``SuiteArtifacts.data``; None while it is not there.
+        backbones: (name, seed) → keyword arguments of ``backbones.create``, None while its weights are not there.
+    """
+
+    stages: Sequence[PreviewStage] = ()
+    data: Mapping[str, Path] | None = field(default_factory=dict)
+    backbones: Mapping[tuple[str, int], Mapping[str, Any] | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SuiteTraining:
     """What trainings on a suite's own pairs start from; a sweep trains on it again and again.
 
     Attributes:
         data: dataset name → folder, as if given with ``--data``.
         init: initial weights, as ``--init`` takes them.
-        pairs, labels: image-caption pairs and their pseudo-labels.
+        pairs, labels: image-caption pairs and the store of their pseudo-labels.
         weights: (recipe, labels or None) → where its weights go.
     """
 
     data: Mapping[str, Path]
     init: str
-    pairs: Any
-    labels: Any
+    pairs: str
+    labels: Path
     weights: Callable[[Any, Any], Path]
 
 
@@ -69,9 +110,10 @@ class Suite:
         tasks: task name → changes to its probe's settings, in the order of the report.
         default_backbones: what runs when no ``--backbone`` is given.
         groups: what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several.
-        provide: makes the suite's own data and weights; ``None`` when the user brings them.
-        ground: (options, seed, tracker, bar) → what a sweep trains on; ``None`` when the user brings it.
-        tune: changes to the recipes that fine-tune on that ground.
+        artifacts: (stages, backbones, seeds) → the suite's own data and weights; ``None`` when the user brings them.
+        preview: (suite, backbones, seeds) → what of them is there; makes nothing.
+        training: (stages, seed) → what a sweep trains on; ``None`` when the user brings it.
+        training_settings: changes to the recipes that a sweep trains.
     """
 
     name: str
@@ -79,60 +121,25 @@ class Suite:
     tasks: Mapping[str, Mapping[str, Any]]
     default_backbones: Sequence[str] = ()
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    provide: Callable[..., Provision] | None = None
-    ground: Callable[..., Ground] | None = None
-    tune: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None = None
+    preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
+    training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
+    training_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-SUITES: dict[str, Suite] = {}
+SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))
 
 
 def register_suite(suite: Suite) -> Suite:
     """Add a suite. Raises ``ValueError`` when its name is taken."""
-    if suite.name in SUITES:
-        raise ValueError(f"there is a suite {suite.name!r} already")
-    SUITES[suite.name] = suite
-    return suite
+    return SUITES.register(suite.name, suite)
 
 
 def find_suite(name: str) -> Suite:
     """The suite called ``name``; raises ``UserError`` naming the nearest."""
-    if name not in SUITES:
-        raise UserError(f"no suite {name!r}; {nearest(name, SUITES)}")
-    return SUITES[name]
+    return SUITES.find(name)
 
 
-def _each(datasets: Sequence[str], probes: Sequence[str], **settings: Any) -> dict[str, dict[str, Any]]:
+def cross(datasets: Sequence[str], probes: Sequence[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """Every dataset with every probe: ``{"voc/linear": settings, …}``."""
     return {f"{dataset}/{probe}": settings for dataset in datasets for probe in probes}
-
-
-DENSE = ("linear", "deeplabv3", "pspnet")
-
-register_suite(
-    Suite(
-        name="paper",
-        about="the tasks of the CLIPTeX paper on the real datasets (bring them with --data-root)",
-        tasks={
-            **_each(["voc", "ade20k"], DENSE),
-            **_each(["coco"], ["ssd", "mask-rcnn"]),
-            **_each(["nyu-depth", "nyu-normal"], DENSE),
-            **_each(["imagenet", "places365"], ["linear"]),
-            **_each(["imagenet"], ["zero-shot"]),
-            **_each(["flickr30k"], ["retrieval"]),
-        },
-        default_backbones=("clip", "clip-ft", "cliptex"),
-    )
-)
-
-register_suite(
-    Suite(
-        name="own",
-        about="your own data: examples of datasets declared in one file (place each with --data NAME=DIR)",
-        tasks={
-            **_each(["camvid"], DENSE),
-            **_each(["imagefolder"], ["linear", "zero-shot"]),
-            **_each(["flickr8k"], ["retrieval"]),
-        },
-        default_backbones=("efficientnet-lite0", "random"),
-    )
-)

@@ -27,6 +27,10 @@ UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
 T = TypeVar("T")
 
 
+class NotExamined(LookupError):
+    """There is no verdict on this copy of a dataset yet."""
+
+
 def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Path]) -> Path:
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
@@ -36,7 +40,7 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     Raises:
         UserError: a NAME that no dataset has, no place given, or nothing there.
     """
-    known = {name for each in (*DATASETS.values(), spec) for name in (each.name, each.folder)}
+    known = known_names() | {spec.name, spec.folder}
     for name in data_dirs:
         if name not in known:
             raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, known)}")
@@ -67,6 +71,7 @@ def prepare(
     partial: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
+    known_only: bool = False,
 ) -> PreparedDataset:
     """List, count and decode every sample of the copy at ``root``. The verdict is kept, so that a second call only
     looks at names, sizes and times of the files.
@@ -75,6 +80,7 @@ def prepare(
         splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
         partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
         workers: decoding threads; never changes the result.
+        known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
     Raises:
         UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, too many
             samples (more than 1 % of a split and more than one) cannot be read, or labels do not fit the declaration.
@@ -97,6 +103,8 @@ def prepare(
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
     verdict = read_verdict(cache)
+    if verdict is None and known_only:
+        raise NotExamined(spec.name)
     if verdict is None:
         journal = Journal(cache.with_suffix(".part"))
         verdict = examine(spec, root, inventory, journal, workers, progress)
@@ -355,7 +363,9 @@ def survey(
     progress: Progress | None = None,
 ) -> list[Row]:
     """One row for each registered dataset; by names and counts only, or with every sample decoded when ``full``."""
-    return [look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.values()]
+    return [
+        look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.read_entry_points().values()
+    ]
 
 
 def look_at(
@@ -403,4 +413,4 @@ def look_at(
 
 
 def known_names() -> set[str]:
-    return {name for spec in DATASETS.values() for name in (spec.name, spec.folder)}
+    return {name for spec in DATASETS.read_entry_points().values() for name in (spec.name, spec.folder)}

@@ -1,5 +1,9 @@
-"""Experts that need MMDetection, which only this floor may import. Importing this registers them beside the others."""
+"""Experts that need MMDetection, which only this floor may import. Importing this makes them known beside the others."""
 
-from probes.experts.mask_rcnn import MaskRCNN
+from backbones.cliptex.experts.registry import EXPERTS
 
-__all__ = ["MaskRCNN"]
+EXPERTS.later(
+    "mask-rcnn",
+    "probes.experts.mask_rcnn:MaskRCNN",
+    "semantic maps from MMDetection's instances, by CONFIG:CHECKPOINT; can be trained here",
+)

@@ -1,7 +1,7 @@
 """``mask-rcnn``: semantic maps from MMDetection's instances (He, Gkioxari, Dollár, Girshick, ICCV 2017).
 
 Instances are merged into one hard map, the surer over the less sure. It lives on this floor because MMDetection does;
-it keeps the contract of ``backbones.cliptex.experts`` and is registered there.
+it keeps the contract of ``backbones.cliptex.experts``; ``probes.experts`` makes it known there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from backbones.cliptex.experts.base import BACKGROUND, CONFIG, IGNORE, Expert, r
 from backbones.cliptex.experts.data import CocoImage, ExpertData, coco_instances, square
 from backbones.cliptex.experts.fit import FitSettings, draw, jitter, optimise
 from backbones.cliptex.experts.nll_angmf import scaled
-from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError, nearest
@@ -75,7 +74,6 @@ class MaskRCNNSettings(FitSettings):
     doubt: float = 0.2
 
 
-@register_expert
 class MaskRCNN(Expert):
     """Mask R-CNN, or any other instance segmenter of MMDetection.
 
@@ -86,7 +84,6 @@ class MaskRCNN(Expert):
     name = "mask-rcnn"
     task = "seg"
     settings_type = MaskRCNNSettings
-    about = "semantic maps from MMDetection's instances, by CONFIG:CHECKPOINT; can be trained here"
     settings: MaskRCNNSettings
 
     def __init__(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
-from backbones.errors import UserError
+from backbones.errors import UserError, users_line
 from backbones.files import replacing, write_text
 
 
@@ -36,3 +40,80 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, write):
         write(temporary)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a directory|File exists)"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_place_that_is_a_folder_is_one_line(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*a.txt: Is a directory"):
+        write_text(tmp_path / "a.txt", "x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("block", "kind"),
+    [
+        (lambda path: Path("/nowhere/labels.json").read_text(), FileNotFoundError),
+        (lambda path: (path.parent / "a/b").mkdir(), FileNotFoundError),
+        (lambda path: None, FileNotFoundError),  # whoever forgot to write
+        (lambda path: {}["key"], KeyError),
+        (lambda path: 1 / 0, ZeroDivisionError),
+        (lambda path: socket.create_connection(("127.0.0.1", 9)), ConnectionRefusedError),
+        (lambda path: torch.load(io.BytesIO(b"PK\3\4 nonsense"), weights_only=True), RuntimeError),
+        (full, UserError),
+        (lambda path: path.mkdir() or path.write_text("x"), UserError),
+    ],
+    ids=["another file", "another folder", "nothing", "key", "sum", "network", "torch reads", "full", "refused"],
+)
+def test_only_errors_of_writing_that_file_are_the_users(tmp_path, block, kind):
+    with pytest.raises(kind) as caught, replacing(tmp_path / "weights") as temporary:
+        block(temporary)
+    assert caught.type is kind
+
+
+def refused(code: int) -> OSError:
+    return OSError(code, os.strerror(code), "/data/x")
+
+
+def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
+    assert users_line(UserError("no such\nthing")) == "no such thing"
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        assert (
+            users_line(refused(code))
+            == f"cannot write /data/x: {os.strerror(code)}; free some space and run the command again"
+        )
+    assert users_line(refused(errno.ENOENT)) is None
+    assert users_line(KeyError("x")) is None
+
+    def raised(how):
+        try:
+            how()
+        except Exception as error:
+            return users_line(error)
+
+    def of_a_cause():
+        try:
+            raise refused(errno.ENOSPC)
+        except OSError as error:
+            raise RuntimeError("the write failed") from error
+
+    def beside_another():
+        try:
+            raise refused(errno.EROFS)
+        except OSError:
+            {}["key"]
+
+    assert raised(of_a_cause).startswith("cannot write /data/x: No space left")
+    assert raised(beside_another) is None
+    first, second = RuntimeError(), RuntimeError()
+    first.__cause__, second.__cause__ = second, first
+    assert users_line(first) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,8 +42,6 @@ def build(request):
     return backbone
 
 ENTRY = Entry("grey", "one grey map", "MIT", build)
-OTHER = Entry("another-name", "wrong name", "MIT", build)
-NOTHING = 3
 """
 
 
@@ -54,18 +53,12 @@ def plugins(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey-backbone\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cliptex_benchmark.backbones]\n"
-        "grey = grey_backbone:ENTRY\n"
-        "broken = grey_backbone:MISSING\n"
-        "misnamed = grey_backbone:OTHER\n"
-        "nothing = grey_backbone:NOTHING\n"
-        "gone = no_such_module:ENTRY\n"
-        "clip = grey_backbone:ENTRY\n"
+        "[cliptex_benchmark.backbones]\ngrey = grey_backbone:ENTRY\nbroken = grey_backbone:MISSING\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(backbones.BACKBONES, "_things", dict(backbones.BACKBONES))
+    monkeypatch.setattr(backbones.BACKBONES, "broken", {})
     yield
-    registry._entries.pop("grey", None)
-    registry._broken.clear()
     sys.modules.pop("grey_backbone", None)
 
 
@@ -120,39 +113,22 @@ def test_our_own_recipes_say_how_to_make_their_weights(name):
 def test_register_guards_names():
     entry = backbones.find("clip")
     with pytest.raises(ValueError, match="already"):
-        backbones.register(entry)
+        backbones.register(replace(entry, about="another"))
     with pytest.raises(ValueError, match="slash"):
         backbones.register(backbones.Entry("a/b", "", "", entry.build))
     with pytest.raises(TypeError):
         backbones.BACKBONES["mine"] = entry
     with pytest.raises(ValueError, match="already"):
-        registry.register_family(registry.FAMILIES["timm"])
+        registry.register_family(replace(registry.FAMILIES["timm"], about="another"))
 
 
 def test_other_packages_bring_backbones(plugins):
-    clip = backbones.find("clip")
     backbone = backbones.create("grey", seed=2)
     assert backbone(torch.zeros(1, 3, 8, 6))[0].shape == (1, 1, 4, 3)
     assert not any(p.requires_grad for p in backbone.parameters())
     assert backbone.key() == backbones.create("grey", seed=2).key() != backbones.create("grey", seed=3).key()
     assert "grey" in backbones.names()
     assert "broken" not in backbones.names()
-    assert backbones.find("clip") is clip, "a package must not replace a shipped backbone"
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("broken", "AttributeError"),
-        ("misnamed", "'another-name'"),
-        ("nothing", "a int, not a backbones.registry.Entry"),
-        ("gone", "ModuleNotFoundError: No module named 'no_such_module'"),
-    ],
-)
-def test_a_broken_package_is_an_error_only_for_who_asks(plugins, name, why):
-    with pytest.raises(UserError, match=f"backbone '{name}' cannot be loaded: .*{why}"):
-        backbones.create(name)
-    assert backbones.create("grey").name == "grey"
 
 
 def test_same_seed_same_weights_in_another_process():

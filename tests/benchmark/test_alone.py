@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from benchmark.alone import alone
+
 from benchmark.execution.progress import Bar
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from benchmark.evaluation.cell import Cell
-from benchmark.execution.progress import console
 from benchmark.evaluation.table import show
+from benchmark.execution.progress import console
 
 
 def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(monkeypatch):

@@ -15,9 +15,9 @@ EXPERT = "experts train unet --data there --out expert"
     ("command", "said"),
     [
         (f"{LABEL} --batch-size 0", "--batch-size 0: must be at least 1"),
-        (f"{LABEL} --workers -1", "--workers -1: must be at least 0"),
+        (f"{LABEL} --num-workers -1", "--num-workers -1: must be at least 0"),
         (f"{LABEL} --set label_side=-1", "must not be negative"),
-        (f"{TRAIN} --workers -1", "--workers -1: must be at least 0"),
+        (f"{TRAIN} --num-workers -1", "--num-workers -1: must be at least 0"),
         (f"{TRAIN} --save-every nan", "--save-every nan: must be at least 0"),
         (f"{TRAIN} --set beta2=1", "beta1 and beta2 must be in"),
         ("train --init random --pairs pairs --out .", "--out . is a folder"),

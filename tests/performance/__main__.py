@@ -1,4 +1,4 @@
-"""``python -m benchmark.bench [NAME …]``: run the benchmarks and write ``docs/benchmarks.{md,json}``."""
+"""``python -m tests.performance [NAME …]``: run the benchmarks and write ``docs/benchmarks.{md,json}``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `python -m benchma
 def main() -> int:
     """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given, where their lines replace the
     older ones)."""
-    parser = argparse.ArgumentParser(prog="python -m benchmark.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, help="folder to write to (default: docs, for a whole run)")
     options = parser.parse_args()

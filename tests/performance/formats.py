@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.performance.harness import Result, alternate, bench
 from benchmark.execution.progress import console
+from tests.performance.harness import Result, alternate, bench
 
 # channels, side and number of maps: a small backbone's at 64 px, and a ViT-B/16's last at 224 px
 SHAPES = {"64 × 8 × 8": (64, 8, 2000), "768 × 14 × 14": (768, 14, 200)}

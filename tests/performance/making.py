@@ -66,7 +66,7 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
     from PIL import Image
 
     from backbones.cliptex.experts import find_expert
-    from backbones.cliptex.label import LabelSettings, label_pairs
+    from backbones.cliptex.label import Labeller, LabelSettings, finish_labels, labels_writer
     from backbones.cliptex.pairs import open_pairs
     from backbones.cliptex.protocols import Silent
 
@@ -91,11 +91,10 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
         started = time.perf_counter()
-        manifest = label_pairs(
-            open_pairs(str(Path(folder) / "00000.tar")), experts, Path(folder) / "labels",
-            settings=LabelSettings(input_side=side, label_side=side), batch_size=batch_size, progress=Silent(),
-            log=Silent(),
-        )  # fmt: skip
+        source, settings = open_pairs(str(Path(folder) / "00000.tar")), LabelSettings(side, side)
+        writer = labels_writer(source, experts, settings, Path(folder) / "labels")
+        Labeller(source, experts, writer, settings, batch_size).label(source.shards[0], Silent())
+        manifest = finish_labels(source, writer)
         seconds = time.perf_counter() - started
     alone = sum(manifest["cost"]["expert_seconds"].values())
     results = [

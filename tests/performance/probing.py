@@ -14,8 +14,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from tests.performance.harness import Result, alternate, bench, say
 from probes.registry import PROBES
+from tests.performance.harness import Result, alternate, bench, say
 
 MODEL = "random/timm/vit_base_patch16_224"
 SEGMENTERS = ("linear", "deeplabv3", "pspnet")
@@ -31,11 +31,11 @@ def against_stock(
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from tests.performance.toys import context
     from probes.feature_cache import root
     from probes.mmlab import share
+    from tests.performance.toys import context
 
-    probe, create = PROBES[kind, probe_name], {"name": model, "seed": 0}  # type: ignore[index]
+    probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
     backbone = backbones.create(model, seed=0)
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -138,8 +138,8 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from tests.performance.toys import context, dense
     from probes.feature_cache import root
+    from tests.performance.toys import context, dense
 
     create = {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)
@@ -155,7 +155,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         def probes(**changes: int) -> None:
             side_by_side({
                 (name, probe): context(
-                    backbone, create, data[name], PROBES[data[name].spec.kind, probe].settings_type(**settings | changes),
+                    backbone, create, data[name], PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(**settings | changes),
                     emptied(Path(folder) / f"work-{name}-{probe}"),
                 )
                 for name, probe in tasks
@@ -196,7 +196,7 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
         for about, more in (("random crops", {}), ("kept features", {"views": 1, "cache": "fp16"})):
 
             def place(probe: str, more: dict[str, Any] = more) -> Any:
-                chosen = PROBES["segmentation", probe].settings_type(**settings, **more)
+                chosen = PROBES[f"segmentation/{probe}"].settings_type(**settings, **more)
                 return context(backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}"))
 
             def together(place: Any = place) -> None:
@@ -204,7 +204,7 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
 
             def alone(place: Any = place) -> None:
                 for name in SEGMENTERS:
-                    PROBES["segmentation", name].run(place(name))
+                    PROBES[f"segmentation/{name}"].run(place(name))
 
             what = f"three segmentation probes on {images} images, {about}: side by side against one after the other"
             results.append(alternate(what, together, alone, n=n))
@@ -220,7 +220,7 @@ def side_by_side(contexts: dict[tuple[str, str], Any]) -> None:
     members = {}
     for key, each in contexts.items():
         seat = Seat(table=table)
-        members[key] = seat.turns(PROBES[each.data.spec.kind, key[1]].steps(each, seat))  # type: ignore[attr-defined]
+        members[key] = seat.turns(PROBES[f"{each.data.spec.kind}/{key[1]}"].steps(each, seat))  # type: ignore[attr-defined]
     for result in drain(in_lockstep(members)).values():
         if isinstance(result, Exception):
             raise result

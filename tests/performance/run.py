@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ TRACKING = (
 @bench
 def run() -> list[Result]:
     """One cell of the smoke suite, trained for 300 iterations, with every call into tracking timed."""
-    import benchmark.evaluation.runner as running
+    from benchmark.evaluation import runner
+    from benchmark.execution import ExecutorSpec
     from reports import tracking
+    from reports.store import using
 
     clock = {"inside": 0.0, "depth": 0}
 
@@ -49,17 +52,18 @@ def run() -> list[Result]:
 
     original = {name: getattr(tracking.Run, name) for name in TRACKING}
     before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, using(f"sqlite:///{folder}/mlflow.db"):
         try:
             os.chdir(folder)
-            request = running.Options(
-                backbones=["efficientnet-lite0"], suite="smoke", tasks=["mini-seg/linear"], changes=["max_iters=300"]
-            )
-            running.run(request)  # makes the world and warms everything up
+            request = runner.RunOptions(
+                backbones=["efficientnet-lite0"], suite="smoke", tasks=["mini-seg/linear"], overrides=["max_iters=300"],
+                executor=ExecutorSpec(jobs=1),  # in this process, where the calls are timed
+            )  # fmt: skip
+            runner.run(request)  # makes the world and warms everything up
             for name, function in original.items():
                 setattr(tracking.Run, name, timed(function))
             started = time.perf_counter()
-            outcome = running.run(running.Options(**{**vars(request), "force": True}))
+            outcome = runner.run(replace(request, force=True))
             seconds = time.perf_counter() - started
             child = outcome.tracker.client.get_run(outcome.cells[0].run_id)
         finally:

@@ -34,10 +34,10 @@ def test_an_unknown_task_names_the_nearest():
         find_task("voc/pspent")
 
 
-@pytest.mark.parametrize("place", PROBES, ids="/".join)
+@pytest.mark.parametrize("place", PROBES)
 def test_probes_keep_the_contract(place):
     probe = PROBES[place]
-    assert (probe.kind, probe.name) == place
+    assert f"{probe.kind}/{probe.name}" == place
     assert probe.kind in get_args(Kind)
     assert probe.version >= 1
     assert probe.metrics

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import probes.datasets.shipped  # noqa: F401
-from backbones.errors import UserError
-from probes.base import NonFiniteLoss
-from probes.classification import LinearClassification, LinearSettings, score
+from backbones.errors import NonFiniteLoss, UserError
+from probes.classification import score
+from probes.image_level import LINEAR
+from probes.image_settings import LinearSettings
 from probes.linear import Schedule, Standardiser, ranks, stratified_split, train_linear
 from probes.registry import DATASETS
 from tests.probes.datasets import make
@@ -148,7 +149,7 @@ SMALL = {"epochs": 6, "batch_size": 16, "learning_rates": (0.001, 0.1, 10.0), "h
 
 def test_the_probe_end_to_end(tmp_path):
     root = make.make_imagefolder(tmp_path, 8, 3)
-    probe = LinearClassification()
+    probe = LINEAR
     around = context(probe, DATASETS["imagefolder"], root, **SMALL)
     before = {name: value.clone() for name, value in around.backbone.state_dict().items()}
     with FlopCounterMode(display=False) as everything:
@@ -175,7 +176,7 @@ def test_the_probe_end_to_end(tmp_path):
 
 def test_the_choice_does_not_depend_on_val(tmp_path):
     """Val with permuted labels, other images, or far more of them: the same classifier is chosen and trained."""
-    probe, spec = LinearClassification(), DATASETS["imagefolder"]
+    probe, spec = LINEAR, DATASETS["imagefolder"]
     root = make.make_imagefolder(tmp_path / "a", 8, 3)
     around = context(probe, spec, root, **SMALL)
     wanted = probe.run(around)
@@ -192,7 +193,7 @@ def test_the_choice_does_not_depend_on_val(tmp_path):
 
 def test_one_learning_rate_needs_no_choice(tmp_path):
     root = make.make_imagefolder(tmp_path, 1, 1)
-    probe, spec = LinearClassification(), DATASETS["imagefolder"]
+    probe, spec = LINEAR, DATASETS["imagefolder"]
     around = context(probe, spec, root, **{**SMALL, "learning_rates": (0.1,)})
     assert "given" in probe.run(around).notes[0]
     with pytest.raises(UserError, match="only one training image"):

@@ -28,7 +28,7 @@ SMALL = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), 
 def run(folder: Path, kind: str, name: str, data=None, context_args=None, **settings):
     """Make a tiny dataset, run the probe on it; returns its result and the context."""
     data = data or tiny_dense.make(folder / "data", kind)
-    probe = REGISTERED[kind, name]
+    probe = REGISTERED[f"{kind}/{name}"]
     chosen = probe.settings_type(**{**SMALL, "max_iters": 2, **settings})
     made = context(folder / "work", data, chosen, **(context_args or {}))
     return probe.run(made), made
@@ -67,7 +67,7 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):
         pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))
         Image.fromarray(pixels).save(tmp_path / "data" / data.samples[split][0].image)
     made = context(tmp_path / "work", data, SegmentationSettings(**{**SMALL, "size": 40}))
-    config = dense_config(REGISTERED["segmentation", "linear"], made)
+    config = dense_config(REGISTERED["segmentation/linear"], made)
     with DefaultScope.overwrite_default_scope("mmseg"):
         prepare = MODELS.build(config.model.data_preprocessor)
         for loader, training in ((config.train_dataloader, True), (config.val_dataloader, False)):
@@ -171,7 +171,7 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
 
 def test_the_config_runs_with_plain_mmengine(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "normals")
-    probe = REGISTERED["normals", "deeplabv3"]
+    probe = REGISTERED["normals/deeplabv3"]
     made = context(tmp_path / "work", data, NormalSettings(**{**SMALL, "max_iters": 2}))
     made = dataclasses.replace(made, backbone_config={"name": "efficientnet-lite0"})
     import backbones
@@ -193,7 +193,7 @@ def test_the_config_runs_with_plain_mmengine(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_are_plain_protocol(kind):
-    settings = REGISTERED[kind, "linear"].settings_type()
+    settings = REGISTERED[f"{kind}/linear"].settings_type()
     fields = json.loads(json.dumps(dataclasses.asdict(settings)))
     assert type(settings)(**fields) == settings  # a list of JSON is as good as the tuple
     assert hash(settings) == hash(type(settings)())
@@ -252,7 +252,7 @@ def test_real_camvid_is_learnt_by_a_few_steps(real_data, tmp_path):
     data = dataclasses.replace(data, samples=few)
     settings = SegmentationSettings(size=64, max_iters=20, batch_size=4, lr=0.01, scale_range=(1.0, 1.0), warmup=0.0)
     made = context(tmp_path / "work", data, settings)
-    result = REGISTERED["segmentation", "linear"].run(made)
+    result = REGISTERED["segmentation/linear"].run(made)
     assert result.metrics["aAcc"] > 40 and result.per_image["label"].shape == (5, 11)
     assert result.per_image["label"].sum() <= 5 * 360 * 480  # at the resolution of the label maps
     assert result.per_image["label"].sum() > 0.8 * 5 * 360 * 480

@@ -48,7 +48,7 @@ def own_home(tmp_path, monkeypatch):
 def prepare(
     folder: Path, kind: str, data, name: str = "linear", backbone: str = "tiny-cnn", seed=0, recorder=None, **change
 ):
-    probe = PROBES[kind, name]
+    probe = PROBES[f"{kind}/{name}"]
     settings = probe.settings_type(**{**SMALL, **change})
     made = context(folder, data, settings, recorder=recorder, seed=seed)
     if backbone != "tiny-cnn":
@@ -288,6 +288,6 @@ def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path,
 
 def test_kept_features_need_views_that_repeat():
     with pytest.raises(UserError, match="set views=1 or more"):
-        PROBES["depth", "linear"].settings_type(cache="fp16")
+        PROBES["depth/linear"].settings_type(cache="fp16")
     with pytest.raises(UserError, match="none, fp16, bf16 or fp32"):
-        PROBES["depth", "linear"].settings_type(views=1, cache="int8")
+        PROBES["depth/linear"].settings_type(views=1, cache="int8")

@@ -176,7 +176,7 @@ def run(
     settings = with_changes(SETTINGS[name], changes or {})
     place = context(work, tiny_coco.prepared(root), settings, backbone, recorder, **options)
     before = {key: value.clone() for key, value in place.backbone.state_dict().items()}
-    result = PROBES["detection", name].run(place)
+    result = PROBES[f"detection/{name}"].run(place)
     unchanged = all(torch.equal(value, before[key]) for key, value in place.backbone.state_dict().items())
     return result, recorder, unchanged
 
@@ -248,7 +248,7 @@ def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root: Path, tmp
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
 def test_config_runs_with_plain_mmengine(root: Path, tmp_path: Path, name: str) -> None:
     settings = with_changes(SETTINGS[name], {"max_iters": 2})
-    text = PROBES["detection", name].config(context(tmp_path, tiny_coco.prepared(root), settings))
+    text = PROBES[f"detection/{name}"].config(context(tmp_path, tiny_coco.prepared(root), settings))
     runner = Runner.from_cfg(Config.fromstring(text, ".py"))
     runner.train()
     assert runner.iter == 2
@@ -270,8 +270,8 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> 
             with Image.open(data.root / sample.image) as old:
                 Image.fromarray(pixels[:, : old.width]).save(data.root / sample.image, exif=exif)
     small = {"size": 40, "augment": False} if name == "ssd" else {"short_side": 40, "long_side": 60}
-    made = context(tmp_path / "work", data, PROBES["detection", name].settings_type(**small))
-    config = Config.fromstring(PROBES["detection", name].config(made), ".py")
+    made = context(tmp_path / "work", data, PROBES[f"detection/{name}"].settings_type(**small))
+    config = Config.fromstring(PROBES[f"detection/{name}"].config(made), ".py")
     init_default_scope("mmdet")
     prepare = MODELS.build(config.model.data_preprocessor)
     train, val = DATASETS.build(config.train_dataloader.dataset.dataset), DATASETS.build(config.val_dataloader.dataset)
@@ -321,7 +321,7 @@ def test_wrong_settings_are_one_line(root: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             with_changes(settings, changes)
     with pytest.raises(UserError, match="ssd takes SSDSettings, not MaskRCNNSettings"):
-        PROBES["detection", "ssd"].config(context(tmp_path, tiny_coco.prepared(root), MaskRCNNSettings()))
+        PROBES["detection/ssd"].config(context(tmp_path, tiny_coco.prepared(root), MaskRCNNSettings()))
 
 
 def real_coco() -> Path:

@@ -53,7 +53,7 @@ def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkey
     curves, found = {}, {}
     for cache in ("none", "fp32", "fp16"):
         place = made(tmp_path / cache, "ssd", data, cache, backbone=REAL[backbone])
-        found[cache] = PROBES["detection", "ssd"].run(place)
+        found[cache] = PROBES["detection/ssd"].run(place)
         curves[cache] = place.log.curve("train/loss")
     assert len(curves["none"]) == 6 and len(set(curves["none"])) == 6
     assert curves["fp32"] == pytest.approx(curves["none"], rel=1e-4)
@@ -64,7 +64,7 @@ def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkey
 
 
 def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
-    probe = PROBES["detection", "mask-rcnn"]
+    probe = PROBES["detection/mask-rcnn"]
     configs = {
         cache: detection_config(probe, made(tmp_path / cache, "mask-rcnn", data, cache)) for cache in ("none", "fp32")
     }
@@ -106,13 +106,13 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
 
 def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
     first, second = Recorder(), Recorder()
-    whole = PROBES["detection", "ssd"].run(made(tmp_path / "a", "ssd", data, "fp16", first))
+    whole = PROBES["detection/ssd"].run(made(tmp_path / "a", "ssd", data, "fp16", first))
     assert [name for name, _ in first.started if name.startswith("encoding")] == [
         "encoding tiny-cnn on instances_train2017", "encoding tiny-cnn on instances_val2017",
     ]  # fmt: skip
     for shard in root().glob("*/00000.bin"):
         os.truncate(shard, 10)
-    again = PROBES["detection", "ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
+    again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
     assert again.metrics == whole.metrics
     assert sum("made again" in note for note in again.notes) == 2
     assert sum(name.startswith("encoding") for name, _ in second.started) == 2

@@ -12,8 +12,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
-from backbones.errors import UserError
-from probes.base import NonFiniteLoss
+from backbones.errors import NonFiniteLoss, UserError
 from probes.encode import Images, encode_images, encode_texts, fit
 from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours

@@ -65,7 +65,7 @@ def ramps(data: PreparedDataset) -> np.ndarray:
 
 def predict(folder: Path, data: PreparedDataset, weight: list[list[float]], **settings: Any) -> Any:
     """What a linear probe with these weights says of the first image of val."""
-    probe = PROBES[data.spec.kind, "linear"]
+    probe = PROBES[f"{data.spec.kind}/linear"]
     chosen = probe.settings_type(size=SIZE, batch_size=1, **settings)
     config = dense_config(probe, context(folder, data, chosen, "means-14"))
     with DefaultScope.overwrite_default_scope("mmseg"):
@@ -109,7 +109,7 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
 @pytest.mark.parametrize(("kind", "name"), [("normals", "linear"), ("segmentation", "deeplabv3"), ("depth", "pspnet")])
 def test_dense_probes_run_on_patches_of_14(tmp_path: Path, kind: str, name: str) -> None:
     data = tiny_dense.make(tmp_path / "data", kind, train=2, val=1)
-    probe = PROBES[kind, name]
+    probe = PROBES[f"{kind}/{name}"]
     settings = probe.settings_type(size=40, batch_size=2, channels=8, max_iters=1)
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
     assert list(result.metrics) == list(probe.metrics)
@@ -121,7 +121,7 @@ def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name
     """Nothing is found in the padding: every box (and mask) lies in its image, at the image's own resolution."""
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
     data = dataclasses.replace(data, samples={split: list(each)[:4] for split, each in data.samples.items()})
-    probe = PROBES["detection", name]
+    probe = PROBES[f"detection/{name}"]
     small = {"size": 45} if name == "ssd" else {"short_side": 45, "long_side": 60, "hidden": 16}
     settings = probe.settings_type(max_iters=2, batch_size=2, width=16, **small)
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))

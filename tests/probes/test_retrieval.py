@@ -9,8 +9,9 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 import probes.datasets.shipped  # noqa: F401
 from backbones.errors import UserError
+from probes.image_level import RETRIEVAL
 from probes.registry import DATASETS
-from probes.retrieval import Retrieval, by_image, recall, retrieval_ranks
+from probes.retrieval import by_image, recall, retrieval_ranks
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 
@@ -123,9 +124,9 @@ def test_caption_ranks_by_image():
 
 def test_the_probe_end_to_end(tmp_path):
     root = make.make_flickr(tmp_path, 0, 4)  # four images, of four colours, which the captions name
-    around = context(Retrieval(), DATASETS["flickr30k"], root)
-    result = Retrieval().run(around)
-    assert list(result.metrics) == list(Retrieval.metrics)
+    around = context(RETRIEVAL, DATASETS["flickr30k"], root)
+    result = RETRIEVAL.run(around)
+    assert list(result.metrics) == list(RETRIEVAL.metrics)
     assert set(result.metrics.values()) == {100.0}
     assert result.per_image["image"].tolist() == [f"images/test{n:04d}.jpg" for n in range(4)]
     assert result.per_image["i2t_rank"].shape == (4,)
@@ -143,7 +144,7 @@ def test_the_template_is_used(tmp_path):
 
     root = make.make_flickr(tmp_path, 0, 2)
     spec = DATASETS["flickr30k"]
-    Retrieval().run(context(Retrieval(), spec, root, backbone=Ears(), template="a photo of {}"))
+    RETRIEVAL.run(context(RETRIEVAL, spec, root, backbone=Ears(), template="a photo of {}"))
     assert heard[0] == "a photo of A red thing, seen 0 times in test0000.jpg ."
     with pytest.raises(UserError, match="template"):
-        Retrieval().run(context(Retrieval(), spec, root, template="no place"))
+        RETRIEVAL.run(context(RETRIEVAL, spec, root, template="no place"))

@@ -52,7 +52,7 @@ def own_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
 def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind):
     data = tiny_dense.make(tmp_path / "data", kind, train=4, val=7)  # the second is turned on its side
-    probe, results, steps = PROBES[kind, "pspnet"], {}, {}
+    probe, results, steps = PROBES[f"{kind}/pspnet"], {}, {}
     settings = probe.settings_type(
         size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, views=1, cache="fp16"
     )
@@ -78,7 +78,7 @@ def test_detections_are_those_of_one_by_one(tmp_path, monkeypatch):
     results = {}
     for most in (1, 16):
         monkeypatch.setattr(detection_cache, "AT_ONCE", most)
-        results[most] = PROBES["detection", "mask-rcnn"].run(context(tmp_path / str(most), data, settings))
+        results[most] = PROBES["detection/mask-rcnn"].run(context(tmp_path / str(most), data, settings))
     one, many = results[1], results[16]
     assert many.per_image["image"].tolist() == one.per_image["image"].tolist()
     assert many.per_image["detections"].sum() > 0

@@ -14,7 +14,8 @@ import torch
 
 import probes.dense  # noqa: F401 – registers the probes
 from backbones import registry
-from probes.base import Context, NonFiniteLoss, TaskResult
+from backbones.errors import NonFiniteLoss
+from probes.base import Context, TaskResult
 from probes.dense_data import LoadTruth
 from probes.lockstep import JointBar, drain, in_lockstep
 from probes.registry import PROBES
@@ -72,7 +73,7 @@ def data(tmp_path) -> dict[str, Any]:
 def place(
     folder: Path, data: dict[str, Any], kind: str, name: str, recorder: Recorder | None = None, **change
 ) -> Context:
-    settings = PROBES[kind, name].settings_type(**{**SMALL, **change})
+    settings = PROBES[f"{kind}/{name}"].settings_type(**{**SMALL, **change})
     made = context(folder / f"{kind}-{name}", data[kind], settings, recorder=recorder)
     return replace(made, backbone=data["backbone"])  # one for all tasks, as in a run
 
@@ -82,7 +83,7 @@ def together(contexts: dict[tuple[str, str], Context]) -> dict[tuple[str, str], 
     steps = {}
     for key, each in contexts.items():
         seat = Seat(table=table)
-        steps[key] = seat.turns(PROBES[key].steps(each, seat))
+        steps[key] = seat.turns(PROBES["/".join(key)].steps(each, seat))
     return drain(in_lockstep(steps))
 
 
@@ -107,7 +108,7 @@ def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_random_crops_are_decoded_and_encoded_once_for_all_and_each_ends_as_alone(tmp_path, data, calls, workers):
     alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
-    results = {key: PROBES[key].run(each) for key, each in alone.items()}
+    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
     for_two = calls.copy()
     contexts = {key: replace(place(tmp_path / "joint", data, *key), workers=workers) for key in SEGMENTATION}
     found = together(contexts)
@@ -126,7 +127,7 @@ def test_kept_features_are_stacked_once_for_all_and_each_ends_as_alone(tmp_path,
     from probes.dense_cache import StackFeatures
 
     alone = {key: place(tmp_path / "alone", data, *key, **KEPT) for key in members}
-    results = {key: PROBES[key].run(each) for key, each in alone.items()}
+    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
     counted: Counter = Counter()
     stack, resize = StackFeatures._stack, mmlab.resize_concat
     monkeypatch.setattr(StackFeatures, "_stack", lambda *a: counted.update(["stack"]) or stack(*a))
@@ -140,7 +141,7 @@ def test_kept_features_are_stacked_once_for_all_and_each_ends_as_alone(tmp_path,
 
 def test_families_are_those_that_read_the_same(tmp_path, data):
     def family(kind: str, name: str, **change: Any) -> str:
-        return PROBES[kind, name].family(place(tmp_path, data, kind, name, **change))
+        return PROBES[f"{kind}/{name}"].family(place(tmp_path, data, kind, name, **change))
 
     assert (
         family("segmentation", "linear") == family("segmentation", "pspnet") == family("segmentation", "linear", lr=1.0)
@@ -153,7 +154,7 @@ def test_families_are_those_that_read_the_same(tmp_path, data):
 
 def test_one_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
     alone = place(tmp_path / "alone", data, *SEGMENTATION[1])
-    result = PROBES[SEGMENTATION[1]].run(alone)
+    result = PROBES["/".join(SEGMENTATION[1])].run(alone)
     contexts = {
         SEGMENTATION[0]: place(tmp_path / "joint", data, *SEGMENTATION[0], lr=1e30),
         SEGMENTATION[1]: place(tmp_path / "joint", data, *SEGMENTATION[1]),
@@ -168,7 +169,7 @@ def test_one_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
 def test_interrupted_and_resumed_ends_as_alone(tmp_path, data, change):
     """States are written at every iteration here (a twentieth of six): the members are at different places when they go on."""
     alone = {key: place(tmp_path / "alone", data, *key, **change) for key in SEGMENTATION}
-    results = {key: PROBES[key].run(each) for key, each in alone.items()}
+    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
     # the first one's fourth iteration is done, and its state not yet written; the second has done three
     broken = {
         SEGMENTATION[0]: place(tmp_path / "cut", data, *SEGMENTATION[0], **change),
@@ -200,7 +201,7 @@ def test_killed_and_resumed_ends_as_alone(tmp_path, data):
     assert process.exitcode == -signal.SIGKILL
     assert list((tmp_path / "cut").rglob(STATE))
     alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
-    results = {key: PROBES[key].run(each) for key, each in alone.items()}
+    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
     contexts = {key: place(tmp_path / "cut", data, *key) for key in SEGMENTATION}
     assert_same(together(contexts), results, contexts, alone)
 
@@ -215,7 +216,7 @@ def test_a_grid_chooses_what_separate_trainings_would(tmp_path, data, calls):
     kind, rates, recorder = "segmentation", (1e-5, 0.03, 1e30), Recorder()
     grid = place(tmp_path / "grid", data, kind, "linear", recorder=recorder, lr_grid=rates)
     before = calls["TinyBackbone"]
-    result = PROBES[kind, "linear"].run(grid)
+    result = PROBES[f"{kind}/linear"].run(grid)
     encoded = calls["TinyBackbone"] - before
     held = held_out(grid)
     assert len(held) == 1 and held < {sample.image for sample in data[kind].samples["train"]}
@@ -223,7 +224,7 @@ def test_a_grid_chooses_what_separate_trainings_would(tmp_path, data, calls):
     for rate in rates[:2]:
         for on in ("held", "val"):
             one = place(tmp_path / f"{on}-{rate}", data, kind, "linear", lr=rate)
-            config = dense_config(PROBES[kind, "linear"], one, held, score_held_out=on == "held")
+            config = dense_config(PROBES[f"{kind}/linear"], one, held, score_held_out=on == "held")
             (scores if on == "held" else val)[rate] = run_training(config, one).metrics
     best = max(scores, key=lambda rate: scores[rate]["mIoU"])
     assert scores[rates[0]]["mIoU"] != scores[rates[1]]["mIoU"]
@@ -242,18 +243,18 @@ def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data)
 
     grids = {key: place(tmp_path, data, *key, lr_grid=(0.1, 0.01), **KEPT) for key in KINDS}
     assert len({held_out(each) for each in grids.values()}) == 1
-    assert len({PROBES[key].family(each) for key, each in grids.items()}) == 1
+    assert len({PROBES["/".join(key)].family(each) for key, each in grids.items()}) == 1
 
 
 def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):
     whole = place(tmp_path / "whole", data, "depth", "linear", lr_grid=(1e-4, 0.03), **KEPT)
-    result = PROBES["depth", "linear"].run(whole)
+    result = PROBES["depth/linear"].run(whole)
     recorder = Recorder(die_at=4 + 20)  # the bar of encoding goes on before
     cut = place(tmp_path / "cut", data, "depth", "linear", recorder=recorder, lr_grid=(1e-4, 0.03), **KEPT)
     with pytest.raises(KeyboardInterrupt):
-        PROBES["depth", "linear"].run(replace(cut, progress=Recorder(die_at=4)))
+        PROBES["depth/linear"].run(replace(cut, progress=Recorder(die_at=4)))
     assert len(list(cut.work_dir.rglob(STATE))) >= 1
-    again = PROBES["depth", "linear"].run(replace(cut, progress=Recorder()))
+    again = PROBES["depth/linear"].run(replace(cut, progress=Recorder()))
     assert again.metrics == result.metrics
 
 
@@ -262,13 +263,13 @@ def test_a_grid_that_gives_no_choice_is_refused(grid):
     from backbones.errors import UserError
 
     with pytest.raises(UserError, match=r"lr_grid=.*two or more different rates above 0"):
-        PROBES["depth", "linear"].settings_type(lr_grid=grid)
+        PROBES["depth/linear"].settings_type(lr_grid=grid)
 
 
 def test_a_grid_can_be_set_from_the_command_line():
     from backbones.overrides import with_changes
 
-    settings = with_changes(PROBES["depth", "linear"].settings_type(), {"lr_grid": "0.1,0.01,0.001"})
+    settings = with_changes(PROBES["depth/linear"].settings_type(), {"lr_grid": "0.1,0.01,0.001"})
     assert settings.lr_grid == (0.1, 0.01, 0.001)
 
 

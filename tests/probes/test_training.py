@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from probes.base import NonFiniteLoss
+from backbones.errors import NonFiniteLoss
 from probes.draws import EndlessSampler, SeededDraws
 from probes.training import STATE, resolved, run_training
 from tests.probes.tiny_mmlab import Recorder, context

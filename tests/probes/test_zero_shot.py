@@ -6,8 +6,9 @@ from torch.nn.functional import normalize
 
 import probes.datasets.shipped  # noqa: F401
 from backbones.errors import UserError
+from probes.image_level import ZERO_SHOT
 from probes.registry import DATASETS
-from probes.zero_shot import ZeroShot, class_embeddings, templates_for
+from probes.zero_shot import class_embeddings, templates_for
 from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 
@@ -20,8 +21,8 @@ def own_home(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize("templates", ["auto", "photo", "openai", "openai-7"])
 def test_it_reads_colours(tmp_path, templates):
     root = make.make_imagefolder(tmp_path, 0, 3)
-    around = context(ZeroShot(), DATASETS["imagefolder"], root, templates=templates)
-    result = ZeroShot().run(around)
+    around = context(ZERO_SHOT, DATASETS["imagefolder"], root, templates=templates)
+    result = ZERO_SHOT.run(around)
     assert result.metrics == {"top1": 100.0}
     assert (result.per_image["rank"] == 0).all()
     assert result.per_image["image"].tolist() == [s.image for s in around.data.samples["val"]]
@@ -32,9 +33,9 @@ def test_readable_names_are_what_it_reads(tmp_path):
     root = make.make_imagefolder(tmp_path, 0, 3)
     for index, colour in enumerate(make.COLOURS):
         (root / f"val/{colour}").rename(root / f"val/n{index}")
-    assert ZeroShot().run(context(ZeroShot(), DATASETS["imagefolder"], root)).metrics["top1"] == 0  # all tied
+    assert ZERO_SHOT.run(context(ZERO_SHOT, DATASETS["imagefolder"], root)).metrics["top1"] == 0  # all tied
     (root / "wnid_to_name.txt").write_text("".join(f"n{i}\t{c}, colour\n" for i, c in enumerate(make.COLOURS)))
-    assert ZeroShot().run(context(ZeroShot(), DATASETS["imagefolder"], root)).metrics["top1"] == 100
+    assert ZERO_SHOT.run(context(ZERO_SHOT, DATASETS["imagefolder"], root)).metrics["top1"] == 100
 
 
 def test_which_templates():
@@ -55,7 +56,7 @@ def test_class_embeddings_are_means_of_unit_vectors(tmp_path):
             return torch.tensor([[len(text), float(text.count("e")), 1, 0, 0, 0, 0, 0] for text in texts])
 
     root = make.make_imagefolder(tmp_path, 0, 1, classes=["red", "dark_green"])
-    around = context(ZeroShot(), DATASETS["imagefolder"], root, backbone=Lengths())
+    around = context(ZERO_SHOT, DATASETS["imagefolder"], root, backbone=Lengths())
     templates = ["{}".format, "the {} one".format, "see {}!".format]
     found = class_embeddings(around, templates)
     wanted = []
@@ -74,6 +75,6 @@ def test_a_backbone_without_text_is_refused(tmp_path):
         def encode_text(self, texts):
             return super(Colours, self).encode_text(texts)
 
-    around = context(ZeroShot(), DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 0, 1), backbone=Blind())
+    around = context(ZERO_SHOT, DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 0, 1), backbone=Blind())
     with pytest.raises(UserError, match="no text tower"):
-        ZeroShot().run(around)
+        ZERO_SHOT.run(around)

@@ -1,25 +1,21 @@
-"""Workers with a cheap evaluation, as processes that a test can kill: optuna and MLflow are imported once, before the forks."""
+"""A sweep with a cheap evaluation, driven here or in a process that a test can kill."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-import os
-import signal
-import time
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import event
 
-from reports.tracking import Tracker
-from sweeps.cells import end_trial, next_trial, progress
+from reports.tracking import Run, Tracker
+from sweeps.driver import Evaluate, Evaluation, drive
 from sweeps.objective import TaskFacts, make_objectives
 from sweeps.space import make_space
-from sweeps.study import Plan, Sweep, load_sweep, start_sweep
-from sweeps.worker import Evaluation, work
-from tests.forks import FORKS
+from sweeps.study import Plan, Sweep, load_sweep, sole_driver, start_sweep
 
 TASKS = {
     "seg/linear": TaskFacts({"mIoU": 1, "aAcc": 1}, "dense"),
@@ -49,81 +45,59 @@ def start(
     *,
     search: str = "linear",
     objectives: Sequence[str] = ("gain",),
-    grace: int = 60,
     prune: str = "",
     **space: Any,
 ) -> Sweep:
     """A study on the cheap tasks, with their baseline."""
     identity = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
-    plan = Plan(make_space(search, **space), make_objectives(objectives, TASKS), identity, prune=prune, grace=grace)
-    sweep = start_sweep(name, storage, plan)
+    sweep = start_sweep(
+        name, storage, Plan(make_space(search, **space), make_objectives(objectives, TASKS), identity, prune)
+    )
     sweep.note("baseline", BASELINE)
     sweep.note("tasks", {task: {"metrics": dict(facts.metrics), "group": facts.group} for task, facts in TASKS.items()})
     return sweep
 
 
-def drain(storage: str, log: Path | str, kill_at: int = 0) -> None:
-    """Take and end cells until none is left, as a worker does; with ``kill_at``, die by SIGKILL at that SQL statement."""
-    sweep = load_sweep("cheap", storage)
-    if kill_at:
-        seen = 0
-
-        def count(*_: Any) -> None:
-            nonlocal seen
-            seen += 1
-            if seen >= kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        event.listen(sweep.storage.engine, "before_cursor_execute", count)
-        event.listen(sweep.storage.engine, "commit", count)
-    while progress(sweep).left:
-        trial = next_trial(sweep, None, lambda lost: None)
-        if trial is None:
-            time.sleep(0.1)
-            continue
-        params = sweep.space.suggest(trial)
-        with Path(log).open("a") as file:
-            file.write(f"{trial.user_attrs['cell']}\n")
-        values = [objective.value(measure(params), BASELINE) for objective in sweep.objectives]
-        end_trial(sweep, trial, TrialState.COMPLETE, values, {"by": os.getpid()})
+async def evaluate(params: Mapping[str, Any], run: str, pruning: Any) -> Evaluation:
+    """What ``measure`` says."""
+    return Evaluation(measure(params), {"weights.sha256": "0"}, {"train_seconds": 1.0})
 
 
-def take_and_die(storage: str) -> None:
-    """Take a cell and vanish."""
-    next_trial(load_sweep("cheap", storage), None, lambda lost: None)
-    os.kill(os.getpid(), signal.SIGKILL)
+def finish(sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: int = 3, told: Any = None) -> int:
+    """Drive a study to its end, under a parent run that is kept with it, as ``sweep launch`` does."""
+    say = (lambda line: None) if told is None else told.append
+    with sole_driver(sweep):
+        if "mlflow" not in sweep.facts:
+            parent = tracker.client.create_run(tracker.experiment_id, run_name="sweep").info.run_id
+            tracker.client.set_terminated(parent)
+            sweep.note("mlflow", {"run": parent})
+        parent = Run(tracker, sweep.facts["mlflow"]["run"], sweep.name)
+        return asyncio.run(drive(sweep, how, tracker, parent, width=width, say=say))
 
 
-def track(storage: str, uri: str, number: int, folder: Path, hang: bool) -> None:
-    """A whole worker with MLflow, as if on a machine of its own; with ``hang`` it never ends its first trial."""
-    sweep = load_sweep("cheap", storage)
+def drive_slowly(storage: str, store: str, experiment: str, folder: Path) -> None:
+    """``finish``, leaving a file for each trial and taking some time for it."""
 
-    def evaluate(params: Mapping[str, Any], run: Any, report: Any) -> Evaluation:
-        with run.tracker.run("train", parent=run):
-            (folder / f"worker-{number}").touch()
-            while hang:
-                signal.pause()
-        return Evaluation(measure(params), {"weights.sha256": f"{number}"})
+    async def slow(params: Mapping[str, Any], run: str, pruning: Any) -> Evaluation:
+        (folder / f"begun-{run}").touch()
+        await asyncio.sleep(random.uniform(0.0, 0.1))
+        return await evaluate(params, run, pruning)
 
-    mine = {"machine": f"machine-{number}", "process": f"{os.getpid()}:1"}  # so that only its heartbeat tells
-    work(sweep, evaluate, Tracker("sweep", uri), process=mine, poll=0.1)
+    finish(load_sweep("cheap", storage), Tracker(experiment, store), slow, width=2)
 
 
-def fork(target: Any, *args: Any) -> Any:
-    """Start ``target(*args)`` in a process of its own."""
-    process = FORKS.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    """Until ``condition()`` holds; fails the test when it never does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+def hold(storage: str, folder: Path) -> None:
+    """Drive a study without ever ending."""
+    with sole_driver(load_sweep("cheap", storage)):
+        (folder / "driving").touch()
+        asyncio.run(asyncio.sleep(600))
 
 
 def completed(sweep: Sweep) -> list[str]:
     """Cells of COMPLETE trials, in order of the cells; one that is there twice is twice in it."""
     return sorted(trial.user_attrs["cell"] for trial in sweep.trials() if trial.state == TrialState.COMPLETE)
+
+
+def cells(sweep: Sweep) -> list[str]:
+    """All cells, in order."""
+    return sorted(cell.key for cell in sweep.space.cells())

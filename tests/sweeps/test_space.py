@@ -22,7 +22,7 @@ def test_linear_search_is_the_papers_nine_cells():
         assert len(others) == 1 and others[0] in (0.1, 10.0)
 
 
-def test_grid_is_every_combination_once_and_held_lambdas_are_params_too():
+def test_grid_is_every_combination_once_and_fixed_lambdas_are_params_too():
     cells = make_space("grid", ("clip", "seg")).cells()
     wanted = {(clip, seg) for clip, seg in itertools.product((0.1, 1.0, 10.0), repeat=2)}
     assert {(cell.params["lambda_clip"], cell.params["lambda_seg"]) for cell in cells} == wanted
@@ -32,13 +32,13 @@ def test_grid_is_every_combination_once_and_held_lambdas_are_params_too():
 
 
 def test_further_settings_vary_around_their_base():
-    held = {"lr": 3e-4, "experts": ("seg", "depth", "normal")}
+    bases = {"lr": 3e-4, "experts": ("seg", "depth", "normal")}
 
     def read(name, text):
         return tuple(text.split(",")) if name == "experts" else float(text)
 
     vary = {"lr": "1e-4,1e-3", "experts": "seg|seg,depth"}
-    space = make_space("linear", ("seg",), vary=vary, held=held, read=read)
+    space = make_space("linear", ("seg",), vary=vary, bases=bases, read=read)
     cells = [cell.params for cell in space.cells()]
     assert len(cells) == 1 + 2 + 2 + 2
     assert {params["experts"] for params in cells} == {"seg,depth,normal", "seg", "seg,depth"}
@@ -47,7 +47,7 @@ def test_further_settings_vary_around_their_base():
 
 def test_samplers_draw_within_the_ranges_on_a_log_scale():
     space = make_space(
-        "random", ("clip", "seg"), vary={"epochs": "1:4"}, held={"epochs": 2}, read=lambda _, t: int(t), trials=60
+        "random", ("clip", "seg"), vary={"epochs": "1:4"}, bases={"epochs": 2}, read=lambda _, t: int(t), trials=60
     )
     assert [cell.params for cell in space.cells()] == [None] * 60
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -84,8 +84,8 @@ def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
         ({"search": "tpe", "between": (0.0, 1.0)}, "0 < LOW"),
         ({"search": "tpe", "trials": 0}, "at least 1"),
         ({"search": "linear", "lambdas": []}, "nothing to vary"),
-        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}, "held": {"lr": 1e-4}}, "not a range"),
-        ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}, "held": {"lr": 1e-4}}, "LOW below HIGH"),
+        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}, "bases": {"lr": 1e-4}}, "not a range"),
+        ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}, "bases": {"lr": 1e-4}}, "LOW below HIGH"),
         ({"search": "tpe", "vary": {"lambda_seg": "1:2"}}, "--lambdas"),
         ({"search": "best"}, "choose one of"),
     ],

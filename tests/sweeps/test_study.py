@@ -9,25 +9,21 @@ from contextlib import closing
 
 import pytest
 
-from sweeps.cells import next_trial
+from sweeps.driver import Evaluation
 from sweeps.errors import SweepError
 from sweeps.plots import write_plots
 from sweeps.storage import storage_url
 from sweeps.study import differences, load_sweep
-from tests.sweeps.cheap import drain, start
+from sweeps.summary import best_recipe, best_trial, pareto_front, summary, trial_rows
+from tests.sweeps.cheap import completed, finish, measure, start
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'sweeps.db'}"
-
-
-def test_going_on_with_the_same_is_fine_and_a_sampler_may_get_more_trials(url):
-    start(url)
-    assert len(start(url).space.cells()) == 9
-    start(url, "more", search="tpe", trials=4)
-    assert len(start(url, "more", search="tpe", trials=9).space.cells()) == 9
-    assert len(start(url, "more", search="tpe", trials=2).space.cells()) == 9, (
+def test_going_on_with_the_same_is_fine_and_a_sampler_may_get_more_trials(storage):
+    start(storage)
+    assert len(start(storage).space.cells()) == 9
+    start(storage, "more", search="tpe", trials=4)
+    assert len(start(storage, "more", search="tpe", trials=9).space.cells()) == 9
+    assert len(start(storage, "more", search="tpe", trials=2).space.cells()) == 9, (
         "what was asked for once is not taken back"
     )
 
@@ -54,10 +50,11 @@ def test_differences_name_every_leaf():
 
 
 def test_storages_that_cannot_be_used(tmp_path, url):
-    with pytest.raises(SweepError, match="no sweeps at"):
-        load_sweep(None, url)
+    for absent in (url, f"journal:///{tmp_path}/sweeps.log"):
+        with pytest.raises(SweepError, match="no sweeps at"):
+            load_sweep(None, absent)
     assert not list(tmp_path.iterdir()), "asking must not make a database"
-    with pytest.raises(SweepError, match="is no database address"):
+    with pytest.raises(SweepError, match="is no address"):
         storage_url("sweeps.db")
     with pytest.raises(SweepError, match="needs a file"):
         storage_url("sqlite://")
@@ -67,9 +64,10 @@ def test_storages_that_cannot_be_used(tmp_path, url):
         start(f"sqlite:///{tmp_path}/absent/sweeps.db")
     with pytest.raises(SweepError, match=r"cannot use the storage postgresql\+psycopg://someone:\*\*\*@127.0.0.1:9/db"):
         start("postgresql+psycopg://someone:secret@127.0.0.1:9/db")
-    (tmp_path / "text.db").write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
-    with pytest.raises(SweepError, match="cannot use the storage"):
-        start(f"sqlite:///{tmp_path / 'text.db'}")
+    for name in ("text.db", "text.log"):
+        (tmp_path / name).write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
+        with pytest.raises(SweepError, match="cannot use the storage"):
+            start(f"{'sqlite' if name == 'text.db' else 'journal'}:///{tmp_path / name}")
     start(url)
     with pytest.raises(SweepError, match=r"no study 'other' .* there: cheap"):
         load_sweep("other", url)
@@ -78,33 +76,85 @@ def test_storages_that_cannot_be_used(tmp_path, url):
         load_sweep(None, url)
 
 
-def test_a_storage_that_is_lost_in_the_middle_is_one_line(url, tmp_path):
+def test_another_database_is_left_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("create table mine (x)")
+        with pytest.raises(SweepError, match="no sweeps at"):
+            load_sweep(None, f"sqlite:///{tmp_path / 'other.db'}")
+        assert connection.execute("select name from sqlite_master").fetchall() == [("mine",)]
+
+
+def test_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage_url(None) == f"sqlite:///{tmp_path}/sweeps.db"
+    journal = f"journal:///{tmp_path}/some.log"
+    assert {storage_url(told) for told in ("some.log", "journal:///some.log", f"{tmp_path}/some.log", journal)} == {
+        journal
+    }
+
+
+def test_a_storage_that_is_lost_in_the_middle_is_one_line(url, tmp_path, tracker):
     sweep = start(url)
     with closing(sqlite3.connect(tmp_path / "sweeps.db")) as connection:
         connection.execute("drop table trials")
     with pytest.raises(SweepError, match=r"lost the storage sqlite.*the same command goes on") as caught:
-        next_trial(sweep, None, lambda lost: None)
+        finish(sweep, tracker)
     assert "\n" not in str(caught.value)
 
 
-def test_sqlite_is_safe_for_several_processes(url, tmp_path):
-    start(url)
-    with closing(sqlite3.connect(tmp_path / "sweeps.db")) as connection:
-        assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+def test_a_journal_whose_writer_was_killed_in_the_middle_of_a_line_goes_on(tmp_path, tracker):
+    path = tmp_path / "sweeps.log"
+    start(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines()[-1][:20])
+    sweep = start(str(path))
+    assert finish(sweep, tracker) == 9 == len(completed(load_sweep(None, str(path))))
 
 
-@pytest.mark.parametrize("server", ["sqlite", "postgres"])
-def test_a_new_storage_is_made_once_however_many_come_first(server, url, request):
-    storage = url if server == "sqlite" else request.getfixturevalue("postgres_database")
+@pytest.mark.parametrize("name", ["a study of each", None])
+def test_a_new_storage_is_made_once_however_many_come_first(name, storage):
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda number: start(storage, f"study-{number}").name, range(4)))
-    assert made == [f"study-{number}" for number in range(4)]
+        made = list(pool.map(lambda number: start(storage, f"study-{number}" if name else "one").name, range(4)))
+    assert made == [f"study-{number}" if name else "one" for number in range(4)]
 
 
-def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path):
+def test_summary_names_the_best_lambda_of_each_task_with_noise(url, tracker):
+    sweep = start(url)
+    finish(sweep, tracker)
+    base = measure(sweep.space.base)
+    for seed, shift in ((1, 0.2), (2, -0.2)):
+        metrics = {**base, "seg/linear": {"mIoU": 29 + shift, "aAcc": 61.0}}
+        sweep.note(f"noise.{seed}", {"params": sweep.space.base, "metrics": metrics})
+    rows = {row.what: row for row in summary(sweep)}
+    seg = rows["seg/linear"]
+    assert (seg.best, seg.value, seg.base, seg.baseline) == ("λseg 0.1", 30.0, 29.0, 28.0)
+    assert seg.noise == pytest.approx(0.2)
+    assert seg.clear
+    assert rows["depth/linear"].best == "base"
+    assert not rows["depth/linear"].clear
+    assert rows["mean gain over clip-ft (%)"].best == "λseg 0.1"
+    wanted = {**sweep.space.base, "recipe": "cliptex", "epochs": 2.0, "lambda_seg": 0.1}
+    assert best_recipe(sweep, best_trial(sweep)) == wanted
+
+
+def test_several_objectives_give_a_pareto_front(url, tracker):
+    sweep = start(url, search="grid", objectives=("dense", "zero-shot"), lambdas=("clip", "seg"))
+
+    async def traded(params, run, pruning):
+        metrics = measure(params)
+        metrics["class/zero-shot"] = {"top1": 50.0 + params["lambda_clip"]}  # what helps it costs the dense tasks
+        return Evaluation(metrics)
+
+    finish(sweep, tracker, traded)
+    front = pareto_front(sweep)
+    assert {(t.params["lambda_clip"], t.params["lambda_seg"]) for t in front} == {(1.0, 0.1), (10.0, 0.1)}
+    assert {row["number"] for row in trial_rows(sweep) if row["pareto"]} == {trial.number for trial in front}
+
+
+def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path, tracker):
     sweep = start(url)
     assert write_plots(sweep, tmp_path) is None
-    drain(url, "/dev/null")
+    finish(sweep, tracker)
     text = write_plots(sweep, tmp_path).read_text()
     names = re.findall(r'<section id="([^"]+)">', text)
     assert names == ["history", "parallel_coordinates", "slice", "contour", "importances"]

@@ -1,21 +1,23 @@
-"""Task experts: models that write pseudo-labels. Importing this makes those of this floor known."""
+"""Task experts: models that write pseudo-labels. Importing this makes those of this floor known, and imports none."""
 
-import backbones.cliptex.experts.dpt
-import backbones.cliptex.experts.nll_angmf
-import backbones.cliptex.experts.unet_seg  # noqa: F401  (importing registers them)
 from backbones.cliptex.experts.base import TASKS, Expert
 from backbones.cliptex.experts.evaluate import evaluate
-from backbones.cliptex.experts.registry import EXPERTS, find_expert, known_experts, load_experts, register_expert
+from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
 from backbones.cliptex.experts.training import train_expert
 
-__all__ = [
-    "EXPERTS",
-    "TASKS",
-    "Expert",
-    "evaluate",
-    "find_expert",
-    "known_experts",
-    "load_experts",
-    "register_expert",
-    "train_expert",
-]
+for _name, _where, _about in (
+    (
+        "unet",
+        "unet_seg:UNetSeg",
+        "semantic segmentation (encoder-decoder); trained here on COCO instances merged into one map",
+    ),
+    ("dpt", "dpt:DPT", "relative inverse depth (transformers' DPT), by hub name or folder; can be trained here"),
+    (
+        "nll-angmf",
+        "nll_angmf:NllAngMF",
+        "surface normals and their uncertainty (AngMF likelihood); trained here",
+    ),
+):
+    EXPERTS.later(_name, f"{__name__}.{_where}", _about)
+
+__all__ = ["EXPERTS", "TASKS", "Expert", "evaluate", "find_expert", "load_experts", "train_expert"]

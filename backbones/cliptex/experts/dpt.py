@@ -18,7 +18,6 @@ from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.dpt_conv import ConvDPT
 from backbones.cliptex.experts.fit import FitSettings, fit
-from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.losses import depth_loss
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
@@ -83,7 +82,6 @@ class DPTSettings(FitSettings):
         }
 
 
-@register_expert
 class DPT(Expert):
     """transformers' ``DPTForDepthEstimation``.
 
@@ -96,7 +94,6 @@ class DPT(Expert):
     settings_type = DPTSettings
     mean: Tensor
     std: Tensor
-    about = "relative inverse depth (transformers' DPT), by hub name or folder; can be trained here"
 
     def __init__(
         self,

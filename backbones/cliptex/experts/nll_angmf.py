@@ -14,7 +14,6 @@ from backbones.cliptex.experts import angmf
 from backbones.cliptex.experts.base import Expert, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitSettings, fit
-from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.experts.unet import UNet
 from backbones.cliptex.protocols import Progress, RunLog
 
@@ -32,7 +31,6 @@ class NllAngMFSettings(FitSettings):
     stride: int = 2
 
 
-@register_expert
 class NllAngMF(Expert):
     """Encoder–decoder that predicts (μ, κ) at each pixel (Bae et al., ICCV 2021), without that paper's refinement.
 
@@ -42,7 +40,6 @@ class NllAngMF(Expert):
     name = "nll-angmf"
     task = "normal"
     settings_type = NllAngMFSettings
-    about = "surface normals and their uncertainty (encoder-decoder, AngMF likelihood); trained here"
 
     def __init__(self, settings: NllAngMFSettings, classes: tuple[str, ...] = (), *, fresh: bool = False) -> None:
         super().__init__(settings)

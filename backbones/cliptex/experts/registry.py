@@ -7,48 +7,14 @@ cliptex_benchmark.experts =
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-from typing import TypeVar
-
 import torch
 
 from backbones.cliptex.experts.base import TASKS, Expert
-from backbones.errors import UserError, nearest
+from backbones.errors import UserError
+from backbones.plugins import Registry, of_type
 
-GROUP = "cliptex_benchmark.experts"
-EXPERTS: dict[str, type[Expert]] = {}
-_Class = TypeVar("_Class", bound=type[Expert])
-
-
-def register_expert(expert: _Class) -> _Class:
-    """Add an expert's class under its name (a decorator). Raises ``ValueError`` when the name is taken."""
-    if EXPERTS.get(expert.name, expert) is not expert:
-        raise ValueError(f"there is an expert {expert.name!r} already")
-    EXPERTS[expert.name] = expert
-    return expert
-
-
-def find_expert(name: str) -> type[Expert]:
-    """The class of an expert.
-
-    Raises:
-        UserError: there is none of that name (names the nearest), or a plug-in cannot be imported.
-    """
-    if name in EXPERTS:
-        return EXPERTS[name]
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in points:
-        raise UserError(f"no expert {name!r}; {nearest(name, [*EXPERTS, *points])}")
-    try:
-        return register_expert(points[name].load())
-    except Exception as error:  # whatever a foreign module does wrong
-        raise UserError(f"expert {name!r} of {points[name].value} cannot be loaded: {error}") from error
-
-
-def known_experts() -> dict[str, str]:
-    """Name → one line about it, plug-ins included (not imported)."""
-    plugins = {point.name: f"plug-in {point.value}" for point in entry_points(group=GROUP)}
-    return {**plugins, **{name: expert.about for name, expert in EXPERTS.items()}}
+EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert, subclass=True))
+find_expert = EXPERTS.find
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:
@@ -60,7 +26,7 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
     experts: list[Expert] = []
     for spec in specs:
         name, _, where = spec.partition("=")
-        kind = find_expert(name.strip())
+        kind = EXPERTS.find(name.strip())
         if not where.strip():
             raise UserError(f"expert {name!r} needs its weights, as in {name}=FOLDER; make them with: experts train")
         expert = kind.load(where.strip(), device)
@@ -69,6 +35,6 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
         experts.append(expert)
     if not experts:
         raise UserError(
-            f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS))}"
+            f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS.described()))}"
         )
     return sorted(experts, key=lambda expert: TASKS.index(expert.task))

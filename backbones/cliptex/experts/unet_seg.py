@@ -16,7 +16,6 @@ from backbones.cliptex.experts.base import Expert, hard_classes, resize
 from backbones.cliptex.experts.data import IGNORE, ExpertData
 from backbones.cliptex.experts.fit import FitSettings, fit
 from backbones.cliptex.experts.nll_angmf import scaled
-from backbones.cliptex.experts.registry import register_expert
 from backbones.cliptex.experts.unet import UNet
 from backbones.cliptex.protocols import Progress, RunLog
 
@@ -36,7 +35,6 @@ class UNetSegSettings(FitSettings):
     balance: float = 0.0
 
 
-@register_expert
 class UNetSeg(Expert):
     """Semantic segmentation by a U-Net: background and the classes of a COCO file.
 
@@ -46,7 +44,6 @@ class UNetSeg(Expert):
     name = "unet"
     task = "seg"
     settings_type = UNetSegSettings
-    about = "semantic segmentation (encoder-decoder); trained here on COCO instances merged into one map"
 
     def __init__(self, settings: UNetSegSettings, classes: tuple[str, ...], *, fresh: bool = False) -> None:
         super().__init__(settings, classes)

@@ -20,7 +20,7 @@ from backbones.cliptex import models
 from backbones.cliptex.batches import Batches
 from backbones.cliptex.joined import JoinedLabels
 from backbones.cliptex.labels import LabelStore, LabelWriter, encode
-from backbones.cliptex.losses import NonFiniteLoss, depth_loss
+from backbones.cliptex.losses import depth_loss
 from backbones.cliptex.models import load_start
 from backbones.cliptex.optimizer import build_optimizer, learning_rate
 from backbones.cliptex.pairs import open_pairs
@@ -28,7 +28,7 @@ from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.retrieval import recall
 from backbones.cliptex.steps import Steps
 from backbones.cliptex.train import find_trained, train
-from backbones.errors import UserError
+from backbones.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork
 

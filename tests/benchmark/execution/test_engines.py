@@ -209,7 +209,7 @@ def test_other_packages_bring_executors(tmp_path, monkeypatch):
         assert isinstance(executor, Executor) and executor.submit(tasks.doubled, 4).result(10)[0] == 8
     with pytest.raises(UserError, match="executor 'broken' cannot be loaded"):
         make_executor(ExecutorSpec("broken"), Bar())
-    with pytest.raises(UserError, match="no subclass"):
+    with pytest.raises(UserError, match="no subclass of"):
         make_executor(ExecutorSpec("other"), Bar())
 
 

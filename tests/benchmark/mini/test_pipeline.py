@@ -10,9 +10,9 @@ import torch
 
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels import check_labels
-from benchmark.mini import pipeline
-from benchmark.execution.progress import Bar
 from benchmark.evaluation.runner import Options
+from benchmark.execution.progress import Bar
+from benchmark.mini import pipeline
 from tests.backbones.cliptex import toy, toy_experts
 
 KEPT = ("training_key", "accuracy", "seconds", "flops")

@@ -1,4 +1,4 @@
-"""``label`` and ``train`` from the command line: killed and started again, and in two processes, with MLflow beside."""
+"""``train`` from the command line: killed and started again, and in two processes, with MLflow beside."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.checkpoint import read_checkpoint
-from backbones.cliptex.labels import LabelStore, check_labels
+from backbones.cliptex.label import Labeller, LabelSettings, finish_labels, labels_writer
+from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.protocols import Silent
 from benchmark.__main__ import main
 from tests.backbones.cliptex import toy, toy_experts
-from tests.forks import Fork, command, ranks
+from tests.forks import Fork, command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRAIN = ["--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels", "--device", "cpu"]
 TRAIN += ["--set", "model=tiny", "--set", "batch_size=16", "--set", "epochs=30", "--set", "lr=1e-3"]
-BATCH = 8
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A folder with 48 pairs in two shards, three experts with random weights, their labels, and weights trained on them."""
+    """A folder with 48 pairs in two shards, labels of three experts with random weights, and weights trained on them."""
     folder = tmp_path_factory.mktemp("stages")
-    toy.write_pairs(folder / "pairs", 48, 2)
-    for expert in toy_experts.all_experts():
-        expert.save(folder / "experts" / expert.name)
+    source, experts = open_pairs(toy.write_pairs(folder / "pairs", 48, 2)), toy_experts.all_experts()
+    writer = labels_writer(source, experts, LabelSettings(), folder / "labels")
+    labeller = Labeller(source, experts, writer, LabelSettings(), batch_size=8)
+    for shard in source.shards:
+        labeller.label(shard, Silent())
+    finish_labels(source, writer)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert main(label_command("labels", "whole")) == 0
         assert main(["train", *TRAIN, "--out", "whole.safetensors", "--experiment", "whole"]) == 0
     return folder
 
@@ -46,12 +49,6 @@ def here(tmp_path_factory):
 def inside(here, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def label_command(out: str, experiment: str) -> list[str]:
-    experts = ",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))
-    options = ["--out", out, "--experiment", experiment, "--device", "cpu", "--batch-size", str(BATCH)]
-    return ["label", "--pairs", "pairs", "--experts", experts, *options]
 
 
 def kill_when(words: list[str], there: Path, pattern: str, output: Path) -> None:
@@ -99,29 +96,12 @@ def test_training_killed_and_started_again(here, tmp_path):
 
 
 @pytest.mark.slow
-def test_labelling_killed_and_started_again(here, tmp_path, capsys):
-    words = label_command("cut-labels", "cut-labels")
-    kill_when(words, here / "cut-labels", "*.labels", tmp_path / "said")
-    assert not Path("cut-labels/manifest.json").exists()
-    assert main(words) == 0
-    assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
-    assert check_labels("cut-labels") == [] and LabelStore("cut-labels").identity == LabelStore("labels").identity
-    assert sorted(run.info.status for run in runs_of("cut-labels")) == ["FINISHED", "KILLED"]
-    (done,) = [run.data for run in runs_of("cut-labels") if run.info.status == "FINISHED"]
-    assert done.metrics["cost/label_flops"] == LabelStore("labels").manifest["cost"]["flops"] > 0
-    assert done.metrics["cost/label_seconds"] > done.metrics["cost/label_seconds/dpt"] > 0
-
-
-@pytest.mark.slow
-def test_two_processes_from_the_command_line(tmp_path):
-    """One run in MLflow, one voice, the labels of one process to the byte, and its weights up to the order of sums."""
-    ranks(command, *label_command("two-labels", "two"), output=tmp_path / "said")
-    assert (tmp_path / "said").read_text().count("48 pairs in, 48 labelled, 0 failed") == 1
-    assert LabelStore("two-labels").identity == LabelStore("labels").identity
+def test_two_processes_from_the_command_line(here):
+    """One run in MLflow, one voice, and the weights of one process up to the order of sums."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmark"]
     told = in_a_new_python(*torchrun, "train", *TRAIN, "--out", "two.safetensors", "--experiment", "two")
     assert told.count("cliptex trained: two.safetensors") == 1
-    assert [run.info.status for run in runs_of("two")] == ["FINISHED"] * 2
+    assert [run.info.status for run in runs_of("two")] == ["FINISHED"]
     two, one = load_file("two.safetensors"), load_file("whole.safetensors")
     far = sum(((two[name] - one[name]).abs() > 1e-2).sum().item() for name in one)
     assert far / sum(value.numel() for value in one.values()) < 1e-2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import optuna
@@ -12,26 +13,13 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import RECIPES, read_recipe
-from backbones.files import home
 from benchmark.__main__ import main
-from benchmark.evaluation.sweep_bench import Request, fixed_settings, held_lambdas, make_recipe
+from benchmark.evaluation.sweep_bench import Request, fixed_lambdas, fixed_settings, make_recipe
+from sweeps.study import load_sweep, sole_driver
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
-LAUNCH = [
-    "sweep",
-    "launch",
-    "--suite",
-    "smoke",
-    *TASKS,
-    "--device",
-    "cpu",
-    "--lambdas",
-    "seg",
-    "--values",
-    "1,10",
-    "--seed",
-    "7",
-]
+SMOKE = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--seed", "7"]
+LAUNCH = [*SMOKE, "--lambdas", "seg", "--values", "1,10"]
 
 
 @pytest.fixture
@@ -89,22 +77,35 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert main([*LAUNCH, "--values", "1,5"]) == 2
     assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
 
-    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell, and two
-    # worker processes share its cells
-    more = [*LAUNCH, "--study", "more", "--values", "0.1,1,10", "--seeds", "1", "--workers", "2"]
+    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell, and its trials
+    # go to two processes
+    more = [*LAUNCH, "--study", "more", "--values", "0.1,1,10", "--seeds", "1", "--jobs", "2", "--storage", "more.log"]
     assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 0
     assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
-    second = optuna.load_study(study_name="more", storage="sqlite:///sweeps.db")
+    second = load_sweep("more", "more.log").study
     assert {trial.state for trial in second.get_trials()} == {TrialState.COMPLETE}
     assert sorted(trial.params["lambda_seg"] for trial in second.get_trials()) == [0.1, 1.0, 10.0]
-    said = [(home() / f"sweeps/more/worker-{number}.log").read_text() for number in (1, 2)]
-    ended = [re.search(r"no cell is left; this worker finished (\d)", one) for one in said]
-    assert all(ended) and sum(int(one[1]) for one in ended) == 3, said
     assert Path("more-best.json").is_file()
     found = client.search_runs([experiment.experiment_id])
     later = [run for run in found if run.data.tags.get("stage") == "train"]
     assert len(later) == len(stages) + 1
     assert {run.info.status for run in found} == {"FINISHED"}
+
+    # a study that another process drives is refused before anything is prepared
+    with sole_driver(load_sweep("more", "more.log")):
+        load_sweep("more", "more.log").note("driver", {"process": "another/machine|1:1", "time": time.time()})
+        assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 2
+    assert "is driven by another process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
+    several = ["--set", "epochs=4", "--set", "val_pairs=32", "--prune", "val/i2t_R@1"]
+    assert main([*SMOKE, "--search", "random", "--trials", "4", "--seeds", "1", "--jobs", "2", *several]) == 0
+    assert "4 of 4 cells done" in capsys.readouterr().out
+    trials = load_sweep(None, None).trials()
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(trial.intermediate_values for trial in trials)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +122,17 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         (["--search", "tpe", "--range", "0,1"], "0 < LOW"),
         (["--search", "cmaes", "--objective", "gain,zero-shot"], "one objective"),
         (["--init", "random"], "leave out --init"),
-        (["--workers", "-1"], "--workers"),
+        (["--jobs", "-1"], "--jobs"),
+        (["--num-workers", "-1"], "--num-workers"),
+        (["--seeds", "0"], "--seeds"),
+        (["--executor", "slrm"], "no executor 'slrm'"),
         (["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"], "every lambda is 0"),
         (["--vary", "name=a,b"], "no setting to choose"),
         (["--vary", "lr=1e-4,1e-3", "--set", "lr=1e-5"], "both fixed by --set and varied"),
         (["--search", "tpe", "--vary", "lr=-1:1"], "lr and head_lr must be above 0"),
         (["--search", "tpe", "--prune", "val/loss"], "val/t2i_R@10"),
         (["--out", "."], "--out . is a folder"),
-        (["--storage", "sweeps.db"], "no database address"),
+        (["--storage", "sweeps.db"], "is no address"),
         (["--recipe", "clip"], "give cliptex or a recipe file"),
     ],
 )
@@ -139,9 +143,9 @@ def test_what_a_user_gets_wrong_is_one_line_before_any_work(here, capsys, extra,
     assert not list(here.glob("*.db")), "nothing was made"
 
 
-def test_verbs_without_a_study(here, capsys):
-    for verb in ("status", "best", "show", "worker"):
-        assert main(["sweep", verb]) == 2
+def test_commands_without_a_study(here, capsys):
+    for command in ("status", "best", "show"):
+        assert main(["sweep", command]) == 2
         assert "start one with `sweep launch`" in capsys.readouterr().err
     assert not list(here.iterdir())
     assert main(["sweep", "launch", "--suite", "paper"]) == 2
@@ -160,7 +164,7 @@ def test_recipes_of_trials_share_all_but_their_params(tmp_path):
         "experts": ["seg", "depth"],
         "seed": 3,
     }
-    assert held_lambdas(request) == {"lambda_normal": 0.0}
+    assert fixed_lambdas(request) == {"lambda_normal": 0.0}
     trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
     assert (trial.lambda_seg, trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
     base = make_recipe("clip-ft", fixed, {}, 3)

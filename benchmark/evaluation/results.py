@@ -1,0 +1,104 @@
+"""What a run ends with, and its JSON (the contract of ``run --json``)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import UserError
+from benchmark.evaluation.cell import Cell
+from benchmark.evaluation.plan import PlannedTask
+from reports.store import hide_password
+from reports.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's cells, and where they are in MLflow.
+
+    Attributes:
+        run_ids: (backbone, seed) → its parent run; none for a backbone whose weights could not be made.
+    """
+
+    suite: str
+    tasks: Sequence[PlannedTask]
+    cells: Sequence[Cell]
+    run_ids: Mapping[tuple[str, int], str]
+    tracker: Tracker
+
+    @property
+    def failed(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.status == "failed"]
+
+
+def as_json(result: RunResult) -> dict[str, Any]:
+    """With several seeds ``backbones`` holds means, and ``by_seed`` each seed's values."""
+    seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
+    names = list(dict.fromkeys(cell.backbone for cell in result.cells))
+    by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
+    for cell in result.cells:
+        if cell.metrics:
+            by_seed[str(cell.seed)][cell.backbone][cell.task] = {
+                k: float(v) for k, v in cell.metrics.items() if np.isfinite(v)
+            }
+    means: dict[str, dict] = {name: {} for name in names}
+    for name in names:
+        for task in dict.fromkeys(cell.task for cell in result.cells):
+            rows = [by_seed[str(seed)][name].get(task) for seed in seeds]
+            if all(rows):
+                shared = [m for m in rows[0] if all(m in row for row in rows)]
+                means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}
+    ids = {
+        seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids} for seed in seeds
+    }
+    value: dict[str, Any] = {
+        "suite": result.suite,
+        "seed": seeds[0] if seeds else None,
+        "backbones": means,
+        "mlflow": {
+            "tracking_uri": hide_password(result.tracker.uri),
+            "experiment": result.tracker.experiment,
+            "run_ids": ids[seeds[0]] if seeds else {},
+        },
+    }
+    if len(seeds) > 1:
+        value["seeds"] = seeds
+        value["by_seed"] = by_seed
+        value["mlflow"]["run_ids_by_seed"] = {str(seed): ids[seed] for seed in seeds}
+    if missing := [each for cell in result.cells if (each := _missing(cell, result.tasks))]:
+        value["holes"] = missing
+    return value
+
+
+def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
+    """What of a cell has no value, and why; None for a complete one."""
+    wanted = next(task.probe.metrics for task in tasks if task.name == cell.task)
+    missing = [name for name in wanted if not np.isfinite(cell.metrics.get(name, np.nan))]
+    if not missing:
+        return None
+    ran = cell.status in ("done", "cached")
+    return {
+        "backbone": cell.backbone,
+        "task": cell.task,
+        "seed": cell.seed,
+        "metrics": missing,
+        "status": "no value" if ran else cell.status,
+        "reason": "undefined on this data" if ran else cell.reason,
+    }
+
+
+def must_be_writable(path: Path, option: str = "--json") -> None:
+    """Raises ``UserError`` when the file could not be written when the work is done."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot write there ({error.strerror or error}); name another file") from None

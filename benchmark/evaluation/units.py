@@ -1,0 +1,101 @@
+"""The unit of work of probing: one backbone × task group × seed, in plain values, run by whichever process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.traceback import Traceback
+
+import backbones
+import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
+from backbones import Backbone
+from backbones.errors import NonFiniteLoss, users_line
+from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell
+from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.groups import families, run_family
+from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
+from benchmark.evaluation.table import number
+from benchmark.execution.progress import console, reporter
+from benchmark.suites.registry import find_suite
+from probes.datasets.base import PreparedDataset
+from reports.tracking import Run, Tracker
+
+
+@dataclass(frozen=True)
+class ProbeUnit:
+    """What a unit probes.
+
+    Attributes:
+        suite, tasks, overrides: which tasks, with which changed settings (``--set``).
+        config: keyword arguments of ``backbones.create``.
+        placed, data_root, partial: where the datasets are (see ``prepare_data``).
+        experiment: in MLflow; parent: id of the run that the cells' runs nest under.
+        force: run finished cells again.
+    """
+
+    suite: str
+    tasks: tuple[str, ...]
+    config: Mapping[str, Any]
+    seed: int
+    experiment: str
+    parent: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    placed: Mapping[str, Path] = field(default_factory=dict)
+    data_root: Path | None = None
+    partial: bool = False
+    device: str = "auto"
+    num_workers: int = 2
+    force: bool = False
+
+
+def probe_unit(unit: ProbeUnit) -> list[Cell]:
+    """The unit's cells, in the order of its tasks. One that breaks is a failed cell with its reason; the others go on.
+
+    Raises:
+        UserError, OSError: what the user must mend: a full disk, a store that is away.
+    """
+    tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
+    tracker = Tracker(unit.experiment)
+    data = prepare_data(tasks, unit.placed, unit.data_root, unit.partial, unit.num_workers)
+    device = choose_device(unit.device)
+    backbone = backbones.create(**unit.config).to(device)
+    context = CellContext(
+        tracker, Run(tracker, unit.parent, ""), backbone, unit.config, unit.seed, device, unit.num_workers
+    )
+    with cell_locks(cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks):
+        cells = {} if unit.force else _finished(tracker, backbone, tasks, data, unit.seed)
+        left = [task for task in tasks if task.name not in cells]
+        for family in families(left, context, data):
+            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in family)} · "
+            run_family(family, context, data, lambda task, cell: _ended(context, cells, task, cell))
+            reporter().prefix = ""
+    return [cells[task.name] for task in tasks]
+
+
+def _finished(
+    tracker: Tracker, backbone: Backbone, tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], seed: int
+) -> dict[str, Cell]:
+    """Task → its cell, for those that another process has finished meanwhile."""
+    found = ((task.name, finished_cell(tracker, backbone, task, data[task.name], seed)) for task in tasks)
+    return {name: cell for name, cell in found if cell is not None}
+
+
+def _ended(context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception) -> None:
+    name, seed = context.backbone.name, context.seed
+    if isinstance(cell, Exception):
+        if users_line(cell) is not None or isinstance(cell, OSError):
+            raise cell
+        reason = f"{type(cell).__name__}: {cell}".splitlines()[0]
+        if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
+            console.print(Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8))
+        cell = Cell(name, task.name, seed, "failed", reason=reason)
+    cells[task.name] = cell
+    main = next(iter(task.probe.metrics))
+    if cell.status == "done":
+        console.print(f"  {escape(name)} · seed {seed} · {task.name}: {main} {number(cell.metrics.get(main))}"
+                      f"  [dim]{cell.seconds:.0f} s[/dim]")  # fmt: skip

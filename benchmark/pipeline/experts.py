@@ -1,0 +1,68 @@
+"""Experts: a training as one unit of work, in an MLflow run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+from backbones.cliptex.experts.base import CONFIG
+from backbones.cliptex.experts.training import train_expert
+from backbones.cliptex.protocols import Silent
+from benchmark.evaluation.device import choose_device
+from benchmark.execution.progress import console, reporter
+from benchmark.pipeline.stage import one_maker, stage_run
+from reports.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class ExpertTraining:
+    """The training of an expert, in plain values: any process that sees the files can run it.
+
+    Attributes:
+        name: of the expert; settings: changes to its settings.
+        data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal), train and val.
+        out: its folder.
+        experiment: in MLflow.
+    """
+
+    name: str
+    data_root: Path
+    out: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    experiment: str = "experts"
+
+
+def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
+    """Train an expert, or find what another process has trained meanwhile; one unit of work. Returns its ``expert.json``, with
+    its accuracy on truth.
+
+    Raises:
+        UserError: as ``backbones.cliptex.experts.training.train_expert``.
+    """
+    with one_maker(inputs.out):
+        if (inputs.out / CONFIG).is_file():
+            return _train(inputs, Silent())
+        tags = {"expert": inputs.name, "seed": str(inputs.seed)}
+        name = f"expert {inputs.name} · seed {inputs.seed}"
+        with stage_run(Tracker(inputs.experiment), "experts", name, tags, inputs.settings) as run:
+            made = _train(inputs, run)
+            run.log_json(made, CONFIG)
+            run.log_metrics({"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]})
+            run.set_tags({"weights.sha256": made["sha256"], "weights.file": str(inputs.out.absolute())})
+    accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
+    console.print(f"  expert {escape(inputs.name)}: {accuracy}  [dim]{made['seconds']:.0f} s[/dim]")
+    return made
+
+
+def _train(inputs: ExpertTraining, log: Any) -> dict[str, Any]:
+    return train_expert(
+        inputs.name, inputs.data_root, inputs.out, settings=inputs.settings, seed=inputs.seed,
+        device=choose_device(inputs.device), log=log, progress=reporter(),
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""Labelling: a stage with one MLflow run, whose units of work are the shards of pairs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.experts.registry import load_experts
+from backbones.cliptex.label import LabelledShard, Labeller, LabelSettings, finish_labels, finished_shard, labels_writer
+from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
+from backbones.cliptex.labels_picture import draw_labels
+from backbones.cliptex.pairs import PairSource, Tally, open_pairs
+from backbones.errors import UserError
+from backbones.files import home
+from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.needs import needs
+from benchmark.execution.base import Executor
+from benchmark.execution.progress import console, reporter
+from benchmark.pipeline.stage import one_maker_async, stage_run
+from reports.tracking import Run, Tracker
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """What is labelled by whom, in plain values.
+
+    Attributes:
+        pairs: image-caption pairs, as ``--pairs`` takes them; experts: ``NAME=WHERE`` each.
+        out: the store's folder; None: under ``$CLIPTEX_HOME``, by what the experts are, not by where they lie, so that
+            those which were trained anew make new labels.
+        settings: what labels look like.
+        batch_size: images of one size that experts see at once.
+        device, num_workers: where it is computed, with how many threads that decode and encode.
+        experiment: in MLflow.
+        name: of the pairs, in the name of a folder under ``$CLIPTEX_HOME``.
+        priority: of its units, see ``Executor.submit``.
+    """
+
+    pairs: str
+    experts: tuple[str, ...]
+    out: Path | None = None
+    settings: LabelSettings = field(default_factory=LabelSettings)
+    batch_size: int = 32
+    device: str = "auto"
+    num_workers: int = 2
+    experiment: str = "label"
+    name: str = "pairs"
+    priority: int = 0
+
+    def folder(self, key: str) -> Path:
+        """The store's folder, by the ``key`` that its manifest has."""
+        return (self.out or home() / "labels" / f"{self.name}-{key[:8]}").absolute()
+
+
+async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, Any]:
+    """Label every pair with every expert; returns the store's manifest. Finished shards are kept.
+
+    Raises:
+        UserError: experts or pairs that cannot be used, a folder that holds labels of others, or over 1 % of the images cannot
+            be read.
+    """
+    source = open_pairs(request.pairs, executor.bar)
+    experts = _load(request, "cpu")
+    params = {"experts": ",".join(expert.name for expert in experts), "pairs": source.name, "count": len(source)}
+    writer = labels_writer(source, experts, request.settings, request.folder)
+    del experts  # from here on they are the units' business
+    async with one_maker_async(writer.root):
+        tally, missing = Tally("images"), deque[int]()
+        for number, shard in enumerate(source.shards):
+            if found := finished_shard(writer, shard, _say):
+                _count(tally, found, len(source))
+            else:
+                missing.append(number)
+            await asyncio.sleep(0)
+        if not missing and (writer.root / MANIFEST).is_file():
+            return LabelStore(writer.root).manifest
+        tags = {"labels.file": str(writer.root)}
+        with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
+            steps = itertools.count(1)
+
+            def ended(shard: LabelledShard) -> None:
+                speed = shard.images / max(shard.seconds, 1e-9)
+                run.log_metrics({"label/images_per_second": speed} if shard.images else {}, next(steps))
+                _count(tally, shard, len(source))
+
+            await _label(request, executor, source, writer, missing, ended)
+            finish_labels(source, writer)
+            store = LabelStore(writer.root)
+            _log(run, store, source)
+    return store.manifest
+
+
+async def _label(
+    request: LabelRequest,
+    executor: Executor,
+    source: PairSource,
+    writer: LabelWriter,
+    missing: deque[int],
+    ended: Callable[[LabelledShard], None],
+) -> None:
+    """A unit for each missing shard, twice as many under way as can run; after one that breaks no other is begun."""
+    asked = needs("label", executor, request.device, request.num_workers)
+
+    async def lane() -> None:
+        while missing:
+            number = missing.popleft()
+            told = {"name": f"label {source.shards[number].name}", "priority": request.priority}
+            try:
+                ended(await executor.run(label_unit, request, writer, number, **told, **asked))
+            except BaseException:
+                missing.clear()
+                raise
+
+    try:
+        lanes = await asyncio.gather(*(lane() for _ in range(2 * executor.width)), return_exceptions=True)
+    finally:
+        _forget()
+    for error in lanes:
+        if error is not None:
+            raise error
+
+
+def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> LabelledShard:
+    """Label one shard of the pairs, unless its labels are there; one unit of work."""
+    labeller = _labeller(request, writer)
+    return labeller.label(labeller.source.shards[number], reporter(), _say)
+
+
+_last: tuple[LabelRequest, str, Labeller] | None = (
+    None  # of this process: experts are loaded once for all of its shards
+)
+
+
+def _labeller(request: LabelRequest, writer: LabelWriter) -> Labeller:
+    global _last
+    if _last is None or _last[:2] != (request, writer.key):
+        _last = None  # the experts of before go first: the memory may not hold both
+        source = open_pairs(request.pairs)
+        experts = _load(request, choose_device(request.device))
+        if labels_writer(source, experts, request.settings, writer.root).key != writer.key:
+            raise UserError("the experts or pairs have changed while they were labelled; run the command again")
+        labeller = Labeller(source, experts, writer, request.settings, request.batch_size, request.num_workers)
+        _last = (request, writer.key, labeller)
+    return _last[2]
+
+
+def _forget() -> None:
+    """Where units ran in this process, its memory is wanted for other things now."""
+    global _last
+    _last = None
+
+
+def _load(request: LabelRequest, device: Any) -> list[Expert]:
+    return load_experts(list(request.experts), device)
+
+
+def _count(tally: Tally, shard: LabelledShard, total: int) -> None:
+    for key, reason in shard.failed:
+        tally.add(key, reason)
+    tally.check(total)
+
+
+def _say(line: str) -> None:
+    console.print(f"  note · {line}", style="dim", markup=False)
+
+
+def _log(run: Run, store: LabelStore, source: PairSource) -> None:
+    manifest = store.manifest
+    run.log_json(manifest, MANIFEST)
+    run.log_dataset(source.name, source.fingerprint, "labelling", pairs=len(source))
+    cost = manifest["cost"]
+    run.log_metrics(
+        {
+            "cost/label_seconds": cost["seconds"],
+            "cost/label_flops": cost["flops"],
+            **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            "bytes_per_image": manifest["bytes_per_image"],
+        }
+    )
+    with TemporaryDirectory() as folder:
+        picture = Path(folder) / "labels.png"
+        draw_labels(store.root, source, picture)
+        run.log_file(picture, "pictures")

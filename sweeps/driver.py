@@ -1,0 +1,203 @@
+"""The one driver of a sweep: asks Optuna for trials, gives out their work, waits, tells.
+
+There is one driver at a time (``sweeps.study.sole_driver``), so a trial that is RUNNING when it starts is one that a driver
+before it left: it is taken up again, with its params and its MLflow run. So every cell ends once, wherever a driver is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import TrialState
+
+from backbones.errors import users_line
+from reports.tracking import Run, Tracker
+from sweeps.errors import TrialPruned, first_line
+from sweeps.objective import TaskFacts, task_gains
+from sweeps.pruning import Pruning
+from sweeps.space import Value, short
+from sweeps.storage import answering
+from sweeps.study import Sweep, must_drive, sampler_for
+
+FAILURES = 2  # attempts of one launch that may break before a cell is given up
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out of a trial.
+
+    Attributes:
+        metrics: task → metric → value.
+        tags: links for MLflow: ``train.run``, ``weights.sha256``, ``weights.file`` …
+        costs: seconds and the like.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, dict[str, float]]:
+        """The metrics as JSON holds them."""
+        return {task: dict(found) for task, found in self.metrics.items()}
+
+    def log(self, run: Run) -> None:
+        """Metrics, links and costs into an MLflow run."""
+        run.set_tags(self.tags)
+        run.log_metrics({f"{task}/{name}": v for task, found in self.metrics.items() for name, v in found.items()})
+        run.log_metrics({f"cost/{name}": value for name, value in self.costs.items()})
+
+
+# (params, id of the trial's MLflow run, what stops it early) → what came out
+Evaluate = Callable[[Mapping[str, Value], str, Pruning | None], Awaitable[Evaluation]]
+
+
+async def drive(
+    sweep: Sweep, evaluate: Evaluate, tracker: Tracker, parent: Run, *, width: int, say: Callable[[str], None]
+) -> int:
+    """Run trials until every cell is finished or given up; call it inside ``sole_driver``.
+
+    Args:
+        sweep: the open study.
+        evaluate: trains with a trial's params, probes, and returns metrics.
+        tracker: where the trials' runs go, under ``parent``.
+        width: most trials under way at once.
+        say: told one line for each trial.
+
+    Returns:
+        how many trials it finished.
+
+    Raises:
+        Exception: whatever ``evaluate`` raises that the user can mend; others fail the trial only.
+        CancelledError: interrupted; the trials under way are taken up by the next driver.
+    """
+    driver = _Driver(sweep, evaluate, tracker, parent, say)
+    under_way: set[asyncio.Task[int]] = set()
+    finished = 0
+    with answering(sweep.url):
+        must_drive(sweep)
+        sweep.queue()
+        try:
+            while True:
+                while len(under_way) < max(1, width) and (trial := driver.next_trial()) is not None:
+                    under_way.add(asyncio.create_task(driver.run(trial)))
+                    await asyncio.sleep(0)  # it draws its params before the next one is asked for
+                if not under_way:
+                    return finished
+                ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                finished += sum(task.result() for task in ended)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+
+def has_run(tracker: Tracker, run_id: str | None) -> bool:
+    """Whether a run is there to be taken up: in this store and experiment, not deleted."""
+    try:
+        info = tracker.client.get_run(run_id).info
+    except Exception:
+        return False
+    return info.lifecycle_stage == "active" and info.experiment_id == tracker.experiment_id
+
+
+class _Driver:
+    def __init__(
+        self, sweep: Sweep, evaluate: Evaluate, tracker: Tracker, parent: Run, say: Callable[[str], None]
+    ) -> None:
+        self.sweep, self.evaluate, self.tracker, self.parent, self.say = sweep, evaluate, tracker, parent, say
+        facts = sweep.facts
+        self.baseline = facts.get("baseline", {})
+        self.tasks = {name: TaskFacts(**value) for name, value in facts.get("tasks", {}).items()}
+        self.begun: set[int] = set()
+        self.failures: Counter[str] = Counter()
+
+    def next_trial(self) -> optuna.Trial | None:
+        """One that a driver before this one left, else the next in the queue, with the sampler that draws for it."""
+        must_drive(self.sweep)
+        study, trials = self.sweep.study, self.sweep.trials()
+        left = [t for t in trials if t.state == TrialState.RUNNING and t._trial_id not in self.begun]
+        for found in left or [t for t in trials if t.state == TrialState.WAITING]:
+            study.sampler = sampler_for(self.sweep.space, found.number)
+            trial = optuna.Trial(study, found._trial_id) if left else study.ask()
+            self.begun.add(trial._trial_id)
+            return trial
+        return None
+
+    async def run(self, trial: optuna.Trial) -> int:
+        """One trial to its end; returns 1 when it counts."""
+        began, sweep = time.perf_counter(), self.sweep
+        params, attrs = sweep.space.suggest(trial), trial.user_attrs
+        name = f"trial {trial.number} · {short(params, sweep.space.base)}"
+        tags = {"study": sweep.name, "trial": str(trial.number), "cell.params": str(attrs.get("cell", ""))}
+        tags["suite"] = self.tracker.experiment
+        earlier = attrs.get("mlflow.run")
+        resume = earlier if earlier and has_run(self.tracker, earlier) else None
+        pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune) if sweep.prune else None
+        values = None
+        try:
+            with self.tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:
+                trial.set_user_attr("mlflow.run", run.id)
+                try:
+                    result = await self.evaluate(params, run.id, pruning)
+                except TrialPruned as pruned:
+                    run.status = "KILLED"  # stopped on purpose, before its end
+                    run.set_tags({"failure": f"pruned: {pruned}"})
+                else:
+                    values = self._record(run, result)
+                self._log_intermediate(trial, run)
+        except Exception as error:
+            if users_line(error) is not None:
+                raise
+            reason = first_line(error)
+            self.say(f"{name} failed: {reason}")
+            self._end(trial, TrialState.FAIL, attrs={"failure": reason})
+            self._again(trial)
+            return 0
+        if values is None:
+            self._end(trial, TrialState.PRUNED)
+            text = "pruned"
+        else:
+            self._end(trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.plain()})
+            text = ", ".join(f"{o.label} {v:+.3g}" for o, v in zip(sweep.objectives, values, strict=True))
+        self.say(f"{name} · {text} · {time.perf_counter() - began:.0f} s")
+        return 1
+
+    def _end(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: Sequence[float] | None = None,
+        attrs: Mapping[str, object] | None = None,
+    ) -> None:
+        must_drive(self.sweep)  # else its cell is another driver's by now
+        for key, value in (attrs or {}).items():
+            trial.set_user_attr(key, value)
+        self.sweep.study.tell(trial, values, state)
+
+    def _again(self, trial: optuna.Trial) -> None:
+        """Queue a cell that broke once more, unless it did too often; a sampler then draws anew."""
+        cell = str(trial.user_attrs.get("cell", ""))
+        self.failures[cell] += 1
+        if cell and self.failures[cell] < FAILURES:
+            self.sweep.queue(cell)
+
+    def _record(self, run: Run, result: Evaluation) -> list[float]:
+        """Everything about a trial into its MLflow run; returns the objectives' values."""
+        objectives = self.sweep.objectives
+        values = [objective.value(result.metrics, self.baseline) for objective in objectives]
+        result.log(run)
+        gains = task_gains(result.metrics, self.baseline, self.tasks)
+        run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})
+        run.log_metrics({f"objective/{o.name}": value for o, value in zip(objectives, values, strict=True)})
+        return values
+
+    def _log_intermediate(self, trial: optuna.Trial, run: Run) -> None:
+        """What its training reported for pruning, as a curve."""
+        sign = self.sweep.objectives[0].sign
+        for step, value in self.sweep.trials()[trial.number].intermediate_values.items():
+            run.log_metrics({"intermediate": sign * value}, step)

@@ -1,0 +1,170 @@
+"""One registry for everything that has a name: what holds for one kind of thing holds for all."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import backbones
+import benchmark.catalog
+import benchmark.execution.slurm  # noqa: F401
+from backbones import UserError
+from backbones.cliptex.experts import EXPERTS
+from backbones.plugins import Registry
+from backbones.registry import BACKBONES
+from benchmark.execution import EXECUTORS
+from benchmark.suites.registry import SUITES, register_suite
+from probes.registry import DATASETS, PROBES, find_task, register_dataset, register_probe, tasks
+
+# what another package brings: (registry, group, how one registers by hand, its name, its object, a shipped name misspelt)
+KINDS = {
+    "backbones": (BACKBONES, backbones.register, "grey", "GREY", "dinov2-b41", "dinov2-b14"),
+    "experts": (
+        EXPERTS,
+        lambda expert: EXPERTS.register(expert.name, expert),
+        "flat-world",
+        "FlatWorld",
+        "nll-angfm",
+        "nll-angmf",
+    ),
+    "datasets": (DATASETS, register_dataset, "my-set", "SET", "ade2k", "ade20k"),
+    "suites": (SUITES, register_suite, "my-suite", "SUITE", "papre", "paper"),
+    "executors": (EXECUTORS, lambda e: EXECUTORS.register("slurm", e), "my-cluster", "Cluster", "slrum", "slurm"),
+    "probes": (PROBES, register_probe, "segmentation/my-probe", "PROBE", "depth/pspent", "depth/pspnet"),
+}
+MODULE = """
+from types import SimpleNamespace
+from backbones import Entry
+from backbones.cliptex.experts import Expert
+from benchmark.execution import Executor
+from benchmark.suites.registry import Suite
+from probes.base import TaskResult
+from probes.datasets.base import DatasetSpec, Sample
+
+GREY = Entry("grey", "one grey map", "MIT", lambda request: None)
+SET = DatasetSpec("my-set", "segmentation", "mine", lambda root, split: [Sample("a.jpg", "a.png")], about="mine")
+
+class FlatWorld(Expert):
+    name, task, settings_type, about = "flat-world", "depth", SimpleNamespace, "all is flat"
+    def predict(self, images):
+        return {}
+
+class Cluster(Executor):
+    about = "mine"
+    def _start(self, task, priority):
+        raise NotImplementedError
+    def _stop(self):
+        pass
+
+SUITE = Suite("my-suite", "mine", {"voc/linear": {}})
+
+class Probe:
+    name, kind, version, settings_type, metrics = "my-probe", "segmentation", 1, SimpleNamespace, {"mIoU": 1}
+    needs_text, splits = False, ("val",)
+    def config(self, context):
+        return ""
+    def run(self, context):
+        return TaskResult({"mIoU": 1.0})
+
+PROBE = Probe()
+NOTHING = 3
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """An installed package, as pip leaves it: a module and a dist-info folder on ``sys.path``."""
+    (tmp_path / "other_package.py").write_text(MODULE)
+    info = tmp_path / "other_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(
+        f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone = no_such_module:THING\n"
+        f"missing = other_package:MISSING\nnothing = other_package:NOTHING\nmisnamed = other_package:{thing}\n"
+        f"{next(iter(registry.read_entry_points()))} = other_package:{thing}\n"
+        for group, (registry, _, name, thing, *_) in KINDS.items()
+    ))  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for registry, *_ in KINDS.values():
+        monkeypatch.setattr(registry, "_things", dict(registry))
+        monkeypatch.setattr(registry, "broken", {})
+    yield
+    sys.modules.pop("other_package", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_is_given_once(kind):
+    registry, register, *_ = KINDS[kind]
+    name, thing = next(iter(registry.read_entry_points().items()))
+    assert registry.register(name, thing) is thing  # a module that is imported twice
+    with pytest.raises(ValueError, match=f"there is a .* '{name}' already"):
+        registry.register(name, object())
+    with pytest.raises(TypeError):
+        registry[name] = thing
+    register(thing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_name_is_one_line_with_the_nearest(kind):
+    registry, _, _, _, wrong, right = KINDS[kind]
+    with pytest.raises(UserError, match=f"no {registry.what} '{wrong}'; did you mean {right}") as caught:
+        registry.find(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_package_brings_one_without_a_fork(kind, other_package):
+    registry, _, name, thing, *_ = KINDS[kind]
+    shipped = next(iter(registry))
+    before = registry[shipped]
+    assert name not in registry
+    assert registry.described()[name] == f"plug-in other_package:{thing}"
+    assert "other_package" not in sys.modules, "describing imports nothing"
+    assert registry.find(name) is getattr(sys.modules["other_package"], thing)
+    assert registry.find(shipped) is before is registry.read_entry_points()[shipped], (
+        "a package replaces nothing of ours"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package):
+    registry, _, name, *_ = KINDS[kind]
+    assert name in registry.read_entry_points()
+    reasons = {
+        "gone": "ModuleNotFoundError: No module named 'no_such_module'",
+        "missing": "AttributeError: .*'MISSING'",
+        "nothing": "TypeError: it brings 3, no .*",
+        "misnamed": f"ValueError: entry point 'misnamed' brings one named '{name}'",
+    }
+    if kind == "executors":  # they have no name of their own
+        del reasons["misnamed"]
+    assert not set(reasons) & set(registry)
+    for broken, why in reasons.items():
+        with pytest.raises(UserError, match=f"{broken}' cannot be loaded: {why}; mend or uninstall") as caught:
+            registry.find(broken)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_and_a_probe_of_another_package_make_tasks(other_package):
+    assert [each.name for each in find_task("my-set/my-probe")] == ["my-set", "my-probe"]
+    assert find_task("my-set/linear")[0].name == find_task("voc/linear")[0].name.replace("voc", "my-set")
+    assert {"my-set/my-probe", "my-set/pspnet", "voc/my-probe"} <= set(tasks())
+    from probes.dense_data import DenseDataset  # a config names the dataset, in whatever process builds it
+
+    assert DenseDataset("my-set", ".", "train", []).spec is DATASETS["my-set"]
+    with pytest.raises(UserError, match="dataset 'gone' cannot be loaded: ModuleNotFoundError"):
+        find_task("gone/linear")
+    with pytest.raises(UserError, match="no task 'my-set/lineal'; did you mean my-set/linear"):
+        find_task("my-set/lineal")
+
+
+def test_what_is_slow_to_import_is_declared_and_imported_when_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text(
+        "from types import SimpleNamespace\nTHING = SimpleNamespace(about='slow')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry: Registry = Registry("thing", "no-such-group")
+    registry.later("slow", "slow_module:THING", "said before")
+    assert registry.described() == {"slow": "said before"} and "slow_module" not in sys.modules
+    assert registry.find("slow").about == "slow" and list(registry) == ["slow"]

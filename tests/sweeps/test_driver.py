@@ -1,0 +1,306 @@
+"""One driver: every cell ends once, whatever breaks, is killed, or is started twice."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import pickle
+import random
+import signal
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from reports.heartbeat import LIMIT, this_process
+from sweeps.driver import FAILURES, Evaluation
+from sweeps.errors import SweepError
+from sweeps.study import load_sweep
+from sweeps.summary import progress
+from tests.forks import Fork
+from tests.sweeps.cheap import cells, completed, drive_slowly, evaluate, finish, hold, measure, start
+
+
+def trial_runs(sweep, tracker):
+    parent = sweep.facts["mlflow"]["run"]
+    return {run.info.run_id: run for run in tracker.search(f"tags.`mlflow.parentRunId` = '{parent}'")}
+
+
+def check_whole(sweep, tracker):
+    """Every cell is finished once with its value, and Optuna and MLflow tell the same."""
+    assert completed(sweep) == cells(sweep)
+    assert {trial.state for trial in sweep.trials()} == {TrialState.COMPLETE}
+    runs = trial_runs(sweep, tracker)
+    ended = [run for run in runs.values() if run.info.status == "FINISHED"]
+    assert len(ended) == len(cells(sweep))
+    for trial in sweep.trials():
+        run = runs[trial.user_attrs["mlflow.run"]]
+        assert run.info.status == "FINISHED" and "failure" not in run.data.tags
+        assert (run.data.tags["trial"], run.data.tags["study"]) == (str(trial.number), "cheap")
+        assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
+        assert run.data.metrics["gain/seg/linear"] == pytest.approx(
+            100 * (measure(trial.params)["seg/linear"]["mIoU"] - 28) / 28
+        )
+        assert {name: float(value) for name, value in run.data.params.items()} == trial.params
+        assert trial.user_attrs["metrics"] == measure(trial.params)
+
+
+def test_every_cell_is_finished_once_and_at_most_width_at_a_time(storage, tracker):
+    sweep = start(storage)
+    under_way, most = set(), []
+
+    async def watched(params, run, pruning):
+        under_way.add(run)
+        most.append(len(under_way))
+        await asyncio.sleep(0.02)
+        under_way.remove(run)
+        return await evaluate(params, run, pruning)
+
+    told = []
+    assert finish(sweep, tracker, watched, told=told) == 9
+    assert max(most) == 3 and len(told) == 9
+    check_whole(sweep, tracker)
+    assert finish(sweep, tracker, watched) == 0, "all is done"
+    assert len(sweep.trials()) == len(trial_runs(sweep, tracker)) == 9
+    plain = optuna.load_study(study_name="cheap", storage=sweep.study._storage)
+    assert plain.best_params["lambda_seg"] == 0.1
+
+
+@pytest.mark.parametrize("search", ["random", "tpe", "cmaes"])
+def test_samplers_get_their_trials_and_may_get_more(search, storage, tracker):
+    sweep = start(storage, search=search, trials=5)
+    assert finish(sweep, tracker) == 5
+    more = start(storage, search=search, trials=8)
+    assert finish(more, tracker) == 3
+    assert completed(more) == cells(more) and len(more.trials()) == 8
+    assert len({trial.params["lambda_seg"] for trial in more.trials()}) == 8, "none is drawn twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(seed, storage, tracker, tmp_path):
+    """kill -9 at random times; what was under way is taken up again, in the same trial and MLflow run."""
+    chance = random.Random(f"{seed}{storage}")
+    sweep = start(storage, lambdas=("seg", "clip"))
+    for number in range(2):
+        fork = Fork(
+            drive_slowly, storage, tracker.uri, tracker.experiment, tmp_path, output=tmp_path / f"said-{number}"
+        )
+        seen = len(list(tmp_path.glob("begun-*")))
+        while fork.process.is_alive() and len(list(tmp_path.glob("begun-*"))) == seen:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.8))
+        if fork.process.is_alive():
+            fork.signal(signal.SIGKILL)
+        assert fork.end() in (0, -9), fork.said()
+    tracker.close_stale()
+    finish(load_sweep("cheap", storage), tracker)
+    check_whole(sweep, tracker)
+    assert {run.info.status for run in trial_runs(sweep, tracker).values()} <= {"FINISHED", "KILLED"}
+
+
+def test_a_sampled_trial_keeps_its_params_when_its_driver_was_interrupted(storage, tracker):
+    sweep = start(storage, search="random", trials=1)
+
+    async def interrupted(params, run, pruning):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(sweep, tracker, interrupted)
+    (trial,) = sweep.trials()
+    (run,) = trial_runs(sweep, tracker).values()
+    assert trial.state == TrialState.RUNNING and run.info.status == "KILLED"
+    assert progress(sweep).running == 0 and progress(sweep).left == 1, "nobody drives it"
+    assert finish(sweep, tracker) == 1
+    (again,) = sweep.trials()
+    assert again.state == TrialState.COMPLETE and again.params == trial.params
+    (run,) = trial_runs(sweep, tracker).values()
+    assert run.info.status == "FINISHED" and again.user_attrs["mlflow.run"] == run.info.run_id
+
+
+def test_a_trial_whose_run_is_in_another_store_gets_a_new_one(url, tracker):
+    sweep = start(url, lambdas=("seg",), values=(1.0,))
+    sweep.queue()
+    sweep.study.ask().set_user_attr("mlflow.run", "0" * 32)
+    assert finish(sweep, tracker) == 1
+    check_whole(sweep, tracker)
+
+
+def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monkeypatch):
+    sweep = start(storage)
+    fork = Fork(hold, storage, tmp_path, output=tmp_path / "said")
+    fork.wait_for(tmp_path, "driving")
+    try:
+        began = time.monotonic()
+        with pytest.raises(SweepError, match="is driven by another process") as caught:
+            finish(sweep, tracker)
+        assert time.monotonic() - began < 5 and "\n" not in str(caught.value)
+        with monkeypatch.context() as patch:
+            patch.setenv("CLIPTEX_HOME", str(tmp_path / "another"))  # no lock in common: the study says it
+            with pytest.raises(SweepError, match="is driven by another process"):
+                finish(sweep, tracker)
+    finally:
+        fork.signal(signal.SIGKILL)
+        fork.end()
+    assert finish(sweep, tracker) == 9, "it is gone, so the study is free at once"
+
+
+def test_another_machines_driver_counts_while_it_gives_signs_of_life(url, tracker):
+    sweep = start(url, lambdas=("seg",))
+    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - LIMIT + 60})
+    with pytest.raises(SweepError, match="is driven by another process"):
+        finish(sweep, tracker)
+    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - LIMIT - 1})
+    assert finish(sweep, tracker) == 3
+    assert not sweep.facts["driver"]
+
+
+def test_a_driver_that_was_given_up_for_dead_ends_no_cell(url, tracker):
+    """It slept; meanwhile another one took its trials up."""
+    sweep = start(url, lambdas=("seg",))
+
+    async def slept(params, run, pruning):
+        sweep.note("driver", {"process": "another/machine|1:1", "time": time.time()})
+        return await evaluate(params, run, pruning)
+
+    with pytest.raises(SweepError, match="taken study 'cheap' over"):
+        finish(sweep, tracker, slept, width=1)
+    assert completed(sweep) == []
+    assert sweep.facts["driver"]["process"] != this_process()
+
+
+def test_a_cell_that_breaks_is_tried_again_then_given_up_and_the_others_go_on(storage, tracker):
+    sweep = start(storage, lambdas=("seg",))
+    tried = []
+
+    async def breaks(params, run, pruning):
+        tried.append(params["lambda_seg"])
+        if params["lambda_seg"] == 10 or (params["lambda_seg"] == 0.1 and tried.count(0.1) == 1):
+            raise RuntimeError("the loss became NaN\nat step 3")
+        return await evaluate(params, run, pruning)
+
+    assert finish(sweep, tracker, breaks) == 3 - 1
+    now = progress(sweep)
+    assert tried.count(10) == FAILURES == tried.count(0.1) and tried.count(1) == 1
+    assert (now.done, now.left, now.failures) == (2, 0, FAILURES + 1)
+    assert list(now.given_up.values()) == ["RuntimeError: the loss became NaN"]
+    statuses = sorted(run.info.status for run in trial_runs(sweep, tracker).values())
+    assert statuses == ["FAILED"] * 3 + ["FINISHED"] * 2
+    assert finish(sweep, tracker) == 1, "the next launch tries it again"
+    assert completed(sweep) == cells(sweep) and progress(sweep).given_up == {}
+
+
+def test_one_that_broke_is_drawn_anew(url, tracker):
+    sweep = start(url, search="random", trials=1)
+
+    async def breaks_once(params, run, pruning):
+        if not [trial for trial in sweep.trials() if trial.state == TrialState.FAIL]:
+            raise RuntimeError("it broke")
+        return await evaluate(params, run, pruning)
+
+    assert finish(sweep, tracker, breaks_once) == 1
+    first, second = sweep.trials()
+    assert first.params != second.params and first.user_attrs["cell"] == second.user_attrs["cell"]
+
+
+class Wrong(ValueError):
+    exit_code = 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Wrong("no such weights")])
+def test_what_the_user_must_mend_ends_the_sweep_and_does_not_count(error, url, tracker):
+    sweep = start(url, lambdas=("seg",))
+
+    async def fails(params, run, pruning):
+        if params["lambda_seg"] == 1:
+            try:
+                raise error
+            except type(error) as cause:
+                raise RuntimeError("while saving") from cause
+        await asyncio.sleep(600)
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="while saving"):
+        finish(sweep, tracker, fails)
+    assert time.monotonic() - began < 30, "the others are not waited for"
+    assert progress(sweep).failures == 0
+    assert sorted(run.info.status for run in trial_runs(sweep, tracker).values()) == ["FAILED", "KILLED", "KILLED"]
+    assert finish(sweep, tracker) == 3
+    check_whole(sweep, tracker)
+
+
+def test_a_bug_that_was_raised_while_a_users_error_was_handled_is_a_bug(url, tracker):
+    sweep = start(url, lambdas=("seg",), values=(1.0,))
+
+    async def fails(params, run, pruning):
+        try:
+            raise Wrong("no such weights")
+        except Wrong:
+            raise KeyError("a bug") from None
+
+    assert finish(sweep, tracker, fails) == 0
+    assert list(progress(sweep).given_up.values()) == ["KeyError: 'a bug'"]
+
+
+def test_a_metric_that_is_missing_fails_the_trial(url, tracker):
+    sweep = start(url, lambdas=("seg",), values=(1.0,))
+
+    async def incomplete(params, run, pruning):
+        return Evaluation({**measure(params), "depth/linear": {}})
+
+    assert finish(sweep, tracker, incomplete) == 0
+    assert "no value for depth/linear/abs_rel" in next(iter(progress(sweep).given_up.values()))
+
+
+def test_what_somebody_queued_by_hand_is_not_run_twice(url, tracker):
+    sweep = start(url, lambdas=("seg",))
+    sweep.study.enqueue_trial(dict(sweep.space.cells()[1].params))
+    assert finish(sweep, tracker) == 3
+    assert len(sweep.trials()) == 3 and progress(sweep).done == 3
+
+
+class Log:
+    """What a training writes its curves to."""
+
+    def __init__(self):
+        self.curves = []
+
+    def log_metrics(self, metrics, step):
+        self.curves.append((step, dict(metrics)))
+
+
+@pytest.mark.parametrize("objective", ["gain", "depth/linear/abs_rel"])
+def test_successive_halving_stops_the_worse_trials(objective, storage, tracker):
+    """By what is watched, of which more is better, whether the objective is a gain or an error; each training reports from
+    where it runs, which need not be where the driver is."""
+    sweep = start(storage, search="random", trials=8, prune="val/i2t_R@1", objectives=(objective,))
+    logs = {}
+
+    def train(params, run, pruning):
+        logs[run] = Log()
+        log = pickle.loads(pruning).watched(logs[run], per_epoch=10)
+        for step in range(5, 45, 5):
+            log.log_metrics({"train/loss": 1.0}, step)
+            if step % 10 == 0:
+                log.log_metrics({"val/i2t_R@1": measure(params)["seg/linear"]["mIoU"] * step}, step)
+
+    async def trained(params, run, pruning):
+        assert "sweeps" not in repr(pruning), "an address may hold a password"
+        await asyncio.to_thread(train, params, run, pickle.dumps(pruning))
+        return await evaluate(params, run, pruning)
+
+    assert finish(sweep, tracker, trained, width=2) == 8
+    now = progress(sweep)
+    assert now.done == 8 and 1 <= now.pruned <= 7
+    for trial in sweep.trials():
+        run = tracker.client.get_run(trial.user_attrs["mlflow.run"])
+        pruned = trial.state == TrialState.PRUNED
+        assert run.info.status == ("KILLED" if pruned else "FINISHED")
+        assert run.data.tags.get("failure", "").startswith("pruned") == pruned
+        last = logs[run.info.run_id].curves[-1][0]
+        assert last == 40 or pruned
+        epochs = [metric.step for metric in tracker.client.get_metric_history(run.info.run_id, "intermediate")]
+        assert epochs == list(range(1, last // 10 + 1)) == sorted(trial.intermediate_values)
+    best = max(sweep.trials(), key=lambda t: measure(t.params)["seg/linear"]["mIoU"])
+    assert best.state == TrialState.COMPLETE, "the best by what is watched is never stopped"
