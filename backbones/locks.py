@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from backbones.errors import UserError
 from backbones.files import content_key, home
@@ -37,28 +38,30 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool
         Timeout: the lock is another process's, and ``wait`` is False.
     """
     lock = FileLock(path, fallback_to_soft=False)
-    waited = False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if not wait:
-                raise
-            waiting()
-            waited = True
-            lock.acquire(poll_interval=0.1)
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, Timeout):  # an OSError too
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a file system with locks (flock)"
-        ) from error
+    waited = not _acquired(lock, path, blocking=False)
+    if waited:
+        if not wait:
+            raise Timeout(str(path))
+        waiting()
+        _acquired(lock, path, poll_interval=0.1)
     try:
         yield waited
     finally:
         lock.release()
+
+
+def _acquired(lock: BaseFileLock, path: Path, **how: Any) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(**how)
+    except Timeout:  # an OSError too
+        return False
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a file system with locks (flock)"
+        ) from error
+    return True
 
 
 @asynccontextmanager

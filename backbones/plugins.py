@@ -103,14 +103,18 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._things)
 
 
-def of_type(kind: type, name: Callable[[Any], str] = attrgetter("name")) -> Callable[[str, Any], Any]:
-    """A ``check`` of a registry: entry points bring an instance of ``kind`` or a class of it, which calls itself what the entry
-    point does."""
+def of_type(
+    kind: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
+) -> Callable[[str, Any], Any]:
+    """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``, which calls itself what the
+    entry point does, where it has a ``name``."""
 
     def check(given: str, thing: Any) -> Any:
-        if not (issubclass(thing, kind) if isinstance(thing, type) else isinstance(thing, kind)):
-            raise TypeError(f"it brings a {type(thing).__name__}, not a {kind.__module__}.{kind.__name__}")
-        if name(thing) != given:
+        is_class = isinstance(thing, type)
+        if is_class is not subclass or not (issubclass(thing, kind) if is_class else isinstance(thing, kind)):
+            wanted = f"{'subclass of ' * subclass}{kind.__module__}.{kind.__name__}"
+            raise TypeError(f"it brings {thing!r}, no {wanted}")
+        if name is not None and name(thing) != given:
             raise ValueError(f"entry point {given!r} brings one named {name(thing)!r}")
         return thing
 

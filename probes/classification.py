@@ -31,7 +31,7 @@ def run(context: Context) -> TaskResult:
     """See ``probes.image_level``."""
     settings: LinearSettings = context.settings
     cost = EncodeCost()
-    features = {split: encode_split(context, split, settings, cost) for split in SPLITS}
+    features: dict[str, Tensor] = {split: encode_split(context, split, settings, cost) for split in SPLITS}
     encoded = time.perf_counter()
     labels = {split: targets(context, split) for split in SPLITS}
     classes = len(context.data.classes)

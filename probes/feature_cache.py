@@ -4,30 +4,32 @@ A *store* is a folder ``$CLIPTEX_HOME/features/KEY`` of memory-mapped shards, wh
 arrays (see ``Recipe``). Each shard is written beside its place and renamed, then its index; the manifest, with every
 shard's size and checksum, comes last, so that whatever a killed process leaves never counts as done – and the shards
 that it finished are not made twice. A shard that is cut short or altered is found when the store is opened, said, and
-made again. A lock keeps two processes from making one store at once (the second waits) and a store in use from being
-removed.
+made again. A lock keeps two processes from making one store at once (the second waits), and each open store has a lock of its
+own, which keeps it from being removed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, replacing, write_json
+from backbones.files import content_key, home, replacing, write_json, write_text
+from backbones.locks import locked
 from probes import feature_budget
+from probes.feature_lock import in_use, leave, lock_path, reading
 
 VERSION = 2  # raised whenever the same recipe would give other bytes
 SHARD_BYTES = 64 * 2**20
@@ -103,7 +105,7 @@ class Store:
         notes: what was wrong with it and was mended, one line each.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], lock: BinaryIO | None) -> None:
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], lock: FileLock) -> None:
         self.folder, self.made, self.notes = folder, False, list[str]()
         self._lock = lock
         self._dtypes = [DTYPES[name] for name in manifest["dtypes"]]
@@ -150,8 +152,7 @@ class Store:
     def close(self) -> None:
         """Forget the files and let others remove them."""
         self._parts.clear()
-        if self._lock is not None:
-            self._lock.close()
+        leave(self._lock)
 
     def _find(self, item: int) -> tuple[np.ndarray, dict[str, Any], int]:
         if not 0 <= item < self._items:
@@ -182,27 +183,24 @@ def ensure(recipe: Recipe, make: Maker, *, wait: Callable[[], None] | None = Non
     Raises:
         UserError: it does not fit into the budget or on the disk (see ``probes.feature_budget``).
     """
-    made, notes = False, list[str]()
-    while True:
-        shared = _lock(recipe.folder, fcntl.LOCK_SH)
-        manifest = read_manifest(recipe.folder)
-        if manifest is not None and not damages(recipe.folder, manifest):
-            feature_budget.touch(recipe.folder)
-            store = Store(recipe.folder, manifest, shared)
-            store.made, store.notes = made, notes
-            return store
-        shared.close()
-        if made:
-            raise RuntimeError(f"{recipe.folder} was made and is not whole: is something else writing there?")
-        with _alone(recipe.folder, wait):
-            manifest = read_manifest(recipe.folder)
-            wrong = damages(recipe.folder, manifest) if manifest is not None else {}
-            for reason in wrong.values():
-                notes.append(f"a kept shard of {recipe.about} was damaged ({reason}) and made again")
-                log.warning("%s (%s)", notes[-1], recipe.folder)
-            if manifest is None or wrong:
-                _make(recipe, make)
-                made = True
+    folder, notes = recipe.folder, list[str]()
+    with locked(lock_path(folder), wait or (lambda: None)):
+        manifest = read_manifest(folder)
+        wrong = damages(folder, manifest) if manifest is not None else {}
+        for reason in wrong.values():
+            notes.append(f"a kept shard of {recipe.about} was damaged ({reason}) and made again")
+            log.warning("%s (%s)", notes[-1], folder)
+        made = manifest is None or bool(wrong)
+        if made:  # who has a damaged store open keeps the files that it reads: others take their place
+            folder.mkdir(parents=True, exist_ok=True)
+            _make(recipe, make)
+            manifest = read_manifest(folder)
+        if manifest is None or (made and damages(folder, manifest)):
+            raise RuntimeError(f"{folder} was made and is not whole: is something else writing there?")
+        feature_budget.touch(folder)
+        store = Store(folder, manifest, reading(folder))
+        store.made, store.notes = made, notes
+        return store
 
 
 def _make(recipe: Recipe, make: Maker) -> None:
@@ -276,13 +274,8 @@ def _write_shard(
         "file": path.name, "first": first, "items": len(items), "bytes": place, "sha256": digest.hexdigest(),
         "index": content_key(json.loads(json.dumps(index)), 64),
     }  # fmt: skip
-    write_text_quickly(index_path(path), json.dumps({**index, "entry": entry}))
+    write_text(index_path(path), json.dumps({**index, "entry": entry}))
     return entry
-
-
-def write_text_quickly(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _finished(shard: Path, items: range) -> dict[str, Any] | None:
@@ -360,50 +353,17 @@ def _damage(shard: Path, entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def lock_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _lock(folder: Path, how: int) -> BinaryIO:
-    """An open lock file of a store; closing it lets go. Raises ``BlockingIOError`` with ``LOCK_NB``."""
-    path = lock_path(folder)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; set CLIPTEX_HOME to a folder you can write") from error
-    try:
-        fcntl.flock(file, how)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-@contextmanager
-def _alone(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a store's lock alone, waiting for whoever has it."""
-    try:
-        lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if wait is not None:
-            wait()
-        lock = _lock(folder, fcntl.LOCK_EX)
-    with lock:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-
-
 def remove(folder: Path) -> bool:
     """Remove a store, unless a process is using or making it; returns whether it is gone."""
     try:
-        lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with locked(lock_path(folder), wait=False):
+            if in_use(folder):
+                return False
+            with suppress(FileNotFoundError):  # first what makes it count
+                (folder / "manifest.json").unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
         return False
-    with lock:
-        with suppress(FileNotFoundError):  # first what makes it count
-            (folder / "manifest.json").unlink()
-        shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
 
 

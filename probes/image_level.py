@@ -14,7 +14,7 @@ from probes.image_settings import RECALL_AT, LinearSettings, RetrievalSettings, 
 from probes.registry import register_probe
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageLevelProbe:
     """A probe on whole images, computed by ``run`` of ``module``; see ``probes.base.Probe``."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock
 
 from reports.errors import TrackingError
 
@@ -111,13 +113,17 @@ def connect(uri: str) -> Client:
     return client
 
 
-@contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Wait for this user's other processes that open the same store on this machine."""
+def _one_at_a_time(uri: str) -> BaseFileLock:
+    """A lock among this user's processes on this machine that open the same store."""
     name = hashlib.sha256(f"{Path.cwd()} {uri}".encode()).hexdigest()[:16]
-    with Path(tempfile.gettempdir(), f"cliptex-mlflow-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    folder = Path(tempfile.gettempdir(), f"cliptex-{os.getuid()}")  # where everybody may write, so: is it really ours?
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise TrackingError(
+            f"{folder} is no folder that only you can write; remove it, or set TMPDIR to a folder of your own"
+        )
+    return FileLock(folder / f"mlflow-{name}.lock", fallback_to_soft=False)
 
 
 def _check_database(uri: str) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests import servers
 
 # Nothing a test does may reach for the network or for the user's own cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -74,32 +71,8 @@ def postgres_database(postgres_uri, request):
     engine.dispose()
 
 
-def free_port() -> int:
-    """A TCP port that is free on loopback at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def mlflow_server(postgres_database, tmp_path):
     """A real ``mlflow server`` on a PostgreSQL backend; yields its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres_database, "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 90
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        pytest.fail("mlflow server did not start:\n" + (tmp_path / "server.log").read_text()[-2000:])
-                    time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, 15)
-            server.wait(20)
+    with servers.mlflow_server(tmp_path, postgres_database) as address:
+        yield address

@@ -88,7 +88,7 @@ def command(*words: str) -> None:
 
 def ranks(target: Callable[..., Any], *arguments: Any, output: Path) -> None:
     """``target(*arguments)`` in two processes with the environment that torchrun gives them; both must end well."""
-    from tests.conftest import free_port
+    from tests.servers import free_port
 
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     both = [

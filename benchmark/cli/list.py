@@ -39,7 +39,7 @@ def _rows(what: str) -> list[tuple[str, str]]:
     if what == "executors":
         from benchmark.execution import EXECUTORS, SHIPPED
 
-        for module in SHIPPED.values():
+        for module in SHIPPED:
             import_module(f"benchmark.execution.{module}")
         return [(name, executor.about) for name, executor in EXECUTORS.read_entry_points().items()]
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite

@@ -115,10 +115,7 @@ def cell_steps(
         "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
     }
     params = {"backbone": backbone.name, "seed": seed, **protocol["settings"]}
-    with (
-        _work_dir(cell) as work_dir,
-        tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run,
-    ):
+    with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:
         run.log_dataset(
             task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
             **{split: len(s) for split, s in data.samples.items()},

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError, nearest
 from backbones.files import home
-from backbones.plugins import Registry
+from backbones.plugins import Registry, of_type
 from benchmark.execution.nodes import software
 from benchmark.execution.progress import Bar, Lane, console
 from benchmark.execution.task import Outcome, Task
@@ -374,10 +374,4 @@ def _sweep(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _executor(name: str, thing: Any) -> type[Executor]:
-    if not (isinstance(thing, type) and issubclass(thing, Executor)):
-        raise TypeError(f"{thing!r} is no subclass of benchmark.execution.Executor")
-    return thing
-
-
-EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", _executor)
+EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", of_type(Executor, None, subclass=True))

@@ -213,7 +213,7 @@ def plant(rng: np.random.Generator, small: bool) -> list[Solid]:
                 (0, pot * 0.9),
             ],
             slot=1,
-        ),
+        )
     ]
     parts.append(frustum(top * 0.86, top * 0.86, 0.004, (0, 0, pot * 0.9), slot=2))
     crown, style = height - pot, rng.integers(3)

@@ -14,14 +14,7 @@ from typing import Any
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import load_experts
-from backbones.cliptex.label import (
-    LabelledShard,
-    Labeller,
-    LabelSettings,
-    finish_labels,
-    finished_shard,
-    labels_writer,
-)
+from backbones.cliptex.label import LabelledShard, Labeller, LabelSettings, finish_labels, finished_shard, labels_writer
 from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
 from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource, Tally, open_pairs

@@ -121,9 +121,8 @@ class _Maker:
         if name not in SUBSETS:
             made = await self._tune(name, seed, (await clip_task).path, None)
             return MadeBackbone(_config(name, seed, made.path), made.run, made.cost)
-        else:
-            clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
-            made = await self._tune(name, seed, clip.path, labels)
+        clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
+        made = await self._tune(name, seed, clip.path, labels)
         return MadeBackbone(_config(name, seed, made.path), made.run, {**made.cost, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.plugins import Registry
+from backbones.plugins import Registry, of_type
 
 if TYPE_CHECKING:
     from benchmark.execution import Executor
@@ -127,13 +127,7 @@ class Suite:
     training_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _suite(name: str, thing: Any) -> Suite:
-    if not isinstance(thing, Suite) or thing.name != name:
-        raise TypeError(f"{thing!r} is not a benchmark.suites.registry.Suite called {name!r}")
-    return thing
-
-
-SUITES: Registry[Suite] = Registry("suite", "suites", _suite)
+SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))
 
 
 def register_suite(suite: Suite) -> Suite:

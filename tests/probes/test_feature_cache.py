@@ -7,6 +7,8 @@ import random
 import shutil
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -219,6 +221,40 @@ def test_a_store_in_use_is_not_removed():
     assert in_child(lambda: os._exit(int(remove(store.folder)))) == 0
     store.close()
     assert remove(store.folder) and not store.folder.exists()
+
+
+def test_each_reader_keeps_a_store_and_a_killed_one_does_not():
+    first, second = ensure(recipe(), maker()), ensure(recipe(), maker())
+    assert not remove(first.folder)
+    first.close()
+    first.close()  # does no harm, nor to the second
+    assert not remove(second.folder) and is_right(second)
+    in_child(second.close)  # a loader has no say
+    assert not remove(second.folder)
+    ends, begun = os.pipe()
+    reader = os.fork()
+    if reader == 0:
+        store = ensure(recipe(), maker())
+        os.write(begun, b"x")
+        time.sleep(60)
+        os._exit(len(store))
+    os.read(ends, 1)
+    threading.Thread(target=second.close).start()
+    time.sleep(0.2)
+    assert not remove(second.folder), "the other process reads it"
+    os.kill(reader, signal.SIGKILL)
+    os.waitpid(reader, 0)
+    assert remove(second.folder)
+
+
+def test_a_damaged_store_is_mended_while_another_reads_it():
+    store = ensure(recipe(), maker())
+    assert is_right(store)
+    shard = store.folder / feature_cache.shard_name(1)
+    shard.with_suffix(".new").write_bytes(bytes(shard.stat().st_size))
+    shard.with_suffix(".new").replace(shard)
+    mended = ensure(recipe(), maker())
+    assert mended.made and is_right(mended) and is_right(store)
 
 
 def test_the_least_recently_used_go_when_room_is_needed(monkeypatch):

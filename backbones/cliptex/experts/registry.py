@@ -13,7 +13,7 @@ from backbones.cliptex.experts.base import TASKS, Expert
 from backbones.errors import UserError
 from backbones.plugins import Registry, of_type
 
-EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert))
+EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert, subclass=True))
 find_expert = EXPERTS.find
 
 

@@ -1,0 +1,160 @@
+"""One process at a time, whoever is killed; who waited knows it; where no lock can be had, it is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+from backbones.errors import UserError
+from backbones.locks import lock_file, locked
+
+WORK = """
+import sys, time
+from pathlib import Path
+from backbones.locks import locked
+path, journal, name, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+def note(what):
+    with journal.open("a") as file:
+        file.write(f"{name} {what}\\n")
+with locked(path, lambda: note("waits")) as waited:
+    note(f"in {waited} {path.stat().st_ino}")
+    time.sleep(seconds)
+    note("out")
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Start processes that lock one file and keep a journal; what is left of them is killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(name: str, seconds: float) -> subprocess.Popen:
+        arguments = [tmp_path / "locks/a.lock", tmp_path / "journal", name, str(seconds)]
+        started.append(subprocess.Popen([sys.executable, "-c", WORK, *map(str, arguments)]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def lines(tmp_path: Path, count: int) -> list[str]:
+    """The journal, once it has ``count`` lines."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = (tmp_path / "journal").read_text().splitlines() if (tmp_path / "journal").exists() else []
+        if len(found) >= count:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"only {found}")
+
+
+def test_three_processes_go_one_after_the_other_through_one_file(tmp_path, work):
+    work("a", 1.5)
+    lines(tmp_path, 1)
+    others = [work("b", 0.3), work("c", 0.3)]
+    assert [process.wait(60) for process in others] == [0, 0]
+    journal = lines(tmp_path, 8)
+    inside = [line.split() for line in journal if "waits" not in line]
+    assert [line[1] for line in inside] == ["in", "out"] * 3, "two were in at once"
+    assert all(inside[at][0] == inside[at + 1][0] for at in (0, 2, 4))
+    assert {line[0]: line[2] for line in inside[::2]} == {"a": "False", "b": "True", "c": "True"}
+    assert len({line[3] for line in inside[::2]}) == 1, "the lock file was replaced"
+    assert {"b waits", "c waits"} <= set(journal) and "a waits" not in journal
+    assert (tmp_path / "locks/a.lock").exists()
+
+
+def test_a_killed_holder_lets_the_next_in_and_no_third(tmp_path, work):
+    holder = work("a", 60)
+    lines(tmp_path, 1)
+    waiter = work("b", 0.5)
+    lines(tmp_path, 2)
+    holder.kill()
+    lines(tmp_path, 3)
+    with pytest.raises(filelock.Timeout), locked(tmp_path / "locks/a.lock", wait=False):
+        pass
+    assert waiter.wait(60) == 0
+    with locked(tmp_path / "locks/a.lock", wait=False) as waited:
+        assert not waited
+    assert lines(tmp_path, 4)[1] == "b waits"
+
+
+def test_a_process_forked_meanwhile_neither_keeps_nor_loses_the_lock(tmp_path):
+    path = tmp_path / "a.lock"
+    with locked(path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        leaver = os.fork()
+        if leaver == 0:
+            os.closerange(3, 256)
+            os._exit(0)
+        os.waitpid(leaver, 0)
+        with pytest.raises(filelock.Timeout), locked(path, wait=False):
+            pass
+    try:
+        with locked(path, wait=False):
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, code):
+    def flock(file: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    said = f"cannot lock {tmp_path}/a.lock: {os.strerror(code)}; set CLIPTEX_HOME"
+    with pytest.raises(UserError, match=re.escape(said)) as caught, locked(tmp_path / "a.lock"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot lock .*file/a.lock: ") as caught, locked(tmp_path / "file/a.lock"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_read_only_folder_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(args[0]))
+
+    monkeypatch.setattr("os.open", refuse)  # root may write to any folder
+    with (
+        pytest.raises(UserError, match=r"cannot lock .*: Read-only file system; set CLIPTEX_HOME"),
+        locked(tmp_path / "a"),
+    ):
+        pass
+
+
+def test_errors_of_the_block_and_of_telling_go_through(tmp_path, work):
+    with pytest.raises(PermissionError), locked(tmp_path / "a.lock"):
+        raise PermissionError("of the block")
+    work("a", 60)
+    lines(tmp_path, 1)
+
+    def tell() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError), locked(tmp_path / "locks/a.lock", tell):
+        pass
+
+
+def test_the_name_follows_from_what_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    assert lock_file("cell", ["a", 1]) == lock_file("cell", ["a", 1]) != lock_file("cell", ["a", 2])
+    assert lock_file("cell", "x").parent == tmp_path / "locks"

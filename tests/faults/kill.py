@@ -1,0 +1,138 @@
+"""kill -9 at random points, then the same command: identical metrics, every cell once, nothing RUNNING.
+
+``python -m tests.faults.kill --executor local|slurm|ray --points 20 --seed 0`` prints a line a point and a summary; exit 1 where
+one failed. SLURM and Ray must be there (``SLURM_CONF``, ``pip install 'cliptex-benchmark[scale]'``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+from mlflow.tracking import MlflowClient
+
+from tests.probes.datasets.make import make_camvid, make_imagefolder
+from tests.servers import mlflow_server
+
+RUN = ["run", "--suite", "own", "--task", "camvid/linear,camvid/pspnet,imagefolder/linear", "--data-root", "."]
+RUN += ["--backbone", "random,efficientnet-lite0", "--device", "cpu", "--num-workers", "1"]
+RUN += [word for each in ("max_iters=60", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
+SWEEP = ["sweep", "launch", "--suite", "smoke", "--task", "mini-class/zero-shot", "--device", "cpu", "--seeds", "1"]
+# what a worker's command line says, by executor
+WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}
+
+
+class Faults:
+    """One command on one executor, killed again and again."""
+
+    def __init__(self, executor: str, folder: Path, uri: str, words: list[str]) -> None:
+        self.executor, self.folder, self.client = executor, folder, MlflowClient(uri)
+        self.words = [*words, "--executor", executor, *(["--jobs", "2"] if executor != "ray" else [])]
+        root = str(Path(__file__).parents[2])
+        self.environment = {
+            **os.environ, "MLFLOW_TRACKING_URI": uri, "CLIPTEX_HOME": str(folder / "home"), "PYTHONPATH": root,
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """The command, with results of its own, in a session of its own."""
+        extra = ["--study", name] if self.words[0] == "sweep" else ["--json", f"{name}.json"]
+        command = [sys.executable, "-m", "benchmark", *self.words, "--experiment", name, *extra]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def whole(self, name: str) -> float:
+        """Run it undisturbed; seconds."""
+        started = time.monotonic()
+        code = self.start(name).wait(900)
+        assert code == 0, (self.folder / f"{name}.log").read_text()[-3000:]
+        return time.monotonic() - started
+
+    def results(self, name: str) -> object:
+        """What the command ended with."""
+        if self.words[0] != "sweep":
+            return json.loads((self.folder / f"{name}.json").read_text())["backbones"]
+        import optuna
+
+        study = optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder}/sweeps.db")
+        done = [trial for trial in study.get_trials() if trial.state == optuna.trial.TrialState.COMPLETE]
+        assert not [trial for trial in study.get_trials() if not trial.state.is_finished()], "a trial is left RUNNING"
+        return sorted((sorted(trial.params.items()), trial.values) for trial in done)
+
+    def point(self, name: str, after: float, victim: str) -> str:
+        """Kill at a time, run again; what is wrong, or ''."""
+        process = self.start(name)
+        time.sleep(after)
+        if victim == "worker" and (found := self.workers(process.pid)):
+            random.choice(found).kill()
+        elif process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(900)
+        code = self.start(name).wait(900)
+        if code:
+            return f"exit code {code}: {(self.folder / f'{name}.log').read_text()[-400:]}"
+        return self.wrong(name)
+
+    def workers(self, driver: int) -> list[psutil.Process]:
+        """Workers under way, of this command alone."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            words = " ".join(process.info["cmdline"] or [])
+            ours = (process.info["environ"] or {}).get("CLIPTEX_HOME") == str(self.folder / "home")
+            if WORKERS[self.executor] in words and "IDLE" not in words and (ours or self.executor == "ray"):
+                found.append(process)
+        return found
+
+    def wrong(self, name: str) -> str:
+        """What of a finished command is not as that of an undisturbed one."""
+        if self.results(name) != self.results("whole"):
+            return "other metrics"
+        runs = self.client.search_runs([self.client.get_experiment_by_name(name).experiment_id])
+        if left := [run.info.run_name for run in runs if run.info.status not in ("FINISHED", "KILLED")]:
+            return f"not ended: {left}"
+        cells = Counter(
+            run.data.tags["cell"] for run in runs if "cell" in run.data.tags and run.info.status == "FINISHED"
+        )
+        return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
+
+
+def main() -> int:
+    """All points of one executor."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--executor", default="local", choices=WORKERS)
+    parser.add_argument("--command", default="run", choices=("run", "sweep"))
+    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    failures = 0
+    with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
+        folder = Path(scratch)
+        make_camvid(folder / "camvid", n_train=6, n_val=4)
+        make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
+        faults = Faults(options.executor, folder, uri, RUN if options.command == "run" else SWEEP)
+        seconds = faults.whole("whole")
+        print(f"undisturbed: {seconds:.0f} s", flush=True)
+        for number in range(options.points):
+            after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
+            wrong = faults.point(f"point{number}", after, victim)
+            failures += bool(wrong)
+            print(f"{number} · {victim} after {after:.1f} s · {wrong or 'as undisturbed'}", flush=True)
+    print(f"{options.executor} · {options.command}: {options.points} points, {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
