@@ -188,7 +188,7 @@ def scored(runs: Sequence[StoredRun]) -> list[Scored]:
     found = {(run.id, run.tags.get("backbone", "")): _scored(run) for run in runs if run.is_task}
     for parent in runs:
         for tag, child in parent.tags.items():
-            if not tag.startswith("reused.") or child not in by_id or not by_id[child].is_task:
+            if not tag.startswith(("cached.", "reused.")) or child not in by_id or not by_id[child].is_task:
                 continue
             backbone = parent.tags.get("backbone", "")
             if (child, backbone) not in found:

@@ -119,7 +119,7 @@ class Parent:
     def end(self, run: Run, cells: Sequence[Cell], earlier: Any | None) -> None:
         """Metrics of all cells, a table as description, and the honest status."""
         run.log_metrics({f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()})
-        run.set_tags({f"reused.{c.task.replace('/', '.')}": c.run_id for c in cells if c.status == "cached"})
+        run.set_tags({f"cached.{c.task.replace('/', '.')}": c.run_id for c in cells if c.status == "cached"})
         run.describe(self._note(cells, earlier.data.metrics if earlier is not None else {}))
         run.flush()
         broken = [cell for cell in cells if cell.status == "failed"]

@@ -115,7 +115,7 @@ def test_a_task_that_nobody_finished_is_a_column_of_holes():
 
 
 def test_a_reused_task_counts_for_the_backbone_that_reused_it():
-    tags = {"run.key": "k", "backbone": "twin", "seed": "0", "reused.voc.linear": "run0"}
+    tags = {"run.key": "k", "backbone": "twin", "seed": "0", "cached.voc.linear": "run0"}
     parent = replace(BASE[0], id="parent-twin", tags=tags, metrics={})
     assert numbers([*BASE, parent])["twin", "voc/linear", "p", 0] == BASE[0].metrics["mIoU"]
 

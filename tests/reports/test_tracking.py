@@ -98,10 +98,10 @@ def test_no_run_stays_running_when_its_process_is_killed(uri, number, tmp_path):
     victim.wait_for(tmp_path, "run-id")
     run_id = (tmp_path / "run-id").read_text()
     tracker = Tracker("killed", uri)
-    assert tracker.close_vanished() == [], "a living process keeps its run"
+    assert tracker.close_stale() == [], "a living process keeps its run"
     victim.signal(number)
     victim.end()
-    closed = tracker.close_vanished()
+    closed = tracker.close_stale()
     stored = tracker.client.get_run(run_id)
     assert stored.info.status == "KILLED"
     assert closed == (["victim"] if number == signal.SIGKILL else [])
