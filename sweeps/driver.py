@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from backbones.errors import users_line
 from reports.tracking import Run, Tracker
 from sweeps.errors import TrialPruned, first_line
-from sweeps.objective import TaskFacts, task_gains
+from sweeps.objective import Metrics, task_gains
 from sweeps.pruning import Pruning
 from sweeps.space import Value, short
 from sweeps.storage import answering
@@ -32,12 +32,11 @@ class Evaluation:
     """What came out of a trial.
 
     Attributes:
-        metrics: task → metric → value.
         tags: links for MLflow: ``train.run``, ``weights.sha256``, ``weights.file`` …
         costs: seconds and the like.
     """
 
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Metrics
     tags: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
 
@@ -62,7 +61,6 @@ async def drive(
     """Run trials until every cell is finished or given up; call it inside ``sole_driver``.
 
     Args:
-        sweep: the open study.
         evaluate: trains with a trial's params, probes, and returns metrics.
         tracker: where the trials' runs go, under ``parent``.
         width: most trials under way at once.
@@ -96,32 +94,32 @@ async def drive(
             await asyncio.gather(*under_way, return_exceptions=True)
 
 
-def has_run(tracker: Tracker, run_id: str | None) -> bool:
-    """Whether a run is there to be taken up: in this store and experiment, not deleted."""
+def earlier_run(tracker: Tracker, run_id: str | None) -> str | None:
+    """The id of a run that can be taken up – in this store and experiment, not deleted – or None."""
     try:
-        info = tracker.client.get_run(run_id).info
+        info = tracker.client.get_run(run_id).info if run_id else None
     except Exception:
-        return False
-    return info.lifecycle_stage == "active" and info.experiment_id == tracker.experiment_id
+        return None
+    there = info and info.lifecycle_stage == "active" and info.experiment_id == tracker.experiment_id
+    return run_id if there else None
 
 
+@dataclass
 class _Driver:
-    def __init__(
-        self, sweep: Sweep, evaluate: Evaluate, tracker: Tracker, parent: Run, say: Callable[[str], None]
-    ) -> None:
-        self.sweep, self.evaluate, self.tracker, self.parent, self.say = sweep, evaluate, tracker, parent, say
-        facts = sweep.facts
-        self.baseline = facts.get("baseline", {})
-        self.tasks = {name: TaskFacts(**value) for name, value in facts.get("tasks", {}).items()}
-        self.begun: set[int] = set()
-        self.failures: Counter[str] = Counter()
+    sweep: Sweep
+    evaluate: Evaluate
+    tracker: Tracker
+    parent: Run
+    say: Callable[[str], None]
+    begun: set[int] = field(default_factory=set)
+    failures: Counter[str] = field(default_factory=Counter)
 
     def next_trial(self) -> optuna.Trial | None:
         """One that a driver before this one left, else the next in the queue, with the sampler that draws for it."""
         must_drive(self.sweep)
-        study, trials = self.sweep.study, self.sweep.trials()
-        left = [t for t in trials if t.state == TrialState.RUNNING and t._trial_id not in self.begun]
-        for found in left or [t for t in trials if t.state == TrialState.WAITING]:
+        study = self.sweep.study
+        left = [t for t in self.sweep.trials(TrialState.RUNNING) if t._trial_id not in self.begun]
+        for found in left or self.sweep.trials(TrialState.WAITING):
             study.sampler = sampler_for(self.sweep.space, found.number)
             trial = optuna.Trial(study, found._trial_id) if left else study.ask()
             self.begun.add(trial._trial_id)
@@ -130,74 +128,58 @@ class _Driver:
 
     async def run(self, trial: optuna.Trial) -> int:
         """One trial to its end; returns 1 when it counts."""
-        began, sweep = time.perf_counter(), self.sweep
+        began, sweep, tracker = time.perf_counter(), self.sweep, self.tracker
         params, attrs = sweep.space.suggest(trial), trial.user_attrs
+        cell = str(attrs.get("cell", ""))
         name = f"trial {trial.number} · {short(params, sweep.space.base)}"
-        tags = {"study": sweep.name, "trial": str(trial.number), "cell.params": str(attrs.get("cell", ""))}
-        tags["suite"] = self.tracker.experiment
-        earlier = attrs.get("mlflow.run")
-        resume = earlier if earlier and has_run(self.tracker, earlier) else None
+        tags = {"study": sweep.name, "trial": str(trial.number), "cell.params": cell, "suite": tracker.experiment}
+        resume = earlier_run(tracker, attrs.get("mlflow.run"))
         pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune) if sweep.prune else None
-        values = None
         try:
-            with self.tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:
+            with tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:
                 trial.set_user_attr("mlflow.run", run.id)
+                values = None
                 try:
                     result = await self.evaluate(params, run.id, pruning)
+                    values = self._record(run, result)
                 except TrialPruned as pruned:
                     run.status = "KILLED"  # stopped on purpose, before its end
                     run.set_tags({"failure": f"pruned: {pruned}"})
-                else:
-                    values = self._record(run, result)
-                self._log_intermediate(trial, run)
+                for step, value in sweep.trials()[trial.number].intermediate_values.items():
+                    run.log_metrics({"intermediate": sweep.objectives[0].sign * value}, step)
         except Exception as error:
             if users_line(error) is not None:
                 raise
             reason = first_line(error)
             self.say(f"{name} failed: {reason}")
-            self._end(trial, TrialState.FAIL, attrs={"failure": reason})
-            self._again(trial)
+            self._end(trial, TrialState.FAIL, None, {"failure": reason})
+            self.failures[cell] += 1
+            if cell and self.failures[cell] < FAILURES:
+                sweep.queue(cell)  # once more; a sampler then draws anew
             return 0
+        text = "pruned"
         if values is None:
-            self._end(trial, TrialState.PRUNED)
-            text = "pruned"
+            self._end(trial, TrialState.PRUNED, None, {})
         else:
             self._end(trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.plain()})
-            text = ", ".join(f"{o.label} {v:+.3g}" for o, v in zip(sweep.objectives, values, strict=True))
+            text = sweep.told(values)
         self.say(f"{name} · {text} · {time.perf_counter() - began:.0f} s")
         return 1
 
     def _end(
-        self,
-        trial: optuna.Trial,
-        state: TrialState,
-        values: Sequence[float] | None = None,
-        attrs: Mapping[str, object] | None = None,
+        self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, object]
     ) -> None:
         must_drive(self.sweep)  # else its cell is another driver's by now
-        for key, value in (attrs or {}).items():
+        for key, value in attrs.items():
             trial.set_user_attr(key, value)
         self.sweep.study.tell(trial, values, state)
 
-    def _again(self, trial: optuna.Trial) -> None:
-        """Queue a cell that broke once more, unless it did too often; a sampler then draws anew."""
-        cell = str(trial.user_attrs.get("cell", ""))
-        self.failures[cell] += 1
-        if cell and self.failures[cell] < FAILURES:
-            self.sweep.queue(cell)
-
     def _record(self, run: Run, result: Evaluation) -> list[float]:
         """Everything about a trial into its MLflow run; returns the objectives' values."""
-        objectives = self.sweep.objectives
-        values = [objective.value(result.metrics, self.baseline) for objective in objectives]
+        objectives, baseline = self.sweep.objectives, self.sweep.baseline
+        values = [objective.value(result.metrics, baseline) for objective in objectives]
         result.log(run)
-        gains = task_gains(result.metrics, self.baseline, self.tasks)
+        gains = task_gains(result.metrics, baseline, self.sweep.tasks)
         run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})
         run.log_metrics({f"objective/{o.name}": value for o, value in zip(objectives, values, strict=True)})
         return values
-
-    def _log_intermediate(self, trial: optuna.Trial, run: Run) -> None:
-        """What its training reported for pruning, as a curve."""
-        sign = self.sweep.objectives[0].sign
-        for step, value in self.sweep.trials()[trial.number].intermediate_values.items():
-            run.log_metrics({"intermediate": sign * value}, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from sweeps.errors import SweepError
@@ -13,7 +14,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 # A gain relative to almost nothing says nothing: scores in percent count as at least one point.
 LEAST_SCORE = 1.0
 LEAST_ERROR = 1e-6
-GROUPS = ("gain", "dense", "zero-shot")
+GROUPS = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}  # name → for people
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class TaskFacts:
     def main(self) -> str:
         return next(iter(self.metrics))
 
+    @property
+    def sign(self) -> int:
+        """Of the main metric."""
+        return self.metrics[self.main]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -39,10 +45,8 @@ class Objective:
 
     Attributes:
         name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
-        direction: ``maximize`` or ``minimize``.
         tasks: those whose gains are averaged; for a metric the one task.
-        metrics: the metric of each of ``tasks``.
-        signs: +1 or -1 for each of them.
+        metrics, signs: of each of ``tasks``: its metric, and +1 (higher is better) or -1.
     """
 
     name: str
@@ -58,8 +62,7 @@ class Objective:
     @property
     def label(self) -> str:
         """For axes and tables."""
-        what = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}
-        return f"{what[self.name]} over clip-ft (%)" if self.name in GROUPS else self.name
+        return f"{GROUPS[self.name]} over clip-ft (%)" if self.name in GROUPS else self.name
 
     def value(self, metrics: Metrics, baseline: Metrics) -> float:
         """This objective of a trial's ``metrics`` (task → metric → value) against the baseline's.
@@ -67,14 +70,18 @@ class Objective:
         Raises:
             ValueError: a metric is missing or not finite: no average may hide that.
         """
-        found = [_there(metrics, task, name, "the trial") for task, name in zip(self.tasks, self.metrics, strict=True)]
+        found = self._values(metrics, "the trial")
         if self.name not in GROUPS:
             return found[0]
-        base = [
-            _there(baseline, task, name, "the baseline") for task, name in zip(self.tasks, self.metrics, strict=True)
-        ]
-        gains = [relative_gain(*each) for each in zip(found, base, self.signs, strict=True)]
-        return sum(gains) / len(gains)
+        return fmean(map(relative_gain, found, self._values(baseline, "the baseline"), self.signs))
+
+    def _values(self, metrics: Metrics, whose: str) -> list[float]:
+        values = []
+        for task, name in zip(self.tasks, self.metrics, strict=True):
+            values.append(metrics.get(task, {}).get(name, math.nan))
+            if not math.isfinite(values[-1]):
+                raise ValueError(f"{whose} has no value for {task}/{name}; a mean must not leave it out")
+        return values
 
 
 def relative_gain(value: float, base: float, sign: int) -> float:
@@ -92,7 +99,7 @@ def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, TaskFact
     for task, facts in tasks.items():
         value, base = (side.get(task, {}).get(facts.main, math.nan) for side in (metrics, baseline))
         if math.isfinite(value) and math.isfinite(base):
-            gains[task] = relative_gain(value, base, facts.metrics[facts.main])
+            gains[task] = relative_gain(value, base, facts.sign)
     return gains
 
 
@@ -108,24 +115,15 @@ def make_objectives(names: Sequence[str], tasks: Mapping[str, TaskFacts]) -> tup
             chosen = [task for task, facts in tasks.items() if name in ("gain", facts.group)]
             if not chosen:
                 raise SweepError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
-            mains = [tasks[task].main for task in chosen]
-            signs = [tasks[task].metrics[main] for task, main in zip(chosen, mains, strict=True)]
+            mains, signs = [tasks[task].main for task in chosen], [tasks[task].sign for task in chosen]
             made.append(Objective(name, "maximize", chosen, mains, signs))
             continue
         task, _, metric = name.rpartition("/")
         if task not in tasks:
-            raise SweepError(
-                f"--objective {name}: choose gain, dense, zero-shot or TASK/METRIC with a task among {', '.join(tasks)}"
-            )
+            told = f"choose {', '.join(GROUPS)} or TASK/METRIC with a task among {', '.join(tasks)}"
+            raise SweepError(f"--objective {name}: {told}")
         if metric not in tasks[task].metrics:
             raise SweepError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
         sign = tasks[task].metrics[metric]
         made.append(Objective(name, "maximize" if sign > 0 else "minimize", [task], [metric], [sign]))
     return tuple(made)
-
-
-def _there(metrics: Metrics, task: str, name: str, whose: str) -> float:
-    value = metrics.get(task, {}).get(name, math.nan)
-    if not math.isfinite(value):
-        raise ValueError(f"{whose} has no value for {task}/{name}; a mean must not leave it out")
-    return float(value)

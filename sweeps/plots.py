@@ -23,8 +23,8 @@ PLOTS: dict[str, Callable[..., Any]] = {
 
 
 def write_plots(sweep: Sweep, folder: Path) -> Path | None:
-    """Write ``plots.html``: history, parallel coordinates, slice, contour, importances (with several objectives once for
-    each, and their Pareto front), with pruning intermediate values; returns its path, None while nothing is finished.
+    """Write ``plots.html``: history and ``PLOTS`` (with several objectives once for each, and their Pareto front), with pruning
+    intermediate values; returns its path, None while nothing is finished.
 
     Each is a ``<section>`` whose id is the plot's name (``history``; with several objectives ``history-NAME``). A plot that
     the finished trials do not allow (importances of one trial, say) is left out.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweeps.errors import SweepError
 
@@ -18,6 +18,7 @@ FIXED: tuple[Search, ...] = ("linear", "grid")
 SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
 LAMBDAS = ("clip", "seg", "depth", "normal")
 Value = float | int | bool | str
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Setting:
     high: float | None = None
     kind: Literal["float", "int", "choice"] = "float"
 
-    def distribution(self, categorical: bool = False) -> BaseDistribution:
-        """Optuna's distribution that holds every value; ``categorical`` keeps samplers to just ``values``."""
-        everything = tuple(dict.fromkeys((*self.values, self.base))) if not categorical else self.values
-        if self.kind == "choice" or (categorical and self.values):
+    @property
+    def varied(self) -> bool:
+        return bool(self.values) or self.low is not None
+
+    def distribution(self, sampled: bool) -> Distribution:
+        """Optuna's distribution that holds every value; samplers choose from ``values``, the base is not one of them."""
+        if sampled and self.values:
+            return CategoricalDistribution(self.values)
+        everything = tuple(dict.fromkeys((*self.values, self.base)))
+        if self.kind == "choice":
             return CategoricalDistribution(everything)
         numbers = [float(value) for value in (everything if self.low is None else (self.low, self.high))]  # type: ignore[arg-type]
         low, high = min(numbers), max(numbers)
@@ -66,8 +73,7 @@ class Space:
     Attributes:
         search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every combination), or a sampler.
         settings: what is varied, and λs that are fixed; all become the trial's params.
-        trials: how many trials a sampler gets.
-        seed: of the samplers.
+        trials: how many a sampler gets; seed: of the samplers.
     """
 
     search: Search
@@ -85,46 +91,38 @@ class Space:
         if self.search in SAMPLED:
             return [Cell(f"trial {number + 1}", None) for number in range(self.trials)]
         if self.search == "linear":
-            found = [self.base]
-            found += [{**self.base, s.name: value} for s in self.settings for value in s.values]
+            found = [self.base, *({**self.base, s.name: value} for s in self.settings for value in s.values)]
         else:
-            varied = [setting for setting in self.settings if setting.values]
-            combinations = itertools.product(*(setting.values for setting in varied))
-            names = [setting.name for setting in varied]
-            found = [{**self.base, **dict(zip(names, values, strict=True))} for values in combinations]
+            combinations = itertools.product(*(setting.values or (setting.base,) for setting in self.settings))
+            found = [dict(zip(self.base, values, strict=True)) for values in combinations]
             found.sort(key=lambda params: params != self.base)  # stable: base first, where it is one of them
-        unique = {cell_name(params): params for params in found}
-        return [Cell(key, params) for key, params in unique.items()]
+        return [Cell(key, params) for key, params in {cell_name(params): params for params in found}.items()]
 
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""
-        sampled = self.search in SAMPLED
-        return {s.name: s.distribution(categorical=sampled and bool(s.values)) for s in self.settings}
+        return {setting.name: setting.distribution(self.search in SAMPLED) for setting in self.settings}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """The trial's params: those of its cell, or what its sampler draws."""
-        params: dict[str, Value] = {}
+        params: dict[str, Any] = {}
         for name, found in self.distributions().items():
-            if isinstance(found, FloatDistribution):
-                params[name] = trial.suggest_float(name, found.low, found.high, log=found.log)
-            elif isinstance(found, IntDistribution):
-                params[name] = trial.suggest_int(name, found.low, found.high, log=found.log)
-            elif isinstance(found, CategoricalDistribution):
-                params[name] = cast(Value, trial.suggest_categorical(name, found.choices))
+            if isinstance(found, CategoricalDistribution):
+                params[name] = trial.suggest_categorical(name, found.choices)
+            else:
+                suggest = trial.suggest_int if isinstance(found, IntDistribution) else trial.suggest_float
+                params[name] = suggest(name, found.low, found.high, log=found.log)  # type: ignore[arg-type]
         return params
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study (the number of trials may grow)."""
-        settings = {s.name: {k: v for k, v in asdict(s).items() if k != "name"} for s in self.settings}
-        return {"search": self.search, "settings": settings, "seed": self.seed}
+        settings = [asdict(setting) for setting in self.settings]
+        return {"search": self.search, "settings": {facts.pop("name"): facts for facts in settings}, "seed": self.seed}
 
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
-        settings = tuple(
-            Setting(name, **{**facts, "values": tuple(facts["values"])}) for name, facts in identity["settings"].items()
-        )
-        return Space(identity["search"], settings, trials, identity["seed"])
+        facts = [{**each, "name": name, "values": tuple(each["values"])} for name, each in identity["settings"].items()]
+        return Space(identity["search"], tuple(Setting(**each) for each in facts), trials, identity["seed"])
 
 
 def cell_name(params: Mapping[str, Value]) -> str:
@@ -135,13 +133,11 @@ def cell_name(params: Mapping[str, Value]) -> str:
 def short(params: Mapping[str, Value], base: Mapping[str, Value] | None = None) -> str:
     """Params for people: ``λseg 0.1``; with ``base`` only those that differ from it, ``base`` when none does."""
     shown = {k: v for k, v in params.items() if base is None or k not in base or _text(v) != _text(base[k])}
-    if not shown:
-        return "base"
-    return " ".join(f"{name.replace('lambda_', 'λ')} {_text(value)}" for name, value in shown.items())
+    return " ".join(f"{name.replace('lambda_', 'λ')} {_text(value)}" for name, value in shown.items()) or "base"
 
 
 def _text(value: Value) -> str:
-    return f"{value:.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:.6g}" if _is_number(value) else str(value)
 
 
 def make_space(
@@ -152,31 +148,27 @@ def make_space(
     *,
     vary: Mapping[str, str] | None = None,
     bases: Mapping[str, Value] | None = None,
-    read: Callable[[str, str], Any] | None = None,
+    read: Callable[[str, str], Any] = lambda _, text: float(text),
     trials: int = 40,
     seed: int = 0,
 ) -> Space:
     """A space from what a user says.
 
     Args:
-        search: one of ``linear``, ``grid``, ``tpe``, ``random``, ``cmaes``.
-        lambdas: which λs are varied (``clip``, ``seg``, ``depth``, ``normal``); the others stay at 1.
+        lambdas: which λs are varied; the others stay at their base.
         values: what fixed searches try for each λ.
         between: range in which samplers draw each λ, log scale.
         vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as experts), or for samplers
             a range ``{"lr": "1e-5:1e-3"}``.
         bases: what settings are while they are not varied; λs default to 1, every other one in ``vary`` must be here.
         read: (name, text) → value of that recipe setting; raises for what does not fit.
-        trials: how many trials a sampler gets.
-        seed: of the samplers.
 
     Raises:
         SweepError: unknown search or λ, a value that is no weight, nothing to vary.
     """
     if search not in (*FIXED, *SAMPLED):
         raise SweepError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
-    fixed = search in FIXED
-    bases = dict(bases or {})
+    fixed, bases, vary = search in FIXED, bases or {}, vary or {}
     for name in lambdas:
         if name not in LAMBDAS:
             raise SweepError(f"--lambdas {name}: choose among {', '.join(LAMBDAS)}")
@@ -186,24 +178,23 @@ def make_space(
         raise SweepError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
     if not fixed and trials < 1:
         raise SweepError("--trials must be at least 1")
+    tried = (
+        {"values": tuple(dict.fromkeys(map(float, values)))}
+        if fixed
+        else dict(zip(("low", "high"), between, strict=True))
+    )
     settings = []
     for name in LAMBDAS:
-        base = float(bases.pop(f"lambda_{name}", 1.0))
-        if name not in lambdas:
-            settings.append(Setting(f"lambda_{name}", base))
-        elif fixed:
-            settings.append(Setting(f"lambda_{name}", base, tuple(dict.fromkeys(float(v) for v in values))))
-        else:
-            settings.append(Setting(f"lambda_{name}", base, low=float(between[0]), high=float(between[1])))
-    for name, text in (vary or {}).items():
+        base = float(bases.get(f"lambda_{name}", 1.0))
+        settings.append(Setting(f"lambda_{name}", base, **(tried if name in lambdas else {})))
+    for name, text in vary.items():
         if name.startswith("lambda_"):
             raise SweepError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
         if name in ("name", "seed"):
-            raise SweepError(
-                f"--vary {name}: that is no setting to choose; --study names a sweep, --seeds measures the noise"
-            )
-        settings.append(_setting(name, text, bases[name], fixed, read or (lambda _, t: float(t))))
-    if not any(s.values or s.low is not None for s in settings):
+            told = "that is no setting to choose; --study names a sweep, --seeds measures the noise"
+            raise SweepError(f"--vary {name}: {told}")
+        settings.append(_setting(name, text, bases[name], fixed, read))
+    if not any(setting.varied for setting in settings):
         raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")
     return Space(cast(Search, search), tuple(settings), 0 if fixed else trials, seed)
 
@@ -213,18 +204,19 @@ def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, 
         if fixed:
             raise SweepError(f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range")
         low, high = (read(name, part) for part in text.split(":", 1))
-        if isinstance(low, bool) or not isinstance(low, int | float) or not low < high:
+        if not _is_number(low) or not low < high:
             raise SweepError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
         return Setting(name, base, low=low, high=high, kind="int" if isinstance(low, int) else "float")
-    listed = isinstance(base, tuple | list)
-    parts = text.split("|") if "|" in text or listed else text.split(",")
-    values = [read(name, part.strip()) for part in parts if part.strip()]
-    plain = tuple(dict.fromkeys(as_value(value) for value in values))
-    if len(plain) < 1 or (not fixed and len(plain) < 2):
+    parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
+    values = tuple(dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip()))
+    if len(values) < (1 if fixed else 2):
         raise SweepError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
-    number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in plain)
-    whole = number and all(isinstance(v, int) for v in plain)
-    return Setting(name, as_value(base), plain, kind="int" if whole else "float" if number else "choice")
+    number, whole = all(map(_is_number, values)), all(isinstance(value, int) for value in values)
+    return Setting(name, as_value(base), values, kind="choice" if not number else "int" if whole else "float")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_value(value: Any) -> Value:

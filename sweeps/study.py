@@ -20,7 +20,7 @@ from backbones.locks import lock_file, locked
 from reports.heartbeat import LIMIT, gone, this_process
 from reports.store import hide_password
 from sweeps.errors import NoSweep, SweepError
-from sweeps.objective import Objective
+from sweeps.objective import Metrics, Objective, TaskFacts
 from sweeps.space import Space, cell_name
 from sweeps.storage import open_storage, storage_url
 
@@ -33,9 +33,7 @@ class Plan:
     """What a sweep is started with.
 
     Attributes:
-        space: what is tried.
-        objectives: what is maximised (or minimised).
-        identity: everything else that a trial's value depends on, as JSON: suite, tasks and their settings, fixed recipe
+        identity: what a trial's value depends on beside the space, as JSON: suite, tasks and their settings, fixed recipe
             settings, pairs, labels, initial weights.
         prune: metric of the training to prune on by successive halving, '' for none.
     """
@@ -47,22 +45,16 @@ class Plan:
 
     def whole_identity(self) -> dict[str, Any]:
         """All that must be the same when a study goes on, as JSON would give it back."""
-        names = [objective.name for objective in self.objectives]
-        value = {"version": VERSION, "space": self.space.identity(), "objectives": names, "prune": self.prune}
-        return json.loads(json.dumps({**value, **self.identity}, default=list))
+        space, names = self.space.identity(), [objective.name for objective in self.objectives]
+        whole = {"version": VERSION, "space": space, "objectives": names, "prune": self.prune, **self.identity}
+        return json.loads(json.dumps(whole, default=list))
 
 
 @dataclass
 class Sweep:
-    """An open study with its declaration.
+    """An open study with its declaration."""
 
-    Attributes:
-        url: its storage's address; it may hold a password.
-        study: Optuna's.
-        space, objectives, prune: as planned.
-    """
-
-    url: str = field(repr=False)
+    url: str = field(repr=False)  # of its storage; it may hold a password
     study: optuna.Study
     space: Space
     objectives: tuple[Objective, ...]
@@ -77,13 +69,22 @@ class Sweep:
         """What is stored with the study: ``identity``, ``baseline``, ``mlflow`` …"""
         return self.study.user_attrs
 
+    @property
+    def baseline(self) -> Metrics:
+        """clip-ft's, empty until it is measured."""
+        return self.facts.get("baseline", {})
+
+    @property
+    def tasks(self) -> dict[str, TaskFacts]:
+        return {name: TaskFacts(**facts) for name, facts in self.facts.get("tasks", {}).items()}
+
     def note(self, key: str, value: Any) -> None:
         """Store a fact with the study (anything JSON holds)."""
         self.study.set_user_attr(key, value)
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, fresh from the storage."""
-        return self.study.get_trials(deepcopy=False)
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """All trials, or those in these states, fresh from the storage."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
     def attempts(self) -> dict[str, list[FrozenTrial]]:
         """Cell → its trials."""
@@ -101,11 +102,20 @@ class Sweep:
                 once = cell.params is not None and not before
                 self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once)
 
+    def told(self, values: Sequence[float]) -> str:
+        """A trial's values for people."""
+        return ", ".join(f"{o.label} {value:+.3g}" for o, value in zip(self.objectives, values, strict=True))
+
     @property
     def driven(self) -> bool:
         """Whether a process drives it, as far as this machine can say."""
         beat = self.facts.get("driver") or {"time": 0.0, "process": ""}
         return time.time() - beat["time"] <= LIMIT and not gone(beat["process"])
+
+    @property
+    def refusal(self) -> SweepError:
+        """Why a second driver is not let in."""
+        return SweepError(f"study {self.name!r} is driven by another process; wait for it, or stop it")
 
 
 def cell_of(trial: FrozenTrial) -> str:
@@ -126,17 +136,20 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
         try:
             stack.enter_context(locked(lock_file("sweep", [hide_password(sweep.url), sweep.name]), wait=False))
         except Timeout:
-            raise _refusal(sweep) from None
+            raise sweep.refusal from None
         must_be_free(sweep)
         over = threading.Event()
+
+        def sign() -> None:
+            sweep.note("driver", {"process": this_process(), "time": time.time()})
 
         def beat() -> None:
             while not over.wait(BEAT):
                 with suppress(Exception):  # a storage that is away: the driver's own calls will say it when it lasts
                     must_drive(sweep)
-                    _sign(sweep)
+                    sign()
 
-        _sign(sweep)
+        sign()
         thread = threading.Thread(target=beat, name="driver", daemon=True)  # a task of one process may block the loop
         thread.start()
         try:
@@ -152,15 +165,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
 def must_be_free(sweep: Sweep) -> None:
     """Raises ``SweepError`` when another process drives the study."""
     if sweep.driven:
-        raise _refusal(sweep)
-
-
-def _refusal(sweep: Sweep) -> SweepError:
-    return SweepError(f"study {sweep.name!r} is driven by another process; wait for it, or stop it")
-
-
-def _sign(sweep: Sweep) -> None:
-    sweep.note("driver", {"process": this_process(), "time": time.time()})
+        raise sweep.refusal
 
 
 def must_drive(sweep: Sweep) -> None:
@@ -169,35 +174,31 @@ def must_drive(sweep: Sweep) -> None:
         raise SweepError(f"another process has taken study {sweep.name!r} over, as this one gave no sign of life")
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in [*old, *(key for key in new if key not in old)]:
-            inner = f"{where}.{key}" if where else str(key)
-            if key not in old:
-                found.append(f"{inner}: (absent) → {_shown(new[key])}")
-            elif key not in new:
-                found.append(f"{inner}: {_shown(old[key])} → (absent)")
-            else:
-                found += differences(old[key], new[key], inner)
-        return found
-    return [] if old == new else [f"{where}: {_shown(old)} → {_shown(new)}"]
+
+    def shown(leaf: str | None) -> str:
+        return "(absent)" if leaf is None else leaf if len(leaf) <= 80 else f"{leaf[:77]}…"
+
+    was, wanted = dict(_leaves(old)), dict(_leaves(new))
+    different = [where for where in {**was, **wanted} if was.get(where) != wanted.get(where)]
+    return [f"{where}: {shown(was.get(where))} → {shown(wanted.get(where))}" for where in different]
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{where}.{key}" if where else key)
+    else:
+        yield where, json.dumps(value, ensure_ascii=False)
 
 
-def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], only: Sequence[str] = ()) -> None:
-    """Raises ``SweepError`` naming what differs; ``only`` limits the comparison to these top-level keys."""
-    old, new = ({k: v for k, v in side.items() if not only or k in only} for side in (stored, wanted))
-    found = differences(old, new)
-    if found:
-        more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
+def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ``SweepError`` naming what differs; of ``stored`` only the top-level keys that ``wanted`` has are looked at."""
+    if found := differences({key: value for key, value in stored.items() if key in wanted}, wanted):
+        more = [f"and {len(found) - 6} more"] if len(found) > 6 else []
         raise SweepError(
-            f"study {name!r} was started with something else: {'; '.join(found[:6])}{more}. "
+            f"study {name!r} was started with something else: {'; '.join(found[:6] + more)}. "
             "Give the same options, or start another with --study NAME"
         )
 
@@ -214,10 +215,10 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
         directions = [objective.direction for objective in plan.objectives]
         study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
         facts, identity = study.user_attrs, plan.whole_identity()
-        if "identity" not in facts and study.get_trials(deepcopy=False):
-            raise SweepError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
         if "identity" in facts:
             must_agree(name, facts["identity"], identity)
+        elif study.get_trials(deepcopy=False):
+            raise SweepError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -252,13 +253,11 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
 
 def _sweep(url: str, study: optuna.Study) -> Sweep:
     facts = study.user_attrs
-    identity = facts["identity"]
-    if identity["version"] != VERSION:
-        told = f"study {study.study_name!r} is of format {identity['version']}, this is {VERSION}"
-        raise SweepError(f"{told}; use the version that made it")
+    identity, name = facts["identity"], study.study_name
+    if (version := identity["version"]) != VERSION:
+        raise SweepError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
     space = Space.from_identity(identity["space"], int(facts["trials"]))
-    objectives = tuple(Objective(**each) for each in facts["objectives"])
-    return Sweep(url, study, space, objectives, identity["prune"])
+    return Sweep(url, study, space, tuple(Objective(**each) for each in facts["objectives"]), identity["prune"])
 
 
 def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:
@@ -267,6 +266,4 @@ def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:
     if space.search == "tpe":
         # constant_liar: trials under way count, or all would look at the same place
         return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
-    if space.search == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
+    return (optuna.samplers.CmaEsSampler if space.search == "cmaes" else optuna.samplers.RandomSampler)(seed=seed)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from statistics import fmean, stdev
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.objective import Metrics, Objective, TaskFacts, task_gains
+from sweeps.objective import Metrics, task_gains
 from sweeps.space import short
 from sweeps.study import Sweep
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass
@@ -48,17 +48,14 @@ class Progress:
 
 def progress(sweep: Sweep) -> Progress:
     """Count cells, not trials."""
-    attempts, cells = sweep.attempts(), sweep.space.cells()
-    trials = [trial for tried in attempts.values() for trial in tried]
-    found = Progress(len(cells), failures=sum(trial.state == TrialState.FAIL for trial in trials))
-    driven = sweep.driven
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    spent = [trial.duration.total_seconds() for trial in trials if trial.state in ended and trial.duration]
-    found.seconds = statistics.fmean(spent) if spent else math.nan
+    attempts, cells, driven = sweep.attempts(), sweep.space.cells(), sweep.driven
+    found = Progress(len(cells), failures=len(sweep.trials(TrialState.FAIL)))
+    if spent := [trial.duration.total_seconds() for trial in sweep.trials(*ENDED) if trial.duration]:
+        found.seconds = fmean(spent)
     for cell in cells:
         tried = attempts.get(cell.key, [])
         states = {trial.state for trial in tried}
-        found.done += bool(states & set(ended))
+        found.done += not states.isdisjoint(ENDED)
         found.pruned += TrialState.PRUNED in states and TrialState.COMPLETE not in states
         found.running += driven and TrialState.RUNNING in states
         if states == {TrialState.FAIL}:
@@ -68,16 +65,14 @@ def progress(sweep: Sweep) -> Progress:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the summary.
+    """One line of the summary; its numbers are NaN where there is none.
 
     Attributes:
-        what: a task, or an objective.
-        metric: its main metric, '' for an objective.
+        what, metric: a task and its main metric, or an objective and ''.
         sign: +1 when higher is better, -1 when lower is.
-        best: params of the best trial, for people (``base`` when that is all λ = 1).
-        value, base, baseline: the best trial's value, the base cell's, clip-ft's; NaN where there is none.
-        noise: standard deviation of the reference cell's value over seeds; NaN with fewer than two.
-        trial: number of the best trial.
+        best: params of the best trial, for people (``base`` when that is all λ = 1); trial: its number.
+        value, base, baseline: the best trial's value, the base cell's, clip-ft's.
+        noise: standard deviation (n - 1) of the reference cell's value over seeds, of which it takes two or more.
     """
 
     what: str
@@ -98,24 +93,29 @@ class Row:
 
 def complete(sweep: Sweep) -> list[FrozenTrial]:
     """Finished trials with a value, in order."""
-    return [trial for trial in sweep.trials() if trial.state == TrialState.COMPLETE]
+    return sweep.trials(TrialState.COMPLETE)
 
 
 def best_trial(sweep: Sweep, which: int = 0) -> FrozenTrial | None:
     """The trial that is best by objective ``which``; the earlier one when two are equal."""
-    trials = complete(sweep)
     sign = sweep.objectives[which].sign
-    return max(trials, key=lambda t: (sign * t.values[which], -t.number), default=None)
+    return max(complete(sweep), key=lambda t: (sign * t.values[which], -t.number), default=None)
 
 
 def pareto_front(sweep: Sweep) -> list[FrozenTrial]:
-    """Trials that no other one beats in every objective."""
-    return sorted(sweep.study.best_trials, key=lambda trial: trial.number) if complete(sweep) else []
+    """With several objectives, the trials that no other one beats in every one; with one objective none."""
+    several = len(sweep.objectives) > 1
+    return sorted(sweep.study.best_trials, key=lambda trial: trial.number) if several else []
+
+
+def base_trial(sweep: Sweep) -> FrozenTrial | None:
+    """The base cell's, where it was tried."""
+    return next((trial for trial in complete(sweep) if trial.params == sweep.space.base), None)
 
 
 def reference(sweep: Sweep) -> FrozenTrial | None:
-    """The trial whose noise is measured: the base cell where it was tried, else the best."""
-    return next((trial for trial in complete(sweep) if trial.params == sweep.space.base), None) or best_trial(sweep)
+    """The trial whose noise is measured: the base cell's, else the best."""
+    return base_trial(sweep) or best_trial(sweep)
 
 
 def noise_values(sweep: Sweep) -> dict[int, Metrics]:
@@ -132,84 +132,60 @@ def noise_values(sweep: Sweep) -> dict[int, Metrics]:
 
 def summary(sweep: Sweep) -> list[Row]:
     """Objectives first, then every task by its main metric; empty while nothing is finished."""
-    trials, noise = complete(sweep), noise_values(sweep).values()
-    base = next((trial for trial in trials if trial.params == sweep.space.base), None)
+    tasks, reached = sweep.tasks, sweep.baseline
+
+    def values_of(metrics: Metrics) -> dict[str, float]:
+        found = {task: metrics.get(task, {}).get(facts.main, math.nan) for task, facts in tasks.items()}
+        for objective in sweep.objectives:
+            with suppress(ValueError):
+                found[objective.label] = objective.value(metrics, reached)
+        return {what: value for what, value in found.items() if math.isfinite(value)}
+
+    columns = [(objective.label, "", objective.sign) for objective in sweep.objectives]
+    columns += [(task, facts.main, facts.sign) for task, facts in tasks.items()]
+    trials = {trial.number: trial for trial in complete(sweep)}
+    values = {number: values_of(trial.user_attrs.get("metrics", {})) for number, trial in trials.items()}
+    base, baseline = base_trial(sweep), values_of(reached)
+    seeds = [values_of(metrics) for metrics in noise_values(sweep).values()]
     rows = []
-    for what, metric, sign, value in _columns(sweep):
-        found = {trial.number: value(trial.user_attrs.get("metrics", {})) for trial in trials}
-        there = [trial for trial in trials if math.isfinite(found[trial.number])]
-        if not there:
+    for what, metric, sign in columns:
+        found = {number: value[what] for number, value in values.items() if what in value}
+        if not found:
             continue
-        best = max(there, key=lambda trial: (sign * found[trial.number], -trial.number))
+        best = max(found, key=lambda number: (sign * found[number], -number))
+        spread = [value[what] for value in seeds if what in value]
         rows.append(
             Row(
-                what, metric, sign, short(best.params, sweep.space.base), found[best.number],
-                found[base.number] if base else math.nan, value(sweep.facts.get("baseline", {})),
-                _deviation([value(metrics) for metrics in noise]), best.number,
+                what, metric, sign, short(trials[best].params, sweep.space.base), found[best],
+                found.get(base.number, math.nan) if base else math.nan, baseline.get(what, math.nan),
+                stdev(spread) if len(spread) > 1 else math.nan, best,
             )
         )  # fmt: skip
     return rows
 
 
-def _columns(sweep: Sweep) -> Iterator[tuple[str, str, int, Callable[[Metrics], float]]]:
-    """What is summed up: name, metric, sign, and its value of a trial's metrics (NaN where some are missing)."""
-    baseline = sweep.facts.get("baseline", {})
-
-    def objective_value(objective: Objective, metrics: Metrics) -> float:
-        with suppress(ValueError):
-            return objective.value(metrics, baseline)
-        return math.nan
-
-    for objective in sweep.objectives:
-        yield objective.label, "", objective.sign, partial(objective_value, objective)
-    for name, facts in _tasks(sweep).items():
-        main = facts.main
-        yield name, main, facts.metrics[main], lambda found, n=name, m=main: found.get(n, {}).get(m, math.nan)  # type: ignore[misc]
-
-
-def _tasks(sweep: Sweep) -> dict[str, TaskFacts]:
-    return {name: TaskFacts(**facts) for name, facts in sweep.facts.get("tasks", {}).items()}
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation (n - 1) of at least two finite values, else NaN."""
-    values = [value for value in values if math.isfinite(value)]
-    return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def number(value: float) -> str:
-    """For tables; a dash for what there is not."""
-    return "–" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
 def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Every trial, best first, then those without a value: number, state, params, values, gains by task, links."""
-    tasks, baseline = _tasks(sweep), sweep.facts.get("baseline", {})
-    front = {trial.number for trial in pareto_front(sweep)} if len(sweep.objectives) > 1 else set()
-    rows = []
-    for trial in sweep.trials():
-        rows.append(
-            {
-                "number": trial.number,
-                "state": trial.state.name,
-                "cell": short(trial.params, sweep.space.base) if trial.params else trial.user_attrs.get("cell", ""),
-                "params": dict(trial.params),
-                "values": list(trial.values or []) if trial.state == TrialState.COMPLETE else [],
-                "gains": task_gains(trial.user_attrs.get("metrics", {}), baseline, tasks),
-                "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
-                "mlflow.run": trial.user_attrs.get("mlflow.run", ""),
-                "reason": trial.user_attrs.get("failure", "") if trial.state == TrialState.FAIL else "",
-                "pareto": trial.number in front,
-            }
-        )
-    sign = sweep.objectives[0].sign
-    return sorted(
-        rows, key=lambda row: (not row["values"], -sign * row["values"][0] if row["values"] else row["number"])
-    )
+    tasks, baseline = sweep.tasks, sweep.baseline
+    front = {trial.number for trial in pareto_front(sweep)}
+    best = {trial.number: -sweep.objectives[0].sign * trial.values[0] for trial in complete(sweep)}
+    return [
+        {
+            "number": trial.number,
+            "state": trial.state.name,
+            "cell": short(trial.params, sweep.space.base) if trial.params else trial.user_attrs.get("cell", ""),
+            "params": dict(trial.params),
+            "values": list(trial.values) if trial.number in best else [],
+            "gains": task_gains(trial.user_attrs.get("metrics", {}), baseline, tasks),
+            "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
+            "mlflow.run": trial.user_attrs.get("mlflow.run", ""),
+            "reason": trial.user_attrs.get("failure", "") if trial.state == TrialState.FAIL else "",
+            "pareto": trial.number in front,
+        }
+        for trial in sorted(sweep.trials(), key=lambda trial: (best.get(trial.number, math.inf), trial.number))
+    ]
 
 
 def best_recipe(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
     """The best trial's settings as a recipe file holds them, so that `train --recipe FILE` trains just that."""
-    fixed = dict(sweep.facts["identity"].get("fixed", {}))
-    base = fixed.pop("recipe", "cliptex")
-    return {"recipe": base, **fixed, **trial.params}
+    return {"recipe": "cliptex", **sweep.facts["identity"].get("fixed", {}), **trial.params}
