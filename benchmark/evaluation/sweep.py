@@ -5,79 +5,35 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from backbones import UserError
 from backbones.cliptex.recipes import Recipe
 from backbones.errors import nearest, users_line
 from backbones.files import write_json
-from backbones.overrides import fields_of, parse_pairs
+from backbones.overrides import fields_of, parse_pairs, with_changes
+from benchmark.evaluation import sweep_bench
 from benchmark.evaluation.results import must_be_writable
-from benchmark.evaluation.sweep_bench import (
-    Bench,
-    Request,
-    fixed_lambdas,
-    fixed_settings,
-    make_recipe,
-    planned,
-    prepare_bench,
-    read_setting,
-    task_facts,
-)
-from benchmark.execution import Executor, ExecutorSpec, make_executor
-from benchmark.execution.progress import Bar, console, reporting
+from benchmark.evaluation.sweep_bench import CLIPTEX, Bench, SweepOptions
+from benchmark.evaluation.sweep_table import number, say
+from benchmark.execution import Executor, make_executor
+from benchmark.execution.progress import Bar, reporting
 from benchmark.suites.registry import Stages, find_suite
 from reports.store import hide_password
 from reports.tracking import Run, Tracker
-from sweeps.driver import Evaluation, drive, has_run
+from sweeps.driver import Evaluation, drive, earlier_run
 from sweeps.errors import NoSweep, SweepError, first_line
 from sweeps.objective import make_objectives
 from sweeps.plots import write_plots
 from sweeps.pruning import Pruning
-from sweeps.space import Space, Value, make_space, short
+from sweeps.space import Value, make_space, short
 from sweeps.storage import storage_url
 from sweeps.study import Plan, Sweep, load_sweep, must_agree, must_be_free, sole_driver, start_sweep
-from sweeps.summary import best_recipe, best_trial, noise_values, number, progress, reference, summary, trial_rows
+from sweeps.summary import Row, best_recipe, best_trial, noise_values, progress, reference, summary, trial_rows
 
 VALIDATED = tuple(f"val/{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))  # retrieval; more is better
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """All that ``sweep launch`` was told; see its ``--help``."""
-
-    request: Request
-    study: str = ""
-    storage: str | None = None
-    search: str = "linear"
-    lambdas: Sequence[str] = ("clip", "seg", "depth", "normal")
-    values: Sequence[float] = (0.1, 1.0, 10.0)
-    between: tuple[float, float] = (0.01, 100.0)
-    vary: Mapping[str, str] = field(default_factory=dict)
-    trials: int = 40
-    objectives: Sequence[str] = ("gain",)
-    prune: str = ""
-    seeds: int = 3
-    num_workers: int = 2
-    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
-    experiment: str | None = None
-    out: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return self.study or f"{self.request.suite}-{self.search}"
-
-    @property
-    def experiment_name(self) -> str:
-        suite = self.request.suite
-        return self.experiment or (suite if suite == "sweep" else f"sweep-{suite}")
-
-    @property
-    def recipe_file(self) -> Path:
-        """Where the best trial's recipe goes."""
-        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
 
 
 @dataclass
@@ -99,7 +55,10 @@ def launch(options: SweepOptions) -> SweepResult:
     """
     plan = _plan(options)
     must_be_writable(options.recipe_file, "--out")
-    _check_study(options, plan)
+    with suppress(NoSweep):  # what can be compared without preparing anything is compared at once
+        before = load_sweep(options.name, options.storage)
+        must_agree(options.name, before.facts["identity"], plan.whole_identity())
+        must_be_free(before)
     with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
         tracker = Tracker(options.experiment_name)
         executor.check_store(tracker.uri)
@@ -109,43 +68,32 @@ def launch(options: SweepOptions) -> SweepResult:
                 "give --storage postgresql://HOST/NAME, or journal:///FILE.log on a file system that all see"
             )
         for closed in tracker.close_stale():
-            console.print(f"closed the run {closed!r}: its process had vanished", style="yellow", markup=False)
+            say(f"closed the run {closed!r}: its process had vanished", style="yellow")
         try:
             return asyncio.run(_launch(options, plan, tracker, executor))
         finally:
             tracker.close_stale()
 
 
-def _check_study(options: SweepOptions, plan: Plan) -> None:
-    """What can be compared without preparing anything is compared at once."""
-    try:
-        before = load_sweep(options.name, options.storage)
-    except NoSweep:
-        return
-    now = plan.whole_identity()
-    must_agree(options.name, before.facts["identity"], now, only=[key for key in now if key != "content"])
-    must_be_free(before)
-
-
 async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> SweepResult:
-    request = options.request
-    stages = Stages(request.suite, tracker.experiment, executor, options.executor.device, options.num_workers)
-    bench = await prepare_bench(request, stages)
+    stages = Stages(options.suite, tracker.experiment, executor, options.executor.device, options.num_workers)
+    bench = await sweep_bench.prepare_bench(options, stages)
     plan = replace(plan, identity={**plan.identity, "content": bench.content()})
     sweep = start_sweep(options.name, options.storage, plan)
-    params = {"search": options.search, "cells": len(sweep.space.cells()), "objectives": ",".join(options.objectives)}
+    params = {"search": options.search, "cells": len(sweep.space.cells()), "objectives": ",".join(options.objective)}
     tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
     with sole_driver(sweep):
-        sweep.note("tasks", {task: asdict(facts) for task, facts in task_facts(bench.tasks).items()})
-        known = sweep.facts.get("mlflow", {}).get("run", "")
-        resume = known if known and has_run(tracker, known) else None
+        sweep.note("tasks", {task: asdict(facts) for task, facts in sweep_bench.task_facts(bench.tasks).items()})
+        resume = earlier_run(tracker, sweep.facts.get("mlflow", {}).get("run"))
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
             where = {"uri": hide_password(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
             sweep.note("mlflow", where)
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()
-            await drive(sweep, under_way.evaluate, tracker, parent, width=executor.width, say=_say)
-            await under_way.noise(range(request.seed + 1, request.seed + options.seeds))
+            await drive(
+                sweep, under_way.evaluate, tracker, parent, width=executor.width, say=lambda line: say(f"  {line}")
+            )
+            await under_way.noise(range(options.seed + 1, options.seed + options.seeds))
             return SweepResult(sweep, tracker, _finish(sweep, parent, options.recipe_file))
 
 
@@ -158,16 +106,16 @@ class _Sweeping:
 
     async def evaluate(self, params: Mapping[str, Value], run: str, pruning: Pruning | None) -> Evaluation:
         """A trial."""
-        recipe = make_recipe("cliptex", self.fixed, params, int(self.fixed["seed"]))
-        return await self.bench.measure(recipe, run, pruning)
+        return await self.bench.measure(
+            sweep_bench.make_recipe("cliptex", self.fixed, params, self.fixed["seed"]), run, pruning
+        )
 
     async def baseline(self) -> None:
         """clip-ft with the shared settings, trained and probed once for all trials."""
         if "baseline" in self.sweep.facts:
             return
-        tags = {"baseline": "clip-ft"}
-        recipe = make_recipe("clip-ft", self.fixed, {}, int(self.fixed["seed"]))
-        result, _ = await self._measure("baseline clip-ft", recipe, tags, {})
+        recipe = sweep_bench.make_recipe("clip-ft", self.fixed, {}, self.fixed["seed"])
+        result, _ = await self._measure("baseline clip-ft", recipe, {"baseline": "clip-ft"}, {})
         for objective in self.sweep.objectives:  # a value that is missing in the baseline would fail every trial
             try:
                 objective.value(result.metrics, result.metrics)
@@ -179,23 +127,22 @@ class _Sweeping:
     async def noise(self, seeds: Sequence[int]) -> None:
         """The reference cell with further seeds. The cells are finished by now: a seed that breaks is a line, not the end."""
         missing = [seed for seed in seeds if seed not in noise_values(self.sweep)]
-        for seed, error in zip(
-            missing, await asyncio.gather(*map(self._seed, missing), return_exceptions=True), strict=True
-        ):
-            if error is not None and (not isinstance(error, Exception) or users_line(error) is not None):
+        ended = await asyncio.gather(*map(self._seed, missing), return_exceptions=True)
+        for seed, error in zip(missing, ended, strict=True):
+            if error is None:
+                continue
+            if not isinstance(error, Exception) or users_line(error) is not None:
                 raise error
-            if error is not None:
-                console.print(f"seed {seed} was not measured: {first_line(error)}", style="yellow", markup=False)
+            say(f"seed {seed} was not measured: {first_line(error)}", style="yellow")
 
     async def _seed(self, seed: int) -> None:
         trial = reference(self.sweep)
         if trial is None:
             return
-        recipe = make_recipe("cliptex", self.fixed, trial.params, seed)
+        recipe = sweep_bench.make_recipe("cliptex", self.fixed, trial.params, seed)
         name = f"noise · {short(trial.params, self.sweep.space.base)} · seed {seed}"
-        result, run = await self._measure(
-            name, recipe, {"noise.of": str(trial.number), "seed": str(seed)}, trial.params
-        )
+        tags = {"noise.of": str(trial.number), "seed": str(seed)}
+        result, run = await self._measure(name, recipe, tags, trial.params)
         self.sweep.note(f"noise.{seed}", {"params": trial.params, "metrics": result.plain(), "run": run})
 
     async def _measure(
@@ -218,10 +165,9 @@ def make_report(result: SweepResult) -> str:
         from reports.attach import attach_report
         from reports.report import Request
 
-        request = Request(
-            experiments=[result.tracker.experiment], study=result.sweep.name, tracking_uri=result.tracker.uri
-        )
-        return f"report: {attach_report(request, [result.sweep.facts['mlflow']['run']])}"
+        tracker, sweep = result.tracker, result.sweep
+        request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
+        return f"report: {attach_report(request, [sweep.facts['mlflow']['run']])}"
     except Exception as error:
         told = next(iter(str(error).splitlines()), type(error).__name__)
         return f"no report was made: {told}; try python -m benchmark report --study {result.sweep.name}"
@@ -229,50 +175,37 @@ def make_report(result: SweepResult) -> str:
 
 def _plan(options: SweepOptions) -> Plan:
     """The plan without content; everything a user can get wrong in words is found out here."""
-    request = options.request
-    tasks = planned(request)
-    fixed = fixed_settings(request, find_suite(request.suite).training_settings)
-    recipe = make_recipe("cliptex", fixed, {}, request.seed)
+    tasks = sweep_bench.planned(options)
+    fixed = sweep_bench.fixed_settings(options, find_suite(options.suite).training_settings)
+    recipe, known = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed), fields_of(Recipe)
     for name in options.vary:
-        if name in parse_pairs(request.changes):
+        if name in parse_pairs(options.changes):
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
-        if name not in fields_of(Recipe):
-            raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, fields_of(Recipe))}")
-    bases = fixed_lambdas(request) | {name: getattr(recipe, name) for name in options.vary}
+        if name not in known:
+            raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, known)}")
+    bases = sweep_bench.fixed_lambdas(options) | {name: getattr(recipe, name) for name in options.vary}
     space = make_space(
         options.search, options.lambdas, options.values, options.between, vary=options.vary, bases=bases,
-        read=read_setting, trials=options.trials, seed=request.seed,
+        read=lambda name, text: getattr(with_changes(CLIPTEX, {name: text}), name), trials=options.trials, seed=options.seed,
     )  # fmt: skip
     ends = [{s.name: value} for s in space.settings for value in (*s.values, s.low, s.high) if value is not None]
     for params in [cell.params for cell in space.cells() if cell.params] or ends:
-        # what cannot be trained is said at once
-        make_recipe("cliptex", fixed, params, request.seed)
-    objectives = make_objectives(options.objectives, task_facts(tasks))
+        sweep_bench.make_recipe("cliptex", fixed, params, options.seed)  # what cannot be trained is said at once
+    objectives = make_objectives(options.objective, sweep_bench.task_facts(tasks))
     if len(objectives) > 1 and options.search == "cmaes":
         raise SweepError("cmaes knows one objective; use --search tpe or random for several")
-    if options.prune:
-        _check_pruning(options, recipe, len(objectives), space)
-    identity = {
-        "suite": request.suite,
-        "tasks": {task.name: {"version": task.probe.version, "settings": asdict(task.settings)} for task in tasks},
-        "fixed": fixed,
-    }
-    return Plan(space, objectives, identity, options.prune)
-
-
-def _check_pruning(options: SweepOptions, recipe: Any, objectives: int, space: Space) -> None:
-    if space.search == "linear":
-        raise SweepError(
-            "--prune is for searches over a range or a grid: the paper's linear search compares finished trials"
-        )
-    if objectives > 1:
-        raise SweepError("--prune needs one objective")
-    if options.prune not in VALIDATED:
-        raise SweepError(f"--prune {options.prune}: choose a validation metric of the training: {', '.join(VALIDATED)}")
-    if not recipe.val_pairs or recipe.epochs <= 1:
-        raise SweepError(
-            "--prune needs validation after each of several epochs; give --set val_pairs=N and --set epochs above 1"
-        )
+    prune = options.prune
+    not_prunable = {
+        "is for searches over a range or a grid: the paper's linear search compares finished trials": space.search == "linear",
+        "needs one objective": len(objectives) > 1,
+        f"{prune}: choose a validation metric of the training: {', '.join(VALIDATED)}": prune not in VALIDATED,
+        "needs validation after each of several epochs; give --set val_pairs=N and --set epochs above 1":
+            not recipe.val_pairs or recipe.epochs <= 1,
+    }  # fmt: skip
+    if prune and any(not_prunable.values()):
+        raise SweepError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
+    versions = {task.name: {"version": task.probe.version, "settings": asdict(task.settings)} for task in tasks}
+    return Plan(space, objectives, {"suite": options.suite, "tasks": versions, "fixed": fixed}, prune)
 
 
 def _finish(sweep: Sweep, parent: Run, out: Path) -> Path | None:
@@ -301,14 +234,10 @@ def _finish(sweep: Sweep, parent: Run, out: Path) -> Path | None:
     return out
 
 
-def _note(sweep: Sweep, rows: Sequence[Any]) -> str:
+def _note(sweep: Sweep, rows: Sequence[Row]) -> str:
     lines = [f"Sweep `{sweep.name}`: {sweep.space.search} search, {len(sweep.space.cells())} cells.", ""]
     lines += ["| | best | value | base | clip-ft | noise |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         numbers = " | ".join(number(value) for value in (row.value, row.base, row.baseline, row.noise))
         lines.append(f"| {row.what} {row.metric} | {row.best} | {numbers} |")
     return "\n".join(lines)
-
-
-def _say(line: str) -> None:
-    console.print(f"  {line}", markup=False)

@@ -21,8 +21,9 @@ from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.groups import task_groups
 from benchmark.evaluation.needs import needs
-from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
+from benchmark.evaluation.plan import PlannedTask, plan_tasks
 from benchmark.evaluation.units import ProbeUnit, probe_unit
+from benchmark.execution import ExecutorSpec
 from benchmark.execution.progress import reporter
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
 from benchmark.suites.registry import Stages, SuiteTraining, find_suite
@@ -32,26 +33,16 @@ from sweeps.objective import TaskFacts
 from sweeps.pruning import Pruning
 from sweeps.space import LAMBDAS, Value
 
+CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a sweep evaluates on, as the user says it.
-
-    Attributes:
-        suite: named list of tasks.
-        tasks: only these of them.
-        changes: recipe settings that all trials share (``--set``).
-        task_changes: changes to the tasks' settings (``--set-task``).
-        recipe: ``cliptex``, or a recipe file whose settings (but the λs) all trials share.
-        init, pairs, labels: for suites that do not make their own.
-        data_root, data, partial: where the datasets are.
-        seed: of training and probing.
-    """
+class SweepOptions:
+    """All that ``sweep launch`` was told, by the names of its options; its ``--help`` says what they mean."""
 
     suite: str = "sweep"
-    tasks: Sequence[str] = ()
+    task: Sequence[str] = ()
     changes: Sequence[str] = ()
     task_changes: Sequence[str] = ()
     recipe: str = "cliptex"
@@ -62,20 +53,48 @@ class Request:
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
     seed: int = 0
+    seeds: int = 3
+    study: str = ""
+    storage: str | None = None
+    search: str = "linear"
+    lambdas: Sequence[str] = LAMBDAS
+    values: Sequence[float] = (0.1, 1.0, 10.0)
+    between: tuple[float, float] = (0.01, 100.0)
+    vary: Mapping[str, str] = field(default_factory=dict)
+    trials: int = 40
+    objective: Sequence[str] = ("gain",)
+    prune: str = ""
+    num_workers: int = 2
+    executor: ExecutorSpec = field(default_factory=ExecutorSpec)
+    experiment: str = ""
+    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.study or f"{self.suite}-{self.search}"
+
+    @property
+    def experiment_name(self) -> str:
+        return self.experiment or (self.suite if self.suite == "sweep" else f"sweep-{self.suite}")
+
+    @property
+    def recipe_file(self) -> Path:
+        """Where the best trial's recipe goes."""
+        return self.out or Path(f"{self.name.replace('/', '_')}-best.json")
 
 
-def planned(request: Request) -> list[PlannedTask]:
+def planned(options: SweepOptions) -> list[PlannedTask]:
     """The tasks of a sweep with their settings; needs no data yet."""
-    suite = find_suite(request.suite)
-    if suite.training is None:
-        for name in ("init", "pairs", "labels"):
-            if not getattr(request, name):
-                raise UserError(
-                    f"suite {suite.name!r} has no pairs of its own: say --init, --pairs and --labels ({name} is missing)"
-                )
-    elif given := [name for name in ("init", "pairs", "labels") if getattr(request, name)]:
-        raise UserError(f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{given[0]}")
-    return plan_tasks(suite, split_names(request.tasks), parse_pairs(request.task_changes))
+    suite = find_suite(options.suite)
+    given = {name: bool(getattr(options, name)) for name in ("init", "pairs", "labels")}
+    if suite.training is None and not all(given.values()):
+        missing = next(name for name in given if not given[name])
+        told = f"say --init, --pairs and --labels ({missing} is missing)"
+        raise UserError(f"suite {suite.name!r} has no pairs of its own: {told}")
+    if suite.training and any(given.values()):
+        extra = next(name for name in given if given[name])
+        raise UserError(f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{extra}")
+    return plan_tasks(suite, options.task, parse_pairs(options.task_changes))
 
 
 def task_facts(tasks: Sequence[PlannedTask]) -> dict[str, TaskFacts]:
@@ -87,36 +106,34 @@ def task_facts(tasks: Sequence[PlannedTask]) -> dict[str, TaskFacts]:
     return {task.name: TaskFacts(dict(task.probe.metrics), group(task)) for task in tasks}
 
 
-def fixed_settings(request: Request, suite_settings: Mapping[str, Any]) -> dict[str, Any]:
+def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe settings that all trials share: the suite's, then the recipe file's, then the user's; without λs.
 
     Raises:
         UserError: no such recipe, a setting that does not exist or fit.
     """
-    if request.recipe in RECIPES:
-        if request.recipe != "cliptex":
-            raise UserError(f"--recipe {request.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe file")
-        found: dict[str, Any] = dict(suite_settings)
-    else:
-        recipe = read_recipe(Path(request.recipe))
-        found = {**suite_settings, **_differing(recipe)}
-    recipe = with_changes(replace(RECIPES["cliptex"], **found), _set(request, lambdas=False))
-    return {"recipe": "cliptex", **_differing(recipe), "seed": request.seed}
+    found = dict(suite_settings)
+    if options.recipe not in RECIPES:
+        found |= _differing(read_recipe(Path(options.recipe)))
+    elif options.recipe != CLIPTEX.name:
+        raise UserError(f"--recipe {options.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe file")
+    recipe = with_changes(replace(CLIPTEX, **found), _changes(options, lambdas=False))
+    return {"recipe": CLIPTEX.name, **_differing(recipe), "seed": options.seed}
 
 
-def fixed_lambdas(request: Request) -> dict[str, Value]:
+def fixed_lambdas(options: SweepOptions) -> dict[str, Value]:
     """λs that ``--set`` fixes (or bases linear search on)."""
-    recipe = with_changes(RECIPES["cliptex"], _set(request, lambdas=True))
-    return {name: float(getattr(recipe, name)) for name in _set(request, lambdas=True)}
+    changes = _changes(options, lambdas=True)
+    recipe = with_changes(CLIPTEX, changes)
+    return {name: float(getattr(recipe, name)) for name in changes}
 
 
-def _set(request: Request, lambdas: bool) -> dict[str, str]:
-    changes = parse_pairs(request.changes)
+def _changes(options: SweepOptions, lambdas: bool) -> dict[str, str]:
+    """What ``--set`` says: of λs, or of the other settings."""
+    changes, known = parse_pairs(options.changes), fields_of(Recipe)
     for name in changes:
-        if name not in fields_of(Recipe):
-            raise UserError(
-                f"--set {name}: no setting of the recipe; {nearest(name, fields_of(Recipe))} (tasks: --set-task)"
-            )
+        if name not in known:
+            raise UserError(f"--set {name}: no setting of the recipe; {nearest(name, known)} (tasks: --set-task)")
         if name in ("name", "seed"):
             raise UserError(f"--set {name}: give --study NAME and --seed N instead")
     return {name: value for name, value in changes.items() if name.startswith("lambda_") == lambdas}
@@ -124,14 +141,8 @@ def _set(request: Request, lambdas: bool) -> dict[str, str]:
 
 def _differing(recipe: Recipe) -> dict[str, Any]:
     """Settings in which a recipe differs from ``cliptex``, without name, seed and λs."""
-    base = RECIPES["cliptex"]
     without = ("name", "seed", *(f"lambda_{name}" for name in LAMBDAS))
-    return {k: v for k, v in asdict(recipe).items() if k not in without and v != getattr(base, k)}
-
-
-def read_setting(name: str, text: str) -> Any:
-    """A recipe setting's value from text; raises ``UserError`` for what does not exist or fit."""
-    return getattr(with_changes(RECIPES["cliptex"], {name: text}), name)
+    return {k: v for k, v in asdict(recipe).items() if k not in without and v != getattr(CLIPTEX, k)}
 
 
 def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> Recipe:
@@ -140,37 +151,26 @@ def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value]
     Raises:
         UserError: they do not fit together.
     """
-    settings: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fixed.items() if k not in ("recipe", "seed")
-    }
-    if name != "cliptex":  # the baseline has the shared settings, but neither λs nor experts
-        settings.pop("experts", None)
-    # as text, so that a param such as "seg,depth" is read as the field's own type
-    return replace(
-        with_changes(replace(RECIPES[name], **settings), {k: _text(v) for k, v in params.items()}), seed=seed
-    )
-
-
-def _text(value: Value) -> str:
-    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    # the baseline has the shared settings, but neither λs nor experts
+    without = ("recipe", "seed") if name == CLIPTEX.name else ("recipe", "seed", "experts")
+    shared: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fixed.items() if k not in without}
+    return with_changes(replace(RECIPES[name], **shared), {**params, "seed": seed})
 
 
 class Bench:
     """A suite's data, pairs, labels and initial weights; trains and probes recipes on them, by units of work.
 
     Args:
-        request: what to evaluate on.
         stages: the executor, and what units run with.
         training: what trainings start from (see ``prepare_bench``).
     """
 
-    def __init__(self, request: Request, stages: Stages, training: SuiteTraining) -> None:
-        self.request, self.stages, self.training = request, stages, training
-        self.tasks = planned(request)
-        self.placed = {**training.data, **request.data}
-        self.data: dict[str, PreparedDataset] = prepare_data(
-            self.tasks, self.placed, request.data_root, request.partial, stages.num_workers
-        )
+    def __init__(self, options: SweepOptions, stages: Stages, training: SuiteTraining) -> None:
+        self.options, self.stages, self.training = options, stages, training
+        self.tasks = planned(options)
+        self.placed = {**training.data, **options.data}
+        where = (self.placed, options.data_root, options.partial, stages.num_workers)
+        self.data: dict[str, PreparedDataset] = prepare_data(self.tasks, *where)
         self.groups = task_groups(self.tasks, self.data)
         self.labels = LabelStore(training.labels)
 
@@ -183,24 +183,23 @@ class Bench:
             "data": {task.name: content_key(task.protocol(self.data[task.name])) for task in self.tasks},
         }
 
-    async def measure(
-        self, recipe: Recipe, parent: str, pruning: Pruning | None = None, priority: int = 0
-    ) -> Evaluation:
+    async def measure(self, recipe: Recipe, parent: str, pruning: Pruning | None = None) -> Evaluation:
         """Train ``recipe`` (or find its weights), probe them on every task; all runs nest under the run ``parent``.
 
         Raises:
             UserError, NonFiniteLoss, WorkerLost: as training and probing do.
             TrialPruned: ``pruning`` stopped the training.
         """
-        stages, title = self.stages, f"{recipe.name} · seed {recipe.seed}"
+        stages, made = self.stages, self.training
         inputs = TrainingInputs(
-            recipe, self.training.init, self.training.pairs, self.training.weights(recipe, self.labels if recipe.tasks else None),
-            labels=(self.training.labels,) if recipe.tasks else (), device=stages.device, num_workers=stages.num_workers,
+            recipe, made.init, made.pairs, made.weights(recipe, self.labels if recipe.tasks else None),
+            labels=(made.labels,) if recipe.tasks else (), device=stages.device, num_workers=stages.num_workers,
             experiment=stages.experiment, parent=parent, pruning=pruning,
         )  # fmt: skip
         asked = needs("train", stages.executor, stages.device, stages.num_workers)
-        weights = await stages.executor.run(train_unit, inputs, **asked, name=f"train {title}", priority=priority)
-        cells = await self._probe(recipe, weights, parent, priority + 1)  # a trial that is begun is ended first
+        title = f"train {recipe.name} · seed {recipe.seed}"
+        weights = await stages.executor.run(train_unit, inputs, **asked, name=title, priority=0)
+        cells = await self._probe(recipe, weights, parent)
         for cell in cells:
             if cell.status == "not applicable":
                 raise UserError(f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with --task")
@@ -209,53 +208,52 @@ class Bench:
         tags = {"train.run": weights.run, "weights.sha256": weights.sha256, "weights.file": str(weights.path)}
         tags["trained"] = str(weights.trained).lower()
         tags |= {f"cached.{cell.task.replace('/', '.')}": cell.run_id for cell in cells if cell.status == "cached"}
-        return Evaluation(
-            {cell.task: cell.metrics for cell in cells},
-            {key: value for key, value in tags.items() if value},
-            {**weights.cost, "probe_seconds": sum(cell.seconds for cell in cells)},
-        )
+        costs = {**weights.cost, "probe_seconds": sum(cell.seconds for cell in cells)}
+        known = {key: value for key, value in tags.items() if value}
+        return Evaluation({cell.task: cell.metrics for cell in cells}, known, costs)
 
-    async def _probe(self, recipe: Recipe, weights: TrainedWeights, parent: str, priority: int) -> list[Cell]:
+    async def _probe(self, recipe: Recipe, weights: TrainedWeights, parent: str) -> list[Cell]:
         """The cells of all tasks; every unit is waited for before one that was lost is an error."""
-        stages, request = self.stages, self.request
+        stages, options = self.stages, self.options
         config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
         asked = needs("probe", stages.executor, stages.device, stages.num_workers)
-        overrides = parse_pairs(request.task_changes)
         under_way = []
         for group in self.groups:
             known = {key for task in group for key in fields_of(task.probe.settings_type)}
+            overrides = {key: value for key, value in parse_pairs(options.task_changes).items() if key in known}
             names = tuple(task.name for task in group)
             unit = ProbeUnit(
-                request.suite, names, config, recipe.seed, stages.experiment, parent,
-                {key: value for key, value in overrides.items() if key in known}, self.placed, request.data_root,
-                request.partial, stages.device, stages.num_workers,
+                options.suite, names, config, recipe.seed, stages.experiment, parent, overrides, self.placed,
+                options.data_root, options.partial, stages.device, stages.num_workers,
             )  # fmt: skip
             title = f"{recipe.name} · seed {recipe.seed} · {' + '.join(names)}"
-            under_way.append(stages.executor.run(probe_unit, unit, **asked, name=title, priority=priority))
-        found = await asyncio.gather(*under_way, return_exceptions=True)
-        for result in found:
+            # before trainings: a trial that is begun is ended first
+            under_way.append(stages.executor.run(probe_unit, unit, **asked, name=title, priority=1))
+        cells: list[Cell] = []
+        for result in await asyncio.gather(*under_way, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        return [cell for result in found if not isinstance(result, BaseException) for cell in result]
+            cells += result
+        return cells
 
 
-async def prepare_bench(request: Request, stages: Stages) -> Bench:
+async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
     """A bench, whose inputs are made by the suite, found, or what the user brings.
 
     Raises:
         UserError: data, pairs or labels are missing, incomplete or broken.
     """
-    make = find_suite(request.suite).training
-    return Bench(request, stages, await make(stages, request.seed) if make else _brought(request))
+    make = find_suite(options.suite).training
+    return Bench(options, stages, await make(stages, options.seed) if make else _brought(options))
 
 
-def _brought(request: Request) -> SuiteTraining:
+def _brought(options: SweepOptions) -> SuiteTraining:
     """What the user brings for a suite of real datasets."""
-    labels = Path(request.labels)
-    pairs = open_pairs(request.pairs, reporter()).fingerprint
+    labels = Path(options.labels)
+    pairs = open_pairs(options.pairs, reporter()).fingerprint
 
     def weights(recipe: Recipe, used: LabelStore | None) -> Path:
-        inputs = {"recipe": asdict(recipe), "init": request.init, "pairs": pairs, "labels": used and used.identity}
+        inputs = {"recipe": asdict(recipe), "init": options.init, "pairs": pairs, "labels": used and used.identity}
         return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
 
-    return SuiteTraining({}, request.init, request.pairs, labels, weights)
+    return SuiteTraining({}, options.init, options.pairs, labels, weights)

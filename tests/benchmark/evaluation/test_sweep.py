@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
-from benchmark.evaluation.sweep_bench import Request, fixed_lambdas, fixed_settings, make_recipe
+from benchmark.evaluation.sweep_bench import SweepOptions, fixed_lambdas, fixed_settings, make_recipe
 from sweeps.study import load_sweep, sole_driver
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
@@ -154,7 +154,7 @@ def test_commands_without_a_study(here, capsys):
 
 def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
-    request = Request(recipe=str(tmp_path / "mine.toml"), changes=["epochs=2", "lambda_normal=0"], seed=3)
+    request = SweepOptions(recipe=str(tmp_path / "mine.toml"), changes=["epochs=2", "lambda_normal=0"], seed=3)
     fixed = json.loads(json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0})))
     assert fixed == {
         "recipe": "cliptex",
