@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from backbones.errors import users_line
 from reports.tracking import Run, Tracker
 from sweeps.errors import TrialPruned, first_line
-from sweeps.objective import Metrics, task_gains
+from sweeps.objective import task_gains
 from sweeps.pruning import Pruning
 from sweeps.space import Value, short
 from sweeps.storage import answering
@@ -32,17 +32,14 @@ class Evaluation:
     """What came out of a trial.
 
     Attributes:
+        metrics: task → metric → value.
         tags: links for MLflow: ``train.run``, ``weights.sha256``, ``weights.file`` …
         costs: seconds and the like.
     """
 
-    metrics: Metrics
+    metrics: dict[str, dict[str, float]]
     tags: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, dict[str, float]]:
-        """The metrics as JSON holds them."""
-        return {task: dict(found) for task, found in self.metrics.items()}
 
     def log(self, run: Run) -> None:
         """Metrics, links and costs into an MLflow run."""
@@ -161,7 +158,7 @@ class _Driver:
         if values is None:
             self._end(trial, TrialState.PRUNED, None, {})
         else:
-            self._end(trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.plain()})
+            self._end(trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.metrics})
             text = sweep.told(values)
         self.say(f"{name} · {text} · {time.perf_counter() - began:.0f} s")
         return 1
@@ -177,9 +174,9 @@ class _Driver:
     def _record(self, run: Run, result: Evaluation) -> list[float]:
         """Everything about a trial into its MLflow run; returns the objectives' values."""
         objectives, baseline = self.sweep.objectives, self.sweep.baseline
-        values = [objective.value(result.metrics, baseline) for objective in objectives]
+        values = {objective.name: objective.value(result.metrics, baseline) for objective in objectives}
         result.log(run)
         gains = task_gains(result.metrics, baseline, self.sweep.tasks)
         run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})
-        run.log_metrics({f"objective/{o.name}": value for o, value in zip(objectives, values, strict=True)})
-        return values
+        run.log_metrics({f"objective/{name}": value for name, value in values.items()})
+        return list(values.values())

@@ -44,9 +44,8 @@ def write_plots(sweep: Sweep, folder: Path) -> Path | None:
             drawn.append(f'<section id="{html.escape(name)}">{plot}</section>')
     if not drawn:
         return None
-    title = f"Plots of {html.escape(sweep.name)}"
+    title, path = f"Plots of {html.escape(sweep.name)}", folder / "plots.html"
     head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
-    path = folder / "plots.html"
     path.write_text("\n".join([head, f"<body><h1>{title}</h1>", *drawn, "</body></html>\n"]), encoding="utf-8")
     return path
 

@@ -11,10 +11,8 @@ from backbones.cliptex.protocols import RunLog
 from sweeps.errors import TrialPruned
 from sweeps.storage import answering, open_storage
 
-
-def make_pruner() -> optuna.pruners.BasePruner:
-    """Asynchronous successive halving: the better half goes on after 1, 2, 4 … epochs."""
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2, bootstrap_count=0)
+# Asynchronous successive halving: the better half goes on after 1, 2, 4 … epochs.
+HALVING = {"min_resource": 1, "reduction_factor": 2, "bootstrap_count": 0}
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,12 @@ class Pruning:
     metric: str
 
     def watched(self, run: RunLog, per_epoch: int) -> RunLog:
-        """A log that passes everything to ``run``, and ends the training (``TrialPruned``) when its trial should be stopped.
-
-        Args:
-            per_epoch: steps of an epoch; epochs are what trials are compared after.
-        """
+        """A log that passes everything to ``run``, and ends the training (``TrialPruned``) when its trial should be stopped:
+        trials are compared after epochs, of ``per_epoch`` steps."""
+        sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.SuccessiveHalvingPruner(**HALVING)
         with answering(self.storage):
-            study = optuna.load_study(
-                study_name=self.study, storage=open_storage(self.storage, create=False),
-                sampler=optuna.samplers.RandomSampler(), pruner=make_pruner(),
-            )  # fmt: skip
+            storage = open_storage(self.storage, create=False)
+            study = optuna.load_study(study_name=self.study, storage=storage, sampler=sampler, pruner=pruner)
             return _Watched(self, run, per_epoch, optuna.Trial(study, self.trial))
 
 
@@ -55,8 +49,7 @@ class _Watched:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log_metrics(metrics, step)
-        value = metrics.get(self.pruning.metric)
-        if value is None:
+        if (value := metrics.get(self.pruning.metric)) is None:
             return
         epoch = max(1, round(step / self.per_epoch))
         with answering(self.pruning.storage):

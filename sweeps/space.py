@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -58,8 +58,7 @@ class Setting:
         return FloatDistribution(low, high, log=0 < low < high)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One thing to try. ``key`` is its identity in the study; ``params`` is None where a sampler chooses them."""
 
     key: str
@@ -96,7 +95,7 @@ class Space:
             combinations = itertools.product(*(setting.values or (setting.base,) for setting in self.settings))
             found = [dict(zip(self.base, values, strict=True)) for values in combinations]
             found.sort(key=lambda params: params != self.base)  # stable: base first, where it is one of them
-        return [Cell(key, params) for key, params in {cell_name(params): params for params in found}.items()]
+        return [Cell(*each) for each in {cell_name(params): params for params in found}.items()]
 
     def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""
@@ -121,8 +120,10 @@ class Space:
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
-        facts = [{**each, "name": name, "values": tuple(each["values"])} for name, each in identity["settings"].items()]
-        return Space(identity["search"], tuple(Setting(**each) for each in facts), trials, identity["seed"])
+        settings = [
+            {**facts, "name": name, "values": tuple(facts["values"])} for name, facts in identity["settings"].items()
+        ]
+        return Space(identity["search"], tuple(Setting(**facts) for facts in settings), trials, identity["seed"])
 
 
 def cell_name(params: Mapping[str, Value]) -> str:
@@ -178,11 +179,8 @@ def make_space(
         raise SweepError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
     if not fixed and trials < 1:
         raise SweepError("--trials must be at least 1")
-    tried = (
-        {"values": tuple(dict.fromkeys(map(float, values)))}
-        if fixed
-        else dict(zip(("low", "high"), between, strict=True))
-    )
+    each = tuple(dict.fromkeys(map(float, values)))
+    tried: dict[str, Any] = {"values": each} if fixed else {"low": float(between[0]), "high": float(between[1])}
     settings = []
     for name in LAMBDAS:
         base = float(bases.get(f"lambda_{name}", 1.0))

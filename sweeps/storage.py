@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -25,11 +26,8 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def storage_url(given: str | None) -> str:
-    """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL.
-
-    Raises:
-        SweepError: none of the kinds that are tested here, or no driver for it.
-    """
+    """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL. Raises ``SweepError``
+    for another kind than those tested here, or without a driver for it."""
     url = given or DEFAULT_STORAGE
     if "://" not in url and url.endswith((".log", ".journal")):
         url = f"journal:///{url}"
@@ -61,7 +59,7 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     shown, path = hide_password(url), Path(url.partition(":///")[2])
     file = url.startswith(("sqlite:", "journal:"))
     absent = NoSweep(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
-    if file and not path.exists() and not create:
+    if file and not create and not path.exists():
         raise absent
     if file and not path.parent.is_dir():
         raise SweepError(f"--storage {shown}: there is no folder {path.parent}")
@@ -78,19 +76,18 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     except (SweepError, UserError):
         raise
     except Exception as error:
-        told = _told(error)
-        raise SweepError(f"cannot use the storage {shown}: {told}; start it, or name another --storage") from error
+        raise SweepError(
+            f"cannot use the storage {shown}: {_told(error)}; start it, or name another --storage"
+        ) from error
 
 
 def _journal(path: Path) -> JournalFileBackend:
     # A lock of the system's goes with its process; Optuna's own stays behind when one is killed, and is waited for.
     lock = FileLock(path.with_name(f"{path.name}.flock"), fallback_to_soft=False)
     with lock:
-        if path.exists():
-            text = path.read_bytes()
-            if not text.endswith(b"\n"):  # a writer was killed in the middle of a line: nothing could be read after it
-                with path.open("r+b") as file:
-                    file.truncate(text.rfind(b"\n") + 1)
+        text = path.read_bytes() if path.exists() else b"\n"
+        if not text.endswith(b"\n"):  # a writer was killed in the middle of a line: nothing could be read after it
+            os.truncate(path, text.rfind(b"\n") + 1)
     return JournalFileBackend(str(path), lock)  # type: ignore[arg-type]
 
 

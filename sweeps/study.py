@@ -177,20 +177,21 @@ def must_drive(sweep: Sweep) -> None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
 
-    def shown(leaf: str | None) -> str:
-        return "(absent)" if leaf is None else leaf if len(leaf) <= 80 else f"{leaf[:77]}…"
+    def shown(leaves: Mapping[str, Any], where: str) -> str:
+        text = json.dumps(leaves[where], ensure_ascii=False) if where in leaves else "(absent)"
+        return text if len(text) <= 80 else f"{text[:77]}…"
 
-    was, wanted = dict(_leaves(old)), dict(_leaves(new))
-    different = [where for where in {**was, **wanted} if was.get(where) != wanted.get(where)]
-    return [f"{where}: {shown(was.get(where))} → {shown(wanted.get(where))}" for where in different]
+    was, now = dict(_leaves(old)), dict(_leaves(new))
+    different = [key for key in {**was, **now} if key not in was or key not in now or was[key] != now[key]]
+    return [f"{key}: {shown(was, key)} → {shown(now, key)}" for key in different]
 
 
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{where}.{key}" if where else key)
     else:
-        yield where, json.dumps(value, ensure_ascii=False)
+        yield where, value
 
 
 def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

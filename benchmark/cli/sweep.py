@@ -126,8 +126,8 @@ def _sweep_options(options: argparse.Namespace) -> SweepOptions:
         "task": split_names,
         "objective": split_names,
         "lambdas": lambda text: split_names([text]),
-        "values": lambda text: _numbers("--values", text),
-        "between": _pair,
+        "values": lambda text: _numbers("--values", text, "0.1,1,10"),
+        "between": lambda text: _numbers("--range", text, "0.01,100", count=2),
         "vary": parse_pairs,
         "data": lambda pairs: {name: path.absolute() for name, path in placed(pairs).items()},
         "data_root": Path.absolute,
@@ -149,19 +149,13 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute()) if path and is_path else path
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def _numbers(flag: str, text: str, example: str, count: int = 0) -> tuple[float, ...]:
     from sweeps.errors import SweepError
 
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise SweepError(f"{flag} {text}: give numbers separated by commas, such as 0.1,1,10") from None
-
-
-def _pair(text: str) -> tuple[float, float]:
-    from sweeps.errors import SweepError
-
-    found = _numbers("--range", text)
-    if len(found) != 2:
-        raise SweepError(f"--range {text}: give LOW,HIGH, such as 0.01,100")
-    return found[0], found[1]
+        found = ()
+    if not found or count not in (0, len(found)):
+        raise SweepError(f"{flag} {text}: give numbers separated by commas, such as {example}")
+    return found

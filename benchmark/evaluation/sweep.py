@@ -90,9 +90,8 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
             sweep.note("mlflow", where)
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()
-            await drive(
-                sweep, under_way.evaluate, tracker, parent, width=executor.width, say=lambda line: say(f"  {line}")
-            )
+            tell = lambda line: say(f"  {line}")
+            await drive(sweep, under_way.evaluate, tracker, parent, width=executor.width, say=tell)
             await under_way.noise(range(options.seed + 1, options.seed + options.seeds))
             return SweepResult(sweep, tracker, _finish(sweep, parent, options.recipe_file))
 
@@ -106,9 +105,8 @@ class _Sweeping:
 
     async def evaluate(self, params: Mapping[str, Value], run: str, pruning: Pruning | None) -> Evaluation:
         """A trial."""
-        return await self.bench.measure(
-            sweep_bench.make_recipe("cliptex", self.fixed, params, self.fixed["seed"]), run, pruning
-        )
+        recipe = sweep_bench.make_recipe("cliptex", self.fixed, params, self.fixed["seed"])
+        return await self.bench.measure(recipe, run, pruning)
 
     async def baseline(self) -> None:
         """clip-ft with the shared settings, trained and probed once for all trials."""
@@ -122,7 +120,7 @@ class _Sweeping:
             except ValueError as error:
                 told = f"clip-ft, to which all trials are compared: {error}; leave the task out with --task"
                 raise SweepError(told) from None
-        self.sweep.note("baseline", result.plain())
+        self.sweep.note("baseline", result.metrics)
 
     async def noise(self, seeds: Sequence[int]) -> None:
         """The reference cell with further seeds. The cells are finished by now: a seed that breaks is a line, not the end."""
@@ -143,7 +141,7 @@ class _Sweeping:
         name = f"noise · {short(trial.params, self.sweep.space.base)} · seed {seed}"
         tags = {"noise.of": str(trial.number), "seed": str(seed)}
         result, run = await self._measure(name, recipe, tags, trial.params)
-        self.sweep.note(f"noise.{seed}", {"params": trial.params, "metrics": result.plain(), "run": run})
+        self.sweep.note(f"noise.{seed}", {"params": trial.params, "metrics": result.metrics, "run": run})
 
     async def _measure(
         self, name: str, recipe: Recipe, tags: Mapping[str, str], params: Mapping[str, Value]
@@ -227,10 +225,9 @@ def _finish(sweep: Sweep, parent: Run, out: Path) -> Path | None:
     parent.set_tags({"best.trial": str(best.number), "best.run": best.user_attrs.get("mlflow.run", "")})
     parent.describe(_note(sweep, rows))
     state = progress(sweep)
-    if state.given_up:
-        parent.fail("; ".join(f"{cell}: {reason}" for cell, reason in state.given_up.items()))
-    elif state.left:
-        parent.fail(f"{state.left} cells are left")
+    if state.given_up or state.left:
+        given_up = "; ".join(f"{cell}: {reason}" for cell, reason in state.given_up.items())
+        parent.fail(given_up or f"{state.left} cells are left")
     return out
 
 

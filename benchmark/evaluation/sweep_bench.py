@@ -87,13 +87,12 @@ def planned(options: SweepOptions) -> list[PlannedTask]:
     """The tasks of a sweep with their settings; needs no data yet."""
     suite = find_suite(options.suite)
     given = {name: bool(getattr(options, name)) for name in ("init", "pairs", "labels")}
-    if suite.training is None and not all(given.values()):
-        missing = next(name for name in given if not given[name])
-        told = f"say --init, --pairs and --labels ({missing} is missing)"
+    wrong = [name for name, there in given.items() if there == bool(suite.training)]
+    if wrong and suite.training:
+        raise UserError(f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{wrong[0]}")
+    if wrong:
+        told = f"say --init, --pairs and --labels ({wrong[0]} is missing)"
         raise UserError(f"suite {suite.name!r} has no pairs of its own: {told}")
-    if suite.training and any(given.values()):
-        extra = next(name for name in given if given[name])
-        raise UserError(f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{extra}")
     return plan_tasks(suite, options.task, parse_pairs(options.task_changes))
 
 
@@ -205,8 +204,8 @@ class Bench:
                 raise UserError(f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with --task")
             if cell.status == "failed":
                 raise RuntimeError(f"{cell.task}: {cell.reason}")
-        tags = {"train.run": weights.run, "weights.sha256": weights.sha256, "weights.file": str(weights.path)}
-        tags["trained"] = str(weights.trained).lower()
+        tags = {"train.run": weights.run, "trained": str(weights.trained).lower()}
+        tags |= {"weights.sha256": weights.sha256, "weights.file": str(weights.path)}
         tags |= {f"cached.{cell.task.replace('/', '.')}": cell.run_id for cell in cells if cell.status == "cached"}
         costs = {**weights.cost, "probe_seconds": sum(cell.seconds for cell in cells)}
         known = {key: value for key, value in tags.items() if value}
