@@ -55,16 +55,13 @@ Evaluate = Callable[[Mapping[str, Value], str, Pruning | None], Awaitable[Evalua
 async def drive(
     sweep: Sweep, evaluate: Evaluate, tracker: Tracker, parent: Run, *, width: int, say: Callable[[str], None]
 ) -> int:
-    """Run trials until every cell is finished or given up; call it inside ``sole_driver``.
+    """Run trials until every cell is finished or given up, inside ``sole_driver``; returns how many it finished.
 
     Args:
         evaluate: trains with a trial's params, probes, and returns metrics.
         tracker: where the trials' runs go, under ``parent``.
         width: most trials under way at once.
         say: told one line for each trial.
-
-    Returns:
-        how many trials it finished.
 
     Raises:
         Exception: whatever ``evaluate`` raises that the user can mend; others fail the trial only.

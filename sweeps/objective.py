@@ -10,6 +10,7 @@ from typing import Literal
 
 from sweeps.errors import SweepError
 
+Direction = Literal["maximize", "minimize"]
 Metrics = Mapping[str, Mapping[str, float]]
 # A gain relative to almost nothing says nothing: scores in percent count as at least one point.
 LEAST_SCORE = 1.0
@@ -50,7 +51,7 @@ class Objective:
     """
 
     name: str
-    direction: Literal["maximize", "minimize"]
+    direction: Direction
     tasks: Sequence[str]
     metrics: Sequence[str]
     signs: Sequence[int]
@@ -111,19 +112,19 @@ def make_objectives(names: Sequence[str], tasks: Mapping[str, TaskFacts]) -> tup
     """
     made = []
     for name in dict.fromkeys(names or ("gain",)):
-        if name in GROUPS:
-            chosen = [task for task, facts in tasks.items() if name in ("gain", facts.group)]
-            if not chosen:
-                raise SweepError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
-            mains, signs = [tasks[task].main for task in chosen], [tasks[task].sign for task in chosen]
-            made.append(Objective(name, "maximize", chosen, mains, signs))
-            continue
         task, _, metric = name.rpartition("/")
-        if task not in tasks:
+        if name in GROUPS:
+            parts = [(each, facts.main, facts.sign) for each, facts in tasks.items() if name in ("gain", facts.group)]
+            if not parts:
+                raise SweepError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
+        elif task not in tasks:
             told = f"choose {', '.join(GROUPS)} or TASK/METRIC with a task among {', '.join(tasks)}"
             raise SweepError(f"--objective {name}: {told}")
-        if metric not in tasks[task].metrics:
+        elif metric not in tasks[task].metrics:
             raise SweepError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
-        sign = tasks[task].metrics[metric]
-        made.append(Objective(name, "maximize" if sign > 0 else "minimize", [task], [metric], [sign]))
+        else:
+            parts = [(task, metric, tasks[task].metrics[metric])]
+        chosen, metrics, signs = map(list, zip(*parts, strict=True))
+        direction: Direction = "maximize" if name in GROUPS or signs[0] > 0 else "minimize"
+        made.append(Objective(name, direction, chosen, metrics, signs))
     return tuple(made)

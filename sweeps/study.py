@@ -264,7 +264,8 @@ def _sweep(url: str, study: optuna.Study) -> Sweep:
 def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:
     """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw what was drawn before."""
     seed = (space.seed * 1_000_003 + number) % 2**32
-    if space.search == "tpe":
-        # constant_liar: trials under way count, or all would look at the same place
+    if space.search == "tpe":  # constant_liar: trials under way count, or all would look at the same place
         return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
-    return (optuna.samplers.CmaEsSampler if space.search == "cmaes" else optuna.samplers.RandomSampler)(seed=seed)
+    if space.search == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)

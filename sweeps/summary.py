@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.objective import Metrics, task_gains
 from sweeps.space import short
-from sweeps.study import Sweep
+from sweeps.study import Sweep, cell_of
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -29,12 +29,12 @@ class Progress:
     """
 
     total: int
-    done: int = 0
-    pruned: int = 0
-    running: int = 0
-    failures: int = 0
-    given_up: dict[str, str] = field(default_factory=dict)
-    seconds: float = math.nan
+    done: int
+    pruned: int
+    running: int
+    failures: int
+    given_up: dict[str, str]
+    seconds: float
 
     @property
     def left(self) -> int:
@@ -48,19 +48,20 @@ class Progress:
 
 def progress(sweep: Sweep) -> Progress:
     """Count cells, not trials."""
-    attempts, cells, driven = sweep.attempts(), sweep.space.cells(), sweep.driven
-    found = Progress(len(cells), failures=len(sweep.trials(TrialState.FAIL)))
-    if spent := [trial.duration.total_seconds() for trial in sweep.trials(*ENDED) if trial.duration]:
-        found.seconds = fmean(spent)
-    for cell in cells:
-        tried = attempts.get(cell.key, [])
-        states = {trial.state for trial in tried}
-        found.done += not states.isdisjoint(ENDED)
-        found.pruned += TrialState.PRUNED in states and TrialState.COMPLETE not in states
-        found.running += driven and TrialState.RUNNING in states
-        if states == {TrialState.FAIL}:
-            found.given_up[cell.key] = str(tried[-1].user_attrs.get("failure", "it failed"))
-    return found
+    attempts, driven = sweep.attempts(), sweep.driven
+    tried = [attempts.get(cell.key, []) for cell in sweep.space.cells()]
+    states = [{trial.state for trial in trials} for trials in tried]
+    broken = [trials[-1] for trials, found in zip(tried, states, strict=True) if found == {TrialState.FAIL}]
+    spent = [trial.duration.total_seconds() for trial in sweep.trials(*ENDED) if trial.duration]
+    return Progress(
+        total=len(states),
+        done=sum(not found.isdisjoint(ENDED) for found in states),
+        pruned=sum(TrialState.PRUNED in found and TrialState.COMPLETE not in found for found in states),
+        running=sum(driven and TrialState.RUNNING in found for found in states),
+        failures=len(sweep.trials(TrialState.FAIL)),
+        given_up={cell_of(trial): str(trial.user_attrs.get("failure", "it failed")) for trial in broken},
+        seconds=fmean(spent) if spent else math.nan,
+    )
 
 
 @dataclass(frozen=True)

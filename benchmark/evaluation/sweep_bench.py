@@ -98,11 +98,11 @@ def planned(options: SweepOptions) -> list[PlannedTask]:
 
 def task_facts(tasks: Sequence[PlannedTask]) -> dict[str, TaskFacts]:
     """What objectives need to know of the tasks."""
-
-    def group(task: PlannedTask) -> Any:
-        return "dense" if task.spec.kind in DENSE_KINDS else "zero-shot" if task.probe.needs_text else "linear"
-
-    return {task.name: TaskFacts(dict(task.probe.metrics), group(task)) for task in tasks}
+    facts = {}
+    for task in tasks:
+        group: Any = "dense" if task.spec.kind in DENSE_KINDS else "zero-shot" if task.probe.needs_text else "linear"
+        facts[task.name] = TaskFacts(dict(task.probe.metrics), group)
+    return facts
 
 
 def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> dict[str, Any]:
