@@ -20,7 +20,7 @@ from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource, Tally, open_pairs
 from backbones.errors import UserError
 from backbones.files import home
-from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.evaluation.needs import needs
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -82,7 +82,9 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        tags = {"labels.file": str(writer.root)}
+        # how quick other machines' GPUs are is not known here
+        kind = "" if executor.several_nodes and executor.has_gpus else device_kind(choose_device(request.device))
+        tags = {"labels.file": str(writer.root), "device.kind": kind}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
@@ -182,6 +184,7 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
             "cost/label_seconds": cost["seconds"],
             "cost/label_flops": cost["flops"],
             **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            "cost/disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
             "bytes_per_image": manifest["bytes_per_image"],
         }
     )
