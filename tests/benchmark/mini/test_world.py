@@ -24,7 +24,6 @@ from benchmark.mini import datasets, world
 from benchmark.mini.config import CONFIGS, SPLITS, WorldConfig, chunks_of
 from benchmark.mini.layout import VOC, encode_normals, run_lengths, voc_palette
 from benchmark.mini.shapes import CLASSES
-from benchmark.mini.sheet import caption_sheet, dense_sheet
 from benchmark.mini.world import is_whole
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
@@ -374,11 +373,3 @@ def test_a_bug_while_rendering_is_no_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmark.mini.chunk.render_truth", lambda scene, size: Path("/nowhere").read_bytes())
     with pytest.raises(FileNotFoundError):
         build_world(TINY)
-
-
-def test_contact_sheets(tiny, tmp_path):
-    sheet = Image.open(dense_sheet(tiny, tmp_path / "dense.png", count=3))
-    assert sheet.size == (5 * 128, 3 * 128)
-    expert = Image.open(dense_sheet(tiny, tmp_path / "expert.png", split="train", prefix="expert/", count=2))
-    assert expert.size == (5 * 128, 2 * 128)
-    assert Image.open(caption_sheet(tiny, tmp_path / "pairs.png", count=4)).height == 2 * 128
