@@ -117,19 +117,18 @@ def _shade(
     total = scene.ambient * (1 - np.float32(0.5) * occluded) * (np.float32(0.85) + np.float32(0.15) * normals[:, 2])
     total = total[:, None].astype(np.float32)
 
-    towards = fill.position.astype(np.float32) - points
+    towards = fill.position - points
     squared = dot(towards, towards)
     total = (
-        total
-        + (np.clip(dot(towards, normals), 0, None) / np.sqrt(squared) * fill.fall(squared))[:, None] * fill.colour32
+        total + (np.clip(dot(towards, normals), 0, None) / np.sqrt(squared) * fill.fall(squared))[:, None] * fill.colour
     )
 
-    towards = main.position.astype(np.float32) + _unit_vectors(count, rng) * np.float32(main.radius) - lifted
+    towards = main.position + _unit_vectors(count, rng) * np.float32(main.radius) - lifted
     squared = dot(towards, towards)
     cosine = dot(towards, normals) / np.sqrt(squared)
     shadow = (cosine <= 0) | scene.rays.blocked(lifted, towards, np.ones(count, np.float32))
     strength = np.where(shadow, np.float32(0), main.fall(squared))
-    total += (strength * cosine)[:, None] * main.colour32
+    total += (strength * cosine)[:, None] * main.colour
     total *= colour
 
     shine = scene.materials[:, 14][material]
@@ -137,7 +136,7 @@ def _shade(
     view = -directions[glossy]
     half = view / np.sqrt(dot(view, view))[:, None] + towards[glossy] / np.sqrt(squared[glossy])[:, None]
     lobe = np.clip(dot(half, normals[glossy]), 0, None) / np.sqrt(dot(half, half))
-    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[:, None] * main.colour32
+    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[:, None] * main.colour
     return total
 
 
