@@ -8,11 +8,8 @@ from embreex.rtcore_scene import EmbreeScene
 
 
 class Rays:
-    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3).
-
-    Attributes:
-        normals (F, 3) float64, normals32: unit normals of the triangles, either side.
-    """
+    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3). ``normals`` (F, 3) float64,
+    ``normals32``: unit normals of the triangles, either side."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         corner = vertices[faces]
