@@ -51,6 +51,7 @@ RETRIEVAL = _register(
     extra={"captions_per_image": 5, "split": "test"},
 )  # fmt: skip
 
+TASKS = (SEG, DET, DEPTH, NORMAL, CLASS, RETRIEVAL)
 # the same truth in the shifted domain: what experts are trained on (train) and measured on (val); no tasks of the benchmark
 EXPERT = {
     spec.name: replace(spec, name=f"expert-{spec.name}", folder=f"expert/{spec.folder}")

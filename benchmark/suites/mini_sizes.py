@@ -17,8 +17,7 @@ class Sizes:
 
     clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
     init: str  # what that starts from, see backbones.cliptex.models.load_start
-    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order for the
-    # same number of steps
+    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order
     tune: Mapping[str, Any]
     lambdas: Mapping[str, Any]  # further changes to cliptex alone: its λs, where they are not the recipe's
     experts: Mapping[str, Mapping[str, Any]]  # expert → changes to its settings
