@@ -90,11 +90,11 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 class Files:
-    """Writes files below ``root`` and remembers the size and digest of each, by relative path."""
+    """Writes files below ``root`` and remembers the fingerprint of each, by relative path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.written: dict[str, tuple[int, str]] = {}
+        self.written: dict[str, list[Any]] = {}
 
     def write(self, name: str, content: bytes) -> None:
         """Raises ``UserError`` when the disk is full or the folder cannot be written."""
@@ -103,7 +103,7 @@ class Files:
             path.parent.mkdir(parents=True, exist_ok=True)
             # not flushed one by one: a chunk's record, written last, is what says that its files are complete
             path.write_bytes(content)
-        self.written[name] = (len(content), digest(content))
+        self.written[name] = fingerprint(content)
 
 
 @contextmanager
@@ -118,9 +118,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def digest(content: bytes) -> str:
-    """A short digest that tells damage, not malice."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+def fingerprint(content: bytes) -> list[Any]:
+    """Size and a short digest, which tells damage, not malice."""
+    return [len(content), hashlib.blake2b(content, digest_size=8).hexdigest()]
 
 
 def write_dense(

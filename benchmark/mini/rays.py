@@ -24,8 +24,7 @@ class Rays:
         """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,) of the hit: its
         distance in units of the length of ``directions`` (N, 3). In the precision of ``directions``: float32 for
         pictures, float64 (the triangle's plane, met exactly) for truth."""
-        origins = np.empty(directions.shape, np.float32)
-        origins[:] = origin
+        origins = np.full(directions.shape, origin, np.float32)
         if directions.dtype == np.float32:
             hit = self._scene.run(origins, directions, query="INTERSECT", output=1)
             return hit["primID"], hit["tfar"]

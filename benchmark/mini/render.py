@@ -26,10 +26,6 @@ class Truth:
     normals: np.ndarray  # (H, W, 3) float32: unit, x right, y up, z towards the camera; 0 where nothing was hit
     too_small: tuple[int, ...]  # instances that are 255 in ``semantic``
 
-    def shares(self, count: int) -> np.ndarray:
-        """Share of the picture of each of ``count`` objects, (count,)."""
-        return np.bincount(self.instance.ravel(), minlength=count + 1)[1:] / self.instance.size
-
 
 def render_truth(scene: Scene, size: int) -> Truth:
     """Cast one ray through the centre of each of ``size`` × ``size`` pixels."""

@@ -108,34 +108,27 @@ def _render(
 
 def is_whole(root: Path, config: WorldConfig) -> bool:
     """Whether the world at ``root`` is finished and every byte of it is as it was written."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["key"] != config.key() or not _as_written(root, manifest["lists"]):
-            return False
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = _read(root, MANIFEST, "lists")
+    if manifest is None or manifest.get("key") != config.key():
         return False
     return all(_read_record(root, chunk) is not None for chunk in chunks_of(config))
 
 
 def _read_record(root: Path, chunk: Chunk) -> dict[str, Any] | None:
-    """A chunk's record, or None where it is missing, damaged, or does not fit the files."""
+    record = _read(root, chunk.record, "files")
+    return record if record and len(record.get("pictures", ())) == chunk.stop - chunk.start else None
+
+
+def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
+    """The manifest or a chunk's record; None where it is missing, damaged, or does not fit the ``files`` that it lists."""
     try:
-        record = json.loads((root / chunk.record).read_text(encoding="utf-8"))
-        whole = len(record["pictures"]) == chunk.stop - chunk.start and _as_written(root, record["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((root / name).read_text(encoding="utf-8"))
+        for file, written in record[files].items():
+            if layout.fingerprint((root / file).read_bytes()) != written:
+                return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if whole else None
-
-
-def _as_written(root: Path, files: dict[str, list[Any]]) -> bool:
-    for name, (size, digest) in files.items():
-        try:
-            content = (root / name).read_bytes()
-        except OSError:
-            return False
-        if len(content) != size or layout.digest(content) != digest:
-            return False
-    return True
+    return record
 
 
 def _finish(root: Path, config: WorldConfig) -> None:
@@ -155,7 +148,7 @@ def _finish(root: Path, config: WorldConfig) -> None:
     sizes: dict[str, list[Any]] = {}
     for name, text in lists.items():
         write_text(root / name, text)
-        sizes[name] = [len(text.encode()), layout.digest(text.encode())]
+        sizes[name] = layout.fingerprint(text.encode())
     manifest = {
         "key": config.key(), "version": VERSION, "config": asdict(config), "classes": list(CLASSES),
         "counts": {split: len(found) for split, found in records.items()},
