@@ -71,7 +71,7 @@ DOMAINS: Mapping[str, Domain] = {
 
 @dataclass
 class Materials:
-    """A table of materials, one row each, grown with ``add`` and read with ``colours``."""
+    """A table of materials, one row each, grown with ``add`` and handed over by ``table``."""
 
     rng: np.random.Generator
     domain: Domain
@@ -100,8 +100,7 @@ class Materials:
         shine = float(rng.uniform(0, 0.5) * (rng.random() < 0.5)) if shine is None else shine
         # textures start at a random place: a face lying exactly on a cell's border would flicker
         shift = [place + step * size for place, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)]
-        axis = int(rng.integers(3))
-        kind = TEXTURES.index(texture)
+        axis, kind = int(rng.integers(3)), TEXTURES.index(texture)
         self.rows.append((kind, *first, *second, size, *shift, math.cos(yaw), math.sin(yaw), axis, shine))
         return len(self.rows) - 1
 

@@ -26,8 +26,7 @@ def make_object(name: str, rng: np.random.Generator, small: bool) -> list[Solid]
 
 def bookshelf(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """A case with boards and books."""
-    width, height, depth = rng.uniform(0.6, 1.2), rng.uniform(0.9, 2.0), rng.uniform(0.25, 0.38)
-    board = 0.03
+    width, height, depth, board = rng.uniform(0.6, 1.2), rng.uniform(0.9, 2.0), rng.uniform(0.25, 0.38), 0.03
     for x in (-width / 2, width / 2):
         yield box((board, depth, height), (x, 0, 0))
     yield box((width, board, height), (0, depth / 2 - board / 2, 0), slot=0 if rng.random() < 0.7 else 1)
@@ -53,15 +52,13 @@ def bottle(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """A lathed bottle with a label and a cap."""
     height = rng.uniform(0.22, 0.36) if small else rng.uniform(0.5, 0.9)
     radius = height * rng.uniform(0.12, 0.2)
-    neck, shoulder = radius * rng.uniform(0.25, 0.42), rng.uniform(0.45, 0.68)
-    slope = rng.uniform(0.06, 0.22)
+    neck, shoulder, slope = radius * rng.uniform(0.25, 0.42), rng.uniform(0.45, 0.68), rng.uniform(0.06, 0.22)
     outline = [(0.0, 0.0), (radius * 0.95, 0.0), (radius, 0.03 * height), (radius, shoulder * height)]
     if rng.random() < 0.4:  # a waist
         outline[3:3] = [(radius * rng.uniform(0.75, 0.9), shoulder * height * 0.5)]
     turn = np.linspace(0, 1, 5)[1:]
     outline += [(neck + (radius - neck) * np.cos(t * np.pi / 2), (shoulder + slope * t) * height) for t in turn]
-    outline += [(neck, 0.93 * height)]
-    yield lathe(outline)
+    yield lathe([*outline, (neck, 0.93 * height)])
     yield frustum(neck * 1.25, neck * 1.2, 0.09 * height, (0, 0, 0.91 * height), slot=2)
     if rng.random() < 0.75:
         low, tall = rng.uniform(0.12, 0.25), rng.uniform(0.15, 0.25)
@@ -141,8 +138,7 @@ def monitor(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """A flat screen on a foot, or on two feet."""
     width = rng.uniform(0.42, 0.72) if small else rng.uniform(0.8, 1.3)
     tall, thick = width * rng.uniform(0.52, 0.66), width * 0.05
-    lift = width * rng.uniform(0.12, 0.28)
-    bezel = width * rng.uniform(0.02, 0.045)
+    lift, bezel = width * rng.uniform(0.12, 0.28), width * rng.uniform(0.02, 0.045)
     inner = width - 2 * bezel
     yield box((width, thick, tall), (0, 0, lift))
     yield box((inner, thick * 0.2, tall - 2 * bezel), (0, -thick * 0.5, lift + bezel), slot=1)
@@ -196,8 +192,7 @@ def plant(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     crown, style = height - pot, rng.integers(3)
     if style == 0:  # long leaves from the pot
         for index in range(int(rng.integers(9, 16))):
-            azimuth = index * 2.4 + rng.uniform(-0.3, 0.3)
-            length = crown * rng.uniform(0.8, 1.25)
+            azimuth, length = index * 2.4 + rng.uniform(-0.3, 0.3), crown * rng.uniform(0.8, 1.25)
             rise, bend = rng.uniform(0.9, 1.5), rng.uniform(0.3, 1.6)
             yield leaf(length, crown * rng.uniform(0.14, 0.24), azimuth, rise, bend, earth)
     elif style == 1:  # stems with broad leaves
@@ -230,11 +225,10 @@ def sofa(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     for sx, sy in CORNERS:
         yield box((0.06, 0.06, foot), (sx * (width / 2 - 0.08), sy * (depth / 2 - 0.08), 0), slot=2)
     yield box((width - 2 * arm + 0.02, 0.2, back - foot), (0, depth / 2 - 0.1, foot), tilt=-0.08)
-    roll = rng.random() < 0.5
+    roll, z = rng.random() < 0.5, seat + rise
     for x in (-width / 2 + arm / 2, width / 2 - arm / 2):
-        yield box((arm, depth, seat + rise - foot), (x, 0, foot))
+        yield box((arm, depth, z - foot), (x, 0, foot))
         if roll:
-            z = seat + rise
             yield tube([(x, -depth / 2 - 0.01, z), (x, depth / 2, z)], arm * 0.6, segments=16)
             yield ellipsoid((arm * 0.6, 0.02, arm * 0.6), (x, -depth / 2 - 0.01, z))
     inner = (width - 2 * arm) / seats

@@ -46,25 +46,17 @@ def later(name: str) -> Callable[..., Any]:
     return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
 
 
-def register(name: str, about: str, tasks: dict[str, dict]) -> None:
-    """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
+ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
+SWEEP = "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection"
+for name, about, found in (  # what is trained for each is in SIZES
+    ("mini", ABOUT, tasks(400, 150, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny: for tests", tasks(20, 10)),
+    ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn"])),
+):
     register_suite(
         Suite(
-            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS,
+            name=name, about=about, tasks=found, default_backbones=GROUPS["cliptex"], groups=GROUPS,
             artifacts=later("artifacts"), preview=later("preview"), training=later("training"),
             training_settings=SIZES[name].tune,
         )
     )  # fmt: skip
-
-
-register(
-    "mini",
-    "embedded default: a ray-traced world with exact truth for every task, made on first use",
-    tasks(400, 150, without=["pspnet"]),
-)
-register("smoke", "the mini suite, tiny: for tests", tasks(20, 10))
-register(
-    "sweep",
-    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
-    tasks(100, 100, without=["pspnet", "mask-rcnn"]),
-)
