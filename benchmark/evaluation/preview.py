@@ -82,6 +82,7 @@ class _Sums:
     gpu_seconds: float = 0.0
     bytes: float = 0.0
     units: int = 0
+    measured: bool = False
     unknown: list[str] = field(default_factory=list)
 
     def add(self, name: str, measured: tuple[float, float] | None, gpus: int, units: int = 1) -> None:
@@ -89,6 +90,7 @@ class _Sums:
         if measured is None:
             self.unknown.append(name)
             return
+        self.measured = True
         self.seconds += measured[0]
         self.gpu_seconds += measured[0] * gpus
         self.bytes += measured[1]
@@ -218,7 +220,7 @@ class _Preview:
             console.print("nothing is left to do", markup=False)
             return
         line = f"{sums.units} units to do"
-        if len(sums.unknown) < sums.units:
+        if sums.measured:
             at_once = max(1, self.executor.width)
             line += f": about {_time(sums.seconds / at_once)} with {at_once} at once, {gigabytes(sums.bytes)} on disk"
             line += f", {sums.gpu_seconds / 3600:.1f} GPU-hours" if sums.gpu_seconds else ""
