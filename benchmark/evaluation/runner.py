@@ -234,7 +234,7 @@ class _Evaluation:
 
 def _reason(error: Exception) -> str:
     """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole."""
-    if users_line(error) is not None or isinstance(error, OSError):
+    if users_line(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss | WorkerLost):
         console.print("".join(traceback.format_exception(error)), markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +41,19 @@ class NoSettings:
 
 
 class Buggy:
-    """A probe whose code is wrong."""
+    """A probe that raises."""
 
     name, kind, version, settings_type, metrics = "buggy", "classification", 1, NoSettings, {"top1": 1}
     needs_text, splits = False, ("val",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     def config(self, context) -> str:
         return ""
 
     def run(self, context) -> TaskResult:
-        raise KeyError("no such key")
+        raise self.error
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     async def artifacts(stages, names, seeds):
         return SuiteArtifacts(makes={("clip", 0): mistake, ("cliptex", 0): diverge})
 
-    register_probe(Buggy())
+    register_probe(Buggy(KeyError("no such key")))
     tasks = {"imagefolder/linear": {}, "imagefolder/buggy": {}}
     register_suite(Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts))
     assert main(["run", "--suite", "breaking", *FAST, "--json", "out.json"]) == 1
@@ -100,13 +104,32 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
         },
     }
     shown = capsys.readouterr().out
-    assert 'raise KeyError("no such key")' in shown and 'raise ZeroDivisionError("a bug in a training")' in shown
+    assert "raise self.error" in shown and 'raise ZeroDivisionError("a bug in a training")' in shown
     assert "raise NonFiniteLoss" not in shown, "that one's reason says it all"
     assert "missing · imagefolder/linear · cliptex · seed 0: failed, its weights: NonFiniteLoss" in shown
     (page,) = [line.removeprefix("report: ") for line in shown.splitlines() if line.startswith("report: ")]
     assert "imagefolder/linear" in Path(page).read_text()
     status = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("breaking")}
     assert status == {"parent": "FAILED", "imagefolder/linear": "FINISHED", "imagefolder/buggy": "FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(FileNotFoundError(errno.ENOENT, "No such file", "/a.jpg"), 1), (OSError(errno.ENOSPC, "No space", "/w"), 2)],
+)
+def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_mend(here, capsys, error, code):
+    register_probe(Buggy(error))
+    register_suite(Suite("files", "for tests", {"imagefolder/buggy": {}, "imagefolder/linear": {}}, ("random",)))
+    assert main(["run", "--suite", "files", *FAST, "--json", "out.json"]) == code
+    ended = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
+    assert ended["parent"] == ended["imagefolder/buggy"] == "FAILED"
+    if code == 1:
+        assert "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
+    else:
+        assert (
+            capsys.readouterr().err == "error: cannot write /w: No space; free some space and run the command again\n"
+        )
+        assert ended.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
 
 
 VANISH = """
