@@ -77,7 +77,7 @@ def test_dry_run_on_an_empty_home_names_every_unit_and_makes_nothing(here, capsy
     assert "2 backbones × 8 tasks × 1 seeds: 0 done, 16 to do" in lines
     assert f"{units} units to do" in lines
     assert lines[-1].startswith(
-        "unknown, since no earlier run on this kind of device is in MLflow: render the mini world,"
+        "not counted, since no earlier run on this kind of device is in MLflow: render the mini world,"
     )
 
 

@@ -52,7 +52,7 @@ def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert main([*command[:-1], "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"to do · train cliptex · seed 0: 1 unit, this process, about \d+ s\n", shown), shown
-    assert "4 done, 2 to do" in shown and "unknown" not in shown
+    assert "4 done, 2 to do" in shown and "not counted" not in shown
     assert main([*command[:-1], "--dump-config"]) == 2
     assert "the weights of 'cliptex' are not made yet" in capsys.readouterr().err
     assert not weights.exists()

@@ -91,7 +91,7 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
     async def work(executor):
         made = Slow(Stages("toy", "toy", executor, "cpu", 0), world)
         cliptex = asyncio.ensure_future(made.backbone("cliptex", 0))
-        plain = await asyncio.wait_for(asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 240)
+        plain = await asyncio.wait_for(asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120)
         assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
         made.may.set()
         return [*plain, await cliptex]
