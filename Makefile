@@ -20,11 +20,12 @@ run: install     ## the main job on the embedded default, then where to look
 test: lint       ## lint, then all tests, a process for each core
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-lint: install    ## ruff (lint and format), mypy, import-linter
+lint: install    ## ruff (lint and format), mypy, import-linter, no two files that import each other
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -p no:xdist --no-header --durations=0 tests/test_house.py
 
 format: install  ## let ruff rewrite
 	$(BIN)/ruff check --fix .

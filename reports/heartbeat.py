@@ -91,8 +91,10 @@ def alive(run_tags: Mapping[str, str]) -> bool:
     """Whether the process that writes a RUNNING run with these tags may still exist."""
     process, file = run_tags.get(PROCESS_TAG, ""), run_tags.get(FILE_TAG, "")
     beat = read(file) if file else {}
-    if beat and beat.get("process") != process:
+    if beat.get("process", process) != process:
         return False  # another process has taken this one's work up
+    if file and not beat and Path(file).parents[1].is_dir():
+        return False  # its task is over: whoever gave it out has seen it end, or given it up
     age = time.time() - max(_number(beat.get("time")), _number(run_tags.get(TIME_TAG)))
     return age <= LIMIT and (age <= OLD or not gone(process))
 

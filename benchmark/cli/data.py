@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = verbs.add_parser("check", help="what is there, what is missing")
     add_data(check)
     check.add_argument("--full", action="store_true", help="also decode every file")
-    check.add_argument("--workers", type=int, default=2)
+    check.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -29,7 +29,9 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"--data-root {options.data_root}: no such folder")
     styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
-        rows = survey(options.data_root, placed(options.data), full=options.full, workers=options.workers, progress=bar)
+        rows = survey(
+            options.data_root, placed(options.data), full=options.full, workers=options.num_workers, progress=bar
+        )
     for row in rows:
         counts = ", ".join(
             f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")

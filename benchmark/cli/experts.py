@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with coco/ (seg) or nyu/ (depth, normal), train and val",
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR")
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="size, epochs, lr …"
-    )
+    train.add_argument("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="size, epochs, lr …")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--experiment", default="experts", help="MLflow experiment (default: experts)")
     add_execution(train)

@@ -7,31 +7,23 @@ import os
 from pathlib import Path
 
 from backbones.errors import UserError
-from benchmark.cli.options import add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``label``."""
-    parser.add_argument(
-        "--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add(
         "--experts",
         required=True,
         metavar="NAME=WHERE,…",
         help="mask-rcnn=…, dpt=…, nll-angmf=…; WHERE: see `experts list`",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the label store")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="input_side, label_side, confidence",
-    )
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--experiment", default="label", help="MLflow experiment (default: label)")
+    add("--out", type=Path, required=True, metavar="DIR", help="the label store")
+    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="input_side, label_side, confidence")
+    add("--batch-size", type=int, default=32)
+    add("--experiment", default="label", help="MLflow experiment (default: label)")
     add_execution(parser)
     add_tracking(parser)
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backbones.errors import UserError
 
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from benchmark.execution.progress import Bar
 
 
+REPEATED: dict[str, Any] = {"action": "append", "default": []}
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Where the datasets are."""
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder in OpenMMLab's tree (VOCdevkit/VOC2012, coco, nyu …)"
     )
     parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="where one dataset is (repeatable; beats --data-root)",
+        "--data", **REPEATED, metavar="NAME=DIR", help="where one dataset is (repeatable; beats --data-root)"
     )
 
 
@@ -40,25 +39,23 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
 
 def add_execution(parser: argparse.ArgumentParser, num_workers: int | None = 2) -> None:
     """Who runs the units of work, and on what."""
-    parser.add_argument(
-        "--executor", default="local", metavar="NAME", help="local (default), slurm, ray; see `list executors`"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--executor", default="local", metavar="NAME", help="local (default), slurm, ray; see `list executors`")
+    add(
         "--executor-arg",
-        action="append",
-        default=[],
+        **REPEATED,
         metavar="KEY=VALUE",
         help="a setting of the executor (repeatable): partition=gpu, time=240, address=auto …",
     )
-    parser.add_argument(
+    add(
         "--jobs", type=int, default=0, metavar="N",
         help="tasks at once (default: as many as there are GPUs, or shares of the cores; 1: in this process)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--num-workers", type=int, default=num_workers, metavar="N",
         help="data loading processes of each task; never changes a result (default: 2)",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
 
 
 def executor_spec(options: argparse.Namespace) -> ExecutorSpec:

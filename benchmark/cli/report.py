@@ -5,39 +5,34 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import add_tracking
+from benchmark.cli.options import REPEATED, add_tracking
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``report``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--experiment",
-        action="append",
-        default=[],
+        **REPEATED,
         metavar="NAME[,NAME]",
         help="MLflow experiments (default: mini where it has results, else the latest one that has)",
     )
-    parser.add_argument(
+    add(
         "--backbone",
-        action="append",
-        default=[],
+        **REPEATED,
         metavar="NAME[,NAME]",
         help="only these, in this order (default: all); NAME@SHA picks weights by their sha256",
     )
-    parser.add_argument(
+    add(
         "--baseline",
         metavar="NAME",
         help="what the others are compared with (default: clip-ft, clip, random, or the first)",
     )
-    parser.add_argument("--task", action="append", default=[], metavar="TASK[,TASK]", help="only these tasks")
-    parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
-    parser.add_argument("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)"
-    )
-    parser.add_argument(
-        "--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs"
-    )
+    add("--task", **REPEATED, metavar="TASK[,TASK]", help="only these tasks")
+    add("--study", metavar="NAME", help="report on this λ sweep instead")
+    add("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
+    add("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
+    add("--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs")
     add_tracking(parser)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import add_data, add_execution, add_tracking, at_least, executor_spec, placed
+from benchmark.cli.options import REPEATED, add_data, add_execution, add_tracking, at_least, executor_spec, placed
 
 if TYPE_CHECKING:
     from benchmark.evaluation.results import RunResult
@@ -15,57 +16,43 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``run``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--backbone",
-        action="append",
-        default=[],
+        **REPEATED,
+        dest="backbones",
         metavar="NAME[,NAME]",
         help="backbones (repeatable); see `list backbones`",
     )
-    parser.add_argument("--suite", default="mini", help="named list of tasks (default: mini); see `list suites`")
-    parser.add_argument(
-        "--task", action="append", default=[], metavar="TASK[,TASK]", help="only these of the suite's tasks"
-    )
-    parser.add_argument(
+    add("--suite", default="mini", help="named list of tasks (default: mini); see `list suites`")
+    add("--task", **REPEATED, dest="tasks", metavar="TASK[,TASK]", help="only these of the suite's tasks")
+    add(
         "--weights",
         type=Path,
         metavar="FILE",
         help="checkpoint for the backbone (safetensors, or torch loaded weights-only)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run N seeds, starting at --seed")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a setting of the tasks (repeatable)",
-    )
+    add("--seed", type=int, default=0, help="random seed (default: 0)")
+    add("--seeds", type=int, default=1, metavar="N", help="run N seeds, starting at --seed")
+    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
     add_data(parser)
-    parser.add_argument(
-        "--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol"
-    )
-    parser.add_argument(
-        "--alone", action="store_true", help="without the baselines that a suite puts beside a single backbone"
-    )
-    parser.add_argument("--force", action="store_true", help="run finished tasks again")
+    add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
+    add("--alone", action="store_true", help="without the baselines that a suite puts beside a single backbone")
+    add("--force", action="store_true", help="run finished tasks again")
     add_execution(parser)
-    parser.add_argument(
+    add(
         "--compile",
         action="store_true",
         help="encode with torch.compile (rounds differently; pays for many images on a GPU; needs a C++ compiler)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics there")
-    parser.add_argument(
-        "--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running"
-    )
-    parser.add_argument(
+    add("--json", type=Path, metavar="FILE", help="write all metrics there")
+    add("--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running")
+    add(
         "--dry-run",
         action="store_true",
         help="print what is done and to do, its units and where they would run; makes nothing",
     )
-    parser.add_argument("--experiment", help="MLflow experiment (default: the suite's name)")
+    add("--experiment", help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
 
 
@@ -80,24 +67,10 @@ def main(options: argparse.Namespace) -> int:
         os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too
     at_least(1, seeds=options.seeds)
     at_least(0, seed=options.seed)
-    request = runner.RunOptions(
-        backbones=options.backbone,
-        suite=options.suite,
-        tasks=options.task,
-        weights=options.weights,
-        seed=options.seed,
-        seeds=options.seeds,
-        overrides=options.overrides,
-        data_root=options.data_root,
-        data=placed(options.data),
-        partial=options.partial,
-        force=options.force,
-        alone=options.alone,
-        num_workers=options.num_workers,
-        executor=executor_spec(options),
-        json=options.json,
-        experiment=options.experiment,
-    )
+    told = {
+        field.name: getattr(options, field.name) for field in fields(runner.RunOptions) if hasattr(options, field.name)
+    }
+    request = runner.RunOptions(**{**told, "data": placed(options.data), "executor": executor_spec(options)})
     if options.dump_config or options.dry_run:
         from benchmark.evaluation import preview
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import add_execution, add_tracking, at_least, bar_of_process, executor_spec
+from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, bar_of_process, executor_spec
 
 if TYPE_CHECKING:
     from benchmark.execution import Bar, ExecutorSpec
@@ -15,44 +15,30 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``train``."""
-    parser.add_argument(
-        "--recipe", default="cliptex", metavar="NAME|FILE", help="clip, clip-ft, cliptex, or a .json/.toml file"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--recipe", default="cliptex", metavar="NAME|FILE", help="clip, clip-ft, cliptex, or a .json/.toml file")
+    add(
         "--init",
         required=True,
         metavar="WEIGHTS",
         help="open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet (the recipe's model, its timm image "
         "tower with ImageNet weights)",
     )
-    parser.add_argument(
-        "--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV"
-    )
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="pseudo-labels made by `label`")
-    parser.add_argument(
-        "--manual-labels", type=Path, metavar="DIR", help="labels that come before the experts' where a pair has some"
-    )
-    parser.add_argument(
-        "--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a setting of the recipe",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
+    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add("--labels", type=Path, metavar="DIR", help="pseudo-labels made by `label`")
+    add("--manual-labels", type=Path, metavar="DIR", help="labels that come before the experts' where a pair has some")
+    add("--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)")
+    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the recipe")
+    add("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
     add_execution(parser)
-    parser.add_argument(
+    add(
         "--save-every",
         type=float,
         default=60.0,
         metavar="SECONDS",
         help="between savings of what a killed run goes on from",
     )
-    parser.add_argument("--experiment", default="train", help="MLflow experiment (default: train)")
+    add("--experiment", default="train", help="MLflow experiment (default: train)")
     add_tracking(parser)
 
 

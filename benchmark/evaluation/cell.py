@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import shutil
 import tempfile
@@ -20,8 +19,7 @@ import torch
 from backbones import Backbone, UserError
 from backbones.files import content_key, home, write_json
 from backbones.locks import lock_file, locked
-from benchmark.evaluation.device import device_kind
-from benchmark.evaluation.memory import peak_mb, reset_peak
+from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
@@ -163,15 +161,13 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: floa
     if result.notes:
         run.log_text("\n".join(result.notes) + "\n", "notes.txt")
         run.describe("\n".join(f"* {note}" for note in result.notes))
-    with _scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         if result.per_image:
-            path = folder / "per_image.npz"
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **result.per_image)  # type: ignore[arg-type]
-            path.write_bytes(buffer.getvalue())
+            path = Path(folder) / "per_image.npz"
+            np.savez_compressed(path, **result.per_image)  # type: ignore[arg-type]
             run.log_file(path)
         if result.detections is not None:
-            path = folder / "detections.json.gz"
+            path = Path(folder) / "detections.json.gz"
             with gzip.open(path, "wt", encoding="utf-8") as file:
                 json.dump(result.detections, file)
             run.log_file(path)
@@ -179,17 +175,6 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: floa
             run.log_file(result.panel, "pictures")
             if (gallery := result.panel.with_name("gallery.zip")).is_file():  # a report puts backbones side by side
                 run.log_file(gallery, "pictures")
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def scratch(cell: str) -> Path:
-    """The folder of a cell that is not finished: what it goes on from."""
-    return home() / "work" / cell
 
 
 @contextmanager
@@ -207,8 +192,8 @@ def cell_locks(cells: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def _work_dir(cell: str) -> Iterator[Path]:
-    """The cell's scratch folder, which goes when the block succeeds."""
-    folder = scratch(cell)
+    """The cell's scratch folder, what it goes on from; it goes when the block succeeds."""
+    folder = home() / "work" / cell
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,9 +1,10 @@
-"""The device to compute on, chosen where the work runs."""
+"""The device to compute on, chosen where the work runs; its kind, and how much memory a stretch of work took on it."""
 
 from __future__ import annotations
 
 import functools
 import platform
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,3 +35,21 @@ def device_kind(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new stretch (on Linux and CUDA; elsewhere the peak is that of the whole process)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory in MB since ``reset_peak``: of the GPU for CUDA, else resident memory of this process (no workers)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -107,7 +107,7 @@ class Parent:
                              "licence": self.weights.licence, "config": {k: str(v) for k, v in self.made.config.items()}},
                 "suite": self.suite, "seed": self.seed, "set": dict(self.overrides),
                 "tasks": {**before.get("tasks", {}), **{t.name: t.protocol(self.data[t.name]) for t in self.tasks}},
-                "environment": environment(),
+                "environment": environment()
             },
             "run.json",
         )  # fmt: skip

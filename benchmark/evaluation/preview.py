@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,85 +73,57 @@ def dump_config(options: RunOptions) -> None:
     sys.stdout.write("\n".join(texts) + "\n")
 
 
-@dataclass
-class _Sums:
-    """What is left, added up; ``unknown`` names what was never measured on this kind of device."""
-
-    seconds: float = 0.0
-    gpu_seconds: float = 0.0
-    bytes: float = 0.0
-    units: int = 0
-    unknown: list[str] = field(default_factory=list)
-
-    def add(self, name: str, measured: tuple[float, float] | None, gpus: int, units: int = 1) -> None:
-        self.units += units
-        if measured is None:
-            self.unknown.append(name)
-            return
-        self.seconds += measured[0]
-        self.gpu_seconds += measured[0] * gpus
-        self.bytes += measured[1]
-
-
 def dry_run(options: RunOptions) -> None:
     """Print cells done and to do, the units of what is to do with their needs and places, and what that will cost."""
     plan = make_plan(options)
-    there = _look(plan)
-    bar = Bar()
-    executor = make_executor(options.executor, bar)
-    with executor:
+    with make_executor(options.executor, Bar()) as executor:
         executor.check_store(tracking_uri())
-        _Preview(plan, there, executor, Tracker.existing(plan.experiment)).show()
+        _Preview(plan, _look(plan), executor, Tracker.existing(plan.experiment)).show()
 
 
 class _Preview:
+    """What is left to do, line by line, and its sums; ``unknown`` names what was never measured on this kind of device."""
+
     def __init__(self, plan: RunPlan, there: SuitePreview, executor: Executor, tracker: Tracker | None) -> None:
         self.plan, self.there, self.executor, self.tracker = plan, there, executor, tracker
-        self.sums = _Sums()
+        self.units, self.seconds, self.gpu_seconds, self.bytes = 0, 0.0, 0.0, 0.0
+        self.unknown: list[str] = []
+        self.counts = {"done": 0, "to do": 0, "not applicable": 0}
 
     def show(self) -> None:
         """All lines."""
         plan = self.plan
-        pending = [stage for stage in self.there.stages if not stage.available]
-        for stage in pending:
-            self._say_stage(stage)
-        counts = dict.fromkeys(("done", "to do", "not applicable"), 0)
+        for stage in self.there.stages:
+            if not stage.available:
+                self._say(stage.name, stage.kind, [self._stage_cost(stage)], stage.units)
         for seed in plan.seeds:
             for name in plan.names:
-                self._say_backbone(name, seed, counts)
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "not applicable")
+                left = self._left(name, seed)
+                for group in task_groups(left, self._data) if self._data is not None else [[task] for task in left]:
+                    title = f"{name} · seed {seed} · {' + '.join(task.name for task in group)}"
+                    filters = (f"tags.task = '{task.name}'" for task in group)
+                    self._say(title, "probe", [self._measured(each, "cost/seconds") for each in filters])
+        told = ", ".join(f"{count} {what}" for what, count in self.counts.items() if count or what != "not applicable")
         console.print(
             f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds: {told}", markup=False
         )
         self._say_sums()
 
-    def _say_stage(self, stage: PreviewStage) -> None:
-        asked = self._needs(stage.kind)
-        measured = self._stage_cost(stage)
-        self.sums.add(stage.name, measured, asked["gpus"], stage.units)
-        self._say(stage.name, stage.units, asked, measured)
-
-    def _say_backbone(self, name: str, seed: int, counts: dict[str, int]) -> None:
-        plan = self.plan
+    def _left(self, name: str, seed: int) -> list[PlannedTask]:
+        """The tasks that this backbone still has to do, counted."""
         left: list[PlannedTask] = []
-        config = _config(plan, self.there, name, seed)
+        config = _config(self.plan, self.there, name, seed)
         backbone = backbones.create(**config) if config is not None else None
-        for task in plan.tasks:
+        for task in self.plan.tasks:
+            what = "to do"
             if backbone is not None and task.probe.needs_text and not backbone.has_text:
-                counts["not applicable"] += 1
+                what = "not applicable"
             elif backbone is not None and self._done(backbone, task, seed):
-                counts["done"] += 1
+                what = "done"
             else:
-                counts["to do"] += 1
                 left.append(task)
-        for group in task_groups(left, self._data) if self._data is not None else [[task] for task in left]:
-            asked = self._needs("probe")
-            each = [self._task_cost(task) for task in group]
-            known = [one for one in each if one is not None]
-            measured = (sum(s for s, _ in known), sum(b for _, b in known)) if len(known) == len(group) else None
-            title = f"{name} · seed {seed} · {' + '.join(task.name for task in group)}"
-            self.sums.add(title, measured, asked["gpus"])
-            self._say(title, 1, asked, measured)
+            self.counts[what] += 1
+        return left
 
     @cached_property
     def _data(self) -> Mapping[str, Any] | None:
@@ -171,13 +142,6 @@ class _Preview:
             return False
         return finished_cell(self.tracker, backbone, task, self._data[task.name], seed) is not None
 
-    def _needs(self, kind: str) -> Mapping[str, int]:
-        options = self.plan.options
-        return needs(kind, self.executor, options.executor.device, options.num_workers)
-
-    def _task_cost(self, task: PlannedTask) -> tuple[float, float] | None:
-        return self._measured(f"tags.task = '{task.name}'", "cost/seconds")
-
     def _stage_cost(self, stage: PreviewStage) -> tuple[float, float] | None:
         what = stage.name.partition(" · ")[0].split()[-1]
         filters = {
@@ -188,48 +152,52 @@ class _Preview:
         return self._measured(*filters[stage.kind]) if stage.kind in filters else None
 
     def _measured(self, filter_string: str, metric: str) -> tuple[float, float] | None:
-        """Median seconds and bytes of earlier runs on this kind of device, None where there is none."""
-        if self.tracker is None:
-            return None
+        """Median seconds and most bytes of earlier runs on this kind of device, None where there is none."""
         try:
             device = choose_device(self.plan.options.executor.device)
         except UserError:
             return None
-        if self.executor.has_gpus and device.type == "cpu":
+        if self.tracker is None or (self.executor.has_gpus and device.type == "cpu"):
             return None  # how quick other machines' GPUs are is not known here
-        kind = device_kind(device)
-        runs = self.tracker.search(
-            f"attributes.status = 'FINISHED' and {filter_string} and tags.`device.kind` = '{kind}'"
-        )
-        seconds = [run.data.metrics[metric] for run in runs if metric in run.data.metrics]
+        filter_string += f" and tags.`device.kind` = '{device_kind(device)}' and attributes.status = 'FINISHED'"
+        runs = [run.data.metrics for run in self.tracker.search(filter_string)]
+        seconds = [metrics[metric] for metrics in runs if metric in metrics]
         if not seconds:
             return None
-        sizes = [run.data.metrics.get("cost/disk_bytes", 0.0) for run in runs]
-        return statistics.median(seconds), max(sizes)
+        return statistics.median(seconds), max(metrics.get("cost/disk_bytes", 0.0) for metrics in runs)
 
-    def _say(self, name: str, units: int, asked: Mapping[str, int], measured: tuple[float, float] | None) -> None:
+    def _say(self, name: str, kind: str, measured: list[tuple[float, float] | None], units: int = 1) -> None:
+        """A line for units that are left; ``measured`` has what each of their parts took."""
+        options = self.plan.options
+        asked = needs(kind, self.executor, options.executor.device, options.num_workers)
+        known = [each for each in measured if each is not None]
+        seconds = sum(each[0] for each in known)
+        took = f"about {_time(seconds)}" if len(known) == len(measured) else "time unknown"
         where = self.executor.where(asked["cpus"], asked["gpus"])
-        took = "time unknown" if measured is None else f"about {_time(measured[0])}"
         console.print(f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False)
+        self.units += units
+        self.seconds += seconds
+        self.gpu_seconds += seconds * asked["gpus"]
+        self.bytes += sum(each[1] for each in known)
+        if len(known) < len(measured):
+            self.unknown.append(name)
 
     def _say_sums(self) -> None:
-        sums = self.sums
-        if not sums.units:
+        if not self.units:
             console.print("nothing is left to do", markup=False)
             return
-        line = f"{sums.units} units to do"
-        if len(sums.unknown) < sums.units:
+        line = f"{self.units} units to do"
+        if self.seconds:
             at_once = max(1, self.executor.width)
-            line += f": about {_time(sums.seconds / at_once)} with {at_once} at once, {gigabytes(sums.bytes)} on disk"
-            line += f", {sums.gpu_seconds / 3600:.1f} GPU-hours" if sums.gpu_seconds else ""
+            line += f": about {_time(self.seconds / at_once)} with {at_once} at once, {gigabytes(self.bytes)} on disk"
+            line += f", {self.gpu_seconds / 3600:.1f} GPU-hours" if self.gpu_seconds else ""
         console.print(line, markup=False)
-        if sums.unknown:
-            names = ", ".join(_some(sums.unknown))
-            console.print(f"unknown, since no earlier run on this kind of device is in MLflow: {names}", markup=False)
-
-
-def _some(names: Sequence[str], most: int = 4) -> list[str]:
-    return [*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])]
+        if self.unknown:
+            more = f" and {len(self.unknown) - 4} more" if len(self.unknown) > 4 else ""
+            names = ", ".join(self.unknown[:4]) + more
+            console.print(
+                f"not counted, since no earlier run on this kind of device is in MLflow: {names}", markup=False
+            )
 
 
 def _time(seconds: float) -> str:

@@ -29,6 +29,7 @@ from benchmark.execution import Executor, ExecutorSpec, WorkerLost, make_executo
 from benchmark.execution.progress import Bar, console, reporting
 from benchmark.suites.registry import MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
 from probes.datasets.base import PreparedDataset
+from reports.store import tracking_uri
 from reports.tracking import Tracker
 
 
@@ -128,8 +129,8 @@ def run(options: RunOptions) -> RunResult:
     if options.json:
         must_be_writable(options.json)
     with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
+        executor.check_store(tracking_uri())
         tracker = Tracker(plan.experiment)
-        executor.check_store(tracker.uri)
         for name in tracker.close_stale():
             console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
         try:
@@ -233,7 +234,7 @@ class _Evaluation:
 
 def _reason(error: Exception) -> str:
     """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole."""
-    if users_line(error) is not None or isinstance(error, OSError):
+    if users_line(error) is not None:
         raise error
     if not isinstance(error, NonFiniteLoss | WorkerLost):
         console.print("".join(traceback.format_exception(error)), markup=False)

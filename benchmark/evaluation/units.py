@@ -57,7 +57,7 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     """The unit's cells, in the order of its tasks. One that breaks is a failed cell with its reason; the others go on.
 
     Raises:
-        UserError, OSError: what the user must mend: a full disk, a store that is away.
+        what the user must mend (see ``users_line``): a full disk, a store that is away.
     """
     tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
     tracker = Tracker(unit.experiment)
@@ -88,7 +88,7 @@ def _finished(
 def _ended(context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception) -> None:
     name, seed = context.backbone.name, context.seed
     if isinstance(cell, Exception):
-        if users_line(cell) is not None or isinstance(cell, OSError):
+        if users_line(cell) is not None:
             raise cell
         reason = f"{type(cell).__name__}: {cell}".splitlines()[0]
         if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all

@@ -14,17 +14,11 @@ from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 
 SYNONYMS = {
-    "bookshelf": ("bookcase", "shelf with books"),
-    "bottle": ("flask",),
-    "chair": ("seat", "dining chair"),
-    "lamp": ("light", "lamp with a shade"),
-    "monitor": ("screen", "tv"),
-    "mug": ("cup", "coffee mug"),
-    "plant": ("houseplant", "potted plant"),
-    "sofa": ("couch", "settee"),
-    "table": ("desk", "dining table"),
+    "bookshelf": ("bookcase", "shelf with books"), "bottle": ("flask",), "chair": ("seat", "dining chair"),
+    "lamp": ("light", "lamp with a shade"), "monitor": ("screen", "tv"), "mug": ("cup", "coffee mug"),
+    "plant": ("houseplant", "potted plant"), "sofa": ("couch", "settee"), "table": ("desk", "dining table"),
     "teddy": ("teddy bear", "toy bear"),
-}
+}  # fmt: skip
 IRRELEVANT = (
     "click to see more pictures", "new arrivals this week", "our favourite ideas for your home", "untitled",
     "image may be subject to copyright", "best prices online, free delivery", "picture of the day", "stock photo",
@@ -40,36 +34,25 @@ PATTERNS = ("checkered", "striped", "dotted", "wooden", "brick")
 
 @dataclass(frozen=True)
 class CaptionNoise:
-    """How bad web captions are; each rate is a probability.
+    """How bad web captions are; each rate is a probability."""
 
-    Attributes:
-        irrelevant: the caption says nothing about the picture.
-        wrong: it describes another picture: other objects, other colours.
-        omit_main: the largest object is left out (when there is another to name).
-        omit_other: each other object is left out.
-        synonym: an object goes by another name than its class's.
-        colour: an object's colour is named.
-        room: wall or floor is mentioned.
-    """
-
-    irrelevant: float = 0.06
-    wrong: float = 0.06
-    omit_main: float = 0.08
-    omit_other: float = 0.45
-    synonym: float = 0.25
-    colour: float = 0.6
-    room: float = 0.15
+    irrelevant: float = 0.06  # the caption says nothing about the picture
+    wrong: float = 0.06  # it describes another picture: other objects, other colours
+    omit_main: float = 0.08  # the largest object is left out (when there is another to name)
+    omit_other: float = 0.45  # each other object is left out
+    synonym: float = 0.25  # an object goes by another name than its class's
+    colour: float = 0.6  # an object's colour is named
+    room: float = 0.15  # wall or floor is mentioned
 
 
 class Seen(NamedTuple):
-    """An object as the picture shows it: class, colour and texture names, share of the picture, centre (column, row
-    in 0–1)."""
+    """An object as the picture shows it."""
 
     name: str
     colour: str
     texture: str
-    share: float
-    centre: tuple[float, float]
+    share: float  # of the picture
+    centre: tuple[float, float]  # column and row, 0 to 1
 
 
 class WebCaption(NamedTuple):
@@ -131,22 +114,22 @@ def clean_captions(rng: np.random.Generator, scene: Scene, seen: Sequence[Seen])
     main, others = seen[0], seen[1:3]
     what = with_article(f"{main.colour} {main.name}")
     rest = [with_article(f"{thing.colour} {thing.name}") for thing in others]
-    rug = "counter" if scene.place == "counter" else "floor"
-    floor, wall = f"a {scene.floor} {rug}", f"a {scene.wall} wall"
+    floor = f"a {scene.floor} {'counter' if scene.place == 'counter' else 'floor'}"
+    wall = f"a {scene.wall} wall"
     texture = f"{main.texture} " if main.texture in PATTERNS else ""
     synonym = str(rng.choice(SYNONYMS[main.name]))
-    captions = [
+    if others:
+        side = "left" if others[0].centre[0] > main.centre[0] else "right"
+        last = f"{what} {side} of {rest[0]}"
+    else:
+        last = f"{'a close view' if main.share > 0.2 else 'a wide view'} of {what} alone"
+    return [
         f"{what} on {floor}" + (f" with {join(rest)}" if rest else ""),
         f"a photo of {join([what, *rest])}",
         f"{with_article(f'{texture}{main.colour} {main.name}')} in front of {wall}",
         f"{with_article(f'{main.colour} {synonym}')}, {wall} and {floor}",
+        last,
     ]
-    if others:
-        side = others[0].centre[0] - main.centre[0]
-        captions.append(f"{what} {'left' if side > 0 else 'right'} of {rest[0]}")
-    else:
-        captions.append(f"{'a close view' if main.share > 0.2 else 'a wide view'} of {what} alone")
-    return captions
 
 
 def with_article(words: str) -> str:

@@ -11,58 +11,38 @@ from benchmark.mini.captions import CaptionNoise
 
 VERSION = 2  # raised whenever the same config would give other bytes
 CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
-RECORDS = ".chunks"
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What a mini world is made of; all of it is part of the world's key.
-
-    Attributes:
-        seed: of everything.
-        size: height and width of the pictures in pixels.
-        pairs: image-caption pairs, written as shards of ``shard_size``.
-        expert_train, expert_val: pictures with all truth from the shifted domain, to train and measure experts.
-        probe_train, val: pictures with all truth for the dense probes and detection.
-        class_train, class_val: pictures with one dominant object (classes in turn).
-        retrieval_train, retrieval: pictures with five clean captions; the first are for watching a training, the
-            second for tests.
-        close_ups: share of pictures with a dominant object; the rest are wide shots.
-        noise: how bad the pairs' captions are.
-    """
+    """What a mini world is made of; all of it is part of the world's key."""
 
     seed: int = 0
-    size: int = 64
-    pairs: int = 5_000
-    expert_train: int = 2_000
+    size: int = 64  # height and width of the pictures in pixels
+    pairs: int = 5_000  # image-caption pairs, written as shards of ``shard_size``
+    expert_train: int = 2_000  # pictures with all truth from the shifted domain, to train and measure experts
     expert_val: int = 200
-    probe_train: int = 600
+    probe_train: int = 600  # pictures with all truth for the dense probes and detection
     val: int = 400
-    class_train: int = 600
+    class_train: int = 600  # pictures with one dominant object (classes in turn)
     class_val: int = 400
-    retrieval_train: int = 50
-    retrieval: int = 400
-    close_ups: float = 0.6
+    retrieval_train: int = 50  # pictures with five clean captions, for watching a training
+    retrieval: int = 400  # the same, for tests
+    close_ups: float = 0.6  # share of pictures with a dominant object; the rest are wide shots
     shard_size: int = 500
-    noise: CaptionNoise = field(default_factory=CaptionNoise)
+    noise: CaptionNoise = field(default_factory=CaptionNoise)  # how bad the pairs' captions are
 
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 512:
             raise UserError(f"mini world: size={self.size}; choose 32 to 512 pixels")
-        counts = {
-            name: value
-            for name, value in asdict(self).items()
-            if isinstance(value, int) and name not in ("seed", "size")
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise UserError(f"mini world: {name}={value}; every split needs at least one picture")
-        rates = {"close_ups": self.close_ups, **asdict(self.noise)}
-        for name, rate in rates.items():
-            if not 0 <= rate <= 1:
-                raise UserError(f"mini world: {name}={rate}; a rate lies between 0 and 1")
         if self.seed < 0:
             raise UserError(f"mini world: seed={self.seed}; choose 0 or more")
+        for name, value in asdict(self).items():
+            if name not in ("seed", "size", "close_ups", "noise") and value < 1:
+                raise UserError(f"mini world: {name}={value}; every split needs at least one picture")
+        for name, rate in {"close_ups": self.close_ups, **asdict(self.noise)}.items():
+            if not 0 <= rate <= 1:
+                raise UserError(f"mini world: {name}={rate}; a rate lies between 0 and 1")
 
     def key(self) -> str:
         """What the world is found by: config and version of the generator."""
@@ -80,7 +60,7 @@ CONFIGS["sweep"] = CONFIGS["mini"]  # the same world, so that nothing is made tw
 
 
 class _Split(NamedTuple):
-    """How a split is made: its number in the seed, its domain, and the number of its first picture."""
+    """The number of a split in the seed, its domain, and the number of its first picture."""
 
     stream: int
     domain: str
@@ -90,21 +70,16 @@ class _Split(NamedTuple):
 # the stream is part of every picture's seed, so that no two splits share a scene
 SPLITS: dict[str, _Split] = {
     "pairs": _Split(0, "home"),
-    "expert-train": _Split(1, "expert", 1),
-    "expert-val": _Split(2, "expert", 500_001),
-    "probe-train": _Split(3, "home", 1),
-    "val": _Split(4, "home", 500_001),
-    "class-train": _Split(5, "home"),
-    "class-val": _Split(6, "home"),
-    "retrieval-train": _Split(7, "home"),
-    "retrieval": _Split(8, "home"),
-}
+    "expert-train": _Split(1, "expert", 1), "expert-val": _Split(2, "expert", 500_001),
+    "probe-train": _Split(3, "home", 1), "val": _Split(4, "home", 500_001),
+    "class-train": _Split(5, "home"), "class-val": _Split(6, "home"),
+    "retrieval-train": _Split(7, "home"), "retrieval": _Split(8, "home"),
+}  # fmt: skip
+# splits with all truth: the folder that holds their layouts, and the split's official name
 DENSE = {
-    "expert-train": ("expert/", "train"),
-    "expert-val": ("expert/", "val"),
-    "probe-train": ("", "train"),
-    "val": ("", "val"),
-}
+    "expert-train": ("expert/", "train"), "expert-val": ("expert/", "val"),
+    "probe-train": ("", "train"), "val": ("", "val"),
+}  # fmt: skip
 KARPATHY = "flickr30k/dataset_flickr30k.json"
 
 
@@ -118,7 +93,7 @@ class Chunk(NamedTuple):
 
     @property
     def record(self) -> str:
-        return f"{RECORDS}/{self.split}-{self.number:05d}.json"
+        return f".chunks/{self.split}-{self.number:05d}.json"
 
 
 def chunks_of(config: WorldConfig) -> list[Chunk]:

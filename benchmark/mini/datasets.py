@@ -4,8 +4,11 @@ Folders are relative to the world's root, which stands in for ``--data-root``.
 """
 
 from dataclasses import replace
+from types import ModuleType
+from typing import Any
 
-from benchmark.mini.layout import DEPTH_UNITS
+from benchmark.mini.layout import DEPTH_UNITS, VOC
+from benchmark.mini.render import IGNORE
 from benchmark.mini.shapes import CLASSES
 from probes.datasets import coco, flickr30k, imagefolder, nyu_depth, nyu_normal, voc
 from probes.datasets.base import DatasetSpec
@@ -13,80 +16,43 @@ from probes.registry import register_dataset
 
 SPLIT = "probe-train / val of the mini world"
 
-SEG = register_dataset(
-    DatasetSpec(
-        name="mini-seg",
-        kind="segmentation",
-        folder="VOCdevkit/VOC2012",
-        list_samples=voc.list_samples,
-        classes=("background", *CLASSES),
-        ignore_index=255,
-        extra={"split": SPLIT},
-        about="mini world, semantic segmentation: ten classes of objects and background",
-    )
-)
-DET = register_dataset(
-    DatasetSpec(
-        name="mini-det",
-        kind="detection",
-        folder="coco",
-        list_samples=coco.list_samples,
-        classes=CLASSES,
-        annotations=coco.ANNOTATIONS,
-        extra={"split": SPLIT},
-        about="mini world, boxes and instance masks of ten classes",
-    )
-)
-DEPTH = register_dataset(
-    DatasetSpec(
-        name="mini-depth",
-        kind="depth",
-        folder="nyu",
-        list_samples=nyu_depth.list_samples,
-        extra={"depth_scale": 1 / DEPTH_UNITS, "min_depth": 1e-3, "max_depth": 10.0, "crop": None, "split": SPLIT},
-        about="mini world, depth in metres",
-    )
-)
-NORMAL = register_dataset(
-    DatasetSpec(
-        name="mini-normal",
-        kind="normals",
-        folder="nyu",
-        list_samples=nyu_normal.list_samples,
-        extra={
-            "encoding": "n = png / 127.5 - 1",
-            "invalid": (0, 0, 0),
-            "axes": "x right, y up, z towards the camera",
-            "split": SPLIT,
-        },
-        about="mini world, surface normals",
-    )
-)
-CLASS = register_dataset(
-    DatasetSpec(
-        name="mini-class",
-        kind="classification",
-        folder="imagefolder",
-        list_samples=imagefolder.list_samples,
-        classes=imagefolder.classes,
-        extra={"split": "class-train / class-val of the mini world"},
-        about="mini world, one dominant object of ten classes",
-    )
-)
-RETRIEVAL = register_dataset(
-    DatasetSpec(
-        name="mini-retrieval",
-        kind="image-text",
-        folder="flickr30k",
-        list_samples=flickr30k.list_samples,
-        annotations=dict.fromkeys(("train", "val"), flickr30k.ANNOTATIONS[0]),
-        extra={"captions_per_image": 5, "split": "test"},
-        about="mini world, five captions an image; train is for watching a training",
-    )
-)
 
-# the same truth in the shifted domain: what experts are trained on (train) and measured on (val); no tasks of the
-# benchmark
+def _register(name: str, kind: Any, folder: str, layout: ModuleType, about: str, **more: Any) -> DatasetSpec:
+    spec = DatasetSpec(
+        name=name, kind=kind, folder=folder, list_samples=layout.list_samples, about=f"mini world, {about}", **more
+    )
+    return register_dataset(spec)
+
+
+SEG = _register(
+    "mini-seg", "segmentation", VOC, voc, "semantic segmentation: ten classes of objects and background",
+    classes=("background", *CLASSES), ignore_index=IGNORE, extra={"split": SPLIT},
+)  # fmt: skip
+DET = _register(
+    "mini-det", "detection", "coco", coco, "boxes and instance masks of ten classes",
+    classes=CLASSES, annotations=coco.ANNOTATIONS, extra={"split": SPLIT},
+)  # fmt: skip
+DEPTH = _register(
+    "mini-depth", "depth", "nyu", nyu_depth, "depth in metres",
+    extra={"depth_scale": 1 / DEPTH_UNITS, "min_depth": 1e-3, "max_depth": 10.0, "crop": None, "split": SPLIT},
+)  # fmt: skip
+AXES = {"encoding": "n = png / 127.5 - 1", "invalid": (0, 0, 0), "axes": "x right, y up, z towards the camera"}
+NORMAL = _register(
+    "mini-normal", "normals", "nyu", nyu_normal, "surface normals", extra={**AXES, "split": SPLIT}
+)  # fmt: skip
+CLASS = _register(
+    "mini-class", "classification", "imagefolder", imagefolder, "one dominant object of ten classes",
+    classes=imagefolder.classes, extra={"split": "class-train / class-val of the mini world"},
+)  # fmt: skip
+RETRIEVAL = _register(
+    "mini-retrieval", "image-text", "flickr30k", flickr30k,
+    "five captions an image; train is for watching a training",
+    annotations=dict.fromkeys(("train", "val"), flickr30k.ANNOTATIONS[0]),
+    extra={"captions_per_image": 5, "split": "test"},
+)  # fmt: skip
+
+TASKS = (SEG, DET, DEPTH, NORMAL, CLASS, RETRIEVAL)
+# the same truth in the shifted domain: what experts are trained on (train) and measured on (val); no tasks of the benchmark
 EXPERT = {
     spec.name: replace(spec, name=f"expert-{spec.name}", folder=f"expert/{spec.folder}")
     for spec in (SEG, DET, DEPTH, NORMAL)

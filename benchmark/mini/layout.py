@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +23,31 @@ from backbones.errors import UserError
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
+from probes.panels import palette
 
 VOC = "VOCdevkit/VOC2012"
-CATEGORIES = [{"id": index + 1, "name": name, "supercategory": "object"} for index, name in enumerate(CLASSES)]
 DEPTH_UNITS = 1000  # stored depth is in millimetres, as mmseg's NYUDataset has it
 
 
-def voc_palette() -> list[int]:
-    """The 256 colours of PASCAL VOC's label maps (VOCdevkit's ``VOClabelcolormap``)."""
-    palette = []
-    for label in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (label >> (3 * bit) & 1) << (7 - bit)
-            green |= (label >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (label >> (3 * bit + 2) & 1) << (7 - bit)
-        palette += [red, green, blue]
-    return palette
-
-
-_PALETTE = voc_palette()
+_PALETTE = palette(256).ravel().tolist()
 
 
 def jpeg(picture: np.ndarray) -> bytes:
     """A (H, W, 3) uint8 picture as JPEG, with full colour resolution (pictures are small)."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0)
-    return buffer.getvalue()
+    return _encoded(Image.fromarray(picture), "JPEG", quality=92, subsampling=0)
 
 
-def png(values: np.ndarray, palette: bool = False) -> bytes:
-    """An 8-bit grey, 8-bit RGB or 16-bit array as PNG."""
+def png(values: np.ndarray, labels: bool = False) -> bytes:
+    """An 8-bit grey, 8-bit RGB or 16-bit array as PNG; a map of ``labels`` has VOC's palette."""
     image = Image.fromarray(values)
-    if palette:
-        image = image.convert("P") if image.mode != "L" else image
+    if labels:
         image.putpalette(_PALETTE)
+    return _encoded(image, "PNG", compress_level=4)
+
+
+def _encoded(image: Image.Image, format: str, **settings: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=4)
+    image.save(buffer, format, **settings)
     return buffer.getvalue()
 
 
@@ -74,23 +64,20 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
 
 
 def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
-    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name are crowds, not
-    scored."""
-    size = truth.instance.shape[0]
+    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name are crowds, not scored."""
     found = []
     for number, thing in enumerate(scene.objects, start=1):
         mask = truth.instance == number
-        if not mask.any():
+        if (box := Image.fromarray(mask).getbbox()) is None:
             continue
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        left, top, right, bottom = box
         found.append(
             {
                 "category_id": CLASSES.index(thing.name) + 1,
-                "bbox": [int(value) for value in box],
+                "bbox": [left, top, right - left, bottom - top],
                 "area": int(mask.sum()),
                 "iscrowd": int(number in truth.too_small),
-                "segmentation": {"size": [size, size], "counts": run_lengths(mask)},
+                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
             }
         )
     return found
@@ -98,36 +85,42 @@ def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
 
 def run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed RLE: run lengths column by column, beginning with a run of zeros (perhaps empty)."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    return [int(count) for count in (counts[:-1] if counts[-1] == 0 else counts)]
+    edges = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
+    return np.diff(edges, prepend=0, append=mask.size).tolist()
 
 
 class Files:
-    """Writes files below ``root`` and remembers the size and digest of each, by relative path."""
+    """Writes files below ``root`` and remembers the fingerprint of each, by relative path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.written: dict[str, tuple[int, str]] = {}
+        self.written: dict[str, list[Any]] = {}
 
     def write(self, name: str, content: bytes) -> None:
         """Raises ``UserError`` when the disk is full or the folder cannot be written."""
         path = self.root / name
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # not flushed one by one: a chunk's record, written last, is what says that its files are whole
+            # not flushed one by one: a chunk's record, written last, is what says that its files are complete
             path.write_bytes(content)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; free some space or set CLIPTEX_HOME to another folder"
-            ) from error
-        self.written[name] = (len(content), digest(content))
+        self.written[name] = fingerprint(content)
 
 
-def digest(content: bytes) -> str:
-    """A short digest that tells damage, not malice."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line that ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or set CLIPTEX_HOME to another folder"
+        ) from error
+
+
+def fingerprint(content: bytes) -> list[Any]:
+    """Size and a short digest, which tells damage, not malice."""
+    return [len(content), hashlib.blake2b(content, digest_size=8).hexdigest()]
 
 
 def write_dense(
@@ -136,7 +129,7 @@ def write_dense(
     """One picture with all its truth in the VOC, COCO and NYU trees below ``prefix`` (``""`` or ``expert/``)."""
     image, nyu = jpeg(picture), {"train": "train", "val": "test"}[split]
     files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", image)
-    files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, palette=True))
+    files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, labels=True))
     files.write(f"{prefix}coco/{split}2017/{stem}.jpg", image)
     files.write(f"{prefix}nyu/images/{nyu}/{stem}.jpg", image)
     files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(truth.depth)))
@@ -146,7 +139,6 @@ def write_dense(
 
 def dense_lists(prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The list file and the COCO json of a split: name → text."""
-    listing = f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt"
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
@@ -154,36 +146,30 @@ def dense_lists(prefix: str, split: str, size: int, records: Sequence[dict[str, 
         images.append({"id": number, "file_name": f"{record['stem']}.jpg", "width": size, "height": size})
         for annotation in record["annotations"]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    coco = f"{prefix}coco/annotations/instances_{split}2017.json"
-    content = {"info": {"description": "mini world"}, "licenses": [], "images": images, "annotations": annotations}
+    coco = {
+        "info": {"description": "mini world"}, "licenses": [], "images": images, "annotations": annotations,
+        "categories": [{"id": n, "name": name, "supercategory": "object"} for n, name in enumerate(CLASSES, start=1)],
+    }  # fmt: skip
     return {
-        listing: "".join(f"{record['stem']}\n" for record in records),
-        coco: json.dumps({**content, "categories": CATEGORIES}, separators=(",", ":")),
+        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": "".join(f"{record['stem']}\n" for record in records),
+        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(coco, separators=(",", ":")),
     }
 
 
 def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
     """Karpathy's caption json; ``records`` have ``filename``, ``split`` and ``captions``."""
-    images, sentence = [], 0
+    images, numbers = [], count()
     for number, record in enumerate(records):
         sentences = []
         for text in record["captions"]:
             tokens = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-            sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": sentence})
-            sentence += 1
-        images.append(
-            {
-                "sentids": [entry["sentid"] for entry in sentences],
-                "imgid": number,
-                "sentences": sentences,
-                "split": record["split"],
-                "filename": record["filename"],
-            }
-        )
+            sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": next(numbers)})
+        image = {"sentids": [sentence["sentid"] for sentence in sentences], "imgid": number, "sentences": sentences}
+        images.append({**image, "split": record["split"], "filename": record["filename"]})
     return json.dumps({"images": images, "dataset": "mini"}, indent=1)
 
 
-def write_tar(files: Files, name: str, members: Sequence[tuple[str, bytes]]) -> None:
+def write_shard(files: Files, name: str, members: Sequence[tuple[str, bytes]]) -> None:
     """A webdataset shard; the same members give the same bytes."""
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -201,8 +187,5 @@ def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[
         "width": size, "height": size, "original_width": size, "original_height": size, "exif": "{}",
         "sha256": hashlib.sha256(image).hexdigest(),
     }  # fmt: skip
-    return [
-        (f"{key}.jpg", image),
-        (f"{key}.txt", caption.encode()),
-        (f"{key}.json", json.dumps(about, indent=4).encode()),
-    ]
+    text = json.dumps(about, indent=4)
+    return [(f"{key}.jpg", image), (f"{key}.txt", caption.encode()), (f"{key}.json", text.encode())]

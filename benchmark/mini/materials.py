@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# name -> ranges of hue, saturation and value; what a caption calls a colour is what the colour was drawn from
-COLOURS: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+Range = tuple[float, float]
+# name → ranges of hue, saturation and value; what a caption calls a colour is what the colour was drawn from
+COLOURS: Mapping[str, tuple[Range, Range, Range]] = {
     "red": ((-0.025, 0.015), (0.75, 0.95), (0.6, 0.9)),
     "orange": ((0.055, 0.09), (0.8, 0.95), (0.85, 1.0)),
     "yellow": ((0.13, 0.165), (0.7, 0.95), (0.85, 1.0)),
@@ -28,98 +29,69 @@ COLOURS: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[floa
     "black": ((0.0, 1.0), (0.0, 0.2), (0.04, 0.12)),
 }
 COLOUR_NAMES = tuple(COLOURS)
-TEXTURES = ("plain", "checkered", "striped", "wooden", "marbled", "brick", "dotted")
 
 
 @dataclass(frozen=True)
 class Domain:
-    """Where pictures come from: how colours, textures, lights and cameras are distributed.
+    """Where pictures come from: how colours, textures, lights and cameras are distributed; a range is (low, high)."""
 
-    Attributes:
-        saturation, value: factors on the colours' saturation and value, (low, high).
-        object_textures, room_textures: weights of ``TEXTURES``, by name.
-        wall_value: brightness (HSV value) of walls, (low, high).
-        ambient: share of light that comes from everywhere, (low, high).
-        warmth: colour temperature shift of the lights, -1 (blue) to 1 (orange), (low, high).
-        exposure: brightness of the main light, (low, high).
-        light_radius: radius of the main light in metres, (low, high); larger gives softer shadows.
-        fov: horizontal and vertical field of view in degrees, (low, high).
-        elevation: of the camera above the object in close-ups, degrees, (low, high).
-        roll: standard deviation of the camera's roll, degrees.
-        noise: standard deviation of sensor noise in 8-bit grey levels, (low, high).
-    """
-
-    saturation: tuple[float, float] = (0.75, 1.05)
-    value: tuple[float, float] = (0.85, 1.05)
-    object_textures: Mapping[str, float] = field(
-        default_factory=lambda: {"plain": 6, "checkered": 0.6, "striped": 1, "wooden": 2, "marbled": 1, "dotted": 0.6}
-    )
-    room_textures: Mapping[str, float] = field(
-        default_factory=lambda: {"plain": 4, "striped": 1, "wooden": 4, "marbled": 2, "checkered": 1}
-    )
-    wall_value: tuple[float, float] = (0.5, 0.95)
-    ambient: tuple[float, float] = (0.3, 0.5)
-    warmth: tuple[float, float] = (-0.1, 0.35)
-    exposure: tuple[float, float] = (0.75, 1.05)
-    light_radius: tuple[float, float] = (0.1, 0.45)
-    fov: tuple[float, float] = (42.0, 62.0)
-    elevation: tuple[float, float] = (4.0, 40.0)
-    roll: float = 2.5
-    noise: tuple[float, float] = (0.5, 3.0)
+    object_textures: Mapping[str, float]  # name in TEXTURES → weight
+    room_textures: Mapping[str, float]
+    saturation: Range  # factors on the colours' saturation and value
+    value: Range
+    wall_value: Range  # brightness (HSV value) of walls
+    ambient: Range  # share of light that comes from everywhere
+    warmth: Range  # colour temperature shift of the lights, -1 (blue) to 1 (orange)
+    exposure: Range  # brightness of the main light
+    light_radius: Range  # of the main light, metres; larger gives softer shadows
+    fov: Range  # horizontal and vertical field of view, degrees
+    elevation: Range  # of the camera above the object in close-ups, degrees
+    roll: float  # standard deviation of the camera's roll, degrees
+    noise: Range  # standard deviation of sensor noise, 8-bit grey levels
 
 
 DOMAINS: Mapping[str, Domain] = {
-    "home": Domain(),
-    # what the experts learn from: paler, colder, brick and tiles instead of wood, harder shadows, other cameras, more
-    # noise
-    "expert": Domain(
-        saturation=(0.4, 0.85),
-        value=(0.7, 1.0),
-        object_textures={
-            "plain": 5,
-            "checkered": 1.5,
-            "striped": 1,
-            "wooden": 0.7,
-            "marbled": 1,
-            "dotted": 1.5,
-            "brick": 0.5,
-        },
-        room_textures={"plain": 3, "brick": 3, "checkered": 3, "wooden": 1, "dotted": 0.5},
-        wall_value=(0.35, 0.8),
-        ambient=(0.2, 0.42),
-        warmth=(-0.45, 0.1),
-        exposure=(0.8, 1.25),
-        light_radius=(0.02, 0.2),
-        fov=(50.0, 72.0),
-        elevation=(10.0, 50.0),
-        roll=5.0,
-        noise=(2.0, 6.0),
+    "home": Domain(
+        {"plain": 6, "checkered": 0.6, "striped": 1, "wooden": 2, "marbled": 1, "dotted": 0.6},
+        {"plain": 4, "striped": 1, "wooden": 4, "marbled": 2, "checkered": 1},
+        saturation=(0.75, 1.05), value=(0.85, 1.05), wall_value=(0.5, 0.95),
+        ambient=(0.3, 0.5), warmth=(-0.1, 0.35), exposure=(0.75, 1.05), light_radius=(0.1, 0.45),
+        fov=(42.0, 62.0), elevation=(4.0, 40.0), roll=2.5, noise=(0.5, 3.0),
     ),
-}
+    # what the experts learn from: paler, colder, brick and tiles instead of wood, harder shadows, other cameras, more noise
+    "expert": Domain(
+        {"plain": 5, "checkered": 1.5, "striped": 1, "wooden": 0.7, "marbled": 1, "dotted": 1.5, "brick": 0.5},
+        {"plain": 3, "brick": 3, "checkered": 3, "wooden": 1, "dotted": 0.5},
+        saturation=(0.4, 0.85), value=(0.7, 1.0), wall_value=(0.35, 0.8),
+        ambient=(0.2, 0.42), warmth=(-0.45, 0.1), exposure=(0.8, 1.25), light_radius=(0.02, 0.2),
+        fov=(50.0, 72.0), elevation=(10.0, 50.0), roll=5.0, noise=(2.0, 6.0),
+    ),
+}  # fmt: skip
 
 
 @dataclass
 class Materials:
-    """A table of materials, one row each, grown with ``add`` and read with ``colours``."""
+    """A table of materials, one row each, grown with ``add`` and handed over by ``table``."""
 
+    rng: np.random.Generator
     domain: Domain
     rows: list[tuple[float, ...]] = field(default_factory=list)
 
     def add(
         self,
-        rng: np.random.Generator,
         colour: str,
         texture: str,
         size: float,
         origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
         yaw: float = 0.0,
-        value: tuple[float, float] | None = None,
+        value: Range | None = None,
         shine: float | None = None,
     ) -> int:
         """Draw a material called ``colour`` with ``texture`` of grain ``size`` metres; returns its row."""
-        first = self.draw(rng, colour, value)
+        rng = self.rng
+        first = self.draw(colour, value)
         if texture in ("checkered", "striped", "dotted") and rng.random() < 0.35:
-            second = self.draw(rng, pick(rng, COLOUR_NAMES), value)
+            second = self.draw(pick(rng, COLOUR_NAMES), value)
         else:  # the same hue, darker or lighter: the caption's colour stays right
             factor = rng.uniform(0.45, 0.75) if rng.random() < 0.5 else rng.uniform(1.25, 1.6)
             second = [min(channel * factor + 0.02, 1.0) for channel in first]
@@ -128,13 +100,13 @@ class Materials:
         shine = float(rng.uniform(0, 0.5) * (rng.random() < 0.5)) if shine is None else shine
         # textures start at a random place: a face lying exactly on a cell's border would flicker
         shift = [place + step * size for place, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)]
-        axis = int(rng.integers(3))
-        kind = TEXTURES.index(texture)
+        axis, kind = int(rng.integers(3)), TEXTURES.index(texture)
         self.rows.append((kind, *first, *second, size, *shift, math.cos(yaw), math.sin(yaw), axis, shine))
         return len(self.rows) - 1
 
-    def draw(self, rng: np.random.Generator, colour: str, value: tuple[float, float] | None = None) -> list[float]:
+    def draw(self, colour: str, value: Range | None = None) -> list[float]:
         """Linear RGB in [0, 1] of a colour with this name in this domain; ``value`` overrides its HSV value range."""
+        rng = self.rng
         hue, saturation, brightness = (rng.uniform(*span) for span in COLOURS[colour])
         if value is not None:
             brightness = rng.uniform(*value)
@@ -143,8 +115,7 @@ class Materials:
         return [channel**2.2 for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, brightness)]
 
     def table(self) -> np.ndarray:
-        """(M, 15) float32: kind, first colour (3), second colour (3), size, origin (3), cos and sin of yaw, axis,
-        shine."""
+        """(M, 15) float32: kind, first and second colour (3 + 3), size, origin (3), cos and sin of yaw, axis, shine."""
         return np.array(self.rows, np.float32)
 
 
@@ -164,33 +135,23 @@ def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 def albedo(table: np.ndarray, material: np.ndarray, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of ``material`` (N,) rows of
-    ``table``."""
+    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of rows ``material`` of ``table``."""
     colour = table[:, 1:4][material]
     for row in np.flatnonzero(np.bincount(material)):
         kind, first, second, size, origin = np.split(table[row, :11], [1, 4, 7, 8])
-        texture = PATTERNS[TEXTURES[int(kind[0])]]
-        if texture is None:
+        if not kind[0]:  # plain
             continue
         here = np.flatnonzero(material == row)
         x, y, z = ((points[here] - origin) / size).T
         cosine, sine, axis = table[row, 11], table[row, 12], int(table[row, 13])
         place = np.stack([x * cosine + y * sine, y * cosine - x * sine, z])
-        mix = texture(place, normals[here].T, axis).astype(np.float32)
+        mix = PATTERNS[TEXTURES[int(kind[0])]](place, normals[here].T, axis).astype(np.float32)
         colour[here] += mix[:, None] * (second - first)
     return colour
 
 
-# Each texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the position on the object
-# in units of the texture's grain; ``normals`` (3, N); ``axis`` is a direction drawn with the material.
-
-
-def checkered(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
-    return np.floor(place).sum(axis=0) % 2
-
-
-def striped(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
-    return place[axis] % 1.0 < 0.45
+# A texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the position on the object in units of
+# the texture's grain; ``normals`` (3, N); ``axis`` is a direction drawn with the material.
 
 
 def dotted(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
@@ -229,7 +190,9 @@ def brick(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
 _WAVES = np.array([[2.0, 1.4, -0.8], [-2.1, 4.3, 3.4], [5.5, -2.7, 9.1]], np.float32)
 _PHASES = np.array([[0.3], [1.9], [4.4]], np.float32)
 
-PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None] = {
-    "plain": None, "checkered": checkered, "striped": striped, "wooden": wooden,
-    "marbled": marbled, "brick": brick, "dotted": dotted,
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "checkered": lambda place, normals, axis: np.floor(place).sum(axis=0) % 2,
+    "striped": lambda place, normals, axis: place[axis] % 1.0 < 0.45,
+    "wooden": wooden, "marbled": marbled, "brick": brick, "dotted": dotted,
 }  # fmt: skip
+TEXTURES = ("plain", *PATTERNS)

@@ -8,11 +8,8 @@ from embreex.rtcore_scene import EmbreeScene
 
 
 class Rays:
-    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3).
-
-    Attributes:
-        normals (F, 3) float64, normals32: unit normals of the triangles, either side.
-    """
+    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3). ``normals`` (F, 3) float64,
+    ``normals32``: unit normals of the triangles, either side."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         corner = vertices[faces]
@@ -27,8 +24,7 @@ class Rays:
         """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,) of the hit: its
         distance in units of the length of ``directions`` (N, 3). In the precision of ``directions``: float32 for
         pictures, float64 (the triangle's plane, met exactly) for truth."""
-        origins = np.empty(directions.shape, np.float32)
-        origins[:] = origin
+        origins = np.full(directions.shape, origin, np.float32)
         if directions.dtype == np.float32:
             hit = self._scene.run(origins, directions, query="INTERSECT", output=1)
             return hit["primID"], hit["tfar"]

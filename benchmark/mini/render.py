@@ -18,26 +18,13 @@ SAMPLES = 3  # a pixel
 
 @dataclass(frozen=True)
 class Truth:
-    """What is really there, at pixel centres.
+    """What is really there, at pixel centres."""
 
-    Attributes:
-        instance (H, W) uint8: 0 background, k the object ``scene.objects[k - 1]``.
-        semantic (H, W) uint8: 0 background, 1 + index in ``CLASSES``; 255 where too little of an object shows to be
-            named.
-        depth (H, W) float32: z-depth in metres, 0 where nothing was hit.
-        normals (H, W, 3) float32: unit normals, x right, y up, z towards the camera; 0 where nothing was hit.
-        too_small: instances that are 255 in ``semantic``.
-    """
-
-    instance: np.ndarray
-    semantic: np.ndarray
-    depth: np.ndarray
-    normals: np.ndarray
-    too_small: tuple[int, ...]
-
-    def shares(self, count: int) -> np.ndarray:
-        """Share of the picture of each of ``count`` objects, (count,)."""
-        return np.bincount(self.instance.ravel(), minlength=count + 1)[1:] / self.instance.size
+    instance: np.ndarray  # (H, W) uint8: 0 background, k the object scene.objects[k - 1]
+    semantic: np.ndarray  # (H, W) uint8: 0, 1 + index in CLASSES; 255 where too little of an object shows to be named
+    depth: np.ndarray  # (H, W) float32: z-depth in metres, 0 where nothing was hit
+    normals: np.ndarray  # (H, W, 3) float32: unit, x right, y up, z towards the camera; 0 where nothing was hit
+    too_small: tuple[int, ...]  # instances that are 255 in ``semantic``
 
 
 def render_truth(scene: Scene, size: int) -> Truth:
@@ -54,14 +41,8 @@ def render_truth(scene: Scene, size: int) -> Truth:
     pixels = np.bincount(instance.ravel(), minlength=len(ids))
     too_small = tuple(k for k in range(1, len(ids)) if 0 < pixels[k] < smallest_area(size))
     ids[list(too_small)] = IGNORE
-    shape = (size, size)
-    return Truth(
-        instance,
-        ids[instance],
-        depth.astype(np.float32).reshape(shape),
-        normals.astype(np.float32).reshape(*shape, 3),
-        too_small,
-    )
+    depth, normals = depth.astype(np.float32), normals.astype(np.float32)
+    return Truth(instance, ids[instance], depth.reshape(size, size), normals.reshape(size, size, 3), too_small)
 
 
 def smallest_area(size: int) -> int:
@@ -85,11 +66,9 @@ def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _plane(size: int, inside: np.ndarray, repeat: int = 1) -> np.ndarray:
-    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place ``inside`` it (N, 2 in
-    [0, 1])."""
-    return (np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(2 / size)) * np.array(
-        [1, -1], inside.dtype
-    )
+    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place ``inside`` it (N, 2; 0 to 1)."""
+    points = np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(2 / size)
+    return points * np.array([1, -1], inside.dtype)
 
 
 @cache
@@ -117,19 +96,17 @@ def _shade(
     total = scene.ambient * (1 - np.float32(0.5) * occluded) * (np.float32(0.85) + np.float32(0.15) * normals[:, 2])
     total = total[:, None].astype(np.float32)
 
-    towards = fill.position.astype(np.float32) - points
+    towards = fill.position - points
     squared = dot(towards, towards)
-    total = (
-        total
-        + (np.clip(dot(towards, normals), 0, None) / np.sqrt(squared) * fill.fall(squared))[:, None] * fill.colour32
-    )
+    strength = np.clip(dot(towards, normals), 0, None) / np.sqrt(squared) * fill.fall(squared)
+    total = total + strength[:, None] * fill.colour
 
-    towards = main.position.astype(np.float32) + _unit_vectors(count, rng) * np.float32(main.radius) - lifted
+    towards = main.position + _unit_vectors(count, rng) * np.float32(main.radius) - lifted
     squared = dot(towards, towards)
     cosine = dot(towards, normals) / np.sqrt(squared)
     shadow = (cosine <= 0) | scene.rays.blocked(lifted, towards, np.ones(count, np.float32))
     strength = np.where(shadow, np.float32(0), main.fall(squared))
-    total += (strength * cosine)[:, None] * main.colour32
+    total += (strength * cosine)[:, None] * main.colour
     total *= colour
 
     shine = scene.materials[:, 14][material]
@@ -137,7 +114,7 @@ def _shade(
     view = -directions[glossy]
     half = view / np.sqrt(dot(view, view))[:, None] + towards[glossy] / np.sqrt(squared[glossy])[:, None]
     lobe = np.clip(dot(half, normals[glossy]), 0, None) / np.sqrt(dot(half, half))
-    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[:, None] * main.colour32
+    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[:, None] * main.colour
     return total
 
 

@@ -1,12 +1,12 @@
 """Building blocks of objects: boxes, frusta, ellipsoids, tubes, lathed profiles and leaves, as bare triangle arrays.
 
-Units are metres, z is up. Templates come from ``trimesh.creation`` once and are scaled afterwards, which is about a
+Units are metres, z is up, angles are radians. Templates come from ``trimesh.creation`` once and are scaled afterwards: about a
 hundred times cheaper than making a ``Trimesh`` for every part of every scene.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -18,29 +18,21 @@ ROUND = 28  # segments round a circle: facets smaller than a pixel at the sizes 
 
 
 class Solid(NamedTuple):
-    """A part: ``vertices`` (V, 3) float64 in metres, ``faces`` (F, 3) int32, and the material ``slot`` it is made
-    of."""
+    """``vertices`` (V, 3) float64, ``faces`` (F, 3) int32, and the material ``slot`` of all, or of each (F,)."""
 
     vertices: np.ndarray
     faces: np.ndarray
-    slot: int
+    slot: int | np.ndarray
 
 
-class Merged(NamedTuple):
-    """Parts as one: ``vertices`` (V, 3), ``faces`` (F, 3) int32, and the material ``slot`` of each face (F,)."""
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    slot: np.ndarray
-
-
-def merge(parts: Sequence[Solid]) -> Merged:
-    """All ``parts`` in one set of arrays."""
-    starts = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
-    return Merged(
-        np.concatenate([part.vertices for part in parts]),
-        np.concatenate([part.faces + np.int32(start) for part, start in zip(parts, starts, strict=True)]),
-        np.repeat([part.slot for part in parts], [len(part.faces) for part in parts]),
+def merge(parts: Iterable[Solid]) -> Solid:
+    """All ``parts`` in one, with a slot for each face."""
+    vertices, faces, slots = zip(*parts, strict=True)
+    starts = np.cumsum([0, *map(len, vertices[:-1])])
+    return Solid(
+        np.concatenate(vertices),
+        np.concatenate([face + np.int32(start) for face, start in zip(faces, starts, strict=True)]),
+        np.concatenate([np.broadcast_to(slot, len(face)) for slot, face in zip(slots, faces, strict=True)]),
     )
 
 
@@ -48,21 +40,22 @@ def merge(parts: Sequence[Solid]) -> Merged:
 def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "box":
         mesh = trimesh.creation.box((1, 1, 1))
-        mesh.apply_translation((0, 0, 0.5))
     elif kind == "cylinder":
         mesh = trimesh.creation.cylinder(1.0, 1.0, sections=ROUND)
-        mesh.apply_translation((0, 0, 0.5))
     else:
         mesh = trimesh.creation.icosphere(subdivisions=2 if kind == "ball" else 1)
+    if kind in ("box", "cylinder"):
+        mesh.apply_translation((0, 0, 0.5))
     return np.array(mesh.vertices, np.float64), np.array(mesh.faces, np.int32)
 
 
 def box(size: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
-    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt`` radians about x."""
+    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt`` about x."""
     vertices, faces = _template("box")
     vertices = vertices * np.asarray(size)
     if tilt:
-        vertices = vertices @ rotation_x(tilt).T
+        c, s = np.cos(tilt), np.sin(tilt)
+        vertices = vertices @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]).T
     return Solid(vertices + np.asarray(at), faces, slot)
 
 
@@ -79,15 +72,14 @@ def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, coarse: bool = Fal
     return Solid(vertices * np.asarray(radii) + np.asarray(at), faces, slot)
 
 
-def lathe(profile: Sequence[Sequence[float]], at: ArrayLike = (0, 0, 0), slot: int = 0, segments: int = ROUND) -> Solid:
+def lathe(profile: Sequence[Sequence[float]], at: ArrayLike = (0, 0, 0), slot: int = 0) -> Solid:
     """The surface made by turning ``profile``, a list of (radius, z), about the z axis."""
     outline = np.asarray(profile, np.float64)
-    angle = np.arange(segments) * (2 * np.pi / segments)
+    angle = np.arange(ROUND) * (2 * np.pi / ROUND)
     ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    xy = outline[:, None, :1] * ring[None]
-    z = np.broadcast_to(outline[:, None, 1:], (len(outline), segments, 1))
-    vertices = np.concatenate([xy, z], axis=2).reshape(-1, 3)
-    return Solid(vertices + np.asarray(at), _strip(len(outline), segments), slot)
+    z = np.broadcast_to(outline[:, None, 1:], (len(outline), ROUND, 1))
+    vertices = np.concatenate([outline[:, None, :1] * ring, z], axis=2).reshape(-1, 3)
+    return Solid(vertices + np.asarray(at), _strip(len(outline), ROUND), slot)
 
 
 def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int = 10) -> Solid:
@@ -96,42 +88,31 @@ def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int 
     tangent = np.gradient(points, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
     # one reference direction for the whole bar keeps the rings from twisting; it must not be parallel to the path
-    reference = np.eye(3)[np.abs(points[-1] - points[0]).argmin()]
-    side = np.cross(tangent, reference)
+    side = np.cross(tangent, np.eye(3)[np.abs(points[-1] - points[0]).argmin()])
     side /= np.linalg.norm(side, axis=1, keepdims=True) + 1e-12
     other = np.cross(tangent, side)
-    angle = np.arange(segments) * (2 * np.pi / segments)
-    vertices = points[:, None] + radius * (
-        np.cos(angle)[None, :, None] * side[:, None] + np.sin(angle)[None, :, None] * other[:, None]
-    )
+    angle = (np.arange(segments) * (2 * np.pi / segments))[:, None]
+    vertices = points[:, None] + radius * (np.cos(angle) * side[:, None] + np.sin(angle) * other[:, None])
     return Solid(vertices.reshape(-1, 3), _strip(len(points), segments), slot)
 
 
-def leaf(length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike, slot: int = 0) -> Solid:
-    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` radians above the horizon and bends down by
-    ``bend``."""
+def leaf(length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike) -> Solid:
+    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` above the horizon and bends down by ``bend``."""
     steps = 6
     along = np.linspace(0, 1, steps)
     pitch = rise - bend * along
     centre = np.cumsum(np.stack([np.cos(pitch), np.zeros(steps), np.sin(pitch)], axis=1), axis=0) * (length / steps)
     half = width / 2 * np.sin(np.pi * np.clip(along * 0.85 + 0.15, 0, 1)) ** 0.8
     half[-1] = 0.002
-    left, right = centre.copy(), centre.copy()
-    left[:, 1], right[:, 1] = half, -half
-    vertices = np.stack([left, right], axis=1).reshape(-1, 3) @ rotation_z(azimuth).T + np.asarray(at)
+    vertices = np.repeat(centre, 2, axis=0)
+    vertices[::2, 1], vertices[1::2, 1] = half, -half  # left and right edge in turn
     first = 2 * np.arange(steps - 1, dtype=np.int32)
     faces = np.concatenate([np.stack([first, first + 1, first + 3], 1), np.stack([first, first + 3, first + 2], 1)])
-    return Solid(vertices, faces, slot)
-
-
-def rotation_x(angle: float) -> np.ndarray:
-    """Rotation matrix about x, radians."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    return Solid(vertices @ rotation_z(azimuth).T + np.asarray(at), faces, 0)
 
 
 def rotation_z(angle: float) -> np.ndarray:
-    """Rotation matrix about z, radians."""
+    """Rotation matrix about z."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 

@@ -1,8 +1,8 @@
 """The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again by content.
 
-A chunk (a webdataset shard, or a hundred pictures of another split) is rendered by one unit of work. Its files are written
-first, its record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is written
-when all is there, so a killed build is resumed and a damaged world is mended by calling ``build_world`` once more.
+A chunk (a webdataset shard, or a hundred pictures of another split) writes its files first and its record last; a chunk without a
+record that fits its files is rendered again. ``manifest.json`` is written when all is there, so a killed build is resumed and a
+damaged world is mended by calling ``build_world`` once more.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from backbones.errors import UserError
 from backbones.files import content_key, home, write_json, write_text
 from backbones.locks import lock_file, locked_async
 from benchmark.execution.base import Executor
+from benchmark.execution.progress import reporter
 from benchmark.mini import layout
-from benchmark.mini.chunk import render_chunks
+from benchmark.mini.captions import clean_captions, seen_objects, web_caption
 from benchmark.mini.config import DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
+from benchmark.mini.render import render_image, render_truth
+from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 
 PIECES = 4  # units for each worker, so that all end at about the same time
@@ -28,62 +34,101 @@ MANIFEST = "manifest.json"
 
 
 async def build_world(config: WorldConfig, executor: Executor) -> Path:
-    """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if it is not whole.
+    """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if it is not complete.
 
     Raises:
         UserError: no space, or a folder that cannot be written.
     """
     root = home() / "mini" / config.key()
-    lock = lock_file("world", config.key())
-    async with locked_async(
-        lock, lambda: executor.bar.start("another process renders this mini world: waiting for it", 1)
-    ):
+    waiting = "another process renders this mini world: waiting for it"
+    async with locked_async(lock_file("world", config.key()), lambda: executor.bar.start(waiting, 1)):
         if is_whole(root, config):
             return root
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
         _prepare(root, config, missing)
         pieces = min(len(missing), PIECES * executor.width)
         units = [
-            executor.run(
-                render_chunks, root, config, missing[number::pieces], cpus=1, name=f"render {number + 1}/{pieces}"
-            )
-            for number in range(pieces)
+            executor.run(render_chunks, root, config, missing[n::pieces], cpus=1, name=f"render {n + 1}/{pieces}")
+            for n in range(pieces)
         ]
         await asyncio.gather(*units)
         _finish(root, config)
     return root
 
 
+def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
+    """Render some chunks of the world at ``root``; a unit of work. One that is killed leaves finished chunks and their records.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    progress = reporter()
+    progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
+    for chunk in chunks:
+        files = layout.Files(root)
+        members: list[tuple[str, bytes]] = []
+        pictures: list[dict[str, Any]] = []
+        for index in range(chunk.start, chunk.stop):
+            pictures.append(_render(files, members, config, chunk, index))
+            progress.advance()
+        if members:
+            layout.write_shard(files, f"pairs/{chunk.number:05d}.tar", members)
+        text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
+        write_text(root / chunk.record, text)
+
+
+def _render(
+    files: layout.Files, members: list[tuple[str, bytes]], config: WorldConfig, chunk: Chunk, index: int
+) -> dict[str, Any]:
+    """Write a picture, or add it to the ``members`` of a shard; returns what the lists must know of it."""
+    split = SPLITS[chunk.split]
+    rng = np.random.default_rng([config.seed, split.stream, index])
+    dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
+    scene = make_scene(rng, split.domain, dominant=dominant, close_ups=config.close_ups)
+    truth = render_truth(scene, config.size)
+    picture = render_image(scene, config.size, rng)
+    if chunk.split == "pairs":
+        key = f"{chunk.number:05d}{index - chunk.start:04d}"
+        caption = web_caption(rng, scene, seen_objects(scene, truth), config.noise)
+        members += layout.pair_members(key, layout.jpeg(picture), caption.text, config.size)
+        return {"key": key}
+    if chunk.split in DENSE:
+        prefix, part = DENSE[chunk.split]
+        return layout.write_dense(files, prefix, part, f"{split.first + index:012d}", picture, scene, truth)
+    if dominant:
+        part = chunk.split.removeprefix("class-")
+        name = f"imagefolder/{part}/{dominant}/{part}_{index:06d}.jpg"
+        files.write(name, layout.jpeg(picture))
+        return {"name": name}
+    part = "train" if chunk.split == "retrieval-train" else "test"
+    name = f"{part}_{index:06d}.jpg"
+    files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
+    return {"filename": name, "split": part, "captions": clean_captions(rng, scene, seen_objects(scene, truth))}
+
+
 def is_whole(root: Path, config: WorldConfig) -> bool:
     """Whether the world at ``root`` is finished and every byte of it is as it was written."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["key"] != config.key() or not _as_written(root, manifest["lists"]):
-            return False
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = _read(root, MANIFEST, "lists")
+    if manifest is None or manifest.get("key") != config.key():
         return False
     return all(_read_record(root, chunk) is not None for chunk in chunks_of(config))
 
 
 def _read_record(root: Path, chunk: Chunk) -> dict[str, Any] | None:
-    """A chunk's record, or None where it is missing, damaged, or does not fit the files."""
+    record = _read(root, chunk.record, "files")
+    return record if record and len(record.get("pictures", ())) == chunk.stop - chunk.start else None
+
+
+def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
+    """The manifest or a chunk's record; None where it is missing, damaged, or does not fit the ``files`` that it lists."""
     try:
-        record = json.loads((root / chunk.record).read_text(encoding="utf-8"))
-        whole = len(record["pictures"]) == chunk.stop - chunk.start and _as_written(root, record["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((root / name).read_text(encoding="utf-8"))
+        for file, written in record[files].items():
+            if layout.fingerprint((root / file).read_bytes()) != written:
+                return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if whole else None
-
-
-def _as_written(root: Path, files: dict[str, list[Any]]) -> bool:
-    for name, (size, digest) in files.items():
-        try:
-            content = (root / name).read_bytes()
-        except OSError:
-            return False
-        if len(content) != size or layout.digest(content) != digest:
-            return False
-    return True
+    return record
 
 
 def _finish(root: Path, config: WorldConfig) -> None:
@@ -103,35 +148,25 @@ def _finish(root: Path, config: WorldConfig) -> None:
     sizes: dict[str, list[Any]] = {}
     for name, text in lists.items():
         write_text(root / name, text)
-        sizes[name] = [len(text.encode()), layout.digest(text.encode())]
-    write_json(
-        root / MANIFEST,
-        {
-            "key": config.key(),
-            "version": VERSION,
-            "config": asdict(config),
-            "classes": list(CLASSES),
-            "counts": {split: len(found) for split, found in records.items()},
-            "bytes": volume + sum(size for size, _ in sizes.values()),
-            "fingerprint": content_key([prints, sizes], length=64),
-            "lists": sizes,
-        },
-    )
+        sizes[name] = layout.fingerprint(text.encode())
+    manifest = {
+        "key": config.key(), "version": VERSION, "config": asdict(config), "classes": list(CLASSES),
+        "counts": {split: len(found) for split, found in records.items()},
+        "bytes": volume + sum(size for size, _ in sizes.values()),
+        "fingerprint": content_key([prints, sizes], length=64), "lists": sizes,
+    }  # fmt: skip
+    write_json(root / MANIFEST, manifest)
 
 
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a picture takes about 1.3 bytes a
-    pixel, a file at least a block."""
-    try:
+    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a picture takes about 1.3 bytes
+    a pixel, a file at least a block."""
+    with layout.writing(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the mini world in {root}: {error.strerror or error}; set CLIPTEX_HOME to another folder"
-        ) from error
-    each = {split: (6 if split in DENSE else 1) for split in SPLITS}
     picture = max(4096, int(1.5 * config.size**2))
-    needed = sum((chunk.stop - chunk.start) * each[chunk.split] * picture for chunk in chunks)
+    files = sum((chunk.stop - chunk.start) * (6 if chunk.split in DENSE else 1) for chunk in chunks)
+    needed = files * picture
     free = shutil.disk_usage(root).free
     if free < needed:
         raise UserError(

@@ -13,7 +13,7 @@ import probes.experts  # noqa: F401 – makes the expert known that needs MMDete
 from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
-from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
 from reports.tracking import Tracker
@@ -49,7 +49,8 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
     with one_maker(inputs.out):
         if (inputs.out / CONFIG).is_file():
             return _train(inputs, Silent())
-        tags = {"expert": inputs.name, "seed": str(inputs.seed)}
+        kind = device_kind(choose_device(inputs.device))
+        tags = {"expert": inputs.name, "seed": str(inputs.seed), "device.kind": kind}
         name = f"expert {inputs.name} · seed {inputs.seed}"
         with stage_run(Tracker(inputs.experiment), "experts", name, tags, inputs.settings) as run:
             made = _train(inputs, run)

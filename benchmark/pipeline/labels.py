@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from backbones.cliptex.labels_picture import draw_labels
 from backbones.cliptex.pairs import PairSource, Tally, open_pairs
 from backbones.errors import UserError
 from backbones.files import home
-from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.evaluation.needs import needs
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -82,7 +83,9 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        tags = {"labels.file": str(writer.root)}
+        # how quick other machines' GPUs are is not known here
+        kind = "" if executor.several_nodes and executor.has_gpus else device_kind(choose_device(request.device))
+        tags = {"labels.file": str(writer.root), "device.kind": kind}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
@@ -122,7 +125,7 @@ async def _label(
     try:
         lanes = await asyncio.gather(*(lane() for _ in range(2 * executor.width)), return_exceptions=True)
     finally:
-        _forget()
+        _labeller.cache_clear()  # where units ran in this process, its memory is wanted for other things now
     for error in lanes:
         if error is not None:
             raise error
@@ -130,32 +133,19 @@ async def _label(
 
 def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> LabelledShard:
     """Label one shard of the pairs, unless its labels are there; one unit of work."""
-    labeller = _labeller(request, writer)
+    labeller = _labeller(request, writer.root, writer.key)
     return labeller.label(labeller.source.shards[number], reporter(), _say)
 
 
-_last: tuple[LabelRequest, str, Labeller] | None = (
-    None  # of this process: experts are loaded once for all of its shards
-)
-
-
-def _labeller(request: LabelRequest, writer: LabelWriter) -> Labeller:
-    global _last
-    if _last is None or _last[:2] != (request, writer.key):
-        _last = None  # the experts of before go first: the memory may not hold both
-        source = open_pairs(request.pairs)
-        experts = _load(request, choose_device(request.device))
-        if labels_writer(source, experts, request.settings, writer.root).key != writer.key:
-            raise UserError("the experts or pairs have changed while they were labelled; run the command again")
-        labeller = Labeller(source, experts, writer, request.settings, request.batch_size, request.num_workers)
-        _last = (request, writer.key, labeller)
-    return _last[2]
-
-
-def _forget() -> None:
-    """Where units ran in this process, its memory is wanted for other things now."""
-    global _last
-    _last = None
+@functools.lru_cache(maxsize=1)
+def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
+    """Experts are loaded once for all shards that a process labels."""
+    source = open_pairs(request.pairs)
+    experts = _load(request, choose_device(request.device))
+    writer = labels_writer(source, experts, request.settings, root)
+    if writer.key != key:
+        raise UserError("the experts or pairs have changed while they were labelled; run the command again")
+    return Labeller(source, experts, writer, request.settings, request.batch_size, request.num_workers)
 
 
 def _load(request: LabelRequest, device: Any) -> list[Expert]:
@@ -182,6 +172,7 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
             "cost/label_seconds": cost["seconds"],
             "cost/label_flops": cost["flops"],
             **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            "cost/disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
             "bytes_per_image": manifest["bytes_per_image"],
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -22,24 +22,16 @@ DETECT = {
 }  # fmt: skip
 
 
-def tasks(iters: int, detect_iters: int) -> dict[str, dict]:
-    """The suite's tasks, trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations."""
+def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
+    """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations, without some probes."""
     dense = {**DENSE, "max_iters": iters}
-    return {
-        "mini-seg/linear": dense,
-        "mini-seg/pspnet": dense,
+    found: dict[str, dict] = {
+        "mini-seg/linear": dense, "mini-seg/pspnet": dense,
         "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
-        "mini-depth/linear": dense,
-        "mini-normal/linear": dense,
-        "mini-class/linear": {},
-        "mini-class/zero-shot": {},
-        "mini-retrieval/retrieval": {},
-    }
-
-
-def without(found: dict[str, dict], *probes: str) -> dict[str, dict]:
-    """The tasks but those with one of ``probes``."""
-    return {name: settings for name, settings in found.items() if name.split("/")[1] not in probes}
+        "mini-depth/linear": dense, "mini-normal/linear": dense,
+        "mini-class/linear": {}, "mini-class/zero-shot": {}, "mini-retrieval/retrieval": {},
+    }  # fmt: skip
+    return {name: settings for name, settings in found.items() if name.split("/")[1] not in without}
 
 
 GROUPS = {
@@ -54,25 +46,17 @@ def later(name: str) -> Callable[..., Any]:
     return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
 
 
-def register(name: str, about: str, tasks: dict[str, dict]) -> None:
-    """A suite on the mini world: they differ in their tasks, and in the sizes that the pipeline has under their names."""
+ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
+SWEEP = "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection"
+for name, about, found in (  # what is trained for each is in SIZES
+    ("mini", ABOUT, tasks(400, 150, without=["pspnet"])),
+    ("smoke", "the mini suite, tiny: for tests", tasks(20, 10)),
+    ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn"])),
+):
     register_suite(
         Suite(
-            name=name, about=about, tasks=tasks, default_backbones=GROUPS["cliptex"], groups=GROUPS,
+            name=name, about=about, tasks=found, default_backbones=GROUPS["cliptex"], groups=GROUPS,
             artifacts=later("artifacts"), preview=later("preview"), training=later("training"),
             training_settings=SIZES[name].tune,
         )
     )  # fmt: skip
-
-
-register(
-    "mini",
-    "embedded default: a ray-traced world with exact truth for every task, made on first use",
-    without(tasks(400, 150), "pspnet"),
-)
-register("smoke", "the mini suite, tiny: for tests", tasks(20, 10))
-register(
-    "sweep",
-    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection",
-    without(tasks(100, 100), "pspnet", "mask-rcnn"),
-)

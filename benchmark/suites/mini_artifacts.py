@@ -16,6 +16,7 @@ from backbones.cliptex.labels import LabelStore
 from backbones.cliptex.recipes import SUBSETS, Recipe, find_recipe
 from backbones.files import content_key, home
 from benchmark.evaluation.needs import needs
+from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_whole
 from benchmark.pipeline.experts import ExpertTraining, expert_unit
@@ -25,25 +26,19 @@ from benchmark.suites.mini_sizes import MADE, SIZES, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
 
-DATASETS = ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval")
-
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
-    """The world's datasets, and what makes the weights of those of clip, clip-ft, cliptex and cliptex with fewer experts that are
-    asked for; nothing is made twice."""
+    """The world's datasets, and what makes the weights that are asked for and known here; nothing is made twice."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
     maker = _Maker(stages, world)
-    wanted = [(name, seed) for seed in seeds for name in MADE if name in names]
-    return SuiteArtifacts(_datasets(world), {key: partial(maker.backbone, *key) for key in wanted})
+    return SuiteArtifacts(_datasets(world), {key: partial(maker.backbone, *key) for key in _wanted(names, seeds)})
 
 
 async def training(stages: Stages, seed: int) -> SuiteTraining:
     """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
     maker = _Maker(stages, world)
-    clip, (labels, _) = await asyncio.gather(
-        maker.once("clip", lambda: maker.clip(seed)), maker.once("labels", maker.labels)
-    )
+    clip, (labels, _) = await asyncio.gather(maker.clip(seed), maker.labels())
     return SuiteTraining(
         _datasets(world), str(clip.path), str(world / "pairs"), labels,
         lambda recipe, used: _weights_path(world, recipe, str(clip.path), used),
@@ -54,43 +49,41 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
     """What of it is there. Weights whose labels or initial weights are not there yet are not there either."""
     config, sizes = CONFIGS[suite], SIZES[suite]
     world = home() / "mini" / config.key()
-    there = is_whole(world, config)
-    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), there)]
-    wanted = [(name, seed) for seed in seeds for name in MADE if name in names]
-    tasks = {name: find_recipe(name).tasks for name, _ in wanted}
+    is_there = is_whole(world, config)
+    stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), is_there)]
+    wanted = _wanted(names, seeds)
     clips = {seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None) for _, seed in wanted}
     labels: LabelStore | None = None
-    if any(tasks.values()):
-        experts = {name: _expert_folder(world, name, settings) for name, settings in sizes.experts.items()}
-        made = [
-            PreviewStage(f"train expert {n}", "expert", 1, (out / "expert.json").is_file())
-            for n, out in experts.items()
-        ]
+    if any(name in SUBSETS for name, _ in wanted):
+        for name, settings in sizes.experts.items():
+            trained = (_expert_folder(world, name, settings) / "expert.json").is_file()
+            stages.append(PreviewStage(f"train expert {name}", "expert", 1, trained))
         stores = sorted(
             (home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime
         )
-        labels = LabelStore(stores[-1].parent) if stores and all(stage.available for stage in made) else None
+        if stores and all(stage.available for stage in stages[1:]):
+            labels = LabelStore(stores[-1].parent)
         shards = -(-config.pairs // config.shard_size)
-        stages += [*made, PreviewStage("label the pairs", "label", shards, labels is not None)]
+        stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
     stages += [PreviewStage(f"train clip · seed {seed}", "train", 1, path.is_file()) for seed, path in clips.items()]
     backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
     for name, seed in wanted:
-        used = labels if tasks[name] else None
-        path = clips[seed]
+        path, used = clips[seed], labels if name in SUBSETS else None
+        available = path.is_file() and (used is not None or name not in SUBSETS)
         if name != "clip":
-            path = _weights_path(world, _tuned(sizes, name, seed), str(clips[seed]), used)
-            known = clips[seed].is_file() and (used is not None or not tasks[name]) and path.is_file()
-            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, known))
-        else:
-            known = path.is_file()
-        backbones[name, seed] = _config(name, seed, path) if known else None
-    return SuitePreview(stages, _datasets(world) if there else None, backbones)
+            path = _weights_path(world, _tuned(sizes, name, seed), str(path), used)
+            available = available and path.is_file()
+            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, available))
+        backbones[name, seed] = _config(name, seed, path) if available else None
+    return SuitePreview(stages, _datasets(world) if is_there else None, backbones)
+
+
+def _wanted(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    return [(name, seed) for seed in seeds for name in MADE if name in names]
 
 
 def _datasets(world: Path) -> dict[str, Path]:
-    from probes.registry import DATASETS as KNOWN
-
-    return {name: world / KNOWN[name].folder for name in DATASETS}
+    return {spec.name: world / spec.folder for spec in datasets.TASKS}
 
 
 def _config(name: str, seed: int, path: Path) -> dict[str, Any]:
@@ -114,57 +107,46 @@ class _Maker:
 
     async def backbone(self, name: str, seed: int) -> MadeBackbone:
         """Weights by name. Those of clip-ft wait for neither experts nor labels."""
-        clip_task = self.once(f"clip {seed}", lambda: self.clip(seed))
+        pretrained = self.once(f"clip {seed}", lambda: self.clip(seed))
+        cost: dict[str, float] = {}
         if name == "clip":
-            clip = await clip_task
-            return MadeBackbone(_config(name, seed, clip.path), clip.run, clip.cost)
-        if name not in SUBSETS:
-            made = await self._tune(name, seed, (await clip_task).path, None)
-            return MadeBackbone(_config(name, seed, made.path), made.run, made.cost)
-        clip, (labels, cost) = await asyncio.gather(clip_task, self.once("labels", self.labels))
-        made = await self._tune(name, seed, clip.path, labels)
+            made = await pretrained
+        elif name in SUBSETS:
+            clip, (labels, cost) = await asyncio.gather(pretrained, self.once("labels", self.labels))
+            made = await self._train(_tuned(self.sizes, name, seed), str(clip.path), labels, priority=2)
+        else:
+            clip = await pretrained
+            made = await self._train(_tuned(self.sizes, name, seed), str(clip.path), None, priority=1)
         return MadeBackbone(_config(name, seed, made.path), made.run, {**made.cost, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:
         """CLIP, pre-trained on the captions."""
-        recipe = _recipe("clip", self.sizes.clip, seed)
-        return await self._train(recipe, self.sizes.init, None, priority=3)
+        return await self._train(_recipe("clip", self.sizes.clip, seed), self.sizes.init, None, priority=3)
 
     async def labels(self) -> tuple[Path, dict[str, float]]:
         """The store of all experts' labels of the pairs, and what experts and labels cost."""
-        longest = sorted(self.sizes.experts, key=lambda name: -self.sizes.experts[name]["epochs"])
-        made = dict(zip(longest, await asyncio.gather(*map(self._expert, longest)), strict=True))
-        where = tuple(
-            f"{name}={_expert_folder(self.world, name, self.sizes.experts[name])}" for name in self.sizes.experts
-        )
-        manifest = await label_stage(
-            LabelRequest(
-                pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,
-                settings=LabelSettings(input_side=0, label_side=0), batch_size=128, device=self.stages.device,
-                num_workers=self.stages.num_workers, experiment=self.stages.experiment, priority=3,
-            ),
-            self.stages.executor,
+        stages, experts = self.stages, self.sizes.experts
+        longest = sorted(experts, key=lambda name: -experts[name]["epochs"])
+        made = await asyncio.gather(*map(self._expert, longest))
+        where = tuple(f"{name}={_expert_folder(self.world, name, settings)}" for name, settings in experts.items())
+        request = LabelRequest(
+            pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,
+            settings=LabelSettings(input_side=0, label_side=0), batch_size=128, device=stages.device,
+            num_workers=stages.num_workers, experiment=stages.experiment, priority=3,
         )  # fmt: skip
-        cost = {
-            "experts_seconds": sum(each["seconds"] for each in made.values()),
-            "experts_flops": sum(each["flops"] for each in made.values()),
-            "label_seconds": manifest["cost"]["seconds"],
-            "label_flops": manifest["cost"]["flops"],
-        }
+        manifest = await label_stage(request, stages.executor)
+        cost = {f"label_{kind}": manifest["cost"][kind] for kind in ("seconds", "flops")}
+        cost |= {f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")}
         return home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}", cost
 
     async def _expert(self, name: str) -> dict[str, Any]:
-        settings = self.sizes.experts[name]
-        inputs = ExpertTraining(
-            name, self.world / "expert", _expert_folder(self.world, name, settings), settings, device=self.stages.device,
-            experiment=self.stages.experiment,
-        )  # fmt: skip
-        if (inputs.out / "expert.json").is_file():
-            return json.loads((inputs.out / "expert.json").read_text(encoding="utf-8"))
+        stages, settings = self.stages, self.sizes.experts[name]
+        out = _expert_folder(self.world, name, settings)
+        if (out / "expert.json").is_file():
+            return json.loads((out / "expert.json").read_text(encoding="utf-8"))
+        truth = self.world / "expert"
+        inputs = ExpertTraining(name, truth, out, settings, device=stages.device, experiment=stages.experiment)
         return await self._run("expert", expert_unit, inputs, name=f"expert {name}", priority=3)
-
-    async def _tune(self, name: str, seed: int, init: Path, labels: Path | None) -> TrainedWeights:
-        return await self._train(_tuned(self.sizes, name, seed), str(init), labels, priority=2 if labels else 1)
 
     async def _train(self, recipe: Recipe, init: str, labels: Path | None, priority: int) -> TrainedWeights:
         stages = self.stages
@@ -173,8 +155,8 @@ class _Maker:
             recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), stages.device, stages.num_workers,
             experiment=stages.experiment,
         )  # fmt: skip
-        found = find_weights(inputs, self.tracker)
         name = f"train {recipe.name} · seed {recipe.seed}"
+        found = find_weights(inputs, self.tracker)
         return found or await self._run("train", train_unit, inputs, name=name, priority=priority)
 
     async def _run(self, kind: str, unit: Callable[[Any], Any], inputs: Any, **told: Any) -> Any:

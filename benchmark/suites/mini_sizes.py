@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backbones.cliptex.recipes import SUBSETS
@@ -13,22 +13,14 @@ MADE = ("clip", "clip-ft", *SUBSETS)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is trained in a mini suite.
+    """How much is trained in a mini suite."""
 
-    Attributes:
-        clip: changes to the recipe that pre-trains CLIP on captions.
-        init: what that starts from, see ``backbones.cliptex.models.load_start``.
-        tune: changes to the recipes that fine-tune it; the same for clip-ft and cliptex, so that both see the same
-            pairs in the same order for the same number of steps.
-        lambdas: further changes to cliptex alone: its λs, where they are not the recipe's.
-        experts: expert → changes to its settings.
-    """
-
-    clip: Mapping[str, Any]
-    init: str
+    clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
+    init: str  # what that starts from, see backbones.cliptex.models.load_start
+    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order
     tune: Mapping[str, Any]
-    lambdas: Mapping[str, Any]
-    experts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lambdas: Mapping[str, Any]  # further changes to cliptex alone: its λs, where they are not the recipe's
+    experts: Mapping[str, Mapping[str, Any]]  # expert → changes to its settings
 
 
 _EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
@@ -43,13 +35,7 @@ SIZES = {
         clip={"model": "mini", "epochs": 1.5, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
         init="imagenet",
         tune={
-            "epochs": 2.0,
-            "batch_size": 64,
-            "lr": 1e-3,
-            "warmup": 0.1,
-            "val_pairs": 400,
-            "head_lr": 3.0,
-            "head_width": 64,
+            "epochs": 2.0, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400, "head_lr": 3.0, "head_width": 64,
             "label_size": 32,
         },
         # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything starts at 1
@@ -63,8 +49,6 @@ SIZES = {
         lambdas={},
         experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
     ),
-}
-
-
+}  # fmt: skip
 # what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
 SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})

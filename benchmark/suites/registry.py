@@ -15,45 +15,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stages:
-    """With what a suite makes its own data and weights.
-
-    Attributes:
-        suite: its name; experiment: where its stages go in MLflow.
-        executor: runs the units; device, num_workers: of each.
-    """
+    """With what a suite makes its own data and weights."""
 
     suite: str
-    experiment: str
-    executor: Executor
-    device: str = "auto"
+    experiment: str  # where its stages go in MLflow
+    executor: Executor  # runs the units
+    device: str = "auto"  # of each unit, as is ``num_workers``
     num_workers: int = 2
 
 
 @dataclass(frozen=True)
 class MadeBackbone:
-    """Weights that a suite made.
+    """Weights that a suite made."""
 
-    Attributes:
-        config: keyword arguments of ``backbones.create``.
-        run: MLflow id of the run that trained them, '' when it is not known.
-        cost: measured cost of making them (``train_seconds``, ``label_seconds`` …).
-    """
-
-    config: Mapping[str, Any]
-    run: str = ""
-    cost: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any]  # keyword arguments of ``backbones.create``
+    run: str = ""  # MLflow id of the run that trained them, '' when it is not known
+    cost: Mapping[str, float] = field(default_factory=dict)  # of making them (``train_seconds``, ``label_seconds`` …)
 
 
 @dataclass(frozen=True)
 class SuiteArtifacts:
-    """What a suite makes for a run.
+    """What a suite makes for a run."""
 
-    Attributes:
-        data: dataset name → folder, as if given with ``--data``.
-        makes: (name, seed) → makes, or finds, that backbone's weights. Called once for each, all at the same time.
-    """
-
-    data: Mapping[str, Path] = field(default_factory=dict)
+    data: Mapping[str, Path] = field(default_factory=dict)  # dataset name → folder, as if given with ``--data``
+    # (name, seed) → makes, or finds, that backbone's weights; called once for each, all at the same time
     makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(default_factory=dict)
 
 
@@ -69,62 +54,44 @@ class PreviewStage:
 
 @dataclass(frozen=True)
 class SuitePreview:
-    """What of a suite's own things is there.
+    """What of a suite's own things is there."""
 
-    Attributes:
-        stages: in the order of the work.
-        data: as ``SuiteArtifacts.data``; None while it is not there.
-        backbones: (name, seed) → keyword arguments of ``backbones.create``, None while its weights are not there.
-    """
-
-    stages: Sequence[PreviewStage] = ()
-    data: Mapping[str, Path] | None = field(default_factory=dict)
+    stages: Sequence[PreviewStage] = ()  # in the order of the work
+    data: Mapping[str, Path] | None = field(
+        default_factory=dict
+    )  # as in ``SuiteArtifacts``; None while it is not there
+    # (name, seed) → keyword arguments of ``backbones.create``, None while its weights are not there
     backbones: Mapping[tuple[str, int], Mapping[str, Any] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuiteTraining:
-    """What trainings on a suite's own pairs start from; a sweep trains on it again and again.
+    """What trainings on a suite's own pairs start from; a sweep trains on it again and again."""
 
-    Attributes:
-        data: dataset name → folder, as if given with ``--data``.
-        init: initial weights, as ``--init`` takes them.
-        pairs, labels: image-caption pairs and the store of their pseudo-labels.
-        weights: (recipe, labels or None) → where its weights go.
-    """
-
-    data: Mapping[str, Path]
-    init: str
-    pairs: str
-    labels: Path
-    weights: Callable[[Any, Any], Path]
+    data: Mapping[str, Path]  # as in ``SuiteArtifacts``
+    init: str  # initial weights, as ``--init`` takes them
+    pairs: str  # image-caption pairs
+    labels: Path  # the store of their pseudo-labels
+    weights: Callable[[Any, Any], Path]  # (recipe, labels or None) → where its weights go
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of tasks.
+    """A named list of tasks."""
 
-    Attributes:
-        name: also the MLflow experiment.
-        about: one line for ``list suites``.
-        tasks: task name → changes to its probe's settings, in the order of the report.
-        default_backbones: what runs when no ``--backbone`` is given.
-        groups: what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several.
-        artifacts: (stages, backbones, seeds) → the suite's own data and weights; ``None`` when the user brings them.
-        preview: (suite, backbones, seeds) → what of them is there; makes nothing.
-        training: (stages, seed) → what a sweep trains on; ``None`` when the user brings it.
-        training_settings: changes to the recipes that a sweep trains.
-    """
-
-    name: str
-    about: str
-    tasks: Mapping[str, Mapping[str, Any]]
-    default_backbones: Sequence[str] = ()
+    name: str  # also the MLflow experiment
+    about: str  # one line for ``list suites``
+    tasks: Mapping[str, Mapping[str, Any]]  # task name → changes to its probe's settings, in the order of the report
+    default_backbones: Sequence[str] = ()  # what runs when no ``--backbone`` is given
+    # what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # (stages, backbones, seeds) → the suite's own data and weights; None when the user brings them
     artifacts: Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None = None
+    # (suite, backbones, seeds) → what of them is there; makes nothing
     preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
+    # (stages, seed) → what a sweep trains on; None when the user brings it
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
-    training_settings: Mapping[str, Any] = field(default_factory=dict)
+    training_settings: Mapping[str, Any] = field(default_factory=dict)  # changes to the recipes that a sweep trains
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))

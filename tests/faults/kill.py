@@ -26,7 +26,7 @@ from tests.servers import mlflow_server
 
 RUN = ["run", "--suite", "own", "--task", "camvid/linear,camvid/pspnet,imagefolder/linear", "--data-root", "."]
 RUN += ["--backbone", "random,efficientnet-lite0", "--device", "cpu", "--num-workers", "1"]
-RUN += [word for each in ("max_iters=60", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
+RUN += [word for each in ("max_iters=40", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
 SWEEP = ["sweep", "launch", "--suite", "smoke", "--task", "mini-class/zero-shot", "--device", "cpu", "--seeds", "1"]
 # what a worker's command line says, by executor
 WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}

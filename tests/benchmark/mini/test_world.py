@@ -22,9 +22,8 @@ from pycocotools.coco import COCO
 from backbones.errors import UserError
 from benchmark.mini import datasets, world
 from benchmark.mini.config import CONFIGS, SPLITS, WorldConfig, chunks_of
-from benchmark.mini.layout import VOC, encode_normals, run_lengths, voc_palette
+from benchmark.mini.layout import VOC, encode_normals, run_lengths
 from benchmark.mini.shapes import CLASSES
-from benchmark.mini.sheet import caption_sheet, dense_sheet
 from benchmark.mini.world import is_whole
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
@@ -146,8 +145,8 @@ def test_voc_masks_have_the_official_palette(tiny):
     image = Image.open(path)
     assert image.mode == "P"
     assert image.getpalette()[:15] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
-    assert voc_palette()[15 * 3 : 15 * 3 + 3] == [192, 128, 128]  # person, as in VOC's own masks
-    assert voc_palette()[-3:] == [224, 224, 192]  # the outline
+    assert image.getpalette()[15 * 3 : 15 * 3 + 3] == [192, 128, 128]  # person, as in VOC's own masks
+    assert image.getpalette()[-3:] == [224, 224, 192]  # the outline
 
 
 def test_depth_is_16_bit_millimetres_and_normals_are_unit(tiny):
@@ -371,14 +370,6 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, file):
 
 def test_a_bug_while_rendering_is_no_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    monkeypatch.setattr("benchmark.mini.chunk.render_truth", lambda scene, size: Path("/nowhere").read_bytes())
+    monkeypatch.setattr("benchmark.mini.world.render_truth", lambda scene, size: Path("/nowhere").read_bytes())
     with pytest.raises(FileNotFoundError):
         build_world(TINY)
-
-
-def test_contact_sheets(tiny, tmp_path):
-    sheet = Image.open(dense_sheet(tiny, tmp_path / "dense.png", count=3))
-    assert sheet.size == (5 * 128, 3 * 128)
-    expert = Image.open(dense_sheet(tiny, tmp_path / "expert.png", split="train", prefix="expert/", count=2))
-    assert expert.size == (5 * 128, 2 * 128)
-    assert Image.open(caption_sheet(tiny, tmp_path / "pairs.png", count=4)).height == 2 * 128

@@ -117,7 +117,7 @@ def test_a_run_ends_with_its_report(tmp_path, monkeypatch, capsys):
         "--device",
         "cpu",
     ]
-    command += ["--set", "encode_batch_size=4", "--set", "epochs=2", "--workers", "0"]
+    command += ["--set", "encode_batch_size=4", "--set", "epochs=2", "--num-workers", "0"]
     assert main(command) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
     page = Path(line.removeprefix("report: "))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid
 
-RUN = ["run", "--suite", "own", "--data-root", ".", "--backbone", "random", "--workers", "0", "--device", "cpu"]
+RUN = ["run", "--suite", "own", "--data-root", ".", "--backbone", "random", "--num-workers", "0"]
+RUN += ["--device", "cpu", "--jobs", "1"]
 RUN += ["--set", "batch_size=2", "--set", "size=32", "--set", "channels=8"]
 TASKS = ["camvid/linear", "camvid/pspnet"]
 
@@ -47,25 +45,15 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
     whole = [*RUN, "--set", "max_iters=40"]
     for task in TASKS:
         assert main([*whole, "--task", task, "--experiment", "alone", "--json", f"{task[7:]}.json"]) == 0
-    command = [*whole, "--task", ",".join(TASKS), "--experiment", "joint"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *command],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
+    words = [*whole, "--task", ",".join(TASKS), "--experiment", "joint"]
+    victim = Fork(command, *words, output=here / "said")
+    victim.wait_for(here / "home/work", "*/training-state.pth")
     while len(list((here / "home/work").glob("*/training-state.pth"))) < 2:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, told
+        assert victim.process.is_alive(), victim.said()
+    victim.signal(signal.SIGTERM)
+    assert victim.end() == 130, victim.said()
     assert [run.info.status for run in children("joint")] == ["KILLED", "KILLED"]
-    assert main([*command, "--json", "joint.json"]) == 0
+    assert main([*words, "--json", "joint.json"]) == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}
     runs = children("joint")
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 2 + ["KILLED"] * 2
@@ -73,7 +61,7 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
     assert all(0 < cost["cost/train_seconds"] < cost["cost/seconds"] for cost in costs)
 
 
-def test_one_that_breaks_is_a_hole_and_the_other_is_as_alone(here, capsys):
+def test_one_that_breaks_is_missing_and_the_other_is_as_alone(here, capsys):
     from benchmark.suites.registry import SUITES, Suite, register_suite
 
     if "broken-pair" not in SUITES:

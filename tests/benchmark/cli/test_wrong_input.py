@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmark.__main__ import main
+from benchmark.execution import EXECUTORS
+from benchmark.execution.local import LocalExecutor
+from tests.benchmark.other_package import registries
 
 LABEL = "label --pairs pairs --experts dpt=there --out labels"
 TRAIN = "train --init random --pairs pairs --out w.safetensors"
@@ -33,3 +36,19 @@ def test_one_line(command, said, tmp_path, monkeypatch, capsys):
     assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [LABEL, TRAIN, EXPERT, "sweep launch --suite smoke"])
+def test_a_database_file_is_no_store_for_several_machines(command, tmp_path, monkeypatch, capsys):
+    class Far(LocalExecutor):
+        several_nodes = True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    with registries():
+        EXECUTORS.register("far", Far)
+        assert main([*command.split(), "--executor", "far"]) == 2
+    error = capsys.readouterr().err
+    assert "start `mlflow server` and give --tracking-uri" in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("home/*/*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,17 @@ def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert main([*command, "second.json"]) == 0
     assert json.loads(Path("second.json").read_text()) == first
     assert len(client.search_runs([client.get_experiment_by_name("smoke").experiment_id])) == len(runs)
+
+    done = "3 backbones × 2 tasks × 1 seeds: 6 done, 0 to do\nnothing is left to do\n"
+    capsys.readouterr()
+    assert main([*command[:-1], "--dry-run"]) == 0
+    assert capsys.readouterr().out == done, "the preview knows every name that the run gave"
+    (weights,) = (tmp_path / "home/weights").glob("*-cliptex-s0-*.safetensors")
+    weights.rename(tmp_path / "away")
+    assert main([*command[:-1], "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"to do · train cliptex · seed 0: 1 unit, this process, about \d+ s\n", shown), shown
+    assert "4 done, 2 to do" in shown and "not counted" not in shown
+    assert main([*command[:-1], "--dump-config"]) == 2
+    assert "the weights of 'cliptex' are not made yet" in capsys.readouterr().err
+    assert not weights.exists()

@@ -10,6 +10,7 @@ import torch
 
 from backbones import save_checkpoint
 from benchmark.__main__ import main
+from benchmark.evaluation.cell import cell_locks
 from probes.feature_cache import Recipe, ensure
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
@@ -80,3 +81,15 @@ def test_check_reads_every_byte(capsys, home):
     assert main(["cache", "check"]) == 1
     shown = capsys.readouterr().out
     assert "the content of 00000.bin has changed" in shown and "clip.safetensors" in shown
+
+
+def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
+    for name in ("one", "two"):
+        (home / "work" / name).mkdir(parents=True)
+        (home / "work" / name / "training-state.pth").write_bytes(bytes(10))
+    with cell_locks(["one"]):
+        assert main(["cache", "rm", "--kind", "work"]) == 1
+        shown = capsys.readouterr().out
+        assert "work/one is in use and stays" in shown and "removed work/two" in shown
+        assert (home / "work/one/training-state.pth").exists() and not (home / "work/two").exists()
+    assert main(["cache", "rm", "--kind", "work"]) == 0 and not (home / "work/one").exists()

@@ -10,7 +10,7 @@ import pytest
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.evaluation.plan import plan_tasks, split_names
-from benchmark.evaluation.runner import Options, chosen
+from benchmark.evaluation.runner import RunOptions, _chosen
 from benchmark.suites.registry import SUITES, find_suite
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS, find_task
@@ -68,11 +68,11 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
 
 def test_a_backbone_brings_its_baselines_and_a_group_its_members():
     mini, paper = find_suite("mini"), find_suite("paper")
-    assert chosen(mini, Options()) == ["clip", "clip-ft", "cliptex"]
-    assert chosen(mini, Options(backbones=["cliptex"])) == ["clip", "clip-ft", "cliptex"]
-    assert chosen(mini, Options(backbones=["cliptex"], alone=True)) == ["cliptex"]
-    assert chosen(mini, Options(backbones=["cliptex"], weights=Path("w.safetensors"))) == ["cliptex"]
-    assert chosen(mini, Options(backbones=["cliptex,clip-ft"])) == ["cliptex", "clip-ft"]
-    assert chosen(paper, Options(backbones=["cliptex"])) == ["cliptex"]
-    ablation = chosen(mini, Options(backbones=["ablation"], alone=True))
+    assert _chosen(mini, RunOptions()) == ["clip", "clip-ft", "cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"])) == ["clip", "clip-ft", "cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"], alone=True)) == ["cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"], weights=Path("w.safetensors"))) == ["cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex,clip-ft"])) == ["cliptex", "clip-ft"]
+    assert _chosen(paper, RunOptions(backbones=["cliptex"])) == ["cliptex"]
+    ablation = _chosen(mini, RunOptions(backbones=["ablation"], alone=True))
     assert ablation[0] == "clip-ft" and ablation[-1] == "cliptex" and len(ablation) == 8

@@ -1,0 +1,215 @@
+"""What breaks is a missing value with its reason and the others go on; what is wrong from the start costs no work."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+import benchmark.catalog  # noqa: F401
+from backbones.errors import NonFiniteLoss
+from benchmark.__main__ import main
+from benchmark.execution import EXECUTORS, base
+from benchmark.execution.local import LocalExecutor
+from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
+from probes.base import TaskResult
+from probes.registry import register_probe
+from tests.benchmark.other_package import installed, registries
+from tests.probes.datasets.make import make_camvid, make_imagefolder
+
+FAST = [
+    "--data-root",
+    ".",
+    "--num-workers",
+    "0",
+    "--device",
+    "cpu",
+    "--set",
+    "encode_batch_size=4",
+    "--set",
+    "epochs=2",
+]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """None."""
+
+
+class Buggy:
+    """A probe that raises."""
+
+    name, kind, version, settings_type, metrics = "buggy", "classification", 1, NoSettings, {"top1": 1}
+    needs_text, splits = False, ("val",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def config(self, context) -> str:
+        return ""
+
+    def run(self, context) -> TaskResult:
+        raise self.error
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    with registries():
+        yield tmp_path
+
+
+def runs_of(experiment: str) -> list:
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsys):
+    """A training that diverges, one with a bug, and a probe with a bug."""
+
+    async def diverge():
+        raise NonFiniteLoss("the loss is not finite at step 3")
+
+    async def mistake():
+        raise ZeroDivisionError("a bug in a training")
+
+    async def artifacts(stages, names, seeds):
+        return SuiteArtifacts(makes={("clip", 0): mistake, ("cliptex", 0): diverge})
+
+    register_probe(Buggy(KeyError("no such key")))
+    tasks = {"imagefolder/linear": {}, "imagefolder/buggy": {}}
+    register_suite(Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts))
+    assert main(["run", "--suite", "breaking", *FAST, "--json", "out.json"]) == 1
+    told = json.loads(Path("out.json").read_text())
+    assert set(told["backbones"]["random"]) == {"imagefolder/linear"}
+    assert told["backbones"]["clip"] == told["backbones"]["cliptex"] == {}
+    assert set(told["mlflow"]["run_ids"]) == {"random"}
+    holes = [hole for hole in told["holes"] if hole["metrics"] != ["top5"]]  # of two classes
+    assert {(hole["backbone"], hole["task"]): (hole["status"], hole["reason"]) for hole in holes} == {
+        ("random", "imagefolder/buggy"): ("failed", "KeyError: 'no such key'"),
+        **{
+            (name, task): ("failed", f"its weights: {reason}")
+            for name, reason in (
+                ("clip", "ZeroDivisionError: a bug in a training"),
+                ("cliptex", "NonFiniteLoss: the loss is not finite at step 3"),
+            )
+            for task in tasks
+        },
+    }
+    shown = capsys.readouterr().out
+    assert "raise self.error" in shown and 'raise ZeroDivisionError("a bug in a training")' in shown
+    assert "raise NonFiniteLoss" not in shown, "that one's reason says it all"
+    assert "missing · imagefolder/linear · cliptex · seed 0: failed, its weights: NonFiniteLoss" in shown
+    (page,) = [line.removeprefix("report: ") for line in shown.splitlines() if line.startswith("report: ")]
+    assert "imagefolder/linear" in Path(page).read_text()
+    status = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("breaking")}
+    assert status == {"parent": "FAILED", "imagefolder/linear": "FINISHED", "imagefolder/buggy": "FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(FileNotFoundError(errno.ENOENT, "No such file", "/a.jpg"), 1), (OSError(errno.ENOSPC, "No space", "/w"), 2)],
+)
+def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_mend(here, capsys, error, code):
+    register_probe(Buggy(error))
+    register_suite(Suite("files", "for tests", {"imagefolder/buggy": {}, "imagefolder/linear": {}}, ("random",)))
+    assert main(["run", "--suite", "files", *FAST, "--json", "out.json"]) == code
+    ended = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
+    assert ended["parent"] == ended["imagefolder/buggy"] == "FAILED"
+    if code == 1:
+        assert "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
+    else:
+        assert (
+            capsys.readouterr().err == "error: cannot write /w: No space; free some space and run the command again\n"
+        )
+        assert ended.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
+
+
+VANISH = """
+import os, signal
+from dataclasses import dataclass
+from benchmark.suites.registry import Suite
+
+@dataclass(frozen=True)
+class NoSettings:
+    pass
+
+class Probe:
+    name, kind, version, settings_type, metrics = "vanish", "classification", 1, NoSettings, {"top1": 1}
+    needs_text, splits = False, ("val",)
+    def config(self, context):
+        return ""
+    def run(self, context):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+PROBE = Probe()
+SUITE = Suite("vanishing", "for tests", {"camvid/linear": {}, "imagefolder/vanish": {}}, ("random",))
+"""
+POINTS = """
+[cliptex_benchmark.probes]
+classification/vanish = other_package:PROBE
+[cliptex_benchmark.suites]
+vanishing = other_package:SUITE
+"""
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, monkeypatch, capsys):
+    """In real processes, which find the probe by its entry point."""
+    make_camvid(here / "camvid", n_train=4, n_val=3)
+    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
+    monkeypatch.setattr(base, "LOSSES", 1)
+    small = ["--set", "max_iters=2", "--set", "batch_size=2", "--set", "size=32"]
+    with installed(here / "site", VANISH, POINTS):
+        command = ["run", "--suite", "vanishing", "--data-root", ".", "--num-workers", "0", "--device", "cpu", *small]
+        assert main([*command, "--json", "out.json"]) == 1
+    told = json.loads(Path("out.json").read_text())
+    assert set(told["backbones"]["random"]) == {"camvid/linear"}
+    (hole,) = told["holes"]
+    assert hole["task"] == "imagefolder/vanish" and hole["reason"].startswith("WorkerLost: its worker vanished 2 times")
+    shown = capsys.readouterr().out
+    assert "it is run again, 1 of 1" in shown and "report: " in shown and "Traceback" not in shown
+    found = [(run.data.tags.get("task", "parent"), run.info.status) for run in runs_of("vanishing")]
+    vanished = [("imagefolder/vanish", "KILLED")] * 2
+    assert sorted(found) == [("camvid/linear", "FINISHED"), *vanished, ("parent", "FAILED")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "imagefolder=/no/where"], "/no/where"),
+        (["--backbone", "clip", "--weights", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        (["--backbone", "clip,timm/resnet18"], "resnet18"),
+        (["--executor", "far"], "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
+        (["--executor", "far", "--dry-run"], "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
+    ],
+)
+def test_inputs_are_checked_before_anything_is_trained(here, capsys, words, message):
+    class Far(LocalExecutor):
+        several_nodes = True
+
+    EXECUTORS.register("far", Far)
+    trained = []
+
+    async def artifacts(stages, names, seeds):
+        async def make():
+            trained.append(stages)
+
+        return SuiteArtifacts(makes={("clip", seed): make for seed in seeds if "clip" in names})
+
+    register_suite(Suite("careful", "for tests", {"imagefolder/linear": {}}, ("clip",), artifacts=artifacts))
+    assert main(["run", "--suite", "careful", *FAST, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not trained
+    if "far" in words:
+        assert not Path("mlflow.db").exists(), "nothing is made"
+    else:
+        assert runs_of("careful") == []

@@ -1,0 +1,86 @@
+"""Units of two commands at once: a cell is run by one of them, the other waits and finds it."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+import backbones
+import benchmark.catalog  # noqa: F401
+from backbones.overrides import parse_pairs
+from benchmark.evaluation.cell import cell_locks
+from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.plan import cell_key, plan_tasks
+from benchmark.suites.registry import find_suite
+from reports.tracking import Tracker
+from tests.forks import Fork, command
+from tests.probes.datasets.make import make_camvid, make_imagefolder
+
+TASKS = ["camvid/linear", "imagefolder/linear"]
+SETTINGS = ["max_iters=2", "batch_size=2", "size=32", "epochs=2"]
+RUN = [
+    "run",
+    "--suite",
+    "own",
+    "--task",
+    ",".join(TASKS),
+    "--backbone",
+    "random",
+    "--data-root",
+    ".",
+    "--device",
+    "cpu",
+]
+RUN += ["--num-workers", "0", "--jobs", "1", *[word for each in SETTINGS for word in ("--set", each)]]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
+    make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def cells() -> list[str]:
+    """Keys of the cells that ``RUN`` runs."""
+    tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
+    data = prepare_data(tasks, {}, Path(), num_workers=0)
+    backbone = backbones.create("random", seed=0)
+    return [cell_key(backbone, task.protocol(data[task.name]), 0) for task in tasks]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_run_each_cell_once(here):
+    """Both have begun, and wait for cells that a third process works on, before either can run one."""
+    client = MlflowClient(Tracker("own").uri)
+    experiment = client.get_experiment_by_name("own").experiment_id
+    with ExitStack() as stack:
+        stack.enter_context(cell_locks(cells()))
+        both = [Fork(command, *RUN, "--json", f"{name}.json", output=here / name) for name in ("one", "two")]
+        deadline = time.monotonic() + 120
+        while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
+            assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), both[0].said()
+            time.sleep(0.1)
+        time.sleep(2)
+        begun = client.search_runs([experiment])
+        assert len(begun) == 2 and not any("task" in run.data.tags for run in begun), "nobody runs a locked cell"
+    assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.said() for fork in both)
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.tags["task"] for run in runs if "task" in run.data.tags) == TASKS
+    told = [json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two")]
+    assert told[0]["backbones"] == told[1]["backbones"] and set(told[0]["backbones"]["random"]) == set(TASKS)
+    assert told[0]["mlflow"]["run_ids"] != told[1]["mlflow"]["run_ids"]
+    by_id = {run.info.run_id: run for run in runs}
+    parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in told]
+    cached = [tag for run in parents for tag in run.data.tags if tag.startswith("reused.")]
+    assert sorted(cached) == ["reused.camvid.linear", "reused.imagefolder.linear"], "each was found by the other"
+    assert parents[0].data.metrics == parents[1].data.metrics

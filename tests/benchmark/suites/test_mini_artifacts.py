@@ -1,0 +1,102 @@
+"""What the mini suites make: labels belong to the experts that wrote them, and nobody waits for what he does not need."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.cliptex.experts import find_expert
+from backbones.cliptex.labels import LabelStore, check_labels
+from benchmark.execution import Executor
+from benchmark.suites.mini_artifacts import _Maker
+from benchmark.suites.mini_sizes import SIZES, Sizes
+from benchmark.suites.registry import Stages
+from tests.backbones.cliptex import toy, toy_experts
+from tests.executors import run_on
+
+KEPT = ("training_key", "accuracy", "seconds", "flops")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Path:
+    """A toy world with pairs and truth, the suite ``toy`` on it with the smallest of models, and a home of its own."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    experts = {name: {**settings, "epochs": 0.5} for name, settings in toy_experts.SETTINGS.items()}
+    small = {"epochs": 0.4, "batch_size": 16}
+    monkeypatch.setitem(SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts))
+    toy.write_pairs(tmp_path / "world" / "pairs", 32)
+    toy_experts.write_truth(tmp_path / "world" / "expert")
+    return tmp_path / "world"
+
+
+def maker(world: Path, executor: Executor) -> _Maker:
+    return _Maker(Stages("toy", "toy", executor, "cpu", 0), world)
+
+
+def base(world: Path):
+    """CLIP and the labels."""
+
+    async def work(executor):
+        made = maker(world, executor)
+        return await asyncio.gather(made.clip(0), made.labels())
+
+    clip, (folder, cost) = run_on(work)
+    labels = LabelStore(folder)
+    assert len(labels) == 32 and check_labels(labels.root) == []
+    assert cost["label_flops"] > 0 and cost["experts_seconds"] > 0
+    return clip, labels
+
+
+def test_experts_that_were_trained_anew_make_new_labels(world):
+    clip, first = base(world)
+    written = {path: path.stat().st_mtime_ns for path in first.root.glob("*.labels")}
+    (folder,) = (world.parent / "home/experts").glob("*-unet-*")
+    files = {path: path.read_bytes() for path in (folder / "weights.safetensors", folder / "expert.json")}
+
+    # as another machine would train it: the same settings, other bits
+    expert = find_expert("unet").load(str(folder))
+    with torch.no_grad():
+        for values in expert.parameters():
+            values.add_(0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
+    config = json.loads((folder / "expert.json").read_text())
+    expert.save(folder, **{key: config[key] for key in KEPT})
+
+    again, second = base(world)
+    assert again.path == clip.path, "CLIP knows no labels"
+    assert second.root != first.root and second.identity != first.identity
+    for path, content in files.items():
+        path.write_bytes(content)
+    _, third = base(world)
+    assert (third.root, third.identity) == (first.root, first.identity)
+    assert written and written == {path: path.stat().st_mtime_ns for path in first.root.glob("*.labels")}, "made once"
+
+
+def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
+    class Slow(_Maker):
+        """Whose experts are not ready before they may be."""
+
+        def __init__(self, *told):
+            super().__init__(*told)
+            self.may = asyncio.Event()
+
+        async def _expert(self, name):
+            await self.may.wait()
+            return await super()._expert(name)
+
+    async def work(executor):
+        made = Slow(Stages("toy", "toy", executor, "cpu", 0), world)
+        cliptex = asyncio.ensure_future(made.backbone("cliptex", 0))
+        plain = await asyncio.wait_for(asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120)
+        assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
+        made.may.set()
+        return [*plain, await cliptex]
+
+    clip, tuned, cliptex = run_on(work)
+    assert len({made.config["weights"] for made in (clip, tuned, cliptex)}) == 3
+    assert all(Path(made.config["weights"]).is_file() for made in (clip, tuned, cliptex))
+    assert "label_seconds" in cliptex.cost and "label_seconds" not in tuned.cost

@@ -1,0 +1,38 @@
+"""No two files import each other, in any direction: not by a function-level import, not for type checking."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """Module → the modules of the same package that its file imports, anywhere in it."""
+    files = {path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / package).rglob("*.py")}
+    known = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        used: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                used |= {one if one in known else node.module for one in inner}
+        graph[name] = {one for one in used if one in known and one != name}
+    return graph
+
+
+@pytest.mark.parametrize("package", ["benchmark", "sweeps"])
+def test_no_two_files_import_each_other(package: str) -> None:
+    graph = imports(package)
+    assert len(graph) > 8 and any(graph.values()), "it looks at the real files"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
