@@ -8,7 +8,9 @@ the caller, and an interruption lets tasks save what they have.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import math
 import os
 import re
 import shutil
@@ -50,12 +52,14 @@ class ExecutorSpec:
         settings: ``--executor-arg`` key → value.
         jobs: most tasks at once; 0 for as many as there is room for.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        several_nodes: a task may compute on several nodes at once (``nodes=2``).
     """
 
     name: str = "local"
     settings: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 0
     device: str = "auto"
+    several_nodes: bool = False
 
 
 @dataclass(eq=False)
@@ -102,11 +106,10 @@ class Executor(ABC):
         self._numbers = itertools.count()
         self._over = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="progress", daemon=True)
-        for key in spec.settings if self.options is not None else ():
-            if key not in (self.options or {}):
-                raise UserError(
-                    f"--executor-arg {key}: {spec.name} has no such setting; {nearest(key, self.options or ())}"
-                )
+        wrong = [key for key in spec.settings if self.options is not None and key not in self.options]
+        if wrong:
+            hint = nearest(wrong[0], self.options or ())
+            raise UserError(f"--executor-arg {wrong[0]}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod
     def _start(self, task: Task) -> Future[Outcome] | None:
@@ -153,10 +156,7 @@ class Executor(ABC):
             folder.mkdir(parents=True)
             task = replace(task, software=software())
         unit = _Unit(task, priority, next(self._numbers))
-        if self._wait_in_line(unit):
-            self._dispatch()
-        else:
-            self._end(unit, cancelled=True)
+        self._queue(unit)
         return unit.future
 
     def check_store(self, uri: str, option: str = "--tracking-uri") -> None:
@@ -178,7 +178,9 @@ class Executor(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
-            if kind is None:
+            if kind is not None:
+                self._abandon()
+            else:
                 try:
                     with self._changed:
                         while self._waiting or self._running:
@@ -186,8 +188,6 @@ class Executor(ABC):
                 except BaseException:
                     self._abandon()
                     raise
-            else:
-                self._abandon()
         finally:
             self.closing = True
             try:
@@ -207,12 +207,19 @@ class Executor(ABC):
             self._end(unit, cancelled=True)
         self._stop()
 
-    def _wait_in_line(self, unit: _Unit) -> bool:
+    def _queue(self, unit: _Unit) -> None:
+        """Let a unit that does not run wait for room, or end it where nothing is started any more."""
         with self._lock:
-            if not self.closing:
+            if unit in self._running:
+                self._running.remove(unit)
+            closing = self.closing
+            if not closing:
                 self._waiting.append(unit)
                 self._waiting.sort(key=lambda each: (-each.priority, each.number))
-            return not self.closing
+        if closing:
+            self._end(unit, cancelled=True)
+        else:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
@@ -222,11 +229,12 @@ class Executor(ABC):
         with self._lock:
             full: set[bool] = set()
             for unit in list(self._waiting):
-                if self.closing or len(self._running) >= (self.spec.jobs or 2**30):
+                on_gpus = unit.task.gpus > 0
+                if self.closing or len(self._running) >= (self.spec.jobs or math.inf):
                     break
                 if unit.future.cancelled():
                     self._waiting.remove(unit)
-                elif (unit.task.gpus > 0) not in full:
+                elif on_gpus not in full:
                     try:
                         inner = self._start(unit.task)
                     except Exception as error:
@@ -234,61 +242,43 @@ class Executor(ABC):
                         failed.append((unit, error))
                         continue
                     if inner is None:
-                        full.add(unit.task.gpus > 0)
+                        full.add(on_gpus)
                         continue
                     self._waiting.remove(unit)
                     self._running.append(unit)
                     started.append((unit, inner))
         for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
-            inner.add_done_callback(lambda done, unit=unit: self._arrived(unit, done))  # type: ignore[misc]
+            inner.add_done_callback(functools.partial(self._arrived, unit))
         for unit, refusal in failed:
             self._end(unit, error=refusal)
 
     def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
-        """A worker is done with a task, or gone."""
-        again = self._again(unit, inner)
-        if not again:
-            return
+        """A worker is done with a task, or gone: the task ends, or is run again."""
+        try:
+            value = inner.result().result()
+        except WorkerLost as lost:
+            unit.losses += 1
+            told = f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
+            last = unit.losses > LOSSES and WorkerLost(f"its worker vanished {unit.losses} times: {lost}")
+        except KeyboardInterrupt:
+            unit.preemptions += 1
+            told = f"{unit.task.name} was asked to stop and saved what it had; it is run again"
+            last = unit.preemptions > PREEMPTIONS and WorkerLost(f"it was asked to stop {unit.preemptions} times")
+        except Exception as error:
+            return self._end(unit, error=error)
+        else:
+            return self._end(unit, value)
+        if last and not self.closing:
+            return self._end(unit, error=last)
         self._show(unit, whole=True)
         with suppress(OSError):
             if not self.closing:
-                console.print(again, style="yellow", markup=False)
+                console.print(told, style="yellow", markup=False)
         with self._lock:
             if unit.lane is not None:
                 unit.lane.end()
                 unit.lane = None
-            queued = self._wait_in_line(unit)
-            if unit in self._running:
-                self._running.remove(unit)
-        if queued:
-            self._dispatch()
-        else:
-            self._end(unit, cancelled=True)
-
-    def _again(self, unit: _Unit, inner: Future[Outcome]) -> str:
-        """End a task; or say why it has to be run again."""
-        try:
-            outcome = inner.result()
-        except WorkerLost as lost:
-            unit.losses += 1
-            if unit.losses <= LOSSES or self.closing:
-                return f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
-            self._end(unit, error=WorkerLost(f"its worker vanished {unit.losses} times: {lost}"))
-        except Exception as error:
-            self._end(unit, error=error)
-        else:
-            try:
-                value = outcome.result()
-            except KeyboardInterrupt:
-                unit.preemptions += 1
-                if unit.preemptions <= PREEMPTIONS or self.closing:
-                    return f"{unit.task.name} was asked to stop and saved what it had; it is run again"
-                self._end(unit, error=WorkerLost(f"it was asked to stop {unit.preemptions} times"))
-            except Exception as error:
-                self._end(unit, error=error)
-            else:
-                self._end(unit, value)
-        return ""
+        return self._queue(unit)
 
     def _end(
         self, unit: _Unit, value: Any = None, *, error: BaseException | None = None, cancelled: bool = False
@@ -325,7 +315,7 @@ class Executor(ABC):
                 self._show(unit)
 
     def _show(self, unit: _Unit, whole: bool = False) -> None:
-        """Print what a task has said since the last time, in full lines, and draw how far it is."""
+        """Print what a task has said since the last time, in full lines unless ``whole``, and draw how far it is."""
         with self._lock, suppress(OSError):
             if unit.over:
                 return
@@ -333,8 +323,7 @@ class Executor(ABC):
                 with unit.task.log.open("rb") as log:
                     log.seek(unit.shown)
                     said = log.read()
-                if not whole:
-                    said = said[: said.rfind(b"\n") + 1]
+                said = said if whole else said[: said.rfind(b"\n") + 1]
                 unit.shown += len(said)
                 if said:
                     console.print(said.decode("utf-8", errors="replace"), markup=False, emoji=False, end="")

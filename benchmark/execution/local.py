@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar, reporting
 from benchmark.execution.task import THREADS, Outcome, Task, execute, threads
 
@@ -31,7 +31,6 @@ class LocalExecutor(Executor):
     A process is kept for the next task, so that it imports its libraries once.
     """
 
-    about = "processes of this machine, one for each GPU or share of the cores (default)"
     options: ClassVar[Mapping[str, str]] = {
         "gpus": "which GPUs, such as 0,1,2 (default: all)",
         "cpus": "how many cores (default: all)",
@@ -205,6 +204,3 @@ def _gpus(spec: ExecutorSpec) -> list[str]:
     if number and not (number.isdigit() and int(number) < len(ids)):
         raise UserError(f"no device {spec.device!r} here: there are {len(ids)} GPUs; use cpu, cuda or auto")
     return [ids[int(number)]] if number else ids
-
-
-EXECUTORS.register("local", LocalExecutor)

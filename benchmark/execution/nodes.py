@@ -20,17 +20,18 @@ def software() -> Mapping[str, str]:
 
 def must_share(folder: Path, driver: Mapping[str, str]) -> None:
     """Raises ``UserError`` when this node does not see ``folder``, which the driver has made, or has other software."""
-    node = socket.gethostname()
+    node, here = socket.gethostname(), software()
     if not folder.is_dir():
         raise UserError(
             f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes share, under one path"
         )
-    here = software()
-    other = {name: version for name, version in driver.items() if here.get(name) != version}
+    other = [
+        f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
+        for name, version in driver.items()
+        if here.get(name) != version
+    ]
     if other:
-        told = ", ".join(
-            f"{name} {here.get(name) or 'none'} (there {version or 'none'})" for name, version in other.items()
-        )
         raise UserError(
-            f"node {node} has other software than the machine that submits: {told}; use one environment and checkout on all"
+            f"node {node} has other software than the machine that submits: {', '.join(other)}; use one environment and "
+            "checkout on all"
         )

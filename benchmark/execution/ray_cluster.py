@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
@@ -35,7 +35,6 @@ PASSED_ON = (
 class RayExecutor(Executor):
     """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced by the driver."""
 
-    about = "a Ray task for each unit, on a Ray of its own or on a cluster (--executor-arg address=auto)"
     options: ClassVar[Mapping[str, str]] = {
         "address": "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this command)",
         "num_cpus": "cores of a Ray of this machine",
@@ -165,6 +164,3 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place, which exits
             signal.signal(signal.SIGTERM, before)
-
-
-EXECUTORS.register("ray", RayExecutor)

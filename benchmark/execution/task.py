@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backbones.errors import UserError, users_line
-from benchmark.execution.interrupts import interruptible, received
+from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.nodes import must_share
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
@@ -68,6 +67,18 @@ class Outcome:
     content: bytes = b""
     signal: int = 0
 
+    @classmethod
+    def of(cls, call: Callable[[], Any]) -> Outcome:
+        """How ``call()`` ends; what breaks after a signal came is the interruption."""
+        try:
+            return cls("done", pickle.dumps(call()))
+        except Exception as error:
+            return (
+                cls("interrupted", signal=received()) if received() else cls("failed", pickle.dumps(_portable(error)))
+            )
+        except KeyboardInterrupt:
+            return cls("interrupted", signal=received())
+
     def result(self) -> Any:
         """The result; raises the task's own error with its causes behind it."""
         if self.kind == "interrupted":
@@ -80,7 +91,7 @@ class Outcome:
         raise found[0]
 
 
-def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Outcome:
+def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
     if task.software is not None:
         try:
@@ -97,17 +108,11 @@ def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
             stack.enter_context(interruptible(signals))
             stack.enter_context(threads(task.cpus))
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
-            log = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
             stack.enter_context(reporting(TaskProgress(beat)))
             stack.callback(setattr, console, "file", console.file)
-            console.file = log
-            try:
-                return Outcome("done", pickle.dumps(task.call()))
-            except Exception as error:
-                if received():
-                    return Outcome("interrupted", signal=received())
-                return Outcome("failed", pickle.dumps(_portable(error)))
-    except KeyboardInterrupt:
+            console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
+            return Outcome.of(task.call)
+    except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
 
 
@@ -116,7 +121,7 @@ def threads(count: int) -> Iterator[None]:
     """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in their last bits."""
     from threadpoolctl import threadpool_limits
 
-    before = {name: os.environ.get(name) for name in THREADS}
+    before = {name: os.environ[name] for name in THREADS if name in os.environ}
     os.environ.update(dict.fromkeys(THREADS, str(count)))  # read by libraries that are imported in the block
     torch = sys.modules.get("torch")
     had = torch.get_num_threads() if torch else 0
@@ -128,11 +133,9 @@ def threads(count: int) -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(had)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in THREADS:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _portable(error: BaseException) -> list[BaseException]:
@@ -142,19 +145,15 @@ def _portable(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 10:
-        chain.append(cause if _travels(cause) else _twin(cause))
+        chain.append(_traveller(cause))
         cause = cause.__cause__
     return chain
 
 
-def _travels(error: BaseException) -> bool:
-    try:
-        return str(pickle.loads(pickle.dumps(error))) == str(error)
-    except Exception:
-        return False
-
-
-def _twin(error: BaseException) -> BaseException:
+def _traveller(error: BaseException) -> BaseException:
+    with suppress(Exception):
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
     users = getattr(error, "exit_code", None) == 2
     twin = UserError(str(error)) if users else RuntimeError(f"{type(error).__name__}: {error}")
     for note in getattr(error, "__notes__", ()):
