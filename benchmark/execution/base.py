@@ -28,9 +28,8 @@ from typing import Any, ClassVar, Self
 from backbones.errors import UserError, nearest
 from backbones.files import home
 from backbones.plugins import Registry, of_type
-from benchmark.execution.nodes import software
 from benchmark.execution.progress import Bar, Lane, console
-from benchmark.execution.task import Outcome, Task
+from benchmark.execution.task import Outcome, Task, software
 from reports.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
@@ -115,7 +114,8 @@ class Executor(ABC):
     def _start(self, task: Task) -> Future[Outcome] | None:
         """Run ``execute(task)`` in a worker, or None while there is no room for it.
 
-        The future raises ``WorkerLost`` when the worker vanished. Whoever ends it holds no lock of his own.
+        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker vanished. Whoever ends the future
+        holds no lock of his own.
         """
 
     @abstractmethod
@@ -225,7 +225,6 @@ class Executor(ABC):
         """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
         else a task that needs several would never have its turn."""
         started: list[tuple[_Unit, Future[Outcome]]] = []
-        failed: list[tuple[_Unit, Exception]] = []
         with self._lock:
             full: set[bool] = set()
             for unit in list(self._waiting):
@@ -234,23 +233,25 @@ class Executor(ABC):
                     break
                 if unit.future.cancelled():
                     self._waiting.remove(unit)
-                elif on_gpus not in full:
-                    try:
-                        inner = self._start(unit.task)
-                    except Exception as error:
-                        self._waiting.remove(unit)
-                        failed.append((unit, error))
-                        continue
-                    if inner is None:
-                        full.add(on_gpus)
-                        continue
+                    continue
+                inner = None if on_gpus in full else self._started(unit.task)
+                if inner is None:
+                    full.add(on_gpus)
+                else:
                     self._waiting.remove(unit)
                     self._running.append(unit)
                     started.append((unit, inner))
         for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
             inner.add_done_callback(functools.partial(self._arrived, unit))
-        for unit, refusal in failed:
-            self._end(unit, error=refusal)
+
+    def _started(self, task: Task) -> Future[Outcome] | None:
+        """``_start``, whose errors are the task's."""
+        try:
+            return self._start(task)
+        except Exception as error:
+            refused: Future[Outcome] = Future()
+            refused.set_exception(error)
+            return refused
 
     def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
         """A worker is done with a task, or gone: the task ends, or is run again."""

@@ -40,6 +40,7 @@ class _Job:
     engine: Any
     future: Future[Outcome] = field(default_factory=Future)
     since: float = 0.0  # when the controller was first seen to have it no more
+    bad: float = 0.0  # when the first of its nodes was seen to have failed
 
 
 class SlurmExecutor(Executor):
@@ -118,8 +119,10 @@ class SlurmExecutor(Executor):
             states, self._last = _states(jobs), time.monotonic()
         for number, job in jobs.items():
             outcomes = _outcomes(job.engine)
-            bad = [each for each in outcomes if _kind(each) != "done"]
-            if bad or len(outcomes) == job.engine.num_tasks:
+            bad = [each for each in outcomes if each.kind != "done"]
+            job.bad = job.bad or (time.monotonic() if bad else 0.0)
+            late = job.bad and time.monotonic() - job.bad > PATIENCE  # other nodes wait for one that failed
+            if late or len(outcomes) == job.engine.num_tasks:
                 self._finish(number, (bad or outcomes)[0])
                 continue
             state = states.get(number, "GONE") if states is not None else ""
@@ -128,19 +131,17 @@ class SlurmExecutor(Executor):
             elif state:
                 job.since = 0.0  # queued again
             if job.since and time.monotonic() - job.since > GRACE:
-                self._finish(number, WorkerLost(f"job {number} ended {state or 'without a result'}{_last_line(job)}"))
+                lost = WorkerLost(f"job {number} ended {state or 'without a result'}{_last_line(job)}")
+                self._finish(number, Outcome.failed(lost))
         self._dispatch()
 
-    def _finish(self, number: str, outcome: Outcome | Exception) -> None:
+    def _finish(self, number: str, outcome: Outcome) -> None:
         with self._lock:
             job = self._jobs.pop(number)
-        if _kind(outcome) != "done":
+        if outcome.kind != "done":
             # other nodes may be at work, or SLURM may have queued it again by itself, and the driver submits another
             _asked(["scancel", number])
-        if isinstance(outcome, Outcome):
-            job.future.set_result(outcome)
-        else:
-            job.future.set_exception(outcome)
+        job.future.set_result(outcome)
 
     def _stop(self) -> None:
         with self._lock:
@@ -173,25 +174,21 @@ def in_job(task: Task) -> Outcome:
     return outcome
 
 
-def _outcomes(job: Any) -> list[Outcome | Exception]:
+def _outcomes(job: Any) -> list[Outcome]:
     """How a job's processes ended, as far as they have, the first node's first."""
     paths = [job.task(number).paths.result_pickle for number in range(job.num_tasks)]
     return [_outcome(path) for path in paths if path.is_file()]
 
 
-def _outcome(path: Path) -> Outcome | Exception:
+def _outcome(path: Path) -> Outcome:
     """What a process left: its task's outcome, or the error of one that could not even begin."""
     from submitit.core.utils import pickle_load
 
     try:
         kind, value = pickle_load(path)
     except Exception as error:
-        return WorkerLost(f"the result {path.name} cannot be read ({type(error).__name__})")
-    return value if kind == "success" else RuntimeError(f"a job could not run its task:\n{value}")
-
-
-def _kind(outcome: Outcome | Exception) -> str:
-    return outcome.kind if isinstance(outcome, Outcome) else "lost"
+        return Outcome.failed(WorkerLost(f"the result {path.name} cannot be read ({type(error).__name__})"))
+    return value if kind == "success" else Outcome.failed(RuntimeError(f"a job could not run its task:\n{value}"))
 
 
 def _last_line(job: _Job) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +17,9 @@ from typing import Any, Literal
 
 from backbones.errors import UserError, users_line
 from benchmark.execution.interrupts import ASKED, interruptible, received
-from benchmark.execution.nodes import must_share
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
+from reports.tracking import environment
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -79,6 +81,11 @@ class Outcome:
         except KeyboardInterrupt:
             return cls("interrupted", signal=received())
 
+    @classmethod
+    def failed(cls, error: Exception) -> Outcome:
+        """Of a task that could not run, or whose worker vanished."""
+        return cls("failed", pickle.dumps([error]))
+
     def result(self) -> Any:
         """The result; raises the task's own error with its causes behind it."""
         if self.kind == "interrupted":
@@ -95,9 +102,9 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
     if task.software is not None:
         try:
-            must_share(task.folder, task.software)
+            _must_share(task.folder, task.software)
         except UserError as error:
-            return Outcome("failed", pickle.dumps([error]))
+            return Outcome.failed(error)
     task.folder.mkdir(parents=True, exist_ok=True)
     if not task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -114,6 +121,32 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             return Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
+
+
+@functools.cache
+def software() -> Mapping[str, str]:
+    """The commit and the versions that a number depends on."""
+    found = environment()
+    return {"git.commit": found["git.commit"], "python": found["python"], **found["packages"]}
+
+
+def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
+    """What nodes share with the driver. Raises ``UserError`` when this one does not see ``folder``, or has other software."""
+    node, here = socket.gethostname(), software()
+    if not folder.is_dir():
+        raise UserError(
+            f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes share, under one path"
+        )
+    other = [
+        f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
+        for name, version in driver.items()
+        if here.get(name) != version
+    ]
+    if other:
+        raise UserError(
+            f"node {node} has other software than the machine that submits: {', '.join(other)}; use one environment and "
+            "checkout on all"
+        )
 
 
 @contextmanager

@@ -121,16 +121,13 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again():
 
 
 @pytest.mark.slow
-def test_an_error_of_the_first_process_is_the_commands(here):
-    (here / "pairs.csv").write_text("image,caption\nnowhere.jpg,a disc\n" * 40)
-    with training("none") as process:
-        process.kill()
-    words = [word if word != "pairs" else "pairs.csv" for word in TRAIN]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", *words, *ON_TWO_NODES, "--out", "none.safetensors", "--experiment", "none"],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+def test_a_users_error_in_the_first_process_is_the_commands(here):
+    (here / "pairs.csv").write_text("image,caption\n" + "nowhere.jpg,a disc\n" * 40)
+    words = ["pairs.csv" if word == "pairs" else word for word in TRAIN]
+    words += [*ON_TWO_NODES, "--out", "none.safetensors", "--experiment", "none"]
+    done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
+    assert [run.info.status for run in runs_of("none")] == ["FAILED"]
 
 
 @pytest.mark.parametrize(
