@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -74,6 +74,11 @@ class _Unit:
     shown: int = 0  # bytes of its log that the caller has seen
     lane: Lane | None = None
     over: bool = False
+
+    def clear_lane(self) -> None:
+        if self.lane is not None:
+            self.lane.end()
+            self.lane = None
 
 
 class Executor(ABC):
@@ -195,17 +200,20 @@ class Executor(ABC):
             finally:
                 self._over.set()
                 self._follower.join()
-                for unit in [*self._waiting, *self._running]:
-                    self._end(unit, cancelled=True)
+                self._drop([*self._waiting, *self._running])
 
     def _abandon(self) -> None:
         """Start nothing more, and stop what runs."""
         self.closing = True  # without the lock: whoever holds it may be about to start many
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for unit in waiting:
-            self._end(unit, cancelled=True)
+        self._drop(waiting)
         self._stop()
+
+    def _drop(self, units: Iterable[_Unit]) -> None:
+        for unit in units:
+            unit.future.cancel()
+            self._end(unit)
 
     def _queue(self, unit: _Unit) -> None:
         """Let a unit that does not run wait for room, or end it where nothing is started any more."""
@@ -217,7 +225,7 @@ class Executor(ABC):
                 self._waiting.append(unit)
                 self._waiting.sort(key=lambda each: (-each.priority, each.number))
         if closing:
-            self._end(unit, cancelled=True)
+            self._drop([unit])
         else:
             self._dispatch()
 
@@ -276,25 +284,18 @@ class Executor(ABC):
             if not self.closing:
                 console.print(told, style="yellow", markup=False)
         with self._lock:
-            if unit.lane is not None:
-                unit.lane.end()
-                unit.lane = None
+            unit.clear_lane()
         return self._queue(unit)
 
-    def _end(
-        self, unit: _Unit, value: Any = None, *, error: BaseException | None = None, cancelled: bool = False
-    ) -> None:
+    def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
         """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
         self._show(unit, whole=True)
         with self._lock:
             if unit.over:
                 return
             unit.over = True
-            if unit.lane is not None:
-                unit.lane.end()
+            unit.clear_lane()
         shutil.rmtree(unit.task.folder, ignore_errors=True)
-        if cancelled:
-            unit.future.cancel()
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
                 unit.future.set_exception(error)

@@ -192,11 +192,9 @@ def _outcome(path: Path) -> Outcome:
 
 
 def _last_line(job: _Job) -> str:
-    try:
-        said = job.engine.paths.stdout.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return f": {said[-1][:300]}" if said else ""
+    with suppress(OSError, IndexError):
+        return f": {job.engine.paths.stdout.read_text(errors='replace').strip().splitlines()[-1][:300]}"
+    return ""
 
 
 def _states(jobs: Iterable[str]) -> dict[str, str] | None:

@@ -127,7 +127,6 @@ def test_a_users_error_in_the_first_process_is_the_commands(here):
     words += [*ON_TWO_NODES, "--out", "none.safetensors", "--experiment", "none"]
     done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
-    assert [run.info.status for run in runs_of("none")] == ["FAILED"]
 
 
 @pytest.mark.parametrize(
