@@ -58,9 +58,7 @@ class SlurmExecutor(Executor):
         except ImportError:
             raise UserError("--executor slurm needs submitit: pip install 'cliptex-benchmark[scale]'") from None
         if not shutil.which("sbatch"):
-            raise UserError(
-                "--executor slurm: no sbatch here; run on a machine that submits jobs, or use --executor local"
-            )
+            raise UserError("--executor slurm: no sbatch here; use a machine that submits jobs, or --executor local")
         settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
         _check(settings)
         self._gpus_of_a_task = positive("gpus", settings.pop("gpus", "1"))
@@ -120,7 +118,7 @@ class SlurmExecutor(Executor):
         for number, job in jobs.items():
             outcomes = _outcomes(job.engine)
             bad = [each for each in outcomes if each.kind != "done"]
-            job.bad = job.bad or (time.monotonic() if bad else 0.0)
+            job.bad = (job.bad or time.monotonic()) if bad else 0.0
             late = job.bad and time.monotonic() - job.bad > PATIENCE  # other nodes wait for one that failed
             if late or len(outcomes) == job.engine.num_tasks:
                 self._finish(number, (bad or outcomes)[0])
@@ -160,7 +158,11 @@ class SlurmExecutor(Executor):
 def in_job(task: Task) -> Outcome:
     """What a job runs, on each of its nodes. At its time limit (SIGUSR2, sent by SLURM before it) it saves what it has and is
     queued again."""
-    node = int(os.environ.get("SLURM_PROCID", "0"))
+    from submitit import JobEnvironment
+
+    environment = JobEnvironment()
+    environment.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before, where SLURM queued the job again
+    node = environment.global_rank
     if node:  # the first shows the progress of all; what they say goes to one log
         task = replace(task, folder=task.folder / f"node{node}")
         with suppress(OSError):  # it does not see the task's folder: ``execute`` says so
@@ -168,7 +170,7 @@ def in_job(task: Task) -> Outcome:
             task.log.symlink_to(f"../{task.log.name}")
     outcome = execute(task, (*ASKED, signal.SIGUSR2))
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
-        code = 0 if node else _asked(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])[0]
+        code = 0 if node else _asked(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
             os._exit(1)  # with a result it would count as done
     return outcome
