@@ -8,6 +8,7 @@ the caller, and an interruption lets tasks save what they have.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import functools
 import itertools
 import math
@@ -164,12 +165,12 @@ class Executor(ABC):
         self._queue(unit)
         return unit.future
 
-    def check_store(self, uri: str, option: str = "--tracking-uri") -> None:
+    def check_store(self, uri: str) -> None:
         """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
         if self.several_nodes and uri.startswith("sqlite:"):
             raise UserError(
                 f"--executor {self.spec.name} runs tasks on other machines, which cannot share the file {uri}; start `mlflow "
-                f"server` and give {option} http://HOST:PORT"
+                "server` and give --tracking-uri http://HOST:PORT"
             )
 
     async def run(self, function: Callable[..., Any], *args: Any, **needs: Any) -> Any:
@@ -222,8 +223,7 @@ class Executor(ABC):
                 self._running.remove(unit)
             closing = self.closing
             if not closing:
-                self._waiting.append(unit)
-                self._waiting.sort(key=lambda each: (-each.priority, each.number))
+                bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
         if closing:
             self._drop([unit])
         else:
