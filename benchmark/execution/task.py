@@ -100,19 +100,16 @@ class Outcome:
 
 def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
-    if task.software is not None:
-        try:
-            _must_share(task.folder, task.software)
-        except UserError as error:
-            return Outcome.failed(error)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    if not task.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with suppress(OSError):
-        os.chdir(task.cwd)
     try:
         with ExitStack() as stack:
-            stack.enter_context(interruptible(signals))
+            stack.enter_context(interruptible(signals))  # first: what comes earlier is lost
+            if task.software is not None:
+                _must_share(task.folder, task.software)
+            task.folder.mkdir(parents=True, exist_ok=True)
+            if not task.gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            with suppress(OSError):
+                os.chdir(task.cwd)
             stack.enter_context(threads(task.cpus))
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
             stack.enter_context(reporting(TaskProgress(beat)))
@@ -121,6 +118,8 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             return Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
+    except UserError as error:  # what nodes must share
+        return Outcome.failed(error)
 
 
 @functools.cache
