@@ -77,7 +77,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """Name → one line about it; nothing is imported for that."""
         said = {name: about for name, (_, about) in self._later.items()}
         plugins = {name: f"plug-in {point.value}" for name, point in self._points().items()}
-        return {**plugins, **said, **{name: getattr(thing, "about", "") for name, thing in self.items()}}
+        known = {name: getattr(thing, "about", "") or said.get(name, "") for name, thing in self.items()}
+        return {**plugins, **said, **known}
 
     def _points(self) -> dict[str, EntryPoint]:
         installed = {point.name: point for point in entry_points(group=self.group)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 
 THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "executors")
 
@@ -37,11 +36,9 @@ def _rows(what: str) -> list[tuple[str, str]]:
             + [("random/NAME", "any of these, randomly initialised from the seed")]
         )
     if what == "executors":
-        from benchmark.execution import EXECUTORS, SHIPPED
+        from benchmark.execution import EXECUTORS
 
-        for module in SHIPPED:
-            import_module(f"benchmark.execution.{module}")
-        return [(name, executor.about) for name, executor in EXECUTORS.read_entry_points().items()]
+        return list(EXECUTORS.described().items())
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from benchmark.suites.registry import SUITES
     from probes.registry import DATASETS, PROBES, tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,7 @@ def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedW
     from benchmark.pipeline.weights import train_unit
     from reports.store import tracking_uri
 
-    with make_executor(spec, bar) as executor:
+    with make_executor(replace(spec, several_nodes=True), bar) as executor:
         executor.check_store(tracking_uri())
         asked = needs("train", executor, spec.device, inputs.num_workers)
         several = any(spec.settings.get(key, "1") != "1" for key in ("nodes", "gpus"))

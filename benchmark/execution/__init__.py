@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import Bar
 
-SHIPPED = ("local", "slurm", "ray_cluster")
+EXECUTORS.later(
+    "local",
+    f"{__name__}.local:LocalExecutor",
+    "processes of this machine, one for each GPU or share of the cores (default)",
+)
+EXECUTORS.later(
+    "slurm",
+    f"{__name__}.slurm:SlurmExecutor",
+    "a SLURM job for each task (submitit); any option of sbatch as --executor-arg",
+)
+EXECUTORS.later(
+    "ray",
+    f"{__name__}.ray_cluster:RayExecutor",
+    "a Ray task for each unit, on a Ray of its own or a cluster (address=auto)",
+)
 
 
 def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
@@ -16,9 +28,7 @@ def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
     Raises:
         UserError: no such executor or setting, or what it needs is not installed.
     """
-    for module in SHIPPED:
-        import_module(f"benchmark.execution.{module}")
     return EXECUTORS.find(spec.name)(spec, bar)
 
 
-__all__ = ["Bar", "Executor", "ExecutorSpec", "WorkerLost", "make_executor"]
+__all__ = ["EXECUTORS", "Bar", "Executor", "ExecutorSpec", "WorkerLost", "make_executor"]

@@ -8,7 +8,10 @@ the caller, and an interruption lets tasks save what they have.
 from __future__ import annotations
 
 import asyncio
+import bisect
+import functools
 import itertools
+import math
 import os
 import re
 import shutil
@@ -16,7 +19,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,9 +29,8 @@ from typing import Any, ClassVar, Self
 from backbones.errors import UserError, nearest
 from backbones.files import home
 from backbones.plugins import Registry, of_type
-from benchmark.execution.nodes import software
 from benchmark.execution.progress import Bar, Lane, console
-from benchmark.execution.task import Outcome, Task
+from benchmark.execution.task import Outcome, Task, software
 from reports.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
@@ -50,12 +52,14 @@ class ExecutorSpec:
         settings: ``--executor-arg`` key → value.
         jobs: most tasks at once; 0 for as many as there is room for.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        several_nodes: a task may compute on several nodes at once (``nodes=2``).
     """
 
     name: str = "local"
     settings: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 0
     device: str = "auto"
+    several_nodes: bool = False
 
 
 @dataclass(eq=False)
@@ -71,6 +75,11 @@ class _Unit:
     shown: int = 0  # bytes of its log that the caller has seen
     lane: Lane | None = None
     over: bool = False
+
+    def clear_lane(self) -> None:
+        if self.lane is not None:
+            self.lane.end()
+            self.lane = None
 
 
 class Executor(ABC):
@@ -102,17 +111,17 @@ class Executor(ABC):
         self._numbers = itertools.count()
         self._over = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="progress", daemon=True)
-        for key in spec.settings if self.options is not None else ():
-            if key not in (self.options or {}):
-                raise UserError(
-                    f"--executor-arg {key}: {spec.name} has no such setting; {nearest(key, self.options or ())}"
-                )
+        wrong = [key for key in spec.settings if self.options is not None and key not in self.options]
+        if wrong:
+            hint = nearest(wrong[0], self.options or ())
+            raise UserError(f"--executor-arg {wrong[0]}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod
     def _start(self, task: Task) -> Future[Outcome] | None:
         """Run ``execute(task)`` in a worker, or None while there is no room for it.
 
-        The future raises ``WorkerLost`` when the worker vanished. Whoever ends it holds no lock of his own.
+        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker vanished. Whoever ends the future
+        holds no lock of his own.
         """
 
     @abstractmethod
@@ -153,18 +162,15 @@ class Executor(ABC):
             folder.mkdir(parents=True)
             task = replace(task, software=software())
         unit = _Unit(task, priority, next(self._numbers))
-        if self._wait_in_line(unit):
-            self._dispatch()
-        else:
-            self._end(unit, cancelled=True)
+        self._queue(unit)
         return unit.future
 
-    def check_store(self, uri: str, option: str = "--tracking-uri") -> None:
+    def check_store(self, uri: str) -> None:
         """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
         if self.several_nodes and uri.startswith("sqlite:"):
             raise UserError(
                 f"--executor {self.spec.name} runs tasks on other machines, which cannot share the file {uri}; start `mlflow "
-                f"server` and give {option} http://HOST:PORT"
+                "server` and give --tracking-uri http://HOST:PORT"
             )
 
     async def run(self, function: Callable[..., Any], *args: Any, **needs: Any) -> Any:
@@ -178,7 +184,9 @@ class Executor(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
-            if kind is None:
+            if kind is not None:
+                self._abandon()
+            else:
                 try:
                     with self._changed:
                         while self._waiting or self._running:
@@ -186,8 +194,6 @@ class Executor(ABC):
                 except BaseException:
                     self._abandon()
                     raise
-            else:
-                self._abandon()
         finally:
             self.closing = True
             try:
@@ -195,115 +201,101 @@ class Executor(ABC):
             finally:
                 self._over.set()
                 self._follower.join()
-                for unit in [*self._waiting, *self._running]:
-                    self._end(unit, cancelled=True)
+                self._drop([*self._waiting, *self._running])
 
     def _abandon(self) -> None:
         """Start nothing more, and stop what runs."""
         self.closing = True  # without the lock: whoever holds it may be about to start many
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for unit in waiting:
-            self._end(unit, cancelled=True)
+        self._drop(waiting)
         self._stop()
 
-    def _wait_in_line(self, unit: _Unit) -> bool:
+    def _drop(self, units: Iterable[_Unit]) -> None:
+        for unit in units:
+            unit.future.cancel()
+            self._end(unit)
+
+    def _queue(self, unit: _Unit) -> None:
+        """Let a unit that does not run wait for room, or end it where nothing is started any more."""
         with self._lock:
-            if not self.closing:
-                self._waiting.append(unit)
-                self._waiting.sort(key=lambda each: (-each.priority, each.number))
-            return not self.closing
+            if unit in self._running:
+                self._running.remove(unit)
+            closing = self.closing
+            if not closing:
+                bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
+        if closing:
+            self._drop([unit])
+        else:
+            self._dispatch()
 
     def _dispatch(self) -> None:
         """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
         else a task that needs several would never have its turn."""
         started: list[tuple[_Unit, Future[Outcome]]] = []
-        failed: list[tuple[_Unit, Exception]] = []
         with self._lock:
             full: set[bool] = set()
             for unit in list(self._waiting):
-                if self.closing or len(self._running) >= (self.spec.jobs or 2**30):
+                on_gpus = unit.task.gpus > 0
+                if self.closing or len(self._running) >= (self.spec.jobs or math.inf):
                     break
                 if unit.future.cancelled():
                     self._waiting.remove(unit)
-                elif (unit.task.gpus > 0) not in full:
-                    try:
-                        inner = self._start(unit.task)
-                    except Exception as error:
-                        self._waiting.remove(unit)
-                        failed.append((unit, error))
-                        continue
-                    if inner is None:
-                        full.add(unit.task.gpus > 0)
-                        continue
+                    continue
+                inner = None if on_gpus in full else self._started(unit.task)
+                if inner is None:
+                    full.add(on_gpus)
+                else:
                     self._waiting.remove(unit)
                     self._running.append(unit)
                     started.append((unit, inner))
         for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
-            inner.add_done_callback(lambda done, unit=unit: self._arrived(unit, done))  # type: ignore[misc]
-        for unit, refusal in failed:
-            self._end(unit, error=refusal)
+            inner.add_done_callback(functools.partial(self._arrived, unit))
+
+    def _started(self, task: Task) -> Future[Outcome] | None:
+        """``_start``, whose errors are the task's."""
+        try:
+            return self._start(task)
+        except Exception as error:
+            refused: Future[Outcome] = Future()
+            refused.set_exception(error)
+            return refused
 
     def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
-        """A worker is done with a task, or gone."""
-        again = self._again(unit, inner)
-        if not again:
-            return
+        """A worker is done with a task, or gone: the task ends, or is run again."""
+        try:
+            value = inner.result().result()
+        except WorkerLost as lost:
+            unit.losses += 1
+            told = f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
+            last = unit.losses > LOSSES and WorkerLost(f"its worker vanished {unit.losses} times: {lost}")
+        except KeyboardInterrupt:
+            unit.preemptions += 1
+            told = f"{unit.task.name} was asked to stop and saved what it had; it is run again"
+            last = unit.preemptions > PREEMPTIONS and WorkerLost(f"it was asked to stop {unit.preemptions} times")
+        except Exception as error:
+            return self._end(unit, error=error)
+        else:
+            return self._end(unit, value)
+        if last and not self.closing:
+            return self._end(unit, error=last)
         self._show(unit, whole=True)
         with suppress(OSError):
             if not self.closing:
-                console.print(again, style="yellow", markup=False)
+                console.print(told, style="yellow", markup=False)
         with self._lock:
-            if unit.lane is not None:
-                unit.lane.end()
-                unit.lane = None
-            queued = self._wait_in_line(unit)
-            if unit in self._running:
-                self._running.remove(unit)
-        if queued:
-            self._dispatch()
-        else:
-            self._end(unit, cancelled=True)
+            unit.clear_lane()
+        return self._queue(unit)
 
-    def _again(self, unit: _Unit, inner: Future[Outcome]) -> str:
-        """End a task; or say why it has to be run again."""
-        try:
-            outcome = inner.result()
-        except WorkerLost as lost:
-            unit.losses += 1
-            if unit.losses <= LOSSES or self.closing:
-                return f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
-            self._end(unit, error=WorkerLost(f"its worker vanished {unit.losses} times: {lost}"))
-        except Exception as error:
-            self._end(unit, error=error)
-        else:
-            try:
-                value = outcome.result()
-            except KeyboardInterrupt:
-                unit.preemptions += 1
-                if unit.preemptions <= PREEMPTIONS or self.closing:
-                    return f"{unit.task.name} was asked to stop and saved what it had; it is run again"
-                self._end(unit, error=WorkerLost(f"it was asked to stop {unit.preemptions} times"))
-            except Exception as error:
-                self._end(unit, error=error)
-            else:
-                self._end(unit, value)
-        return ""
-
-    def _end(
-        self, unit: _Unit, value: Any = None, *, error: BaseException | None = None, cancelled: bool = False
-    ) -> None:
+    def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
         """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
         self._show(unit, whole=True)
         with self._lock:
             if unit.over:
                 return
             unit.over = True
-            if unit.lane is not None:
-                unit.lane.end()
+            unit.clear_lane()
         shutil.rmtree(unit.task.folder, ignore_errors=True)
-        if cancelled:
-            unit.future.cancel()
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
                 unit.future.set_exception(error)
@@ -325,7 +317,7 @@ class Executor(ABC):
                 self._show(unit)
 
     def _show(self, unit: _Unit, whole: bool = False) -> None:
-        """Print what a task has said since the last time, in full lines, and draw how far it is."""
+        """Print what a task has said since the last time, in full lines unless ``whole``, and draw how far it is."""
         with self._lock, suppress(OSError):
             if unit.over:
                 return
@@ -333,8 +325,7 @@ class Executor(ABC):
                 with unit.task.log.open("rb") as log:
                     log.seek(unit.shown)
                     said = log.read()
-                if not whole:
-                    said = said[: said.rfind(b"\n") + 1]
+                said = said if whole else said[: said.rfind(b"\n") + 1]
                 unit.shown += len(said)
                 if said:
                     console.print(said.decode("utf-8", errors="replace"), markup=False, emoji=False, end="")

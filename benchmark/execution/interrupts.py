@@ -10,18 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+ASKED = (signal.SIGTERM, signal.SIGINT)
 _main = os.getpid()
 _interrupted = 0
 _once: tuple[int, ...] = ()
 
 
-def install(*, once: bool = False, numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> None:
-    """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
+def install(*, once: bool = False, numbers: Sequence[int] = ASKED) -> None:
+    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
 
     Args:
         once: a second signal, of any of them, is ignored, so that it does not break what the first lets be saved: for a
             process that gets one with its whole group, and one from its parent.
-        numbers: the signals.
     """
     global _main, _interrupted, _once
     _main, _interrupted, _once = os.getpid(), 0, tuple(numbers) if once else ()
@@ -30,9 +30,8 @@ def install(*, once: bool = False, numbers: Sequence[int] = (signal.SIGTERM, sig
 
 
 @contextmanager
-def interruptible(numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Iterator[None]:
+def interruptible(numbers: Sequence[int] = ASKED) -> Iterator[None]:
     """``install(once=True)`` while the block runs, then the handlers of before; nothing outside the main thread."""
-    global _interrupted
     if threading.current_thread() is not threading.main_thread():
         yield
         return

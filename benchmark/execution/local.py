@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar, reporting
 from benchmark.execution.task import THREADS, Outcome, Task, execute, threads
 
@@ -26,12 +26,8 @@ DIED = "its process died, perhaps for want of memory"
 
 class LocalExecutor(Executor):
     """Tasks in processes of this machine, each seeing only its own GPUs; where there is room for one at a time (``--jobs 1``),
-    in this process, for debuggers.
+    in this process, for debuggers. A process is kept for the next task, so that it imports its libraries once."""
 
-    A process is kept for the next task, so that it imports its libraries once.
-    """
-
-    about = "processes of this machine, one for each GPU or share of the cores (default)"
     options: ClassVar[Mapping[str, str]] = {
         "gpus": "which GPUs, such as 0,1,2 (default: all)",
         "cpus": "how many cores (default: all)",
@@ -43,7 +39,7 @@ class LocalExecutor(Executor):
         self._gpus = _gpus(spec)
         self.has_gpus = bool(self._gpus)
         room = len(self._gpus) or self._cpus // min(threads_of_a_task(), self._cpus)
-        self.width = min(room, spec.jobs) if spec.jobs else room
+        self.width = min(room, spec.jobs or room)
         self._free_gpus, self._free_cpus = list(self._gpus), self._cpus
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
@@ -58,48 +54,46 @@ class LocalExecutor(Executor):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)  # read when CUDA starts
         return super().__enter__()
 
-    def _start(self, task: Task) -> Future[Outcome] | None:
+    def _start(self, task: Task) -> Future[Any] | None:
         """A task on GPUs takes these, one without takes its cores."""
         if task.gpus > len(self._gpus):
             raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
+        future: Future[Any] = Future()
         if self.width == 1:
-            return self._here(task)
+            future.set_result(self._here(task))
+            return future
         cpus = 0 if task.gpus else min(task.cpus, self._cpus)
         if task.gpus > len(self._free_gpus) or cpus > self._free_cpus:
             return None
-        gpus = self._free_gpus[: task.gpus]
-        future: Future[Outcome] = Future()
         try:
-            worker, running = self._worker(gpus, task)
+            worker, running = self._worker(self._free_gpus[: task.gpus], task)
         except BrokenProcessPool:
-            future.set_exception(WorkerLost(DIED))
-            return future
+            raise WorkerLost(DIED) from None
         self._free_gpus, self._free_cpus = self._free_gpus[task.gpus :], self._free_cpus - cpus
         self._busy.append(worker)
         running.add_done_callback(lambda done: self._done(done, worker, cpus, future))
         return future
 
-    def _here(self, task: Task) -> Future[Outcome]:
-        """In this process: errors keep their traceback, and an interruption goes straight through."""
-        future: Future[Any] = Future()
+    def _here(self, task: Task) -> Future[Any]:
+        """Its outcome in this process: nothing travels, errors keep their traceback, an interruption goes straight through."""
+        outcome: Future[Any] = Future()
         with threads(task.cpus), reporting(self.bar):
             try:
-                future.set_result(_Here(task.call()))
+                outcome.set_result(task.call())
             except Exception as error:
-                future.set_exception(error)
-        return future
+                outcome.set_exception(error)
+        return outcome
 
     def _worker(self, gpus: list[str], task: Task) -> tuple[_Worker, Future[Outcome]]:
         """A process that is kept for these GPUs, or a new one; those that hold memory on some of them go."""
-        for worker in [each for each in self._idle if each.gpus != gpus and set(each.gpus) & set(gpus)]:
+        for worker in [each for each in self._idle if each.gpus == gpus or set(each.gpus) & set(gpus)]:
             self._idle.remove(worker)
+            if worker.gpus == gpus:
+                with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
+                    return worker, worker.run(task)
             worker.pool.shutdown(wait=False)
-        for worker in [each for each in self._idle if each.gpus == gpus]:
-            self._idle.remove(worker)
-            with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
-                return worker, worker.pool.submit(execute, task, (signal.SIGTERM,))
         worker = _Worker(gpus, task.cpus)
-        return worker, worker.pool.submit(execute, task, (signal.SIGTERM,))
+        return worker, worker.run(task)
 
     def _done(self, done: Future[Outcome], worker: _Worker, cpus: int, future: Future[Outcome]) -> None:
         error = done.exception()
@@ -112,12 +106,10 @@ class LocalExecutor(Executor):
                 self._idle.append(worker)
             else:
                 worker.pool.shutdown(wait=False)
-        if isinstance(error, BrokenProcessPool):
-            future.set_exception(WorkerLost(DIED))
-        elif error is not None:
-            future.set_exception(error)
-        else:
+        if error is None:
             future.set_result(done.result())
+        else:
+            future.set_exception(WorkerLost(DIED) if isinstance(error, BrokenProcessPool) else error)
 
     def _stop(self) -> None:
         for worker in list(self._busy):
@@ -136,18 +128,6 @@ class LocalExecutor(Executor):
             worker.pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Here:
-    """The outcome of a task that ran in this process: nothing travels."""
-
-    kind = "done"
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def result(self) -> Any:
-        return self.value
-
-
 class _Worker:
     """One process that sees the GPUs ``gpus``, perhaps none."""
 
@@ -162,6 +142,9 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def run(self, task: Task) -> Future[Outcome]:
+        return self.pool.submit(execute, task, (signal.SIGTERM,))
+
     def signal(self, number: int) -> None:
         with suppress(Exception):
             os.kill(self._pid.result(timeout=PATIENCE), number)
@@ -169,32 +152,26 @@ class _Worker:
 
 def _begin(visible: str, cpus: int) -> None:
     """What a process does first: it sees its own GPUs, and it ends with its parent, however that went."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    os.environ.update(dict.fromkeys(THREADS, str(cpus)))
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's business, which then asks its processes to stop
+    os.environ.update({"CUDA_VISIBLE_DEVICES": visible, **dict.fromkeys(THREADS, str(cpus))})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then asks its processes to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    parent = multiprocessing.parent_process()
 
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+    def follow(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 def _gpus(spec: ExecutorSpec) -> list[str]:
     """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the CPU."""
-    if "gpus" in spec.settings:
-        ids = [part.strip() for part in spec.settings["gpus"].split(",") if part.strip()]
+    asked = spec.settings.get("gpus")
+    if asked is not None:
+        ids = [part.strip() for part in asked.split(",") if part.strip()]
         if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
-            raise UserError(
-                f"--executor-arg gpus={spec.settings['gpus']}: give the numbers of GPUs, each once, such as 0,1,2"
-            )
+            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
         return ids
-    if not (spec.device == "auto" or spec.device.startswith("cuda")):
+    if not spec.device.startswith(("auto", "cuda")):
         return []
     import torch
 
@@ -205,6 +182,3 @@ def _gpus(spec: ExecutorSpec) -> list[str]:
     if number and not (number.isdigit() and int(number) < len(ids)):
         raise UserError(f"no device {spec.device!r} here: there are {len(ids)} GPUs; use cpu, cuda or auto")
     return [ids[int(number)]] if number else ids
-
-
-EXECUTORS.register("local", LocalExecutor)

@@ -13,29 +13,20 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from backbones.errors import UserError
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
 STOP = "stop"  # a file beside a task's heartbeat
 PATIENCE = 60.0  # seconds that cancelled tasks have for saving what they have
 PASSED_ON = (
-    "CLIPTEX_",
-    "MLFLOW_",
-    "HF_",
-    "TORCH_HOME",
-    "OMP_WAIT_POLICY",
-    "PYTHONPATH",
-    "AWS_",
-    "NO_PROXY",
-    "no_proxy",
-)
+    "CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY", "PYTHONPATH",
+)  # fmt: skip
 
 
 class RayExecutor(Executor):
     """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced by the driver."""
 
-    about = "a Ray task for each unit, on a Ray of its own or on a cluster (--executor-arg address=auto)"
     options: ClassVar[Mapping[str, str]] = {
         "address": "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this command)",
         "num_cpus": "cores of a Ray of this machine",
@@ -86,17 +77,15 @@ class RayExecutor(Executor):
 
         with self._lock:
             self._refs.pop(ref, None)
-        error = done.exception()
-        if isinstance(error, exceptions.TaskCancelledError):
-            future.set_result(Outcome("interrupted"))
-        elif isinstance(error, exceptions.RayTaskError):
-            future.set_exception(RuntimeError(f"the task could not run: {error}"))
-        elif isinstance(error, exceptions.RayError):
-            future.set_exception(WorkerLost((str(error).strip().splitlines() or [type(error).__name__])[0]))
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(done.result())
+        try:
+            outcome = done.result()
+        except exceptions.TaskCancelledError:
+            outcome = Outcome("interrupted")
+        except Exception as error:
+            lost = isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError)
+            told = _first_line(error) if lost else f"the task could not run: {error}"
+            outcome = Outcome.failed(WorkerLost(told) if lost else RuntimeError(told))
+        future.set_result(outcome)
 
     def _stop(self) -> None:
         for task in list(self._refs.values()):
@@ -143,28 +132,24 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     """Join a cluster, or start a Ray of this machine."""
     passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": passed}}
-    if address := spec.settings.get("address"):
+    if address := spec.settings.get("address", ""):
         settings["address"] = address
     else:
-        settings |= {
-            "num_cpus": cores(),
-            "include_dashboard": False,
-            **({"num_gpus": 0} if spec.device == "cpu" else {}),
-            **sizes,
-        }
+        no_gpus = {"num_gpus": 0} if spec.device == "cpu" else {}
+        settings |= {"num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        host, _, port = (address or "").rpartition(":")
+        host, _, port = address.rpartition(":")
         if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(**settings)
     except Exception as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"no Ray at {address}" if address else "Ray cannot start on this machine"
-        raise UserError(f"{where}: {told}; start one with `ray start --head`") from error
+        raise UserError(f"{where}: {_first_line(error)}; start one with `ray start --head`") from error
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place, which exits
             signal.signal(signal.SIGTERM, before)
 
 
-EXECUTORS.register("ray", RayExecutor)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

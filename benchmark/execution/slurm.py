@@ -9,36 +9,28 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from backbones.errors import UserError, nearest
 from backbones.files import home
-from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.interrupts import ASKED
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
 ASK = 3.0  # seconds between two questions to the controller
 GRACE = 10.0  # seconds that the result of a job which has left the queue may take to appear (shared file systems)
 PATIENCE = 90.0  # seconds that cancelled jobs have for saving what they have
-OURS = (
-    "partition",
-    "account",
-    "qos",
-    "constraint",
-    "time",
-    "mem",
-    "nodes",
-    "signal_delay_s",
-    "comment",
-    "exclude",
-    "setup",
-)
+SUBMITITS = ("nodes", "signal_delay_s", "setup")  # settings that are submitit's business, not only sbatch's
 ENDED = ("FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED", "GONE")
 FORMS = {  # of values that sbatch would only refuse for each job
     "time": (r"\d+(-\d+)?(:\d+){0,2}", "minutes, or days-hours:minutes"),
-    "nodes": (r"\d+", "a whole number"),
+    "nodes": (r"[1-9]\d*", "a whole number, 1 or more"),
     "signal_delay_s": (r"\d+", "a whole number of seconds"),
 }
 
@@ -48,15 +40,14 @@ class _Job:
     engine: Any
     future: Future[Outcome] = field(default_factory=Future)
     since: float = 0.0  # when the controller was first seen to have it no more
+    bad: float = 0.0  # when the first of its nodes was seen to have failed
 
 
 class SlurmExecutor(Executor):
     """A SLURM job for each task. A job that meets its time limit saves what it has and is queued again (``scontrol requeue``);
-    one that is preempted, cancelled or dies is submitted again by the driver."""
+    one that is preempted, cancelled or dies is submitted again by the driver. On each of its nodes a job of several
+    (``spec.several_nodes``) calls the task's function; its result is the first node's."""
 
-    about = (
-        "a SLURM job for each task (submitit); any option of sbatch as --executor-arg, such as partition=gpu, time=240"
-    )
     options = None
     several_nodes = True
 
@@ -67,38 +58,37 @@ class SlurmExecutor(Executor):
         except ImportError:
             raise UserError("--executor slurm needs submitit: pip install 'cliptex-benchmark[scale]'") from None
         if not shutil.which("sbatch"):
-            raise UserError(
-                "--executor slurm: no sbatch here; run on a machine that submits jobs, or use --executor local"
-            )
+            raise UserError("--executor slurm: no sbatch here; use a machine that submits jobs, or --executor local")
         settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
         _check(settings)
         self._gpus_of_a_task = positive("gpus", settings.pop("gpus", "1"))
         self._cpus_of_a_task = positive("cpus", settings.pop("cpus", "0"), least=0)
-        known: dict[str, Any] = {key: settings.pop(key) for key in OURS if key in settings}
-        for key in ("nodes", "signal_delay_s"):
-            if key in known:
-                known[key] = int(known[key])
-        if "setup" in known:
-            known["setup"] = [known["setup"]]
+        known: dict[str, Any] = {key: settings.pop(key) for key in SUBMITITS if key in settings}
+        known |= {key: int(value) for key, value in known.items() if key != "setup"}
+        known["setup"] = [known["setup"]] if "setup" in known else None
+        if known.get("nodes", 1) > 1 and not spec.several_nodes:
+            raise UserError(
+                f"--executor-arg nodes={known['nodes']}: only `train` computes on several nodes; leave nodes out, each unit "
+                "is a job of its own anyway"
+            )
         self._engine: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
-        # without a time, the partition's own limit and not submitit's five minutes
         self._engine.update_parameters(
-            **{"time": None, **known},
+            **known,
+            time=None,  # the partition's own limit and not submitit's five minutes; else sbatch is told the user's
             stderr_to_stdout=True,
-            additional_parameters={k.replace("_", "-"): v for k, v in settings.items()},
+            additional_parameters={key.replace("_", "-"): value for key, value in settings.items()},
         )
-        self._partition = known.get("partition", "")
+        self._partition = settings.get("partition", "")
         in_partition = ["-p", self._partition] if self._partition else []
         self.has_gpus = spec.device != "cpu" and "gpu" in _asked(["sinfo", "-h", "-o", "%G", *in_partition])[1]
         self.width = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
-        self._asked = 0.0
+        self._last = 0.0  # when the controller was asked
 
     def where(self, cpus: int, gpus: int) -> str:
         needs = f"{gpus * self._gpus_of_a_task} GPU, " if gpus else ""
-        return (
-            f"a SLURM job ({needs}{self._cpus_of_a_task or cpus} cores{f', {self._partition}' * bool(self._partition)})"
-        )
+        place = f", {self._partition}" if self._partition else ""
+        return f"a SLURM job ({needs}{self._cpus_of_a_task or cpus} cores{place})"
 
     def _start(self, task: Task) -> Future[Outcome] | None:
         if threading.current_thread() is threading.main_thread():
@@ -123,11 +113,15 @@ class SlurmExecutor(Executor):
         with self._lock:
             jobs = dict(self._jobs)
         states: dict[str, str] | None = None
-        if jobs and time.monotonic() - self._asked > ASK:
-            states, self._asked = _states(jobs), time.monotonic()
+        if jobs and time.monotonic() - self._last > ASK:
+            states, self._last = _states(jobs), time.monotonic()
         for number, job in jobs.items():
-            if job.engine.paths.result_pickle.is_file():
-                self._finish(number)
+            outcomes = _outcomes(job.engine)
+            bad = [each for each in outcomes if each.kind != "done"]
+            job.bad = (job.bad or time.monotonic()) if bad else 0.0
+            late = job.bad and time.monotonic() - job.bad > PATIENCE  # other nodes wait for one that failed
+            if late or len(outcomes) == job.engine.num_tasks:
+                self._finish(number, (bad or outcomes)[0])
                 continue
             state = states.get(number, "GONE") if states is not None else ""
             if state in ENDED:
@@ -135,21 +129,17 @@ class SlurmExecutor(Executor):
             elif state:
                 job.since = 0.0  # queued again
             if job.since and time.monotonic() - job.since > GRACE:
-                self._finish(number, state or "without a result")
+                lost = WorkerLost(f"job {number} ended {state or 'without a result'}{_last_line(job)}")
+                self._finish(number, Outcome.failed(lost))
         self._dispatch()
 
-    def _finish(self, number: str, lost: str = "") -> None:
+    def _finish(self, number: str, outcome: Outcome) -> None:
         with self._lock:
             job = self._jobs.pop(number)
-        outcome, error = (
-            (None, WorkerLost(f"job {number} ended {lost}{_last_line(job)}")) if lost else _result(job.engine)
-        )
-        if outcome is None or outcome.kind == "interrupted":
-            _asked(["scancel", number])  # SLURM may have queued it again by itself, and the driver submits another
-        if outcome is not None:
-            job.future.set_result(outcome)
-        else:
-            job.future.set_exception(error)
+        if outcome.kind != "done":
+            # other nodes may be at work, or SLURM may have queued it again by itself, and the driver submits another
+            _asked(["scancel", number])
+        job.future.set_result(outcome)
 
     def _stop(self) -> None:
         with self._lock:
@@ -166,38 +156,50 @@ class SlurmExecutor(Executor):
 
 
 def in_job(task: Task) -> Outcome:
-    """What a job runs. At its time limit (SIGUSR2, sent by SLURM before it) it saves what it has and is queued again."""
-    first = os.environ.get("SLURM_PROCID", "0") == "0"
-    if not first:  # of a job of several nodes: one speaks for all
-        task = replace(task, folder=task.folder / f"node{os.environ['SLURM_PROCID']}")
-    outcome = execute(task, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    """What a job runs, on each of its nodes. At its time limit (SIGUSR2, sent by SLURM before it) it saves what it has and is
+    queued again."""
+    from submitit import JobEnvironment
+
+    environment = JobEnvironment()
+    environment.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before, where SLURM queued the job again
+    node = environment.global_rank
+    if node:  # the first shows the progress of all; what they say goes to one log
+        task = replace(task, folder=task.folder / f"node{node}")
+        with suppress(OSError):  # it does not see the task's folder: ``execute`` says so
+            task.folder.mkdir(exist_ok=True)
+            task.log.symlink_to(f"../{task.log.name}")
+    outcome = execute(task, (*ASKED, signal.SIGUSR2))
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
-        code = _asked(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])[0] if first else 0
+        code = 0 if node else _asked(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
             os._exit(1)  # with a result it would count as done
     return outcome
 
 
-def _result(job: Any) -> tuple[Outcome | None, Exception]:
-    """What a job left: the task's outcome, or the error of a job that could not even begin."""
+def _outcomes(job: Any) -> list[Outcome]:
+    """How a job's processes ended, as far as they have, the first node's first."""
+    paths = [job.task(number).paths.result_pickle for number in range(job.num_tasks)]
+    return [_outcome(path) for path in paths if path.is_file()]
+
+
+def _outcome(path: Path) -> Outcome:
+    """What a process left: its task's outcome, or the error of one that could not even begin."""
     from submitit.core.utils import pickle_load
 
     try:
-        kind, value = pickle_load(job.paths.result_pickle)
+        kind, value = pickle_load(path)
     except Exception as error:
-        return None, WorkerLost(f"the result of job {job.job_id} cannot be read ({type(error).__name__})")
-    return (value if kind == "success" else None), RuntimeError(f"job {job.job_id} could not run its task:\n{value}")
+        return Outcome.failed(WorkerLost(f"the result {path.name} cannot be read ({type(error).__name__})"))
+    return value if kind == "success" else Outcome.failed(RuntimeError(f"a job could not run its task:\n{value}"))
 
 
 def _last_line(job: _Job) -> str:
-    try:
-        said = job.engine.paths.stdout.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return f": {said[-1][:300]}" if said else ""
+    with suppress(OSError, IndexError):
+        return f": {job.engine.paths.stdout.read_text(errors='replace').strip().splitlines()[-1][:300]}"
+    return ""
 
 
-def _states(jobs: Any) -> dict[str, str] | None:
+def _states(jobs: Iterable[str]) -> dict[str, str] | None:
     """Job → its state, for those that the controller still knows; None when it does not answer."""
     code, told = _asked(["squeue", "-h", "-t", "all", "-o", "%i %T", "-j", ",".join(jobs)])
     if code and "Invalid job id" not in told:
@@ -216,13 +218,10 @@ def _asked(command: list[str]) -> tuple[int, str]:
 def _check(settings: dict[str, str]) -> None:
     """Settings that sbatch does not have, before anything is submitted. Raises ``UserError``."""
     code, told = _asked(["sbatch", "--help"])
-    known = {*OURS, "gpus", "cpus", *(name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", told))}
+    known = {*SUBMITITS, "gpus", "cpus", *(name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", told))}
     for key, value in settings.items():
         if code == 0 and key not in known:
             raise UserError(f"--executor-arg {key}: sbatch has no such option; {nearest(key, known)}")
         form, meant = FORMS.get(key, (".*", ""))
         if not re.fullmatch(form, value):
             raise UserError(f"--executor-arg {key}={value}: give {meant}")
-
-
-EXECUTORS.register("slurm", SlurmExecutor)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
-import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backbones.errors import UserError, users_line
-from benchmark.execution.interrupts import interruptible, received
-from benchmark.execution.nodes import must_share
+from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from reports.heartbeat import Heartbeat
+from reports.tracking import environment
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -68,6 +69,23 @@ class Outcome:
     content: bytes = b""
     signal: int = 0
 
+    @classmethod
+    def of(cls, call: Callable[[], Any]) -> Outcome:
+        """How ``call()`` ends; what breaks after a signal came is the interruption."""
+        try:
+            return cls("done", pickle.dumps(call()))
+        except Exception as error:
+            return (
+                cls("interrupted", signal=received()) if received() else cls("failed", pickle.dumps(_portable(error)))
+            )
+        except KeyboardInterrupt:
+            return cls("interrupted", signal=received())
+
+    @classmethod
+    def failed(cls, error: Exception) -> Outcome:
+        """Of a task that could not run, or whose worker vanished."""
+        return cls("failed", pickle.dumps([error]))
+
     def result(self) -> Any:
         """The result; raises the task's own error with its causes behind it."""
         if self.kind == "interrupted":
@@ -80,35 +98,54 @@ class Outcome:
         raise found[0]
 
 
-def execute(task: Task, signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT)) -> Outcome:
+def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
     """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
-    if task.software is not None:
-        try:
-            must_share(task.folder, task.software)
-        except UserError as error:
-            return Outcome("failed", pickle.dumps([error]))
-    task.folder.mkdir(parents=True, exist_ok=True)
-    if not task.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with suppress(OSError):
-        os.chdir(task.cwd)
     try:
         with ExitStack() as stack:
-            stack.enter_context(interruptible(signals))
+            stack.enter_context(interruptible(signals))  # first: what comes earlier is lost
+            if task.software is not None:
+                _must_share(task.folder, task.software)
+            task.folder.mkdir(parents=True, exist_ok=True)
+            if not task.gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            with suppress(OSError):
+                os.chdir(task.cwd)
             stack.enter_context(threads(task.cpus))
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
-            log = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
             stack.enter_context(reporting(TaskProgress(beat)))
             stack.callback(setattr, console, "file", console.file)
-            console.file = log
-            try:
-                return Outcome("done", pickle.dumps(task.call()))
-            except Exception as error:
-                if received():
-                    return Outcome("interrupted", signal=received())
-                return Outcome("failed", pickle.dumps(_portable(error)))
-    except KeyboardInterrupt:
+            console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
+            return Outcome.of(task.call)
+    except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
+    except UserError as error:  # what nodes must share
+        return Outcome.failed(error)
+
+
+@functools.cache
+def software() -> Mapping[str, str]:
+    """The commit and the versions that a number depends on."""
+    found = environment()
+    return {"git.commit": found["git.commit"], "python": found["python"], **found["packages"]}
+
+
+def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
+    """What nodes share with the driver. Raises ``UserError`` when this one does not see ``folder``, or has other software."""
+    node, here = socket.gethostname(), software()
+    if not folder.is_dir():
+        raise UserError(
+            f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes share, under one path"
+        )
+    other = [
+        f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
+        for name, version in driver.items()
+        if here.get(name) != version
+    ]
+    if other:
+        raise UserError(
+            f"node {node} has other software than the machine that submits: {', '.join(other)}; use one environment and "
+            "checkout on all"
+        )
 
 
 @contextmanager
@@ -116,7 +153,7 @@ def threads(count: int) -> Iterator[None]:
     """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in their last bits."""
     from threadpoolctl import threadpool_limits
 
-    before = {name: os.environ.get(name) for name in THREADS}
+    before = {name: os.environ[name] for name in THREADS if name in os.environ}
     os.environ.update(dict.fromkeys(THREADS, str(count)))  # read by libraries that are imported in the block
     torch = sys.modules.get("torch")
     had = torch.get_num_threads() if torch else 0
@@ -128,11 +165,9 @@ def threads(count: int) -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(had)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in THREADS:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _portable(error: BaseException) -> list[BaseException]:
@@ -142,19 +177,15 @@ def _portable(error: BaseException) -> list[BaseException]:
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and len(chain) < 10:
-        chain.append(cause if _travels(cause) else _twin(cause))
+        chain.append(_traveller(cause))
         cause = cause.__cause__
     return chain
 
 
-def _travels(error: BaseException) -> bool:
-    try:
-        return str(pickle.loads(pickle.dumps(error))) == str(error)
-    except Exception:
-        return False
-
-
-def _twin(error: BaseException) -> BaseException:
+def _traveller(error: BaseException) -> BaseException:
+    with suppress(Exception):
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
     users = getattr(error, "exit_code", None) == 2
     twin = UserError(str(error)) if users else RuntimeError(f"{type(error).__name__}: {error}")
     for note in getattr(error, "__notes__", ()):

@@ -4,92 +4,83 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-from backbones.files import home, replacing
+from backbones.cliptex.processes import first_process
+from backbones.files import home
 from benchmark.execution import interrupts
-from benchmark.execution.progress import Bar, console, reporting
-from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_unit
-from reports.tracking import Tracker
+from benchmark.execution.progress import TaskProgress, console, reporter, reporting
+from benchmark.execution.task import Outcome
+from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
+from reports.heartbeat import Heartbeat, read
 
-PATIENCE = 60.0  # seconds that the processes have for saving what they have
+NEWS = 5.0  # seconds that a signal to the job may take from node to node
+# SLURM sends its signals to torchrun and its processes too, and torchrun kills these where they should save: only this
+# process decides, and speaks to them by SIGINT.
+DEAF = ["sh", "-c", """trap '' TERM USR2; exec "$@" """, "torchrun"]
 
 
-def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights:
+def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights | None:
     """Train with a process for each GPU of each node of this SLURM job (one a node on CPUs); called once on each node.
 
-    An interruption is passed on: the processes save what they have, and the job, queued again, goes on from there.
+    An interruption is passed on: the first process saves what it has, and the job, queued again, goes on from there.
+
+    Returns:
+        on the first node, what ``train_unit`` returns; its errors are raised there too.
 
     Raises:
         RuntimeError: torchrun failed; what it said is above.
     """
     job, node = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_NODEID", "0")
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-    file = home() / "tasks" / f"train-{job}-{node}.pkl"
-    with replacing(file) as temporary:
-        temporary.write_bytes(pickle.dumps(inputs))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        str(nodes),
-        "--nproc-per-node",
-        str(len(gpus) or 1),
-    ]
-    command += [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-id",
-        job,
-        "--rdzv-endpoint",
-        f"{_first_node()}:{20000 + int(job) % 20000}",
-    ]
-    process = subprocess.Popen(
-        [*command, "-m", "benchmark.pipeline.torchrun", str(file)], stdout=console.file, stderr=subprocess.STDOUT
-    )
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait(PATIENCE)
-        raise
-    finally:
-        file.unlink(missing_ok=True)
-    if code:
-        raise RuntimeError(f"torchrun ended with code {code} on node {node} of job {job}")
-    found = find_weights(inputs, Tracker(inputs.experiment))
-    if found is None:
-        raise RuntimeError(f"torchrun ended well, and there are no weights at {inputs.out}")
-    return found
+    shape = {
+        "nnodes": os.environ.get("SLURM_JOB_NUM_NODES", "1"), "nproc-per-node": len(gpus) or 1, "node-rank": node,
+        "master-addr": os.environ["SLURM_LAUNCH_NODE_IPADDR"],  # a job's steps are launched on its first node
+        "master-port": 20000 + int(job) % 12000,  # below the ports that systems give to anybody
+    }  # fmt: skip
+    words = [f"--{key}={value}" for key, value in shape.items()]
+    with tempfile.TemporaryDirectory(prefix=f"train-{job}-{node}-", dir=home() / "tasks") as name:
+        folder = Path(name).absolute()
+        (folder / "inputs").write_bytes(pickle.dumps(inputs))
+        process = subprocess.Popen(
+            [*DEAF, sys.executable, "-m", "torch.distributed.run", *words, "-m", __name__, str(folder)],
+            stdout=console.file, stderr=subprocess.STDOUT, env={**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT"},
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                reporter().follow(read(folder / "status.json"))
+                time.sleep(0.5)
+            if process.returncode:
+                time.sleep(NEWS)  # the processes of other nodes may have been interrupted, and this one not yet
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()  # torchrun gives its processes thirty seconds
+            raise
+        if (folder / "outcome").is_file():
+            return pickle.loads((folder / "outcome").read_bytes()).result()
+    if process.returncode:
+        raise RuntimeError(f"torchrun ended with code {process.returncode} on node {node} of job {job}")
+    return None
 
 
-torchrun_unit.several_nodes = True  # type: ignore[attr-defined]
-
-
-def _first_node() -> str:
-    """The address of the job's first node."""
-    names = _told("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    address = re.search(r"NodeAddr=(\S+)", _told("scontrol", "-o", "show", "node", names[0]))
-    return address[1] if address else names[0]
-
-
-def _told(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def main(file: Path) -> None:
-    """One of torchrun's processes."""
-    interrupts.install()
-    inputs: TrainingInputs = pickle.loads(file.read_bytes())
-    first = os.environ.get("RANK", "0") == "0"
-    with Bar(every=15.0 if first else float("inf")) as bar, reporting(bar):
+def main(folder: Path) -> int:
+    """One of torchrun's processes; the first leaves its outcome in ``folder``. Returns the exit code."""
+    inputs: TrainingInputs = pickle.loads((folder / "inputs").read_bytes())
+    if not first_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it helps the first to end its step, which then saves
         train_unit(inputs)
+        return 0
+    interrupts.install(once=True, numbers=[signal.SIGINT])
+    with Heartbeat(folder / "status.json") as beat, reporting(TaskProgress(beat)):
+        outcome = Outcome.of(lambda: train_unit(inputs))
+    (folder / "outcome").write_bytes(pickle.dumps(outcome))
+    return int(outcome.kind != "done")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    raise SystemExit(main(Path(sys.argv[1])))

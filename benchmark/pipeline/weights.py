@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -101,6 +102,8 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
         return _trained(_train(inputs, None), "")
     with one_maker(inputs.out):
         if found := find_weights(inputs, tracker):
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _train(inputs, None)  # returns at once; the others wait in it to hear that nothing is to be done
             return found
         return _train_in_run(tracker, inputs)
 
