@@ -54,15 +54,15 @@ def _train(options: argparse.Namespace) -> int:
     from reports.tracking import Tracker
 
     at_least(0, seed=options.seed)
+    spec = executor_spec(options)
     inputs = ExpertTraining(
         options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
-        options.device, options.experiment,
+        spec.task_device, options.experiment,
     )  # fmt: skip
-    spec = executor_spec(options)
     with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
         executor.check_store(tracking_uri())
         Tracker(options.experiment).close_stale()
-        asked = needs("expert", executor, options.device, options.num_workers)
+        asked = needs("expert", executor, spec.task_device, options.num_workers)
         asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))
     console.print(f"label with it: python -m benchmark label --experts {options.name}={options.out} --pairs … --out …")
     return 0

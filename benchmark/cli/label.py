@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     spec = executor_spec(options)
     request = LabelRequest(
         options.pairs, tuple(split_names([options.experts])), options.out,
-        with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, options.device,
+        with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, spec.task_device,
         options.num_workers, options.experiment,
     )  # fmt: skip
     with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:

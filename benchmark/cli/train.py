@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
     inputs = TrainingInputs(
         recipe=recipe, init=options.init, pairs=options.pairs, out=options.out.absolute(),
         labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
-        device=spec.device, num_workers=options.num_workers, save_seconds=options.save_every, experiment=options.experiment,
+        device=spec.task_device if spec.name != "local" else spec.device, num_workers=options.num_workers, save_seconds=options.save_every, experiment=options.experiment,
     )  # fmt: skip
     first = first_process()
     with using(options.tracking_uri), bar_of_process() as bar, reporting(bar):
@@ -93,7 +93,7 @@ def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedW
 
     with make_executor(replace(spec, several_nodes=True), bar) as executor:
         executor.check_store(tracking_uri())
-        asked = needs("train", executor, spec.device, inputs.num_workers)
+        asked = needs("train", executor, spec.task_device, inputs.num_workers)
         several = any(spec.settings.get(key, "1") != "1" for key in ("nodes", "gpus"))
         unit = torchrun_unit if spec.name == "slurm" and several else train_unit
         return executor.submit(unit, inputs, **asked, name=f"train {inputs.recipe.name}").result()

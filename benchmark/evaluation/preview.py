@@ -64,7 +64,7 @@ def dump_config(options: RunOptions) -> None:
         for task in plan.tasks:
             context = Context(
                 backbone=backbone, backbone_config=config, data=data[task.name], settings=task.settings, seed=options.seed,
-                device=choose_device(options.executor.device), work_dir=Path("work_dirs") / task.name, log=Silent(),
+                device=choose_device(options.executor.task_device), work_dir=Path("work_dirs") / task.name, log=Silent(),
                 progress=Silent(), workers=options.num_workers,
             )  # fmt: skip
             text = task.probe.config(context)
@@ -154,7 +154,7 @@ class _Preview:
     def _measured(self, filter_string: str, metric: str) -> tuple[float, float] | None:
         """Median seconds and most bytes of earlier runs on this kind of device, None where there is none."""
         try:
-            device = choose_device(self.plan.options.executor.device)
+            device = choose_device(self.plan.options.executor.task_device)
         except UserError:
             return None
         if self.tracker is None or (self.executor.has_gpus and device.type == "cpu"):
@@ -169,7 +169,7 @@ class _Preview:
     def _say(self, name: str, kind: str, measured: list[tuple[float, float] | None], units: int = 1) -> None:
         """A line for units that are left; ``measured`` has what each of their parts took."""
         options = self.plan.options
-        asked = needs(kind, self.executor, options.executor.device, options.num_workers)
+        asked = needs(kind, self.executor, options.executor.task_device, options.num_workers)
         known = [each for each in measured if each is not None]
         seconds = sum(each[0] for each in known)
         took = f"about {_time(seconds)}" if len(known) == len(measured) else "time unknown"

@@ -89,7 +89,7 @@ class RunPlan:
         overrides = {key: value for key, value in self.overrides.items() if key in known}
         return ProbeUnit(
             self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, overrides, placed,
-            options.data_root, options.partial, options.executor.device, options.num_workers, options.force,
+            options.data_root, options.partial, options.executor.task_device, options.num_workers, options.force,
         )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ class _Evaluation:
 
     def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
         self.plan, self.tracker, self.executor = plan, tracker, executor
-        self.options, self.device = plan.options, plan.options.executor.device
+        self.options, self.device = plan.options, plan.options.executor.task_device
         self.data: dict[str, PreparedDataset] = {}
         self.placed: Mapping[str, Path] = {}
 

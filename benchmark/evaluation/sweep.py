@@ -76,7 +76,7 @@ def launch(options: SweepOptions) -> SweepResult:
 
 
 async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> SweepResult:
-    stages = Stages(options.suite, tracker.experiment, executor, options.executor.device, options.num_workers)
+    stages = Stages(options.suite, tracker.experiment, executor, options.executor.task_device, options.num_workers)
     bench = await sweep_bench.prepare_bench(options, stages)
     plan = replace(plan, identity={**plan.identity, "content": bench.content()})
     sweep = start_sweep(options.name, options.storage, plan)

@@ -61,6 +61,11 @@ class ExecutorSpec:
     device: str = "auto"
     several_nodes: bool = False
 
+    @property
+    def task_device(self) -> str:
+        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
+        return self.device.partition(":")[0]
+
 
 @dataclass(eq=False)
 class _Unit:
@@ -91,7 +96,8 @@ class Executor(ABC):
         about: one line for ``list executors``.
         options: ``--executor-arg`` keys → what they do; ``None`` admits any.
         several_nodes: tasks may run on other machines than this one.
-        width: how many tasks can run at once, as far as is known: a hint for cutting work into pieces.
+        width: how many tasks can run at once, as far as is known, each on a GPU where there are some; ``cpus``: how many of one
+            core each that need none: hints for cutting work into pieces.
         has_gpus: whether a task can have a GPU.
     """
 
@@ -99,6 +105,7 @@ class Executor(ABC):
     options: ClassVar[Mapping[str, str] | None] = {}
     several_nodes: bool = False
     width: int = 1
+    cpus: int = 1
     has_gpus: bool = False
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:

@@ -40,17 +40,20 @@ class LocalExecutor(Executor):
         self.has_gpus = bool(self._gpus)
         room = len(self._gpus) or self._cpus // min(threads_of_a_task(), self._cpus)
         self.width = min(room, spec.jobs or room)
+        self.cpus = min(self._cpus, spec.jobs or self._cpus)
+        # one GPU is no reason for the cores to wait for each other: only its tasks go one after the other
+        self._in_this_process = self.width == 1 and (spec.jobs == 1 or not self._gpus)
         self._free_gpus, self._free_cpus = list(self._gpus), self._cpus
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
 
     def where(self, cpus: int, gpus: int) -> str:
-        if self.width == 1:
+        if self._in_this_process:
             return "this process"
         return f"a process with {f'{gpus} of {len(self._gpus)} GPUs' if gpus else f'{cpus} of {self._cpus} cores'}"
 
     def __enter__(self) -> Self:
-        if self.width == 1 and ("gpus" in self.spec.settings or ":" in self.spec.device):
+        if self._in_this_process and ("gpus" in self.spec.settings or ":" in self.spec.device):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)  # read when CUDA starts
         return super().__enter__()
 
@@ -59,7 +62,7 @@ class LocalExecutor(Executor):
         if task.gpus > len(self._gpus):
             raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
         future: Future[Any] = Future()
-        if self.width == 1:
+        if self._in_this_process:
             future.set_result(self._here(task))
             return future
         cpus = 0 if task.gpus else min(task.cpus, self._cpus)

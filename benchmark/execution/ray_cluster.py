@@ -53,7 +53,8 @@ class RayExecutor(Executor):
         self.has_gpus = self._most_gpus > 0 and spec.device != "cpu"
         self.several_nodes = len(nodes) > 1
         room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
-        self.width = max(1, min(room, spec.jobs) if spec.jobs else room)
+        self.width = max(1, min(room, spec.jobs or room))
+        self.cpus = max(1, min(int(there.get("CPU", 1)), spec.jobs or 2**30))
         self._execute = ray.remote(max_retries=0)(in_worker)
         self._refs: dict[Any, Task] = {}
 

@@ -81,7 +81,7 @@ class SlurmExecutor(Executor):
         self._partition = settings.get("partition", "")
         in_partition = ["-p", self._partition] if self._partition else []
         self.has_gpus = spec.device != "cpu" and "gpu" in _asked(["sinfo", "-h", "-o", "%G", *in_partition])[1]
-        self.width = spec.jobs or 16
+        self.width = self.cpus = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
         self._last = 0.0  # when the controller was asked
 

@@ -46,7 +46,7 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
             return root
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
         _prepare(root, config, missing)
-        pieces = min(len(missing), PIECES * executor.width)
+        pieces = min(len(missing), PIECES * executor.cpus)
         units = [
             executor.run(render_chunks, root, config, missing[n::pieces], cpus=1, name=f"render {n + 1}/{pieces}")
             for n in range(pieces)
