@@ -62,7 +62,8 @@ def main(options: argparse.Namespace) -> int:
     inputs = TrainingInputs(
         recipe=recipe, init=options.init, pairs=options.pairs, out=options.out.absolute(),
         labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
-        device=spec.task_device if spec.name != "local" else spec.device, num_workers=options.num_workers, save_seconds=options.save_every, experiment=options.experiment,
+        device=spec.device if spec.name == "local" else spec.task_device, num_workers=options.num_workers,
+        save_seconds=options.save_every, experiment=options.experiment,
     )  # fmt: skip
     first = first_process()
     with using(options.tracking_uri), bar_of_process() as bar, reporting(bar):
