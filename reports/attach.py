@@ -38,3 +38,13 @@ def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Pat
     if local is not None and (local / FOLDER / "index.html").is_file():
         return local / FOLDER / "index.html"
     return write(report, fallback)[0]
+
+
+def say_report(request: Request, run_ids: Sequence[str]) -> str:
+    """``attach_report`` as a line for people. The numbers are safe already: a report that cannot be made is a line, too."""
+    try:
+        return f"report: {attach_report(request, run_ids)}"
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        study = f" --study {request.study}" if request.study else ""
+        return f"no report was made: {told}; try python -m benchmark report{study}"

@@ -88,35 +88,22 @@ def main(options: argparse.Namespace) -> int:
         )
         if options.json:
             console.print(f"metrics: {options.json}", markup=False)
-        _report(result)
+        if any(cell.metrics for cell in result.cells):
+            console.print(_report(result), markup=False)
     return 1 if result.failed else 0
 
 
-def _report(result: RunResult) -> None:
-    """Compare this run's backbones and tasks, keep the page in MLflow, say where it is. The numbers are safe already: a
-    report that cannot be made is a line, never a failed run."""
-    from benchmark.execution.progress import console
+def _report(result: RunResult) -> str:
+    """Compare this run's backbones and tasks, and keep the page in MLflow; a line that says where it is."""
+    from reports.attach import say_report
+    from reports.report import Request
 
-    names = list(dict.fromkeys(cell.backbone for cell in result.cells if cell.metrics))
-    if not names:
-        return
-    try:
-        from reports.attach import attach_report
-        from reports.report import Request
-
-        request = Request(
-            experiments=[result.tracker.experiment],
-            backbones=names,
-            tasks=list(dict.fromkeys(cell.task for cell in result.cells if cell.status != "not applicable")),
-            tracking_uri=result.tracker.uri,
-            like=list(result.run_ids.values()),  # older settings in the same experiment are another report's business
-        )
-        first = {
-            name: run_id for (name, _), run_id in reversed(list(result.run_ids.items()))
-        }  # each backbone's first seed
-        page = attach_report(request, list(first.values()))
-    except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        console.print(f"no report was made: {lines[0]}; try python -m benchmark report", style="yellow", markup=False)
-        return
-    console.print(f"report: {page}", markup=False)
+    request = Request(
+        experiments=[result.tracker.experiment],
+        backbones=list(dict.fromkeys(cell.backbone for cell in result.cells if cell.metrics)),
+        tasks=list(dict.fromkeys(cell.task for cell in result.cells if cell.status != "not applicable")),
+        tracking_uri=result.tracker.uri,
+        like=list(result.run_ids.values()),  # older settings in the same experiment are another report's business
+    )
+    first = {name: run_id for (name, _), run_id in reversed(list(result.run_ids.items()))}  # each backbone's first seed
+    return say_report(request, list(first.values()))

@@ -91,6 +91,8 @@ def main(options: argparse.Namespace) -> int:
 def _launch(options: argparse.Namespace) -> int:
     from benchmark.evaluation import sweep as launching
     from benchmark.evaluation import sweep_table as table
+    from reports.attach import say_report
+    from reports.report import Request
     from reports.store import hide_password, using
     from sweeps.storage import storage_url
 
@@ -107,7 +109,9 @@ def _launch(options: argparse.Namespace) -> int:
                 f"python -m benchmark train --recipe {shlex.quote(str(result.recipe))} {given} --out best.safetensors"
             )
             table.say(f"train the best λs: {train}")
-        table.say(launching.make_report(result))
+        tracker = result.tracker
+        request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
+        table.say(say_report(request, [sweep.facts["mlflow"]["run"]]))
     flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
     table.say(f"every trial is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}")
     storage = hide_password(storage_url(options.storage))

@@ -154,23 +154,6 @@ class _Sweeping:
         return result, run.id
 
 
-def make_report(result: SweepResult) -> str:
-    """The study's report, kept in MLflow beside its trials: the line that says where it is.
-
-    The trials are safe already: a report that cannot be made is a line, never a failed sweep.
-    """
-    try:
-        from reports.attach import attach_report
-        from reports.report import Request
-
-        tracker, sweep = result.tracker, result.sweep
-        request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
-        return f"report: {attach_report(request, [sweep.facts['mlflow']['run']])}"
-    except Exception as error:
-        told = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"no report was made: {told}; try python -m benchmark report --study {result.sweep.name}"
-
-
 def _plan(options: SweepOptions) -> Plan:
     """The plan without content; everything a user can get wrong in words is found out here."""
     tasks = sweep_bench.planned(options)
