@@ -105,7 +105,8 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again():
     with training("cut") as process:
         end = time.monotonic() + 120
         while not Path("cut.safetensors.resume/state.pt").exists():
-            assert process.poll() is None and time.monotonic() < end, "no state was saved"
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "no state was saved"
             time.sleep(0.05)
         (job,) = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
