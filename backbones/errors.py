@@ -38,7 +38,8 @@ def users_line(error: BaseException) -> str | None:
         if getattr(cause, "exit_code", None) == 2:
             return " ".join(str(cause).split())
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-            return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; free some space and run the command again"
+            mend = "choose another folder" if cause.errno == errno.EROFS else "free some space"
+            return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {mend} and run the command again"
         seen.append(cause)
         cause = cause.__cause__
     return None

@@ -87,6 +87,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def _load(self, point: EntryPoint) -> None:
         if point.name in self._things:
             return
+        if point.name in self._later:  # our own: what breaks in it is a bug, not the fault of some package
+            self.register(point.name, point.load())
+            return
         try:
             thing = point.load()
             self.register(point.name, self._check(point.name, thing) if self._check else thing)

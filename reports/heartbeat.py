@@ -2,7 +2,8 @@
 
 A process rewrites a small file once a second (``Heartbeat``), and the time goes to MLflow once a minute with each of its open
 runs. A run's process is dead when its sign of life is old *and* the process is known to be gone, or when the sign is older than
-``LIMIT``: host names repeat among containers, pids are used again, and a cluster moves a job to another node.
+``SILENT`` (where the file is in sight) or ``LIMIT``: host names repeat among containers, pids are used again, and a cluster moves
+a job to another node.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +22,11 @@ from typing import Any
 
 EVERY = 1.0  # seconds between two writings of the file
 OLD = 5.0  # seconds after which a sign of life no longer speaks for a process that is known to be gone
-LIMIT = 600.0  # seconds after which it speaks for no process: a machine that is out of reach, a clock that was set
-PROCESS_TAG, FILE_TAG, TIME_TAG = "process", "heartbeat.file", "heartbeat.time"
+SILENT = (
+    120.0  # seconds after which a file that is in sight speaks for no process: its machine is gone, or out of reach
+)
+LIMIT = 600.0  # the same of what MLflow was told, once a minute
+PROCESS_TAG, FILE_TAG, TIME_TAG, HOME_TAG = "process", "heartbeat.file", "heartbeat.time", "heartbeat.home"
 
 _current: Heartbeat | None = None
 
@@ -83,7 +88,7 @@ def read(path: Path | str) -> dict[str, Any]:
 
 def tags() -> dict[str, str]:
     """What a run remembers of the process that writes it."""
-    file = {FILE_TAG: str(_current.path)} if _current is not None else {}
+    file = {FILE_TAG: str(_current.path), HOME_TAG: _home(_current.path)} if _current is not None else {}
     return {PROCESS_TAG: this_process(), TIME_TAG: f"{time.time():.0f}", **file}
 
 
@@ -93,10 +98,10 @@ def alive(run_tags: Mapping[str, str]) -> bool:
     beat = read(file) if file else {}
     if beat.get("process", process) != process:
         return False  # another process has taken this one's work up
-    if file and not beat and Path(file).parents[1].is_dir():
+    if file and not beat and _home(Path(file)) == run_tags.get(HOME_TAG):
         return False  # its task is over: whoever gave it out has seen it end, or given it up
     age = time.time() - max(_number(beat.get("time")), _number(run_tags.get(TIME_TAG)))
-    return age <= LIMIT and (age <= OLD or not gone(process))
+    return age <= (SILENT if beat else LIMIT) and (age <= OLD or not gone(process))
 
 
 def settle(run_tags: Mapping[str, str]) -> bool:
@@ -106,6 +111,17 @@ def settle(run_tags: Mapping[str, str]) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def _home(file: Path) -> str:
+    """The name of the folder of all tasks that ``file`` is in: another machine may have one at the same path."""
+    name = file.parents[1] / ".name"
+    with suppress(OSError):
+        if file.parents[1].is_dir() and not name.exists():
+            with suppress(FileExistsError), name.open("x") as made:
+                made.write(uuid.uuid4().hex)
+        return name.read_text()
+    return "no folder"
 
 
 def _number(value: Any) -> float:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -167,6 +168,7 @@ def metric_name(key: str) -> str:
 
 def hide_password(uri: str) -> str:
     """``uri`` fit for printing."""
+    uri = re.sub(r"(?i)([?&](?:ssl)?password=)[^&]*", r"\1***", uri)
     scheme, _, rest = uri.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}://{user.partition(':')[0]}:***@{host}" if at and ":" in user else uri

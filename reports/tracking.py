@@ -215,7 +215,7 @@ class Run:
             self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record finite values at ``step``; NaN is a hole, not a number, and is left out."""
+        """Record finite values at ``step``; NaN is missing, not a number, and is left out."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

@@ -36,13 +36,13 @@ class Kept:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cache``."""
-    verbs = parser.add_subparsers(dest="what", required=True)
-    ls = verbs.add_parser("ls", help="what is kept, how big, when it was used last")
+    commands = parser.add_subparsers(dest="what", required=True)
+    ls = commands.add_parser("ls", help="what is kept, how big, when it was used last")
     ls.add_argument("--json", action="store_true", help="as JSON")
-    rm = verbs.add_parser("rm", help="remove what is named (a beginning that is unique will do), or all of a kind")
-    check = verbs.add_parser("check", help="is every byte of features, labels and weights as it was written?")
-    for verb in (ls, rm, check):
-        verb.add_argument("--kind", choices=KINDS, help="only these")
+    rm = commands.add_parser("rm", help="remove what is named (a beginning that is unique will do), or all of a kind")
+    check = commands.add_parser("check", help="is every byte of features, labels and weights as it was written?")
+    for command in (ls, rm, check):
+        command.add_argument("--kind", choices=KINDS, help="only these")
     rm.add_argument("names", nargs="*", metavar="NAME")
     rm.add_argument("--older-than", type=float, metavar="DAYS", help="only what was not used for so many days")
 
@@ -122,7 +122,7 @@ def rm(options: argparse.Namespace) -> int:
 
 
 def remove(one: Kept) -> bool:
-    """Whether it is gone; what a process uses or makes stays."""
+    """Whether it is gone; what a process makes stays, and features that one uses."""
     from filelock import Timeout
 
     from backbones.locks import lock_file, locked
@@ -130,9 +130,12 @@ def remove(one: Kept) -> bool:
 
     if one.kind == "features":
         return feature_cache.remove(one.path)
+    made = str(one.path.absolute()).removesuffix(
+        ".resume"
+    )  # what a training goes on from is under the lock of its weights
     locks = {"work": ("cell", one.name), "mini": ("world", one.name)}
     try:
-        with locked(lock_file(*locks.get(one.kind, ("make", str(one.path.absolute())))), wait=False):
+        with locked(lock_file(*locks.get(one.kind, ("make", made))), wait=False):
             if one.path.is_dir():
                 shutil.rmtree(one.path, ignore_errors=True)
             else:

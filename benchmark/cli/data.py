@@ -9,8 +9,8 @@ from benchmark.cli.options import add_data, placed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``data``."""
-    verbs = parser.add_subparsers(dest="what", required=True)
-    check = verbs.add_parser("check", help="what is there, what is missing")
+    commands = parser.add_subparsers(dest="what", required=True)
+    check = commands.add_parser("check", help="what is there, what is missing")
     add_data(check)
     check.add_argument("--full", action="store_true", help="also decode every file")
     check.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")

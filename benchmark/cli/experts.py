@@ -10,9 +10,9 @@ from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_leas
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``experts``."""
-    verbs = parser.add_subparsers(dest="what", required=True)
-    verbs.add_parser("list", help="names, one line each")
-    train = verbs.add_parser("train", help="train one on a folder in the official layouts, and measure it on truth")
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("list", help="names, one line each")
+    train = commands.add_parser("train", help="train one on a folder in the official layouts, and measure it on truth")
     train.add_argument("name")
     train.add_argument(
         "--data",
@@ -47,11 +47,10 @@ def _train(options: argparse.Namespace) -> int:
 
     from backbones.overrides import parse_pairs
     from benchmark.evaluation.needs import needs
-    from benchmark.execution import Bar, make_executor
     from benchmark.execution.progress import console
     from benchmark.pipeline.experts import ExpertTraining, expert_unit
-    from reports.store import tracking_uri, using
-    from reports.tracking import Tracker
+    from benchmark.pipeline.stage import driving
+    from reports.store import using
 
     at_least(0, seed=options.seed)
     spec = executor_spec(options)
@@ -59,9 +58,7 @@ def _train(options: argparse.Namespace) -> int:
         options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
         spec.task_device, options.experiment,
     )  # fmt: skip
-    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
-        executor.check_store(tracking_uri())
-        Tracker(options.experiment).close_stale()
+    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         asked = needs("expert", executor, spec.task_device, options.num_workers)
         asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))
     console.print(f"label with it: python -m benchmark label --experts {options.name}={options.out} --pairs … --out …")

@@ -39,11 +39,10 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.label import LabelSettings
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
-    from benchmark.execution import Bar, make_executor
     from benchmark.execution.progress import console
     from benchmark.pipeline.labels import LabelRequest, label_stage
-    from reports.store import tracking_uri, using
-    from reports.tracking import Tracker
+    from benchmark.pipeline.stage import driving
+    from reports.store import using
 
     at_least(1, batch_size=options.batch_size)
     spec = executor_spec(options)
@@ -52,9 +51,7 @@ def main(options: argparse.Namespace) -> int:
         with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, spec.task_device,
         options.num_workers, options.experiment,
     )  # fmt: skip
-    with using(options.tracking_uri), Bar() as bar, make_executor(spec, bar) as executor:
-        executor.check_store(tracking_uri())
-        Tracker(options.experiment).close_stale()
+    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         manifest = asyncio.run(label_stage(request, executor))
     console.print(
         f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled, {len(manifest['failed'])} failed, "

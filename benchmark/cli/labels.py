@@ -10,10 +10,10 @@ from benchmark.cli.options import at_least
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``labels``."""
-    verbs = parser.add_subparsers(dest="what", required=True)
-    check = verbs.add_parser("check", help="every byte as it was written, all counts agree")
+    commands = parser.add_subparsers(dest="what", required=True)
+    check = commands.add_parser("check", help="every byte as it was written, all counts agree")
     check.add_argument("dir", type=Path)
-    draw = verbs.add_parser("draw", help="a picture of labels beside images")
+    draw = commands.add_parser("draw", help="a picture of labels beside images")
     draw.add_argument("dir", type=Path)
     draw.add_argument("--pairs", required=True, help="the pairs that were labelled")
     draw.add_argument("--out", type=Path, default=Path("labels.png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Mapping
@@ -75,10 +76,14 @@ def dump_config(options: RunOptions) -> None:
 
 def dry_run(options: RunOptions) -> None:
     """Print cells done and to do, the units of what is to do with their needs and places, and what that will cost."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hubs' library is imported: weights are looked up, not fetched
     plan = make_plan(options)
-    with make_executor(options.executor, Bar()) as executor:
+    executor = make_executor(options.executor, Bar())
+    try:
         executor.check_store(tracking_uri())
         _Preview(plan, _look(plan), executor, Tracker.existing(plan.experiment)).show()
+    finally:
+        executor._release()
 
 
 class _Preview:
@@ -113,7 +118,11 @@ class _Preview:
         """The tasks that this backbone still has to do, counted."""
         left: list[PlannedTask] = []
         config = _config(self.plan, self.there, name, seed)
-        backbone = backbones.create(**config) if config is not None else None
+        try:
+            backbone = backbones.create(**config) if config is not None else None
+        except UserError as error:  # of a hub, and not fetched yet
+            console.print(f"  note · {name}: {error}", style="dim", markup=False)
+            backbone = None
         for task in self.plan.tasks:
             what = "to do"
             if backbone is not None and task.probe.needs_text and not backbone.has_text:

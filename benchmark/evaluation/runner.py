@@ -25,11 +25,11 @@ from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.results import RunResult, as_json, must_be_writable
 from benchmark.evaluation.units import ProbeUnit, probe_unit
-from benchmark.execution import Executor, ExecutorSpec, WorkerLost, make_executor
-from benchmark.execution.progress import Bar, console, reporting
+from benchmark.execution import Executor, ExecutorSpec, WorkerLost
+from benchmark.execution.progress import console
+from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
 from probes.datasets.base import PreparedDataset
-from reports.store import tracking_uri
 from reports.tracking import Tracker
 
 
@@ -128,15 +128,8 @@ def run(options: RunOptions) -> RunResult:
     plan = make_plan(options)
     if options.json:
         must_be_writable(options.json)
-    with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
-        executor.check_store(tracking_uri())
-        tracker = Tracker(plan.experiment)
-        for name in tracker.close_stale():
-            console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
-        try:
-            result = asyncio.run(_Evaluation(plan, tracker, executor).run())
-        finally:
-            tracker.close_stale()
+    with driving(options.executor, plan.experiment) as (executor, tracker):
+        result = asyncio.run(_Evaluation(plan, tracker, executor).run())
     if options.json:
         write_json(options.json, as_json(result))
     return result
@@ -169,16 +162,15 @@ class _Evaluation:
 
     async def _backbone(self, name: str, seed: int, artifacts: SuiteArtifacts) -> tuple[list[Cell], str]:
         """The cells of one backbone and seed, and the id of their parent run. Without its weights, all are missing."""
-        if (name, seed) not in artifacts.makes:
-            return await self._probe(seed, MadeBackbone(self.plan.config(name, seed)))
+        what = "its weights"
         try:
-            made = await artifacts.makes[name, seed]()
+            make = artifacts.makes.get((name, seed))
+            made = await make() if make else MadeBackbone(self.plan.config(name, seed))
+            what = "its run"
+            return await self._probe(seed, made)
         except Exception as error:
-            reason = _reason(error)
-            return [
-                Cell(name, task.name, seed, "failed", reason=f"its weights: {reason}") for task in self.plan.tasks
-            ], ""
-        return await self._probe(seed, made)
+            reason = f"{what}: {_reason(error)}"
+            return [Cell(name, task.name, seed, "failed", reason=reason) for task in self.plan.tasks], ""
 
     async def _probe(self, seed: int, made: MadeBackbone) -> tuple[list[Cell], str]:
         plan, tracker = self.plan, self.tracker

@@ -18,8 +18,8 @@ from benchmark.evaluation import sweep_bench
 from benchmark.evaluation.results import must_be_writable
 from benchmark.evaluation.sweep_bench import CLIPTEX, Bench, SweepOptions
 from benchmark.evaluation.sweep_table import number, say
-from benchmark.execution import Executor, make_executor
-from benchmark.execution.progress import Bar, reporting
+from benchmark.execution import Executor
+from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
 from reports.store import hide_password
 from reports.tracking import Run, Tracker
@@ -59,20 +59,13 @@ def launch(options: SweepOptions) -> SweepResult:
         before = load_sweep(options.name, options.storage)
         must_agree(options.name, before.facts["identity"], plan.whole_identity())
         must_be_free(before)
-    with Bar() as bar, reporting(bar), make_executor(options.executor, bar) as executor:
-        tracker = Tracker(options.experiment_name)
-        executor.check_store(tracker.uri)
+    with driving(options.executor, options.experiment_name) as (executor, tracker):
         if options.prune and executor.several_nodes and storage_url(options.storage).startswith("sqlite:"):
             raise SweepError(
                 "--prune: trainings on other machines report to the storage, and cannot share a file of SQLite; "
                 "give --storage postgresql://HOST/NAME, or journal:///FILE.log on a file system that all see"
             )
-        for closed in tracker.close_stale():
-            say(f"closed the run {closed!r}: its process had vanished", style="yellow")
-        try:
-            return asyncio.run(_launch(options, plan, tracker, executor))
-        finally:
-            tracker.close_stale()
+        return asyncio.run(_launch(options, plan, tracker, executor))
 
 
 async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> SweepResult:

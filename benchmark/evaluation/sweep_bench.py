@@ -243,6 +243,10 @@ async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
         UserError: data, pairs or labels are missing, incomplete or broken.
     """
     make = find_suite(options.suite).training
+    tasks, placed = planned(options), options.data
+    # what the user places is looked at before anything is trained
+    own = [task for task in tasks if {task.spec.name, task.spec.folder} & set(placed)] if make else tasks
+    prepare_data(own, placed, options.data_root, options.partial, options.num_workers)
     return Bench(options, stages, await make(stages, options.seed) if make else _brought(options))
 
 

@@ -113,7 +113,7 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             stack.enter_context(threads(task.cpus))
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
             stack.enter_context(reporting(TaskProgress(beat)))
-            stack.callback(setattr, console, "file", console.file)
+            stack.callback(setattr, console, "file", console._file)  # what was set, not what standard output is now
             console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
             return Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended
@@ -126,7 +126,8 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
     found = environment()
-    return {"git.commit": found["git.commit"], "python": found["python"], **found["packages"]}
+    commit = found["git.commit"].partition("+")[0]  # one checkout, which is edited or not, is seen by all
+    return {"git.commit": commit, "python": found["python"], **found["packages"]}
 
 
 def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
@@ -139,7 +140,7 @@ def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
     other = [
         f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
         for name, version in driver.items()
-        if here.get(name) != version
+        if here.get(name) != version and not (name == "git.commit" and "" in (version, here.get(name, "")))
     ]
     if other:
         raise UserError(

@@ -83,13 +83,12 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        # how quick other machines' GPUs are is not known here
-        kind = "" if executor.several_nodes and executor.has_gpus else device_kind(choose_device(request.device))
-        tags = {"labels.file": str(writer.root), "device.kind": kind}
+        tags = {"labels.file": str(writer.root)}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
-            def ended(shard: LabelledShard) -> None:
+            def ended(shard: LabelledShard, device: str) -> None:
+                run.set_tags({"device.kind": device})
                 speed = shard.images / max(shard.seconds, 1e-9)
                 run.log_metrics({"label/images_per_second": speed} if shard.images else {}, next(steps))
                 _count(tally, shard, len(source))
@@ -107,7 +106,7 @@ async def _label(
     source: PairSource,
     writer: LabelWriter,
     missing: deque[int],
-    ended: Callable[[LabelledShard], None],
+    ended: Callable[[LabelledShard, str], None],
 ) -> None:
     """A unit for each missing shard, twice as many under way as can run; after one that breaks no other is begun."""
     asked = needs("label", executor, request.device, request.num_workers)
@@ -117,7 +116,7 @@ async def _label(
             number = missing.popleft()
             told = {"name": f"label {source.shards[number].name}", "priority": request.priority}
             try:
-                ended(await executor.run(label_unit, request, writer, number, **told, **asked))
+                ended(*await executor.run(label_unit, request, writer, number, **told, **asked))
             except BaseException:
                 missing.clear()
                 raise
@@ -131,10 +130,11 @@ async def _label(
             raise error
 
 
-def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> LabelledShard:
-    """Label one shard of the pairs, unless its labels are there; one unit of work."""
+def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:
+    """Label one shard of the pairs, unless its labels are there, and say on what kind of device; one unit of work."""
     labeller = _labeller(request, writer.root, writer.key)
-    return labeller.label(labeller.source.shards[number], reporter(), _say)
+    shard = labeller.label(labeller.source.shards[number], reporter(), _say)
+    return shard, device_kind(choose_device(request.device))
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,9 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from backbones.locks import lock_file, locked, locked_async
+from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.interrupts import as_interrupt
-from benchmark.execution.progress import reporter
+from benchmark.execution.progress import console, reporter, reporting
+from reports.store import tracking_uri
 from reports.tracking import Run, Tracker, git_commit
+
+
+@contextmanager
+def driving(spec: ExecutorSpec, experiment: str) -> Iterator[tuple[Executor, Tracker]]:
+    """What a command needs that gives out units: an executor, and the experiment that they write to. Runs whose process is gone
+    are closed before, and after the executor's tasks have ended.
+
+    Raises:
+        UserError, TrackingError: no such executor, or a store that cannot be used (by tasks on other machines).
+    """
+    tracker = None
+    try:
+        with Bar() as bar, reporting(bar), make_executor(spec, bar) as executor:
+            executor.check_store(tracking_uri())
+            tracker = Tracker(experiment)
+            for name in tracker.close_stale():
+                console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
+            yield executor, tracker
+    finally:
+        if tracker is not None:
+            tracker.close_stale()
 
 
 @contextmanager

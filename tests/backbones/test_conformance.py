@@ -54,9 +54,9 @@ def name(request):
         yield request.param
         return
     entry = backbones.find(base)
-    registry._entries[base] = dataclasses.replace(entry, settings={**entry.settings, **THIN[base]})
+    registry.BACKBONES._things[base] = dataclasses.replace(entry, settings={**entry.settings, **THIN[base]})
     yield request.param
-    registry._entries[base] = entry
+    registry.BACKBONES._things[base] = entry
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Means(Backbone):
 @pytest.fixture(autouse=True)
 def means_14(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known while a test of this module runs, and to no other."""
-    monkeypatch.setitem(registry._entries, "means-14", Entry("means-14", "for tests", "MIT", Means))
+    monkeypatch.setitem(registry.BACKBONES._things, "means-14", Entry("means-14", "for tests", "MIT", Means))
 
 
 def ramps(data: PreparedDataset) -> np.ndarray:

@@ -82,7 +82,9 @@ def test_depth_does_not_see_scale_and_shift(scale, shift, seed):
     base = mean(depth_loss(prediction, target))
     assert mean(depth_loss(prediction * scale + shift, target)) == pytest.approx(base, rel=1e-3)
     assert mean(depth_loss(prediction, target * scale + shift)) == pytest.approx(base, rel=1e-3)
-    assert mean(depth_loss(target.nan_to_num(7) * scale + shift, target)) == pytest.approx(0, abs=1e-4)
+    assert mean(depth_loss(target.nan_to_num(7) * scale + shift, target)) == pytest.approx(
+        0, abs=5e-4
+    )  # the shift costs digits
 
 
 def test_normals_by_hand():

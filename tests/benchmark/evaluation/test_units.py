@@ -81,6 +81,6 @@ def test_two_commands_at_once_run_each_cell_once(here):
     assert told[0]["mlflow"]["run_ids"] != told[1]["mlflow"]["run_ids"]
     by_id = {run.info.run_id: run for run in runs}
     parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in told]
-    cached = [tag for run in parents for tag in run.data.tags if tag.startswith("reused.")]
-    assert sorted(cached) == ["reused.camvid.linear", "reused.imagefolder.linear"], "each was found by the other"
+    cached = [tag for run in parents for tag in run.data.tags if tag.startswith("cached.")]
+    assert sorted(cached) == ["cached.camvid.linear", "cached.imagefolder.linear"], "each was found by the other"
     assert parents[0].data.metrics == parents[1].data.metrics
