@@ -87,9 +87,9 @@ def refused(code: int) -> OSError:
 def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
     assert users_line(UserError("no such\nthing")) == "no such thing"
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        mend = "choose another folder" if code == errno.EROFS else "free some space"
         assert (
-            users_line(refused(code))
-            == f"cannot write /data/x: {os.strerror(code)}; free some space and run the command again"
+            users_line(refused(code)) == f"cannot write /data/x: {os.strerror(code)}; {mend} and run the command again"
         )
     assert users_line(refused(errno.ENOENT)) is None
     assert users_line(KeyError("x")) is None

@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 
 from reports import heartbeat
-from reports.heartbeat import FILE_TAG, LIMIT, OLD, PROCESS_TAG, TIME_TAG, Heartbeat, alive, gone, settle, this_process
+from reports.heartbeat import (
+    FILE_TAG,
+    HOME_TAG,
+    LIMIT,
+    OLD,
+    PROCESS_TAG,
+    SILENT,
+    TIME_TAG,
+    Heartbeat,
+    alive,
+    gone,
+    settle,
+    this_process,
+)
 
 
 @pytest.fixture
@@ -41,24 +54,25 @@ def test_a_process_is_known_by_machine_pid_and_start(dead: str) -> None:
 def test_alive_needs_a_sign_that_is_not_old_or_a_process_that_is_not_gone(tmp_path: Path, dead: str) -> None:
     file = tmp_path / "tasks" / "unit" / "status.json"
     elsewhere = "elsewhere/abc/1|1:1"
-    for process, age, expected in [
-        (this_process(), 0, True), (this_process(), OLD + 60, True), (this_process(), LIMIT + 1, False),
-        (dead, 0, True), (dead, OLD + 1, False), (elsewhere, OLD + 60, True), (elsewhere, LIMIT + 1, False),
-    ]:  # fmt: skip
-        assert alive({PROCESS_TAG: process, FILE_TAG: written(file, process, age)}) is expected, (process, age)
-        assert alive({PROCESS_TAG: process, TIME_TAG: str(time.time() - age)}) is expected, (
-            "without a file, by MLflow's tag"
-        )
+    for process, limit in ((this_process(), None), (elsewhere, None), (dead, OLD)):
+        for age in (0, OLD + 1, SILENT - 5, SILENT + 1, LIMIT - 5, LIMIT + 1):
+            by_file = alive({PROCESS_TAG: process, FILE_TAG: written(file, process, age)})
+            by_mlflow = alive({PROCESS_TAG: process, TIME_TAG: str(time.time() - age)})
+            assert by_file is (age <= (limit or SILENT)), (process, age)
+            assert by_mlflow is (age <= (limit or LIMIT)), (process, age)
 
 
 def test_work_that_another_took_up_or_that_is_over_is_no_longer_its_own(tmp_path: Path) -> None:
     file = written(tmp_path / "tasks" / "unit" / "status.json", "elsewhere/abc/1|2:2", 0)
-    first = {PROCESS_TAG: "elsewhere/abc/1|1:1", FILE_TAG: file, TIME_TAG: str(time.time())}
+    with Heartbeat(Path(file).parents[1] / "other" / "status.json"):
+        home = heartbeat.tags()[HOME_TAG]
+    first = {PROCESS_TAG: "elsewhere/abc/1|1:1", FILE_TAG: file, HOME_TAG: home, TIME_TAG: str(time.time())}
     assert not alive(first) and alive({**first, PROCESS_TAG: "elsewhere/abc/1|2:2"})
     Path(file).unlink()
     Path(file).parent.rmdir()
     assert not alive(first), "its folder is gone, and the home is in sight"
     assert alive({**first, FILE_TAG: "/not/in/sight/status.json"}), "of a home that is not in sight nothing is known"
+    assert alive({**first, HOME_TAG: "another"}), "another machine has a home of its own at the same path"
 
 
 def test_settle_waits_until_a_sign_of_a_dead_process_is_old(tmp_path: Path, dead: str, monkeypatch) -> None:
