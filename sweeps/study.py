@@ -17,7 +17,7 @@ from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from backbones.locks import lock_file, locked
-from reports.heartbeat import LIMIT, gone, this_process
+from reports.heartbeat import SILENT, gone, this_process
 from reports.store import hide_password
 from sweeps.errors import NoSweep, SweepError
 from sweeps.objective import Metrics, Objective, TaskFacts
@@ -110,12 +110,17 @@ class Sweep:
     def driven(self) -> bool:
         """Whether a process drives it, as far as this machine can say."""
         beat = self.facts.get("driver") or {"time": 0.0, "process": ""}
-        return time.time() - beat["time"] <= LIMIT and not gone(beat["process"])
+        return time.time() - beat["time"] <= SILENT and not gone(beat["process"])
 
     @property
     def refusal(self) -> SweepError:
         """Why a second driver is not let in."""
-        return SweepError(f"study {self.name!r} is driven by another process; wait for it, or stop it")
+        process = (self.facts.get("driver") or {}).get("process", "")
+        where = f" on {process.partition('/')[0]}" if process else ""
+        return SweepError(
+            f"study {self.name!r} is driven by another process{where}; wait for it, or stop it: it is taken for gone when it was "
+            f"silent for {SILENT:.0f} s"
+        )
 
 
 def cell_of(trial: FrozenTrial) -> str:
