@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from reports.heartbeat import LIMIT, this_process
+from reports.heartbeat import SILENT, this_process
 from sweeps.driver import FAILURES, Evaluation
 from sweeps.errors import SweepError
 from sweeps.study import load_sweep
@@ -148,10 +148,10 @@ def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monk
 
 def test_another_machines_driver_counts_while_it_gives_signs_of_life(url, tracker):
     sweep = start(url, lambdas=("seg",))
-    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - LIMIT + 60})
+    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - SILENT + 60})
     with pytest.raises(SweepError, match="is driven by another process"):
         finish(sweep, tracker)
-    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - LIMIT - 1})
+    sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - SILENT - 1})
     assert finish(sweep, tracker) == 3
     assert not sweep.facts["driver"]
 
