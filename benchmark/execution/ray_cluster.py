@@ -55,7 +55,9 @@ class RayExecutor(Executor):
         room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
         self.width = max(1, min(room, spec.jobs or room))
         self.cpus = max(1, min(int(there.get("CPU", 1)), spec.jobs or 2**30))
-        self._execute = ray.remote(max_retries=0)(in_worker)
+        self._on_cpus = ray.remote(max_retries=0)(in_worker)
+        # a process that has computed on one GPU cannot see another: it ends with its task
+        self._on_gpus = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
         self._refs: dict[Any, Task] = {}
 
     def where(self, cpus: int, gpus: int) -> str:
@@ -68,7 +70,7 @@ class RayExecutor(Executor):
         # cores never keep a GPU idle: a task on GPUs asks for at most their share of its node's
         most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
         needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
-        ref = self._execute.options(**needs).remote(task)
+        ref = (self._on_gpus if task.gpus else self._on_cpus).options(**needs).remote(task)
         self._refs[ref] = task
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future

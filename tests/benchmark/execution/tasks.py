@@ -137,6 +137,10 @@ def visible(folder=None, all_of_them=0):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
 
 
+def visible_in_process():
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def visible_on_node(folder, all_of_them):
     gpus, *_ = visible(folder, all_of_them)
     return [f"{node()} {gpu}" for gpu in gpus.split(",")]

@@ -55,6 +55,14 @@ def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
         assert busiest(spans) == 1, f"GPU {number} was given twice at once"
 
 
+def test_a_process_of_ray_sees_one_set_of_gpus():
+    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
+        futures = [executor.submit(tasks.visible_in_process, gpus=gpus) for gpus in (1, 1, 2, 1, 1, 2)]
+        found = [future.result(100) for future in futures]
+    assert len({process for process, _ in found}) == len(set(found)), found
+
+
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.several_nodes
