@@ -141,6 +141,15 @@ def visible_in_process():
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def variable(name):
+    import json
+
+    import ray
+
+    written = ray.get_runtime_context().runtime_env
+    return os.environ.get(name), name in json.dumps(written)
+
+
 def visible_on_node(folder, all_of_them):
     gpus, *_ = visible(folder, all_of_them)
     return [f"{node()} {gpu}" for gpu in gpus.split(",")]

@@ -63,6 +63,26 @@ def test_a_process_of_ray_sees_one_set_of_gpus():
     assert len({process for process, _ in found}) == len(set(found)), found
 
 
+@pytest.mark.parametrize("where", ["this machine", "cluster"])
+def test_secrets_reach_tasks_and_not_the_logs_of_ray(where, request, monkeypatch):
+    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    settings = {"num_cpus": "2"}
+    if where == "cluster":
+        settings = {"address": request.getfixturevalue("ray_cluster").address}
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with make_executor(ExecutorSpec("ray", settings, device="cpu"), Bar()) as executor:
+        logs = Path(ray_logs())
+        assert executor.submit(tasks.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
+    written = [path.name for path in logs.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    assert not written
+
+
+def ray_logs():
+    import ray
+
+    return ray._private.worker.global_worker.node.get_logs_dir_path()
+
+
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.several_nodes
