@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from backbones.errors import UserError
 from backbones.files import home
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
+from benchmark.execution.local import LocalExecutor
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import busiest, gone, until_true
 
@@ -107,6 +109,31 @@ def test_who_waits_goes_by_priority_and_size(tmp_path):
         go.touch()
         first.result(60)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
+
+
+def test_what_breaks_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
+    marker = tmp_path / "one"
+
+    class Broken(LocalExecutor):
+        def _look(self):
+            if marker.exists():
+                raise ZeroDivisionError("a mistake of ours")
+
+    with Broken(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        futures = [executor.submit(tasks.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(60)
+        with pytest.raises(CancelledError):
+            executor.submit(tasks.doubled, 1).result(60)
+    assert marker.with_suffix(".saved").is_file()
+
+
+def test_the_folder_of_a_task_that_is_cancelled_before_it_begins_goes(tmp_path):
+    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        executor.several_nodes = True  # the folder is made at once
+        first, second = (executor.submit(tasks.doubled, n, 0.5, cpus=2) for n in range(2))
+        assert second.cancel() and first.result(60)[0] == 0
 
 
 def test_a_worker_that_died_of_boredom_is_replaced_in_silence(said):
