@@ -16,6 +16,7 @@ import pytest
 from backbones.errors import UserError
 from backbones.files import home
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
+from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import busiest, gone, until_true
@@ -95,6 +96,13 @@ def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     assert [len(gpus) for gpus in found] == [1, 2, 1, 1]
     taken = [gpu for gpus in found for gpu in gpus]
     assert len(set(taken)) == 5 and {gpu.split()[0] for gpu in taken} == {"n0", "n1"}
+
+
+@pytest.mark.parametrize(
+    ("partition", "has_gpus"), [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)]
+)
+def test_gpus_are_those_of_the_partition_that_jobs_go_to(partition, has_gpus):
+    assert slurm_executor._with_gpus("cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n", partition) == has_gpus
 
 
 def test_who_waits_goes_by_priority_and_size(tmp_path):
@@ -207,6 +215,7 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("slurm", {"time": "abc"}, "--executor-arg time=abc: give minutes"),
         ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
         ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
+        ("slurm", {"cpus-per-task": "2"}, "--executor-arg cpus_per_task: the executor sets it itself"),
         ("slurm", {"partitoin": "gpu"}, "--executor-arg partitoin: sbatch has no such option; did you mean partition"),
     ],
 )
