@@ -66,6 +66,11 @@ class ExecutorSpec:
         """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
         return self.device.partition(":")[0]
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether tasks compute on GPUs, where there are some."""
+        return self.device.startswith(("auto", "cuda"))
+
 
 @dataclass(eq=False)
 class _Unit:

@@ -168,20 +168,24 @@ def _begin(visible: str, cpus: int) -> None:
 
 def _gpus(spec: ExecutorSpec) -> list[str]:
     """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the CPU."""
-    asked = spec.settings.get("gpus")
-    if asked is not None:
-        ids = [part.strip() for part in asked.split(",") if part.strip()]
-        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
-            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
-        return ids
-    if not spec.device.startswith(("auto", "cuda")):
+    asked, number = spec.settings.get("gpus"), spec.device.partition(":")[2]
+    if asked is None and not spec.on_gpus:
         return []
     import torch
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
-    number = spec.device.partition(":")[2]
-    if number and not (number.isdigit() and int(number) < len(ids)):
-        raise UserError(f"no device {spec.device!r} here: there are {len(ids)} GPUs; use cpu, cuda or auto")
-    return [ids[int(number)]] if number else ids
+    there = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
+    if asked is not None:
+        ids = [part.strip() for part in asked.split(",") if part.strip()]
+        if number:
+            raise UserError(f"--executor-arg gpus={asked} with --device {spec.device}: give one of the two")
+        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
+            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
+        missing = [each for each in ids if each.isdigit() and each not in there]
+        if there and missing:  # its tasks would see none
+            raise UserError(f"--executor-arg gpus={asked}: there is no GPU {missing[0]} here, but {', '.join(there)}")
+        return ids
+    if number and not (number.isdigit() and int(number) < len(there)):
+        raise UserError(f"no device {spec.device!r} here: there are {len(there)} GPUs; use cpu, cuda or auto")
+    return [there[int(number)]] if number else there

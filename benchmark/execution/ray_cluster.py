@@ -53,7 +53,7 @@ class RayExecutor(Executor):
             int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
         )
         there = ray.cluster_resources()
-        self.has_gpus = self._most_gpus > 0 and spec.device != "cpu"
+        self.has_gpus = self._most_gpus > 0 and spec.on_gpus
         self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {socket.gethostname()} or len(nodes) > 1
         room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
         self.width = max(1, min(room, spec.jobs or room))
@@ -151,7 +151,7 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
         found = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}  # where this module is
         settings |= {"address": address, "runtime_env": {"env_vars": found}}
     else:
-        no_gpus = {"num_gpus": 0} if spec.device == "cpu" else {}
+        no_gpus = {"num_gpus": 0} if not spec.on_gpus else {}
         settings |= {"num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -87,7 +87,7 @@ class SlurmExecutor(Executor):
         )
         self._partition = settings.get("partition", os.environ.get("SBATCH_PARTITION", ""))
         partitions = _asked(["sinfo", "-h", "-o", "%P %G"])[1]
-        self.has_gpus = spec.device != "cpu" and _with_gpus(partitions, self._partition)
+        self.has_gpus = spec.on_gpus and _with_gpus(partitions, self._partition)
         self.width = self.cpus = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
         self._last = 0.0  # when the controller was asked
@@ -182,7 +182,8 @@ def in_job(task: Task) -> Outcome:
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
         code = 0 if node else _asked(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
-            os._exit(1)  # with a result it would count as done
+            # with a result it would count as done; where KillOnBadExit is set, srun would kill a first node that still saves
+            os._exit(int(node == 0))
     return outcome
 
 

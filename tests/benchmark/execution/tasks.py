@@ -155,6 +155,12 @@ def visible_on_node(folder, all_of_them):
     return [f"{node()} {gpu}" for gpu in gpus.split(",")]
 
 
+def device():
+    from benchmark.evaluation.device import choose_device
+
+    return str(choose_device("auto"))
+
+
 def noted(log, name, marker=None):
     with Path(log).open("a") as file:
         file.write(f"{name}\n")

@@ -15,6 +15,7 @@ import pytest
 
 from backbones.errors import UserError
 from backbones.files import home
+from benchmark.evaluation.needs import needs
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
@@ -207,6 +208,7 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
         ("local", {"gpus": "x"}, "--executor-arg gpus=x: give"),
         ("local", {"gpus": "1,1"}, "--executor-arg gpus=1,1: give"),
+        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: there is no GPU 9 here, but 0, 1"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give a whole number, 1 or more"),
         ("ray", {"num_cpu": "1"}, "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus"),
         ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
@@ -219,7 +221,10 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("slurm", {"partitoin": "gpu"}, "--executor-arg partitoin: sbatch has no such option; did you mean partition"),
     ],
 )
-def test_wrong_settings_are_one_line(name, settings, said, request):
+def test_wrong_settings_are_one_line(name, settings, said, request, monkeypatch):
+    if "there is no GPU" in said:  # a machine with two
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     if name == "slurm":
         request.getfixturevalue("slurm")
     elif name == "ray":
@@ -227,6 +232,21 @@ def test_wrong_settings_are_one_line(name, settings, said, request):
     with pytest.raises(UserError) as raised:
         make_executor(ExecutorSpec(name, settings), Bar())
     assert str(raised.value).startswith(said) and "\n" not in str(raised.value)
+
+
+def test_a_device_and_gpus_are_one_line():
+    with pytest.raises(UserError, match="gpus=0,1 with --device cuda:1: give one"):
+        make_executor(ExecutorSpec(settings={"gpus": "0,1"}, device="cuda:1"), Bar())
+
+
+def test_a_task_with_a_gpu_does_not_compute_on_the_cpu_in_silence(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with make_executor(ExecutorSpec(jobs=1, settings={"gpus": "0"}), Bar()) as executor:
+        assert executor.submit(tasks.device).result() == "cpu"
+        with pytest.raises(UserError, match="was given a GPU"):
+            executor.submit(tasks.device, gpus=1).result()
+        assert needs("train", executor, "auto", 2) == {"cpus": 3, "gpus": 1}
+        assert needs("train", executor, "mps", 2)["gpus"] == 0
 
 
 def test_what_sbatch_refuses_is_one_line(slurm):
