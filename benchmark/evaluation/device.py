@@ -21,7 +21,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available() and os.environ.get(GPUS, "0") != "0":
             seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-            raise UserError(f"this task was given a GPU (CUDA_VISIBLE_DEVICES={seen}), where torch finds none; use --device cpu")
+            raise UserError(
+                f"this task was given a GPU (CUDA_VISIBLE_DEVICES={seen}), where torch finds none; use --device cpu"
+            )
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
