@@ -161,6 +161,14 @@ def device():
     return str(choose_device("auto"))
 
 
+def slow_to_end(seconds, *earlier):
+    """Which of the ``earlier`` processes are still there; this one takes its time to end."""
+    from multiprocessing.util import Finalize
+
+    Finalize(None, time.sleep, (seconds,), exitpriority=0)
+    return os.getpid(), [pid for pid in earlier if Path(f"/proc/{pid}").exists()]
+
+
 def noted(log, name, marker=None):
     with Path(log).open("a") as file:
         file.write(f"{name}\n")

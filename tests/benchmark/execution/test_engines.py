@@ -59,6 +59,16 @@ def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
         assert busiest(spans) == 1, f"GPU {number} was given twice at once"
 
 
+def test_gpus_are_given_again_when_their_process_has_ended(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with make_executor(ExecutorSpec(settings={"gpus": "0,1"}), Bar()) as executor:
+        futures = [executor.submit(tasks.slow_to_end, 1.0, gpus=1) for _ in range(2)]
+        pids = [future.result(60)[0] for future in futures]
+        assert executor.submit(tasks.slow_to_end, 1.0, gpus=1).result(60)[0] in pids, "a process is kept"
+        both, there = executor.submit(tasks.slow_to_end, 0.0, *pids, gpus=2).result(60)
+        assert both not in pids and not there
+
+
 def test_a_process_of_ray_sees_one_set_of_gpus():
     pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
