@@ -95,6 +95,10 @@ def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedW
     with make_executor(replace(spec, several_nodes=True), bar) as executor:
         executor.check_store(tracking_uri())
         asked = needs("train", executor, spec.task_device, inputs.num_workers)
-        several = any(spec.settings.get(key, "1") != "1" for key in ("nodes", "gpus"))
-        unit = torchrun_unit if spec.name == "slurm" and several else train_unit
-        return executor.submit(unit, inputs, **asked, name=f"train {inputs.recipe.name}").result()
+        name, settings = f"train {inputs.recipe.name}", spec.settings
+        if spec.name != "slurm" or all(settings.get(key, "1") == "1" for key in ("nodes", "gpus")):
+            return executor.submit(train_unit, inputs, **asked, name=name).result()
+        if asked["gpus"]:  # the processes of a node: each has what one needs
+            asked["cpus"] *= int(settings.get("gpus", "1"))
+        patience = int(settings.get("signal_delay_s") or settings.get("signal-delay-s") or 90)
+        return executor.submit(torchrun_unit, inputs, patience, **asked, name=name).result()

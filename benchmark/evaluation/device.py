@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import resource
 from contextlib import suppress
@@ -11,11 +12,18 @@ from pathlib import Path
 import torch
 
 from backbones.errors import UserError
+from benchmark.execution.task import GPUS
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU. Raises ``UserError`` for a device that is not there."""
+    """``auto`` is the first GPU where there is one, else the CPU, unless this is a task that was given a GPU: that would compute
+    on the CPU for days. Raises ``UserError`` for a device that is not there."""
     if name == "auto":
+        if not torch.cuda.is_available() and os.environ.get(GPUS, "0") != "0":
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise UserError(
+                f"this task was given a GPU (CUDA_VISIBLE_DEVICES={seen}), where torch finds none; use --device cpu"
+            )
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)

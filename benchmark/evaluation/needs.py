@@ -19,6 +19,6 @@ def needs(kind: str, executor: Executor, device: str, num_workers: int) -> dict[
         return {"cpus": 1, "gpus": 0}
     if kind not in ON_DEVICE:
         raise ValueError(f"no kind of unit {kind!r}")
-    if device == "cpu" or (device == "auto" and not executor.has_gpus):
+    if not device.startswith("cuda") and not (device == "auto" and executor.has_gpus):
         return {"cpus": threads_of_a_task(), "gpus": 0}
     return {"cpus": num_workers + 1, "gpus": 1}

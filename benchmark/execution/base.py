@@ -66,6 +66,11 @@ class ExecutorSpec:
         """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
         return self.device.partition(":")[0]
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether tasks compute on GPUs, where there are some."""
+        return self.device.startswith(("auto", "cuda"))
+
 
 @dataclass(eq=False)
 class _Unit:
@@ -240,6 +245,7 @@ class Executor(ABC):
         """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
         else a task that needs several would never have its turn."""
         started: list[tuple[_Unit, Future[Outcome]]] = []
+        cancelled: list[_Unit] = []
         with self._lock:
             full: set[bool] = set()
             for unit in list(self._waiting):
@@ -248,6 +254,7 @@ class Executor(ABC):
                     break
                 if unit.future.cancelled():
                     self._waiting.remove(unit)
+                    cancelled.append(unit)
                     continue
                 inner = None if on_gpus in full else self._started(unit.task)
                 if inner is None:
@@ -258,6 +265,7 @@ class Executor(ABC):
                     started.append((unit, inner))
         for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
             inner.add_done_callback(functools.partial(self._arrived, unit))
+        self._drop(cancelled)
 
     def _started(self, task: Task) -> Future[Outcome] | None:
         """``_start``, whose errors are the task's."""
@@ -296,7 +304,8 @@ class Executor(ABC):
 
     def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
         """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
-        self._show(unit, whole=True)
+        with suppress(Exception):  # whoever waits for it must hear that it ended
+            self._show(unit, whole=True)
         with self._lock:
             if unit.over:
                 return
@@ -316,12 +325,23 @@ class Executor(ABC):
         self._dispatch()
 
     def _follow(self) -> None:
-        """Show what tasks say and how far they are, until the executor ends."""
+        """Show what tasks say and how far they are, until the executor ends. What breaks here is every task's error: nobody
+        else may learn how they end."""
         while not self._over.wait(POLL):
-            with suppress(OSError):
-                self._look()
-            for unit in list(self._running):
-                self._show(unit)
+            try:
+                with suppress(OSError):
+                    self._look()
+                for unit in list(self._running):
+                    self._show(unit)
+            except Exception as error:
+                with self._lock:
+                    self.closing = True
+                    units = [*self._waiting, *self._running]
+                for unit in units:
+                    self._end(unit, error=error)
+                with suppress(Exception):
+                    self._stop()
+                return
 
     def _show(self, unit: _Unit, whole: bool = False) -> None:
         """Print what a task has said since the last time, in full lines unless ``whole``, and draw how far it is."""

@@ -46,6 +46,7 @@ class LocalExecutor(Executor):
         self._free_gpus, self._free_cpus = list(self._gpus), self._cpus
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
+        self._ending: list[threading.Thread] = []
 
     def where(self, cpus: int, gpus: int) -> str:
         if self._in_this_process:
@@ -68,11 +69,22 @@ class LocalExecutor(Executor):
         cpus = 0 if task.gpus else min(task.cpus, self._cpus)
         if task.gpus > len(self._free_gpus) or cpus > self._free_cpus:
             return None
+        kept = next((each for each in self._idle if len(each.gpus) == task.gpus), None)
+        gpus = kept.gpus if kept else self._free_gpus[: task.gpus]
+        if kept is not None:
+            self._idle.remove(kept)
+        elif others := [each for each in self._idle if set(each.gpus) & set(gpus)]:
+            for each in others:
+                self._retire(each)
+            return None
         try:
-            worker, running = self._worker(self._free_gpus[: task.gpus], task)
+            worker, running = self._run(kept, gpus, task)
         except BrokenProcessPool:
             raise WorkerLost(DIED) from None
-        self._free_gpus, self._free_cpus = self._free_gpus[task.gpus :], self._free_cpus - cpus
+        self._free_gpus, self._free_cpus = (
+            [each for each in self._free_gpus if each not in gpus],
+            self._free_cpus - cpus,
+        )
         self._busy.append(worker)
         running.add_done_callback(lambda done: self._done(done, worker, cpus, future))
         return future
@@ -87,14 +99,11 @@ class LocalExecutor(Executor):
                 outcome.set_exception(error)
         return outcome
 
-    def _worker(self, gpus: list[str], task: Task) -> tuple[_Worker, Future[Outcome]]:
-        """A process that is kept for these GPUs, or a new one; those that hold memory on some of them go."""
-        for worker in [each for each in self._idle if each.gpus == gpus or set(each.gpus) & set(gpus)]:
-            self._idle.remove(worker)
-            if worker.gpus == gpus:
-                with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
-                    return worker, worker.run(task)
-            worker.pool.shutdown(wait=False)
+    def _run(self, kept: _Worker | None, gpus: list[str], task: Task) -> tuple[_Worker, Future[Outcome]]:
+        """In the process that is kept for these GPUs, or in a new one."""
+        if kept is not None:
+            with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
+                return kept, kept.run(task)
         worker = _Worker(gpus, task.cpus)
         return worker, worker.run(task)
 
@@ -103,16 +112,38 @@ class LocalExecutor(Executor):
         kept = error is None and done.result().kind != "interrupted"  # one that was interrupted hears no second signal
         with self._lock:
             self._busy.remove(worker)
-            self._free_gpus = sorted([*self._free_gpus, *worker.gpus], key=self._gpus.index)
-            self._free_cpus += cpus
             if kept or self.closing:  # else ``_release`` waits for its end
                 self._idle.append(worker)
+                self._give_back(worker.gpus, cpus)
             else:
-                worker.pool.shutdown(wait=False)
+                self._retire(worker, cpus)
         if error is None:
             future.set_result(done.result())
         else:
             future.set_exception(WorkerLost(DIED) if isinstance(error, BrokenProcessPool) else error)
+
+    def _retire(self, worker: _Worker, cpus: int = 0) -> None:
+        """Let a process end; until it has, it holds memory of its GPUs, and nobody else gets them."""
+
+        def end() -> None:
+            killer = threading.Timer(PATIENCE, worker.signal, (signal.SIGKILL,))
+            killer.start()
+            worker.pool.shutdown(wait=True)
+            killer.cancel()
+            with self._lock:
+                self._give_back(worker.gpus, cpus)
+            self._dispatch()
+
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._free_gpus = [each for each in self._free_gpus if each not in worker.gpus]
+        thread = threading.Thread(target=end, name="end of a process", daemon=True)
+        self._ending = [*(each for each in self._ending if each.is_alive()), thread]
+        thread.start()
+
+    def _give_back(self, gpus: list[str], cpus: int) -> None:
+        self._free_gpus = sorted([*self._free_gpus, *gpus], key=self._gpus.index)
+        self._free_cpus += cpus
 
     def _stop(self) -> None:
         for worker in list(self._busy):
@@ -129,6 +160,8 @@ class LocalExecutor(Executor):
             worker.signal(signal.SIGKILL)
         for worker in workers:
             worker.pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._ending:
+            thread.join()
 
 
 class _Worker:
@@ -168,20 +201,24 @@ def _begin(visible: str, cpus: int) -> None:
 
 def _gpus(spec: ExecutorSpec) -> list[str]:
     """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the CPU."""
-    asked = spec.settings.get("gpus")
-    if asked is not None:
-        ids = [part.strip() for part in asked.split(",") if part.strip()]
-        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
-            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
-        return ids
-    if not spec.device.startswith(("auto", "cuda")):
+    asked, number = spec.settings.get("gpus"), spec.device.partition(":")[2]
+    if asked is None and not spec.on_gpus:
         return []
     import torch
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
-    number = spec.device.partition(":")[2]
-    if number and not (number.isdigit() and int(number) < len(ids)):
-        raise UserError(f"no device {spec.device!r} here: there are {len(ids)} GPUs; use cpu, cuda or auto")
-    return [ids[int(number)]] if number else ids
+    there = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
+    if asked is not None:
+        ids = [part.strip() for part in asked.split(",") if part.strip()]
+        if number:
+            raise UserError(f"--executor-arg gpus={asked} with --device {spec.device}: give one of the two")
+        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
+            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
+        missing = [each for each in ids if each.isdigit() and each not in there]
+        if there and missing:  # its tasks would see none
+            raise UserError(f"--executor-arg gpus={asked}: there is no GPU {missing[0]} here, but {', '.join(there)}")
+        return ids
+    if number and not (number.isdigit() and int(number) < len(there)):
+        raise UserError(f"no device {spec.device!r} here: there are {len(there)} GPUs; use cpu, cuda or auto")
+    return [there[int(number)]] if number else there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -19,9 +20,7 @@ from benchmark.execution.task import Outcome, Task, execute
 
 STOP = "stop"  # a file beside a task's heartbeat
 PATIENCE = 60.0  # seconds that cancelled tasks have for saving what they have
-PASSED_ON = (
-    "CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY", "PYTHONPATH",
-)  # fmt: skip
+PASSED_ON = ("CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY")
 
 
 class RayExecutor(Executor):
@@ -47,16 +46,25 @@ class RayExecutor(Executor):
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(ray, spec, sizes)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self._most_cpus, self._most_gpus = (int(max(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if not nodes:
+            raise UserError("no node of this Ray is alive; start one with `ray start --head`")
+        self._most_cpus, self._most_gpus = (
+            int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
+        )
         there = ray.cluster_resources()
-        self.has_gpus = self._most_gpus > 0 and spec.device != "cpu"
-        self.several_nodes = len(nodes) > 1
+        self.has_gpus = self._most_gpus > 0 and spec.on_gpus
+        self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {socket.gethostname()} or len(nodes) > 1
         room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
         self.width = max(1, min(room, spec.jobs or room))
         self.cpus = max(1, min(int(there.get("CPU", 1)), spec.jobs or 2**30))
-        self._execute = ray.remote(max_retries=0)(in_worker)
+        self._on_cpus = ray.remote(max_retries=0)(in_worker)
+        # a process that has computed on one GPU cannot see another: it ends with its task
+        self._on_gpus = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
         self._refs: dict[Any, Task] = {}
+        # not by Ray's ``runtime_env``, which stands in clear in its logs; workers of a Ray of ours inherit them
+        inherited = self._ours and "address" not in spec.settings
+        self._passed = {} if inherited else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
     def where(self, cpus: int, gpus: int) -> str:
         return f"a Ray task ({f'{gpus} GPU, ' if gpus else ''}{cpus} cores)"
@@ -65,10 +73,11 @@ class RayExecutor(Executor):
         if task.gpus > self._most_gpus:  # Ray would wait for such a node for ever
             raise UserError(f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than {self._most_gpus}")
         future: Future[Outcome] = Future()
+        content = pickle.dumps(task)
         # cores never keep a GPU idle: a task on GPUs asks for at most their share of its node's
         most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
         needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
-        ref = self._execute.options(**needs).remote(task)
+        ref = (self._on_gpus if task.gpus else self._on_cpus).options(**needs).remote(content, self._passed)
         self._refs[ref] = task
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
@@ -109,9 +118,15 @@ class RayExecutor(Executor):
                 self._ray.cancel(ref, force=force)
 
 
-def in_worker(task: Task) -> Outcome:
+def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     """``execute``, and a thread that watches for the driver's wish to stop: Ray's own is only heard between two steps of Python,
-    and not by a task that waits for its loading workers."""
+    and not by a task that waits for its loading workers.
+
+    Args:
+        content: the pickled task, whose modules are imported when the environment has ``variables``.
+    """
+    os.environ.update(variables)
+    task: Task = pickle.loads(content)
     over = threading.Event()
 
     def watch() -> None:
@@ -131,12 +146,12 @@ def in_worker(task: Task) -> Outcome:
 
 def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     """Join a cluster, or start a Ray of this machine."""
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": passed}}
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address := spec.settings.get("address", ""):
-        settings["address"] = address
+        found = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}  # where this module is
+        settings |= {"address": address, "runtime_env": {"env_vars": found}}
     else:
-        no_gpus = {"num_gpus": 0} if spec.device == "cpu" else {}
+        no_gpus = {"num_gpus": 0} if not spec.on_gpus else {}
         settings |= {"num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -24,10 +24,17 @@ from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
 ASK = 3.0  # seconds between two questions to the controller
-GRACE = 10.0  # seconds that the result of a job which has left the queue may take to appear (shared file systems)
+GRACE = 90.0  # seconds that the result of a job which has left the queue may take to appear (NFS remembers what is not there)
 PATIENCE = 90.0  # seconds that cancelled jobs have for saving what they have
 SUBMITITS = ("nodes", "signal_delay_s", "setup")  # settings that are submitit's business, not only sbatch's
-ENDED = ("FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED", "GONE")
+OURS = (  # what a user cannot set: the executor does
+    "array", "chdir", "cpus_per_task", "error", "gpus_per_node", "job_name", "ntasks", "ntasks_per_node", "output", "signal",
+    "wrap",
+)  # fmt: skip
+ENDED = (
+    "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED", "PREEMPTED", "REVOKED",
+    "LAUNCH_FAILED", "RECONFIG_FAIL", "GONE",
+)  # fmt: skip
 FORMS = {  # of values that sbatch would only refuse for each job
     "time": (r"\d+(-\d+)?(:\d+){0,2}", "minutes, or days-hours:minutes"),
     "nodes": (r"[1-9]\d*", "a whole number, 1 or more"),
@@ -78,9 +85,9 @@ class SlurmExecutor(Executor):
             stderr_to_stdout=True,
             additional_parameters={key.replace("_", "-"): value for key, value in settings.items()},
         )
-        self._partition = settings.get("partition", "")
-        in_partition = ["-p", self._partition] if self._partition else []
-        self.has_gpus = spec.device != "cpu" and "gpu" in _asked(["sinfo", "-h", "-o", "%G", *in_partition])[1]
+        self._partition = settings.get("partition", os.environ.get("SBATCH_PARTITION", ""))
+        partitions = _asked(["sinfo", "-h", "-o", "%P %G"])[1]
+        self.has_gpus = spec.on_gpus and _with_gpus(partitions, self._partition)
         self.width = self.cpus = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
         self._last = 0.0  # when the controller was asked
@@ -116,6 +123,9 @@ class SlurmExecutor(Executor):
         if jobs and time.monotonic() - self._last > ASK:
             states, self._last = _states(jobs), time.monotonic()
         for number, job in jobs.items():
+            if job.since:
+                with suppress(OSError), os.scandir(job.engine.paths.folder) as files:
+                    list(files)  # NFS asks its server
             outcomes = _outcomes(job.engine)
             bad = [each for each in outcomes if each.kind != "done"]
             job.bad = (job.bad or time.monotonic()) if bad else 0.0
@@ -172,7 +182,8 @@ def in_job(task: Task) -> Outcome:
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
         code = 0 if node else _asked(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
-            os._exit(1)  # with a result it would count as done
+            # with a result it would count as done; where KillOnBadExit is set, srun would kill a first node that still saves
+            os._exit(int(node == 0))
     return outcome
 
 
@@ -207,6 +218,15 @@ def _states(jobs: Iterable[str]) -> dict[str, str] | None:
     return dict(line.split() for line in told.splitlines() if re.fullmatch(r"\S+ [A-Z_]+", line))
 
 
+def _with_gpus(told: str, partition: str) -> bool:
+    """Whether a job gets to see GPUs, by sinfo's "PARTITION GRES" lines; where none is named it goes to the one with a star."""
+    lines = [line.partition(" ")[::2] for line in told.splitlines()]
+    names = partition.split(",")
+    return any(
+        "gpu" in gres and (name.rstrip("*") in names if partition else name.endswith("*")) for name, gres in lines
+    )
+
+
 def _asked(command: list[str]) -> tuple[int, str]:
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
@@ -220,6 +240,10 @@ def _check(settings: dict[str, str]) -> None:
     code, told = _asked(["sbatch", "--help"])
     known = {*SUBMITITS, "gpus", "cpus", *(name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", told))}
     for key, value in settings.items():
+        if key in OURS:
+            raise UserError(
+                f"--executor-arg {key}: the executor sets it itself; there are cpus, gpus, nodes, signal_delay_s"
+            )
         if code == 0 and key not in known:
             raise UserError(f"--executor-arg {key}: sbatch has no such option; {nearest(key, known)}")
         form, meant = FORMS.get(key, (".*", ""))

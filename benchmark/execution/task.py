@@ -22,6 +22,7 @@ from reports.heartbeat import Heartbeat
 from reports.tracking import environment
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GPUS = "CLIPTEX_TASK_GPUS"  # how many the task of this process, or of its parent, was given
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ class Task:
 
     def call(self) -> Any:
         """Run it here; ``sys.exit`` in it ends the task, and not whoever waits for it."""
+        os.environ[GPUS] = str(self.gpus)
         try:
             return self.function(*self.args)
         except SystemExit as error:
             raise RuntimeError(f"{self.name} called sys.exit({error.code!r}) instead of returning a result") from error
+        finally:
+            os.environ.pop(GPUS, None)
 
     @property
     def status(self) -> Path:

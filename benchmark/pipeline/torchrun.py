@@ -15,7 +15,7 @@ from backbones.cliptex.processes import first_process
 from backbones.files import home
 from benchmark.execution import interrupts
 from benchmark.execution.progress import TaskProgress, console, reporter, reporting
-from benchmark.execution.task import Outcome
+from benchmark.execution.task import THREADS, Outcome
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
 from reports.heartbeat import Heartbeat, read
 
@@ -25,10 +25,14 @@ NEWS = 5.0  # seconds that a signal to the job may take from node to node
 DEAF = ["sh", "-c", """trap '' TERM USR2; exec "$@" """, "torchrun"]
 
 
-def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights | None:
-    """Train with a process for each GPU of each node of this SLURM job (one a node on CPUs); called once on each node.
+def torchrun_unit(inputs: TrainingInputs, patience: int = 90) -> TrainedWeights | None:
+    """Train with a process for each GPU of each node of this SLURM job (one a node on CPUs); called once on each node. The
+    processes of a node share the unit's threads.
 
     An interruption is passed on: the first process saves what it has, and the job, queued again, goes on from there.
+
+    Args:
+        patience: seconds that the processes have for saving, once they are asked to.
 
     Returns:
         on the first node, what ``train_unit`` returns; its errors are raised there too.
@@ -38,10 +42,16 @@ def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights | None:
     """
     job, node = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_NODEID", "0")
     gpus = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    count = len(gpus) or 1
     shape = {
-        "nnodes": os.environ.get("SLURM_JOB_NUM_NODES", "1"), "nproc-per-node": len(gpus) or 1, "node-rank": node,
+        "nnodes": os.environ.get("SLURM_JOB_NUM_NODES", "1"), "nproc-per-node": count, "node-rank": node,
         "master-addr": os.environ["SLURM_LAUNCH_NODE_IPADDR"],  # a job's steps are launched on its first node
         "master-port": 20000 + int(job) % 12000,  # below the ports that systems give to anybody
+    }  # fmt: skip
+    share = str(max(1, int(os.environ["OMP_NUM_THREADS"]) // count))  # ``execute`` has set the unit's
+    env = {
+        **os.environ, **dict.fromkeys(THREADS, share), "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(patience),
     }  # fmt: skip
     words = [f"--{key}={value}" for key, value in shape.items()]
     with tempfile.TemporaryDirectory(prefix=f"train-{job}-{node}-", dir=home() / "tasks") as name:
@@ -49,7 +59,7 @@ def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights | None:
         (folder / "inputs").write_bytes(pickle.dumps(inputs))
         process = subprocess.Popen(
             [*DEAF, sys.executable, "-m", "torch.distributed.run", *words, "-m", __name__, str(folder)],
-            stdout=console.file, stderr=subprocess.STDOUT, env={**os.environ, "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT"},
+            stdout=console.file, stderr=subprocess.STDOUT, env=env,
         )  # fmt: skip
         try:
             while process.poll() is None:
@@ -59,7 +69,7 @@ def torchrun_unit(inputs: TrainingInputs) -> TrainedWeights | None:
                 time.sleep(NEWS)  # the processes of other nodes may have been interrupted, and this one not yet
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
-            process.wait()  # torchrun gives its processes thirty seconds
+            process.wait()  # torchrun gives its processes ``patience`` seconds
             raise
         if (folder / "outcome").is_file():
             return pickle.loads((folder / "outcome").read_bytes()).result()

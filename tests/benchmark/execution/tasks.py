@@ -137,9 +137,36 @@ def visible(folder=None, all_of_them=0):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
 
 
+def visible_in_process():
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def variable(name):
+    import json
+
+    import ray
+
+    written = ray.get_runtime_context().runtime_env
+    return os.environ.get(name), name in json.dumps(written)
+
+
 def visible_on_node(folder, all_of_them):
     gpus, *_ = visible(folder, all_of_them)
     return [f"{node()} {gpu}" for gpu in gpus.split(",")]
+
+
+def device():
+    from benchmark.evaluation.device import choose_device
+
+    return str(choose_device("auto"))
+
+
+def slow_to_end(seconds, *earlier):
+    """Which of the ``earlier`` processes are still there; this one takes its time to end."""
+    from multiprocessing.util import Finalize
+
+    Finalize(None, time.sleep, (seconds,), exitpriority=0)
+    return os.getpid(), [pid for pid in earlier if Path(f"/proc/{pid}").exists()]
 
 
 def noted(log, name, marker=None):

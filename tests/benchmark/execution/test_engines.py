@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 
 from backbones.errors import UserError
 from backbones.files import home
+from benchmark.evaluation.needs import needs
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
+from benchmark.execution import slurm as slurm_executor
+from benchmark.execution.local import LocalExecutor
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import busiest, gone, until_true
 
@@ -55,6 +59,44 @@ def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
         assert busiest(spans) == 1, f"GPU {number} was given twice at once"
 
 
+def test_gpus_are_given_again_when_their_process_has_ended(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with make_executor(ExecutorSpec(settings={"gpus": "0,1"}), Bar()) as executor:
+        futures = [executor.submit(tasks.slow_to_end, 1.0, gpus=1) for _ in range(2)]
+        pids = [future.result(60)[0] for future in futures]
+        assert executor.submit(tasks.slow_to_end, 1.0, gpus=1).result(60)[0] in pids, "a process is kept"
+        both, there = executor.submit(tasks.slow_to_end, 0.0, *pids, gpus=2).result(60)
+        assert both not in pids and not there
+
+
+def test_a_process_of_ray_sees_one_set_of_gpus():
+    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
+        futures = [executor.submit(tasks.visible_in_process, gpus=gpus) for gpus in (1, 1, 2, 1, 1, 2)]
+        found = [future.result(100) for future in futures]
+    assert len({process for process, _ in found}) == len(set(found)), found
+
+
+@pytest.mark.parametrize("where", ["this machine", "cluster"])
+def test_secrets_reach_tasks_and_not_the_logs_of_ray(where, request, monkeypatch):
+    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    settings = {"num_cpus": "2"}
+    if where == "cluster":
+        settings = {"address": request.getfixturevalue("ray_cluster").address}
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with make_executor(ExecutorSpec("ray", settings, device="cpu"), Bar()) as executor:
+        logs = Path(ray_logs())
+        assert executor.submit(tasks.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
+    written = [path.name for path in logs.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    assert not written
+
+
+def ray_logs():
+    import ray
+
+    return ray._private.worker.global_worker.node.get_logs_dir_path()
+
+
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.several_nodes
@@ -65,6 +107,13 @@ def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     assert [len(gpus) for gpus in found] == [1, 2, 1, 1]
     taken = [gpu for gpus in found for gpu in gpus]
     assert len(set(taken)) == 5 and {gpu.split()[0] for gpu in taken} == {"n0", "n1"}
+
+
+@pytest.mark.parametrize(
+    ("partition", "has_gpus"), [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)]
+)
+def test_gpus_are_those_of_the_partition_that_jobs_go_to(partition, has_gpus):
+    assert slurm_executor._with_gpus("cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n", partition) == has_gpus
 
 
 def test_who_waits_goes_by_priority_and_size(tmp_path):
@@ -79,6 +128,31 @@ def test_who_waits_goes_by_priority_and_size(tmp_path):
         go.touch()
         first.result(60)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
+
+
+def test_what_breaks_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
+    marker = tmp_path / "one"
+
+    class Broken(LocalExecutor):
+        def _look(self):
+            if marker.exists():
+                raise ZeroDivisionError("a mistake of ours")
+
+    with Broken(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        futures = [executor.submit(tasks.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(60)
+        with pytest.raises(CancelledError):
+            executor.submit(tasks.doubled, 1).result(60)
+    assert marker.with_suffix(".saved").is_file()
+
+
+def test_the_folder_of_a_task_that_is_cancelled_before_it_begins_goes(tmp_path):
+    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+        executor.several_nodes = True  # the folder is made at once
+        first, second = (executor.submit(tasks.doubled, n, 0.5, cpus=2) for n in range(2))
+        assert second.cancel() and first.result(60)[0] == 0
 
 
 def test_a_worker_that_died_of_boredom_is_replaced_in_silence(said):
@@ -144,6 +218,7 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
         ("local", {"gpus": "x"}, "--executor-arg gpus=x: give"),
         ("local", {"gpus": "1,1"}, "--executor-arg gpus=1,1: give"),
+        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: there is no GPU 9 here, but 0, 1"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give a whole number, 1 or more"),
         ("ray", {"num_cpu": "1"}, "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus"),
         ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
@@ -152,10 +227,14 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("slurm", {"time": "abc"}, "--executor-arg time=abc: give minutes"),
         ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
         ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
+        ("slurm", {"cpus-per-task": "2"}, "--executor-arg cpus_per_task: the executor sets it itself"),
         ("slurm", {"partitoin": "gpu"}, "--executor-arg partitoin: sbatch has no such option; did you mean partition"),
     ],
 )
-def test_wrong_settings_are_one_line(name, settings, said, request):
+def test_wrong_settings_are_one_line(name, settings, said, request, monkeypatch):
+    if "there is no GPU" in said:  # a machine with two
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     if name == "slurm":
         request.getfixturevalue("slurm")
     elif name == "ray":
@@ -163,6 +242,21 @@ def test_wrong_settings_are_one_line(name, settings, said, request):
     with pytest.raises(UserError) as raised:
         make_executor(ExecutorSpec(name, settings), Bar())
     assert str(raised.value).startswith(said) and "\n" not in str(raised.value)
+
+
+def test_a_device_and_gpus_are_one_line():
+    with pytest.raises(UserError, match="gpus=0,1 with --device cuda:1: give one"):
+        make_executor(ExecutorSpec(settings={"gpus": "0,1"}, device="cuda:1"), Bar())
+
+
+def test_a_task_with_a_gpu_does_not_compute_on_the_cpu_in_silence(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with make_executor(ExecutorSpec(jobs=1, settings={"gpus": "0"}), Bar()) as executor:
+        assert executor.submit(tasks.device).result() == "cpu"
+        with pytest.raises(UserError, match="was given a GPU"):
+            executor.submit(tasks.device, gpus=1).result()
+        assert needs("train", executor, "auto", 2) == {"cpus": 3, "gpus": 1}
+        assert needs("train", executor, "mps", 2)["gpus"] == 0
 
 
 def test_what_sbatch_refuses_is_one_line(slurm):
