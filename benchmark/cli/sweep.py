@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.cli.options import add_data, add_execution, add_tracking, at_least, executor_spec, placed
 
 if TYPE_CHECKING:
-    from benchmark.evaluation.sweep_bench import SweepOptions
+    from benchmark.evaluation.sweep.bench import SweepOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     if options.what == "launch":
         return _launch(options)
     from backbones.files import write_json
-    from benchmark.evaluation import sweep_table as table
+    from benchmark.evaluation.sweep import table
     from sweeps.study import load_sweep
     from sweeps.summary import best_recipe, best_trial
 
@@ -89,8 +89,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from benchmark.evaluation import sweep as launching
-    from benchmark.evaluation import sweep_table as table
+    from benchmark.evaluation.sweep import launch as launching
+    from benchmark.evaluation.sweep import table
     from reports.attach import say_report
     from reports.report import Request
     from reports.store import hide_password, using
@@ -124,7 +124,7 @@ def _sweep_options(options: argparse.Namespace) -> SweepOptions:
     """The options as their own types. Raises ``UserError``, ``SweepError`` for one of another form."""
     from backbones.overrides import fields_of, parse_pairs
     from benchmark.evaluation.plan import split_names
-    from benchmark.evaluation.sweep_bench import SweepOptions
+    from benchmark.evaluation.sweep.bench import SweepOptions
 
     readers: dict[str, Callable[[Any], Any]] = {
         "task": split_names,

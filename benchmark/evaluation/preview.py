@@ -83,7 +83,7 @@ def dry_run(options: RunOptions) -> None:
         executor.check_store(tracking_uri())
         _Preview(plan, _look(plan), executor, Tracker.existing(plan.experiment)).show()
     finally:
-        executor._release()
+        executor.release()
 
 
 class _Preview:

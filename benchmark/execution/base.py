@@ -140,7 +140,7 @@ class Executor(ABC):
     def _stop(self) -> None:
         """Ask the running tasks to save what they have and end, and wait for them."""
 
-    def _release(self) -> None:  # noqa: B027
+    def release(self) -> None:  # noqa: B027
         """Let go of what the executor holds; whatever still runs is ended at once."""
 
     def _look(self) -> None:  # noqa: B027
@@ -190,7 +190,9 @@ class Executor(ABC):
         return await asyncio.wrap_future(self.submit(function, *args, **needs))
 
     def __enter__(self) -> Self:
-        _sweep(home() / "tasks")
+        tasks = home() / "tasks"
+        tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
+        _sweep(tasks)
         self._follower.start()
         return self
 
@@ -209,7 +211,7 @@ class Executor(ABC):
         finally:
             self.closing = True
             try:
-                self._release()
+                self.release()
             finally:
                 self._over.set()
                 self._follower.join()

@@ -112,7 +112,7 @@ class LocalExecutor(Executor):
         kept = error is None and done.result().kind != "interrupted"  # one that was interrupted hears no second signal
         with self._lock:
             self._busy.remove(worker)
-            if kept or self.closing:  # else ``_release`` waits for its end
+            if kept or self.closing:  # else ``release`` waits for its end
                 self._idle.append(worker)
                 self._give_back(worker.gpus, cpus)
             else:
@@ -152,7 +152,7 @@ class LocalExecutor(Executor):
         while self._busy and time.monotonic() < end:
             time.sleep(0.05)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         with self._lock:
             busy, workers = list(self._busy), [*self._idle, *self._busy]
             self._idle = []

@@ -107,7 +107,7 @@ class RayExecutor(Executor):
         while self._refs and time.monotonic() < end:
             time.sleep(0.1)
 
-    def _release(self) -> None:
+    def release(self) -> None:
         self._cancel(force=True)
         if self._ours:
             self._ray.shutdown()

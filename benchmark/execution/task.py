@@ -119,11 +119,23 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             stack.enter_context(reporting(TaskProgress(beat)))
             stack.callback(setattr, console, "file", console._file)  # what was set, not what standard output is now
             console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
+            _forget(task.function)
             return Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
     except UserError as error:  # what nodes must share
         return Outcome.failed(error)
+
+
+_last: Callable[..., Any] | None = None
+
+
+def _forget(function: Callable[..., Any]) -> None:
+    """What this process keeps for the next task of one kind (``forget`` of its function) goes before one of another kind."""
+    global _last
+    before, _last = _last, function
+    if before is not None and before is not function and hasattr(before, "forget"):
+        before.forget()
 
 
 @functools.cache

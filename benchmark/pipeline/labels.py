@@ -148,6 +148,9 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     return Labeller(source, experts, writer, request.settings, request.batch_size, request.num_workers)
 
 
+label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
+
+
 def _load(request: LabelRequest, device: Any) -> list[Expert]:
     return load_experts(list(request.experts), device)
 

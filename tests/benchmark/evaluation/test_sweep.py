@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
-from benchmark.evaluation.sweep_bench import SweepOptions, fixed_lambdas, fixed_settings, make_recipe
+from benchmark.evaluation.sweep.bench import SweepOptions, fixed_lambdas, fixed_settings, make_recipe
 from sweeps.study import load_sweep, sole_driver
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]

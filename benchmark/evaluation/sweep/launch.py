@@ -14,10 +14,10 @@ from backbones.cliptex.recipes import Recipe
 from backbones.errors import nearest, users_line
 from backbones.files import write_json
 from backbones.overrides import fields_of, parse_pairs, with_changes
-from benchmark.evaluation import sweep_bench
 from benchmark.evaluation.results import must_be_writable
-from benchmark.evaluation.sweep_bench import CLIPTEX, Bench, SweepOptions
-from benchmark.evaluation.sweep_table import number, say
+from benchmark.evaluation.sweep import bench as sweep_bench
+from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
+from benchmark.evaluation.sweep.table import number, say
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
