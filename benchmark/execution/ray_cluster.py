@@ -152,7 +152,8 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
         settings |= {"address": address, "runtime_env": {"env_vars": found}}
     else:
         no_gpus = {"num_gpus": 0} if not spec.on_gpus else {}
-        settings |= {"num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
+        # "local": a cluster that happens to run here is joined only when it is asked for
+        settings |= {"address": "local", "num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
     before = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = address.rpartition(":")
