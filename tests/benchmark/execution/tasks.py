@@ -199,6 +199,7 @@ def driver(executor, folder):
 
 
 if __name__ == "__main__":
+    from tests.benchmark.execution.tasks import driver  # tasks are functions of a module, and not of a script
     import sys
 
     driver(*sys.argv[1:])
