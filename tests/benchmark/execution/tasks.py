@@ -199,7 +199,8 @@ def driver(executor, folder):
 
 
 if __name__ == "__main__":
-    from tests.benchmark.execution.tasks import driver  # tasks are functions of a module, and not of a script
     import sys
+
+    from tests.benchmark.execution.tasks import driver  # tasks are functions of a module, and not of a script
 
     driver(*sys.argv[1:])
