@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from backbones.base import Backbone
-    from probes.lockstep import Steps
-    from probes.stream import Seat
+    from probes.runner.lockstep import Steps
+    from probes.runner.stream import Seat
 
 
 class RunLog(Protocol):
@@ -76,7 +76,7 @@ class TaskResult:
         config: the resolved MMEngine config as text, or the settings as JSON for probes without one.
         cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see ``backbones.cliptex.cost``);
             of probes on kept features also ``encode_seconds``, ``encode_flops`` and ``encode_images_per_second`` of what this
-            run had to encode (``probes.encode_cost``); ``cost/…`` in MLflow.
+            run had to encode (``probes.features.cost``); ``cost/…`` in MLflow.
         notes: things the user should know, one line each (skipped samples, chosen learning rate …).
     """
 

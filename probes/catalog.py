@@ -1,4 +1,6 @@
 """Importing this module registers every dataset and every probe of the suite; nothing else does."""
 
-from probes import dense, detection, image_level  # noqa: F401
+from probes import detection  # noqa: F401
 from probes.datasets import shipped  # noqa: F401
+from probes.dense import probe as dense  # noqa: F401
+from probes.image_level import probe as image_level  # noqa: F401

@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
 def kept(kind: str | None = None) -> list[Kept]:
     """Everything that is kept, or that of one kind, the biggest first within each."""
     from backbones.files import home
-    from probes.feature_budget import last_used
+    from probes.features.budget import last_used
 
     found = []
     for folder, about in KINDS.items():
@@ -74,8 +74,8 @@ def ls(options: argparse.Namespace) -> int:
     """A line each, and the sum."""
     from backbones.files import home
     from benchmark.execution.progress import console
-    from probes.feature_budget import budget, gigabytes
-    from probes.feature_cache import root
+    from probes.features.budget import budget, gigabytes
+    from probes.features.store import root
 
     things = kept(options.kind)
     if options.json:
@@ -101,7 +101,7 @@ def rm(options: argparse.Namespace) -> int:
     """Remove, or say what is in use."""
     from backbones.errors import UserError
     from benchmark.execution.progress import console
-    from probes.feature_budget import gigabytes
+    from probes.features.budget import gigabytes
 
     things = kept(options.kind)
     if not options.names and options.kind is None and options.older_than is None:
@@ -126,10 +126,10 @@ def remove(one: Kept) -> bool:
     from filelock import Timeout
 
     from backbones.locks import lock_file, locked
-    from probes import feature_cache
+    from probes.features import store
 
     if one.kind == "features":
-        return feature_cache.remove(one.path)
+        return store.remove(one.path)
     made = str(one.path.absolute()).removesuffix(
         ".resume"
     )  # what a training goes on from is under the lock of its weights
@@ -170,7 +170,7 @@ def problems(one: Kept) -> Sequence[str]:
     from backbones.checkpoint import read_checkpoint
     from backbones.cliptex.labels import check_labels
     from backbones.errors import UserError
-    from probes.feature_cache import damages, read_manifest
+    from probes.features.store import damages, read_manifest
 
     if one.kind == "features":
         manifest = read_manifest(one.path)

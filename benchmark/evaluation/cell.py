@@ -23,11 +23,11 @@ from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
-from probes import feature_budget
 from probes.base import Context, Probe, Progress, SteppedProbe, TaskResult
 from probes.datasets.base import PreparedDataset
-from probes.lockstep import Steps
-from probes.stream import Seat, Table
+from probes.features import budget
+from probes.runner.lockstep import Steps
+from probes.runner.stream import Seat, Table
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
 
@@ -123,7 +123,7 @@ def cell_steps(
             work_dir=work_dir, log=run, progress=progress, workers=context.num_workers,
         )  # fmt: skip
         reset_peak(device)
-        kept = feature_budget.reserved
+        kept = budget.reserved
         seat = Seat(table=table)
         with as_interrupt():
             result = yield from seat.turns(_steps(task.probe, told, seat))
@@ -133,7 +133,7 @@ def cell_steps(
             result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
         if data.skipped:
             result.notes.append(f"{len(data.skipped)} unreadable samples were skipped: " + _some(data.skipped))
-        result.cost["disk_bytes"] = feature_budget.reserved - kept
+        result.cost["disk_bytes"] = budget.reserved - kept
         _write(run, result, protocol, seconds, device)
         run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
         for log in sorted(work_dir.rglob("*.log")):

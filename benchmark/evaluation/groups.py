@@ -14,8 +14,8 @@ from benchmark.evaluation.plan import PlannedTask
 from benchmark.execution.progress import reporter
 from probes.base import Context, SteppedProbe
 from probes.datasets.base import PreparedDataset
-from probes.lockstep import JointBar, drain, in_lockstep
-from probes.stream import Table
+from probes.runner.lockstep import JointBar, drain, in_lockstep
+from probes.runner.stream import Table
 
 
 def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> list[list[PlannedTask]]:

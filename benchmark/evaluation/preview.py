@@ -25,7 +25,7 @@ from benchmark.execution.progress import console
 from benchmark.suites.registry import PreviewStage, SuitePreview
 from probes.base import Context
 from probes.datasets.check import NotExamined
-from probes.feature_budget import gigabytes
+from probes.features.budget import gigabytes
 from reports.store import tracking_uri
 from reports.tracking import Tracker
 

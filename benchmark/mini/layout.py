@@ -23,7 +23,7 @@ from backbones.errors import UserError
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
-from probes.panels import palette
+from probes.pictures import palette
 
 VOC = "VOCdevkit/VOC2012"
 DEPTH_UNITS = 1000  # stored depth is in millimetres, as mmseg's NYUDataset has it

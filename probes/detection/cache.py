@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import probes.mmlab  # first: it gives mmcv the operators that mmdet's import asks for
+import probes.runner.bridge  # first: it gives mmcv the operators that mmdet's import asks for
 
 # isort: split
 import mmcv
@@ -23,17 +23,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-import probes.same_shape  # registers what the config names
+import probes.runner.batches  # registers what the config names
 from backbones.files import content_key
 from probes.base import Progress
-from probes.digests import digests
-from probes.encode_cost import EncodeCost
-from probes.encode_maps import keeping
-from probes.feature_cache import Store, ensure
-from probes.views import image_size
+from probes.features.content_hashes import digests
+from probes.features.cost import EncodeCost
+from probes.features.crops import image_size
+from probes.features.precompute import keeping
+from probes.features.store import Store, ensure
 
 Part = dict[str, Any]  # of a config
-OWN_MODULES = ("probes.detection.cache", "probes.encode_maps", "probes.same_shape")
+OWN_MODULES = ("probes.detection.cache", "probes.features.precompute", "probes.runner.batches")
 AT_ONCE = 16  # images of an evaluation's batch at most
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
 
@@ -167,7 +167,7 @@ class CachedInstances(Dataset):
             device=torch.device(device or self.device), workers=workers, progress=progress,
             cost=cost,
         )  # fmt: skip
-        with cost.timed(), probes.mmlab.isolated_rng():  # turning an image draws, though it is certain
+        with cost.timed(), probes.runner.bridge.isolated_rng():  # turning an image draws, though it is certain
             self._features = ensure(recipe, make, wait=wait)
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class CachedInstances(Dataset):
 
 
 @MODELS.register_module()
-@probes.mmlab.mmdet.registry.MODELS.register_module()
+@probes.runner.bridge.mmdet.registry.MODELS.register_module()
 class StackDetFeatures(DetDataPreprocessor):
     """In the place of ``DetDataPreprocessor``: a batch of kept maps to the device, padded with zeros at the right and
     the bottom to the largest, and what mmdet's heads ask of the samples."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from probes import mmlab  # noqa: F401 - before mmdet, which it prepares
+from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
 
 # isort: split
 import numpy as np

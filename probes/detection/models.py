@@ -7,7 +7,7 @@ from typing import Any
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
-from probes.mmlab import groups_of
+from probes.runner.bridge import groups_of
 
 Part = dict[str, Any]
 

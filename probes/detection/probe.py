@@ -42,7 +42,7 @@ class DetectionProbe:
 
     def config(self, context: Context) -> str:
         """The resolved MMEngine config; it runs with plain mmengine."""
-        from probes.training import resolved
+        from probes.runner.training import resolved
 
         return resolved(detection_config(self, context), context).pretty_text
 
@@ -53,13 +53,13 @@ class DetectionProbe:
             UserError: dataset and settings do not fit the probe.
             NonFiniteLoss: training broke.
         """
-        from probes.detection.panel import draw_panel
-        from probes.training import run_training
+        from probes.detection.preview import draw_panel
+        from probes.runner.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
         config, notes, encoding = detection_config(self, context), list[str](), None
         if context.settings.cache != "none":
-            from probes.encode_maps import provide
+            from probes.features.precompute import provide
 
             notes, encoding = provide(config, context)
         trained = run_training(config, context, description=f"{spec.name}/{self.name}")
@@ -97,7 +97,7 @@ class DetectionProbe:
 
 
 def detection_config(probe: DetectionProbe, context: Context) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.training.resolved`` adds the shared parts."""
+    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds the shared parts."""
     from mmengine.config import Config
 
     from probes.detection import coco, models, ssd_head  # noqa: F401 - two register what the config names

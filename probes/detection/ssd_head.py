@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from probes import mmlab  # noqa: F401 - before mmdet, which it prepares
+from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
 
 # isort: split
 from mmdet.models import SSDHead

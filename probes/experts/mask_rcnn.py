@@ -33,10 +33,10 @@ from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError, nearest
 from backbones.files import canonical
-from probes import mmlab
 from probes.detection import models
+from probes.runner import bridge
 
-mmlab.install()
+bridge.install()
 import mmdet  # noqa: E402
 from mmdet.datasets import CocoDataset  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402

@@ -150,7 +150,7 @@ def test_a_dataset_and_a_probe_of_another_package_make_tasks(other_package):
     assert [each.name for each in find_task("my-set/my-probe")] == ["my-set", "my-probe"]
     assert find_task("my-set/linear")[0].name == find_task("voc/linear")[0].name.replace("voc", "my-set")
     assert {"my-set/my-probe", "my-set/pspnet", "voc/my-probe"} <= set(tasks())
-    from probes.dense_data import DenseDataset  # a config names the dataset, in whatever process builds it
+    from probes.dense.data import DenseDataset  # a config names the dataset, in whatever process builds it
 
     assert DenseDataset("my-set", ".", "train", []).spec is DATASETS["my-set"]
     with pytest.raises(UserError, match="dataset 'gone' cannot be loaded: ModuleNotFoundError"):

@@ -11,13 +11,13 @@ from tests.performance.harness import Result, alternate, bench
 
 @bench
 def encoding() -> list[Result]:
-    """Images a second: ``probes.encode.encode_images`` (decode, resize, normalise, forward) against forward alone."""
+    """Images a second: ``probes.image_level.encode.encode_images`` (decode, resize, normalise, forward) against forward alone."""
     import numpy as np
     import torch
     from PIL import Image
 
     import backbones
-    from probes.encode import encode_images
+    from probes.image_level.encode import encode_images
 
     count, batch = 192, 32
     results = []

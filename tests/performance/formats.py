@@ -25,7 +25,7 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
     import numpy as np
     import torch
 
-    from probes.feature_cache import Recipe, ensure
+    from probes.features.store import Recipe, ensure
 
     results = []
     before = os.environ.get("CLIPTEX_HOME")
@@ -69,7 +69,7 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
 
 
 def items_of(values: Any, wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
-    """A ``probes.feature_cache.Maker`` of rows of ``values``."""
+    """A ``probes.features.store.Maker`` of rows of ``values``."""
     return ((item, [values[item]], {}) for shard in wanted for item in shard)
 
 

@@ -31,8 +31,8 @@ def against_stock(
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from probes.feature_cache import root
-    from probes.mmlab import share
+    from probes.features.store import root
+    from probes.runner.bridge import share
     from tests.performance.toys import context
 
     probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
@@ -107,7 +107,7 @@ def mmsegs_own(config: Config) -> None:
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.registry import MODELS
 
-    from probes.heads import LinearHead
+    from probes.dense.heads import LinearHead
 
     own = {"loss_by_feat": BaseDecodeHead.loss_by_feat}
     MODELS.register_module(name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True)
@@ -138,7 +138,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
     import backbones
     import benchmark.catalog  # noqa: F401
-    from probes.feature_cache import root
+    from probes.features.store import root
     from tests.performance.toys import context, dense
 
     create = {"name": model, "seed": 0}
@@ -213,8 +213,8 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
 
 def side_by_side(contexts: dict[tuple[str, str], Any]) -> None:
     """Run probes, by (dataset, probe), as ``run`` does with those of one family."""
-    from probes.lockstep import drain, in_lockstep
-    from probes.stream import Seat, Table
+    from probes.runner.lockstep import drain, in_lockstep
+    from probes.runner.stream import Seat, Table
 
     table = Table()
     members = {}
@@ -238,7 +238,7 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
     import numpy as np
     import torch
 
-    from probes.feature_cache import Recipe, ensure
+    from probes.features.store import Recipe, ensure
 
     rows: dict[str, dict[int, float]] = {"write": {}, "open": {}, "read": {}}
     before = os.environ.get("CLIPTEX_HOME")

@@ -62,7 +62,7 @@ def test_datasets_keep_the_contract(name):
     assert "object at 0x" not in canonical(dict(spec.extra))
 
 
-@pytest.mark.parametrize("module", ["probes.dense", "probes.detection"])
+@pytest.mark.parametrize("module", ["probes.dense.probe", "probes.detection"])
 def test_any_module_can_be_imported_first(module):
     code = f"import {module}, probes.catalog, sys; sys.exit('mmseg' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

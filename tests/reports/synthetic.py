@@ -115,7 +115,7 @@ def write_run(
 
 
 def write_pictures(path: Path, seed: int, images: int) -> Path:
-    """A gallery as ``probes.panels.write_gallery`` makes it."""
+    """A gallery as ``probes.pictures.write_gallery`` makes it."""
     rng = np.random.default_rng(seed)
     with zipfile.ZipFile(path, "w") as pack:
         index = []

@@ -19,7 +19,7 @@ from backbones.errors import UserError
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
-from probes import dense_data
+from probes.dense import data as dense_data
 from probes.registry import DATASETS
 from tests.backbones.cliptex import toy_experts
 

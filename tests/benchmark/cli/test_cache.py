@@ -11,7 +11,7 @@ import torch
 from backbones import save_checkpoint
 from benchmark.__main__ import main
 from benchmark.evaluation.cell import cell_locks
-from probes.feature_cache import Recipe, ensure
+from probes.features.store import Recipe, ensure
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
 

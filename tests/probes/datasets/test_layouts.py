@@ -159,7 +159,7 @@ def test_broken_json_is_one_line(tmp_path, name, file, text):
 
 
 def test_class_names_are_those_of_openmmlab():
-    import probes.mmlab  # noqa: F401, I001  first: it gives mmcv its operators
+    import probes.runner.bridge  # noqa: F401, I001  first: it gives mmcv its operators
     from mmdet.datasets import CocoDataset
     from mmseg.datasets import ADE20KDataset, PascalVOCDataset
 

@@ -1,0 +1,287 @@
+"""Images with dense truth for mmseg: one dataset class for every ``DatasetSpec`` of the kinds segmentation, depth and
+normals.
+
+The transforms between loading and packing are mmcv's and mmseg's own; those here load the truth, keep normals right
+under a flip, and pack. Within a pipeline the truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
+know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit normals with (0, 0,
+0) where unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+
+# isort: split
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset
+from mmengine.structures import PixelData
+from mmseg.registry import DATASETS as MMSEG_DATASETS
+from mmseg.registry import TRANSFORMS
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+from backbones.errors import UserError
+from probes.datasets.base import DatasetSpec
+from probes.registry import DATASETS
+
+META_KEYS = ("image", "img_path", "ori_shape", "img_shape", "pad_shape", "img_padding_size")
+FIELDS = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}
+
+
+@MMSEG_DATASETS.register_module()
+class DenseDataset(BaseDataset):
+    """A split of a registered dataset, in its official order.
+
+    Args:
+        dataset: name in ``probes.registry.DATASETS``.
+        root: its folder on this disk.
+        split: ``train`` or ``val``.
+        exclude: image paths (relative to ``root``) to leave out, because they cannot be read.
+        pipeline: transforms.
+        test_mode: as in mmengine: no retry with another sample.
+
+    Raises:
+        UserError: the dataset is not known, is of another kind, or has nothing left in this split.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        root: str,
+        split: str,
+        pipeline: Sequence[Any],
+        exclude: Sequence[str] = (),
+        test_mode: bool = False,
+    ) -> None:
+        self.spec, self.root, self.split, self.exclude = DATASETS.find(dataset), Path(root), split, frozenset(exclude)
+        if self.spec.kind not in FIELDS:
+            raise UserError(f"dataset {dataset!r} has no dense truth: it is for {self.spec.kind}")
+        if self.spec.adapt is not None:
+            self.spec = self.spec.adapt(self.spec, self.root)
+        metainfo = {"classes": tuple(self.spec.class_names(self.root))}
+        # a failed sample is never replaced by another one: that would change the numbers in silence
+        # not serialised: mmengine collects garbage for it, which takes longer than all else here
+        super().__init__(
+            metainfo=metainfo, pipeline=list(pipeline), test_mode=test_mode, max_refetch=0, serialize_data=False
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        samples = self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
+        kept = [sample for sample in samples if sample.image not in self.exclude]
+        if not kept:
+            raise UserError(f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at {self.root}")
+        return [
+            {
+                "img_path": str(self.root / sample.image),
+                "truth_path": str(self.root / sample.target),
+                "image": sample.image,
+                "seg_fields": ["gt_seg_map"],
+            }
+            for sample in kept
+        ]
+
+    def prepare_data(self, index: int) -> Any:
+        return self.pipeline(self.get_data_info(index))
+
+
+def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.ndarray:
+    """A label map, (H, W) uint16 class indices or ``ignore_index``.
+
+    Args:
+        path: single-channel or palette PNG; 8 or 16 bits.
+        offset: added to stored values; a value that would fall below 0 is ignored, as is a stored ``ignore_index``.
+        ignore_index: value of pixels that are not scored, in the file and in the result.
+        classes: number of classes.
+
+    Raises:
+        UserError: the file cannot be read, or holds a label that is no class.
+    """
+    try:
+        with Image.open(path) as file:
+            stored = np.asarray(file)
+    except OSError as error:
+        raise UserError(f"cannot read label map {path}: {error}") from error
+    if stored.ndim != 2:
+        raise UserError(f"label map {path} has {stored.shape[-1]} channels; it must hold one class index a pixel")
+    labels = stored.astype(np.int32) + offset
+    labels[(stored == ignore_index) | (labels < 0)] = ignore_index
+    wrong = (labels >= classes) & (labels != ignore_index)
+    if wrong.any():
+        raise UserError(f"label map {path} holds {labels[wrong][0] - offset}, which is none of the {classes} classes")
+    return labels.astype(np.uint16)
+
+
+def read_depth(path: str, scale: float) -> np.ndarray:
+    """A depth PNG (8 or 16 bits, stored 0 = unknown) × ``scale`` → (H, W) float32 metres, 0 where unknown."""
+    stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.ndim != 2:
+        raise UserError(f"cannot read depth map {path}; it must be a PNG with one channel")
+    return stored.astype(np.float32) * np.float32(scale)
+
+
+def read_normals(path: str) -> np.ndarray:
+    """An 8-bit RGB PNG with n = value / 127.5 - 1 → (H, W, 3) float32 unit vectors; stored (0, 0, 0) stays (0, 0, 0).
+
+    A stored vector shorter than a half (which has no direction to speak of) counts as unknown too.
+    """
+    stored = cv2.imread(path, cv2.IMREAD_COLOR)
+    if stored is None:
+        raise UserError(f"cannot read normal map {path}; it must be an 8-bit RGB PNG")
+    stored = stored[..., ::-1]
+    normals = stored.astype(np.float32) / 127.5 - 1
+    length = np.linalg.norm(normals, axis=2, keepdims=True)
+    valid = stored.any(axis=2, keepdims=True) & (length > 0.5)
+    return np.where(valid, normals / np.maximum(length, 1e-6), 0).astype(np.float32)
+
+
+@TRANSFORMS.register_module()
+class LoadTruth(BaseTransform):
+    """Load the truth of a ``DenseDataset``'s sample. Placed after resizing (testing) it keeps the label's own
+    resolution.
+
+    Args:
+        kind: ``segmentation``, ``depth`` or ``normals``.
+        classes, label_offset, ignore_index: see ``read_labels`` (segmentation).
+        depth_scale: metres per stored unit (depth).
+
+    Raises:
+        UserError: the file cannot be read, its labels are out of range, or its size differs from the image's.
+    """
+
+    def __init__(
+        self, kind: str, classes: int = 0, label_offset: int = 0, ignore_index: int = 255, depth_scale: float = 1.0
+    ) -> None:
+        self.kind, self.depth_scale = kind, depth_scale
+        self.labels = (label_offset, ignore_index, classes)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = results["truth_path"]
+        if self.kind == "segmentation":
+            truth = read_labels(path, *self.labels)
+        else:
+            truth = read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
+        if truth.shape[:2] != results["ori_shape"]:
+            sizes = ["×".join(map(str, reversed(shape))) for shape in (results["ori_shape"], truth.shape[:2])]
+            raise UserError(f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be equal")
+        results["gt_seg_map"] = truth
+        return results
+
+
+@TRANSFORMS.register_module()
+class TurnFlippedNormals(BaseTransform):
+    """After a horizontal flip of an image its normals point the other way in x."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if results.get("flip"):
+            results["gt_seg_map"] = results["gt_seg_map"] * np.array([-1, 1, 1], np.float32)
+        return results
+
+
+@TRANSFORMS.register_module()
+class PadTruth(BaseTransform):
+    """Pad image and truth at the right and the bottom to (side, side) px, with ``image`` (BGR 0–255) and ``truth``
+    values."""
+
+    def __init__(self, side: int, image: Sequence[float], truth: float) -> None:
+        self.side, self.image, self.truth = side, image, truth
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        border = (0, max(0, self.side - height), 0, max(0, self.side - width), cv2.BORDER_CONSTANT)
+        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=tuple(self.image))
+        if "gt_seg_map" in results:
+            results["gt_seg_map"] = cv2.copyMakeBorder(results["gt_seg_map"], *border, value=(self.truth,) * 3)
+        results["img_shape"] = results["img"].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackDense(BaseTransform):
+    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the truth of the dataset's
+    kind: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or ``gt_normal_map`` (3, H, W) float32."""
+
+    def __init__(self, kind: str) -> None:
+        self.field = FIELDS[kind]
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1)))
+        # features are made of images alone
+        truth = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
+        return {"inputs": image, "data_samples": dense_sample(results, self.field, truth)}
+
+
+def channels_first(truth: np.ndarray) -> torch.Tensor:
+    """(H, W) → (1, H, W); (H, W, 3) → (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None]))
+
+
+def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | None) -> SegDataSample:
+    """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under ``field``, and ``facts``'
+    names and shapes."""
+    sample = SegDataSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
+    if truth is not None:
+        sample.set_data({field: PixelData(data=truth.long() if field == "gt_sem_seg" else truth)})
+    return sample
+
+
+def pipelines(
+    spec: DatasetSpec,
+    classes: int,
+    size: int,
+    crop: int,
+    scale_range: Sequence[float],
+    flip: float,
+    mean: Sequence[float],
+    views: int = 0,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train and test pipelines as configs.
+
+    Train: short side to ``size`` × a random factor of ``scale_range``, random crop of ``crop``, random horizontal
+    flip, pad to ``crop``; with ``views`` the first three are one ``DeterministicView``. Test: short side to ``size`` with
+    the image's own aspect, truth untouched at its own resolution. (As in mmseg's configs the long side stays within
+    4 × ``size``.)
+
+    Args:
+        spec: how the truth is stored.
+        classes: number of classes (segmentation).
+        mean: RGB mean (0–255) of the backbone, the colour that pads.
+    """
+    segments = spec.kind == "segmentation"
+    # orientation tags are ignored: label maps lie over the stored pixels
+    load = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
+    truth: dict[str, Any] = {"type": "LoadTruth", "kind": spec.kind}
+    if segments:
+        truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
+    if spec.kind == "depth":
+        truth |= {"depth_scale": spec.extra["depth_scale"]}
+    scale = (4 * size, size)
+    crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": (crop, crop)}
+    if segments:
+        # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn again, up to ten times
+        crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
+    pad_colour = [round(value) for value in reversed(mean)]
+    pack = {"type": "PackDense", "kind": spec.kind}
+    augment: list[dict[str, Any]] = [
+        {"type": "RandomResize", "scale": scale, "ratio_range": tuple(scale_range), "keep_ratio": True},
+        crops,
+        {"type": "RandomFlip", "prob": flip},
+    ]
+    if views:
+        view = {"type": "DeterministicView", "size": size, "crop": crop, "scale_range": tuple(scale_range)}
+        augment = [{**view, "views": views, "flip": flip}]
+    train = [
+        load,
+        truth,
+        *augment,
+        *([{"type": "TurnFlippedNormals"}] if spec.kind == "normals" else []),
+        {"type": "PadTruth", "side": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
+        pack,
+    ]
+    return train, [load, {"type": "Resize", "scale": scale, "keep_ratio": True}, truth, pack]

@@ -1,0 +1,84 @@
+"""The panel of a dense task: a few validation images with truth and prediction, always the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from torch import nn
+
+from probes.datasets.base import Kind
+from probes.dense.data import FIELDS
+from probes.pictures import (
+    GALLERY,
+    class_legend,
+    depth_picture,
+    evenly,
+    label_picture,
+    normal_picture,
+    palette,
+    scale_bar,
+    write_gallery,
+    write_panel,
+)
+
+
+@dataclass
+class Predicted:
+    """One validation image, with truth and prediction at the label's own resolution."""
+
+    name: str
+    photo: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+@torch.no_grad()
+def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
+    """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write the panel's
+    PNG; and up to 48 of them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
+
+    Depth is coloured over one range for all pictures, the middle 96 % of the panel's truths.
+    """
+    shown = [predict(model, dataset, kind, index) for index in evenly(len(dataset), images)]
+    draw, legend = drawing(dataset, kind, [one.truth for one in shown])
+    rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
+    more = (predict(model, dataset, kind, index) for index in evenly(len(dataset), GALLERY))
+    pictures = (
+        (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
+    )
+    write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
+    return write_panel(path, ("image", "truth", "prediction"), rows, [one.name for one in shown], legend)
+
+
+def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:
+    """The ``index``-th image of ``dataset`` and what the model says of it."""
+    (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
+    # mmcv swaps channels for plain "color" only
+    photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
+    truth, prediction = (
+        sample.get(field).data.cpu().numpy() for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
+    )
+    return Predicted(sample.image, photo, truth, prediction)
+
+
+def drawing(
+    dataset: Any, kind: Kind, truths: list[np.ndarray]
+) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:
+    """How maps of this kind are coloured, and the legend that says so."""
+    if kind == "segmentation":
+        classes = dataset.metainfo["classes"]
+        colours = palette(len(classes))
+        legend = class_legend(classes, colours, width=780) if len(classes) <= 40 else None
+        return (lambda labels: label_picture(labels[0], colours)), legend
+    if kind == "depth":
+        known = np.concatenate([truth[truth > 0] for truth in truths])
+        low, high = np.percentile(known, (2, 98)) if known.size else (0.0, 1.0)
+        return (lambda depth: depth_picture(depth[0], low, high)), scale_bar(low, high)
+    return normal_picture, None

@@ -1,0 +1,213 @@
+"""Images to the feature maps that are kept: decoded in threads while the backbone computes, in batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import Tensor, nn
+
+from backbones.base import Backbone
+from backbones.errors import NonFiniteLoss
+from probes.base import Context, Progress
+from probes.features import compiling
+from probes.features.cost import EncodeCost
+from probes.features.store import DTYPES, Maker, Recipe, as_dtype
+from probes.runner import bridge
+from probes.runner.stream import once
+
+BATCH = 32
+CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
+META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
+
+
+@torch.inference_mode()
+def encode_maps(
+    wanted: Sequence[Sequence[int]],
+    load: Callable[[int], dict[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    preprocess: nn.Module,
+    backbone: nn.Module,
+    dtype: str,
+    *,
+    about: str,
+    workers: int = 2,
+    batch_size: int = BATCH,
+    progress: Progress | None = None,
+    cost: EncodeCost | None = None,
+) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+    """(item, its maps (C, h, w) on the CPU in ``dtype``, shapes of its image) of all that is ``wanted``.
+
+    Items of one shard come in the order of their sizes, so that they go through the backbone together.
+
+    Args:
+        wanted: items of each shard; see ``probes.features.store.Maker``.
+        load: item → ``inputs`` (3, H, W) and ``data_samples`` as a pipeline packs them.
+        sizes: (height, width) of every item, to sort by.
+        preprocess: mmseg's or mmdet's data preprocessor, on the device that computes.
+        backbone: a ``FrozenBackbone`` there.
+        dtype: key of ``DTYPES``.
+        about: for messages.
+        workers: threads that decode; they never change a value.
+        cost: what is encoded is added to it.
+
+    Raises:
+        NonFiniteLoss: a map is not finite.
+        UserError: an image cannot be read, or a map does not fit into fp16.
+    """
+    if progress:
+        progress.start(f"encoding {about}", sum(map(len, wanted)))
+    cost, quick = cost or EncodeCost(), compiling.compiled(backbone, about)
+    first = next(preprocess.buffers(), None)  # it is where the computing is
+    pixels = CPU_PIXELS if first is None or first.device.type == "cpu" else None
+    for shard in wanted:
+        order = sorted(shard, key=lambda item: (sizes[item], item))
+        for items, packed in _batches(_in_threads(load, order, max(1, workers), batch_size), batch_size, pixels):
+            batch = preprocess({"inputs": [one["inputs"] for one in packed],
+                                "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
+            maps = cost.run(backbone, batch["inputs"], quick)
+            if not all(bool(one.isfinite().all()) for one in maps):
+                raise NonFiniteLoss(f"feature maps of {about} are not finite")
+            kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
+            for place, (item, sample) in enumerate(zip(items, batch["data_samples"], strict=True)):
+                facts = {key: _plain(sample.metainfo[key]) for key in META_KEYS if key in sample.metainfo}
+                yield item, [one[place] for one in kept], facts
+            if progress:
+                progress.advance(len(items))
+
+
+def keeping(
+    encoder: Mapping[str, Any],
+    scope: str,
+    load: Callable[[int], dict[str, Any]],
+    sizes: Sequence[tuple[int, int]],
+    identity: Mapping[str, Any],
+    dtype: str,
+    *,
+    about: str,
+    device: torch.device,
+    workers: int = 2,
+    progress: Progress | None = None,
+    cost: EncodeCost | None = None,
+) -> tuple[Recipe, Maker]:
+    """What to hand to ``probes.features.store.ensure`` for the maps of a set's items.
+
+    Args:
+        encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
+        load, sizes, workers, progress, cost: see ``encode_maps``.
+        identity: what the maps follow from besides the encoder: images, pipeline, views.
+        about: name of the set.
+        device: that encodes; its type is part of the identity, since another one rounds differently.
+    """
+    with DefaultScope.overwrite_default_scope(scope):
+        frozen = MODELS.build(encoder["backbone"])
+    backbone, layers = frozen.backbone, list(frozen.out_indices)
+    about = f"{backbone.name} on {about}"
+    recipe = Recipe(
+        "dense maps",
+        about,
+        {
+            **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
+            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "torch": torch.__version__,
+            **({"compiled": True} if compiling.wanted() else {}),
+        },
+        (dtype,) * len(layers),
+        [maps_bytes(backbone, layers, size, dtype) for size in sizes],
+    )  # fmt: skip
+
+    def make(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+        with DefaultScope.overwrite_default_scope(scope):
+            preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
+        return encode_maps(
+            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress,
+            cost=cost,
+        )  # fmt: skip
+
+    return recipe, make
+
+
+def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tuple[list[str], EncodeCost]:
+    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell, and
+    what it cost (added to ``cost``, if given).
+
+    Raises:
+        UserError: they do not fit together (see ``probes.features.budget``), or an image cannot be read.
+        NonFiniteLoss: a map is not finite.
+    """
+    bridge.share(context.backbone_config, context.backbone)
+    notes, cost = list[str](), cost or EncodeCost()
+    with ExitStack() as opened:  # till both are there: the one must not make room for the other, which is missed later
+        for loader in (config.train_dataloader, config.val_dataloader):
+            with DefaultScope.overwrite_default_scope(config.default_scope):
+                dataset = DATASETS.build(loader.dataset)
+            opened.callback(dataset.close)
+            dataset.open(context.progress, context.workers, context.device, cost)
+            notes += dataset.notes
+    return notes, cost
+
+
+def features_key(config: Any, context: Context) -> str:
+    """What the features of a config's training set are found by, whether they are there yet or not."""
+    bridge.share(context.backbone_config, context.backbone)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return DATASETS.build(config.train_dataloader.dataset).key()
+
+
+@bridge.in_both_scopes("KeptFeatures")
+class KeptFeatures(nn.Module):
+    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return once(("float",), maps, lambda: tuple(one.float() for one in maps))
+
+
+def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:
+    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
+    height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
+    cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
+    return sum(cells) * DTYPES[dtype][0].itemsize
+
+
+def _in_threads(
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], workers: int, ahead: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items in order, ``ahead`` of which are being loaded; decoding frees the interpreter."""
+    with ThreadPoolExecutor(workers) as pool:
+        left = iter(order)
+        waiting: list[tuple[int, Future[dict[str, Any]]]] = [
+            (item, pool.submit(load, item)) for item in islice(left, 2 * ahead)
+        ]
+        try:
+            while waiting:
+                item, future = waiting.pop(0)
+                yield item, future.result()
+                waiting += [(item, pool.submit(load, item)) for item in islice(left, 1)]
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _batches(
+    loaded: Iterable[tuple[int, dict[str, Any]]], batch_size: int, pixels: int | None = None
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Neighbours of one shape, ``batch_size`` at most, and on a CPU about so many ``pixels``."""
+    items: list[int] = []
+    packed: list[dict[str, Any]] = []
+    for item, one in loaded:
+        most = min(batch_size, max(2, pixels // one["inputs"][0].numel())) if pixels else batch_size
+        if items and (len(items) >= most or one["inputs"].shape != packed[0]["inputs"].shape):
+            yield items, packed
+            items, packed = [], []
+        items.append(item)
+        packed.append(one)
+    if items:
+        yield items, packed
+
+
+def _plain(value: Any) -> Any:
+    return [float(part) if isinstance(part, float) else int(part) for part in value]

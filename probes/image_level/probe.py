@@ -1,0 +1,57 @@
+"""The probes on embeddings of whole images. What computes is imported when it runs, so that names are listed without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+from probes.base import Context, TaskResult
+from probes.datasets.base import Kind, Split
+from probes.image_level.settings import RECALL_AT, LinearSettings, RetrievalSettings, ZeroShotSettings
+from probes.registry import register_probe
+
+
+@dataclass
+class ImageLevelProbe:
+    """A probe on whole images, computed by ``run`` of ``module`` of this package; see ``probes.base.Probe``."""
+
+    name: str
+    kind: Kind
+    settings_type: type
+    metrics: Mapping[str, int]
+    needs_text: bool
+    splits: tuple[Split, ...]
+    module: str
+    version: int = 1
+
+    def config(self, context: Context) -> str:
+        """The settings, the backbone and the data, as JSON."""
+        return json.dumps(
+            {
+                "task": f"{context.data.spec.name}/{self.name}",
+                "settings": asdict(context.settings),
+                "seed": context.seed,
+                "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
+                "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
+            },
+            indent=2,
+            default=lambda value: str(value) if isinstance(value, Path) else repr(value),
+        )
+
+    def run(self, context: Context) -> TaskResult:
+        """Encode what is not kept already, and score ``val``."""
+        return replace(import_module(f"probes.image_level.{self.module}").run(context), config=self.config(context))
+
+
+TOP = {"top1": 1, "top5": 1}
+RECALLS = {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in RECALL_AT}
+LINEAR, ZERO_SHOT, RETRIEVAL = (
+    ImageLevelProbe("linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"),
+    ImageLevelProbe("zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"),
+    ImageLevelProbe("retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval"),
+)
+for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT):
+    register_probe(_probe)

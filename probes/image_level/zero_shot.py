@@ -1,0 +1,75 @@
+"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section
+3.1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from backbones.errors import UserError, nearest
+from probes.base import Context, TaskResult
+from probes.datasets.base import DatasetSpec
+from probes.features.cost import EncodeCost
+from probes.image_level.classification import encode_split, score, targets
+from probes.image_level.encode import encode_texts
+from probes.image_level.flops import linear_flops, text_flops
+from probes.image_level.settings import ZeroShotSettings
+
+Template = Callable[[str], str]
+
+
+def run(context: Context) -> TaskResult:
+    """See ``probes.image_level.probe``."""
+    settings: ZeroShotSettings = context.settings
+    which, templates = templates_for(settings.templates, context.data.spec)
+    started = time.perf_counter()
+    weights = class_embeddings(context, templates)
+    prompted, cost = time.perf_counter(), EncodeCost()
+    images = normalize(encode_split(context, "val", settings, cost), dim=1)
+    logits = torch.cat([part @ weights.T for part in images.split(4096)])
+    result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
+    result.cost = cost.added_to({
+        "text_seconds": prompted - started,
+        "eval_seconds": time.perf_counter() - started,
+        "text_flops": text_flops(context, settings, prompts_of(context, templates)),
+        "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
+    })  # fmt: skip
+    result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
+    return result
+
+
+def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]]:
+    """(name of the set, templates): what ``auto`` means for a dataset, and the prompts themselves."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # slow to import: only when used
+
+    sets: dict[str, Sequence[Template]] = {
+        "openai": OPENAI_IMAGENET_TEMPLATES,
+        "openai-7": SIMPLE_IMAGENET_TEMPLATES,
+        "photo": ("a photo of a {}.".format,),
+    }
+    if name == "auto":
+        name = "openai" if spec.name == "imagenet" else "photo"
+    if name not in sets:
+        raise UserError(f"zero-shot: no templates {name!r}; {nearest(name, ['auto', *sets])}")
+    return name, sets[name]
+
+
+def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
+    """Every prompt of every class, class by class."""
+    return [template(name.replace("_", " ")) for name in context.data.classes for template in templates]
+
+
+def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
+    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, scaled to unit length
+    again.
+    """
+    prompts = prompts_of(context, templates)
+    embedded = encode_texts(
+        context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
+    )
+    return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)

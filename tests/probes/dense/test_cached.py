@@ -1,0 +1,293 @@
+"""Dense probes on kept features: the same features and the same numbers as encoding the same views each time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip.factory as factory
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
+from mmseg.registry import DATASETS, MODELS
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import backbones
+from backbones.errors import UserError
+from probes.dense.cached import CachedDense
+from probes.dense.probe import dense_config
+from probes.features.budget import size_of, stores
+from probes.features.cost import EncodeCost
+from probes.features.crops import View, all_views
+from probes.features.store import root
+from probes.registry import PROBES
+from tests.backbones.mini import CONFIG
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import Recorder, context
+
+SMALL = {
+    "size": 48, "batch_size": 4, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 4, "lr": 0.01,
+    "feature_stride": 8, "views": 2,
+}  # fmt: skip
+REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
+MAIN = {"segmentation": ("mIoU", 1.0), "depth": ("abs_rel", 0.002)}
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """A cache of the test's own, and a small CLIP among open_clip's architectures."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
+
+
+def prepare(
+    folder: Path, kind: str, data, name: str = "linear", backbone: str = "tiny-cnn", seed=0, recorder=None, **change
+):
+    probe = PROBES[f"{kind}/{name}"]
+    settings = probe.settings_type(**{**SMALL, **change})
+    made = context(folder, data, settings, recorder=recorder, seed=seed)
+    if backbone != "tiny-cnn":
+        create = {"name": backbone, "seed": 3}
+        made = dataclasses.replace(made, backbone=backbones.create(**create), backbone_config=create)
+    return probe, made
+
+
+def run(*args, **kwargs):
+    probe, made = prepare(*args, **kwargs)
+    return probe.run(made)
+
+
+def sets(probe, made) -> list[CachedDense]:
+    """The datasets that a probe's config names: train and val."""
+    config = dense_config(probe, made)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+
+
+def keys() -> set[str]:
+    return {folder.name for folder in root().iterdir() if folder.is_dir()} if root().is_dir() else set()
+
+
+@pytest.mark.parametrize("kind", list(MAIN))
+@pytest.mark.parametrize("backbone", list(REAL))
+def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_path, kind, backbone):
+    data = tiny_dense.make(tmp_path / "data", kind, train=4, val=2)
+    results = {
+        cache: run(tmp_path / cache, kind, data, backbone=REAL[backbone], cache=cache)
+        for cache in ("none", "fp32", "fp16")
+    }
+    metric, tolerance = MAIN[kind]
+    for cache, close in (("fp32", 0.02 * tolerance), ("fp16", tolerance)):
+        assert results[cache].metrics[metric] == pytest.approx(results["none"].metrics[metric], abs=close)
+        assert results[cache].per_image["image"].tolist() == results["none"].per_image["image"].tolist()
+
+    probe, made = prepare(tmp_path / "plain", kind, data, backbone=REAL[backbone])
+    config = dense_config(probe, made)
+    views = all_views(2, 0.5)
+    assert views == [View(0, False), View(0, True), View(1, False), View(1, True)]
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.no_grad():
+        prepared, frozen = MODELS.build(config.model.data_preprocessor), MODELS.build(config.model.backbone)
+        plain = DATASETS.build(config.train_dataloader.dataset)
+        items = [
+            plain.pipeline({**plain.get_data_info(index), "view": tuple(view)}) for index in range(4) for view in views
+        ]
+        maps = frozen(prepared(pseudo_collate(items), True)["inputs"])
+        one_by_one = frozen(prepared(pseudo_collate(items[5:6]), True)["inputs"])
+    for cache, error in (("fp32", 0.0), ("fp16", 2.0**-11)):
+        train, _ = sets(*prepare(tmp_path / "x", kind, data, backbone=REAL[backbone], cache=cache))
+        train.open()
+        for place, item in enumerate(items):
+            features = train._features[place]
+            for kept, fresh in zip(features, maps, strict=True):
+                difference = (kept.float() - fresh[place]).abs()
+                assert bool((difference <= error * fresh[place].abs() + error * 1e-4).all())  # bit by bit in fp32
+            if place == 5:  # another batch size changes the last bits only
+                for kept, fresh in zip(features, one_by_one, strict=True):
+                    torch.testing.assert_close(kept.float(), fresh[0], rtol=max(1e-4, error), atol=1e-4)
+            truth = item["data_samples"].get(train.field).data
+            assert torch.equal(train._truth[place][0].to(truth.dtype), truth)
+
+
+def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "normals", train=3)
+    train, val = sets(*prepare(tmp_path / "kept", "normals", data, cache="fp32"))
+    config = dense_config(*prepare(tmp_path / "plain", "normals", data))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        plain = [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+        frozen, prepared = MODELS.build(config.model.backbone), MODELS.build(config.model.data_preprocessor)
+    seen = set()
+    for number in range(16):
+        np.random.seed(number)
+        kept = train[number % 3]
+        np.random.seed(number)
+        fresh = plain[0][number % 3]
+        sample = fresh["data_samples"]
+        assert torch.equal(kept["data_samples"].gt_normal_map.data, sample.gt_normal_map.data)
+        assert {key: kept["data_samples"].metainfo[key] for key in sample.metainfo} == sample.metainfo
+        maps = frozen(prepared(pseudo_collate([fresh]), True)["inputs"])
+        torch.testing.assert_close(kept["inputs"][0], maps[0][0], rtol=1e-4, atol=1e-4)
+        seen.add(kept["inputs"][0].sum().item())
+    assert len(seen) > 8  # of the twelve views
+    for index in range(3):
+        kept, fresh = val[index]["data_samples"], plain[1][index]
+        after = prepared(pseudo_collate([fresh]), False)["data_samples"][0]
+        assert torch.equal(kept.gt_normal_map.data, after.gt_normal_map.data)
+        assert {
+            key: tuple(kept.metainfo[key]) for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
+        } == {key: tuple(after.metainfo[key]) for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")}
+
+
+def test_views_follow_from_the_image_alone(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=2, size=(80, 120))
+    for number, name in enumerate(("a", "b")):  # the same picture under another name
+        shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / f"data/images/train/{number:03}.png.{name}")
+    shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / "data/images/train/001.png")
+    shutil.copy(tmp_path / "data/truth/train/000.png", tmp_path / "data/truth/train/001.png")
+    config = dense_config(*prepare(tmp_path / "w", "segmentation", data, views=5))
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        plain = DATASETS.build(config.train_dataloader.dataset)
+    cut = [
+        [plain.pipeline({**plain.get_data_info(index), "view": (number, turned)}) for index in (0, 1)]
+        for number in range(5)
+        for turned in (False, True)
+    ]
+    for first, second in cut:
+        assert torch.equal(first["inputs"], second["inputs"])
+        assert torch.equal(first["data_samples"].gt_sem_seg.data, second["data_samples"].gt_sem_seg.data)
+    assert len({one["inputs"].float().mean().item() for one, _ in cut[::2]}) == 5
+    centre, turned = cut[0][0], cut[1][0]
+    assert torch.equal(centre["inputs"].flip(2), turned["inputs"])
+    image = np.asarray(Image.open(tmp_path / "data/images/train/000.png").resize((72, 48), Image.Resampling.BILINEAR))
+    inner = torch.from_numpy(image[:48, 4:68, ::-1].copy()).permute(2, 0, 1).float()
+    assert (centre["inputs"][:, :48].float() - inner).abs().mean() < 12  # the centre: another one is far off
+
+
+def test_encoded_once_for_all_probes_and_seeds(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    first, second = Recorder(), Recorder()
+    made = run(tmp_path / "a", "segmentation", data, "linear", recorder=first, cache="fp16")
+    again = run(tmp_path / "b", "segmentation", data, "pspnet", recorder=second, cache="fp16", seed=5, max_iters=2)
+    assert [name for name, _ in first.started if name.startswith(("encoding", "cutting"))] == [
+        "encoding tiny-cnn on tiny-seg (train)", "cutting the truth of tiny-seg", "encoding tiny-cnn on tiny-seg (val)",
+    ]  # fmt: skip
+    assert not [name for name, _ in second.started if name.startswith(("encoding", "cutting"))]
+    assert "CachedDense" in made.config
+    cost, rest = made.cost, again.cost
+    assert cost["encode_seconds"] > 0 and rest["encode_seconds"] == 0
+    images = 6 * 4 + 3  # two views, each also turned, and val
+    assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
+    assert "encode_images_per_second" not in rest
+    assert cost["flops"] == cost["encode_flops"] + cost["train_flops"] + cost["eval_flops"]
+    assert rest["encode_flops"] == 0 and rest["flops"] == rest["train_flops"] + rest["eval_flops"]
+
+
+def test_what_encoding_costs_is_what_was_encoded(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    _, val = sets(*prepare(tmp_path / "w", "segmentation", data, cache="fp16"))
+    cost = EncodeCost()
+    with FlopCounterMode(display=False) as everything:
+        val.open(cost=cost)
+    assert cost.images == 3 and cost.flops == everything.get_total_flops() > 0  # images of two shapes
+    for shard in root().glob("*/00000.bin"):
+        shard.unlink()
+    before = cost.flops
+    val.open(cost=cost)
+    assert cost.images == 6 and cost.flops == 2 * before
+
+
+def test_tasks_on_the_same_images_share_their_features(tmp_path):
+    depth = tiny_dense.make(tmp_path / "depth", "depth")
+    normals = tiny_dense.make(tmp_path / "normals", "normals")
+    shutil.rmtree(tmp_path / "normals/images")
+    shutil.copytree(tmp_path / "depth/images", tmp_path / "normals/images")
+    run(tmp_path / "a", "depth", depth, cache="fp16")
+    before = keys()
+    recorder = Recorder()
+    run(tmp_path / "b", "normals", normals, cache="fp16", recorder=recorder)
+    assert len(keys() - before) == 1  # its truth
+    assert not [name for name, _ in recorder.started if name.startswith("encoding")]
+
+
+def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+
+    def features(data=data, **change) -> tuple[str, str]:
+        train, val = sets(*prepare(tmp_path / "w", "segmentation", data, **{"cache": "fp32", **change}))
+        found = []
+        for dataset in (train, val):
+            dataset.open()
+            found.append(dataset._features.folder.name)
+            dataset.close()
+        return found[0], found[1]
+
+    base = features()
+    assert features() == base and base[0] != base[1]  # the split
+    assert features(max_iters=99, lr=0.5, channels=4, feature_stride=4) == base  # of no concern to the backbone
+    assert features(backbone="tiny-vit")[0] != base[0]
+    probe, made = prepare(tmp_path / "w", "segmentation", data, cache="fp32")
+    other = dataclasses.replace(made, backbone_config={"name": "tiny-cnn", "seed": 4})
+    train, _ = sets(probe, other)
+    train.open()
+    assert train._features.folder.name != base[0]  # weights
+    for change in ({"size": 64}, {"cache": "fp16"}, {"precision": "bf16"}, {"layers": "last"}):
+        assert not set(features(**change)) & set(base), change
+    for change in ({"scale_range": (0.5, 1.0)}, {"views": 3}, {"flip": 0.0}):
+        assert features(**change)[0] != base[0], change
+    part = {"train": data.samples["train"][1:], "val": data.samples["val"]}
+    assert features(dataclasses.replace(data, samples=part))[0] != base[0]
+    path = tmp_path / "data" / data.samples["train"][3].image
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[10, 10] ^= 1
+    Image.fromarray(pixels).save(path)
+    changed = features()
+    assert changed[0] != base[0] and changed[1] == base[1]  # a single image of train
+
+
+def test_a_truncated_shard_is_made_again_and_told(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "depth")
+    whole = run(tmp_path / "a", "depth", data, cache="fp16")
+    for shard in root().glob("*/00000.bin"):
+        os.truncate(shard, shard.stat().st_size // 2)
+    mended = run(tmp_path / "b", "depth", data, cache="fp16")
+    assert mended.metrics == whole.metrics
+    assert len([note for note in mended.notes if "was damaged" in note and "made again" in note]) == 3
+
+
+def test_stopped_and_resumed_on_kept_features_is_the_same(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=5)
+    settings = {"cache": "fp16", "max_iters": 20, "scale_range": (1.0, 1.0)}
+    whole = run(tmp_path / "whole", "segmentation", data, "deeplabv3", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", "segmentation", data, "deeplabv3", recorder=Recorder(die_at=12), **settings)
+    cut = run(tmp_path / "cut", "segmentation", data, "deeplabv3", **settings)
+    assert cut.metrics == whole.metrics
+
+
+def test_what_the_cache_cannot_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0.00001")
+    data = tiny_dense.make(tmp_path / "data", "depth")
+    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-depth \(train\) would take"):
+        run(tmp_path / "a", "depth", data, cache="fp16")
+
+
+def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path, monkeypatch):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=8)
+    run(tmp_path / "a", "segmentation", data, cache="fp32")
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", str(0.95 * sum(map(size_of, stores(root()))) / 1e9))
+    shutil.rmtree(root())
+    recorder = Recorder()
+    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-seg \(val\) would take .* in use by this task"):
+        run(tmp_path / "b", "segmentation", data, cache="fp32", recorder=recorder)
+    assert "tiny-seg/linear" not in {description for description, _ in recorder.started}
+
+
+def test_kept_features_need_views_that_repeat():
+    with pytest.raises(UserError, match="set views=1 or more"):
+        PROBES["depth/linear"].settings_type(cache="fp16")
+    with pytest.raises(UserError, match="none, fp16, bf16 or fp32"):
+        PROBES["depth/linear"].settings_type(views=1, cache="int8")

@@ -1,0 +1,176 @@
+"""Dense truth through the pipelines: read right, flipped right, and scored at its own resolution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from backbones.errors import UserError
+from probes.dense.data import DenseDataset, pipelines, read_depth, read_labels, read_normals
+from tests.probes import tiny_dense
+
+from mmengine.registry import DefaultScope  # isort: skip
+
+MEAN = (120.0, 110.0, 100.0)
+
+
+@pytest.fixture(autouse=True)
+def mmseg_scope():
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
+
+
+def dataset(root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=()):
+    train, test = pipelines(data.spec, len(data.classes), size, crop, scale, flip, MEAN)
+    return DenseDataset(
+        data.spec.name, str(root), split, {"train": train, "val": test}[split], exclude, test_mode=split == "val"
+    )
+
+
+def stored(root, sample):
+    return cv2.imread(str(root / sample.image.replace("images", "truth")), cv2.IMREAD_UNCHANGED)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, -1]))
+def test_labels_are_shifted_and_ignored(tmp_path_factory, seed, offset):
+    random, path = np.random.default_rng(seed), tmp_path_factory.mktemp("labels") / "label.png"
+    values = random.choice([*range(5), 255], (6, 7)).astype(np.uint8)
+    Image.fromarray(values).save(path)
+    labels = read_labels(str(path), offset, 255, 5)
+    for value in (0, 1, 2, 3, 4, 255):
+        wanted = 255 if value == 255 or value + offset < 0 else value + offset
+        assert (labels[values == value] == wanted).all()
+
+
+def test_palette_label_maps_are_read_by_index(tmp_path):
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = Image.fromarray(values, mode="P")
+    image.putpalette([value % 256 for value in range(3, 771)])
+    image.save(tmp_path / "label.png")
+    assert (read_labels(str(tmp_path / "label.png"), 0, 255, 12) == values).all()
+
+
+def test_bad_label_maps_are_named(tmp_path):
+    path = tmp_path / "label.png"
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"label\.png holds 7, which is none of the 7 classes"):
+        read_labels(str(path), 0, 255, 7)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    with pytest.raises(UserError, match="3 channels"):
+        read_labels(str(path), 0, 255, 7)
+    path.write_bytes(b"nothing")
+    for read in (lambda p: read_labels(p, 0, 255, 7), lambda p: read_depth(p, 1e-3), read_normals):
+        with pytest.raises(UserError, match=r"cannot read .*label\.png"):
+            read(str(path))
+
+
+def test_depth_is_in_metres_and_normals_are_unit(tmp_path):
+    cv2.imwrite(str(tmp_path / "depth.png"), np.array([[0, 1234, 9999]], np.uint16))
+    assert read_depth(str(tmp_path / "depth.png"), 1e-3).tolist() == [pytest.approx([0, 1.234, 9.999])]
+    rgb = np.array([[[255, 128, 128], [0, 0, 0], [128, 255, 128], [128, 128, 255], [127, 128, 128]]], np.uint8)
+    cv2.imwrite(str(tmp_path / "normal.png"), rgb[..., ::-1])
+    normals = read_normals(str(tmp_path / "normal.png"))[0]
+    assert normals[[0, 2, 3]] == pytest.approx(np.eye(3), abs=0.01)
+    assert not normals[[1, 4]].any()
+    assert np.linalg.norm(normals[[0, 2, 3]], axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+def test_a_flip_mirrors_the_truth_and_turns_normals(tmp_path, kind):
+    data = tiny_dense.make(tmp_path, kind, size=(32, 32))
+    plain, flipped = (dataset(tmp_path, data, flip=flip)[0] for flip in (0.0, 1.0))
+    field = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}[kind]
+    truth, mirrored = (sample["data_samples"].get(field).data for sample in (plain, flipped))
+    assert (flipped["inputs"] == plain["inputs"].flip(2)).all()
+    expected = truth.flip(2)
+    if kind == "normals":
+        assert (expected[0].abs() > 0.05).any()
+        expected[0] = -expected[0]
+    assert (mirrored == expected).all()
+    known = {"segmentation": truth != 255, "depth": truth > 0, "normals": truth.float().norm(dim=0) > 0.5}[kind]
+    assert known.any() and not known.all()
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+def test_training_crops_are_padded_with_nothing(tmp_path, kind):
+    data = tiny_dense.make(tmp_path, kind, size=(48, 64))
+    sample = dataset(tmp_path, data, size=24, crop=40)[0]  # 24 × 32 pixels in a crop of 40 × 40
+    truth = next(iter(sample["data_samples"].values())).data
+    assert sample["inputs"].shape == (3, 40, 40) and truth.shape[1:] == (40, 40)
+    outside = truth[:, 24:], truth[:, :, 32:]
+    assert all((part == (255 if kind == "segmentation" else 0)).all() for part in outside)
+    assert sample["inputs"][:, 39, 39].tolist() == [100, 110, 120]  # the mean colour, as BGR
+    truth = truth[:, :24, :32]
+    assert truth.float().std() > 0 and not (truth == 255).all()
+
+
+def test_random_scales_are_within_the_range(tmp_path):
+    data = tiny_dense.make(tmp_path, "depth", train=1, size=(48, 64))
+    train = dataset(tmp_path, data, size=32, crop=512, scale=(0.5, 2.0))
+    heights = []
+    for seed in range(30):
+        np.random.seed(seed)
+        known = train[0]["data_samples"].gt_depth_map.data[0] > 0
+        heights.append(int(known.any(dim=1).nonzero().max()) + 1)
+    assert 14 <= min(heights) < 24 and 48 < max(heights) <= 65
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+def test_truth_for_scoring_keeps_its_resolution(tmp_path, kind):
+    data = tiny_dense.make(tmp_path, kind, size=(48, 64))
+    val = dataset(tmp_path, data, split="val", size=24)
+    assert [val[i]["inputs"].shape for i in range(3)] == [(3, 24, 32), (3, 32, 24), (3, 24, 32)]
+    for index, sample in enumerate(data.samples["val"]):
+        packed = val[index]["data_samples"]
+        truth = next(iter(packed.values())).data.numpy()
+        assert packed.image == sample.image and packed.ori_shape == truth.shape[1:]
+        raw = stored(tmp_path, sample)
+        if kind == "segmentation":
+            assert (truth[0] == raw).all()
+        elif kind == "depth":
+            assert np.allclose(truth[0], raw / 1000)
+        else:
+            assert (truth.any(axis=0) == raw.any(axis=2)).all()
+
+
+def test_the_dataset_keeps_the_official_order_and_what_is_left_out(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation", train=5)
+    images = [sample.image for sample in data.samples["train"]]
+    train = dataset(tmp_path, data, exclude=[images[1], images[3]])
+    assert [train.get_data_info(i)["image"] for i in range(len(train))] == [images[0], images[2], images[4]]
+    with pytest.raises(UserError, match="no usable image in split 'train'"):
+        dataset(tmp_path, data, exclude=images)
+
+
+def test_unfit_datasets_are_refused(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation")
+    with pytest.raises(UserError, match="did you mean tiny-seg"):
+        dataset(tmp_path, replace(data, spec=replace(data.spec, name="tiny-sge")))
+    with pytest.raises(UserError, match="no dense truth"):
+        import probes.datasets.coco  # noqa: F401
+
+        dataset(tmp_path, replace(data, spec=replace(data.spec, name="coco")))
+
+
+def test_a_mask_of_another_size_is_an_error(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation")
+    path = tmp_path / data.samples["train"][0].target
+    cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[:, :20])
+    with pytest.raises(UserError, match="is 64×48 px but its label map 20×48"):
+        dataset(tmp_path, data)[0]
+
+
+def test_orientation_tags_do_not_turn_an_image_off_its_mask(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation")
+    path = tmp_path / data.samples["val"][0].image
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    assert dataset(tmp_path, data, split="val")[0]["inputs"].shape == (3, 32, 43)

@@ -1,0 +1,163 @@
+"""Heads and objectives of the dense probes, against formulas written again in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.structures import PixelData
+from torch.nn import functional as F
+
+from probes.dense.heads import HEADS, DepthObjective, LinearHead, NormalObjective, aspp_dilations, head_config
+
+from mmseg.registry import MODELS  # isort: skip
+from mmseg.structures import SegDataSample  # isort: skip
+
+torch.set_num_threads(1)  # such small maps only wait for one another on several
+
+SEGMENT = {"num_classes": 4, "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True}}
+DEPTH = {"loss_decode": {"type": "DepthObjective", "min_depth": 0.1, "max_depth": 10.0}}
+NORMAL = {"loss_decode": {"type": "NormalObjective"}}
+
+
+def test_dilations_are_the_papers_at_its_size():
+    assert aspp_dilations(512, 8) == (1, 12, 24, 36)
+    assert aspp_dilations(160, 8) == (1, 4, 8, 11)
+
+
+@given(st.integers(16, 1024), st.sampled_from([4, 8, 16, 32]))
+def test_dilations_grow_and_stay_on_the_map(size, stride):
+    dilations = aspp_dilations(size, stride)
+    assert list(dilations) == sorted(set(dilations))
+    assert dilations[-1] < size / stride or size / stride < 8
+
+
+def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
+    head = LinearHead(in_channels=5, in_index=0, num_classes=3)
+    assert sorted(name for name, _ in head.named_parameters()) == [
+        "conv_seg.bias", "conv_seg.weight", "norm.bias", "norm.weight",
+    ]  # fmt: skip
+    features = torch.randn(2, 5, 4, 6)
+    mean, var = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), keepdim=True, unbiased=False)
+    expected = F.conv2d((features - mean) / (var + 1e-5).sqrt(), head.conv_seg.weight, head.conv_seg.bias)
+    torch.testing.assert_close(head((features,)), expected)
+
+
+@pytest.mark.parametrize("probe", HEADS)
+@pytest.mark.parametrize(("objective", "field", "outputs"), [
+    (SEGMENT, "gt_sem_seg", 4), (DEPTH, "gt_depth_map", 1), (NORMAL, "gt_normal_map", 3),
+])  # fmt: skip
+def test_every_head_learns_one_batch(probe, objective, field, outputs):
+    torch.manual_seed(0)
+    head = MODELS.build(head_config(probe, 6, channels=8, dropout=0.0, size=64, stride=8, **objective))
+    features = torch.randn(2, 6, 8, 8)
+    truth = {
+        "gt_sem_seg": torch.randint(0, 4, (2, 1, 32, 32)),
+        "gt_depth_map": torch.rand(2, 1, 32, 32) * 3 + 1,
+        "gt_normal_map": F.normalize(torch.randn(2, 3, 1, 1), dim=1).expand(2, 3, 32, 32).clone(),
+    }[field]
+    samples = [SegDataSample() for _ in truth]
+    for sample, one in zip(samples, truth, strict=True):
+        sample.set_data({field: PixelData(data=one)})
+    assert head((features,)).shape == (2, outputs, 8, 8)
+    optimizer, losses = torch.optim.Adam(head.parameters(), lr=0.02), []
+    for _ in range(12):
+        loss = sum(value for name, value in head.loss((features,), samples, None).items() if "loss" in name)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+@settings(max_examples=60)
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1.0), st.floats(1.5, 100.0))
+def test_depth_stays_in_its_range(raw, low, high):
+    depth = DepthObjective(low, high).decode(torch.tensor(raw)).item()
+    assert low * (1 - 1e-6) <= depth <= high * (1 + 1e-6)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.5, 0.85, 1.0]))
+def test_the_depth_loss_is_eigens(seed, balance):
+    random = np.random.default_rng(seed)
+    objective = DepthObjective(0.5, 8.0, balance)
+    raw, truth = random.normal(size=(3, 1, 5, 7)), random.uniform(0.0, 10.0, (3, 1, 5, 7))
+    truth[random.random(truth.shape) < 0.3] = 0
+    truth[2] = 0
+    expected = []
+    for one, depth in zip(raw, truth, strict=True):
+        valid = (depth >= 0.5) & (depth <= 8.0)
+        if valid.any():
+            d = np.log(0.5 + 7.5 / (1 + np.exp(-one[valid]))) - np.log(depth[valid])
+            n = d.size
+            expected.append(np.sqrt(max(1e-8, (d**2).sum() / n - balance * d.sum() ** 2 / n**2)))
+    loss = objective(torch.tensor(raw, dtype=torch.float32), torch.tensor(truth, dtype=torch.float32))
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-4)
+
+
+def test_the_depth_loss_may_ignore_scale_or_not():
+    truth = torch.rand(1, 1, 8, 8) + 1
+
+    def raw(depth):
+        share = (depth - 0.01) / 99.99
+        return (share / (1 - share)).log()
+
+    loss = {balance: DepthObjective(0.01, 100.0, balance)(raw(2 * truth), truth).item() for balance in (0.0, 0.5, 1.0)}
+    assert loss[1.0] < 1e-2
+    assert loss[0.0] == pytest.approx(np.log(2), rel=1e-3)
+    assert loss[0.5] == pytest.approx(np.log(2) * 0.5**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", [DepthObjective(0.1, 10.0), NormalObjective()], ids=["depth", "normals"])
+def test_gradients_are_finite_in_the_corners_and_zero_where_nothing_is_known(objective):
+    truth = torch.zeros(2, objective.channels, 4, 4)
+    raw = torch.zeros(2, objective.channels, 4, 4, requires_grad=True)
+    objective(raw, truth).backward()  # no valid pixel at all
+    assert raw.grad.abs().max() == 0
+    if objective.channels == 1:
+        truth[0, :, :2] = objective.decode(raw.detach())[0, :, :2]  # perfect
+        truth[0, :, 2] = torch.tensor(11.0)  # out of range
+    else:
+        truth[0, 2, :2] = 1.0
+        with torch.no_grad():
+            raw[0, 2, 0], raw[0, 2, 1] = 3.0, -3.0  # right; just the opposite
+    raw.grad = None
+    loss = objective(raw, truth)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(raw.grad).all()
+    assert raw.grad[1].abs().max() == 0 and raw.grad[0, :, 2:].abs().max() == 0
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_the_normal_loss_is_the_mean_angle(seed):
+    random = np.random.default_rng(seed)
+    raw, truth = random.normal(size=(2, 3, 4, 5)), random.normal(size=(2, 3, 4, 5))
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    known = random.random((2, 4, 5)) < 0.7
+    known[0, 0, 0] = True
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    expected = np.arccos(np.clip((unit * truth).sum(axis=1), -1, 1))[known].mean()
+    objective = NormalObjective()
+    loss = objective(torch.tensor(raw).float(), torch.tensor(truth * known[:, None]).float())
+    assert loss.item() == pytest.approx(expected, abs=2e-3)
+    assert np.allclose(objective.decode(torch.tensor(raw)).norm(dim=1), 1, atol=1e-5)
+
+
+def test_the_angle_still_pulls_when_it_is_small():
+    truth = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    raw = torch.tensor([0.01, 0.0, 1.0]).view(1, 3, 1, 1).requires_grad_()
+    NormalObjective()(raw, truth).backward()
+    assert raw.grad[0, 0, 0, 0].item() == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("probe", HEADS)
+def test_depth_begins_at_a_quarter_of_its_range(probe):
+    head = MODELS.build(head_config(probe, 6, channels=8, dropout=0.0, size=64, stride=8, **DEPTH))
+    head.init_weights()
+    assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(0.1 + 9.9 / 4, rel=1e-4)
+    assert 0.001 < head.conv_seg.weight.std().item() < 0.1

@@ -1,0 +1,199 @@
+"""Dense scores against scikit-learn, mmseg's own metrics and plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, jaccard_score, recall_score
+
+from backbones.errors import UserError
+from probes.dense.metrics import (
+    DepthScores,
+    NormalScores,
+    SegmentationScores,
+    angles,
+    depth_scores,
+    histogram_median,
+    segmentation_scores,
+)
+
+from mmseg.evaluation.metrics import DepthMetric, IoUMetric  # isort: skip
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def pixels(array):
+    return {"data": torch.as_tensor(np.asarray(array))}
+
+
+def evaluate(metric, samples, size=None):
+    for sample in samples:
+        metric.process({}, [sample])
+    return metric.evaluate(len(samples))
+
+
+def segmentation(predictions, labels, classes, metric=None):
+    metric = metric or SegmentationScores(255)
+    metric.dataset_meta = {"classes": tuple(f"c{i}" for i in range(classes))}
+    samples = [{"image": f"{i}.png", "pred_sem_seg": pixels(p[None]), "gt_sem_seg": pixels(t[None])}
+               for i, (p, t) in enumerate(zip(predictions, labels, strict=True))]  # fmt: skip
+    return metric, evaluate(metric, samples)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.integers(2, 7), st.integers(1, 4))
+def test_segmentation_is_scikit_learns(seed, classes, images):
+    random = np.random.default_rng(seed)
+    shapes = [(int(random.integers(2, 9)), int(random.integers(2, 9))) for _ in range(images)]
+    labels = [random.integers(0, classes, shape) for shape in shapes]
+    predictions = [np.where(random.random(t.shape) < 0.5, t, random.integers(0, classes, t.shape)) for t in labels]
+    for label in labels:
+        label[random.random(label.shape) < 0.2] = 255
+        label[0, 0] = 1
+    metric, scores = segmentation(predictions, labels, classes)
+    true, guess = (np.concatenate([each.ravel() for each in maps]) for maps in (labels, predictions))
+    true, guess = true[true != 255], guess[true != 255]
+    present = sorted({*true, *guess})
+    assert scores["mIoU"] == pytest.approx(100 * jaccard_score(true, guess, labels=present, average="macro"))
+    recall = recall_score(true, guess, labels=sorted(set(true)), average="macro", zero_division=0)
+    assert scores["mAcc"] == pytest.approx(100 * recall)
+    assert scores["aAcc"] == pytest.approx(100 * accuracy_score(true, guess))
+    assert metric.per_image["label"].shape == (images, classes)
+    assert metric.per_image["label"].sum() == true.size == metric.per_image["prediction"].sum()
+    assert metric.notes[0].startswith("mIoU is over") == (len(present) < classes)
+    # the set's scores follow from the images' areas
+    assert segmentation_scores(metric.per_image)[0] == scores
+
+
+def test_segmentation_is_mmsegs():
+    random = np.random.default_rng(0)
+    labels = [random.integers(0, 6, (20, 30)) for _ in range(5)]
+    predictions = [np.where(random.random(t.shape) < 0.6, t, random.integers(0, 6, t.shape)) for t in labels]
+    for label in labels:
+        label[:4] = 255
+    _, ours = segmentation(predictions, labels, 7)
+    _, theirs = segmentation(predictions, labels, 7, IoUMetric(ignore_index=255))
+    assert {name: round(value, 2) for name, value in ours.items()} == pytest.approx(theirs, abs=0.011)
+
+
+def test_classes_seen_nowhere_are_left_out_and_named():
+    labels = np.array([[0, 0, 1, 255]])
+    metric, scores = segmentation([np.array([[0, 1, 1, 2]])], [labels], 4)
+    assert scores["mIoU"] == pytest.approx(100 * (1 / 2 + 1 / 2) / 2)
+    assert np.isnan(metric.class_iou[[2, 3]]).all()
+    assert "c2, c3" in metric.notes[0] and "2 of 4" in metric.notes[0]
+
+
+def depth(predictions, truths, metric):
+    metric.dataset_meta = {}
+    samples = [
+        {"image": f"{i}.png", "pred_depth_map": pixels(p[None]), "gt_depth_map": pixels(t[None])}
+        for i, (p, t) in enumerate(zip(predictions, truths, strict=True))
+    ]
+    return metric, evaluate(metric, samples)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_depth_is_mmsegs_and_numpys(seed):
+    random = np.random.default_rng(seed)
+    truths = [random.uniform(0, 12, (9, 11)).astype(np.float32) for _ in range(3)]
+    for truth in truths:
+        truth[random.random(truth.shape) < 0.2] = 0
+        truth[4, 4] = 2.0
+    predictions = [random.uniform(0.1, 10, t.shape).astype(np.float32) for t in truths]
+    metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0))
+    _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0))
+    for name, other, factor in (("abs_rel", "abs_rel", 1), ("rmse", "rmse", 1), ("log10", "log10", 1),
+                                ("delta1", "d1", 100), ("delta2", "d2", 100), ("delta3", "d3", 100)):  # fmt: skip
+        assert ours[name] == pytest.approx(factor * theirs[other], rel=1e-4, abs=1e-3), name
+    valid = (truths[0] > 1e-3) & (truths[0] < 10)
+    p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
+    assert metric.per_image["abs_rel"][0] == pytest.approx(np.mean(np.abs(p - t) / t))
+    assert metric.per_image["pixels"][0] == valid.sum()
+
+
+def test_depth_uses_the_eigen_crop_as_mmseg_does():
+    random = np.random.default_rng(1)
+    truths = [random.uniform(0.5, 9, (480, 640)).astype(np.float32) for _ in range(2)]
+    predictions = [t * random.uniform(0.7, 1.4, t.shape).astype(np.float32) for t in truths]
+    for prediction in predictions:
+        prediction[:45] = prediction[471:] = prediction[:, :41] = prediction[:, 601:] = 0.01
+    metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0, (45, 471, 41, 601)))
+    _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0, crop_type="nyu_crop"))
+    assert ours["abs_rel"] == pytest.approx(theirs["abs_rel"], rel=1e-5)
+    assert (metric.per_image["pixels"] == (471 - 45) * (601 - 41)).all()
+    with pytest.raises(UserError, match="does not fit a 320×240"):
+        depth([np.ones((240, 320))], [np.ones((240, 320))], DepthScores(1e-3, 10.0, (45, 471, 41, 601)))
+
+
+def test_a_perfect_depth_map():
+    truth = np.linspace(1, 5, 20)
+    assert depth_scores(truth, truth) == {
+        "abs_rel": 0, "rmse": 0, "log10": 0, "delta1": 100, "delta2": 100, "delta3": 100,
+    }  # fmt: skip
+
+
+def test_images_without_truth_are_named_and_not_scored():
+    good, empty = np.full((4, 4), 2.0), np.zeros((4, 4))
+    metric, scores = depth([good * 1.1, good], [good, empty], DepthScores(1e-3, 10.0))
+    assert scores["abs_rel"] == pytest.approx(0.1)
+    assert metric.per_image["pixels"].tolist() == [16, 0] and np.isnan(metric.per_image["rmse"][1])
+    assert "1 of 2" in metric.notes[0] and "1.png" in metric.notes[0]
+
+
+def normals(predictions, truths, metric=None):
+    metric = metric or NormalScores()
+    metric.dataset_meta = {}
+    samples = [
+        {"image": f"{i}.png", "pred_normal_map": pixels(p), "gt_normal_map": pixels(t)}
+        for i, (p, t) in enumerate(zip(predictions, truths, strict=True))
+    ]
+    return metric, evaluate(metric, samples)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.floats(0.01, 2.0))
+def test_normals_are_numpys_over_all_pixels(seed, noise):
+    random = np.random.default_rng(seed)
+    truths, predictions = [], []
+    for height in (5, 9, 3):
+        truth = random.normal(size=(3, height, 8))
+        truth /= np.linalg.norm(truth, axis=0)
+        predictions.append(truth + noise * random.normal(size=truth.shape))
+        truths.append(truth * (random.random((height, 8)) < 0.8))
+    metric, scores = normals(predictions, truths)
+    errors = []
+    for prediction, truth in zip(predictions, truths, strict=True):
+        valid = np.abs(truth).sum(axis=0) > 0
+        unit = prediction / np.linalg.norm(prediction, axis=0)
+        errors.append(np.degrees(np.arccos(np.clip((unit * truth).sum(axis=0), -1, 1)))[valid])
+    pooled = np.concatenate(errors)
+    assert scores["normal_mean"] == pytest.approx(pooled.mean(), abs=1e-4)
+    low, high = np.sort(pooled)[[(pooled.size - 1) // 2, pooled.size // 2]]
+    assert low - 0.0051 <= scores["normal_median"] <= high + 0.0051
+    for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
+        assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
+    assert metric.per_image["normal_median"][1] == pytest.approx(np.median(errors[1]), abs=1e-4)
+    assert metric.per_image["pixels"].sum() == pooled.size
+    # a second evaluation starts from nothing
+    assert normals(predictions, truths, metric)[1] == scores
+
+
+def test_small_angles_are_exact():
+    angle = np.radians(0.001)
+    assert angles(np.array([[np.sin(angle)], [0], [np.cos(angle)]]), np.array([[0], [0], [1.0]]))[0] == pytest.approx(
+        1e-3
+    )
+    assert angles(np.array([[0], [0], [-2.0]]), np.array([[0], [0], [1.0]]))[0] == pytest.approx(180)
+
+
+@given(st.lists(st.floats(0, 180), min_size=1, max_size=50))
+def test_the_histograms_median_is_within_half_a_bin(values):
+    counts = np.bincount((np.array(values) / 0.01).astype(int), minlength=18001)
+    median = np.sort(values)[(len(values) - 1) // 2]
+    assert abs(histogram_median(counts, 0.01) - median) <= 0.00501
+    assert np.isnan(histogram_median(counts * 0, 0.01))

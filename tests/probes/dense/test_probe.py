@@ -1,0 +1,258 @@
+"""The nine dense probes end to end: real files, MMEngine's Runner, mmseg's models, a small frozen backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from backbones.base import state_sha256
+from backbones.errors import UserError
+from probes.dense.probe import METRICS, PROBES, DepthSettings, NormalSettings, SegmentationSettings, dense_config
+from probes.registry import PROBES as REGISTERED
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import Recorder, context
+
+KINDS = tuple(METRICS)
+SMALL = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (1.0, 1.0), "warmup": 0.0}
+
+
+def run(folder: Path, kind: str, name: str, data=None, context_args=None, **settings):
+    """Make a tiny dataset, run the probe on it; returns its result and the context."""
+    data = data or tiny_dense.make(folder / "data", kind)
+    probe = REGISTERED[f"{kind}/{name}"]
+    chosen = probe.settings_type(**{**SMALL, "max_iters": 2, **settings})
+    made = context(folder / "work", data, chosen, **(context_args or {}))
+    return probe.run(made), made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
+    result, _ = run(tmp_path, kind, name)
+    assert list(result.metrics) == list(METRICS[kind])
+    assert all(np.isfinite(value) for value in result.metrics.values())
+    assert result.per_image["image"].tolist() == ["images/val/000.png", "images/val/001.png", "images/val/002.png"]
+    lengths = {key: len(values) for key, values in result.per_image.items()}
+    assert set(lengths.values()) == {3}, lengths
+    if kind == "segmentation":
+        assert result.per_image["label"].shape == (3, 3)
+        assert result.per_image["label"].sum(axis=1).tolist() == [45 * 64, 61 * 48, 45 * 64]
+    else:
+        assert result.per_image["pixels"].tolist() == [45 * 64, 61 * 48, 45 * 64]
+    with Image.open(result.panel) as panel:
+        assert panel.width >= 3 * 256
+    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+        index = json.loads(pack.read("index.json"))
+        assert [one["name"] for one in index["images"]] == [str(name) for name in result.per_image["image"]]
+        assert set(index["images"][0]) == {"name", "image", "truth", "prediction"}
+    assert result.cost["train_seconds"] > 0
+    assert "val_evaluator = dict(" in result.config and "FrozenBackbone" in result.config
+
+
+def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):
+    from mmengine.dataset import pseudo_collate
+    from mmseg.registry import DATASETS, MODELS
+
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=1, val=1, size=(48, 48))
+    for split in ("train", "val"):
+        pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))
+        Image.fromarray(pixels).save(tmp_path / "data" / data.samples[split][0].image)
+    made = context(tmp_path / "work", data, SegmentationSettings(**{**SMALL, "size": 40}))
+    config = dense_config(REGISTERED["segmentation/linear"], made)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        prepare = MODELS.build(config.model.data_preprocessor)
+        for loader, training in ((config.train_dataloader, True), (config.val_dataloader, False)):
+            batch = prepare(pseudo_collate([DATASETS.build(loader.dataset)[0]]), training)
+            assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+            mean, std = made.backbone.data.mean, made.backbone.data.std
+            expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+            assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+            assert batch["inputs"][0, :, 63, 63].tolist() == pytest.approx([0, 0, 0], abs=0.02)
+
+
+def test_the_panel_shows_images_in_their_colours(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", val=1, size=(48, 48))
+    path = tmp_path / "data" / data.samples["val"][0].image
+    Image.fromarray(np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))).save(path)
+    result, _ = run(tmp_path, "segmentation", "linear", data)
+    assert Image.open(result.panel).convert("RGB").getpixel((100, 150)) == (200, 100, 50)
+
+
+@pytest.mark.parametrize(("kind", "metric", "better"), [
+    ("segmentation", "mIoU", 80.0), ("depth", "abs_rel", 0.15), ("normals", "normal_mean", 30.0),
+])  # fmt: skip
+def test_the_linear_probe_learns_what_is_in_the_colours(tmp_path, kind, metric, better):
+    before, _ = run(tmp_path / "short", kind, "linear", lr=1e-5, max_iters=1, layers="all")
+    after, made = run(tmp_path / "long", kind, "linear", lr=0.05, max_iters=40, feature_stride=4)
+    sign = METRICS[kind][metric]
+    assert sign * after.metrics[metric] > sign * better, after.metrics
+    assert sign * after.metrics[metric] > sign * before.metrics[metric]
+    curve = made.log.curve("train/loss")
+    assert np.mean(curve[-5:]) < np.mean(curve[:5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_means_frozen(tmp_path, kind):
+    data = tiny_dense.make(tmp_path / "data", kind)
+    made = context(tmp_path / "work", data)
+    before = state_sha256(made.backbone.state_dict())
+    _, made = run(tmp_path, kind, "pspnet", data, max_iters=4, lr=0.1)
+    assert state_sha256(made.backbone.state_dict()) == before
+    assert not made.backbone.training and not any(
+        p.requires_grad or p.grad is not None for p in made.backbone.parameters()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides_and_the_workers_do_not(tmp_path, kind):
+    data = tiny_dense.make(tmp_path / "data", kind, train=9)
+    settings = {"max_iters": 4, "scale_range": (0.7, 1.5), "lr": 0.01}
+    results = [
+        run(tmp_path / str(number), kind, "deeplabv3", data, {"workers": workers, "seed": seed}, **settings)[0]
+        for number, (workers, seed) in enumerate([(0, 0), (2, 0), (0, 1)])
+    ]
+    assert results[0].metrics == results[1].metrics
+    assert results[0].metrics != results[2].metrics
+    for key, values in results[0].per_image.items():
+        assert np.array_equal(values, results[1].per_image[key])
+
+
+def test_a_plain_vit_of_one_map_and_a_batch_larger_than_the_set(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=2)
+    for layers in ("all", "last"):
+        result, _ = run(
+            tmp_path / layers,
+            "segmentation",
+            "linear",
+            data,
+            {"backbone": "tiny-vit"},
+            batch_size=5,
+            layers=layers,
+            size=40,
+        )
+        assert result.per_image["label"].sum() == 2 * 45 * 64 + 61 * 48
+
+
+def test_the_last_layer_only(tmp_path):
+    result, made = run(tmp_path, "depth", "linear", layers="last", feature_stride=32)
+    assert f"in_channels={made.backbone.channels[-1]}" in result.config
+
+
+def test_bf16_changes_little(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "depth")
+    full, half = (
+        run(tmp_path / precision, "depth", "linear", data, precision=precision, max_iters=6)[0].metrics["abs_rel"]
+        for precision in ("fp32", "bf16")
+    )
+    assert full != half and full == pytest.approx(half, rel=0.05)
+
+
+def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=5, val=4)
+    samples = {"train": data.samples["train"], "val": [data.samples["val"][i] for i in (0, 1, 3)]}
+    some = dataclasses.replace(data, samples=samples, skipped=(("images/val/002.png", "cut off"),))
+    whole, part = (run(tmp_path / n, "segmentation", "linear", d)[0] for n, d in (("whole", data), ("part", some)))
+    assert part.per_image["image"].tolist() == [sample.image for sample in samples["val"]]
+    for key in ("intersection", "prediction", "label"):
+        assert (part.per_image[key] == whole.per_image[key][[0, 1, 3]]).all()
+    assert "exclude=[\n" in part.config.replace(" ", "") or "exclude=['images/val/002.png'" in part.config.replace(
+        " ", ""
+    )
+
+
+def test_the_config_runs_with_plain_mmengine(tmp_path):
+    data = tiny_dense.make(tmp_path / "data", "normals")
+    probe = REGISTERED["normals/deeplabv3"]
+    made = context(tmp_path / "work", data, NormalSettings(**{**SMALL, "max_iters": 2}))
+    made = dataclasses.replace(made, backbone_config={"name": "efficientnet-lite0"})
+    import backbones
+
+    made = dataclasses.replace(made, backbone=backbones.create("efficientnet-lite0"))
+    (tmp_path / "config.py").write_text(probe.config(made))
+    script = (
+        "import sys; from mmengine.config import Config; from mmengine.runner import Runner\n"
+        "runner = Runner.from_cfg(Config.fromfile(sys.argv[1])); runner.train()\n"
+        "import json; print(json.dumps(runner.val_loop.evaluator.metrics[0].per_image['pixels'].tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "config.py")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [45 * 64, 61 * 48, 45 * 64]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_are_plain_protocol(kind):
+    settings = REGISTERED[f"{kind}/linear"].settings_type()
+    fields = json.loads(json.dumps(dataclasses.asdict(settings)))
+    assert type(settings)(**fields) == settings  # a list of JSON is as good as the tuple
+    assert hash(settings) == hash(type(settings)())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"optimizer": "adam"}, "optimizer='adam' is not possible; it must be adamw or sgd"),
+    ({"schedule": "step"}, "poly or cosine"),
+    ({"layers": "first"}, "all or last"),
+    ({"precision": "fp16"}, "fp32 or bf16"),
+    ({"scale_range": (2.0, 0.5)}, "two factors"),
+    ({"scale_range": (1.0,)}, "two factors"),
+    ({"max_iters": 0}, "max_iters=0 is not possible"),
+    ({"lr": -1.0}, "above 0"),
+    ({"silog_balance": 2.0}, "between 0 and 1"),
+])  # fmt: skip
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        DepthSettings(**change)
+
+
+def test_what_cannot_work_is_said_before_work_begins(tmp_path):
+    with pytest.raises(UserError, match="batch_size must be 2 or more"):
+        run(tmp_path / "a", "depth", "pspnet", batch_size=1)
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    one = dataclasses.replace(data, spec=dataclasses.replace(data.spec, classes=("all",)))
+    with pytest.raises(UserError, match="needs 2 or more"):
+        run(tmp_path / "b", "segmentation", "linear", one)
+    data = tiny_dense.make(tmp_path / "depth", "depth")
+    bare = dataclasses.replace(data, spec=dataclasses.replace(data.spec, extra={"depth_scale": 1.0}))
+    with pytest.raises(UserError, match="does not declare max_depth, min_depth"):
+        run(tmp_path / "c", "depth", "linear", bare)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_learning_rate_warms_up_and_decays(tmp_path, schedule, optimizer):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=1, val=1, size=(32, 32))
+    recorder = Recorder()
+    run(
+        tmp_path, "segmentation", "linear", data, {"recorder": recorder}, size=32, batch_size=1,
+        max_iters=20, warmup=0.2, lr=0.01, schedule=schedule, optimizer=optimizer,
+    )  # fmt: skip
+    rates = recorder.curve("train/lr")
+    assert rates[0] < 1e-3 and max(rates) == pytest.approx(0.01, rel=0.1) and rates[-1] < 2e-3
+    assert int(np.argmax(rates)) in (3, 4)
+
+
+def test_real_camvid_is_learnt_by_a_few_steps(real_data, tmp_path):
+    from probes.datasets import camvid  # noqa: F401
+    from probes.datasets.check import prepare
+    from probes.registry import DATASETS
+
+    data = prepare(DATASETS["camvid"], real_data / "camvid", partial=True)
+    few = {"train": data.samples["train"][::20], "val": data.samples["val"][::20]}
+    data = dataclasses.replace(data, samples=few)
+    settings = SegmentationSettings(size=64, max_iters=20, batch_size=4, lr=0.01, scale_range=(1.0, 1.0), warmup=0.0)
+    made = context(tmp_path / "work", data, settings)
+    result = REGISTERED["segmentation/linear"].run(made)
+    assert result.metrics["aAcc"] > 40 and result.per_image["label"].shape == (5, 11)
+    assert result.per_image["label"].sum() <= 5 * 360 * 480  # at the resolution of the label maps
+    assert result.per_image["label"].sum() > 0.8 * 5 * 360 * 480

@@ -1,0 +1,112 @@
+"""The cross-entropy of resized logits against torch's and mmseg's own, value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.structures import PixelData
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from probes.dense import resized_loss
+from probes.dense.heads import DenseSegmenter, LinearHead, PSPSegmenter, at_own_size
+from probes.dense.resized_loss import resized_cross_entropy
+
+from mmseg.models import EncoderDecoder  # isort: skip
+from mmseg.models.decode_heads import PSPHead  # isort: skip
+from mmseg.structures import SegDataSample  # isort: skip
+
+sides = st.integers(1, 9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), low=st.tuples(sides, sides), high=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    classes=st.integers(2, 30), align=st.booleans(), cached=st.sampled_from([1, 2**12, 2**20]),
+)  # fmt: skip
+def test_it_is_torchs(seed, low, high, classes, align, cached):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(3, classes, *low, generator=generator)).requires_grad_()
+    labels = torch.randint(0, classes, (3, *high), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    labels[0] = 255  # an image without a label
+    labels[1, 0, 0] = 1
+    large = F.interpolate(logits, high, mode="bilinear", align_corners=align)
+    expected = F.cross_entropy(large, labels, ignore_index=255)
+    (gradient,) = torch.autograd.grad(2 * expected, logits)
+    before, resized_loss.CACHED_BYTES = resized_loss.CACHED_BYTES, cached  # how many images at once
+    try:
+        loss, right, scored = resized_cross_entropy(logits, labels, 255, align)
+    finally:
+        resized_loss.CACHED_BYTES = before
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(2 * loss, logits)[0], gradient, rtol=1e-4, atol=1e-6)
+    assert scored == (labels != 255).sum()
+    # pixels whose best two classes are within rounding may count either way
+    best = large.detach().topk(2, dim=1).values
+    unsure = ((best[:, 0] - best[:, 1]) < 1e-4) & (labels != 255)
+    assert abs(right - (large.argmax(1) == labels).sum()) <= unsure.sum()
+
+
+def test_nothing_to_score_is_no_loss():
+    logits = torch.randn(2, 3, 4, 4).requires_grad_()
+    loss, right, scored = resized_cross_entropy(logits, torch.full((2, 8, 8), 255), 255, False)
+    loss.backward()
+    assert loss == right == scored == 0 and not logits.grad.any()
+
+
+def test_resizing_is_not_counted():
+    logits, labels = torch.randn(2, 3, 4, 4).requires_grad_(), torch.randint(0, 3, (2, 8, 8))
+    with FlopCounterMode(display=False) as counter:
+        resized_cross_entropy(logits, labels, 255, False)[0].backward()
+    assert counter.get_total_flops() == 0
+
+
+def samples(labels):
+    made = [SegDataSample(metainfo={"ori_shape": tuple(one.shape)}) for one in labels]
+    for sample, one in zip(made, labels, strict=True):
+        sample.set_data({"gt_sem_seg": PixelData(data=one[None])})
+    return made
+
+
+@pytest.mark.parametrize("loss", [
+    {"avg_non_ignore": True}, {"avg_non_ignore": True, "loss_weight": 0.4}, {"avg_non_ignore": False},
+    {"avg_non_ignore": False, "class_weight": [1.0, 2.0, 0.5, 1.0]},
+])  # fmt: skip
+def test_a_segmenter_learns_what_mmsegs_does(loss):
+    torch.manual_seed(0)
+    config = {"in_channels": 6, "in_index": 0, "channels": 8, "num_classes": 4, "dropout_ratio": 0.0,
+              "loss_decode": {"type": "CrossEntropyLoss", **loss}}  # fmt: skip
+    ours, theirs = PSPSegmenter(**config), PSPHead(**config)
+    theirs.load_state_dict(ours.state_dict())
+    labels = torch.randint(0, 4, (3, 20, 28))
+    labels[:, :4] = 255
+    features, found = torch.randn(3, 6, 5, 7), []
+    for head in (ours, theirs):
+        losses = head.loss((features,), samples(labels), None)
+        losses["loss_ce"].backward()
+        found.append((losses["loss_ce"].item(), float(losses["acc_seg"]), head.conv_seg.weight.grad))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], abs=0.1)
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_those_that_mmseg_predicts():
+    """Images of two sizes, padded, in one batch."""
+    logits = torch.randn(3, 5, 16, 16)
+    shapes, padding = [(16, 12), (40, 30), (16, 12)], (0, 4, 0, 0)
+    predicted = []
+    for kind in (DenseSegmenter, EncoderDecoder):
+        made = samples([torch.zeros(shape, dtype=torch.int64) for shape in shapes])
+        for sample in made:
+            sample.set_metainfo({"img_padding_size": padding})
+        head = LinearHead(in_channels=5, in_index=0, num_classes=5)
+        model = kind.__new__(kind)
+        torch.nn.Module.__init__(model)
+        model.decode_head, model.align_corners = head, False
+        predicted.append([one.pred_sem_seg.data for one in model.postprocess_result(logits, made)])
+    for ours, theirs in zip(*predicted, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [places for places, _ in at_own_size(logits, made, False)] == [[0, 2], [1]]

@@ -1,0 +1,125 @@
+"""Detection probes on kept features: the same features, truth and numbers as encoding each time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip.factory as factory
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+import probes.detection  # noqa: F401  registers
+from backbones.errors import UserError
+from probes.detection import MaskRCNNSettings, SSDSettings
+from probes.detection.probe import detection_config
+from probes.features.store import root
+from probes.registry import PROBES
+from tests.backbones.mini import CONFIG
+from tests.probes import tiny_coco
+from tests.probes.tiny_mmlab import Recorder, context
+
+SETTINGS = {
+    "mask-rcnn": MaskRCNNSettings(
+        max_iters=4, batch_size=2, short_side=64, long_side=64, width=16, hidden=16, lr=3e-3
+    ),
+    "ssd": SSDSettings(max_iters=6, batch_size=4, size=64, width=16, lr=3e-3, augment=False),
+}  # fmt: skip
+REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=3))
+
+
+def made(folder: Path, name: str, data, cache: str, recorder: Recorder | None = None, backbone: str = "tiny-cnn"):
+    return context(folder, data, dataclasses.replace(SETTINGS[name], cache=cache), backbone, recorder)
+
+
+@pytest.mark.parametrize("backbone", list(REAL))
+def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkeypatch):
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
+    curves, found = {}, {}
+    for cache in ("none", "fp32", "fp16"):
+        place = made(tmp_path / cache, "ssd", data, cache, backbone=REAL[backbone])
+        found[cache] = PROBES["detection/ssd"].run(place)
+        curves[cache] = place.log.curve("train/loss")
+    assert len(curves["none"]) == 6 and len(set(curves["none"])) == 6
+    assert curves["fp32"] == pytest.approx(curves["none"], rel=1e-4)
+    assert curves["fp16"] == pytest.approx(curves["none"], rel=2e-3)
+    for cache in ("fp32", "fp16"):
+        assert found[cache].metrics["bbox_mAP"] == pytest.approx(found["none"].metrics["bbox_mAP"], abs=0.5)
+        assert found[cache].per_image["image"].tolist() == found["none"].per_image["image"].tolist()
+
+
+def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
+    probe = PROBES["detection/mask-rcnn"]
+    configs = {
+        cache: detection_config(probe, made(tmp_path / cache, "mask-rcnn", data, cache)) for cache in ("none", "fp32")
+    }
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        sets = {
+            cache: [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+            for cache, config in configs.items()
+        }
+        parts = {
+            cache: (MODELS.build(config.model.data_preprocessor), MODELS.build(config.model.backbone))
+            for cache, config in configs.items()
+        }
+    turned = set()
+    for number in range(8):
+        for training, split in ((True, 0), (False, 1)):
+            batches = {}
+            for cache, both in sets.items():
+                np.random.seed(number)
+                items = [both[split][index % len(both[split])] for index in (number, number + 1)]
+                prepare, read = parts[cache]
+                batch = prepare(pseudo_collate(items), training)
+                batches[cache] = read(batch["inputs"]), batch["data_samples"]
+            same = all(  # images of two shapes: alone each is padded differently than beside another
+                sample.img_shape == batches["none"][1][0].img_shape for sample in batches["none"][1]
+            )
+            for fresh, kept in zip(batches["none"][1], batches["fp32"][1], strict=True):
+                assert kept.batch_input_shape == fresh.batch_input_shape and kept.pad_shape == fresh.pad_shape
+                assert kept.img_id == fresh.img_id and kept.scale_factor == fresh.scale_factor
+                if training:
+                    turned.add(fresh.flip)
+                    assert torch.equal(kept.gt_instances.bboxes, fresh.gt_instances.bboxes)
+                    assert np.array_equal(kept.gt_instances.masks.to_ndarray(), fresh.gt_instances.masks.to_ndarray())
+            for kept_map, fresh_map in zip(batches["fp32"][0], batches["none"][0], strict=True):
+                assert kept_map.shape == fresh_map.shape
+                if same:
+                    torch.testing.assert_close(kept_map, fresh_map, rtol=1e-4, atol=1e-4)
+    assert turned == {True, False}
+
+
+def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
+    first, second = Recorder(), Recorder()
+    whole = PROBES["detection/ssd"].run(made(tmp_path / "a", "ssd", data, "fp16", first))
+    assert [name for name, _ in first.started if name.startswith("encoding")] == [
+        "encoding tiny-cnn on instances_train2017", "encoding tiny-cnn on instances_val2017",
+    ]  # fmt: skip
+    for shard in root().glob("*/00000.bin"):
+        os.truncate(shard, 10)
+    again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
+    assert again.metrics == whole.metrics
+    assert sum("made again" in note for note in again.notes) == 2
+    assert sum(name.startswith("encoding") for name, _ in second.started) == 2
+
+
+def test_random_crops_do_not_repeat():
+    with pytest.raises(UserError, match="set augment=false as well"):
+        SSDSettings(cache="fp16")
+    with pytest.raises(UserError, match="none, fp16, bf16 or fp32"):
+        MaskRCNNSettings(cache="zip")

@@ -1,0 +1,348 @@
+"""Detection probes: COCO scores against pycocotools, both detectors trained for real on a generated set."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones.errors import UserError
+from backbones.overrides import with_changes
+from probes.base import TaskResult
+from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
+from probes.detection.coco import CocoInstances, encode_mask, mean_ap
+from probes.detection.probe import coco_set
+from probes.registry import PROBES
+from probes.runner.training import STATE
+from reports.per_image import image_scores
+from tests.probes import tiny_coco
+from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
+
+# isort: split
+from faster_coco_eval import COCO
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from pycocotools.coco import COCO as ReferenceCOCO
+from pycocotools.cocoeval import COCOeval
+
+SETTINGS: dict[str, Any] = {
+    "mask-rcnn": MaskRCNNSettings(
+        max_iters=40, batch_size=2, short_side=64, long_side=96, width=32, hidden=64, lr=3e-3
+    ),
+    "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, width=32, lr=3e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_coco.write(tmp_path_factory.mktemp("shapes"))
+
+
+# ---------------------------------------------------------------- data and scores
+
+
+def reference_ap(file: Path, detections: list[dict[str, Any]], images: list[int], kind: str) -> list[float]:
+    """pycocotools, the way its own demo does it."""
+    with redirect_stdout(io.StringIO()):
+        truth = ReferenceCOCO(str(file))
+        left_out = "bbox" if kind == "segm" else "segmentation"
+        found = truth.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections])
+        evaluation = COCOeval(truth, found, kind)
+        evaluation.params.imgIds = images
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [100 * float(value) for value in evaluation.stats[:6]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_scores_are_those_of_pycocotools(tmp_path: Path, seed: int, kind: str) -> None:
+    """Objects shaken, lost, doubled and misnamed, and detections inside the crowd."""
+    rng = np.random.default_rng(seed)
+    file = tiny_coco.write(tmp_path, val=12, side=200, seed=seed) / "annotations" / "instances_val2017.json"
+    truth = COCO(str(file))
+    detections = []
+    for one in truth.anns.values():
+        mask = truth.annToMask(one).astype(bool)
+        for _ in range(int(rng.integers(0, 3))):
+            shifted = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
+            ys, xs = np.nonzero(shifted)
+            box = [float(v) for v in (xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1)]
+            category = int(rng.choice([one["category_id"], one["category_id"], 1]))
+            detections.append(
+                {
+                    "image_id": one["image_id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "score": float(rng.random()),
+                    "segmentation": encode_mask(shifted),
+                }
+            )
+    images = sorted(truth.imgs)[:9]  # detections in other images must not count
+    before = json.dumps(detections)
+    found = mean_ap(truth, detections, images, list(tiny_coco.CATEGORY_IDS.values()), kind)
+    expected = dict(
+        zip((n.replace("bbox", kind) for n in BOXES), reference_ap(file, detections, images, kind), strict=True)
+    )
+    assert found == pytest.approx({name: value for name, value in expected.items() if value >= 0}, abs=1e-9)
+    assert 0 < found[f"{kind}_mAP"] < 100
+    assert json.dumps(detections) == before
+
+
+def test_truth_against_itself_scores_100_and_nothing_scores_0(root: Path) -> None:
+    truth = COCO(str(root / "annotations" / "instances_val2017.json"))
+    objects = [{**one, "score": 1.0} for one in truth.anns.values() if not one["iscrowd"]]
+    images, categories = list(truth.imgs), list(tiny_coco.CATEGORY_IDS.values())
+    for kind in ("bbox", "segm"):
+        assert list(mean_ap(truth, objects, images, categories, kind).values()) == pytest.approx([100.0] * 5)
+        assert set(mean_ap(truth, [], images, categories, kind).values()) == {0.0}
+    empty = [image for image in truth.imgs if not truth.imgToAnns[image]]
+    with pytest.raises(UserError, match="no object; there is nothing to score"):
+        mean_ap(truth, [], empty, categories, "bbox")
+
+
+def dataset(data: Any, split: Any, **options: Any) -> CocoInstances:
+    init_default_scope("mmdet")
+    config = coco_set(data, split, [])
+    return CocoInstances(**{key: value for key, value in config.items() if key != "type"}, **options)
+
+
+def test_labels_follow_the_order_of_the_classes(root: Path) -> None:
+    """The file lists its categories in another order; pixels tell which label is right."""
+    images = dataset(tiny_coco.prepared(root), "train")
+    assert len(images) == 12
+    for info in images:
+        pixels = np.asarray(Image.open(info["img_path"]))
+        for one in info["instances"]:
+            if not one["ignore_flag"]:
+                x1, y1, x2, y2 = one["bbox"]
+                centre = pixels[int((y1 + y2) / 2), int((x1 + x2) / 2)]
+                assert tuple(centre) == tiny_coco.COLOURS[tiny_coco.CLASSES[one["bbox_label"]]]
+
+
+def test_only_the_chosen_images_are_used_and_empty_ones_counted(root: Path) -> None:
+    data = tiny_coco.prepared(root, skip=3)
+    assert sorted(info["img_id"] for info in dataset(data, "train")) == [s.target for s in data.samples["train"]]
+    trained = dataset(data, "train", drop_empty=True)
+    assert (len(trained), trained.dropped_empty) == (8, 1)
+    assert len(dataset(data, "val")) == 6  # evaluation keeps the empty one
+
+
+def test_the_list_of_images_is_left_out_for_a_whole_official_split(root: Path) -> None:
+    data = tiny_coco.prepared(root)
+    assert coco_set(data, "val", [])["image_ids"] == [s.target for s in data.samples["val"]]
+    object.__setattr__(data.spec, "expected", {"val": 6})
+    assert coco_set(data, "val", [])["image_ids"] is None
+
+
+def test_wrong_data_is_named(root: Path) -> None:
+    data = tiny_coco.prepared(root)
+    object.__setattr__(data.spec, "classes", ("square", "cube"))
+    with pytest.raises(UserError, match="no category 'cube'; it has bar, disc, square"):
+        dataset(data, "train")
+    data = tiny_coco.prepared(root)
+    object.__setattr__(data.samples["train"][0], "target", 12345)
+    with pytest.raises(UserError, match="only 11 of the 12 chosen images"):
+        dataset(data, "train")
+    data.samples["train"].clear()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="no image in its split 'train'"):
+        coco_set(data, "train", [])
+
+
+# ---------------------------------------------------------------- the detectors
+
+
+def run(
+    root: Path,
+    work: Path,
+    name: str,
+    backbone: str = "tiny-cnn",
+    changes: dict[str, Any] | None = None,
+    recorder: Recorder | None = None,
+    **options: Any,
+) -> tuple[TaskResult, Recorder, bool]:
+    recorder = recorder or Recorder()
+    settings = with_changes(SETTINGS[name], changes or {})
+    place = context(work, tiny_coco.prepared(root), settings, backbone, recorder, **options)
+    before = {key: value.clone() for key, value in place.backbone.state_dict().items()}
+    result = PROBES[f"detection/{name}"].run(place)
+    unchanged = all(torch.equal(value, before[key]) for key, value in place.backbone.state_dict().items())
+    return result, recorder, unchanged
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("mask-rcnn", "tiny-cnn"), ("ssd", "tiny-cnn"), ("ssd", "tiny-vit")])
+def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, backbone: str) -> None:
+    result, recorder, unchanged = run(root, tmp_path, name, backbone)
+    assert unchanged
+    losses = recorder.curve("train/loss")
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    expected = MASKS | BOXES if name == "mask-rcnn" else BOXES
+    assert {n for n in expected if not n.endswith("_l")} == set(
+        result.metrics
+    )  # no object is large: a hole, not a number
+    assert any("bbox_mAP_l" in note for note in result.notes)
+    assert any(note.startswith("1 of 12 training images") for note in result.notes)
+
+    # the numbers again, from the result list alone
+    annotations = root / "annotations" / "instances_val2017.json"
+    assert result.detections is not None
+    stored = json.loads(json.dumps(result.detections))
+    for kind in ("bbox", "segm") if name == "mask-rcnn" else ("bbox",):
+        ap = reference_ap(annotations, stored, list(ReferenceSilently(annotations).imgs), kind)
+        assert result.metrics[f"{kind}_mAP"] == pytest.approx(ap[0]) and result.metrics[
+            f"{kind}_mAP_50"
+        ] == pytest.approx(ap[1])
+    matched = {"class", "bbox_hits", "bbox_ignored"}
+    assert stored and set(stored[0]) == {"image_id", "category_id", "bbox", "score"} | matched | (
+        {"segmentation", "segm_hits", "segm_ignored"} if name == "mask-rcnn" else set()
+    )
+    assert {one["category_id"] for one in stored} <= set(tiny_coco.CATEGORY_IDS.values())
+
+    per_image = result.per_image
+    assert sorted(per_image["image"]) == sorted(s.image for s in tiny_coco.prepared(root).samples["val"])
+    assert per_image["detections"].sum() == len(stored) and (per_image["objects"] == 0).sum() == 1
+    assert result.panel is not None and Image.open(result.panel).width > 800
+    # AP over a draw of all images, from what is kept for a report
+    scores = image_scores("detection", per_image, stored)
+    assert scores is not None
+    for metric, value in scores.metrics.items():
+        assert value(np.ones((1, len(scores.images))))[0] == pytest.approx(result.metrics[metric])
+    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+        index = json.loads(pack.read("index.json"))["images"]
+        assert len(index) == (per_image["objects"] > 0).sum()
+        for one in index:
+            assert max(Image.open(io.BytesIO(pack.read(one["prediction"]))).size) == 256
+    assert result.cost["train_seconds"] > 0
+
+
+def ReferenceSilently(file: Path) -> ReferenceCOCO:
+    with redirect_stdout(io.StringIO()):
+        return ReferenceCOCO(str(file))
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root: Path, tmp_path: Path, name: str) -> None:
+    short = {"max_iters": 4}
+    one = run(root, tmp_path / "0", name, changes=short)[0]
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "2", name, changes=short, workers=2, recorder=Recorder(die_at=2))
+    two = run(root, tmp_path / "2", name, changes=short, workers=2)[0]
+    run(root, tmp_path / "s", name, changes=short, seed=1)
+    assert one.metrics == two.metrics and one.detections == two.detections
+    weights, again, other = (torch.load(tmp_path / w / STATE, weights_only=True)["model"] for w in ("0", "2", "s"))
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    assert not all(torch.equal(weights[key], other[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_config_runs_with_plain_mmengine(root: Path, tmp_path: Path, name: str) -> None:
+    settings = with_changes(SETTINGS[name], {"max_iters": 2})
+    text = PROBES[f"detection/{name}"].config(context(tmp_path, tiny_coco.prepared(root), settings))
+    runner = Runner.from_cfg(Config.fromstring(text, ".py"))
+    runner.train()
+    assert runner.iter == 2
+    assert runner.message_hub.get_scalar("val/bbox_mAP").current() >= 0
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> None:
+    """… of the stored pixels: an orientation tag would turn an image off its boxes."""
+    from mmdet.registry import DATASETS, MODELS
+    from mmengine.dataset import pseudo_collate
+
+    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data", side=40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    for split in ("train", "val"):
+        pixels = np.broadcast_to(np.array([200, 100, 50], np.uint8), (40, 56, 3))
+        for sample in data.samples[split]:
+            with Image.open(data.root / sample.image) as old:
+                Image.fromarray(pixels[:, : old.width]).save(data.root / sample.image, exif=exif)
+    small = {"size": 40, "augment": False} if name == "ssd" else {"short_side": 40, "long_side": 60}
+    made = context(tmp_path / "work", data, PROBES[f"detection/{name}"].settings_type(**small))
+    config = Config.fromstring(PROBES[f"detection/{name}"].config(made), ".py")
+    init_default_scope("mmdet")
+    prepare = MODELS.build(config.model.data_preprocessor)
+    train, val = DATASETS.build(config.train_dataloader.dataset.dataset), DATASETS.build(config.val_dataloader.dataset)
+    for images, training in ((train, True), (val, False)):
+        batch = prepare(pseudo_collate([images[0]]), training)
+        assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+        mean, std = made.backbone.data.mean, made.backbone.data.std
+        expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+        assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+        assert batch["inputs"][0, :, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
+        assert batch["inputs"][0, :, 63, 63].tolist() == [0, 0, 0]
+        assert batch["data_samples"][0].ori_shape == (40, 40)
+
+
+@pytest.mark.parametrize("strides", [(14,), (16, 16), (8, 16), (2, 4, 8, 16, 32), (4, 8, 16, 16)])
+@pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
+def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[int, ...]) -> None:
+    """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps' cells are."""
+    from probes.runner import bridge
+
+    backbone = TinyBackbone("shape", 0, strides).freeze()
+    bridge.share({"name": f"shape-{strides}"}, backbone)
+    frozen = {"type": "FrozenBackbone", "name": f"shape-{strides}"}
+    init_default_scope("mmdet")
+    config = (
+        models.ssd(backbone, frozen, 3, 16, 100) if name == "ssd" else models.mask_rcnn(backbone, frozen, 3, 16, 16)
+    )
+    detector = bridge.MODELS.build(ConfigDict(config)).eval()
+    side = -(-100 // backbone.divisor) * backbone.divisor
+    levels = detector.extract_feat(torch.zeros(1, 3, side, side))
+    generator = (detector.bbox_head if name == "ssd" else detector.rpn_head).prior_generator
+    assert len(levels) == generator.num_levels
+    for level, (step, _) in zip(levels, generator.strides, strict=True):
+        assert level.shape[1] == 16
+        assert abs(level.shape[-1] * step - side) <= step  # the cells cover the image
+    if name == "ssd":
+        assert levels[-1].shape[-2:] == (1, 1)
+
+
+def test_wrong_settings_are_one_line(root: Path, tmp_path: Path) -> None:
+    for settings, changes, message in (
+        (SSDSettings(), {"size": "8"}, "size=8 is not possible; it must be 32 pixels or more"),
+        (SSDSettings(), {"optimizer": "lamb"}, "must be adamw or sgd"),
+        (MaskRCNNSettings(), {"long_side": "100"}, "must be short_side or more"),
+        (MaskRCNNSettings(), {"warmup": "1"}, "must be a share below 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_changes(settings, changes)
+    with pytest.raises(UserError, match="ssd takes SSDSettings, not MaskRCNNSettings"):
+        PROBES["detection/ssd"].config(context(tmp_path, tiny_coco.prepared(root), MaskRCNNSettings()))
+
+
+def real_coco() -> Path:
+    place = os.environ.get("CLIPTEX_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    return Path(place) / "coco"
+
+
+@pytest.mark.skipif(not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data")
+def test_real_coco_is_read_whole() -> None:
+    from probes.datasets import coco
+    from probes.datasets.base import PreparedDataset
+    from probes.registry import DATASETS
+
+    spec = DATASETS["coco"]
+    samples = {split: coco.list_samples(real_coco(), split) for split in ("train", "val")}
+    data = PreparedDataset(spec, real_coco(), samples, partial=True)
+    for split in ("train", "val"):
+        images = dataset(data, split)
+        assert sorted(info["img_path"] for info in images) == sorted(str(real_coco() / s.image) for s in samples[split])
+        content = json.loads((real_coco() / spec.annotations[split]).read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        labelled = sorted(coco.CLASSES[one["bbox_label"]] for info in images for one in info["instances"])
+        assert len(labelled) > 0.99 * len(content["annotations"])
+        assert set(labelled) <= set(names.values())

@@ -1,0 +1,63 @@
+"""Global embeddings: encoded once, the same numbers, and anew when anything about them changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backbones import registry
+from probes.features.store import root
+from probes.image_level.embeddings import kept_embeddings
+from probes.image_level.encode import encode_images
+from tests.probes.tiny_mmlab import Recorder
+
+
+@pytest.fixture
+def paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    made = []
+    for number in range(5):
+        made.append(tmp_path / f"{number}.png")
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(made[-1])
+    return made
+
+
+def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
+    """The embeddings, and whether a backbone was at work."""
+    recorder = Recorder()
+    backbone = registry.create("tiny-cnn", seed=seed)
+    kept = kept_embeddings(
+        backbone, paths, torch.device("cpu"), about="toys", workers=0, progress=recorder, **{"batch_size": 2, **how}
+    )
+    return kept, bool(recorder.started)
+
+
+def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):
+    fresh = encode_images(registry.create("tiny-cnn", seed=3), paths, torch.device("cpu"), batch_size=2, workers=0)
+    first, at_work = encode(paths)
+    assert at_work and torch.equal(first, fresh)
+    second, at_work = encode(paths)
+    assert not at_work and torch.equal(second, fresh)
+
+
+def test_whatever_changes_an_embedding_encodes_anew(paths):
+    encode(paths)
+    for changed in (
+        {"seed": 4}, {"size": (32, 32)}, {"precision": "bf16"}, {"paths": paths[::-1]}, {"paths": paths[:4]},
+    ):  # fmt: skip
+        assert encode(**{"paths": paths, **changed})[1], changed
+    pixels = np.asarray(Image.open(paths[2])).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(paths[2])
+    assert encode(paths)[1]
+
+
+def test_without_room_they_are_encoded_and_not_kept(paths, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0")
+    for _ in range(2):
+        embeddings, at_work = encode(paths)
+        assert at_work and embeddings.shape == (5, 32)
+    assert not list(root().glob("*/*.bin"))

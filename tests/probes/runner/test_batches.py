@@ -1,0 +1,90 @@
+"""Several images of one shape are evaluated at once; nothing else about an evaluation changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+
+import probes.catalog  # noqa: F401  registers
+from probes.dense import cached
+from probes.detection import MaskRCNNSettings
+from probes.detection import cache as detection_cache
+from probes.registry import PROBES
+from probes.runner.batches import SameShapeBatches
+from tests.probes import tiny_coco, tiny_dense
+from tests.probes.tiny_mmlab import Recorder, context
+
+
+class Shapes:
+    """A dataset of which only shapes are asked."""
+
+    def __init__(self, *shapes):
+        self.shapes = shapes
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def shape(self, index):
+        return self.shapes[index]
+
+
+def batches(*shapes, **how):
+    made = SameShapeBatches(DefaultSampler(Shapes(*shapes), shuffle=False), **how)
+    assert len(made) == len(list(made))
+    return list(made)
+
+
+def test_neighbours_of_one_shape_go_together_in_order():
+    low, wide = (48, 64, 40, 60), (64, 48, 60, 40)
+    assert batches(low, low, low, wide, low, batch_size=2) == [[0, 1], [2], [3], [4]]
+    assert batches(low, low, (48, 64, 48, 64), batch_size=8) == [[0, 1], [2]]  # padded alike is not alike
+    assert batches(low, low, low, batch_size=8, pixels=2 * 48 * 64 + 1) == [[0, 1], [2]]
+    assert batches(low, low, batch_size=8, pixels=1) == [[0], [1]]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
+def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind):
+    data = tiny_dense.make(tmp_path / "data", kind, train=4, val=7)  # the second is turned on its side
+    probe, results, steps = PROBES[f"{kind}/pspnet"], {}, {}
+    settings = probe.settings_type(
+        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, views=1, cache="fp16"
+    )
+    for most in (1, 32):
+        monkeypatch.setattr(cached, "AT_ONCE", most)
+        recorder = Recorder()
+        results[most] = probe.run(context(tmp_path / str(most), data, settings, recorder=recorder))
+        steps[most] = next(total for name, total in recorder.started if name.endswith("evaluation"))
+    assert steps == {1: 7, 32: 3}
+    one, many = results[1], results[32]
+    assert many.per_image["image"].tolist() == one.per_image["image"].tolist()
+    assert many.metrics == pytest.approx(one.metrics, rel=1e-6)
+    for name in set(one.per_image) - {"image"}:
+        np.testing.assert_allclose(many.per_image[name], one.per_image[name], rtol=1e-5)
+    assert many.cost["eval_flops"] == pytest.approx(one.cost["eval_flops"])
+
+
+def test_detections_are_those_of_one_by_one(tmp_path, monkeypatch):
+    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=5))
+    settings = MaskRCNNSettings(
+        max_iters=6, batch_size=2, short_side=64, long_side=64, width=16, hidden=16, lr=3e-3, cache="fp32"
+    )
+    results = {}
+    for most in (1, 16):
+        monkeypatch.setattr(detection_cache, "AT_ONCE", most)
+        results[most] = PROBES["detection/mask-rcnn"].run(context(tmp_path / str(most), data, settings))
+    one, many = results[1], results[16]
+    assert many.per_image["image"].tolist() == one.per_image["image"].tolist()
+    assert many.per_image["detections"].sum() > 0
+    assert many.per_image["detections"].tolist() == one.per_image["detections"].tolist()
+    for left, right in zip(one.detections, many.detections, strict=True):
+        assert (left["image_id"], left["category_id"]) == (right["image_id"], right["category_id"])
+        assert torch.allclose(torch.tensor(left["bbox"]), torch.tensor(right["bbox"]), atol=1e-3)
+        assert left["score"] == pytest.approx(right["score"], abs=1e-5)
+    assert many.metrics == pytest.approx(one.metrics, abs=1e-6)

@@ -1,0 +1,108 @@
+"""The pictures say what they show: right colours in the right places."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.errors import UserError
+from probes.pictures import (
+    GAP,
+    IGNORED,
+    UNKNOWN,
+    class_legend,
+    depth_picture,
+    evenly,
+    label_picture,
+    normal_picture,
+    palette,
+    scale_bar,
+    write_gallery,
+    write_panel,
+)
+
+
+def test_the_palette_is_pascal_vocs():
+    colours = palette(21)
+    voc = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 7: (128, 128, 128), 8: (64, 0, 0)}
+    voc |= {15: (192, 128, 128), 20: (0, 64, 128)}
+    assert {index: tuple(colours[index].tolist()) for index in voc} == voc
+    assert len(np.unique(palette(150), axis=0)) == 150
+    assert list(IGNORED) not in palette(255).tolist()
+
+
+def test_labels_have_their_colours():
+    picture = label_picture(np.array([[0, 1], [2, 255]]), palette(3))
+    assert picture.tolist() == [[[0, 0, 0], [128, 0, 0]], [[0, 128, 0], list(IGNORED)]]
+
+
+def test_depth_gets_brighter_with_distance_and_grey_where_unknown():
+    picture = depth_picture(np.array([[0.0, 1.0, 2.0, 3.0, 99.0]]), 1.0, 3.0)[0].astype(int)
+    brightness = picture @ (0.3, 0.59, 0.11)
+    assert tuple(picture[0]) == UNKNOWN and picture[3].tolist() == picture[4].tolist()
+    assert brightness[1] < brightness[2] < brightness[3]
+    assert picture[1].tolist() == pytest.approx([68, 1, 84], abs=2)  # viridis begins there
+    assert depth_picture(np.ones((2, 2)), 1.0, 1.0).shape == (2, 2, 3)
+
+
+def test_normals_are_rgb_and_black_where_unknown():
+    normals = np.array([[1, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, 0]], float).T[:, None]
+    assert normal_picture(normals)[0].tolist() == [[255, 127, 127], [127, 0, 127], [127, 127, 255], [0, 0, 0]]
+
+
+def test_legends_have_ink_and_wrap():
+    bar = scale_bar(0.5, 9.5, 300)
+    assert bar.shape == (28, 300, 3) and len(np.unique(bar.reshape(-1, 3), axis=0)) > 100
+    names = [f"class {i}" for i in range(12)]
+    wide, narrow = class_legend(names, palette(12), 2000), class_legend(names, palette(12), 200)
+    assert wide.shape[:2] == (22, 2000) and narrow.shape[1] == 200 and narrow.shape[0] > 66
+    for legend in (wide, narrow):
+        assert all((legend == colour).all(axis=2).any() for colour in palette(12))
+
+
+def test_the_grid_has_each_picture_in_its_place(tmp_path):
+    red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    tall = np.full((512, 256, 3), (255, 0, 255), np.uint8)
+    rows = [[red, green], [blue, tall]]
+    path = write_panel(tmp_path / "panel.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
+    places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
+    second = 28 + 20 + 128 + GAP + 20
+    places |= {(second + 20, GAP + 128): blue, (second + 200, 2 * GAP + 256 + 64): tall}
+    for place, picture in places.items():
+        assert sheet[place].tolist() == picture[0, 0].tolist()
+    assert (sheet[:28] < 100).any() and (sheet[28:48, :60] < 150).any()  # titles and captions
+
+
+def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
+    labels = np.zeros((300, 600, 3), np.uint8)
+    labels[:, 300:] = (200, 30, 90)
+    photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
+    images = ((f"{n}.jpg", {"image": photo, "truth": labels, "prediction": labels[:, ::-1]}) for n in range(3))
+    path = write_gallery(tmp_path / "gallery.zip", images, legend=labels, flat=True)
+    with zipfile.ZipFile(path) as pack:
+        index = json.loads(pack.read("index.json"))
+        assert [one["name"] for one in index["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+        opened = {
+            role: Image.open(io.BytesIO(pack.read(index["images"][1][role])))
+            for role in ("image", "truth", "prediction")
+        }
+        assert Image.open(io.BytesIO(pack.read(index["legend"]))).size == (600, 300)
+    assert {picture.size for picture in opened.values()} == {(176, 88)}
+    truth = np.asarray(opened["truth"].convert("RGB"))
+    assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
+    assert (np.asarray(opened["prediction"].convert("RGB"))[:, ::-1] == truth).all()
+    assert evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
+
+
+def test_a_panel_that_cannot_be_written_is_a_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_panel(tmp_path / "file" / "panel.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
