@@ -74,7 +74,7 @@ def choose(probe: DenseProbe, context: Context, seat: Seat | None) -> Steps[Choi
     Raises:
         NonFiniteLoss: no head's loss stayed finite.
     """
-    from probes.dense.probe import dense_config
+    from probes.dense.config import dense_config
     from probes.runner.training import training_steps
 
     seat = seat or Seat()

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import backbones
 from backbones.errors import UserError
 from probes.dense.cached import CachedDense
-from probes.dense.probe import dense_config
+from probes.dense.config import dense_config
 from probes.features.budget import size_of, stores
 from probes.features.cost import EncodeCost
 from probes.features.crops import View, all_views

@@ -16,7 +16,9 @@ from PIL import Image
 
 from backbones.base import state_sha256
 from backbones.errors import UserError
-from probes.dense.probe import METRICS, PROBES, DepthSettings, NormalSettings, SegmentationSettings, dense_config
+from probes.dense.config import dense_config
+from probes.dense.probe import METRICS, PROBES
+from probes.dense.settings import DepthSettings, NormalSettings, SegmentationSettings
 from probes.registry import PROBES as REGISTERED
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context

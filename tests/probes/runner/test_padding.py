@@ -26,7 +26,7 @@ from tests.probes.tiny_mmlab import context
 # isort: split
 from mmseg.registry import DATASETS, MODELS
 
-from probes.dense.probe import dense_config
+from probes.dense.config import dense_config
 
 HEIGHT, WIDTH, SIZE = 60, 100, 45  # 45 × 75 px for the model, padded to 56 × 84
 

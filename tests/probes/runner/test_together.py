@@ -209,8 +209,8 @@ def test_killed_and_resumed_ends_as_alone(tmp_path, data):
 def test_a_grid_chooses_what_separate_trainings_would(tmp_path, data, calls):
     """Heads that are trained alone on the same nine tenths give the same scores, so the same rate wins, and its val score is
     that of the head that was chosen."""
+    from probes.dense.config import dense_config
     from probes.dense.lr_grid import held_out
-    from probes.dense.probe import dense_config
     from probes.runner.training import run_training
 
     kind, rates, recorder = "segmentation", (1e-5, 0.03, 1e30), Recorder()
