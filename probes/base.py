@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from backbones.cliptex.protocols import Progress, RunLog
 from probes.datasets.base import Kind, PreparedDataset, Split
 
 if TYPE_CHECKING:
@@ -16,21 +17,6 @@ if TYPE_CHECKING:
     from backbones.base import Backbone
     from probes.runner.lockstep import Steps
     from probes.runner.stream import Seat
-
-
-class RunLog(Protocol):
-    """Where a probe writes its curves; MLflow behind it in a real run, a list in a test."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values of training curves (``train/loss``, ``train/lr``, ``val/mIoU`` …) at ``step``; cheap, batched."""
-
-
-class Progress(Protocol):
-    """A progress bar: rate and time left are its own business."""
-
-    def start(self, description: str, total: int) -> None: ...
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Context:
         device: where to compute.
         work_dir: scratch of this cell, kept until the cell is finished; resume state lives here.
         log, progress: where curves and progress go.
-        workers: data loading processes (0 = in this one); never changes a result.
+        num_workers: loading processes (0 = in this one); never changes a result.
     """
 
     backbone: Backbone
@@ -58,7 +44,7 @@ class Context:
     work_dir: Path
     log: RunLog
     progress: Progress
-    workers: int = 2
+    num_workers: int = 2
 
 
 @dataclass

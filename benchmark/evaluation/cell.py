@@ -120,7 +120,7 @@ def cell_steps(
         )  # fmt: skip
         told = Context(
             backbone=backbone, backbone_config=context.config, data=data, settings=task.settings, seed=seed, device=device,
-            work_dir=work_dir, log=run, progress=progress, workers=context.num_workers,
+            work_dir=work_dir, log=run, progress=progress, num_workers=context.num_workers,
         )  # fmt: skip
         reset_peak(device)
         kept = budget.reserved

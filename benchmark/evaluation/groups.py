@@ -39,7 +39,7 @@ def families(
         if isinstance(task.probe, SteppedProbe) and len(tasks) > 1:
             told = Context(
                 context.backbone, context.config, data[task.name], task.settings, context.seed, context.device, Path(), Silent(),
-                Silent(), workers=0,
+                Silent(), num_workers=0,
             )  # fmt: skip
             try:
                 key = task.probe.family(told)

@@ -66,7 +66,7 @@ def dump_config(options: RunOptions) -> None:
             context = Context(
                 backbone=backbone, backbone_config=config, data=data[task.name], settings=task.settings, seed=options.seed,
                 device=choose_device(options.executor.task_device), work_dir=Path("work_dirs") / task.name, log=Silent(),
-                progress=Silent(), workers=options.num_workers,
+                progress=Silent(), num_workers=options.num_workers,
             )  # fmt: skip
             text = task.probe.config(context)
             comment = "//" if text.lstrip().startswith("{") else "#"

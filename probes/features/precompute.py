@@ -146,7 +146,7 @@ def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tu
             with DefaultScope.overwrite_default_scope(config.default_scope):
                 dataset = DATASETS.build(loader.dataset)
             opened.callback(dataset.close)
-            dataset.open(context.progress, context.workers, context.device, cost)
+            dataset.open(context.progress, context.num_workers, context.device, cost)
             notes += dataset.notes
     return notes, cost
 

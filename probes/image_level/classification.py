@@ -74,7 +74,7 @@ def encode_split(context: Context, split: Split, settings: Any, cost: EncodeCost
         about=f"{context.data.spec.name} ({split})",
         size=square(settings.size),
         batch_size=settings.encode_batch_size,
-        workers=context.workers,
+        workers=context.num_workers,
         precision=settings.precision,
         progress=context.progress,
         cost=cost,

@@ -59,7 +59,7 @@ def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = No
     key = content_key([trained, context.seed, context.backbone.identity(), context.data.fingerprint])
     cfg = copy.deepcopy(cfg)
     max_iters = cfg.train_cfg["max_iters"]
-    loading = {"num_workers": context.workers, "persistent_workers": context.workers > 0}
+    loading = {"num_workers": context.num_workers, "persistent_workers": context.num_workers > 0}
 
     imports = ["probes.runner.bridge", "probes.runner.training", *cfg.get("custom_imports", {}).get("imports", [])]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}

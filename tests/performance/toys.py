@@ -98,4 +98,4 @@ def context(backbone: Backbone, config: dict[str, Any], data: PreparedDataset, s
     """A task of a run, without tracking."""
     work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Context(backbone.to(device), config, data, settings, 0, device, work, Silent(), Silent(), workers=2)
+    return Context(backbone.to(device), config, data, settings, 0, device, work, Silent(), Silent(), num_workers=2)

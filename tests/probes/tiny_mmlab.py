@@ -114,7 +114,7 @@ def context(
         work_dir=work_dir,
         log=recorder,
         progress=recorder,
-        workers=workers,
+        num_workers=workers,
     )
 
 

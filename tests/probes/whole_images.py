@@ -79,5 +79,5 @@ def context(probe, spec, root: Path, *, backbone=None, seed=0, workers=0, **sett
         work_dir=root / "work",
         log=Log(),
         progress=Bar(),
-        workers=workers,
+        num_workers=workers,
     )

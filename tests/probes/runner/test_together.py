@@ -110,7 +110,7 @@ def test_random_crops_are_decoded_and_encoded_once_for_all_and_each_ends_as_alon
     alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
     results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
     for_two = calls.copy()
-    contexts = {key: replace(place(tmp_path / "joint", data, *key), workers=workers) for key in SEGMENTATION}
+    contexts = {key: replace(place(tmp_path / "joint", data, *key), num_workers=workers) for key in SEGMENTATION}
     found = together(contexts)
     assert_same(found, results, contexts, alone)
     # 6 batches of training and 3 of evaluation; the panel predicts each of the 3 images twice
