@@ -60,6 +60,22 @@ def _refused(error: Exception, file: Path) -> bool:
     return "PytorchStreamReader" not in str(error) and any(word in str(error) for word in words)
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one line that ``folder``, which is under ``home()``, cannot be written.
+
+    Raises:
+        UserError: for any ``OSError`` of the block, which must do nothing but write there.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write {folder}: {reason}; free some space or set CLIPTEX_HOME to another folder"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
     with replacing(path) as temporary:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError, nearest
-from backbones.files import home
+from backbones.files import home, writing
 from backbones.plugins import Registry, of_type
 from benchmark.execution.progress import Bar, Lane, console
 from benchmark.execution.task import Outcome, Task, software
@@ -118,6 +118,7 @@ class Executor(ABC):
         self.closing = False
         self._waiting: list[_Unit] = []
         self._running: list[_Unit] = []
+        self._folders: list[Path] = []  # of tasks that ended before their workers did
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._numbers = itertools.count()
@@ -191,7 +192,8 @@ class Executor(ABC):
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
-        tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
+        with writing(tasks):
+            tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
         _sweep(tasks)
         self._follower.start()
         return self
@@ -216,6 +218,8 @@ class Executor(ABC):
                 self._over.set()
                 self._follower.join()
                 self._drop([*self._waiting, *self._running])
+                for folder in self._folders:  # a worker may have written there after its task was given up
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _abandon(self) -> None:
         """Start nothing more, and stop what runs."""
@@ -339,6 +343,7 @@ class Executor(ABC):
                 with self._lock:
                     self.closing = True
                     units = [*self._waiting, *self._running]
+                    self._folders = [unit.task.folder for unit in units]
                 for unit in units:
                     self._end(unit, error=error)
                 with suppress(Exception):

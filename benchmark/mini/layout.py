@@ -10,8 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.errors import UserError
+from backbones.files import writing
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
@@ -104,18 +103,6 @@ class Files:
             # not flushed one by one: a chunk's record, written last, is what says that its files are complete
             path.write_bytes(content)
         self.written[name] = fingerprint(content)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Says in one line that ``path`` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"cannot write {path}: {reason}; free some space or set CLIPTEX_HOME to another folder"
-        ) from error
 
 
 def fingerprint(content: bytes) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, write_json, write_text
+from backbones.files import content_key, home, write_json, write_text, writing
 from backbones.locks import lock_file, locked_async
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import reporter
@@ -161,7 +161,7 @@ def _finish(root: Path, config: WorldConfig) -> None:
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
     """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a picture takes about 1.3 bytes
     a pixel, a file at least a block."""
-    with layout.writing(root):
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).unlink(missing_ok=True)
     picture = max(4096, int(1.5 * config.size**2))

@@ -18,6 +18,6 @@ def said(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_left(cliptex_home):
-    before = set((home() / "tasks").glob("*"))
+    before = set((home() / "tasks").glob("[!.]*"))
     yield
-    assert not set((home() / "tasks").glob("*")) - before, "a task's folder goes with the task"
+    assert not set((home() / "tasks").glob("[!.]*")) - before, "a task's folder goes with the task"

@@ -94,7 +94,7 @@ def test_two_nodes_train_what_one_process_does():
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.tags["stage"] == "train" and run.data.metrics["cost/steps"] == 120
     assert_close_to_one_process("two")
-    assert not list((home() / "tasks").glob("*"))
+    assert not list((home() / "tasks").glob("[!.]*"))
     with training("two") as process:
         told = process.communicate(timeout=240)[0]
     assert "clip found (same recipe" in told and len(runs_of("two")) == 1, told
