@@ -16,11 +16,13 @@ class EncodeSettings:
     """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
 
     Attributes:
+        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
         encode_batch_size: images that the backbone sees at once.
     """
 
+    protocol: str = "own"
     size: int | None = None
     precision: Precision = "fp32"
     encode_batch_size: int = 64
