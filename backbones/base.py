@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbones.files import content_key
+from backbones.versions import versions
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class Backbone(nn.Module, ABC):
         has_text: whether ``encode_text`` works.
         data: how images are prepared.
         weights: identity of the weights.
+        model_config: what the architecture was built with, JSON-able, beyond its name.
+        libraries: import names of those that compute it; their versions are part of its identity.
+        version: of the adapter's code, raised whenever the same weights and settings would give other numbers.
     """
 
     name: str
@@ -74,6 +79,9 @@ class Backbone(nn.Module, ABC):
     has_text: bool = False
     data: DataConfig
     weights: Weights
+    model_config: Mapping[str, Any] = MappingProxyType({})
+    libraries: tuple[str, ...] = ()
+    version: int = 1
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -85,6 +93,32 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
         """The global embedding, (N, embed_dim), not normalised to unit length."""
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """The image's features before they are projected to the space of texts, (N, D): what CLIP's authors trained
+        linear classifiers on (Radford et al. 2021, appendix A.2). Without such a projection the embedding itself."""
+        return self.encode_image(images)
+
+    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        """(class token (N, C), patch tokens (N, L, C)) after each of the last ``blocks`` blocks, through the final norm; as
+        DINOv2's ``get_intermediate_layers``. What has no class token gives the mean of its patches in its place; of a
+        network without blocks the last of its feature maps are taken.
+
+        Raises:
+            UserError: there are not so many blocks.
+        """
+        maps = self(images)
+        self._check_blocks(blocks, len(maps))
+        patches = [one.flatten(2).transpose(1, 2) for one in maps[len(maps) - blocks :]]
+        return [(each.mean(dim=1), each) for each in patches]
+
+    def _check_blocks(self, wanted: int, there: int) -> None:
+        if wanted > there:
+            from backbones.errors import UserError
+
+            raise UserError(
+                f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted}; ask for fewer"
+            )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings, (len(texts), embed_dim), comparable with ``encode_image`` by cosine.
@@ -106,8 +140,15 @@ class Backbone(nn.Module, ABC):
         return self.eval()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two backbones the same one: architecture, weights digest and data config (not the name)."""
-        return {"architecture": self.architecture, "sha256": self.weights.sha256, "data": asdict(self.data)}
+        """What makes two backbones the same one: weights digest, the adapter's whole configuration and version, and the
+        versions of the libraries below it (not the name)."""
+        return {
+            "architecture": self.architecture,  # names may be invented, and an activation leaves no trace in the weights
+            "model_config": dict(self.model_config),
+            "sha256": self.weights.sha256,
+            "data": asdict(self.data),
+            "adapter": {"version": self.version, **versions(*self.libraries)},
+        }
 
     def key(self) -> str:
         """A short hash of ``identity()``."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
-import torch
-import torch.nn.functional as F
 from huggingface_hub import constants
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
@@ -24,7 +21,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.adapters.hub import hub_file, hub_reachable
-from backbones.adapters.layers import evenly_spaced
+from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
+from backbones.adapters.positions import attention_pool, embed_patches, grid_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, fit_state
@@ -50,6 +48,11 @@ class OpenClipBackbone(Backbone):
         self.name = name
         self.architecture = f"open_clip/{arch}"
         self.model_config = dict(model_config)
+        self.libraries = (
+            "open_clip",
+            *(("timm",) if isinstance(self.visual, TimmModel) else ()),
+            *(("transformers",) if any(key.startswith("hf_") for key in model_config["text_cfg"]) else ()),
+        )
         self.data = data
         self.embed_dim = self.model_config["embed_dim"]
         self.channels, self.strides = feature_maps(self.visual, data.layers)
@@ -81,12 +84,37 @@ class OpenClipBackbone(Backbone):
     def encode_image(self, images: Tensor) -> Tensor:
         visual = self.visual
         if isinstance(visual, VisionTransformer):
-            pooled, _ = visual._pool(visual.transformer(embed_patches(visual, images)))
+            pooled = self.encode_features(images)
             return pooled if visual.proj is None else pooled @ visual.proj
         if isinstance(visual, ModifiedResNet):
             last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)["image_intermediates"][0]
             return attention_pool(visual.attnpool, last)
         return self._at(images)(images)
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """As ``Backbone.encode_features``; where attention pooling ends in the projection (CLIP's ResNets) the embedding."""
+        visual = self.visual
+        if isinstance(visual, VisionTransformer):
+            return visual._pool(visual.transformer(embed_patches(visual, images)))[0]
+        if isinstance(visual, TimmModel):
+            trunk, head = self._at(images).trunk, visual.head
+            if hasattr(head, "pool"):
+                return head.pool(trunk(images))
+            return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+        return self.encode_image(images)
+
+    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        visual = self.visual
+        if isinstance(visual, VisionTransformer):
+            self._check_blocks(blocks, len(visual.transformer.resblocks))
+            _, layers = visual.transformer.forward_intermediates(embed_patches(visual, images), indices=blocks)
+            if normalizes(visual, self.data.layers):
+                layers = [visual.ln_post(tokens) for tokens in layers]
+            return [(tokens[:, 0], tokens[:, 1:]) for tokens in layers]
+        if isinstance(visual, TimmModel) and gives_tokens(visual.trunk):
+            self._check_blocks(blocks, len(visual.trunk.feature_info))
+            return tokens_of(self._at(images).trunk, images, blocks)
+        return super().encode_tokens(images, blocks)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         if not self.has_text:
@@ -107,10 +135,6 @@ class OpenClipBackbone(Backbone):
         """open_clip's own state dict, as ``save_checkpoint`` writes it."""
         return self.model.state_dict()
 
-    def identity(self) -> dict[str, Any]:
-        # names of architectures may be invented, and QuickGELU leaves no trace in the weights
-        return {**super().identity(), "model_config": self.model_config}
-
     def _at(self, images: Tensor) -> Any:
         return self._sized.at(images.shape[-2], images.shape[-1]) if self._sized else self.visual
 
@@ -118,56 +142,6 @@ class OpenClipBackbone(Backbone):
         if self._sized:
             self._sized.clear()
         return super()._apply(fn, recurse)
-
-
-def grid_of(visual: VisionTransformer, images: Tensor) -> tuple[int, int]:
-    """(rows, columns) of patches of ``images``."""
-    return images.shape[-2] // visual.patch_size[0], images.shape[-1] // visual.patch_size[1]
-
-
-def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """What enters the transformer: (N, 1 + rows·columns, width), class token first.
-
-    As open_clip's ``_embeds``, with the position embedding interpolated to the size of ``images``.
-    """
-    tokens = visual.conv1(images).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-    position = resize_position(visual.positional_embedding, visual.grid_size, grid_of(visual, images))
-    tokens = torch.cat([first, tokens], dim=1) + position.to(tokens.dtype)
-    return visual.ln_pre(visual.patch_dropout(tokens))
-
-
-def resize_position(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embedding (1 + rows·columns, width) of an ``old`` grid for a ``new`` one, first token kept.
-
-    Bicubic with antialiasing, as open_clip's ``resize_pos_embed``; unchanged where the sizes agree.
-    """
-    if old == new:
-        return embedding
-    grid = embedding[1:].T.reshape(1, -1, *old).float()
-    # one direction at a time, always along the last axis: torch's antialiased bicubic is wrong along the other one
-    # when the result is a single column wide
-    grid = _resize_width(_resize_width(grid, new[1]).transpose(2, 3), new[0]).transpose(2, 3)
-    return torch.cat([embedding[:1], grid[0].flatten(1).T.to(embedding.dtype)])
-
-
-def _resize_width(grid: Tensor, width: int) -> Tensor:
-    size = (grid.shape[-2], width)
-    return F.interpolate(grid.contiguous(), size=size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def attention_pool(pool: Any, features: Tensor) -> Tensor:
-    """CLIP ResNet's attention pooling of (N, C, h, w) features, position embedding interpolated to (h, w)."""
-    side = math.isqrt(len(pool.positional_embedding) - 1)
-    new = (features.shape[-2], features.shape[-1])
-    if new == (side, side):
-        return pool(features)
-    sized = copy.copy(pool)  # shallow: shares every tensor but the one replaced here
-    sized._parameters = dict(pool._parameters)
-    sized._parameters["positional_embedding"] = nn.Parameter(
-        resize_position(pool.positional_embedding, (side, side), new), requires_grad=False
-    )
-    return sized(features)
 
 
 def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callable[[list[str]], Tensor]:
@@ -369,10 +343,7 @@ def default_layers(visual: Any) -> tuple[int, ...]:
         return (1, 2, 3, 4)  # 0 is the stem
     if isinstance(visual, VisionTransformer):
         return evenly_spaced(len(visual.transformer.resblocks))
-    strides = [layer["reduction"] for layer in visual.trunk.feature_info]
-    if len(set(strides)) == 1:
-        return evenly_spaced(len(strides))
-    return tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in (4, 8, 16, 32) if stride in strides)
+    return layers_of([layer["reduction"] for layer in visual.trunk.feature_info])
 
 
 def feature_maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from backbones.adapters.hub import hub_file
-from backbones.adapters.layers import evenly_spaced
+from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, fit_state
@@ -32,6 +32,8 @@ class TimmBackbone(Backbone):
     Raises:
         UserError: the model's maps are not at whole strides, or it gives none.
     """
+
+    libraries = ("timm",)
 
     def __init__(
         self, model: nn.Module, *, name: str, arch: str, model_config: Mapping[str, Any], data: DataConfig
@@ -69,6 +71,13 @@ class TimmBackbone(Backbone):
         model = self._at(images)
         return model.forward_head(model.forward_features(images), pre_logits=True)
 
+    def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        model = self._at(images)
+        if not gives_tokens(model):
+            return super().encode_tokens(images, blocks)
+        self._check_blocks(blocks, len(model.feature_info))
+        return tokens_of(model, images, blocks)
+
     def classifier_logits(self, images: Tensor) -> Tensor:
         """Logits of the model's own classifier, (N, classes).
 
@@ -78,6 +87,11 @@ class TimmBackbone(Backbone):
         if not cast(Any, self.model).num_classes:
             raise UserError(f"backbone {self.name!r} has no classifier of its own")
         return self._at(images)(images)
+
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        identity["model_config"].pop("num_classes", None)  # the classifier is no part of it, and the weights' digest has it
+        return identity
 
     def model_state(self) -> dict[str, Tensor]:
         """timm's own state dict, as ``save_checkpoint`` writes it."""
@@ -156,7 +170,7 @@ def build(request: Request) -> Backbone:
         fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
         licence = settings["licence"]
     else:
-        model, source, licence = _from_hub(name, request.name)
+        model, source, licence = _from_hub(name, kwargs, request.name)
         licence = settings.get("licence", licence)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
     backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
@@ -208,7 +222,7 @@ def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _from_hub(name: str, backbone: str) -> tuple[nn.Module, str, str]:
+def _from_hub(name: str, kwargs: Mapping[str, Any], backbone: str) -> tuple[nn.Module, str, str]:
     """(model, source, licence) of timm's own weights, converted by timm's own rules for the architecture."""
     config = cast(Any, timm.get_pretrained_cfg(name))
     if config is None or not config.hf_hub_id:
@@ -218,7 +232,7 @@ def _from_hub(name: str, backbone: str) -> tuple[nn.Module, str, str]:
         "file": str(hub_file(config.hf_hub_id, files, backbone=backbone)),
         "custom_load": bool(config.custom_load),
     }
-    model = _create(name, {"pretrained": True, "pretrained_cfg_overlay": overlay})
+    model = _create(name, {**kwargs, "pretrained": True, "pretrained_cfg_overlay": overlay})
     full = config.architecture + (f".{config.tag}" if config.tag else "")
     return model, f"timm/{full}", config.license or "unknown"
 
@@ -232,14 +246,6 @@ def _data(model: nn.Module, settings: Mapping[str, Any]) -> DataConfig:
         std=tuple(settings.get("std", config["std"])),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
         crop_pct=settings.get("crop_pct", config["crop_pct"]),
-        layers=tuple(settings.get("layers", ())) or _default_layers(model),
+        layers=tuple(settings.get("layers", ()))
+        or layers_of([layer["reduction"] for layer in cast(Any, model).feature_info]),
     )
-
-
-def _default_layers(model: nn.Module) -> tuple[int, ...]:
-    """The last layer of each stride 4, 8, 16, 32 of a pyramid; four evenly spaced blocks where there is one stride."""
-    info = cast(Any, model).feature_info
-    strides = [layer["reduction"] for layer in info]
-    if len(set(strides)) == 1:
-        return evenly_spaced(len(strides))
-    return tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in (4, 8, 16, 32) if stride in strides)

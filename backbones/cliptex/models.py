@@ -24,8 +24,8 @@ from backbones.adapters.open_clip import (
     feature_maps,
     make_tokenizer,
     normalizes,
-    resize_position,
 )
+from backbones.adapters.positions import resize_position
 from backbones.base import DataConfig, state_sha256
 from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
 from backbones.cliptex.heads import TaskHeads

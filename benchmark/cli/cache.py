@@ -170,13 +170,13 @@ def problems(one: Kept) -> Sequence[str]:
     from backbones.checkpoint import read_checkpoint
     from backbones.cliptex.labels import check_labels
     from backbones.errors import UserError
-    from probes.features.store import damages, read_manifest
+    from probes.features.store import read_manifest, verify
 
     if one.kind == "features":
         manifest = read_manifest(one.path)
         if manifest is None:
             return ["not finished: another process is making it, or was killed while it did"]
-        return list(damages(one.path, manifest, full=True).values())
+        return list(verify(one.path, manifest, full=True).values())
     if one.kind == "labels":
         return check_labels(one.path)
     if one.path.suffix not in (".safetensors", ".pt", ".pth"):
@@ -216,7 +216,7 @@ def _named(things: Sequence[Kept], name: str) -> Kept:
 
 def _about(path: Path) -> str:
     """What a store of features holds, as its manifest (or, while it is being made, its recipe) says."""
-    for name in ("manifest.json", "recipe.json"):
+    for name in ("manifest.json", "key.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((path / name).read_text(encoding="utf-8"))
             return f"{content['kind']}: {content['about']}" + ("" if name == "manifest.json" else " (unfinished)")

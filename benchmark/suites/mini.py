@@ -13,7 +13,7 @@ from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
     "size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3,
-    "views": 2, "cache": "fp16",
+    "fixed_crops": 2, "cache": "fp16",
 }  # fmt: skip
 DETECT = {
     "batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "hidden": 128,

@@ -16,6 +16,7 @@ from backbones.errors import UserError, nearest
 from backbones.files import content_key, home, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.verify import Unreadable, coco_truth, verify
+from probes.features import content_hashes
 from probes.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ def examine(
                     found = {}
         finally:
             journal.note(found)
+            content_hashes.save()  # what keeps features of these images need not read them for it
         results = [(sample.image, *journal.known[f"{split}:{sample.image}"]) for sample in samples]
         digests[split] = [digest for _, digest, reason in results if not reason]
         bad = [(image, reason) for image, _, reason in results if reason]

@@ -21,6 +21,7 @@ from backbones.errors import UserError
 from backbones.files import canonical
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
+from probes.features.content_hashes import read_and_hash
 
 
 class Unreadable(Exception):
@@ -37,11 +38,11 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         Unreadable: this sample cannot be read or has nothing to learn from or score.
         UserError: the dataset as a whole is not what its declaration says.
     """
-    data = read(root / sample.image)
+    data, sha256 = read(root / sample.image)
     size = image_size(data)
-    digest = hashlib.sha256(sample.image.encode() + b"\0" + hashlib.sha256(data).digest())
+    digest = hashlib.sha256(sample.image.encode() + b"\0" + bytes.fromhex(sha256))
     if spec.kind in ("segmentation", "depth", "normals"):
-        label = read(root / sample.target)
+        label, label_sha256 = read(root / sample.target)
         looked_at = decode(label)
         if looked_at.size != size:
             raise UserError(
@@ -51,7 +52,7 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}[spec.kind](
             spec, classes, root / sample.target, looked_at
         )
-        digest.update(hashlib.sha256(label).digest())
+        digest.update(bytes.fromhex(label_sha256))
     elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
@@ -69,9 +70,10 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
     return digest.hexdigest()
 
 
-def read(path: Path) -> bytes:
+def read(path: Path) -> tuple[bytes, str]:
+    """A file and its sha256, which is kept for whoever asks for it later."""
     try:
-        return path.read_bytes()
+        return read_and_hash(path)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
 

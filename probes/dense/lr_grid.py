@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 from probes.base import Context, RunLog
-from probes.features.content_hashes import digests
+from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeCost
 from probes.runner.lockstep import JointBar, Steps, in_lockstep
 from probes.runner.stream import Seat
@@ -51,7 +51,7 @@ def held_out(context: Context) -> frozenset[str]:
         UserError: there are too few images to hold one out.
     """
     images = [sample.image for sample in context.data.samples["train"]]
-    found = dict(zip(images, digests([context.data.root / image for image in images]), strict=True))
+    found = dict(zip(images, content_hashes([context.data.root / image for image in images]), strict=True))
     ranked = sorted(set(found.values()), key=lambda digest: content_key(["held out", digest]))
     if len(ranked) < 2:
         raise UserError("lr_grid needs two different training images or more: one to choose on; set lr instead")

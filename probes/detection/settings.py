@@ -12,7 +12,6 @@ class DetectionSettings:
     """What both detectors share; every field is part of the task's identity.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         max_iters, batch_size: length of training; images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr, weight_decay: of the optimizer.
@@ -27,7 +26,6 @@ class DetectionSettings:
             and encoded alone, and maps of a batch are padded with zeros to the largest.
     """
 
-    protocol: str = "own"
     max_iters: int = 90_000
     batch_size: int = 16
     optimizer: str = "adamw"

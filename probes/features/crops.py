@@ -1,6 +1,6 @@
-"""Views of a training image that repeat: which part, how large, turned or not, follows from the image's content alone.
+"""Crops of a training image that repeat: which part, how large, flipped or not, follows from the image's content alone.
 
-So a backbone can encode each view once, every backbone sees the same ones, and so does every task on the same images.
+So a backbone can encode each crop once, every backbone sees the same ones, and so does every task on the same images.
 """
 
 from __future__ import annotations
@@ -18,51 +18,53 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from backbones.errors import UserError
-from backbones.files import sha256_file
+from probes.features.content_hashes import content_hash
 from probes.runner.sampling import seed_of
 
 
-class View(NamedTuple):
-    """One view: its crop's number, and whether it is turned (mirrored left to right)."""
+class Crop(NamedTuple):
+    """One crop: its number, and whether it is flipped left to right."""
 
     number: int
-    turned: bool
+    flipped: bool
 
 
-def all_views(views: int, flip: float) -> list[View]:
-    """Every view that may be drawn, in the order in which they are kept."""
-    turns = [turned for turned in (False, True) if (flip > 0 if turned else flip < 1)]
-    return [View(number, turned) for number in range(views) for turned in turns]
+def all_crops(fixed_crops: int, flip: float) -> list[Crop]:
+    """Every crop that may be drawn, in the order in which they are kept."""
+    flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
+    return [Crop(number, flipped) for number in range(fixed_crops) for flipped in flips]
 
 
-def draw_view(views: int, flip: float) -> View:
-    """One view, by numpy's generator (which the draw of a sample seeds)."""
-    return View(int(np.random.randint(views)), bool(np.random.random() < flip))
+def draw_crop(fixed_crops: int, flip: float) -> Crop:
+    """One crop, by numpy's generator (which the sample's index seeds)."""
+    return Crop(int(np.random.randint(fixed_crops)), bool(np.random.random() < flip))
 
 
 @TRANSFORMS.register_module()
-class DeterministicView(BaseTransform):
-    """Resize, crop and turn an image, and its truth where it is loaded, to one of ``views`` views.
+class FixedCrop(BaseTransform):
+    """Resize, crop and flip an image, and its ground truth where it is loaded, to one of ``fixed_crops`` crops.
 
     Number 0 is the centre crop at scale 1. Another is resized by a factor of ``scale_range`` and cropped anywhere, as
-    the seed (sha256 of the image file, number) says. Which one is drawn by ``draw_view`` unless ``results["view"]``
-    names it. Smaller images than the crop stay so: ``PadTruth`` comes after.
+    the seed (sha256 of the image file, number) says. Which one is drawn by ``draw_crop`` unless ``results["crop"]``
+    names it. Smaller images than the crop stay so: padding comes after.
 
     Args:
         size: short side in pixels at scale 1 (the long side stays within 4 × it).
         crop: side of the square crop.
         scale_range: low and high factor.
-        views, flip: what to draw from.
+        fixed_crops, flip: what to draw from.
     """
 
-    def __init__(self, size: int, crop: int, scale_range: Sequence[float], views: int, flip: float) -> None:
-        self.size, self.crop, self.scale_range, self.views, self.flip = size, crop, tuple(scale_range), views, flip
+    def __init__(self, size: int, crop: int, scale_range: Sequence[float], fixed_crops: int, flip: float) -> None:
+        self.size, self.crop, self.scale_range = size, crop, tuple(scale_range)
+        self.fixed_crops, self.flip = fixed_crops, flip
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        view = View(*results["view"]) if "view" in results else draw_view(self.views, self.flip)
+        crop = Crop(*results["crop"]) if "crop" in results else draw_crop(self.fixed_crops, self.flip)
         random = None
-        if view.number:
-            random = np.random.default_rng(seed_of("view", sha256_file(Path(results["img_path"])), view.number))
+        if crop.number:
+            # "view": as the first version called it, so that the crops stay those that they were
+            random = np.random.default_rng(seed_of("view", content_hash(results["img_path"]), crop.number))
         factor = 1.0 if random is None else random.uniform(self.scale_range[0], self.scale_range[1])
         scale = (int(4 * self.size * factor), int(self.size * factor))
         results = Resize(scale=scale, keep_ratio=True).transform(results)
@@ -71,9 +73,9 @@ class DeterministicView(BaseTransform):
         for name in ("img", "gt_seg_map"):
             if name in results:
                 part = results[name][top : top + self.crop, left : left + self.crop]
-                results[name] = np.ascontiguousarray(part[:, ::-1] if view.turned else part)
+                results[name] = np.ascontiguousarray(part[:, ::-1] if crop.flipped else part)
         results["img_shape"] = results["img"].shape[:2]
-        results["flip"], results["flip_direction"] = view.turned, "horizontal" if view.turned else None
+        results["flip"], results["flip_direction"] = crop.flipped, "horizontal" if crop.flipped else None
         return results
 
 

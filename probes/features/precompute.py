@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from backbones.errors import NonFiniteLoss
+from backbones.versions import DENSE, versions
 from probes.base import Context, Progress
 from probes.features import compiling
 from probes.features.cost import EncodeCost
-from probes.features.store import DTYPES, Maker, Recipe, as_dtype
+from probes.features.store import DTYPES, Builder, CacheKey, as_dtype
 from probes.runner import bridge
 from probes.runner.stream import once
 
@@ -46,7 +47,7 @@ def encode_maps(
     Items of one shard come in the order of their sizes, so that they go through the backbone together.
 
     Args:
-        wanted: items of each shard; see ``probes.features.store.Maker``.
+        wanted: items of each shard; see ``probes.features.store.Builder``.
         load: item → ``inputs`` (3, H, W) and ``data_samples`` as a pipeline packs them.
         sizes: (height, width) of every item, to sort by.
         preprocess: mmseg's or mmdet's data preprocessor, on the device that computes.
@@ -75,8 +76,8 @@ def encode_maps(
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
             kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
             for place, (item, sample) in enumerate(zip(items, batch["data_samples"], strict=True)):
-                facts = {key: _plain(sample.metainfo[key]) for key in META_KEYS if key in sample.metainfo}
-                yield item, [one[place] for one in kept], facts
+                metadata = {name: _plain(sample.metainfo[name]) for name in META_KEYS if name in sample.metainfo}
+                yield item, [one[place] for one in kept], metadata
             if progress:
                 progress.advance(len(items))
 
@@ -94,13 +95,13 @@ def keeping(
     workers: int = 2,
     progress: Progress | None = None,
     cost: EncodeCost | None = None,
-) -> tuple[Recipe, Maker]:
-    """What to hand to ``probes.features.store.ensure`` for the maps of a set's items.
+) -> tuple[CacheKey, Builder]:
+    """What to hand to ``probes.features.store.get_or_build`` for the maps of a set's items.
 
     Args:
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
         load, sizes, workers, progress, cost: see ``encode_maps``.
-        identity: what the maps follow from besides the encoder: images, pipeline, views.
+        identity: what the maps follow from besides the encoder: images, pipeline, crops.
         about: name of the set.
         device: that encodes; its type is part of the identity, since another one rounds differently.
     """
@@ -108,19 +109,19 @@ def keeping(
         frozen = MODELS.build(encoder["backbone"])
     backbone, layers = frozen.backbone, list(frozen.out_indices)
     about = f"{backbone.name} on {about}"
-    recipe = Recipe(
+    key = CacheKey(
         "dense maps",
         about,
         {
             **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
-            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "torch": torch.__version__,
+            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "libraries": versions(*DENSE),
             **({"compiled": True} if compiling.wanted() else {}),
         },
         (dtype,) * len(layers),
         [maps_bytes(backbone, layers, size, dtype) for size in sizes],
     )  # fmt: skip
 
-    def make(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+    def build(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
         with DefaultScope.overwrite_default_scope(scope):
             preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
         return encode_maps(
@@ -128,7 +129,7 @@ def keeping(
             cost=cost,
         )  # fmt: skip
 
-    return recipe, make
+    return key, build
 
 
 def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tuple[list[str], EncodeCost]:
@@ -170,7 +171,7 @@ def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int]
     """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
     height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
     cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
-    return sum(cells) * DTYPES[dtype][0].itemsize
+    return sum(cells) * DTYPES[dtype].itemsize
 
 
 def _in_threads(

@@ -7,25 +7,26 @@ normalised on the device, so that the loader never is the slow part of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from backbones.base import Backbone, DataConfig
+from backbones.cliptex.protocols import Silent
 from backbones.errors import NonFiniteLoss, UserError
 from probes.base import Progress
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeCost
-from probes.image_level.settings import Precision
+from probes.image_level.settings import Encoding, Precision
+
+PLAIN, QUIET = Encoding(), Silent()
 
 
 @torch.inference_mode()
@@ -33,51 +34,73 @@ def encode_images(
     backbone: Backbone,
     paths: Sequence[Path],
     device: torch.device,
+    how: Encoding = PLAIN,
     *,
-    size: tuple[int, int] | None = None,
-    batch_size: int = 64,
-    workers: int = 2,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
+    num_workers: int = 2,
+    progress: Progress = QUIET,
     cost: EncodeCost | None = None,
 ) -> Tensor:
-    """Embeddings of whole images, in the order of ``paths``.
+    """Features of whole images, in the order of ``paths``.
 
     Args:
-        size: (height, width) that the model sees; None for the backbone's own.
-        workers: loader processes (0 = in this one); never changes the result.
-        precision: of the model's arithmetic; ``bfloat16`` by autocast.
+        num_workers: loading processes (0 = in this one); never changes the result.
         cost: what is encoded is added to it.
     Returns:
-        (len(paths), backbone.embed_dim) float32 on the CPU, not normalised to unit length.
+        (len(paths), D) float32 on the CPU, not normalised to unit length.
     Raises:
-        UserError: an image cannot be read, or ``size`` does not fit the backbone.
+        UserError: an image cannot be read, or the size does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
+    images = Images(paths, fitting(how.size, backbone), backbone.data)
+    batches = [range(start, min(start + how.batch_size, len(paths))) for start in range(0, len(paths), how.batch_size)]
+    embeddings = torch.empty(0, backbone.embed_dim)
+    progress.start("encoding images", len(images))
+    encode, cost = encoder(backbone, how), cost or EncodeCost()
+    quick = compiled(encode, backbone.name)
+    for places, pixels in zip(batches, normalised(images, batches, num_workers, backbone, device), strict=True):
+        with autocast(device, how.precision):
+            embedded = cost.run(encode, pixels, quick).float().cpu()
+        if not places.start:
+            embeddings = torch.empty(len(images), embedded.shape[1])
+        embeddings[places.start : places.stop] = embedded
+        progress.advance(len(places))
+    return finite(embeddings, f"image embeddings of {backbone.name}")
+
+
+def encoder(backbone: Backbone, how: Encoding) -> Callable[[Tensor], Tensor]:
+    """Normalised images → what ``how`` asks for, (N, D)."""
+    if how.blocks:
+        return lambda images: tokens_in_a_row(backbone.encode_tokens(images, how.blocks))
+    return backbone.encode_features if how.features == "pre_projection" else backbone.encode_image
+
+
+def tokens_in_a_row(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """(class token (N, C), patch tokens (N, L, C)) of blocks → (N, blocks · C + C): all class tokens, and the mean of the last
+    patch tokens."""
+    return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
+
+
+def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:
+    """``size``, or the backbone's own. Raises ``UserError`` when it cannot take it."""
     height, width = size = size or backbone.data.size
     # its own size always fits, even where that is no multiple (EfficientNet-B3 was trained at 300)
-    if (height, width) != tuple(backbone.data.size) and (height % backbone.divisor or width % backbone.divisor):
+    if size != tuple(backbone.data.size) and (height % backbone.divisor or width % backbone.divisor):
         raise UserError(f"size {height}x{width} does not fit {backbone.name}: choose multiples of {backbone.divisor}")
-    images = Images(paths, size, backbone.data)
+    return size
+
+
+def normalised(
+    images: Images, batches: Sequence[Sequence[int]], num_workers: int, backbone: Backbone, device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of items as the backbone takes them: (N, 3, H, W) float32 on ``device``."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
     memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
         255 * torch.tensor(each, device=device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
     )
-    embeddings = torch.empty(len(images), backbone.embed_dim)
-    if progress:
-        progress.start("encoding images", len(images))
-    cost, quick = cost or EncodeCost(), compiled(backbone.encode_image, backbone.name)
-    filled = 0
-    for batch in loader(images, batch_size, workers, device):
+    for batch in loader(images, batches, num_workers, device):
         pixels = (batch.to(device, non_blocking=True).float() - mean) / std
-        with autocast(device, precision):
-            embedded = cost.run(backbone.encode_image, pixels.contiguous(memory_format=memory), quick)
-        embeddings[filled : filled + len(batch)] = embedded.float().cpu()
-        filled += len(batch)
-        if progress:
-            progress.advance(len(batch))
-    return finite(embeddings, f"image embeddings of {backbone.name}")
+        yield pixels.contiguous(memory_format=memory)
 
 
 @torch.inference_mode()
@@ -88,7 +111,7 @@ def encode_texts(
     *,
     batch_size: int = 256,
     precision: Precision = "fp32",
-    progress: Progress | None = None,
+    progress: Progress = QUIET,
 ) -> Tensor:
     """Embeddings of texts, in their order: (len(texts), D) float32 on the CPU, not normalised to unit length.
 
@@ -96,15 +119,13 @@ def encode_texts(
         UserError: the backbone has no text tower.
         NonFiniteLoss: an embedding is not finite.
     """
-    if progress:
-        progress.start("encoding texts", len(texts))
+    progress.start("encoding texts", len(texts))
     parts = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         with autocast(device, precision):
             parts.append(backbone.encode_text(batch).float().cpu())
-        if progress:
-            progress.advance(len(batch))
+        progress.advance(len(batch))
     return finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 
 
@@ -113,19 +134,19 @@ class Images(Dataset[Tensor]):
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig) -> None:
         self.paths = [str(path) for path in paths]
-        self.size = size
-        self.data = data
-        self.interpolation = InterpolationMode(data.interpolation)
+        self.transform = prepare(size, data)
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, index: int) -> str:
+        """The file that an item is made of."""
+        return self.paths[index]
+
     def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as image:
+        with Image.open(self.path(index)) as image:
             rgb = image.convert("RGB")
-        if self.data.squash:
-            return transforms.pil_to_tensor(transforms.resize(rgb, list(self.size), self.interpolation))
-        return transforms.pil_to_tensor(fit(rgb, self.size, self.data.crop_pct, self.interpolation))
+        return self.transform(rgb)
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """A batch; or, since an error from a loader process would arrive as a page of traceback, what went wrong."""
@@ -136,42 +157,33 @@ class Images(Dataset[Tensor]):
                 try:
                     self[index]
                 except Exception as error:
-                    return f"cannot read {self.paths[index]} ({str(error).splitlines()[0]}); was it changed just now?"
+                    return f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed just now?"
             raise
 
 
-def square(size: int | None) -> tuple[int, int] | None:
-    """(size, size), or None for the backbone's own."""
-    return None if size is None else (size, size)
+def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform: an RGB image → (3, H, W) uint8. Resized so that the centre crop of ``size`` keeps the share
+    ``crop_pct`` of the side that fits tighter; with ``squash`` resized to ``size`` without keeping its shape."""
+    return create_transform(
+        (3, *size), interpolation=data.interpolation, crop_pct=1.0 if data.squash else data.crop_pct,
+        crop_mode="squash" if data.squash else "center", normalize=False,
+    )  # fmt: skip
 
 
-def fit(image: Image.Image, size: tuple[int, int], crop_pct: float, interpolation: InterpolationMode) -> Image.Image:
-    """Resize so that the centre crop of ``size`` (height, width) keeps the share ``crop_pct`` of the side that fits
-    tighter.
-
-    For square sizes this is the field's usual ``Resize(floor(size / crop_pct))`` of the short side and
-    ``CenterCrop(size)``.
-    """
-    width, height = image.size
-    wanted_height, wanted_width = (math.floor(side / crop_pct) for side in size)
-    if wanted_height * width >= wanted_width * height:  # the height fits tighter
-        resized = (wanted_height, max(wanted_width, int(wanted_height * width / height)))
-    else:
-        resized = (max(wanted_height, int(wanted_width * height / width)), wanted_width)
-    return transforms.center_crop(transforms.resize(image, list(resized), interpolation), list(size))
-
-
-def loader(images: Images, batch_size: int, workers: int, device: torch.device) -> Any:
-    """Batches in order. PyTorch gives each loader process one thread."""
-    batches = DataLoader(
+def loader(
+    images: Images, batches: Sequence[Sequence[int]], num_workers: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of items in order. PyTorch gives each loading process one thread."""
+    most = max(map(len, batches), default=1)
+    loaded = DataLoader(
         images,
-        batch_size=batch_size,
-        num_workers=min(workers, math.ceil(len(images) / batch_size)),
+        batch_sampler=batches,  # type: ignore[arg-type]  ranges do as well
+        num_workers=min(num_workers, len(batches)),
         collate_fn=whole,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers and images else None,
+        prefetch_factor=max(2, 256 // most) if num_workers and batches else None,
     )
-    for batch in batches:
+    for batch in loaded:
         if isinstance(batch, str):
             raise UserError(batch)
         yield batch

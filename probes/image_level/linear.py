@@ -7,13 +7,15 @@ serves them all and each comes out as if it had been trained alone (tested).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backbones.errors import NonFiniteLoss
+
+ROWS = 8192  # of features that are looked at at once where all of them are
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,54 @@ class Schedule:
         epochs: passes over the features.
         batch_size: samples a step; capped at the number of samples.
         momentum: of SGD.
+        seed: of the order of samples, which is the same for every member of a grid.
+        standardise: see ``Standardiser``.
     """
 
     epochs: int
     batch_size: int
     momentum: float = 0.9
+    seed: int = 0
+    standardise: bool = True
+
+
+@dataclass
+class Samples:
+    """Features with their classes, or some of them; the others are not copied.
+
+    Attributes:
+        features: (N, D) float32, labels: (N,) int64, on the CPU (or, where it has the room, on a GPU).
+        classes: number of classes.
+        members: (M,) indices of those that count; None for all.
+    """
+
+    features: Tensor
+    labels: Tensor
+    classes: int
+    members: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.members is None:
+            self.members = torch.arange(len(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def indices(self) -> Tensor:
+        """``members``, all of them where nothing else was said."""
+        assert self.members is not None
+        return self.members
+
+    def batch(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(features, labels) of members, on ``device``."""
+        index = self.indices[places]
+        return self.features[index].to(device), self.labels[index].to(device)
+
+    def batches(self, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of them in order, ``rows`` at once."""
+        for places in torch.arange(len(self)).split(rows):
+            yield self.batch(places, device)
 
 
 @dataclass
@@ -40,15 +85,20 @@ class Standardiser:
     scale: Tensor
 
     @classmethod
-    def fit(cls, features: Tensor) -> Standardiser:
-        variance, mean = torch.var_mean(features.double(), dim=0, correction=0)
+    def fit(cls, samples: Samples) -> Standardiser:
+        """Measured in float64, ``ROWS`` rows at once."""
+        mean = variance = torch.zeros(samples.features.shape[1], dtype=torch.float64)
+        for part, _ in samples.batches(ROWS, torch.device("cpu")):
+            mean = mean + part.double().sum(dim=0) / len(samples)
+        for part, _ in samples.batches(ROWS, torch.device("cpu")):
+            variance = variance + (part.double() - mean).square().sum(dim=0) / len(samples)
         constant = variance <= 1e-12 * (mean**2 + 1e-12)
         scale = torch.where(constant, 0.0, variance.clamp_min(1e-24).rsqrt())
         return cls(mean.float(), scale.float())
 
     @classmethod
-    def identity(cls, features: Tensor) -> Standardiser:
-        return cls(torch.zeros(features.shape[1]), torch.ones(features.shape[1]))
+    def identity(cls, samples: Samples) -> Standardiser:
+        return cls(torch.zeros(samples.features.shape[1]), torch.ones(samples.features.shape[1]))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean.to(features.device)) * self.scale.to(features.device)
@@ -71,64 +121,79 @@ class Linear:
         return (standardised @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
 
 
-def train_linear(
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-    schedule: Schedule,
-    *,
-    seed: int,
-    device: torch.device,
-    standardise: bool = True,
-    on_epoch: Callable[[int, list[float], Linear], None] | None = None,
-) -> Linear:
-    """Train one classifier for each (learning rate, weight decay) pair, with cross-entropy and SGD from zero weights.
+class Grid:
+    """Linear classifiers of all pairs of a grid while they are trained: softmax cross-entropy, SGD with momentum.
 
     Args:
-        features: (N, D) float32, labels: (N,) int64, both on the CPU; batches are moved to ``device``.
-        learning_rates: G peak rates, given for a batch of 256 and scaled with the batch (Goyal et al. 2017).
-        weight_decays: G decays of the weights (not the biases).
-        seed: of the order of samples, which is the same for every member of the grid.
+        model: the classifiers, G of them; trained in place.
+        grid: G pairs: a peak rate, given for a batch of 256 and scaled with the batch (Goyal et al. 2017), and the decay of
+            the weights (not the biases).
+        batch_size: samples of a step.
+        momentum: of SGD.
+    """
+
+    def __init__(
+        self, model: Linear, grid: Sequence[tuple[float, float]], batch_size: int, momentum: float = 0.9
+    ) -> None:
+        self.model, self.momentum = model, momentum
+        rates, self.decays = torch.tensor(grid, device=model.bias.device).T[..., None]
+        self.rates = rates * batch_size / 256
+        self.momenta = [torch.zeros_like(model.weight), torch.zeros_like(model.bias)]
+
+    def step(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+        """One step of SGD on (N, D) standardised features and (N,) classes, with a ``share`` of each peak rate; returns
+        the (G,) cross-entropies before it, summed over the samples."""
+        model = self.model
+        log_probabilities = model.scores(inputs).log_softmax(dim=2)
+        index = targets[:, None, None].expand(-1, len(self.rates), 1)
+        losses = -log_probabilities.gather(2, index).sum(dim=(0, 2))
+        # the gradient of the mean cross-entropy: (softmax - one-hot) / samples
+        error = log_probabilities.exp_().scatter_add_(2, index, -torch.ones_like(index, dtype=inputs.dtype))
+        error /= len(targets)
+        of_weight = (inputs.T @ error.flatten(1)).unflatten(1, error.shape[1:]) + self.decays * model.weight
+        for parameter, momentum, gradient in zip(
+            (model.weight, model.bias), self.momenta, (of_weight, error.sum(dim=0)), strict=True
+        ):
+            momentum.mul_(self.momentum).add_(gradient)
+            parameter.sub_(share * self.rates * momentum)
+        return losses
+
+
+def cosine(done: float) -> float:
+    """The share of a peak rate after a share of all steps: from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train_linear(
+    samples: Samples,
+    grid: Sequence[tuple[float, float]],
+    schedule: Schedule,
+    device: torch.device,
+    on_epoch: Callable[[int, list[float], Linear], None] | None = None,
+) -> Linear:
+    """Train one classifier for each (learning rate, weight decay) pair, from zero weights; see ``Grid``.
+
+    Args:
         on_epoch: called after each epoch with its number from 1, the mean loss of each classifier, and the classifiers.
     Raises:
         NonFiniteLoss: every classifier of the grid diverged. (One that diverges alone is left to lose.)
     """
-    if len(learning_rates) != len(weight_decays):
-        raise ValueError("one weight decay for each learning rate")
-    grid, samples = len(learning_rates), len(features)
-    batch = min(schedule.batch_size, samples)
+    batch = min(schedule.batch_size, len(samples))
     model = Linear(
-        Standardiser.fit(features) if standardise else Standardiser.identity(features),
-        torch.zeros(features.shape[1], grid, classes, device=device),
-        torch.zeros(grid, classes, device=device),
+        Standardiser.fit(samples) if schedule.standardise else Standardiser.identity(samples),
+        torch.zeros(samples.features.shape[1], len(grid), samples.classes, device=device),
+        torch.zeros(len(grid), samples.classes, device=device),
     )
-    momenta = [torch.zeros_like(model.weight), torch.zeros_like(model.bias)]
-    rates = torch.tensor(learning_rates, device=device)[:, None] * batch / 256
-    decay = torch.tensor(weight_decays, device=device)[:, None]
-    order = torch.Generator().manual_seed(seed)
-    steps = math.ceil(samples / batch)
+    training = Grid(model, grid, batch, schedule.momentum)
+    order = torch.Generator().manual_seed(schedule.seed)
+    steps = math.ceil(len(samples) / batch)
     for epoch in range(schedule.epochs):
-        losses = torch.zeros(grid, device=device)
-        for step, picked in enumerate(torch.randperm(samples, generator=order).split(batch)):
-            inputs, targets = model.standardise(features[picked].to(device)), labels[picked].to(device)
-            log_probabilities = model.scores(inputs).log_softmax(dim=2)
-            index = targets[:, None, None].expand(-1, grid, 1)
-            losses -= log_probabilities.gather(2, index).sum(dim=(0, 2))
-            # the gradient of the mean cross-entropy: (softmax - one-hot) / samples
-            error = log_probabilities.exp_().scatter_add_(2, index, -torch.ones_like(index, dtype=inputs.dtype))
-            error /= len(picked)
-            gradients = (
-                (inputs.T @ error.flatten(1)).unflatten(1, error.shape[1:]) + decay * model.weight,
-                error.sum(dim=0),
-            )
-            progress = (epoch * steps + step) / (schedule.epochs * steps)
-            rate = rates * (0.5 * (1 + math.cos(math.pi * progress)))
-            for parameter, momentum, gradient in zip((model.weight, model.bias), momenta, gradients, strict=True):
-                momentum.mul_(schedule.momentum).add_(gradient)
-                parameter.sub_(rate * momentum)
-        mean = (losses / samples).tolist()
+        losses = torch.zeros(len(grid), device=device)
+        for step, picked in enumerate(torch.randperm(len(samples), generator=order).split(batch)):
+            inputs, targets = samples.batch(picked, device)
+            done = (epoch * steps + step) / (schedule.epochs * steps)
+            losses += training.step(model.standardise(inputs), targets, cosine(done))
+        mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
                 f"linear: every loss of the grid is not finite in epoch {epoch + 1} of {schedule.epochs}"

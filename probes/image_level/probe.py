@@ -43,7 +43,8 @@ class ImageLevelProbe:
 
     def run(self, context: Context) -> TaskResult:
         """Encode what is not kept already, and score ``val``."""
-        return replace(import_module(f"probes.image_level.{self.module}").run(context), config=self.config(context))
+        module = "random_crops" if getattr(context.settings, "random_crops", False) else self.module
+        return replace(import_module(f"probes.image_level.{module}").run(context), config=self.config(context))
 
 
 TOP = {"top1": 1, "top5": 1}
@@ -51,7 +52,7 @@ RECALLS = {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in RECALL_AT}
 LINEAR, ZERO_SHOT, RETRIEVAL = (
     ImageLevelProbe("linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"),
     ImageLevelProbe("zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"),
-    ImageLevelProbe("retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval"),
+    ImageLevelProbe("retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval", 2),
 )
 for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT):
     register_probe(_probe)

@@ -1,13 +1,19 @@
 """``retrieval``: captions by image and images by caption, by cosine; recall at 1, 5 and 10.
 
-An image is right if any of its captions is among the first k (the field's reading for Flickr30k and COCO). Ties count
-against the query, so that a backbone which gives every image the same embedding scores nothing.
+An image is right if any of its captions is among the first k (the field's reading for Flickr30k and COCO). A caption that
+stands under several images is right for each of them, and each of them for it: the text is the same, so no model could tell
+them apart. Answers that are equally near share their places (the expected rank over all orders), so that a backbone which
+gives every image the same embedding is at chance, neither below nor above.
+
+What peers do: clip-benchmark (``zeroshot_retrieval.recall_at_k``) counts a caption as right for its own image only and
+leaves ties to ``torch.topk``; open_clip (``get_clip_metrics``) likewise, by ``argsort``. Without captions that come twice
+and without ties the figures are theirs (tested).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,14 +38,15 @@ def run(context: Context) -> TaskResult:
     samples = context.data.samples["val"]
     texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
     owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     started, cost = time.perf_counter(), EncodeCost()
-    images = encode_split(context, "val", settings, cost)
+    images = encode_split(context, "val", cost)
     encoded = time.perf_counter()
     captions = encode_texts(
         context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
     )
     scored = time.perf_counter()
-    i2t, t2i = retrieval_ranks(images, captions, owner)
+    i2t, t2i = retrieval_ranks(images, captions, owner, torch.tensor([numbers[text] for text in texts]))
     return TaskResult(
         metrics={f"i2t_R@{k}": recall(i2t, k) for k in AT} | {f"t2i_R@{k}": recall(t2i, k) for k in AT},
         per_image={
@@ -55,38 +62,52 @@ def run(context: Context) -> TaskResult:
                 "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
             }
         ),
-        notes=[f"{len(samples)} images, {len(texts)} captions"],
+        notes=[f"{len(samples)} images, {len(texts)} captions ({len(numbers)} different)"],
     )
 
 
-def retrieval_ranks(images: Tensor, captions: Tensor, owner: Tensor, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Rank of the right answer for every query, 0 for the first.
+def retrieval_ranks(
+    images: Tensor, captions: Tensor, owner: Tensor, text: Tensor | None = None, *, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """Rank of the first right answer for every query, 0 for the first: with ``a`` wrong answers that are nearer than the
+    nearest right one, and ``t`` wrong and ``r`` right ones that are as near, ``a + t / (r + 1)``, the mean over all orders.
 
     Args:
         images: (N, D) and captions: (M, D) embeddings of any length; every image has at least one caption.
         owner: (M,) index of the image that each caption describes.
+        text: (M,) number of each caption's text, the same for the same text; None where no two are the same.
         chunk: at most this many rows and columns of similarities are in memory; never changes a rank.
     Returns:
-        i2t (N,): how many captions of other images are at least as near as the nearest own one.
-        t2i (M,): how many other images are at least as near as the own one.
+        i2t (N,) and t2i (M,), float64.
     """
     # float64, so that the order of summation, which depends on the chunk, stays far below what counts as a tie
     images, captions = normalize(images.double(), dim=1), normalize(captions.double(), dim=1)
-    own = torch.cat(
-        [(c * images[o]).sum(dim=1) for c, o in zip(captions.split(chunk), owner.split(chunk), strict=True)]
-    )
-    nearest_own = torch.full((len(images),), -torch.inf, dtype=torch.float64).scatter_reduce(0, owner, own, "amax")
-    i2t = torch.zeros(len(images), dtype=torch.int64)
-    t2i = torch.zeros(len(captions), dtype=torch.int64)
-    for top in range(0, len(images), chunk):
-        rows = slice(top, top + chunk)
-        numbers = torch.arange(len(images))[rows, None]
-        for left in range(0, len(captions), chunk):
-            columns = slice(left, left + chunk)
-            similarity = images[rows] @ captions[columns].T
-            other = numbers != owner[None, columns]
-            i2t[rows] += (other & (similarity >= nearest_own[rows, None] - TIE)).sum(dim=1)
-            t2i[columns] += (other & (similarity >= own[None, columns] - TIE)).sum(dim=0)
+    text = torch.arange(len(captions)) if text is None else text
+
+    def blocks() -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """(rows, columns, similarities, which of them are of right answers)."""
+        for top in range(0, len(images), chunk):
+            mine = (owner >= top) & (owner < top + chunk)
+            says = torch.zeros(min(chunk, len(images) - top), int(text.max()) + 1, dtype=torch.bool)
+            says[owner[mine] - top, text[mine]] = True
+            for left in range(0, len(captions), chunk):
+                rows, columns = slice(top, top + chunk), slice(left, left + chunk)
+                yield rows, columns, images[rows] @ captions[columns].T, says[:, text[columns]]
+
+    nearest = [torch.full((len(each),), -torch.inf, dtype=torch.float64) for each in (images, captions)]
+    for rows, columns, similarity, right in blocks():
+        similarity = similarity.masked_fill(~right, -torch.inf)
+        for best, part, dim in zip(nearest, (rows, columns), (1, 0), strict=True):
+            best[part] = torch.maximum(best[part], similarity.amax(dim))
+    nearer, wrong, same = ([torch.zeros_like(best) for best in nearest] for _ in range(3))
+    for rows, columns, similarity, right in blocks():
+        for way, (part, dim) in enumerate(((rows, 1), (columns, 0))):
+            difference = similarity - nearest[way][part].unsqueeze(dim)
+            tied = difference.abs() <= TIE
+            nearer[way][part] += (difference > TIE).sum(dim)  # no right one is
+            wrong[way][part] += (tied & ~right).sum(dim)
+            same[way][part] += (tied & right).sum(dim)
+    i2t, t2i = (a + t / (r + 1) for a, t, r in zip(nearer, wrong, same, strict=True))
     return i2t, t2i
 
 
@@ -97,10 +118,10 @@ def recall(ranks: Tensor, k: int) -> float:
 
 def by_image(ranks: Tensor, owner: Tensor, images: int) -> np.ndarray:
     """(M,) caption ranks → (images, captions of an image), -1 where an image has fewer captions than another."""
-    groups: Sequence[list[int]] = [[] for _ in range(images)]
+    groups: Sequence[list[float]] = [[] for _ in range(images)]
     for rank, image in zip(ranks.tolist(), owner.tolist(), strict=True):
         groups[image].append(rank)
-    table = np.full((images, max(map(len, groups))), -1, dtype=np.int64)
+    table = np.full((images, max(map(len, groups))), -1.0)
     for row, group in zip(table, groups, strict=True):
         row[: len(group)] = group
     return table

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from backbones.errors import UserError
 
 RECALL_AT = (1, 5, 10)
+MOST_PIXELS = 8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
 Precision = Literal["fp32", "bf16"]
+Features = Literal["projected", "pre_projection"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is made of whole images; all of it decides the numbers.
+
+    Attributes:
+        size: (height, width) in pixels that the backbone sees; None for its own.
+        precision: of the backbone's arithmetic; ``bf16`` by autocast.
+        batch_size: images at once.
+        features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's projection.
+        blocks: where it is not 0, neither of these: the class tokens of the last so many blocks, shallow to deep, and the mean
+            of the last patch tokens.
+    """
+
+    size: tuple[int, int] | None = None
+    precision: Precision = "fp32"
+    batch_size: int = 64
+    features: Features = "projected"
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -16,20 +38,20 @@ class EncodeSettings:
     """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
         encode_batch_size: images that the backbone sees at once.
     """
 
-    protocol: str = "own"
     size: int | None = None
     precision: Precision = "fp32"
     encode_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise UserError(f"size={self.size} is not possible; it must be pixels, or none for the backbone's own size")
+        if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
+            raise UserError(
+                f"size={self.size} is not possible; it must be 1 to {MOST_PIXELS} pixels, or none for the backbone's own size"
+            )
         if self.precision not in get_args(Precision):
             raise UserError(
                 f"precision={self.precision!r} is not possible; it must be {' or '.join(get_args(Precision))}"
@@ -37,19 +59,31 @@ class EncodeSettings:
         if self.encode_batch_size < 1:
             raise UserError(f"encode_batch_size={self.encode_batch_size} is not possible; it must be 1 or more")
 
+    def encoding(self) -> Encoding:
+        """How images are encoded with these settings."""
+        return Encoding((self.size, self.size) if self.size else None, self.precision, self.encode_batch_size)
+
 
 @dataclass(frozen=True)
 class LinearSettings(EncodeSettings):
     """Protocol of linear classification.
 
     Attributes:
+        features: ``projected``, the global embedding; or ``pre_projection``, what comes before CLIP's projection to the space of
+            texts (its authors' linear probe; the embedding itself where there is no such projection).
         epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to zero.
         learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
         holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
+        random_crops: train on fresh random crops of each image instead of its one embedding, with one frozen pass for all
+            heads; see ``probes.image_level.random_crops``, also for the next three, which have no meaning without.
+        epoch_length: iterations of an epoch; 0 for a pass over train.
+        blocks, average_pool: heads stand on the class tokens of the last so many blocks, without and with the mean of the last
+            patch tokens; every pair of both is trained.
         size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
+    features: Features = "projected"
     epochs: int = 30
     batch_size: int = 256
     momentum: float = 0.9
@@ -57,17 +91,38 @@ class LinearSettings(EncodeSettings):
     weight_decays: tuple[float, ...] = (0.0,)
     holdout: float = 0.1
     standardise: bool = True
+    random_crops: bool = False
+    epoch_length: int = 0
+    blocks: tuple[int, ...] = ()
+    average_pool: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("learning_rates", "weight_decays", "blocks", "average_pool"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
         if not self.learning_rates or not self.weight_decays:
             raise UserError("linear: learning_rates and weight_decays need at least one value each")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UserError("linear: epochs and batch_size must be at least 1")
+        if self.epochs < 1 or self.batch_size < 1 or self.epoch_length < 0:
+            raise UserError("linear: epochs and batch_size must be at least 1, epoch_length 0 or more")
         if not 0 < self.holdout < 1:
             raise UserError(f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}")
+        if self.features not in get_args(Features):
+            raise UserError(f"features={self.features!r} is not possible; it must be {' or '.join(get_args(Features))}")
+        tokens = (*self.blocks, *self.average_pool)
+        if self.random_crops and not (self.blocks and self.average_pool and min(self.blocks) > 0):
+            raise UserError(
+                "linear: random_crops needs blocks (1 or more each) and average_pool; protocol=dinov2 sets all of it"
+            )
+        if self.random_crops and (self.standardise or self.features != "projected"):
+            raise UserError("linear: random_crops has no whole set of features to standardise, and reads tokens; "
+                            "set standardise=false and leave features")  # fmt: skip
+        if not self.random_crops and (tokens or self.epoch_length):
+            raise UserError("linear: blocks, average_pool and epoch_length have a meaning with random_crops=true only")
+
+    def encoding(self) -> Encoding:
+        return replace(super().encoding(), features=self.features, blocks=max(self.blocks, default=0))
 
 
 @dataclass(frozen=True)

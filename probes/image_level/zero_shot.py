@@ -30,7 +30,7 @@ def run(context: Context) -> TaskResult:
     started = time.perf_counter()
     weights = class_embeddings(context, templates)
     prompted, cost = time.perf_counter(), EncodeCost()
-    images = normalize(encode_split(context, "val", settings, cost), dim=1)
+    images = normalize(encode_split(context, "val", cost), dim=1)
     logits = torch.cat([part @ weights.T for part in images.split(4096)])
     result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
     result.cost = cost.added_to({

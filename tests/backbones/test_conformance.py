@@ -138,6 +138,49 @@ def test_identity_is_that_of_the_weights(backbone, name):
         assert other.key() != backbone.key()
 
 
+def test_features_before_the_projection_are_what_is_projected(backbone):
+    batch = images(backbone, 2, 2)
+    with torch.inference_mode():
+        features, embedding = backbone.encode_features(batch), backbone.encode_image(batch)
+    assert features.ndim == 2 and torch.isfinite(features).all()
+    visual = getattr(backbone.model, "visual", None)
+    if getattr(visual, "proj", None) is None:  # no projection of its own: the same
+        torch.testing.assert_close(features, embedding)
+    else:
+        torch.testing.assert_close(features @ visual.proj, embedding)
+
+
+def test_tokens_of_the_last_blocks(backbone):
+    """Through the final norm: the last ones are what the embedding, and the last map read, are made of."""
+    batch = images(backbone, 2, 3)
+    with torch.inference_mode():
+        one, two = backbone.encode_tokens(batch, 1), backbone.encode_tokens(batch, 2)
+        *_, last = backbone(batch)
+        features = backbone.encode_features(batch)
+    assert len(two) == 2 and all(torch.equal(a, b) for a, b in zip(one[0], two[-1], strict=True))
+    (token, patches) = one[0]
+    assert token.shape == (2, backbone.channels[-1]) and torch.isfinite(token).all()
+    torch.testing.assert_close(patches, last.flatten(2).transpose(1, 2))
+    if backbone.architecture.startswith("open_clip/ViT") and "SigLIP" not in backbone.architecture:
+        torch.testing.assert_close(token, features)
+    if len(set(backbone.strides)) > 1:
+        torch.testing.assert_close(token, last.mean(dim=(2, 3)))
+    with pytest.raises(backbones.UserError, match="blocks or feature maps to read, not 99; ask for fewer"):
+        backbone.encode_tokens(batch, 99)
+
+
+def test_whatever_the_number_follows_from_is_in_the_identity(backbone, monkeypatch):
+    key = backbone.key()
+    assert backbone.identity()["model_config"] == backbone.model_config
+    (library,) = {"open_clip", "timm"} & set(backbone.libraries[:1])
+    assert set(backbone.identity()["adapter"]) == {"version", *backbone.libraries}
+    monkeypatch.setattr(type(backbone), "version", 99)
+    assert backbone.key() != key
+    monkeypatch.undo()
+    monkeypatch.setattr("backbones.base.versions", lambda *names: dict.fromkeys(names, "0.0"))
+    assert backbone.key() != key and library in backbone.identity()["adapter"]
+
+
 def test_data_config_is_sane(backbone):
     data = backbone.data
     assert all(32 <= side <= 1024 for side in data.size)

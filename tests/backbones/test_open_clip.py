@@ -13,7 +13,8 @@ from open_clip.model import CLIP, resize_pos_embed
 
 import backbones
 from backbones import UserError
-from backbones.adapters.open_clip import OpenClipBackbone, attention_pool, build_model, resize_position
+from backbones.adapters.open_clip import OpenClipBackbone, build_model
+from backbones.adapters.positions import attention_pool, resize_position
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
 RESNET = {**CONFIG, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}}

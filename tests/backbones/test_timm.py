@@ -86,6 +86,19 @@ def test_maps_follow_the_content(backbone):
             assert (left > right) == (corner == 0)
 
 
+def test_another_pooling_is_another_backbone(tmp_path):
+    """The weights are the same, and so is the architecture's name; the embedding is not."""
+    made = backbones.create("random/timm/test_resnet")
+    found = []
+    for pool in ("avg", "max"):
+        path = tmp_path / f"{pool}.safetensors"
+        backbones.save_checkpoint(path, made, model_config={**made.model_config, "global_pool": pool})
+        found.append(backbones.create("timm/test_resnet", weights=path))
+    images = torch.randn(1, 3, 64, 64)
+    assert not torch.allclose(*(each.encode_image(images) for each in found))
+    assert found[0].weights.sha256 == found[1].weights.sha256 and found[0].key() != found[1].key()
+
+
 def test_blocks_read_by_default():
     assert evenly_spaced(12) == (2, 5, 8, 11)
     assert evenly_spaced(24) == (5, 11, 17, 23)

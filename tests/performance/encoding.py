@@ -18,6 +18,7 @@ def encoding() -> list[Result]:
 
     import backbones
     from probes.image_level.encode import encode_images
+    from probes.image_level.settings import Encoding
 
     count, batch = 192, 32
     results = []
@@ -36,7 +37,7 @@ def encoding() -> list[Result]:
 
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
-                encode_images(backbone, paths, device, batch_size=batch, workers=2)
+                encode_images(backbone, paths, device, Encoding(batch_size=batch), num_workers=2)
                 return count / (time.perf_counter() - started)
 
             def bare(backbone: backbones.Backbone = backbone, images: torch.Tensor = images) -> float:

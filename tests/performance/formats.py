@@ -25,7 +25,7 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
     import numpy as np
     import torch
 
-    from probes.features.store import Recipe, ensure
+    from probes.features.store import CacheKey, get_or_build
 
     results = []
     before = os.environ.get("CLIPTEX_HOME")
@@ -35,8 +35,8 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
             for about, (channels, side, count) in shapes.items():
                 values = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0)).half()
                 each = values[0].nbytes
-                recipe = Recipe("dense maps", "bench", {"about": about}, ("fp16",), [each] * count)
-                ours = ensure(recipe, partial(items_of, values))
+                key = CacheKey("dense maps", "bench", {"about": about}, ("fp16",), [each] * count)
+                ours = get_or_build(key, partial(items_of, values))
                 order = np.random.default_rng(0).integers(count, size=reads).tolist()
                 readers: dict[str, Callable[[int], Any]] = {"ours": partial(first_of, ours)}
                 readers |= others(Path(name), about, values.numpy())
@@ -69,7 +69,7 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
 
 
 def items_of(values: Any, wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
-    """A ``probes.features.store.Maker`` of rows of ``values``."""
+    """A ``probes.features.store.Builder`` of rows of ``values``."""
     return ((item, [values[item]], {}) for shard in wanted for item in shard)
 
 

@@ -93,7 +93,7 @@ def segmentation(images: int = 64, epochs: int = 10, side: int = 224, model: str
     batch = min(16, images)
     settings = {
         "size": side, "batch_size": batch, "max_iters": epochs * images // batch, "flip": 0.0, "scale_range": (1.0, 1.0),
-        "feature_stride": 16, "views": 1, "cache": "fp16", "lr": 3e-3,
+        "feature_stride": 16, "fixed_crops": 1, "cache": "fp16", "lr": 3e-3,
     }  # fmt: skip
     return against_stock(
         f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours against mmseg's Runner",
@@ -145,7 +145,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     backbone = backbones.create(model, seed=0)
     settings = {
         "size": side, "batch_size": 8, "max_iters": 4 * images // 8, "flip": 0.0, "scale_range": (1.0, 1.0),
-        "feature_stride": 16, "views": 1, "cache": "fp16", "channels": 32,
+        "feature_stride": 16, "fixed_crops": 1, "cache": "fp16", "channels": 32,
     }  # fmt: skip
     tasks = [("bench-seg", name) for name in SEGMENTERS]
     tasks += [("bench-depth", "linear"), ("bench-normals", "linear")]
@@ -193,7 +193,7 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
     results = []
     with tempfile.TemporaryDirectory() as folder:
         data = dense(Path(folder) / "data", "bench-seg", images, 4, side)
-        for about, more in (("random crops", {}), ("kept features", {"views": 1, "cache": "fp16"})):
+        for about, more in (("random crops", {}), ("kept features", {"fixed_crops": 1, "cache": "fp16"})):
 
             def place(probe: str, more: dict[str, Any] = more) -> Any:
                 chosen = PROBES[f"segmentation/{probe}"].settings_type(**settings, **more)
@@ -238,7 +238,7 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
     import numpy as np
     import torch
 
-    from probes.features.store import Recipe, ensure
+    from probes.features.store import CacheKey, get_or_build
 
     rows: dict[str, dict[int, float]] = {"write": {}, "open": {}, "read": {}}
     before = os.environ.get("CLIPTEX_HOME")
@@ -247,11 +247,11 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
         os.environ["CLIPTEX_HOME"] = folder
         try:
             for count in counts:
-                recipe = Recipe("dense maps", "bench", {"count": count}, ("fp16",), [value.nbytes] * count)
+                key = CacheKey("dense maps", "bench", {"count": count}, ("fp16",), [value.nbytes] * count)
                 started = time.perf_counter()
-                ensure(recipe, lambda wanted: ((i, [value], {}) for shard in wanted for i in shard)).close()
+                get_or_build(key, lambda wanted: ((i, [value], {}) for shard in wanted for i in shard)).close()
                 written = time.perf_counter()
-                store = ensure(recipe, lambda wanted: iter(()))
+                store = get_or_build(key, lambda wanted: iter(()))
                 opened = time.perf_counter()
                 order = np.random.default_rng(0).integers(count, size=1000)
                 for item in order:  # touches every shard's index once

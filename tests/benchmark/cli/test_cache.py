@@ -11,7 +11,7 @@ import torch
 from backbones import save_checkpoint
 from benchmark.__main__ import main
 from benchmark.evaluation.cell import cell_locks
-from probes.features.store import Recipe, ensure
+from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
 
@@ -28,8 +28,10 @@ def home(tmp_path, monkeypatch):
 
 
 def store(number: int = 0):
-    recipe = Recipe("embeddings", f"clip on toys {number}", {"number": number}, ("fp32",), [16] * 3)
-    return ensure(recipe, lambda wanted: [(i, [torch.full((4,), float(i))], {}) for shard in wanted for i in shard])
+    recipe = CacheKey("embeddings", f"clip on toys {number}", {"number": number}, ("fp32",), [16] * 3)
+    return get_or_build(
+        recipe, lambda wanted: [(i, [torch.full((4,), float(i))], {}) for shard in wanted for i in shard]
+    )
 
 
 def test_ls_names_everything_with_its_size(capsys, home):
@@ -70,7 +72,7 @@ def test_check_reads_every_byte(capsys, home):
     kept = store()
     kept.close()
     assert main(["cache", "check"]) == 0 and "2 things are whole" in capsys.readouterr().out
-    shard = kept.folder / "00000.bin"
+    shard = kept.folder / "00000.safetensors"
     stat = shard.stat()
     data = bytearray(shard.read_bytes())
     data[3] ^= 1
@@ -80,7 +82,7 @@ def test_check_reads_every_byte(capsys, home):
     os.truncate(home / "weights" / "clip.safetensors", 2000)
     assert main(["cache", "check"]) == 1
     shown = capsys.readouterr().out
-    assert "the content of 00000.bin has changed" in shown and "clip.safetensors" in shown
+    assert "the content of 00000.safetensors has changed" in shown and "clip.safetensors" in shown
 
 
 def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):

@@ -1,4 +1,4 @@
-"""Dense probes on kept features: the same features and the same numbers as encoding the same views each time."""
+"""Dense probes on kept features: the same features and the same numbers as encoding the same crops each time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
 from probes.features.budget import size_of, stores
 from probes.features.cost import EncodeCost
-from probes.features.crops import View, all_views
+from probes.features.crops import Crop, all_crops
 from probes.features.store import root
 from probes.registry import PROBES
 from tests.backbones.mini import CONFIG
@@ -32,7 +32,7 @@ from tests.probes.tiny_mmlab import Recorder, context
 
 SMALL = {
     "size": 48, "batch_size": 4, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 4, "lr": 0.01,
-    "feature_stride": 8, "views": 2,
+    "feature_stride": 8, "fixed_crops": 2,
 }  # fmt: skip
 REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
 MAIN = {"segmentation": ("mIoU", 1.0), "depth": ("abs_rel", 0.002)}
@@ -88,13 +88,13 @@ def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_
 
     probe, made = prepare(tmp_path / "plain", kind, data, backbone=REAL[backbone])
     config = dense_config(probe, made)
-    views = all_views(2, 0.5)
-    assert views == [View(0, False), View(0, True), View(1, False), View(1, True)]
+    crops = all_crops(2, 0.5)
+    assert crops == [Crop(0, False), Crop(0, True), Crop(1, False), Crop(1, True)]
     with DefaultScope.overwrite_default_scope("mmseg"), torch.no_grad():
         prepared, frozen = MODELS.build(config.model.data_preprocessor), MODELS.build(config.model.backbone)
         plain = DATASETS.build(config.train_dataloader.dataset)
         items = [
-            plain.pipeline({**plain.get_data_info(index), "view": tuple(view)}) for index in range(4) for view in views
+            plain.pipeline({**plain.get_data_info(index), "crop": tuple(crop)}) for index in range(4) for crop in crops
         ]
         maps = frozen(prepared(pseudo_collate(items), True)["inputs"])
         one_by_one = frozen(prepared(pseudo_collate(items[5:6]), True)["inputs"])
@@ -102,7 +102,7 @@ def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_
         train, _ = sets(*prepare(tmp_path / "x", kind, data, backbone=REAL[backbone], cache=cache))
         train.open()
         for place, item in enumerate(items):
-            features = train._features[place]
+            features = train.features[place]
             for kept, fresh in zip(features, maps, strict=True):
                 difference = (kept.float() - fresh[place]).abs()
                 assert bool((difference <= error * fresh[place].abs() + error * 1e-4).all())  # bit by bit in fp32
@@ -110,7 +110,7 @@ def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_
                 for kept, fresh in zip(features, one_by_one, strict=True):
                     torch.testing.assert_close(kept.float(), fresh[0], rtol=max(1e-4, error), atol=1e-4)
             truth = item["data_samples"].get(train.field).data
-            assert torch.equal(train._truth[place][0].to(truth.dtype), truth)
+            assert torch.equal(train.stores[1][place][0].to(truth.dtype), truth)
 
 
 def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
@@ -132,7 +132,7 @@ def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
         maps = frozen(prepared(pseudo_collate([fresh]), True)["inputs"])
         torch.testing.assert_close(kept["inputs"][0], maps[0][0], rtol=1e-4, atol=1e-4)
         seen.add(kept["inputs"][0].sum().item())
-    assert len(seen) > 8  # of the twelve views
+    assert len(seen) > 8  # of the twelve crops
     for index in range(3):
         kept, fresh = val[index]["data_samples"], plain[1][index]
         after = prepared(pseudo_collate([fresh]), False)["data_samples"][0]
@@ -148,20 +148,20 @@ def test_views_follow_from_the_image_alone(tmp_path):
         shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / f"data/images/train/{number:03}.png.{name}")
     shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / "data/images/train/001.png")
     shutil.copy(tmp_path / "data/truth/train/000.png", tmp_path / "data/truth/train/001.png")
-    config = dense_config(*prepare(tmp_path / "w", "segmentation", data, views=5))
+    config = dense_config(*prepare(tmp_path / "w", "segmentation", data, fixed_crops=5))
     with DefaultScope.overwrite_default_scope("mmseg"):
         plain = DATASETS.build(config.train_dataloader.dataset)
     cut = [
-        [plain.pipeline({**plain.get_data_info(index), "view": (number, turned)}) for index in (0, 1)]
+        [plain.pipeline({**plain.get_data_info(index), "crop": (number, flipped)}) for index in (0, 1)]
         for number in range(5)
-        for turned in (False, True)
+        for flipped in (False, True)
     ]
     for first, second in cut:
         assert torch.equal(first["inputs"], second["inputs"])
         assert torch.equal(first["data_samples"].gt_sem_seg.data, second["data_samples"].gt_sem_seg.data)
     assert len({one["inputs"].float().mean().item() for one, _ in cut[::2]}) == 5
-    centre, turned = cut[0][0], cut[1][0]
-    assert torch.equal(centre["inputs"].flip(2), turned["inputs"])
+    centre, flipped = cut[0][0], cut[1][0]
+    assert torch.equal(centre["inputs"].flip(2), flipped["inputs"])
     image = np.asarray(Image.open(tmp_path / "data/images/train/000.png").resize((72, 48), Image.Resampling.BILINEAR))
     inner = torch.from_numpy(image[:48, 4:68, ::-1].copy()).permute(2, 0, 1).float()
     assert (centre["inputs"][:, :48].float() - inner).abs().mean() < 12  # the centre: another one is far off
@@ -173,13 +173,13 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
     made = run(tmp_path / "a", "segmentation", data, "linear", recorder=first, cache="fp16")
     again = run(tmp_path / "b", "segmentation", data, "pspnet", recorder=second, cache="fp16", seed=5, max_iters=2)
     assert [name for name, _ in first.started if name.startswith(("encoding", "cutting"))] == [
-        "encoding tiny-cnn on tiny-seg (train)", "cutting the truth of tiny-seg", "encoding tiny-cnn on tiny-seg (val)",
+        "encoding tiny-cnn on tiny-seg (train)", "cutting the ground truth of tiny-seg", "encoding tiny-cnn on tiny-seg (val)",
     ]  # fmt: skip
     assert not [name for name, _ in second.started if name.startswith(("encoding", "cutting"))]
     assert "CachedDense" in made.config
     cost, rest = made.cost, again.cost
     assert cost["encode_seconds"] > 0 and rest["encode_seconds"] == 0
-    images = 6 * 4 + 3  # two views, each also turned, and val
+    images = 6 * 4 + 3  # two crops, each also flipped, and val
     assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
     assert "encode_images_per_second" not in rest
     assert cost["flops"] == cost["encode_flops"] + cost["train_flops"] + cost["eval_flops"]
@@ -193,7 +193,7 @@ def test_what_encoding_costs_is_what_was_encoded(tmp_path):
     with FlopCounterMode(display=False) as everything:
         val.open(cost=cost)
     assert cost.images == 3 and cost.flops == everything.get_total_flops() > 0  # images of two shapes
-    for shard in root().glob("*/00000.bin"):
+    for shard in root().glob("*/00000.safetensors"):
         shard.unlink()
     before = cost.flops
     val.open(cost=cost)
@@ -221,7 +221,7 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
         found = []
         for dataset in (train, val):
             dataset.open()
-            found.append(dataset._features.folder.name)
+            found.append(dataset.features.folder.name)
             dataset.close()
         return found[0], found[1]
 
@@ -233,10 +233,10 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
     other = dataclasses.replace(made, backbone_config={"name": "tiny-cnn", "seed": 4})
     train, _ = sets(probe, other)
     train.open()
-    assert train._features.folder.name != base[0]  # weights
+    assert train.features.folder.name != base[0]  # weights
     for change in ({"size": 64}, {"cache": "fp16"}, {"precision": "bf16"}, {"layers": "last"}):
         assert not set(features(**change)) & set(base), change
-    for change in ({"scale_range": (0.5, 1.0)}, {"views": 3}, {"flip": 0.0}):
+    for change in ({"scale_range": (0.5, 1.0)}, {"fixed_crops": 3}, {"flip": 0.0}):
         assert features(**change)[0] != base[0], change
     part = {"train": data.samples["train"][1:], "val": data.samples["val"]}
     assert features(dataclasses.replace(data, samples=part))[0] != base[0]
@@ -251,7 +251,7 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
 def test_a_truncated_shard_is_made_again_and_told(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "depth")
     whole = run(tmp_path / "a", "depth", data, cache="fp16")
-    for shard in root().glob("*/00000.bin"):
+    for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, shard.stat().st_size // 2)
     mended = run(tmp_path / "b", "depth", data, cache="fp16")
     assert mended.metrics == whole.metrics
@@ -287,7 +287,7 @@ def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path,
 
 
 def test_kept_features_need_views_that_repeat():
-    with pytest.raises(UserError, match="set views=1 or more"):
+    with pytest.raises(UserError, match="set fixed_crops=1 or more"):
         PROBES["depth/linear"].settings_type(cache="fp16")
     with pytest.raises(UserError, match="none, fp16, bf16 or fp32"):
-        PROBES["depth/linear"].settings_type(views=1, cache="int8")
+        PROBES["depth/linear"].settings_type(fixed_crops=1, cache="int8")

@@ -110,7 +110,7 @@ def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
     assert [name for name, _ in first.started if name.startswith("encoding")] == [
         "encoding tiny-cnn on instances_train2017", "encoding tiny-cnn on instances_val2017",
     ]  # fmt: skip
-    for shard in root().glob("*/00000.bin"):
+    for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, 10)
     again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
     assert again.metrics == whole.metrics

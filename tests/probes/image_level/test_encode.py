@@ -13,11 +13,13 @@ from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
 from backbones.errors import NonFiniteLoss, UserError
-from probes.image_level.encode import Images, encode_images, encode_texts, fit
+from probes.image_level.encode import Images, encode_images, encode_texts, prepare
+from probes.image_level.settings import Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours
 
 CPU = torch.device("cpu")
+PLAIN = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
         ]
     )
     wanted = torch.cat([backbone.encode_image(usual(Image.open(p).convert("RGB"))[None]) for p in paths])
-    found = encode_images(backbone, paths, CPU, batch_size=4, workers=0)
+    found = encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=0)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -56,9 +58,9 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(paths, workers):
     backbone = Colours()
-    here = encode_images(backbone, paths, CPU, batch_size=4, workers=0)
-    assert torch.equal(encode_images(backbone, paths, CPU, batch_size=4, workers=workers), here)
-    torch.testing.assert_close(encode_images(backbone, paths, CPU, batch_size=7, workers=workers), here)
+    here = encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=0)
+    assert torch.equal(encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=workers), here)
+    torch.testing.assert_close(encode_images(backbone, paths, CPU, Encoding(batch_size=7), num_workers=workers), here)
 
 
 def test_order_size_progress_and_memory_format(paths):
@@ -66,18 +68,18 @@ def test_order_size_progress_and_memory_format(paths):
     formats = []
     encode = backbone.encode_image
     backbone.encode_image = lambda x: formats.append(x.is_contiguous(memory_format=torch.channels_last)) or encode(x)
-    forward = encode_images(backbone, paths, CPU, size=(24, 40), batch_size=8, workers=2, progress=bar)
+    forward = encode_images(backbone, paths, CPU, Encoding(size=(24, 40), batch_size=8), num_workers=2, progress=bar)
     assert [tuple(shape) for shape in backbone.seen] == [(8, 3, 24, 40), (8, 3, 24, 40), (5, 3, 24, 40)]
     assert all(formats)
     assert bar.started == [("encoding images", 21)]
     assert bar.done == 21
-    backward = encode_images(backbone, paths[::-1], CPU, size=(24, 40), batch_size=8, workers=2)
+    backward = encode_images(backbone, paths[::-1], CPU, Encoding(size=(24, 40), batch_size=8), num_workers=2)
     torch.testing.assert_close(backward.flip(0), forward)
 
 
 def test_bfloat16_is_near(paths):
-    exact = encode_images(Colours(), paths, CPU, workers=0)
-    rough = encode_images(Colours(), paths, CPU, workers=0, precision="bf16")
+    exact = encode_images(Colours(), paths, CPU, num_workers=0)
+    rough = encode_images(Colours(), paths, CPU, Encoding(precision="bf16"), num_workers=0)
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
@@ -87,20 +89,20 @@ def test_bad_input_is_one_line(paths, tmp_path):
     broken = make.truncate(make.save(tmp_path / "x.jpg", np.zeros((60, 60, 3), np.uint8)))
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as caught:
-            encode_images(Colours(), [*paths, broken], CPU, workers=workers)
+            encode_images(Colours(), [*paths, broken], CPU, num_workers=workers)
         assert "\n" not in str(caught.value)
-    assert encode_images(Colours((30, 30)), paths, CPU, workers=0).shape == (21, 8)  # its own size is never refused
+    assert encode_images(Colours((30, 30)), paths, CPU, num_workers=0).shape == (21, 8)  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
-        encode_images(Colours(), paths, CPU, size=(30, 32))
+        encode_images(Colours(), paths, CPU, Encoding(size=(30, 32)))
     with pytest.raises(UserError, match="fp32 or bf16"):
-        encode_images(Colours(), paths, CPU, precision="int4")
+        encode_images(Colours(), paths, CPU, Encoding(precision="int4"))
 
 
 def test_embeddings_that_are_not_finite_end_it(paths):
     backbone = Colours()
     backbone.projection[0, 0] = torch.nan
     with pytest.raises(NonFiniteLoss, match="image embeddings of colours"):
-        encode_images(backbone, paths, CPU, workers=0)
+        encode_images(backbone, paths, CPU, num_workers=0)
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
         encode_texts(backbone, ["red"], CPU)
 
@@ -120,19 +122,20 @@ def test_texts_keep_their_order():
     width=st.integers(1, 200), height=st.integers(1, 200), size=st.tuples(st.integers(4, 64), st.integers(4, 64)),
     crop_pct=st.sampled_from([1.0, 0.95, 0.875, 0.5]),
 )  # fmt: skip
-def test_fit_covers_the_crop_without_padding(width, height, size, crop_pct):
+def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    fitted = fit(white, size, crop_pct, InterpolationMode.BILINEAR)
-    assert fitted.size == size[::-1]
-    assert np.asarray(fitted).min() == 255  # CenterCrop would pad with black
+    fitted = prepare(size, replace(PLAIN, crop_pct=crop_pct))(white)
+    assert fitted.shape == (3, *size) and fitted.dtype == torch.uint8
+    assert fitted.min() == 255  # CenterCrop would pad with black
 
 
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(8, 120), height=st.integers(8, 120), side=st.integers(8, 48))
-def test_fit_is_torchvision_for_squares(width, height, side):
+def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
     image = Image.fromarray(make.picture(np.random.default_rng(width), (width, height)))
     usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(image)
-    assert np.array_equal(np.asarray(fit(image, (side, side), 0.875, InterpolationMode.BILINEAR)), np.asarray(usual))
+    found = prepare((side, side), replace(PLAIN, crop_pct=0.875))(image)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(usual))
 
 
 def test_squash_keeps_the_whole_picture(tmp_path):

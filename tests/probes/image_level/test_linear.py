@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import probes.datasets.shipped  # noqa: F401
 from backbones.errors import NonFiniteLoss, UserError
 from probes.image_level.classification import score
-from probes.image_level.linear import Schedule, Standardiser, ranks, stratified_split, train_linear
+from probes.image_level.linear import Samples, Schedule, Standardiser, ranks, stratified_split, train_linear
 from probes.image_level.probe import LINEAR
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS
@@ -42,8 +42,8 @@ def blobs(samples=120, width=16, classes=5, seed=0):
 
 
 def train(rates, decays, features, labels, epochs=4, batch=32, **options):
-    schedule = Schedule(epochs, batch)
-    return train_linear(features, labels, 5, rates, decays, schedule, seed=0, device=CPU, **options)
+    grid = list(zip(rates, decays, strict=True))
+    return train_linear(Samples(features, labels, 5), grid, Schedule(epochs, batch, **options), CPU)
 
 
 def test_together_equals_alone():
@@ -68,9 +68,9 @@ def test_a_diverging_one_does_not_touch_the_others():
 
 def test_the_hand_written_step_is_torch_sgd():
     features, labels = blobs()
-    schedule, epochs, batch = Schedule(3, 50), 3, 50
-    ours = train_linear(features, labels, 5, [0.5], [0.01], schedule, seed=3, device=CPU)
-    inputs = Standardiser.fit(features)(features)
+    samples, epochs, batch = Samples(features, labels, 5), 3, 50
+    ours = train_linear(samples, [(0.5, 0.01)], Schedule(epochs, batch, seed=3), CPU)
+    inputs = Standardiser.fit(samples)(features)
     layer = nn.Linear(16, 5)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -91,7 +91,7 @@ def test_the_hand_written_step_is_torch_sgd():
 def test_trained_long_it_is_logistic_regression():
     features, labels = blobs(samples=300)
     ours = train([2.0], [0.02], features, labels, epochs=300, batch=300)
-    inputs = Standardiser.fit(features)(features).numpy().astype(np.float64)
+    inputs = Standardiser.fit(Samples(features, labels, 5))(features).numpy().astype(np.float64)
     # sklearn minimises C * sum of losses + |w|^2 / 2: the same with C = 1 / (N * weight decay)
     reference = LogisticRegression(C=1 / (300 * 0.02), tol=1e-8, max_iter=5000).fit(inputs, labels.numpy())
     wanted = torch.from_numpy(reference.decision_function(inputs)).softmax(dim=1).float()
@@ -99,13 +99,13 @@ def test_trained_long_it_is_logistic_regression():
 
 
 def test_standardised_features_are_those_of_a_batchnorm_without_affine():
-    features, _ = blobs()
-    ours = Standardiser.fit(features)(features)
+    features, labels = blobs()
+    ours = Standardiser.fit(Samples(features, labels, 5))(features)
     norm = nn.BatchNorm1d(16, eps=1e-15, affine=False, dtype=torch.float64)
     wanted = norm(features.double()).float()
     assert (ours[:, 0] == 0).all()  # the constant one
     torch.testing.assert_close(ours[:, 1:], wanted[:, 1:], rtol=1e-3, atol=1e-3)
-    assert torch.equal(Standardiser.identity(features)(features), features)
+    assert torch.equal(Standardiser.identity(Samples(features, labels, 5))(features), features)
 
 
 @settings(max_examples=60, deadline=None)

@@ -54,7 +54,7 @@ def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind):
     data = tiny_dense.make(tmp_path / "data", kind, train=4, val=7)  # the second is turned on its side
     probe, results, steps = PROBES[f"{kind}/pspnet"], {}, {}
     settings = probe.settings_type(
-        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, views=1, cache="fp16"
+        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, fixed_crops=1, cache="fp16"
     )
     for most in (1, 32):
         monkeypatch.setattr(cached, "AT_ONCE", most)

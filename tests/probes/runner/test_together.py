@@ -28,7 +28,7 @@ SMALL = {
     "size": 32, "batch_size": 3, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 6, "lr": 0.01,
     "feature_stride": 8,
 }  # fmt: skip
-KEPT = {"views": 2, "cache": "fp16"}
+KEPT = {"fixed_crops": 2, "cache": "fp16"}
 SEGMENTATION = (("segmentation", "linear"), ("segmentation", "pspnet"))
 KINDS = (("segmentation", "linear"), ("depth", "linear"), ("normals", "linear"))
 
@@ -148,7 +148,14 @@ def test_families_are_those_that_read_the_same(tmp_path, data):
     )
     assert family("segmentation", "linear") != family("depth", "linear")  # crops follow from the truth
     assert len({family(*key, **KEPT) for key in KINDS}) == 1
-    different = ({"batch_size": 4}, {"views": 3}, {"cache": "fp32"}, {"size": 48}, {"layers": "last"}, {"flip": 0.0})
+    different = (
+        {"batch_size": 4},
+        {"fixed_crops": 3},
+        {"cache": "fp32"},
+        {"size": 48},
+        {"layers": "last"},
+        {"flip": 0.0},
+    )
     assert len({family("depth", "linear", **{**KEPT, **change}) for change in ({}, *different)}) == 7
 
 

@@ -1,0 +1,36 @@
+"""Versions of the libraries that can change a number: part of what kept features and finished cells are found by."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+# import name → the distributions that bring it, where they are called otherwise
+DISTRIBUTIONS = {
+    "open_clip": ("open_clip_torch",),
+    "PIL": ("pillow", "pillow-simd"),
+    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
+    "mmdet": ("onedl-mmdetection", "mmdet"),
+}
+WHOLE_IMAGES = ("torch", "torchvision", "PIL")  # what decodes, resizes and computes with whole images
+DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
+PROBING = ("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet", "pycocotools")
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``: the device is told apart
+    elsewhere); ``absent`` where it is not installed. Nothing is imported."""
+    return {library: _version(library) for library in libraries}
+
+
+@cache
+def _version(library: str) -> str:
+    for distribution in DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return version(distribution).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return "absent"

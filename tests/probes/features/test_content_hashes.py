@@ -1,0 +1,77 @@
+"""Hashes of files: they follow the content, and no file is read twice for one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from backbones.errors import UserError
+from backbones.files import home
+from probes.datasets.check import prepare
+from probes.features import content_hashes as hashing
+from probes.features.content_hashes import content_hash, content_hashes
+from probes.registry import DATASETS
+from tests.probes.datasets import make
+
+
+@pytest.fixture(autouse=True)
+def reads(tmp_path, monkeypatch) -> list[str]:
+    """The files that were read to be hashed, in a home of the test's own."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    hashing._hash.cache_clear()
+    found: list[str] = []
+    real = hashing.sha256_file
+    monkeypatch.setattr(hashing, "sha256_file", lambda path: found.append(path.name) or real(path))
+    return found
+
+
+@pytest.fixture
+def files(tmp_path):
+    made = [tmp_path / "data" / name for name in ("x/a", "x/b", "y/c")]
+    for file in made:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(file.name.encode())
+    return made
+
+
+def test_they_follow_the_content_and_each_file_is_read_once(files, reads):
+    first = content_hashes(files)
+    assert first == [hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c")]
+    assert sorted(reads) == ["a", "b", "c"]
+    assert content_hashes(files[::-1]) == first[::-1] and content_hashes(files[1:]) == first[1:]
+    assert len(reads) == 3  # another list of the same files
+    files[1].write_bytes(b"x")
+    assert [a == b for a, b in zip(first, content_hashes(files), strict=True)] == [True, False, True]
+    assert reads[3:] == ["b"]
+    files[2].unlink()
+    with pytest.raises(UserError, match="moved just now"):
+        content_hashes(files)
+
+
+def test_a_memory_that_was_cut_short_or_cannot_be_written_is_only_slower(files, reads):
+    first = content_hashes(files)
+    for memory in (home() / "content_hashes").iterdir():
+        os.truncate(memory, memory.stat().st_size - 9)
+    assert content_hashes(files) == first and sorted(reads[3:]) == ["b", "c"]
+    assert content_hashes(files) == first and len(reads) == 5
+    for memory in (home() / "content_hashes").iterdir():
+        memory.unlink()
+        memory.mkdir()
+    assert content_hashes(files) == first and len(reads) == 8
+
+
+def test_one_file_is_read_once_while_it_does_not_change(files, reads):
+    assert content_hash(files[0]) == content_hash(str(files[0])) == hashlib.sha256(b"a").hexdigest()
+    assert reads == ["a"]
+    files[0].write_bytes(b"other")
+    assert content_hash(files[0]) == hashlib.sha256(b"other").hexdigest()
+
+
+def test_what_the_check_of_a_dataset_has_read_is_not_read_again(tmp_path, reads):
+    root = make.make_imagefolder(tmp_path / "images", 3, 2)
+    data = prepare(DATASETS["imagefolder"], root)
+    images = [root / sample.image for split in ("train", "val") for sample in data.samples[split]]
+    assert content_hashes(images) == [hashlib.sha256(image.read_bytes()).hexdigest() for image in images]
+    assert not reads
