@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from backbones.cliptex.protocols import Progress, RunLog
 from probes.datasets.base import Kind, PreparedDataset, Split
 
+MOST_PIXELS = 8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
+
 if TYPE_CHECKING:
     import numpy as np
     import torch

@@ -1,6 +1,7 @@
-"""Importing this module registers every dataset and every probe of the suite; nothing else does."""
+"""Importing this module registers every dataset, probe and protocol of the suite; nothing else does."""
 
 from probes import detection  # noqa: F401
 from probes.datasets import shipped  # noqa: F401
 from probes.dense import probe as dense  # noqa: F401
 from probes.image_level import probe as image_level  # noqa: F401
+from probes.protocols import dinov3, mmseg, probe3d  # noqa: F401

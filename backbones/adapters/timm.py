@@ -90,7 +90,9 @@ class TimmBackbone(Backbone):
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()
-        identity["model_config"].pop("num_classes", None)  # the classifier is no part of it, and the weights' digest has it
+        identity["model_config"].pop(
+            "num_classes", None
+        )  # the classifier is no part of it, and the weights' digest has it
         return identity
 
     def model_state(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "executors")
+THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "protocols", "executors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,8 @@ def _rows(what: str) -> list[tuple[str, str]]:
         return [(spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.read_entry_points().values()]
     if what == "probes":
         return [(p.name, f"for {p.kind}: {', '.join(p.metrics)}") for p in PROBES.read_entry_points().values()]
+    if what == "protocols":
+        return _protocols()
     suites = SUITES.read_entry_points().values()
     if what == "suites":
         return [(suite.name, f"{suite.about} [{len(suite.tasks)} tasks]") for suite in suites]
@@ -55,3 +57,25 @@ def _rows(what: str) -> list[tuple[str, str]]:
         (task, f"{spec.kind}, {next(iter(probe.metrics))}" + f" [{', '.join(inside[task])}]" * bool(inside[task]))
         for task, (spec, probe) in tasks().items()
     ]
+
+
+def _protocols() -> list[tuple[str, str]]:
+    """Each protocol with its source, and under it what it fixes for each probe and what its source does otherwise."""
+    from probes.protocols.base import PROTOCOLS
+
+    rows = []
+    for protocol in PROTOCOLS.read_entry_points().values():
+        rows.append((protocol.name, protocol.source))
+        for preset in protocol.presets:
+            fixed = " ".join(f"{key}={_plain(value)}" for key, value in {**preset.settings, **preset.data}.items())
+            where = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
+            rows.append((f"{protocol.name} {preset.probe}{where}", fixed))
+        rows += [(f"{protocol.name}, not here", each) for each in protocol.differs]
+    return rows
+
+
+def _plain(value: object) -> str:
+    """A setting as ``--set`` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(_plain(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

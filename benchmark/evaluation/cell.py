@@ -131,6 +131,7 @@ def cell_steps(
         missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
         if missing:
             result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
+        result.notes += task.deviations(data)
         if data.skipped:
             result.notes.append(f"{len(data.skipped)} unreadable samples were skipped: " + _some(data.skipped))
         result.cost["disk_bytes"] = budget.reserved - kept

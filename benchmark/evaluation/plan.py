@@ -14,6 +14,7 @@ from backbones.versions import PROBING, versions
 from benchmark.suites.registry import Suite
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
+from probes.protocols.base import changed, find_preset
 from probes.registry import find_task
 
 
@@ -25,6 +26,12 @@ class PlannedTask:
     spec: DatasetSpec
     probe: Probe
     settings: Any
+
+    def deviations(self, data: PreparedDataset) -> list[str]:
+        """What differs from the published protocol that the settings name, one line; none for the suite's own."""
+        preset = find_preset(self.settings.protocol, self.spec, self.probe) if has_protocol(self.probe) else None
+        found = changed(preset, self.settings, data.spec) if preset else []
+        return [f"differs from {self.settings.protocol}: {', '.join(found)}"] if found else []
 
     def protocol(self, data: PreparedDataset) -> dict[str, Any]:
         """All that a number of this task depends on besides the backbone and the seed; two runs whose protocols differ
@@ -49,12 +56,14 @@ def split_names(values: Sequence[str]) -> list[str]:
 
 
 def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]) -> list[PlannedTask]:
-    """The suite's tasks (or the chosen ones), each with the suite's and the user's settings.
+    """The suite's tasks (or the chosen ones), each with its settings: the probe's defaults, over them the suite's, over them
+    those of a published protocol (``protocol=NAME``), over all the user's.
 
     An override applies to every task that has such a setting.
 
     Raises:
-        UserError: unknown task, a task that is not in the suite, or a setting that no chosen task has.
+        UserError: unknown task, a task that is not in the suite, a setting that no chosen task has, or a protocol that does
+            not apply to one of them.
     """
     names = list(suite.tasks)
     if chosen:
@@ -67,15 +76,22 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
     known: set[str] = set()
     for name in names:
         spec, probe = find_task(name)
-        settings = with_changes(probe.settings_type(), suite.tasks[name])
         fitting = {key: value for key, value in overrides.items() if key in fields_of(probe.settings_type)}
         known |= fields_of(probe.settings_type)
         used |= set(fitting)
-        tasks.append(PlannedTask(name, spec, probe, with_changes(settings, fitting)))
+        changes = {**suite.tasks[name], **fitting}
+        if protocol := changes.get("protocol"):
+            changes = {**suite.tasks[name], **find_preset(protocol, spec, probe).settings, **fitting}
+        tasks.append(PlannedTask(name, spec, probe, with_changes(probe.settings_type(), changes)))
     for key in overrides:
         if key not in used:
             raise UserError(f"--set {key}: no chosen task has this setting; {nearest(key, known)}")
     return tasks
+
+
+def has_protocol(probe: Probe) -> bool:
+    """Whether a probe knows published protocols."""
+    return "protocol" in fields_of(probe.settings_type)
 
 
 def find_planned(name: str) -> Probe | None:

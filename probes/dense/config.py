@@ -4,6 +4,7 @@ one stride and concatenated."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
@@ -12,9 +13,10 @@ import probes.dense.metrics
 import probes.features.crops  # noqa: F401  both register what the config names, as the next two do
 from backbones.errors import UserError
 from probes.base import Context
+from probes.datasets.base import DatasetSpec
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
-from probes.dense.settings import optimizer, schedule
+from probes.dense.settings import DenseSettings, in_iterations, optimizer, schedule
 
 if TYPE_CHECKING:
     from probes.base import Probe
@@ -38,31 +40,24 @@ def dense_config(
         held_out: training images to leave out.
         score_held_out: score them, not ``val``.
     """
-    settings, data, backbone = context.settings, context.data, context.backbone
-    spec, classes = data.spec, data.classes
     check(probe, context)
+    data, backbone = context.data, context.backbone
+    spec, classes = data.spec, data.classes
+    images = sum(sample.image not in held_out for sample in data.samples["train"])
+    settings: DenseSettings = in_iterations(context.settings, images)
 
     last = settings.layers == "last"
     channels = backbone.channels[-1:] if last else backbone.channels
     strides = backbone.strides[-1:] if last else backbone.strides
+    stride = settings.feature_stride or native_stride(strides)
     mean, std = ([255 * value for value in values] for values in (backbone.data.mean, backbone.data.std))
-    crop = math.ceil(settings.size / backbone.divisor) * backbone.divisor
+    crop = tuple(padded(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
 
-    objective: dict[str, Any]
-    scores: dict[str, Any]
-    if probe.kind == "segmentation":
-        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has many
-        loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
-        objective = {"num_classes": len(classes), "ignore_index": spec.ignore_index, "loss_decode": loss}
-        scores = {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
-    elif probe.kind == "depth":
-        bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
-        objective = {"loss_decode": {"type": "DepthObjective", **bounds, "balance": settings.silog_balance}}
-        scores = {"type": "DepthScores", **bounds, "crop": spec.extra.get("crop")}
-    else:
-        objective = {"loss_decode": {"type": "NormalObjective"}}
-        scores = {"type": "NormalScores", "crop": spec.extra.get("crop")}
-
+    test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
+    if settings.slide:
+        side, step = settings.slide
+        test |= {"mode": "slide", "crop_size": (padded(side, backbone.divisor),) * 2, "stride": (step, step)}
+    objective, scores = objective_and_scores(probe, settings, spec, len(classes))
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
         "data_preprocessor": {
@@ -79,22 +74,12 @@ def dense_config(
             "out_indices": [-1] if last else None,
             **context.backbone_config,
         },
-        "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": settings.feature_stride},
-        "decode_head": head_config(
-            probe.name,
-            in_channels=sum(channels),
-            channels=settings.channels,
-            dropout=settings.dropout,
-            size=crop,
-            stride=settings.feature_stride,
-            **objective,
-        ),
+        "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},
+        "decode_head": head_config(probe.name, channels, settings, min(crop), stride, **objective),
         "train_cfg": {},
-        "test_cfg": {"mode": "whole"},
+        "test_cfg": test,
     }
-    train, test = pipelines(
-        spec, len(classes), settings.size, crop, settings.scale_range, settings.flip, mean, settings.fixed_crops
-    )
+    train_pipeline, test_pipeline = pipelines(spec, len(classes), settings, crop, mean)
 
     def dataset(split: str, pipeline: list[dict[str, Any]], role: str) -> dict[str, Any]:
         usable = {sample.image for sample in data.samples[split]}
@@ -117,11 +102,13 @@ def dense_config(
         "default_scope": "mmseg",
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
         "model": model,
-        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train, "train")},
+        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train_pipeline, "train")},
         # one by one: each image has a shape of its own
-        "val_dataloader": {"batch_size": 1, "dataset": dataset("train" if score_held_out else "val", test, "score")},
+        "val_dataloader": {
+            "batch_size": 1, "dataset": dataset("train" if score_held_out else "val", test_pipeline, "score")
+        },
         "val_evaluator": scores,
-        "optim_wrapper": {"type": "OptimWrapper", "optimizer": optimizer(settings)},
+        "optim_wrapper": optimizer(settings),
         "param_scheduler": schedule(settings),
         "train_cfg": {"max_iters": settings.max_iters},
     })  # fmt: skip
@@ -132,11 +119,48 @@ def dense_config(
     return cached(config, settings.cache, settings.fixed_crops, settings.flip, context.device)
 
 
+def native_stride(strides: Sequence[float]) -> float:
+    """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it does at 8); else the
+    coarsest."""
+    return min((stride for stride in strides if stride >= 8), default=max(strides))
+
+
+def padded(side: int, divisor: int) -> int:
+    """``side``, rounded up to a multiple of ``divisor``."""
+    return math.ceil(side / divisor) * divisor
+
+
+def objective_and_scores(
+    probe: Probe, settings: Any, spec: DatasetSpec, classes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What of the head's config, and the evaluator's, follows from the kind of dataset."""
+    if probe.kind == "segmentation":
+        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has many
+        loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
+        head = {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
+        return head, {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
+    crop = spec.extra.get("crop")
+    if probe.kind == "normals":
+        loss = {"type": "NormalObjective", "uncertainty": settings.uncertainty}
+        return {"loss_decode": loss}, {"type": "NormalScores", "crop": crop}
+    bounds = {"min_depth": spec.extra["min_depth"], "max_depth": spec.extra["max_depth"]}
+    if settings.bins:
+        loss = {"type": "DepthBins", **bounds, "bins": settings.bins}
+    else:
+        loss = {"type": "DepthObjective", **bounds, "silog_lambda": settings.silog_lambda}
+    return {"loss_decode": loss}, {"type": "DepthScores", **bounds, "crop": crop}
+
+
 def check(probe: Probe, context: Context) -> None:
     """Raise ``UserError`` for what can be known to be wrong before any work is done."""
-    settings, spec = context.settings, context.data.spec
-    if probe.name != "linear" and settings.batch_size < 2:
+    settings, spec, backbone = context.settings, context.data.spec, context.backbone
+    if probe.name in ("deeplabv3", "pspnet") and settings.batch_size < 2:
         raise UserError(f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more")
+    if probe.name == "dpt" and (len(backbone.channels) != 4 or settings.layers != "all"):
+        raise UserError(
+            f"dpt fuses four feature maps, and {backbone.name!r} gives {len(backbone.channels)} (layers="
+            f"{settings.layers}); choose another probe or backbone"
+        )
     if probe.kind == "segmentation" and len(context.data.classes) < 2:
         raise UserError(f"dataset {spec.name!r} has {len(context.data.classes)} class; segmentation needs 2 or more")
     if missing := {"depth_scale", "min_depth", "max_depth"} - set(spec.extra) if probe.kind == "depth" else set():

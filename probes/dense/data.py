@@ -29,6 +29,7 @@ from PIL import Image
 
 from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec
+from probes.dense.settings import DenseSettings
 from probes.registry import DATASETS
 
 META_KEYS = ("image", "img_path", "ori_shape", "img_shape", "pad_shape", "img_padding_size")
@@ -185,16 +186,31 @@ class TurnFlippedNormals(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class PadTruth(BaseTransform):
-    """Pad image and truth at the right and the bottom to (side, side) px, with ``image`` (BGR 0–255) and ``truth``
-    values."""
+class RandomBrightness(BaseTransform):
+    """Multiply an image (0–255) with a factor of [low, high], drawn evenly by numpy's generator."""
 
-    def __init__(self, side: int, image: Sequence[float], truth: float) -> None:
-        self.side, self.image, self.truth = side, image, truth
+    def __init__(self, low: float, high: float) -> None:
+        self.range = low, high
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        height, width = results["img"].shape[:2]
-        border = (0, max(0, self.side - height), 0, max(0, self.side - width), cv2.BORDER_CONSTANT)
+        factor = np.random.uniform(*self.range)
+        results["img"] = (results["img"].astype(np.float32) * factor).round().clip(0, 255).astype(np.uint8)
+        return results
+
+
+@TRANSFORMS.register_module()
+class PadTruth(BaseTransform):
+    """Pad image and truth at the right and the bottom to ``size`` = (height, width) px, with ``image`` (BGR 0–255) and
+    ``truth`` values."""
+
+    def __init__(self, size: Sequence[int], image: Sequence[float], truth: float) -> None:
+        self.size, self.image, self.truth = size, image, truth
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = (
+            max(0, wanted - side) for wanted, side in zip(self.size, results["img"].shape[:2], strict=True)
+        )
+        border = (0, height, 0, width, cv2.BORDER_CONSTANT)
         results["img"] = cv2.copyMakeBorder(results["img"], *border, value=tuple(self.image))
         if "gt_seg_map" in results:
             results["gt_seg_map"] = cv2.copyMakeBorder(results["gt_seg_map"], *border, value=(self.truth,) * 3)
@@ -232,25 +248,20 @@ def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | Non
 
 
 def pipelines(
-    spec: DatasetSpec,
-    classes: int,
-    size: int,
-    crop: int,
-    scale_range: Sequence[float],
-    flip: float,
-    mean: Sequence[float],
-    fixed_crops: int = 0,
+    spec: DatasetSpec, classes: int, settings: DenseSettings, crop: tuple[int, ...], mean: Sequence[float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and test pipelines as configs.
 
-    Train: short side to ``size`` × a random factor of ``scale_range``, random crop of ``crop``, random horizontal
-    flip, pad to ``crop``; with ``fixed_crops`` the first three are one ``FixedCrop``. Test: short side to ``size`` with
-    the image's own aspect, truth untouched at its own resolution. (As in mmseg's configs the long side stays within
+    Train: short side to ``size`` × a random factor of ``scale_range``, random crop, random horizontal flip, colours, pad to
+    the crop; with ``fixed_crops`` resizing, crop and flip are one ``FixedCrop``. Test: short side to ``size`` with the
+    image's own aspect, truth untouched at its own resolution. (As in mmseg's configs the long side stays within
     4 × ``size``.)
 
     Args:
         spec: how the truth is stored.
         classes: number of classes (segmentation).
+        settings: size, scale_range, flip, photometric, brightness, fixed_crops.
+        crop: (height, width) in pixels.
         mean: RGB mean (0–255) of the backbone, the colour that pads.
     """
     segments = spec.kind == "segmentation"
@@ -261,27 +272,36 @@ def pipelines(
         truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
     if spec.kind == "depth":
         truth |= {"depth_scale": spec.extra["depth_scale"]}
-    scale = (4 * size, size)
-    crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": (crop, crop)}
+    scale = (4 * settings.size, settings.size)
+    crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
     if segments:
         # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn again, up to ten times
         crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
     pad_colour = [round(value) for value in reversed(mean)]
     pack = {"type": "PackDense", "kind": spec.kind}
     augment: list[dict[str, Any]] = [
-        {"type": "RandomResize", "scale": scale, "ratio_range": tuple(scale_range), "keep_ratio": True},
+        {"type": "RandomResize", "scale": scale, "ratio_range": settings.scale_range, "keep_ratio": True},
         crops,
-        {"type": "RandomFlip", "prob": flip},
+        {"type": "RandomFlip", "prob": settings.flip},
     ]
-    if fixed_crops:
-        fixed = {"type": "FixedCrop", "size": size, "crop": crop, "scale_range": tuple(scale_range)}
-        augment = [{**fixed, "fixed_crops": fixed_crops, "flip": flip}]
+    if settings.fixed_crops:
+        fixed = {
+            "type": "FixedCrop",
+            "size": settings.size,
+            "crop": crop[0],
+            "scale_range": settings.scale_range,
+        }
+        augment = [{**fixed, "fixed_crops": settings.fixed_crops, "flip": settings.flip}]
+    if settings.photometric:
+        augment.append({"type": "PhotoMetricDistortion"})
+    if settings.brightness != (1.0, 1.0):
+        augment.append({"type": "RandomBrightness", "low": settings.brightness[0], "high": settings.brightness[1]})
     train = [
         load,
         truth,
         *augment,
         *([{"type": "TurnFlippedNormals"}] if spec.kind == "normals" else []),
-        {"type": "PadTruth", "side": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
+        {"type": "PadTruth", "size": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
         pack,
     ]
     return train, [load, {"type": "Resize", "scale": scale, "keep_ratio": True}, truth, pack]

@@ -1,17 +1,14 @@
-"""Heads of the dense probes: linear, DeepLabv3 and PSPNet, as segmenters and – through one mix-in – as regressors.
+"""Heads of the dense probes: linear, DeepLabv3, PSPNet and DPT, as segmenters and – through one mix-in – as regressors.
 
-A regressor is one of the three architectures with its raw outputs read by an *objective* (``DepthObjective`` or
-``NormalObjective``), which says what the raw values mean (``decode``) and how wrong they are (``forward``). Raw
-outputs are resized to the label's resolution first and decoded there, as segmentation logits are.
+A regressor is one of these architectures with its raw outputs read by an *objective* (``probes.dense.objectives``).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge
 
 # isort: split
 import torch
@@ -24,6 +21,8 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+import probes.dense.objectives  # noqa: F401  registers what a regressor's config names
+from probes.dense.dpt import DPTHead
 from probes.dense.resized_loss import resized_cross_entropy
 
 
@@ -82,7 +81,7 @@ class PSPSegmenter(Segmentation, PSPHead):
     """PSPNet's head onto classes."""
 
 
-def aspp_dilations(size: int, stride: int) -> tuple[int, int, int, int]:
+def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
     """Dilation rates of DeepLabv3 for feature maps of ``size / stride``.
 
     Chen et al. 2017 use (1, 12, 24, 36) on 64×64 maps (512 px at stride 8). A rate beyond the map only sees padding,
@@ -94,95 +93,28 @@ def aspp_dilations(size: int, stride: int) -> tuple[int, int, int, int]:
     return 1, first, second, max(second + 1, round(side * 36 / 64))
 
 
-@MODELS.register_module()
-class DepthObjective(nn.Module):
-    """Depth in metres through a bounded output, trained with the scale-invariant logarithmic loss.
-
-    ``depth = min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential, so that the loss in
-    log depth has a gradient of about one, and the range is kept by construction.
-
-    The loss of an image is ``sqrt(mean(d²) - balance · mean(d)²)`` with ``d = log(prediction) - log(truth)`` over its
-    valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4, under a root as in BTS and AdaBins); ``balance`` 0 is the plain
-    log RMSE, 1 ignores the scale of the image, and the paper's 0.5 is in between. A pixel is valid when its truth is
-    within [min_depth, max_depth] and above 0; images without valid pixels do not count.
-
-    Args:
-        min_depth, max_depth: range of the output, metres, 0 < min_depth < max_depth.
-        balance: λ of the paper, in [0, 1].
-    """
-
-    field = "depth_map"
-    channels = 1
-    loss_name = "loss_silog"
-    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of their depth near a
-    # quarter of it, and a bias is slow to learn when batch normalisation leaves the other inputs without a mean.
-    first_raw = -math.log(3)  # sigmoid = 1/4
-
-    def __init__(self, min_depth: float, max_depth: float, balance: float = 0.5) -> None:
-        super().__init__()
-        if not 0 < min_depth < max_depth:
-            raise ValueError(f"a depth range needs 0 < min < max, not {min_depth}, {max_depth}")
-        self.min_depth, self.max_depth, self.balance = min_depth, max_depth, balance
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """(N, 1, H, W) raw outputs → (N, 1, H, W) metres in [min_depth, max_depth]."""
-        return self.min_depth + (self.max_depth - self.min_depth) * raw.float().sigmoid()
-
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean loss over images of ``raw`` against ``truth`` (both (N, 1, H, W); truth in metres, 0 = unknown); a
-        scalar."""
-        valid = (truth > 0) & (truth >= self.min_depth) & (truth <= self.max_depth)
-        difference = torch.where(valid, self.decode(raw).log() - torch.where(valid, truth, 1.0).log(), 0.0)
-        count = valid.sum(dim=(1, 2, 3))
-        mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
-        mean_square = difference.square().sum(dim=(1, 2, 3)) / count.clamp(min=1)
-        # the root's slope is infinite at zero: a perfect image must not give NaN gradients
-        losses = (mean_square - self.balance * mean.square()).clamp(min=1e-8).sqrt()
-        return (losses * (count > 0)).sum() / (count > 0).sum().clamp(min=1)
-
-
-@MODELS.register_module()
-class NormalObjective(nn.Module):
-    """Unit surface normals, trained with the mean angle to the truth in radians.
-
-    The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as the angle gets small.
-    ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 - 1e-6); within 0.08° of the truth (or of
-    its opposite) the gradient is zero. A pixel is valid when its truth is not (0, 0, 0).
-    """
-
-    field = "normal_map"
-    channels = 3
-    loss_name = "loss_angle"
-    first_raw = 0.0
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """(N, 3, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the camera for our
-        datasets)."""
-        return F.normalize(raw.float(), dim=1, eps=1e-6)
-
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean angle (radians) over the valid pixels of ``raw`` against unit ``truth`` (both (N, 3, H, W)); a
-        scalar."""
-        valid = truth.square().sum(dim=1) > 0.25
-        # eps bounds the gradient of a raw output that happens to be (0, 0, 0)
-        cosine = (F.normalize(raw.float(), dim=1, eps=1e-4) * truth).sum(dim=1)
-        angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
-        return torch.where(valid, angle, 0.0).sum() / valid.sum().clamp(min=1)
-
-
 class Regression:
     """Mix-in before an mmseg decode head: an objective in ``loss_decode`` in place of a loss over classes."""
 
     loss_decode: Any
     align_corners: bool
+    conv_seg: nn.Conv2d
 
     def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
-        objective = MODELS.get(loss_decode["type"])
-        # mmseg's initialisation of the last convolution, but for the bias
-        begin = {"type": "Normal", "std": 0.01, "bias": objective.first_raw, "override": {"name": "conv_seg"}}
+        objective = MODELS.build(loss_decode)
         # the threshold belongs to binary segmentation; naming it silences a warning about one output channel
-        rest = {"num_classes": objective.channels, "threshold": 0.0, "init_cfg": begin, **kwargs}
-        super().__init__(loss_decode=loss_decode, **rest)  # type: ignore[call-arg]
+        super().__init__(loss_decode=loss_decode, **{"num_classes": objective.channels, "threshold": 0.0, **kwargs})  # type: ignore[call-arg]
+        self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
+
+    def init_weights(self) -> None:
+        """mmseg's initialisation, but for the bias of the last convolution."""
+        super().init_weights()  # type: ignore[misc]
+        with torch.no_grad():
+            self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))  # type: ignore[union-attr]
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Maps of the backbone → what the objective reads from the head's outputs, (N, out_channels, h, w)."""
+        return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
 
     def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
         objective = self.loss_decode
@@ -207,7 +139,27 @@ class PSPRegressor(Regression, PSPHead):
 
 
 @MODELS.register_module()
-class DenseSegmenter(EncoderDecoder):
+class DPTRegressor(Regression, DPTHead):
+    """DPT's head onto an objective."""
+
+
+class FlipTest(EncoderDecoder):
+    """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where ``test_cfg.flip`` is
+    set, whole or sliding."""
+
+    def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        raw = super().inference(inputs, metas)
+        if not self.test_cfg.get("flip"):
+            return raw
+        return (raw + self.mirror(super().inference(inputs.flip(-1), metas))) / 2
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        """What outputs for a mirrored image are of the image itself."""
+        return raw.flip(-1)
+
+
+@MODELS.register_module()
+class DenseSegmenter(FlipTest):
     """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at the resolution of the
     image file. Images of one shape are decoded together; logits are not kept."""
 
@@ -236,9 +188,12 @@ def at_own_size(raw: Tensor, samples: list[Any], align_corners: bool) -> Iterato
 
 
 @MODELS.register_module()
-class DenseRegressor(EncoderDecoder):
+class DenseRegressor(FlipTest):
     """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W; metres) or
     ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        return self.decode_head.loss_decode.mirror(raw)
 
     def postprocess_result(self, raw: Tensor, samples: list[Any] | None = None) -> Any:
         objective = self.decode_head.loss_decode
@@ -250,31 +205,38 @@ class DenseRegressor(EncoderDecoder):
         return samples
 
 
-HEADS = {
-    "linear": ("LinearHead", "LinearRegressor"),
-    "deeplabv3": ("ASPPSegmenter", "ASPPRegressor"),
-    "pspnet": ("PSPSegmenter", "PSPRegressor"),
+# probe → segmenter and regressor, and the dropout before its last convolution where none is asked for
+HEADS: dict[str, tuple[str | None, str, float]] = {
+    "linear": ("LinearHead", "LinearRegressor", 0.0),
+    "deeplabv3": ("ASPPSegmenter", "ASPPRegressor", 0.1),
+    "pspnet": ("PSPSegmenter", "PSPRegressor", 0.1),
+    "dpt": (None, "DPTRegressor", 0.0),
 }
 
 
 def head_config(
-    probe: str, in_channels: int, channels: int, dropout: float, size: int, stride: int, **extra: Any
+    probe: str, in_channels: Sequence[int], settings: Any, size: int, stride: float, **extra: Any
 ) -> dict[str, Any]:
     """Config of a decode head.
 
     Args:
-        probe: ``linear``, ``deeplabv3`` or ``pspnet``.
-        in_channels: channels of the concatenated feature maps.
-        channels: width of the DeepLabv3 or PSPNet head (the linear probe has none).
-        dropout: ratio before the last convolution of those two.
-        size, stride: input side in pixels and stride of the feature maps: they set DeepLabv3's dilations.
+        probe: ``linear``, ``deeplabv3``, ``pspnet`` or ``dpt``.
+        in_channels: channels of each feature map, which come concatenated.
+        settings: a ``DenseSettings``, for ``channels`` and ``dropout``.
+        size, stride: (shorter) input side in pixels and stride of the feature maps: they set DeepLabv3's dilations.
         extra: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an objective's config.
     """
-    regresses = str(extra["loss_decode"]["type"]).endswith("Objective")
-    config: dict[str, Any] = {"type": HEADS[probe][regresses], "in_channels": in_channels, "in_index": 0, **extra}
+    *types, dropout = HEADS[probe]
+    config: dict[str, Any] = {
+        "type": types["num_classes" not in extra], "in_channels": sum(in_channels), "in_index": 0,
+        "dropout_ratio": dropout if settings.dropout is None else settings.dropout, **extra,
+    }  # fmt: skip
     if probe != "linear":
-        # plain BN, not SyncBN: one process
-        config |= {"channels": channels, "dropout_ratio": dropout, "norm_cfg": {"type": "BN", "requires_grad": True}}
+        config["channels"] = settings.channels
+    if probe in ("deeplabv3", "pspnet"):
+        config["norm_cfg"] = {"type": "BN", "requires_grad": True}  # not SyncBN: one process
     if probe == "deeplabv3":
         config["dilations"] = aspp_dilations(size, stride)
+    if probe == "dpt":
+        config["map_channels"] = tuple(in_channels)
     return config

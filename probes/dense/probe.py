@@ -1,7 +1,7 @@
 """The dense probes: semantic segmentation, depth and surface normals, each with a linear, a DeepLabv3 and a PSPNet
-head.
+head, depth and normals with probe3d's DPT head too.
 
-One config is generated for all nine: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to one
+One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to one
 stride and concatenated. What differs between kinds is the objective, the truth and the scores; what differs between
 probes is the head.
 """
@@ -40,7 +40,7 @@ class DenseProbe:
     kind: Kind
     settings_type: type
     metrics: Mapping[str, int]
-    version: int = 2
+    version: int = 3
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
@@ -80,6 +80,7 @@ class DenseProbe:
             NonFiniteLoss: training broke.
         """
         from probes.dense.config import dense_config
+        from probes.dense.constant import constant_note
         from probes.dense.preview import draw_panel
         from probes.runner.training import training_steps
 
@@ -104,13 +105,15 @@ class DenseProbe:
         speeds = {name: value for name, value in {**trained.cost, **cost}.items() if name.endswith("per_second")}
         sums = {name: value + cost.get(name, 0.0) for name, value in trained.cost.items()}  # of all heads of a grid
         costs = {**cost, **sums, **speeds}
+        metrics = {name: trained.metrics[name] for name in self.metrics}
+        beaten = constant_note(self, context.data, config.val_evaluator, metrics, scores.per_image)
         return TaskResult(
-            metrics={name: trained.metrics[name] for name in self.metrics},
+            metrics=metrics,
             per_image=scores.per_image,
             panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
             cost=encoding.added_to(costs) if encoding else costs,
-            notes=[*scores.notes, *notes],
+            notes=[*scores.notes, *beaten, *notes],
         )
 
     def title(self, context: Context) -> str:
@@ -119,5 +122,5 @@ class DenseProbe:
 
 
 for _kind, _settings in SETTINGS.items():
-    for _name in PROBES:
+    for _name in (*PROBES, *(["dpt"] if _kind != "segmentation" else [])):
         register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind]))

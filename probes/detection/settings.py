@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backbones.errors import UserError
+from probes.base import MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,7 @@ class DetectionSettings:
     """What both detectors share; every field is part of the task's identity.
 
     Attributes:
+        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         max_iters, batch_size: length of training; images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr, weight_decay: of the optimizer.
@@ -26,6 +28,7 @@ class DetectionSettings:
             and encoded alone, and maps of a batch are padded with zeros to the largest.
     """
 
+    protocol: str = "own"
     max_iters: int = 90_000
     batch_size: int = 16
     optimizer: str = "adamw"
@@ -78,7 +81,12 @@ class MaskRCNNSettings(DetectionSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _must("short_side", self.short_side, self.short_side >= 32, "32 pixels or more")
-        _must("long_side", self.long_side, self.long_side >= self.short_side, "short_side or more")
+        _must(
+            "long_side",
+            self.long_side,
+            self.short_side <= self.long_side <= MOST_PIXELS,
+            f"short_side to {MOST_PIXELS}",
+        )
         for name in ("hidden", "proposals", "regions", "detections"):
             _must(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _must("anchor_scale", self.anchor_scale, self.anchor_scale > 0, "above 0")
@@ -100,7 +108,7 @@ class SSDSettings(DetectionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _must("size", self.size, self.size >= 32, "32 pixels or more")
+        _must("size", self.size, 32 <= self.size <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels")
         if self.cache != "none" and self.augment:
             raise UserError(f"cache={self.cache} keeps features of images that repeat; set augment=false as well")
 

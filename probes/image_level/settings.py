@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from backbones.errors import UserError
+from probes.base import MOST_PIXELS
 
 RECALL_AT = (1, 5, 10)
-MOST_PIXELS = 8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
 Precision = Literal["fp32", "bf16"]
 Features = Literal["projected", "pre_projection"]
 
@@ -38,11 +38,13 @@ class EncodeSettings:
     """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
 
     Attributes:
+        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
         encode_batch_size: images that the backbone sees at once.
     """
 
+    protocol: str = "own"
     size: int | None = None
     precision: Precision = "fp32"
     encode_batch_size: int = 64

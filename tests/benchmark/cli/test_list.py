@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from benchmark.__main__ import main
@@ -15,6 +18,7 @@ from benchmark.__main__ import main
         ("suites", "paper"),
         ("datasets", "nyu-depth"),
         ("probes", "pspnet"),
+        ("protocols", "dinov3"),
         ("executors", "slurm"),
     ],
 )
@@ -25,3 +29,18 @@ def test_list(what, name, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(name in line for line in lines)
+
+
+def test_protocols_say_where_they_are_from_and_what_they_fix(capsys):
+    assert main(["list", "protocols"]) == 0
+    said = capsys.readouterr().out
+    assert "facebookresearch/dinov3" in said and "slide=512,341" in said and "betas=0.9,0.99 " in said
+    assert "open-mmlab/mmsegmentation" in said and "mbanani/probe3d" in said and "epochs=10" in said
+
+
+def test_protocols_are_listed_without_what_computes():
+    script = (
+        "import sys; from benchmark.__main__ import main; main(['list', 'protocols'])\n"
+        "assert not {'torch', 'mmengine', 'mmseg', 'mlflow'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 0

@@ -34,6 +34,23 @@ def test_suite_and_user_settings_come_together():
     assert (task.settings.max_iters, task.settings.lr) == (7, 0.5)
 
 
+def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
+    suite = dataclasses.replace(find_suite("paper"), tasks={"nyu-depth/linear": {"lr": 0.5, "precision": "bf16"}})
+    (task,) = plan_tasks(suite, [], {"protocol": "dinov3", "max_iters": "100"})
+    chosen = task.settings
+    assert (chosen.protocol, chosen.lr, chosen.bins) == ("dinov3", 3e-4, 256)  # the protocol's, over the suite's
+    assert chosen.precision == "bf16"  # which the protocol leaves open
+    assert chosen.max_iters == 100  # the user's, over the protocol's
+    data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
+    (line,) = task.deviations(data)
+    assert line.startswith("differs from dinov3: max_iters=100 instead of 38400")
+    (own,) = plan_tasks(suite, [], {"max_iters": "100"})
+    assert own.settings.protocol == "own" and own.settings.lr == 0.5 and own.deviations(data) == []
+    assert own.protocol(data) != task.protocol(data)
+    named = dataclasses.replace(suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}})  # a suite may name one too
+    assert plan_tasks(named, [], {})[0].settings.bins == 256
+
+
 @pytest.mark.parametrize(
     ("chosen", "changes", "message"),
     [
@@ -41,6 +58,12 @@ def test_suite_and_user_settings_come_together():
         (["camvid/linear"], {}, "suite 'paper' has no task 'camvid/linear'"),
         (["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
         (["voc/linear"], {"max_iters": "many"}, "a whole number"),
+        (
+            ["voc/linear", "ade20k/linear"],
+            {"protocol": "dinov3"},
+            "does not apply to voc/linear; it does to ade20k/linear",
+        ),
+        (["voc/linear"], {"protocol": "dino"}, "no protocol 'dino'"),
     ],
 )
 def test_wrong_requests_are_said(chosen, changes, message):

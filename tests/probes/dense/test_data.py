@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backbones.errors import UserError
-from probes.dense.data import DenseDataset, pipelines, read_depth, read_labels, read_normals
+from probes.dense.data import DenseDataset, RandomBrightness, pipelines, read_depth, read_labels, read_normals
+from probes.dense.settings import SegmentationSettings
 from tests.probes import tiny_dense
 
 from mmengine.registry import DefaultScope  # isort: skip
@@ -26,8 +27,11 @@ def mmseg_scope():
         yield
 
 
-def dataset(root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=()):
-    train, test = pipelines(data.spec, len(data.classes), size, crop, scale, flip, MEAN)
+def dataset(root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=(), **colours):
+    chosen = SegmentationSettings(size=size, scale_range=scale, flip=flip, **colours)
+    train, test = pipelines(
+        data.spec, len(data.classes), chosen, crop if isinstance(crop, tuple) else (crop, crop), MEAN
+    )
     return DenseDataset(
         data.spec.name, str(root), split, {"train": train, "val": test}[split], exclude, test_mode=split == "val"
     )
@@ -174,3 +178,30 @@ def test_orientation_tags_do_not_turn_an_image_off_its_mask(tmp_path):
     exif[0x0112] = 6
     Image.open(path).save(path, exif=exif)
     assert dataset(tmp_path, data, split="val")[0]["inputs"].shape == (3, 32, 43)
+
+
+def test_crops_need_not_be_square(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation", train=3, size=(48, 64))
+    for wanted in ((24, 40), (40, 24), (64, 96)):  # the last is larger than the image: padded
+        item = dataset(tmp_path, data, size=48, crop=wanted)[0]
+        assert tuple(item["inputs"].shape[1:]) == wanted == tuple(item["data_samples"].gt_sem_seg.data.shape[1:])
+
+
+def test_colours_are_distorted_by_mmseg_and_brightness_by_one_factor(tmp_path):
+    data = tiny_dense.make(tmp_path, "segmentation", train=1, size=(48, 48))
+    plain, loud, bright = (
+        dataset(tmp_path, data, size=48, crop=48, **colours)
+        for colours in ({}, {"photometric": True}, {"brightness": (0.5, 0.5)})
+    )
+    image = plain[0]["inputs"].float()
+    assert [
+        part["type"] for part in pipelines(data.spec, 3, SegmentationSettings(photometric=True), (48, 48), MEAN)[0]
+    ][4:6] == ["RandomFlip", "PhotoMetricDistortion"]
+    assert any((loud[0]["inputs"].float() - image).abs().max() > 5 for _ in range(5))
+    assert (bright[0]["inputs"].float() - image / 2).abs().max() <= 0.5
+    factors = []
+    for _ in range(200):
+        grey = RandomBrightness(0.75, 1.25).transform({"img": np.full((2, 2, 3), 100, np.uint8)})["img"]
+        assert (grey == grey[0, 0, 0]).all() and grey.dtype == np.uint8
+        factors.append(grey[0, 0, 0] / 100)
+    assert 0.75 <= min(factors) < 0.78 and 1.22 < max(factors) <= 1.25

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.heads import HEADS, DepthObjective, LinearHead, NormalObjective, aspp_dilations, head_config
+from probes.dense.heads import HEADS, DPTRegressor, LinearHead, aspp_dilations, head_config
+from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
+from probes.dense.settings import SegmentationSettings
 
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
@@ -20,6 +22,8 @@ torch.set_num_threads(1)  # such small maps only wait for one another on several
 SEGMENT = {"num_classes": 4, "loss_decode": {"type": "CrossEntropyLoss", "avg_non_ignore": True}}
 DEPTH = {"loss_decode": {"type": "DepthObjective", "min_depth": 0.1, "max_depth": 10.0}}
 NORMAL = {"loss_decode": {"type": "NormalObjective"}}
+BINS = {"loss_decode": {"type": "DepthBins", "min_depth": 0.1, "max_depth": 10.0, "bins": 16}}
+SURE = {"loss_decode": {"type": "NormalObjective", "uncertainty": True}}
 
 
 def test_dilations_are_the_papers_at_its_size():
@@ -47,11 +51,16 @@ def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
 
 @pytest.mark.parametrize("probe", HEADS)
 @pytest.mark.parametrize(("objective", "field", "outputs"), [
-    (SEGMENT, "gt_sem_seg", 4), (DEPTH, "gt_depth_map", 1), (NORMAL, "gt_normal_map", 3),
+    (SEGMENT, "gt_sem_seg", 4), (DEPTH, "gt_depth_map", 1), (BINS, "gt_depth_map", 1), (NORMAL, "gt_normal_map", 3),
+    (SURE, "gt_normal_map", 4),
 ])  # fmt: skip
 def test_every_head_learns_one_batch(probe, objective, field, outputs):
     torch.manual_seed(0)
-    head = MODELS.build(head_config(probe, 6, channels=8, dropout=0.0, size=64, stride=8, **objective))
+    if probe == "dpt" and objective is SEGMENT:
+        pytest.skip("probe3d has it for depth and normals")
+    chosen = SegmentationSettings(channels=8, dropout=0.0)
+    head = MODELS.build(head_config(probe, (1, 2, 2, 1), chosen, size=64, stride=8, **objective))
+    head.init_weights()
     features = torch.randn(2, 6, 8, 8)
     truth = {
         "gt_sem_seg": torch.randint(0, 4, (2, 1, 32, 32)),
@@ -61,7 +70,8 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     samples = [SegDataSample() for _ in truth]
     for sample, one in zip(samples, truth, strict=True):
         sample.set_data({field: PixelData(data=one)})
-    assert head((features,)).shape == (2, outputs, 8, 8)
+    assert head((features,)).shape == (2, outputs, *((128, 128) if probe == "dpt" else (8, 8)))
+    assert head.out_channels == outputs
     optimizer, losses = torch.optim.Adam(head.parameters(), lr=0.02), []
     for _ in range(12):
         loss = sum(value for name, value in head.loss((features,), samples, None).items() if "loss" in name)
@@ -157,7 +167,82 @@ def test_the_angle_still_pulls_when_it_is_small():
 
 @pytest.mark.parametrize("probe", HEADS)
 def test_depth_begins_at_a_quarter_of_its_range(probe):
-    head = MODELS.build(head_config(probe, 6, channels=8, dropout=0.0, size=64, stride=8, **DEPTH))
+    head = MODELS.build(head_config(probe, (1, 2, 2, 1), SegmentationSettings(channels=8), size=64, stride=8, **DEPTH))
     head.init_weights()
     assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(0.1 + 9.9 / 4, rel=1e-4)
     assert 0.001 < head.conv_seg.weight.std().item() < 0.1
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 300))
+def test_depth_from_bins_is_adabins_mean_and_its_loss_is_sigloss(seed, count):
+    random = np.random.default_rng(seed)
+    objective = DepthBins(0.5, 8.0, count)
+    raw, truth = random.normal(size=(2, count, 3, 4)), random.uniform(0.0, 10.0, (2, 1, 3, 4))
+    centres = [0.5 + 7.5 * k / (count - 1) for k in range(count)]
+    share = np.maximum(raw, 0) + 0.1
+    expected = (share * np.array(centres)[None, :, None, None]).sum(1, keepdims=True) / share.sum(1, keepdims=True)
+    read = objective.read(torch.tensor(raw, dtype=torch.float32))
+    assert np.allclose(read, expected, rtol=1e-4)
+    valid = (truth >= 0.5) & (truth <= 8.0)
+    loss = objective(read, torch.tensor(truth, dtype=torch.float32)).item()
+    if valid.sum() < 2:
+        assert loss == 0
+    else:
+        g = np.log(expected[valid] + 0.001) - np.log(truth[valid] + 0.001)
+        assert loss == pytest.approx(np.sqrt(max(1e-8, g.var(ddof=1) + 0.15 * g.mean() ** 2)), rel=1e-3, abs=1e-4)
+
+
+def test_uncertain_normals_are_scored_by_angmf():
+    raw, truth = torch.randn(2, 4, 3, 5), F.normalize(torch.randn(2, 3, 3, 5), dim=1)
+    kappa = torch.where(raw[:, 3] > 0, raw[:, 3], raw[:, 3].exp() - 1) + 1.01
+    angle = (F.normalize(raw[:, :3], dim=1) * truth).sum(1).acos()
+    density = (kappa**2 + 1) * (-kappa * angle).exp() / (2 * np.pi * (1 + (-kappa * np.pi).exp()))
+    loss = NormalObjective(uncertainty=True)(raw, truth)
+    assert loss.item() == pytest.approx((-density.log() - np.log(2 * np.pi)).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"])
+def test_training_begins_where_the_objective_says(objective):
+    head = MODELS.build(head_config("linear", (6,), SegmentationSettings(), size=64, stride=8, **objective))
+    for _ in range(2):  # a second initialisation begins there too
+        head._is_init = False
+        head.init_weights()
+        assert head.conv_seg.bias.tolist() == pytest.approx(head.loss_decode.first_raw)
+    if objective in (NORMAL, SURE):
+        away = head.loss_decode.decode(head((torch.randn(2, 6, 8, 8),)))[:, 2]
+        assert away.min() > 0.9  # all of them face the camera
+
+
+def test_a_mirrored_normal_points_the_other_way():
+    objective = NormalObjective()
+    normals = F.normalize(torch.randn(1, 3, 2, 4), dim=1)
+    mirrored = objective.mirror(normals)
+    assert torch.equal(mirrored[0, 0], -normals[0, 0].flip(-1)) and torch.equal(
+        mirrored[0, 1:], normals[0, 1:].flip(-1)
+    )
+
+
+def test_dpt_is_probe3ds():
+    """Written again, step by step, from probe3d's description of its head."""
+    torch.manual_seed(0)
+    head = DPTRegressor(in_channels=10, in_index=0, channels=8, map_channels=(1, 2, 3, 4), dropout_ratio=0.0,
+                        loss_decode=NORMAL["loss_decode"])  # fmt: skip
+    maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
+
+    def conv(layer, x):
+        return F.conv2d(x, layer.weight, layer.bias, padding=layer.kernel_size[0] // 2)
+
+    def unit(block, x):
+        return conv(block.layers[2], conv(block.layers[0], x).relu()).relu() + x
+
+    def larger(x, times):
+        return x.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+
+    one, two, three, four = (larger(conv(layer, x), 2) for layer, x in zip(head.project, maps, strict=True))
+    out = unit(head.after[3], four)
+    out = unit(head.after[2], unit(head.before[2], three) + out)
+    out = unit(head.after[1], unit(head.before[1], two) + out)
+    out = unit(head.after[0], unit(head.before[0], one) + out)
+    out = larger(conv(head.conv_seg, conv(head.mix, larger(out, 4)).relu()), 2)
+    torch.testing.assert_close(head((torch.cat(maps, dim=1),)), out)

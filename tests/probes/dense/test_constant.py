@@ -1,0 +1,52 @@
+"""The best constant prediction, and the note for a probe that does not beat it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from probes.dense.constant import best_constant, constant_note
+from probes.dense.data import read_depth, read_normals
+from probes.dense.probe import METRICS
+from probes.registry import PROBES
+from tests.probes import tiny_dense
+
+EVALUATORS = {
+    "segmentation": {"type": "SegmentationScores"},
+    "depth": {"type": "DepthScores", "min_depth": 1e-3, "max_depth": 10.0},
+    "normals": {"type": "NormalScores"},
+}
+
+
+def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
+    data = tiny_dense.make(tmp_path / "depth", "depth")
+    depth = np.concatenate([read_depth(str(data.root / s.target), 1e-3).ravel() for s in data.samples["train"]])
+    depth = depth[depth > 0]
+    best = np.mean(np.abs(best_constant(data) - depth) / depth)
+    assert all(best <= np.mean(np.abs(other - depth) / depth) + 1e-9 for other in np.linspace(0.5, 6, 200))
+
+    data = tiny_dense.make(tmp_path / "normals", "normals")
+    normals = np.concatenate([read_normals(str(data.root / s.target)).reshape(-1, 3) for s in data.samples["train"]])
+    mean, random = best_constant(data), np.random.default_rng(0).normal(size=(200, 3))
+    assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-5)
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    assert (normals @ mean).mean() >= (normals @ random.T).mean(axis=0).max()
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_a_probe_that_is_no_better_is_told_so(tmp_path, kind):
+    data, probe = tiny_dense.make(tmp_path, kind), PROBES[f"{kind}/linear"]
+    main, sign = next(iter(probe.metrics.items()))
+    truth = np.array([[30, 60, 10], [20, 70, 10]])
+
+    def note(score):
+        return constant_note(probe, data, EVALUATORS[kind], {main: score}, {"label": truth})
+
+    assert note(sign * 1e6) == []
+    (line,) = note(-sign * 1e6)
+    assert line.startswith(f"does not beat the best constant prediction: {main}")
+    if kind == "segmentation":
+        label = int(best_constant(data))
+        assert f"{tiny_dense.CLASSES[label]!r} everywhere" in line
+        assert note(100 * truth[:, label].sum() / 200 / 3 + 1e-3) == []
+        assert note(100 * truth[:, label].sum() / 200 / 3 - 1e-3) != []
