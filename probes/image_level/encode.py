@@ -177,7 +177,7 @@ def loader(
     most = max(map(len, batches), default=1)
     loaded = DataLoader(
         images,
-        batch_sampler=batches,  # type: ignore[arg-type]  ranges do as well
+        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
         num_workers=min(num_workers, len(batches)),
         collate_fn=whole,
         pin_memory=device.type == "cuda",

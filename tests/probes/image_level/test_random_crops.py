@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import probes.datasets.shipped  # noqa: F401
+import backbones
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.linear import Grid, Linear, Standardiser
 from probes.image_level.probe import LINEAR
 from probes.image_level.random_crops import RandomCrops
 from probes.image_level.settings import LinearSettings
-from probes.registry import DATASETS
+from probes.protocols.base import find_preset
+from probes.registry import DATASETS, find_task
 from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours, context
 
@@ -148,3 +150,20 @@ def test_settings_that_make_no_sense(root, change, message):
 
 def test_the_defaults_train_on_embeddings():
     assert not LinearSettings().random_crops and LinearSettings().encoding().blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("random/timm/vit_tiny_patch16_224", (192, 384, 768, 960)), ("random/timm/resnet18", (512, 1024, 960, 1472))],
+)
+def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name, widths):
+    preset = find_preset("dinov2", *find_task("imagenet/linear"))
+    made = context(LINEAR, DATASETS["imagefolder"], root, backbone=backbones.create(name), **preset.settings)
+    settings = made.settings
+    rates = [base * 10.0**power for power in range(-5, -1) for base in (1, 2, 5)] + [0.1]
+    assert settings.learning_rates == pytest.approx(rates) and len(rates) == 13
+    assert random_crops.iterations(made, 1_281_167) == 12_500 and settings.batch_size == 1024
+    kinds = random_crops.start(made, [(rate, 0.0) for rate in settings.learning_rates], 4)
+    assert tuple(kind.model.weight.shape[0] for kind in kinds) == widths
+    assert sum(len(kind.training.rates) for kind in kinds) == 52
+    assert kinds[0].training.rates.flatten().tolist() == pytest.approx([4 * rate for rate in rates])  # · 1024 / 256
