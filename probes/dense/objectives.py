@@ -192,8 +192,10 @@ class NormalObjective(Objective):
     def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
         """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``truth`` (N, 3, H, W); a scalar."""
         valid = truth.square().sum(dim=1) > 0.25
-        # eps bounds the gradient of a raw output that happens to be (0, 0, 0)
-        cosine = (F.normalize(raw[:, :3].float(), dim=1, eps=1e-4) * truth).sum(dim=1)
+        # the cosine without the unit vectors, which cost four times as much to make; the least length bounds the gradient of
+        # a raw output that happens to be (0, 0, 0)
+        vector = raw[:, :3].float()
+        cosine = (vector * truth).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
             kappa = F.elu(raw[:, 3].float()) + 1.01
