@@ -109,10 +109,28 @@ def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScore
 
 
 def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
-    # the median over all pixels does not follow from the images' medians
-    names = [name for name in arrays if name not in ("image", "pixels", "normal_median")]
-    metrics = {name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in names}
+    shares = [name for name in arrays if name.startswith("normal_") and name != "normal_median"]
+    metrics = {name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in shares}
+    metrics["normal_image_mean"] = _weighted(arrays["normal_mean"], np.ones(len(images)))
+    if "error_histogram" in arrays:  # the median over all pixels does not follow from the images' medians
+        metrics["normal_median"] = _histogram_median(arrays["error_histogram"].astype(np.float32))
     return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)
+
+
+def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
+    """The median error in degrees of all pixels of a draw, from (N, bins) pixels by error, in bins of equal width over
+    [0°, 180°]; within a bin they lie evenly."""
+
+    def median(weights: Weights) -> np.ndarray:
+        so_far = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
+        half = so_far[:, -1:] / 2
+        place = np.minimum((so_far < half).sum(axis=1, keepdims=True), counts.shape[1] - 1)
+        above = np.take_along_axis(so_far, place, axis=1)
+        below = np.where(place > 0, np.take_along_axis(so_far, np.maximum(place - 1, 0), axis=1), 0.0)
+        within = np.divide(half - below, above - below, out=np.full(half.shape, np.nan), where=above > below)
+        return (place + within)[:, 0] * 180 / counts.shape[1]
+
+    return median
 
 
 def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:

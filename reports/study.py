@@ -18,7 +18,7 @@ from reports.tables import number
 
 STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
-LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median")  # less is better
+LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median", "normal_image_mean")  # less is better
 SUMMARY = ("what", "metric", "sign", "best", "value", "base", "baseline", "noise")  # of a line of summary.json
 SHORT = {"lambda_clip": "λ clip", "lambda_seg": "λ seg", "lambda_depth": "λ depth", "lambda_normal": "λ normal"}
 

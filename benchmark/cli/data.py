@@ -21,13 +21,13 @@ def main(options: argparse.Namespace) -> int:
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from backbones.errors import UserError
     from benchmark.execution.progress import Bar, console
-    from probes.datasets.check import survey
+    from probes.datasets.survey import survey
 
     if options.data_root is None and not options.data:
         raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root {options.data_root}: no such folder")
-    styles = {"whole": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
+    styles = {"complete": "green", "available": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
         rows = survey(
             options.data_root, placed(options.data), full=options.full, workers=options.num_workers, progress=bar
@@ -37,16 +37,13 @@ def main(options: argparse.Namespace) -> int:
             f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")
             for split, found in row.found.items()
         )
-        console.print(f"[{styles[row.state]}]{row.name:<12} {row.state:<8}[/] {counts}")
-        if row.message and row.state != "absent":
-            console.print(f"{'':<13}{row.message}", markup=False)
-    absent = [row.name for row in rows if row.state == "absent"]
-    if absent:
-        console.print(f"absent datasets are expected at: {', '.join(_places(absent))}", style="dim")
+        if row.state != "absent":
+            console.print(f"[{styles[row.state]}]{row.name:<12} {row.state:<9}[/] {counts}")
+            if row.message:
+                console.print(f"{'':<13}{row.message}", markup=False)
+    if any(row.state == "partial" for row in rows):
+        console.print("partial datasets run with --partial; their numbers cannot be compared with published ones")
+    for row in rows:
+        if row.state == "absent":
+            console.print(f"{row.name:<12} absent    {row.message}", style="dim", markup=False, highlight=False)
     return 0
-
-
-def _places(names: list[str]) -> list[str]:
-    from probes.registry import DATASETS
-
-    return [f"{name} → {DATASETS[name].folder}" for name in names]

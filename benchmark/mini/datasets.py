@@ -19,7 +19,13 @@ SPLIT = "probe-train / val of the mini world"
 
 def _register(name: str, kind: Any, folder: str, layout: ModuleType, about: str, **more: Any) -> DatasetSpec:
     spec = DatasetSpec(
-        name=name, kind=kind, folder=folder, list_samples=layout.list_samples, about=f"mini world, {about}", **more
+        name=name,
+        kind=kind,
+        folder=folder,
+        list_samples=layout.list_samples,
+        embedded=True,
+        about=f"mini world, {about}",
+        **more,
     )
     return register_dataset(spec)
 
@@ -47,7 +53,7 @@ CLASS = _register(
 RETRIEVAL = _register(
     "mini-retrieval", "image-text", "flickr30k", flickr30k,
     "five captions an image; train is for watching a training",
-    annotations=dict.fromkeys(("train", "val"), flickr30k.ANNOTATIONS[0]),
+    annotations=flickr30k.ANNOTATIONS,
     extra={"captions_per_image": 5, "split": "test"},
 )  # fmt: skip
 

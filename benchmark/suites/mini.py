@@ -16,9 +16,9 @@ DENSE = {
     "fixed_crops": 2, "cache": "fp16",
 }  # fmt: skip
 DETECT = {
-    "batch_size": 8, "width": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "hidden": 128,
+    "batch_size": 8, "out_channels": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "fc_out_channels": 128,
     # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
-    "anchor_scale": 4.0, "proposals": 100, "regions": 64, "detections": 30,
+    "anchor_scale": 4.0, "proposals": 100, "rois_per_image": 64, "detections": 30,
 }  # fmt: skip
 
 

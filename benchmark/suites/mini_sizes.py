@@ -23,7 +23,7 @@ class Sizes:
     experts: Mapping[str, Mapping[str, Any]]  # expert → changes to its settings
 
 
-_EXPERT = {"size": 64, "batch_size": 32, "colour": 0.3, "crop_scale": (0.6, 1.0)}
+_EXPERT = {"size": 64, "batch_size": 32, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {
     # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
     "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},

@@ -35,9 +35,9 @@ class DatasetSpec:
         folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is missing.
         expected: official number of samples of each split; a dataset with fewer runs only with ``--partial``.
-            Empty for a user's own dataset.
+            Empty where none are declared.
         classes: class names, by index; empty for regression and image-text. May be a function of the root, for
-            layouts that name their classes themselves (ImageFolder).
+            layouts that name their classes themselves (ImageFolder) and names that are slow to import (``mmlab_classes``).
         ignore_index: label value that is not scored (segmentation).
         label_offset: added to the stored label (ADE20K: -1, its stored 0 is 'unlabelled' and becomes ``ignore_index``).
         annotations: split → annotation file relative to the root (detection, image-text).
@@ -46,6 +46,7 @@ class DatasetSpec:
         adapt: (declaration, root) → the declaration as it holds for the copy at ``root``, where copies differ in what
             they hold (VOC with or without the augmented train list); ``prepare`` applies it, so
             ``PreparedDataset.spec`` is right.
+        embedded: made by the suite that uses it; ``data check`` does not look for it among a user's data.
         about: one line for ``list`` and ``data check``: what it is, where to get it.
     """
 
@@ -60,6 +61,7 @@ class DatasetSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
+    embedded: bool = False
     about: str = ""
 
     def class_names(self, root: Path) -> tuple[str, ...]:

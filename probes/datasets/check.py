@@ -1,4 +1,4 @@
-"""Where a dataset lies, whether it is whole, and whether every sample can be used – before hours of work start."""
+"""Where a dataset lies, whether it is complete, and whether every sample can be used – before hours of work start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,7 +83,7 @@ def prepare(
         workers: decoding threads; never changes the result.
         known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
     Raises:
-        UserError: something is missing, the dataset is not whole (without ``partial``), a split is empty, too many
+        UserError: something is missing, the dataset is not complete (without ``partial``), a split is empty, too many
             samples (more than 1 % of a split and more than one) cannot be read, or labels do not fit the declaration.
             One line, naming files.
     """
@@ -92,10 +92,10 @@ def prepare(
         raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
     spec = spec.adapt(spec, root) if spec.adapt else spec
     inventory = Inventory.take(spec, root, splits)
-    whole = inventory.is_whole(spec)
-    if not whole and not partial:
+    complete = inventory.is_complete(spec)
+    if not complete and not partial:
         raise UserError(
-            f"{spec.name} is not whole: {inventory.counts(spec)}; "
+            f"{spec.name} is not complete: {inventory.counts(spec)}; "
             f"get the rest or pass --partial to run on what is there (in {root})"
         )
     inventory.must_be_disjoint_and_filled(spec, root)
@@ -120,7 +120,7 @@ def prepare(
         samples={s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits},
         skipped=tuple(skipped),
         fingerprint=verdict["fingerprint"],
-        partial=not whole,
+        partial=not complete,
     )
 
 
@@ -182,8 +182,8 @@ class Inventory:
         self.stats.append((f"{split}:{path}", stat.st_size, stat.st_mtime_ns))
         return True
 
-    def is_whole(self, spec: DatasetSpec) -> bool:
-        """Whether the counts are the official ones; a user's own dataset is whole by definition."""
+    def is_complete(self, spec: DatasetSpec) -> bool:
+        """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
         return all(
             len(self.present[split]) == spec.expected.get(split, len(self.present[split])) for split in self.present
         )
@@ -330,88 +330,6 @@ def in_threads(function: Any, items: Sequence[T], workers: int, chunk: int = 32)
         finally:
             for future in pending:
                 future.cancel()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of ``data check``.
-
-    Attributes:
-        state: ``absent``, ``broken`` (something is wrong or missing), ``partial`` (runs with ``--partial``) or
-        ``whole``.
-        found, expected: samples by split; ``expected`` is empty for a user's own dataset.
-        message: what is missing or wrong, or what should be known; empty when there is nothing to say.
-    """
-
-    name: str
-    kind: str
-    state: str
-    root: str = ""
-    found: Mapping[str, int] = field(default_factory=dict)
-    expected: Mapping[str, int] = field(default_factory=dict)
-    message: str = ""
-    about: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def survey(
-    data_root: Path | None,
-    data_dirs: Mapping[str, Path],
-    *,
-    full: bool = False,
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> list[Row]:
-    """One row for each registered dataset; by names and counts only, or with every sample decoded when ``full``."""
-    return [
-        look_at(spec, data_root, data_dirs, full, workers, progress) for spec in DATASETS.read_entry_points().values()
-    ]
-
-
-def look_at(
-    spec: DatasetSpec,
-    data_root: Path | None,
-    data_dirs: Mapping[str, Path],
-    full: bool,
-    workers: int,
-    progress: Progress | None,
-) -> Row:
-    def row(state: str, **about: Any) -> Row:
-        return Row(spec.name, spec.kind, state, expected=dict(spec.expected), about=spec.about, **about)
-
-    try:
-        root = place(spec, data_root, data_dirs)
-    except UserError as error:
-        if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
-            raise
-        return row("absent", message=str(error))
-    spec = spec.adapt(spec, root) if spec.adapt else spec
-    found: dict[str, int] = {}
-    problems, whole = [], True
-    for split in SPLITS:
-        try:
-            inventory = Inventory.take(spec, root, [split])
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        found[split] = len(inventory.present[split])
-        whole &= inventory.is_whole(spec)
-        if inventory.missing[split] or not found[split]:
-            problems.append(inventory.counts(spec))
-    broken = len(found) < len(SPLITS) or not all(found.values())
-    if full and not broken:
-        try:
-            data = prepare(spec, root, partial=True, workers=workers, progress=progress)
-            problems += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
-        except UserError as error:
-            broken = True
-            problems.append(str(error))
-    state = "broken" if broken else "whole" if whole else "partial"
-    if not problems and state == "whole" and spec.extra.get("train_list"):
-        problems.append(f"train list: {spec.extra['train_list']}")
-    return row(state, root=str(root), found=found, message="; ".join(problems))
 
 
 def known_names() -> set[str]:

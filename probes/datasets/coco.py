@@ -1,24 +1,11 @@
 """COCO 2017 detection and instance segmentation: 80 classes, evaluated on val2017."""
 
+from functools import partial
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import coco_images
+from probes.datasets.layouts import coco_images, mmlab_classes
 from probes.registry import register_dataset
-
-# fmt: off
-CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
-    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
-    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
-    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
-    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
-    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
-    "hair drier", "toothbrush",
-)
-# fmt: on
 
 ANNOTATIONS = {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")}
 
@@ -34,7 +21,7 @@ register_dataset(
         folder="coco",
         list_samples=list_samples,
         expected={"train": 118287, "val": 5000},
-        classes=CLASSES,
+        classes=partial(mmlab_classes, "mmdet.datasets", "CocoDataset"),
         annotations=ANNOTATIONS,
         about="COCO 2017 boxes and instance masks, 80 classes (train2017, val2017, annotations from cocodataset.org)",
     )

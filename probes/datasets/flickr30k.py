@@ -4,29 +4,39 @@
 scored on.
 """
 
+from functools import partial
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import karpathy
 from probes.registry import register_dataset
 
-ANNOTATIONS = ("dataset_flickr30k.json", "annotations/dataset_flickr30k.json", "karpathy/dataset_flickr30k.json")
-IMAGES = ("images", "flickr30k-images", "flickr30k_images", "Images")
+IMAGES = ("images", "{name}-images", "{name}_images", "Images", "Flicker8k_Dataset")
 
 
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    return karpathy(root, ANNOTATIONS, IMAGES, {"train": "train", "val": "test"}[split])
+def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
+    """Samples of Flickr8k or Flickr30k."""
+    annotations = [f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/")]
+    images = [folder.format(name=name) for folder in IMAGES]
+    return karpathy(root, annotations, images, {"train": "train", "val": "test"}[split])
 
 
-register_dataset(
-    DatasetSpec(
-        name="flickr30k",
-        kind="image-text",
-        folder="flickr30k",
-        list_samples=list_samples,
-        expected={"train": 29000, "val": 1000},
-        annotations={"train": ANNOTATIONS[0], "val": ANNOTATIONS[0]},
-        extra={"captions_per_image": 5, "split": "Karpathy test"},
-        about="Flickr30k with five captions an image, Karpathy's json (cs.stanford.edu/people/karpathy/deepimagesent)",
+def declare(name: str, title: str, train: int) -> DatasetSpec:
+    """Register Flickr8k or Flickr30k."""
+    file = f"dataset_{name}.json"
+    return register_dataset(
+        DatasetSpec(
+            name=name,
+            kind="image-text",
+            folder=name,
+            list_samples=partial(samples_of, name),
+            expected={"train": train, "val": 1000},
+            annotations={"train": file, "val": file},
+            extra={"captions_per_image": 5, "split": "Karpathy test"},
+            about=f"{title} with five captions an image, Karpathy's json (cs.stanford.edu/people/karpathy/deepimagesent)",
+        )
     )
-)
+
+
+ANNOTATIONS = declare("flickr30k", "Flickr30k", 29000).annotations
+list_samples = partial(samples_of, "flickr30k")

@@ -6,9 +6,12 @@ whether the single files are there and readable is found out by ``probes.dataset
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,18 @@ def read_json(path: Path) -> Any:
             return json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from error
+
+
+def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
+    """Class names of a dataset of MMSegmentation or MMDetection (of any ``root``). Importing those takes seconds: declare
+    ``functools.partial(mmlab_classes, module, dataset)``, so that it is done when names are asked for.
+    """
+    from probes.runner import ops
+
+    ops.install()
+    with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
+        found = getattr(import_module(module), dataset)
+    return tuple(name.strip() for name in found.METAINFO["classes"])
 
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:

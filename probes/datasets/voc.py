@@ -1,18 +1,12 @@
 """PASCAL VOC 2012 segmentation: 21 classes with background; with the augmented train list (SBD) where it is present."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import file, folder, read_lines
+from probes.datasets.layouts import file, folder, mmlab_classes, read_lines
 from probes.registry import register_dataset
-
-# fmt: off
-CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)
-# fmt: on
 
 LISTS = "ImageSets/Segmentation"
 
@@ -52,7 +46,7 @@ register_dataset(
         folder="VOCdevkit/VOC2012",
         list_samples=list_samples,
         expected={"train": 1464, "val": 1449},
-        classes=CLASSES,
+        classes=partial(mmlab_classes, "mmseg.datasets", "PascalVOCDataset"),
         ignore_index=255,
         extra={"train_list": "train"},
         adapt=adapt,

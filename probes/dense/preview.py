@@ -1,4 +1,4 @@
-"""The panel of a dense task: a few validation images with truth and prediction, always the same ones."""
+"""The preview of a dense task: a few validation images with truth and prediction, always the same ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from probes.pictures import (
     palette,
     scale_bar,
     write_gallery,
-    write_panel,
+    write_preview,
 )
 
 
@@ -40,11 +40,11 @@ class Predicted:
 
 
 @torch.no_grad()
-def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
-    """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write the panel's
+def draw_preview(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
+    """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write them as a
     PNG; and up to 48 of them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
-    Depth is coloured over one range for all pictures, the middle 96 % of the panel's truths.
+    Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
     """
     shown = [predict(model, dataset, kind, index) for index in evenly(len(dataset), images)]
     draw, legend = drawing(dataset, kind, [one.truth for one in shown])
@@ -54,7 +54,7 @@ def draw_panel(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: i
         (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
     )
     write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
-    return write_panel(path, ("image", "truth", "prediction"), rows, [one.name for one in shown], legend)
+    return write_preview(path, ("image", "truth", "prediction"), rows, [one.name for one in shown], legend)
 
 
 def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:

@@ -28,7 +28,14 @@ PROBES = ("linear", "deeplabv3", "pspnet")
 METRICS: Mapping[Kind, Mapping[str, int]] = {
     "segmentation": {"mIoU": 1, "mAcc": 1, "aAcc": 1},
     "depth": {"abs_rel": -1, "rmse": -1, "log10": -1, "delta1": 1, "delta2": 1, "delta3": 1},
-    "normals": {"normal_mean": -1, "normal_median": -1, "normal_11.25": 1, "normal_22.5": 1, "normal_30": 1},
+    "normals": {
+        "normal_mean": -1,
+        "normal_median": -1,
+        "normal_11.25": 1,
+        "normal_22.5": 1,
+        "normal_30": 1,
+        "normal_image_mean": -1,
+    },
 }
 
 
@@ -81,7 +88,7 @@ class DenseProbe:
         """
         from probes.dense.config import dense_config
         from probes.dense.constant import constant_note
-        from probes.dense.preview import draw_panel
+        from probes.dense.preview import draw_preview
         from probes.runner.training import training_steps
 
         notes, cost, held, encoding = list[str](), dict[str, float](), frozenset[str](), None
@@ -110,7 +117,7 @@ class DenseProbe:
         return TaskResult(
             metrics=metrics,
             per_image=scores.per_image,
-            panel=draw_panel(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
+            panel=draw_preview(trained.model, trained.val_dataset, self.kind, context.work_dir / "panel.png"),
             config=trained.config,
             cost=encoding.added_to(costs) if encoding else costs,
             notes=[*scores.notes, *beaten, *notes],

@@ -4,50 +4,41 @@ backbone only reads them. Pyramid, heads, losses and evaluator are those of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # first: it gives mmcv the operators that mmdet's import asks for
+import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmdet's import asks for
 
 # isort: split
-import mmcv
+import numpy as np
 import torch
-from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmdet.models.utils.misc import samplelist_boxtype2tensor
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import DATASETS, MODELS, DefaultScope
-from torch import Tensor
-from torch.nn import functional as F
+from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.files import content_key
 from probes.base import Progress
+from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeCost
-from probes.features.crops import image_size
-from probes.features.kept import FeatureDataset, on_kept_features, part_of
+from probes.features.kept import FeatureDataset, on_kept_features
 from probes.features.precompute import keeping
 from probes.features.store import Builder, CacheKey
 
-AT_ONCE = 16  # images of an evaluation's batch at most
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
 META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 
 def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Config:
-    """``config`` (of ``probes.detection.probe``) on features that are kept in ``dtype``."""
-    preprocess = config.model.data_preprocessor
-    stack = {
-        "type": "StackDetFeatures", "pad_mask": preprocess.pad_mask, "pad_size_divisor": preprocess.pad_size_divisor,
-    }  # fmt: skip
+    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are kept in ``dtype``."""
     train, val = (
         {"flip": 0.0 if loader.dataset.get("test_mode") else flip}
         for loader in (config.train_dataloader, config.val_dataloader)
     )
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
     return on_kept_features(
-        config, dtype, device, "CachedInstances", train=train, val=val, stack=stack, at_once=AT_ONCE
+        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor, at_once=1
     )
 
 
@@ -80,6 +71,14 @@ class CachedInstances(FeatureDataset):
     def dropped_empty(self) -> int:
         return self.source.dropped_empty
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of an image as the backbone sees it, within its padding."""
+        return self.source.shape(index)
+
+    def arrange(self, order: np.ndarray, drawn: int) -> np.ndarray:
+        """See ``CocoInstances``."""
+        return self.source.arrange(order, drawn)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         packed = self.source[index]
         sample = packed["data_samples"]
@@ -97,12 +96,7 @@ class CachedInstances(FeatureDataset):
             pipelines = [
                 Compose([*self.image_only[:-1], *flip[flipped], self.image_only[-1]]) for flipped in self.flips
             ]
-        resize = part_of(self.image_only, "Resize")
-        scale = tuple(resize["scale"])
-        sizes: list[tuple[int, int]] = []
-        for info in infos:
-            fitted = mmcv.rescale_size(image_size(info["img_path"]), scale) if resize["keep_ratio"] else scale
-            sizes += [fitted[::-1]] * len(self.flips)
+        sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
 
         def load(item: int) -> dict[str, Any]:
             index, flipped = divmod(item, len(self.flips))
@@ -114,27 +108,3 @@ class CachedInstances(FeatureDataset):
             {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}, self.dtype,
             about=self.name, device=device, workers=workers, progress=progress, cost=cost,
         )  # fmt: skip
-
-
-@MODELS.register_module()
-@probes.runner.bridge.mmdet.registry.MODELS.register_module()
-class StackDetFeatures(DetDataPreprocessor):
-    """In the place of ``DetDataPreprocessor``: a batch of kept maps to the device, padded with zeros at the right and
-    the bottom to the largest, and what mmdet's heads ask of the samples."""
-
-    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        data = self.cast_data({"inputs": [list(maps) for maps in data["inputs"]], "data_samples": data["data_samples"]})
-        samples = data["data_samples"]
-        shape = tuple(max(sample.pad_shape[side] for sample in samples) for side in (0, 1))
-        for sample in samples:
-            sample.set_metainfo({"batch_input_shape": shape})
-        samplelist_boxtype2tensor(samples)
-        if self.pad_mask and training:
-            self.pad_gt_masks(samples)
-        return {"inputs": tuple(stacked(maps) for maps in data["inputs"]), "data_samples": samples}
-
-
-def stacked(maps: Sequence[Tensor]) -> Tensor:
-    """(C, h, w) maps of several sizes → (N, C, H, W) of the largest, zeros at the right and the bottom."""
-    height, width = (max(one.shape[side] for one in maps) for side in (1, 2))
-    return torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in maps])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
 from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
 
 # isort: split
+import mmcv
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS
 from pycocotools import mask as mask_api
+from torch.utils.data import Sampler
 
 from backbones.errors import UserError
-from probes.detection.matches import add_matches
+from probes.detection.matches import add_matches, results_of
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``
 STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -55,9 +58,12 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
 class CocoInstances(CocoDataset):
     """mmdet's ``CocoDataset`` on chosen images.
 
+    In ``test_mode`` images come in the order of their resized shapes, so that neighbours can be evaluated together.
+
     Args:
         image_ids: keep only these images of the file; None keeps all.
         drop_empty: leave out images without an object that is not a crowd (for training).
+        aspect_groups: images of a batch whose images are all upright or all not (see ``arrange``); 0: any order.
         **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 
     Attributes:
@@ -70,9 +76,15 @@ class CocoInstances(CocoDataset):
     COCOAPI = _OrderedCOCO
 
     def __init__(
-        self, *args: Any, image_ids: Sequence[int] | None = None, drop_empty: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        image_ids: Sequence[int] | None = None,
+        drop_empty: bool = False,
+        aspect_groups: int = 0,
+        **kwargs: Any,
     ) -> None:
         self.image_ids, self.drop_empty, self.dropped_empty = image_ids, drop_empty, 0
+        self.aspect_groups = aspect_groups
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -91,7 +103,44 @@ class CocoInstances(CocoDataset):
             self.dropped_empty = len(self.data_list) - len(images)
         if not images:
             raise UserError(f"{self.ann_file} has no image with an object of the classes asked for; check the classes")
-        return images
+        return sorted(images, key=self._resized) if self.test_mode else images
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of an image after the pipeline's ``Resize``."""
+        return self._resized(self.get_data_info(index))
+
+    def _resized(self, image: Mapping[str, Any]) -> tuple[int, int]:
+        size = image["width"], image["height"]
+        for step in self.pipeline.transforms:
+            if hasattr(step, "keep_ratio"):
+                size = mmcv.rescale_size(size, step.scale) if step.keep_ratio else step.scale
+        return size[1], size[0]
+
+    def arrange(self, order: np.ndarray, drawn: int) -> np.ndarray:
+        """One epoch's order of images, so that the images of a batch are all upright or all not: batches need less padding.
+
+        By mmdet's ``AspectRatioBatchSampler``; at an epoch's end what is left is put together. It follows from the order and
+        ``drawn`` alone, so a training that is resumed, or read by other processes, has the same batches.
+
+        Args:
+            order: places of images, each once.
+            drawn: samples drawn before; the first of this epoch complete the batch that was begun.
+        """
+        if not self.aspect_groups:
+            return order
+        begun = -drawn % self.aspect_groups
+        batches = AspectRatioBatchSampler(_InOrder(order[begun:], self), self.aspect_groups)
+        return np.concatenate([order[:begun], *batches]).astype(order.dtype)
+
+
+class _InOrder(Sampler):
+    """Places of images in an order, as mmdet's sampler asks for them."""
+
+    def __init__(self, order: np.ndarray, dataset: CocoInstances) -> None:
+        self.order, self.dataset = order, dataset
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order.tolist())
 
 
 @METRICS.register_module()
@@ -189,11 +238,7 @@ def mean_ap(
     Raises:
         UserError: the images have no object at all.
     """
-    # without its box, a mask result's area is that of its mask; copies, because the evaluator writes into its results
-    left_out = "bbox" if kind == "segm" else "segmentation"
-    detections = [{name: value for name, value in one.items() if name != left_out} for one in detections]
-    predicted = truth.loadRes(detections) if detections else _empty_like(truth)
-    evaluation = COCOeval_faster(truth, predicted, kind, print_function=_silent)
+    evaluation = COCOeval_faster(truth, results_of(truth, detections, kind), kind, print_function=_silent)
     evaluation.params.imgIds = sorted(image_ids)
     evaluation.params.catIds = list(categories)
     evaluation.run()
@@ -202,14 +247,6 @@ def mean_ap(
     if f"{kind}_mAP" not in scored:
         raise UserError(f"the {len(image_ids)} images to evaluate on have no object; there is nothing to score")
     return scored
-
-
-def _empty_like(truth: COCO) -> COCO:
-    """A result without detections (``loadRes`` wants at least one)."""
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
 
 
 def _silent(*_: Any) -> None:

@@ -6,47 +6,15 @@ from these matches alone, without the truth.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_api
+from pycocotools.cocoeval import COCOeval
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-MOST = 100  # detections of a class in an image, COCO's maxDets
-
-
-def match_image(overlaps: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Match the detections of one class in one image as pycocotools' ``COCOeval.evaluateImg`` does (area range "all").
-
-    Args:
-        overlaps: (detections, objects) IoU, detections by falling score; objects that are a crowd come last.
-        crowd: (objects,) bool; a crowd may be matched by many, and its matches are ignored.
-
-    Returns:
-        hits, ignored: (detections, 10) bool, one column for each IoU threshold 0.5, 0.55 … 0.95. A detection that is neither is
-        wrong.
-    """
-    count, objects = overlaps.shape
-    hits, ignored = np.zeros((count, len(THRESHOLDS)), bool), np.zeros((count, len(THRESHOLDS)), bool)
-    if not objects:
-        return hits, ignored
-    free = np.ones((len(THRESHOLDS), objects), bool)
-    limits = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
-    every = np.arange(len(THRESHOLDS))
-    for row in np.flatnonzero(overlaps.max(axis=1) >= THRESHOLDS[0]):
-        fits = (overlaps[row] >= limits) & (free | crowd)
-        single = fits & ~crowd
-        single_found = single.any(axis=1)
-        candidates = np.where(single_found[:, None], single, fits)  # a crowd is taken only where no single object fits
-        found = candidates.any(axis=1)
-        # of equal overlaps pycocotools takes the last
-        best = objects - 1 - np.argmax(np.where(candidates, overlaps[row], -1.0)[:, ::-1], axis=1)
-        free[every[found], best[found]] = False
-        hits[row] = single_found
-        ignored[row] = found & ~single_found
-    return hits, ignored
+BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95
 
 
 def add_matches(
@@ -56,53 +24,47 @@ def add_matches(
     categories: Sequence[int],
     kinds: Sequence[str],
 ) -> np.ndarray:
-    """Write into each detection what it matched, and count the objects.
+    """Write into each detection what pycocotools' ``evalImgs`` say of it (areas of all sizes), and count the objects.
 
     A detection gets ``class`` (place of its category in ``categories``) and, for each kind (``bbox``, ``segm``),
-    ``KIND_hits`` and ``KIND_ignored``: whole numbers whose bit k says so at the k-th IoU threshold. A detection past the
-    hundredth of its class in its image has ``class`` -1: COCO does not look at it.
+    ``KIND_hits`` and ``KIND_ignored``: whole numbers whose bit k says so at the k-th IoU threshold; one that is neither is
+    wrong. A detection past the hundredth of its class in its image has ``class`` -1: COCO does not look at it.
 
     Args:
-        truth: a ``COCO`` of pycocotools or faster-coco-eval.
+        truth: a ``COCO`` of pycocotools or faster-coco-eval; its masks are turned into run-length codes.
         detections: COCO result list, changed in place.
 
     Returns:
         (images, categories) int64: objects that are no crowd, the images in the order of ``image_ids``.
     """
-    places = {category: place for place, category in enumerate(categories)}
-    found: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for one in detections:
-        found[one["image_id"], one["category_id"]].append(one)
+    row_of = {image: row for row, image in enumerate(image_ids)}
+    place_of = {category: place for place, category in enumerate(categories)}
     counts = np.zeros((len(image_ids), len(categories)), np.int64)
-    for row, image in enumerate(image_ids):
-        objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for one in truth.imgToAnns[image]:
-            if one["category_id"] in places:
-                objects[one["category_id"]].append(one)
-        for category, place in places.items():
-            mine = sorted(objects[category], key=lambda one: bool(one.get("iscrowd")))
-            crowd = np.array([bool(one.get("iscrowd")) for one in mine], bool)
-            counts[row, place] = (~crowd).sum()
-            ranked = sorted(found[image, category], key=lambda one: -one["score"])
-            for one in ranked[MOST:]:
-                one["class"] = -1
-            ranked = ranked[:MOST]
-            for one in ranked:
-                one["class"] = place
-            for kind in kinds if ranked else ():
-                hits, ignored = match_image(_overlaps(truth, ranked, mine, kind), crowd)
-                bits = 1 << np.arange(len(THRESHOLDS))
-                for one, hit, left_out in zip(ranked, hits @ bits, ignored @ bits, strict=True):
-                    one[f"{kind}_hits"], one[f"{kind}_ignored"] = int(hit), int(left_out)
+    for one in detections:
+        one["class"] = -1
+    for kind in kinds:
+        with redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, results_of(truth, detections, kind), kind)
+            evaluation.params.imgIds, evaluation.params.catIds = list(image_ids), list(categories)
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.evaluate()
+        for found in filter(None, evaluation.evalImgs):
+            place, ignored = place_of[found["category_id"]], found["dtIgnore"].astype(bool)
+            counts[row_of[found["image_id"]], place] = len(found["gtIgnore"]) - sum(found["gtIgnore"])
+            hits = BITS @ ((found["dtMatches"] > 0) & ~ignored)
+            for identity, hit, left_out in zip(found["dtIds"], hits, BITS @ ignored, strict=True):
+                one = detections[identity - 1]  # results are numbered in their order
+                one |= {"class": place, f"{kind}_hits": int(hit), f"{kind}_ignored": int(left_out)}
     return counts
 
 
-def _overlaps(truth: Any, detections: list[dict[str, Any]], objects: list[dict[str, Any]], kind: str) -> np.ndarray:
-    if not objects:
-        return np.zeros((len(detections), 0))
-    crowd = [int(bool(one.get("iscrowd"))) for one in objects]
-    if kind == "bbox":
-        boxes = [np.array([one["bbox"] for one in side], np.float64) for side in (detections, objects)]
-        return np.asarray(mask_api.iou(*boxes, crowd))
-    codes = [truth.annToRLE(one) for one in objects]
-    return np.asarray(mask_api.iou([one["segmentation"] for one in detections], codes, crowd))
+def results_of(truth: Any, detections: Sequence[dict[str, Any]], kind: str) -> Any:
+    """A COCO result list as an object of ``truth``'s type, without what is of no account for ``kind``: without its box, a mask
+    result's area is that of its mask."""
+    left_out = "bbox" if kind == "segm" else "segmentation"
+    if detections:
+        return truth.loadRes([{name: value for name, value in one.items() if name != left_out} for one in detections])
+    empty = type(truth)()  # ``loadRes`` wants at least one
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty

@@ -7,6 +7,7 @@ from typing import Any
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
+from probes.detection.settings import MaskRCNNSettings, SSDSettings
 from probes.runner.bridge import groups_of
 
 Part = dict[str, Any]
@@ -24,12 +25,14 @@ def preprocessor(backbone: Backbone, masks: bool) -> Part:
     }
 
 
-def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tuple[int, ...], Part, list[float]]:
+def pyramid(
+    backbone: Backbone, finest: int, out_channels: int, extra: int
+) -> tuple[tuple[int, ...], Part, list[float]]:
     """How a detector's levels come from a backbone's maps.
 
     A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any other an FPN over
-    the deepest map of each of its strides from ``finest`` on. Both are ``width`` wide and group-normalised, because the
-    scale of frozen features differs by orders of magnitude from one backbone to the next.
+    the deepest map of each of its strides from ``finest`` on. Both are group-normalised, because the scale of frozen
+    features differs by orders of magnitude from one backbone to the next.
 
     Args:
         finest: nominal stride of the finest level.
@@ -45,7 +48,7 @@ def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tu
         neck = {
             "type": "SimpleFeaturePyramid",
             "in_channels": backbone.channels[-1],
-            "out_channels": width,
+            "out_channels": out_channels,
             "stride": stride,
             "out_strides": nominal,
             "norm": "GN",
@@ -59,47 +62,33 @@ def pyramid(backbone: Backbone, finest: int, width: int, extra: int) -> tuple[tu
     neck = {
         "type": "FPN",
         "in_channels": [backbone.channels[index] for index in indices],
-        "out_channels": width,
+        "out_channels": out_channels,
         "num_outs": len(chosen) + extra,
-        "norm_cfg": group_norm(width),
+        "norm_cfg": group_norm(out_channels),
     }
     return indices, neck, [float(stride) for stride in chosen]
 
 
-def group_norm(width: int) -> Part:
-    return {"type": "GN", "num_groups": groups_of(width), "requires_grad": True}
+def group_norm(out_channels: int) -> Part:
+    return {"type": "GN", "num_groups": groups_of(out_channels), "requires_grad": True}
 
 
-def mask_rcnn(
-    backbone: Backbone,
-    frozen: Part,
-    classes: int,
-    width: int,
-    hidden: int,
-    anchor_scale: float = 8.0,
-    proposals: int = 1000,
-    regions: int = 512,
-    detections: int = 100,
-) -> Part:
+def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNNSettings) -> Part:
     """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) with mmdet's 1x settings.
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
         classes: number of classes.
-        width: channels of the pyramid and of the RPN and mask heads.
-        hidden: width of the box head's two fully connected layers.
-        anchor_scale: side of a square anchor, in strides of its level.
-        proposals: the most that the RPN hands on of an image.
-        regions: of an image that the heads are trained on, a quarter of them with an object.
-        detections: the most that are kept of an image.
+        settings: of which those of the model are read.
     """
-    indices, neck, strides = pyramid(backbone, 4, width, extra=1)
+    out_channels = settings.out_channels
+    indices, neck, strides = pyramid(backbone, 4, out_channels, extra=1)
 
     def extractor(size: int) -> Part:
         return {
             "type": "SingleRoIExtractor",
             "roi_layer": {"type": "RoIAlign", "output_size": size, "sampling_ratio": 0},
-            "out_channels": width,
+            "out_channels": out_channels,
             "featmap_strides": strides,
         }
 
@@ -110,11 +99,11 @@ def mask_rcnn(
         "neck": neck,
         "rpn_head": {
             "type": "RPNHead",
-            "in_channels": width,
-            "feat_channels": width,
+            "in_channels": out_channels,
+            "feat_channels": out_channels,
             "anchor_generator": {
                 "type": "AnchorGenerator",
-                "scales": [anchor_scale],
+                "scales": [settings.anchor_scale],
                 "ratios": [0.5, 1.0, 2.0],
                 "strides": [*strides, 2 * strides[-1]],
             },
@@ -127,8 +116,8 @@ def mask_rcnn(
             "bbox_roi_extractor": extractor(7),
             "bbox_head": {
                 "type": "Shared2FCBBoxHead",
-                "in_channels": width,
-                "fc_out_channels": hidden,
+                "in_channels": out_channels,
+                "fc_out_channels": settings.fc_out_channels,
                 "roi_feat_size": 7,
                 "num_classes": classes,
                 "bbox_coder": _coder(0.1, 0.2),
@@ -140,8 +129,8 @@ def mask_rcnn(
             "mask_head": {
                 "type": "FCNMaskHead",
                 "num_convs": 4,
-                "in_channels": width,
-                "conv_out_channels": width,
+                "in_channels": out_channels,
+                "conv_out_channels": out_channels,
                 "num_classes": classes,
                 "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
             },
@@ -154,36 +143,37 @@ def mask_rcnn(
                 "pos_weight": -1,
                 "debug": False,
             },
-            "rpn_proposal": _proposals(2 * proposals, proposals),
+            "rpn_proposal": _proposals(2 * settings.proposals, settings.proposals),
             "rcnn": {
                 "assigner": _assigner(0.5, 0.5, 0.5, match_low_quality=True),
-                "sampler": _sampler(regions, 0.25, add_truth=True),
+                "sampler": _sampler(settings.rois_per_image, 0.25, add_truth=True),
                 "mask_size": 28,
                 "pos_weight": -1,
                 "debug": False,
             },
         },
         "test_cfg": {
-            "rpn": _proposals(proposals, proposals),
+            "rpn": _proposals(settings.proposals, settings.proposals),
             "rcnn": {
                 "score_thr": 0.05,
                 "nms": {"type": "nms", "iou_threshold": 0.5},
-                "max_per_img": detections,
+                "max_per_img": settings.detections,
                 "mask_thr_binary": 0.5,
             },
         },
     }
 
 
-def ssd(backbone: Backbone, frozen: Part, classes: int, width: int, size: int) -> Part:
-    """SSD (Liu et al., ECCV 2016) on ``size`` × ``size`` images: levels from stride 8 down to a map of one cell.
+def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -> Part:
+    """SSD (Liu et al., ECCV 2016) on square images: levels from stride 8 down to a map of one cell.
 
     The first three levels come from the backbone, each of the others from the one before by a 3×3 convolution of
-    stride 2; a 1×1 convolution with group norm brings all to ``width`` channels. Anchor sizes are those of SSD300 on
+    stride 2; a 1×1 convolution with group norm brings all to ``out_channels`` channels. Anchor sizes are those of SSD300 on
     COCO in proportion to the image: 7 % at the first level, then evenly from 15 % to 87 %.
     """
+    out_channels, size = settings.out_channels, settings.size
     padded = math.ceil(size / backbone.divisor) * backbone.divisor
-    indices, neck, strides = _ssd_maps(backbone, width)
+    indices, neck, strides = _ssd_maps(backbone, out_channels)
     cells = [math.floor(padded / stride) for stride in strides]
     while cells[-1] > 1:
         cells.append(math.ceil(cells[-1] / 2))
@@ -192,10 +182,10 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, width: int, size: int) -
     shares = [0.07, *steps, 1.05]
     mapper = {
         "type": "ChannelMapper",
-        "in_channels": [width] * len(strides) if neck else [backbone.channels[index] for index in indices],
+        "in_channels": [out_channels] * len(strides) if neck else [backbone.channels[index] for index in indices],
         "kernel_size": 1,
-        "out_channels": width,
-        "norm_cfg": group_norm(width),
+        "out_channels": out_channels,
+        "norm_cfg": group_norm(out_channels),
         "num_outs": levels,
     }
     return {
@@ -205,7 +195,7 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, width: int, size: int) -
         "neck": [neck, mapper] if neck else mapper,
         "bbox_head": {
             "type": "PredictingSSDHead",
-            "in_channels": [width] * levels,
+            "in_channels": [out_channels] * levels,
             "num_classes": classes,
             "anchor_generator": {
                 "type": "SSDAnchorGenerator",
@@ -239,9 +229,9 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, width: int, size: int) -
     }
 
 
-def _ssd_maps(backbone: Backbone, width: int) -> tuple[tuple[int, ...], Part | None, list[float]]:
+def _ssd_maps(backbone: Backbone, out_channels: int) -> tuple[tuple[int, ...], Part | None, list[float]]:
     """As ``pyramid``, from stride 8 on; a backbone with several strides needs no neck of its own."""
-    indices, neck, strides = pyramid(backbone, 8, width, extra=0)
+    indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
     return indices, neck if neck["type"] == "SimpleFeaturePyramid" else None, strides
 
 
@@ -250,12 +240,12 @@ def _coder(centre: float, size: float, scaled: bool = True) -> Part:
     return {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": stds}
 
 
-def _assigner(positive: float, negative: float, least: float, match_low_quality: bool) -> Part:
+def _assigner(positive: float, negative: float, minimum: float, match_low_quality: bool) -> Part:
     return {
         "type": "MaxIoUAssigner",
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
-        "min_pos_iou": least,
+        "min_pos_iou": minimum,
         "match_low_quality": match_low_quality,
         "ignore_iof_thr": -1,
     }

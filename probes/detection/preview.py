@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from faster_coco_eval import COCO
-from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as mask_api
+from matplotlib import get_data_path
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, resize
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from backbones.files import replacing
-from probes.pictures import GALLERY, evenly, write_gallery
+from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
 SMALL = 256  # of a picture in the gallery: names must be readable
-GAP = 8
-HEADER = 26
-LEAST_SCORE = 0.3
+SCORE_THRESHOLD = 0.3
 MOST = 10
+FONT = Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
 
-def draw_panel(
+def draw_preview(
     path: Path,
     root: Path,
     ann_file: str,
@@ -33,7 +35,7 @@ def draw_panel(
     detections: Sequence[Mapping[str, Any]],
     masks: bool,
 ) -> Path:
-    """Write the panel as a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and up to 48 of
+    """Write a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and up to 48 of
     them, smaller, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Args:
@@ -52,64 +54,61 @@ def draw_panel(
     for one in detections:
         of_image[one["image_id"]].append(one)
 
-    def drawn(image: int, side: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+    def drawn(image: int, side: int) -> dict[str, np.ndarray]:
         with Image.open(Path(root, images[image])) as opened:
-            picture = opened.convert("RGB")
-        true, found = list(truth.imgToAnns[image]), shown(of_image[image])
-        with_truth = annotate(picture, true, names, colours, masks, side)
-        return picture, with_truth, annotate(picture, found, names, colours, masks, side)
+            picture = pil_to_tensor(opened.convert("RGB"))
+        both = {"truth": list(truth.imgToAnns[image]), "prediction": shown(of_image[image])}
+        found = {"image": resize(picture, _fitting(picture, side), antialias=True)}
+        for role, objects in both.items():
+            inside = [torch.from_numpy(truth.annToMask({"image_id": image, **one})).bool() for one in objects if masks]
+            found[role] = annotate(picture, objects, inside, names, colours, side)
+        return {role: one.permute(1, 2, 0).numpy() for role, one in found.items()}
 
     chosen = [with_objects[place] for place in evenly(len(with_objects), GALLERY)]
-    pictures = (
-        (images[image], dict(zip(("image", "truth", "prediction"), map(np.asarray, drawn(image, SMALL)), strict=True)))
-        for image in chosen
-    )
-    write_gallery(path.with_name("gallery.zip"), pictures, side=SMALL)
-    sheet = _grid([drawn(with_objects[place], SIDE)[1:] for place in evenly(len(with_objects), IMAGES)])
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
-    return path
+    write_gallery(path.with_name("gallery.zip"), ((images[one], drawn(one, SMALL)) for one in chosen), side=SMALL)
+    pairs = [drawn(with_objects[place], SIDE) for place in evenly(len(with_objects), IMAGES)]
+    flat = [pair[role] for pair in pairs for role in ("truth", "prediction")]
+    titles = ("truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)") * min(2, len(pairs))
+    rows = [flat[start : start + 4] for start in range(0, len(flat), 4)]
+    return write_preview(path, titles, rows, side=SIDE)
 
 
 def shown(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The detections worth drawing: the best ten with a score of 0.3 or more, else the best three; best last."""
     ranked = sorted(found, key=lambda one: one["score"])
-    return [one for one in ranked if one["score"] >= LEAST_SCORE][-MOST:] or ranked[-3:]
+    return [one for one in ranked if one["score"] >= SCORE_THRESHOLD][-MOST:] or ranked[-3:]
 
 
 def annotate(
-    picture: Image.Image,
+    picture: Tensor,
     objects: Sequence[Mapping[str, Any]],
+    masks: Sequence[Tensor],
     names: Mapping[int, str],
     colours: Mapping[int, tuple[int, int, int]],
-    masks: bool,
     longest: int = SIDE,
-) -> Image.Image:
-    """``picture``, resized to a longest side of ``longest`` px, with boxes, names, scores and perhaps masks drawn in."""
-    factor = longest / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
-    if masks:
-        for one in objects:
-            if one.get("segmentation"):
-                mask = Image.fromarray(_mask(one["segmentation"], picture.height, picture.width) * 255)
-                inside = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
-                canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(colours[one["category_id"]], np.float32)
-    drawn = Image.fromarray(canvas.round().astype(np.uint8))
-    pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(13 if longest >= SIDE else 10)
-    for one in objects:
-        left, top, width, height = (value * factor for value in one["bbox"])
-        colour = colours[one["category_id"]]
-        pen.rectangle((left, top, left + width, top + height), outline=colour, width=2)
-        words = names[one["category_id"]] + (" (crowd)" if one.get("iscrowd") else "")
-        words += f" {one['score']:.2f}" if "score" in one else ""
-        box = pen.textbbox((0, 0), words, font=font)
-        x = min(max(left, 0), max(drawn.width - box[2] - 4, 0))
-        y = min(max(top - box[3] - 3, 0), drawn.height - box[3] - 3)
-        pen.rectangle((x, y, x + box[2] + 4, y + box[3] + 3), fill=colour)
-        pen.text((x + 2, y + 1), words, fill="black" if sum(colour) > 380 else "white", font=font)
-    return drawn
+) -> Tensor:
+    """``picture`` (3, H, W) uint8, resized to a longest side of ``longest`` px, with boxes, names and scores drawn in, and the
+    ``masks`` (H, W) bool, one for each object, if there are any."""
+    size = _fitting(picture, longest)
+    factor = size[1] / picture.shape[2]
+    drawn = resize(picture, size, antialias=True)
+    paint = [colours[one["category_id"]] for one in objects]
+    for mask, colour in zip(masks, paint, strict=False):  # one by one: where masks overlap torchvision paints black
+        inside = resize(mask[None].float(), size, antialias=True) > 0.5
+        drawn = draw_segmentation_masks(drawn, inside, alpha=0.5, colors=colour)
+    if not objects:
+        return drawn
+    words = [
+        names[one["category_id"]]
+        + (" (crowd)" if one.get("iscrowd") else "")
+        + (f" {one['score']:.2f}" if "score" in one else "")
+        for one in objects
+    ]
+    boxes = torch.tensor([[x, y, x + width, y + height] for x, y, width, height in (one["bbox"] for one in objects)])
+    return draw_bounding_boxes(
+        drawn, boxes * factor, words, paint, width=2, font=str(FONT), font_size=12 if longest >= SIDE else 9,
+        fill_labels=True, label_colors=["black" if sum(colour) > 380 else "white" for colour in paint],
+    )  # fmt: skip
 
 
 def colour_of(place: int, count: int) -> tuple[int, int, int]:
@@ -119,30 +118,6 @@ def colour_of(place: int, count: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Polygons or run-length code → (height, width) uint8 of 0 and 1."""
-    if isinstance(segmentation, list):
-        code = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = mask_api.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return mask_api.decode(code)
-
-
-def _grid(pairs: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Two pairs in a row, each picture in a square of 400 px, with a heading for each column."""
-    rows = [[picture for pair in pairs[start : start + 2] for picture in pair] for start in range(0, len(pairs), 2)]
-    columns = max((len(row) for row in rows), default=2)
-    heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, HEADER + sum(heights) + GAP * (len(rows) + 1)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column in range(columns):
-        words = f"prediction (score {LEAST_SCORE} and more, or the best 3)" if column % 2 else "truth"
-        pen.text((GAP + column * (SIDE + GAP), 7), words, fill="black", font=ImageFont.load_default(15))
-    top = HEADER + GAP
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (GAP + column * (SIDE + GAP), top))
-        top += height + GAP
-    return sheet
+def _fitting(picture: Tensor, longest: int) -> list[int]:
+    height, width = picture.shape[-2:]
+    return [max(1, round(side * longest / max(height, width))) for side in (height, width)]

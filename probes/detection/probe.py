@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Part = dict[str, Any]  # of a config
 # orientation tags are ignored: annotations lie over the stored pixels, as is checked when a dataset is prepared
 LOAD: Part = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
+OWN_MODULES = (
+    "probes.detection.coco",
+    "probes.detection.per_shape",
+    "probes.detection.ssd_head",
+    "probes.runner.batches",
+)
+AT_ONCE = 16  # images of an evaluation's batch at most
 META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 
 
@@ -31,7 +38,7 @@ class DetectionProbe:
     settings_type: type
     metrics: Mapping[str, int]
     kind: Kind = "detection"
-    version: int = 2
+    version: int = 3
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
@@ -53,7 +60,7 @@ class DetectionProbe:
             UserError: dataset and settings do not fit the probe.
             NonFiniteLoss: training broke.
         """
-        from probes.detection.preview import draw_panel
+        from probes.detection.preview import draw_preview
         from probes.runner.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
@@ -77,7 +84,7 @@ class DetectionProbe:
                 "class_objects": scores.class_objects,
             },
             detections=scores.detections,
-            panel=draw_panel(
+            panel=draw_preview(
                 context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
             ),
             config=trained.config,
@@ -91,8 +98,8 @@ class DetectionProbe:
             notes.append(
                 f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
             )
-        if holes := [name for name in self.metrics if name not in metrics]:
-            notes.append(f"val has no object of that size, so there is no {', '.join(holes)}")
+        if missing := [name for name in self.metrics if name not in metrics]:
+            notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
         return notes
 
 
@@ -101,6 +108,8 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     from mmengine.config import Config
 
     from probes.detection import coco, models, ssd_head  # noqa: F401 - two register what the config names
+    from probes.detection.per_shape import per_shape
+    from probes.runner import batches  # noqa: F401 - as does this
 
     data, backbone = context.data, context.backbone
     settings: DetectionSettings = context.settings
@@ -108,16 +117,18 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
         raise UserError(f"{probe.name} takes {probe.settings_type.__name__}, not {type(settings).__name__}")
     frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
     if isinstance(settings, MaskRCNNSettings):
-        model = models.mask_rcnn(
-            backbone, frozen, len(data.classes), settings.width, settings.hidden, settings.anchor_scale,
-            settings.proposals, settings.regions, settings.detections,
-        )  # fmt: skip
+        model = models.mask_rcnn(backbone, frozen, len(data.classes), settings)
         train, test = _mask_rcnn_pipelines(settings)
+        grouped, largest = settings.aspect_ratio_groups, settings.short_side * settings.long_side
     else:
         assert isinstance(settings, SSDSettings)
-        model = models.ssd(backbone, frozen, len(data.classes), settings.width, settings.size)
+        model = models.ssd(backbone, frozen, len(data.classes), settings)
         train, test = _ssd_pipelines(settings, [255 * value for value in backbone.data.mean])
+        grouped, largest = False, settings.size**2
     train_set, val_set = coco_set(data, "train", train), coco_set(data, "val", test)
+    train_set |= {"drop_empty": True, "aspect_groups": settings.batch_size if grouped else 0}
+    # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few small ones
+    room = settings.batch_size * largest if context.device.type == "cuda" else 0
     evaluator = {
         "type": "CocoMeanAP",
         "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
@@ -125,22 +136,27 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     }
     config = Config(
         {
-            "custom_imports": {"imports": ["probes.detection.coco", "probes.detection.ssd_head"]},
+            "custom_imports": {"imports": list(OWN_MODULES)},
             "default_scope": "mmdet",
             "model": model,
-            "train_dataloader": {"batch_size": settings.batch_size, "dataset": {**train_set, "drop_empty": True}},
-            "val_dataloader": {"batch_size": 1, "dataset": {**val_set, "test_mode": True}},
+            "train_dataloader": {"batch_size": settings.batch_size, "dataset": train_set},
+            "val_dataloader": {"dataset": {**val_set, "test_mode": True}},
             "val_evaluator": evaluator,
             "optim_wrapper": _optimizer(settings),
             "param_scheduler": _schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
         }
     )
-    if settings.cache == "none":
-        return config
-    from probes.detection.cache import cached
+    if settings.cache != "none":
+        from probes.detection.cache import cached
 
-    return cached(config, settings.cache, settings.flip, context.device)
+        config = cached(config, settings.cache, settings.flip, context.device)
+    config.model = per_shape(config.model)
+    config.val_dataloader |= {
+        "batch_size": AT_ONCE,
+        "batch_sampler": {"type": "SameShapeBatches", **({"pixels": room} if room else {})},
+    }
+    return config
 
 
 def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
@@ -184,7 +200,7 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
         {"type": "Expand", "mean": fill, "to_rgb": True, "ratio_range": (1, 4)},
         {"type": "MinIoURandomCrop", "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9), "min_crop_size": 0.3},
     ]
-    colours = [
+    color_jitter = [
         {
             "type": "PhotoMetricDistortion",
             "brightness_delta": 32,
@@ -199,7 +215,7 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
         *(zoom if settings.augment else []),
         resize,
         {"type": "RandomFlip", "prob": settings.flip},
-        *(colours if settings.augment else []),
+        *(color_jitter if settings.augment else []),
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "PackDetInputs"},
     ]

@@ -21,11 +21,10 @@ class DetectionSettings:
             to 0.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
         flip: probability of a horizontal flip in training.
-        width: channels of the pyramid and the heads.
+        out_channels: of the pyramid and the heads.
         precision: of the frozen backbone, ``fp32`` or ``bf16``; what is trained is in fp32.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each image (and its
-            mirror image) once and keeps its maps in this precision. Then each image is padded to the backbone's divisor
-            and encoded alone, and maps of a batch are padded with zeros to the largest.
+            mirror image) once and keeps its maps in this precision.
     """
 
     protocol: str = "own"
@@ -37,7 +36,7 @@ class DetectionSettings:
     warmup: float = 0.01
     clip_norm: float = 10.0
     flip: float = 0.5
-    width: int = 256
+    out_channels: int = 256
     precision: str = "fp32"
     cache: str = "none"
 
@@ -51,7 +50,7 @@ class DetectionSettings:
             "warmup": (0 <= self.warmup < 1, "a share below 1"),
             "clip_norm": (self.clip_norm >= 0, "0 or more"),
             "flip": (0 <= self.flip <= 1, "a probability"),
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "width")},
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "out_channels")},
         }
         for name, (right, wanted) in checks.items():
             _must(name, getattr(self, name), right, wanted)
@@ -63,20 +62,22 @@ class MaskRCNNSettings(DetectionSettings):
 
     Attributes:
         short_side, long_side: images are resized, keeping their shape, until one of these is met, pixels.
-        hidden: width of the box head's fully connected layers.
+        fc_out_channels: of the box head's fully connected layers.
         anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32 pixels.
         proposals: the most that the RPN hands on of an image.
-        regions: of an image that the heads are trained on.
+        rois_per_image: regions of an image that the heads are trained on, a quarter of them with an object.
         detections: the most that are kept of an image (COCO: 100). Small pictures with few objects need fewer of all three.
+        aspect_ratio_groups: images of a training batch are all upright or all not (mmdet's ``AspectRatioBatchSampler``).
     """
 
     short_side: int = 800
     long_side: int = 1333
-    hidden: int = 1024
+    fc_out_channels: int = 1024
     anchor_scale: float = 8.0
     proposals: int = 1000
-    regions: int = 512
+    rois_per_image: int = 512
     detections: int = 100
+    aspect_ratio_groups: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +88,7 @@ class MaskRCNNSettings(DetectionSettings):
             self.short_side <= self.long_side <= MOST_PIXELS,
             f"short_side to {MOST_PIXELS}",
         )
-        for name in ("hidden", "proposals", "regions", "detections"):
+        for name in ("fc_out_channels", "proposals", "rois_per_image", "detections"):
             _must(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _must("anchor_scale", self.anchor_scale, self.anchor_scale > 0, "above 0")
 
@@ -98,7 +99,7 @@ class SSDSettings(DetectionSettings):
 
     Attributes:
         size: images are resized to size × size pixels, whatever their shape.
-        augment: SSD's own augmentation (zoom out, crops by overlap, colours) on top of the flip.
+        augment: SSD's own augmentation (zoom out, crops by overlap, color jitter) on top of the flip.
     """
 
     max_iters: int = 120_000

@@ -34,6 +34,7 @@ from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError, nearest
 from backbones.files import canonical
 from probes.detection import models
+from probes.detection.settings import MaskRCNNSettings as DetectorSettings
 from probes.runner import bridge
 
 bridge.install()
@@ -51,27 +52,25 @@ class MaskRCNNSettings(FitSettings):
     Attributes (besides those of ``FitSettings``):
         size: short side of its input in pixels. Training data are read at ``size`` and square.
         encoder, pretrained: timm backbone, as in ``UNet``.
-        width, hidden: channels of the pyramid and heads; of the box head's two layers.
-        anchor: side of the anchors in strides of their level (8 in the paper; smaller for small pictures).
-        regions, proposals: regions of an image that the heads learn from, and that they look at; fewer are faster.
+        out_channels, fc_out_channels, anchor_scale, proposals, rois_per_image: see ``probes.detection.settings``.
         mask_convs: 3×3 convolutions of the mask head.
-        score: instances of at least this score are labelled.
-        doubt: where the best instance has a score between ``doubt`` and ``score``, the pixel is ignored; below it is
-            background.
+        score_threshold: instances of at least this score are labelled.
+        ignore_threshold: where the best instance has a score between this and ``score_threshold``, the pixel is ignored;
+            below it is background.
     """
 
     batch_size: int = 16
     size: int = 800
     encoder: str = "tf_efficientnet_lite0"
     pretrained: bool = True
-    width: int = 256
-    hidden: int = 1024
-    anchor: float = 8.0
-    regions: int = 512
+    out_channels: int = 256
+    fc_out_channels: int = 1024
+    anchor_scale: float = 8.0
+    rois_per_image: int = 512
     proposals: int = 1000
     mask_convs: int = 4
-    score: float = 0.5
-    doubt: float = 0.2
+    score_threshold: float = 0.5
+    ignore_threshold: float = 0.2
 
 
 class MaskRCNN(Expert):
@@ -140,8 +139,8 @@ class MaskRCNN(Expert):
             found.scores.cpu().numpy(),
             found.labels.cpu().numpy() + 1,
             size,
-            self.settings.score,
-            self.settings.doubt,
+            self.settings.score_threshold,
+            self.settings.ignore_threshold,
         )
 
     def train_on(
@@ -184,19 +183,24 @@ class MaskRCNN(Expert):
 
 
 def merge(
-    masks: np.ndarray, scores: np.ndarray, classes: np.ndarray, size: tuple[int, int], score: float, doubt: float
+    masks: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    size: tuple[int, int],
+    score_threshold: float,
+    ignore_threshold: float,
 ) -> np.ndarray:
     """Instances → one hard class map (H, W) uint8: each pixel is its surest instance's.
 
     Args:
         masks: (N, H, W) bool. scores: (N,) in [0, 1]. classes: (N,) 1 … .
-        score, doubt: a pixel whose surest instance has at least ``score`` is of its class, at least ``doubt`` is ignored
-            (255), and with less, or without any instance, is background (0).
+        score_threshold, ignore_threshold: a pixel whose surest instance has at least the first is of its class, at least
+            the second is ignored (255), and with less, or without any instance, is background (0).
     """
     merged = np.zeros(size, np.uint8)
     for place in np.argsort(scores, kind="stable"):
-        if scores[place] >= doubt:
-            merged[masks[place]] = classes[place] if scores[place] >= score else IGNORE
+        if scores[place] >= ignore_threshold:
+            merged[masks[place]] = classes[place] if scores[place] >= score_threshold else IGNORE
     return merged
 
 
@@ -229,12 +233,10 @@ def own_config(settings: MaskRCNNSettings, classes: int) -> dict[str, Any]:
         data=DataConfig((settings.size, settings.size), _three(mean), _three(std)),
     )
     backbone = {"type": "TrainedEncoder", "encoder": settings.encoder}
-    config = models.mask_rcnn(like, backbone, classes, settings.width, settings.hidden)
-    config["rpn_head"]["anchor_generator"]["scales"] = [settings.anchor]
+    names = ("out_channels", "fc_out_channels", "anchor_scale", "proposals", "rois_per_image")
+    sizes = DetectorSettings(**{name: getattr(settings, name) for name in names})
+    config = models.mask_rcnn(like, backbone, classes, sizes)
     config["roi_head"]["mask_head"]["num_convs"] = settings.mask_convs
-    config["train_cfg"]["rcnn"]["sampler"]["num"] = settings.regions
-    for proposals in (config["train_cfg"]["rpn_proposal"], config["test_cfg"]["rpn"]):
-        proposals |= {"nms_pre": settings.proposals, "max_per_img": settings.proposals}
     return config
 
 
@@ -282,7 +284,7 @@ def _batch(
         indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
     )
     images = warp_images(data.images[torch.from_numpy(indices)], geometry, size) / 255
-    images = jitter(images, settings.colour, np.random.default_rng([seed, 1, step])) * 255
+    images = jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])) * 255
     samples = []
     for row, index in enumerate(indices):
         truth = instances[index]

@@ -55,7 +55,8 @@ class SeededDraws(Dataset):
         epoch, place = divmod(draw, len(self.dataset))
         if self._order[0] != epoch:
             generator = np.random.default_rng(seed_of("order", self.seed, epoch))
-            self._order = epoch, generator.permutation(len(self.dataset))
+            order, arrange = generator.permutation(len(self.dataset)), getattr(self.dataset, "arrange", None)
+            self._order = epoch, arrange(order, epoch * len(order)) if arrange else order
         return int(self._order[1][place])
 
     def __getitem__(self, draw: int) -> Any:

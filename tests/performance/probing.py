@@ -121,7 +121,7 @@ def detection(images: int = 16, epochs: int = 4, side: int = 224, model: str = M
 
     settings = {
         "short_side": side, "long_side": side, "batch_size": 4, "max_iters": epochs * images // 4, "flip": 0.0,
-        "width": 32, "hidden": 64, "cache": "fp16",
+        "out_channels": 32, "fc_out_channels": 64, "cache": "fp16",
     }  # fmt: skip
     return against_stock(
         f"Mask R-CNN probe, {images} images, {epochs} epochs at {side} px: ours against mmdet's Runner",

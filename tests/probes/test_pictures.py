@@ -13,6 +13,7 @@ from PIL import Image
 from backbones.errors import UserError
 from probes.pictures import (
     GAP,
+    HEAD,
     IGNORED,
     UNKNOWN,
     class_legend,
@@ -23,7 +24,7 @@ from probes.pictures import (
     palette,
     scale_bar,
     write_gallery,
-    write_panel,
+    write_preview,
 )
 
 
@@ -69,15 +70,16 @@ def test_the_grid_has_each_picture_in_its_place(tmp_path):
     red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     tall = np.full((512, 256, 3), (255, 0, 255), np.uint8)
     rows = [[red, green], [blue, tall]]
-    path = write_panel(tmp_path / "panel.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
+    path = write_preview(tmp_path / "panel.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
-    places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
-    second = 28 + 20 + 128 + GAP + 20
-    places |= {(second + 20, GAP + 128): blue, (second + 200, 2 * GAP + 256 + 64): tall}
+    row = 20 + 256 + GAP  # all tiles are as large as the largest
+    assert sheet.shape[:2] == (HEAD + GAP + 2 * row + 28 + GAP, 2 * 256 + 3 * GAP)
+    top = HEAD + GAP + 20
+    places = {(top + 64, GAP + 128): red, (top + 64, 2 * GAP + 256 + 128): green}
+    places |= {(top + row + 20, GAP + 128): blue, (top + row + 200, 2 * GAP + 256 + 128): tall}
     for place, picture in places.items():
         assert sheet[place].tolist() == picture[0, 0].tolist()
-    assert (sheet[:28] < 100).any() and (sheet[28:48, :60] < 150).any()  # titles and captions
+    assert (sheet[:HEAD] < 100).any() and (sheet[HEAD + GAP : top, :60] < 150).any()  # titles and captions
 
 
 def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
@@ -101,8 +103,8 @@ def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
     assert evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
 
 
-def test_a_panel_that_cannot_be_written_is_a_users_error(tmp_path):
+def test_a_preview_that_cannot_be_written_is_a_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_panel(tmp_path / "file" / "panel.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
+        write_preview(tmp_path / "file" / "panel.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -170,10 +170,10 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=maps.shape[-1] > size[-1])
 
 
-def hard_classes(scores: Tensor, least: float, ignore: int) -> np.ndarray:
-    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below ``least``."""
+def hard_classes(scores: Tensor, score_threshold: float, ignore: int) -> np.ndarray:
+    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below ``score_threshold``."""
     best, index = scores.max(1)
-    labels = torch.where(best >= least, index, ignore).cpu().numpy()
+    labels = torch.where(best >= score_threshold, index, ignore).cpu().numpy()
     return labels.astype(np.uint8 if ignore == IGNORE else np.uint16)
 
 

@@ -36,7 +36,7 @@ class FitSettings:
         lr: peak learning rate of AdamW; warmed up over the first tenth, then a cosine to 0.
         weight_decay: of AdamW.
         crop_scale: share of the image that a random crop keeps, by area.
-        colour: strength of the colour augmentation (0: none): what carries an expert over to another domain.
+        color_jitter: strength of the colour augmentation (0: none): what carries an expert over to another domain.
     """
 
     epochs: float = 30.0
@@ -44,12 +44,12 @@ class FitSettings:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    colour: float = 0.4
+    color_jitter: float = 0.4
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
             raise UserError("epochs, batch_size and lr of an expert must be above 0")
-        for name in ("size", "width", "fusion", "hidden"):  # of those that have them
+        for name in ("size", "width", "fusion", "out_channels", "fc_out_channels"):  # of those that have them
             if isinstance(value := getattr(self, name, 1), int) and value < 1:
                 raise UserError(f"{name} of an expert must be at least 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -186,7 +186,7 @@ def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tupl
     rows = torch.from_numpy(indices)
     images = warp_images(data.images[rows], geometry, size) / 255
     target = _WARP[data.task](list(data.target[rows]), geometry, size)
-    return jitter(images, settings.colour, np.random.default_rng([seed, 1, step])), target
+    return jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])), target
 
 
 def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tensor:

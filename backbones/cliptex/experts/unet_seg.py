@@ -22,7 +22,7 @@ from backbones.cliptex.protocols import Progress, RunLog
 
 @dataclass(frozen=True)
 class UNetSegSettings(FitSettings):
-    """Attributes (besides those of ``FitSettings``): ``size``: side of its square input in pixels; ``least``: pixels
+    """Attributes (besides those of ``FitSettings``): ``size``: side of its square input in pixels; ``score_threshold``: pixels
     whose likeliest class has a lower probability are ignored; ``balance``: 0 counts every pixel alike, 1 every class, as
     often as it is seen to the power of -balance; the rest as in ``UNet``."""
 
@@ -31,7 +31,7 @@ class UNetSegSettings(FitSettings):
     pretrained: bool = True
     width: int = 32
     stride: int = 2
-    least: float = 0.5
+    score_threshold: float = 0.5
     balance: float = 0.0
 
 
@@ -64,7 +64,7 @@ class UNetSeg(Expert):
         size = images.shape[-2:]
         inner = resize(images.to(self.device).float() / 255, scaled(size, self.settings.size))
         scores = resize(self.net(inner), size).softmax(1)
-        return {"seg": hard_classes(scores, self.settings.least, self.ignore_index)}
+        return {"seg": hard_classes(scores, self.settings.score_threshold, self.ignore_index)}
 
     def train_on(
         self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None

@@ -91,7 +91,7 @@ def slopes(tmp_path_factory):
 
 
 def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes, tmp_path):
-    settings = {**toy_experts.SMALL_UNET, "epochs": 20.0, "batch_size": 8, "lr": 3e-3, "colour": 0.0}
+    settings = {**toy_experts.SMALL_UNET, "epochs": 20.0, "batch_size": 8, "lr": 3e-3, "color_jitter": 0.0}
     made = train_expert("nll-angmf", slopes, tmp_path / "e", settings=settings, log=Silent(), progress=Silent())
     assert made["axes"] == AXES
     (expert,) = load_experts([f"nll-angmf={tmp_path / 'e'}"])

@@ -327,7 +327,7 @@ TRAINED = {
 def test_training_learns_and_is_kept(name, tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=32, val=8)
     changes, metric, goal, sign = TRAINED[name]
-    settings = {**toy_experts.SETTINGS[name], "batch_size": 8, "colour": 0.1, **changes}
+    settings = {**toy_experts.SETTINGS[name], "batch_size": 8, "color_jitter": 0.1, **changes}
     found = train_expert(name, root, tmp_path / "out", settings=settings, seed=1, **QUIET)
     assert sign * found["accuracy"][metric] > sign * goal, found["accuracy"]
     (expert,) = load_experts([f"{name}={tmp_path / 'out'}"])

@@ -16,8 +16,9 @@ from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 from tests.backbones.cliptex import toy_experts
 
 SMALL = {
-    "size": 64, "encoder": "resnet10t", "pretrained": False, "width": 16, "hidden": 32, "anchor": 4.0, "regions": 16,
-    "proposals": 50, "mask_convs": 1, "batch_size": 8, "colour": 0.1, "crop_scale": (0.9, 1.0),
+    "size": 64, "encoder": "resnet10t", "pretrained": False, "out_channels": 16, "fc_out_channels": 32,
+    "anchor_scale": 4.0, "rois_per_image": 16, "proposals": 50, "mask_convs": 1,
+    "batch_size": 8, "color_jitter": 0.1, "crop_scale": (0.9, 1.0),
 }  # fmt: skip
 
 

@@ -59,10 +59,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
             for path in root.glob("SegmentationClass*/*.png"):  # labels that every dataset of this layout has
                 make.save(path, np.zeros((40, 48), np.uint8))
             for file in spec.annotations.values() if spec.kind == "detection" else ():
-                content = json.loads((root / file).read_text())
-                content["categories"] = [{"id": i, "name": name} for i, name in enumerate(spec.classes, start=1)]
+                content, names = json.loads((root / file).read_text()), spec.class_names(root)
+                content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
                 for one in content["annotations"]:
-                    one["category_id"] = 1 + one["id"] % len(spec.classes)
+                    one["category_id"] = 1 + one["id"] % len(names)
                 (root / file).write_text(json.dumps(content))
             samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
             made[spec.name] = PreparedDataset(spec, root, samples, partial=True)

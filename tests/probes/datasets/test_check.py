@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import probes.datasets.shipped  # noqa: F401
 from backbones.errors import UserError
 from probes.datasets import check
-from probes.datasets.check import place, prepare, survey
+from probes.datasets.check import place, prepare
+from probes.datasets.survey import survey
 from probes.registry import DATASETS
 from tests.probes.datasets import make
 
@@ -93,13 +94,13 @@ def test_any_changed_byte_changes_the_fingerprint(tmp_path, name):
     assert prepare(spec, root, partial=True).fingerprint != before
 
 
-def test_whole_or_partial(tmp_path):
+def test_complete_or_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 3})
     root = make.make_voc(tmp_path, 4, 3)
     assert not prepare(spec, root).partial
     assert not prepare(spec, root, partial=True).partial
     (root / "JPEGImages/2007_000005.jpg").unlink()
-    message = refused("not whole", spec, root)
+    message = refused("not complete", spec, root)
     assert "train 4 of 4, val 2 of 3" in message
     assert "JPEGImages/2007_000005.jpg" in message
     assert "--partial" in message
@@ -383,7 +384,7 @@ def test_survey(tmp_path):
     assert rows["voc"].state == "partial"
     assert rows["voc"].found == {"train": 4, "val": 3}
     assert rows["voc"].expected == {"train": 1464, "val": 1449}
-    assert rows["camvid"].state == "whole"
+    assert rows["camvid"].state == "available" and "no official counts" in rows["camvid"].message
     assert rows["nyu-depth"].state == "partial"
     assert rows["nyu-normal"].state == "broken"
     assert "normals/test is missing" in rows["nyu-normal"].message
@@ -393,11 +394,41 @@ def test_survey(tmp_path):
         survey(None, {"camvid": tmp_path / "nowhere"})
 
 
+def test_a_survey_says_what_a_newcomer_should_know(tmp_path):
+    import benchmark.mini.datasets  # noqa: F401  registers
+
+    make.make_coco(tmp_path / "coco")
+    make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
+    voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
+    rows = {row.name: row for row in survey(tmp_path, {})}
+    assert not [name for name in rows if name.startswith("mini-")], "made by their suite, not found among a user's data"
+    assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
+    assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
+    assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
+    (row,) = (row for row in survey(tmp_path, {}, full=True) if row.name == "flickr8k")
+    assert row.state == "partial" and row.found == {"train": 0, "val": 3}
+
+
+def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
+    """The second as mmseg's converter lays it out: flat names of scenes, a file each."""
+    spec, root = DATASETS["nyu-depth"], make.make_nyu(tmp_path, 3, 3)
+    assert prepare(spec, root, partial=True).spec.expected == {"train": 795, "val": 654}
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        source = root / folder / f"train/nyu_0000.{suffix}"
+        for number in range(797):
+            source.with_name(f"kitchen_0028b_{number:05d}.{suffix}").write_bytes(source.read_bytes())
+    refused("train 800 of 24231, val 3 of 654", spec, root)
+    data = prepare(spec, root, partial=True)
+    assert len(data.samples["train"]) == 800 and data.spec.extra["train_list"] == "24,231 raw frames"
+    (row,) = (row for row in survey(None, {"nyu-depth": root}) if row.name == "nyu-depth")
+    assert row.expected["train"] == 24231 and "24,231 raw frames" in row.message
+
+
 def test_a_full_survey_decodes(tmp_path):
     root = make.make_camvid(tmp_path / "camvid")
     make.truncate(root / "images/train/frame_train_00002.jpg")
     row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
-    assert row.state == "whole"
+    assert row.state == "available"
     assert "frame_train_00002.jpg" in row.message
     make.save(root / "annotations/val/frame_val_00000.png", np.full((40, 48), 200, np.uint8))
     row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
@@ -439,4 +470,4 @@ def test_real_subsets_are_sound(name, folder, counts):
         pytest.skip("another subset of the data")
     assert data.skipped == ()
     if spec.expected:
-        refused("not whole", spec, root)
+        refused("not complete", spec, root)

@@ -131,8 +131,8 @@ def test_depth_uses_the_eigen_crop_as_mmseg_does():
 
 
 def test_a_perfect_depth_map():
-    truth = np.linspace(1, 5, 20)
-    assert depth_scores(truth, truth) == {
+    truth = torch.linspace(1, 5, 20)
+    assert {name: value.item() for name, value in depth_scores(truth, truth, truth > 0).items()} == {
         "abs_rel": 0, "rmse": 0, "log10": 0, "delta1": 100, "delta2": 100, "delta3": 100,
     }  # fmt: skip
 
@@ -173,27 +173,32 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
         errors.append(np.degrees(np.arccos(np.clip((unit * truth).sum(axis=0), -1, 1)))[valid])
     pooled = np.concatenate(errors)
     assert scores["normal_mean"] == pytest.approx(pooled.mean(), abs=1e-4)
-    low, high = np.sort(pooled)[[(pooled.size - 1) // 2, pooled.size // 2]]
-    assert low - 0.0051 <= scores["normal_median"] <= high + 0.0051
+    assert scores["normal_median"] == pytest.approx(np.median(pooled), abs=3e-5)
+    assert scores["normal_image_mean"] == pytest.approx(np.mean([error.mean() for error in errors]), abs=1e-4)
     for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
         assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
-    assert metric.per_image["normal_median"][1] == pytest.approx(np.median(errors[1]), abs=1e-4)
     assert metric.per_image["pixels"].sum() == pooled.size
+    counts = metric.per_image["error_histogram"]
+    assert counts.shape == (3, 1800) and (counts.sum(axis=1) == [error.size for error in errors]).all()
+    assert (np.cumsum(counts[1])[[299, 1199]] == [(errors[1] < 30).sum(), (errors[1] < 120).sum()]).all()
     # a second evaluation starts from nothing
     assert normals(predictions, truths, metric)[1] == scores
 
 
 def test_small_angles_are_exact():
     angle = np.radians(0.001)
-    assert angles(np.array([[np.sin(angle)], [0], [np.cos(angle)]]), np.array([[0], [0], [1.0]]))[0] == pytest.approx(
-        1e-3
-    )
-    assert angles(np.array([[0], [0], [-2.0]]), np.array([[0], [0], [1.0]]))[0] == pytest.approx(180)
+    turned, up = torch.tensor([[np.sin(angle)], [0], [np.cos(angle)]]), torch.tensor([[0], [0], [1.0]])
+    assert angles(turned, up).item() == pytest.approx(1e-3)
+    assert angles(torch.tensor([[0], [0], [-2.0]]), up).item() == pytest.approx(180)
 
 
-@given(st.lists(st.floats(0, 180), min_size=1, max_size=50))
-def test_the_histograms_median_is_within_half_a_bin(values):
-    counts = np.bincount((np.array(values) / 0.01).astype(int), minlength=18001)
-    median = np.sort(values)[(len(values) - 1) // 2]
-    assert abs(histogram_median(counts, 0.01) - median) <= 0.00501
-    assert np.isnan(histogram_median(counts * 0, 0.01))
+@given(st.lists(st.floats(0, 179.9), min_size=1, max_size=50))
+def test_the_median_of_a_histogram_is_within_half_a_bin(values):
+    counts = np.bincount((np.array(values) / 0.01).astype(int), minlength=18000)
+    assert abs(histogram_median(counts) - np.median(values)) <= 0.00501
+    assert np.isnan(histogram_median(counts * 0))
+
+
+def test_normals_without_any_truth_have_no_score():
+    metric, scores = normals([np.ones((3, 4, 4))], [np.zeros((3, 4, 4))])
+    assert all(np.isnan(value) for value in scores.values()) and "1 of 1" in metric.notes[0]

@@ -6,11 +6,10 @@ import copy
 import io
 from contextlib import redirect_stdout
 
-import numpy as np
 import pytest
 from pycocotools.cocoeval import COCOeval
 
-from probes.detection.matches import add_matches, match_image
+from probes.detection.matches import add_matches
 from tests.reports.test_average_precision import CATEGORIES, as_coco, scene
 
 
@@ -42,11 +41,18 @@ def test_each_detection_matches_as_in_pycocotools(kind):
 
 
 def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
-    overlaps = np.array([[0.6, 0.9], [0.55, 0.8], [0.1, 0.7]])  # the last object is a crowd
-    hits, ignored = match_image(overlaps, np.array([False, True]))
-    assert hits[:, 0].tolist() == [True, False, False], "the first takes the single object though the crowd fits better"
-    assert ignored[:, 0].tolist() == [False, True, True]
-    assert match_image(np.zeros((2, 0)), np.zeros(0, bool))[0].shape == (2, 10)
+    category = {"id": 3, "name": "a"}
+    boxes = {1: [0, 0, 10, 10], 2: [0, 0, 30, 30]}
+    truth = {"images": [{"id": 1, "height": 40, "width": 40}], "categories": [category], "info": {}, "annotations": [
+        {"id": key, "image_id": 1, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": int(key == 2)}
+        for key, box in boxes.items()]}  # fmt: skip
+    found = [{"image_id": 1, "category_id": 3, "bbox": box, "score": 1 - 0.1 * number}
+             for number, box in enumerate([[0, 0, 10, 8], [0, 0, 10, 9], [9, 9, 12, 12], [25, 25, 10, 10]])]  # fmt: skip
+    assert add_matches(as_coco(truth), found, [1], [3], ("bbox",)).tolist() == [[1]]
+    assert [one["bbox_hits"] & 1 for one in found] == [1, 0, 0, 0], (
+        "the first takes the object, though it is in the crowd"
+    )
+    assert [one["bbox_ignored"] & 1 for one in found] == [0, 1, 1, 0]
 
 
 def test_detections_past_the_hundredth_are_not_looked_at():

@@ -37,9 +37,9 @@ from pycocotools.cocoeval import COCOeval
 
 SETTINGS: dict[str, Any] = {
     "mask-rcnn": MaskRCNNSettings(
-        max_iters=40, batch_size=2, short_side=64, long_side=96, width=32, hidden=64, lr=3e-3
+        max_iters=40, batch_size=2, short_side=64, long_side=96, out_channels=32, fc_out_channels=64, lr=3e-3
     ),
-    "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, width=32, lr=3e-3),
+    "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, out_channels=32, lr=3e-3),
 }
 
 
@@ -277,12 +277,13 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> 
     train, val = DATASETS.build(config.train_dataloader.dataset.dataset), DATASETS.build(config.val_dataloader.dataset)
     for images, training in ((train, True), (val, False)):
         batch = prepare(pseudo_collate([images[0]]), training)
-        assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+        (image,) = batch["inputs"]
+        assert image.shape == (3, 64, 64)  # 40 px, padded to the backbone's divisor
         mean, std = made.backbone.data.mean, made.backbone.data.std
         expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
-        assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
-        assert batch["inputs"][0, :, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
-        assert batch["inputs"][0, :, 63, 63].tolist() == [0, 0, 0]
+        assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+        assert image[:, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
+        assert image[:, 63, 63].tolist() == [0, 0, 0]
         assert batch["data_samples"][0].ori_shape == (40, 40)
 
 
@@ -296,9 +297,10 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
     bridge.share({"name": f"shape-{strides}"}, backbone)
     frozen = {"type": "FrozenBackbone", "name": f"shape-{strides}"}
     init_default_scope("mmdet")
-    config = (
-        models.ssd(backbone, frozen, 3, 16, 100) if name == "ssd" else models.mask_rcnn(backbone, frozen, 3, 16, 16)
-    )
+    if name == "ssd":
+        config = models.ssd(backbone, frozen, 3, SSDSettings(out_channels=16, size=100))
+    else:
+        config = models.mask_rcnn(backbone, frozen, 3, MaskRCNNSettings(out_channels=16, fc_out_channels=16))
     detector = bridge.MODELS.build(ConfigDict(config)).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))
@@ -343,6 +345,6 @@ def test_real_coco_is_read_whole() -> None:
         assert sorted(info["img_path"] for info in images) == sorted(str(real_coco() / s.image) for s in samples[split])
         content = json.loads((real_coco() / spec.annotations[split]).read_text())
         names = {category["id"]: category["name"] for category in content["categories"]}
-        labelled = sorted(coco.CLASSES[one["bbox_label"]] for info in images for one in info["instances"])
+        labelled = sorted(data.classes[one["bbox_label"]] for info in images for one in info["instances"])
         assert len(labelled) > 0.99 * len(content["annotations"])
         assert set(labelled) <= set(names.values())

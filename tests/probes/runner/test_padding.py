@@ -122,8 +122,8 @@ def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
     data = dataclasses.replace(data, samples={split: list(each)[:4] for split, each in data.samples.items()})
     probe = PROBES[f"detection/{name}"]
-    small = {"size": 45} if name == "ssd" else {"short_side": 45, "long_side": 60, "hidden": 16}
-    settings = probe.settings_type(max_iters=2, batch_size=2, width=16, **small)
+    small = {"size": 45} if name == "ssd" else {"short_side": 45, "long_side": 60, "fc_out_channels": 16}
+    settings = probe.settings_type(max_iters=2, batch_size=2, out_channels=16, **small)
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
     sides = {sample.target: side(data.root, sample) for sample in data.samples["val"]}
     assert result.detections

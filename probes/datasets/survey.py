@@ -1,0 +1,111 @@
+"""What ``data check`` says: which datasets are there, how much of them, and what they are good for as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backbones.errors import UserError
+from probes.datasets.base import DatasetSpec, Kind
+from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
+from probes.registry import DATASETS
+
+if TYPE_CHECKING:
+    from probes.base import Progress
+
+UNTRAINED: Mapping[Kind, str] = {"classification": "zero-shot", "image-text": "retrieval"}  # what needs no train split
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``data check``.
+
+    Attributes:
+        state: ``absent``, ``broken`` (no probe can run), ``partial`` (runs with ``--partial``), ``complete`` (the official
+            counts) or ``available`` (there, of a dataset that declares no counts).
+        found, expected: samples by split; ``expected`` is empty for a dataset that declares no counts.
+        message: what is missing or wrong, or what should be known; empty when there is nothing to say.
+    """
+
+    name: str
+    kind: str
+    state: str
+    root: str = ""
+    found: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+    about: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(
+    data_root: Path | None,
+    data_dirs: Mapping[str, Path],
+    *,
+    full: bool = False,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """One row for each registered dataset but those that a suite makes for itself; by names and counts only, or with every
+    sample decoded when ``full``.
+
+    Raises:
+        UserError: a place in ``data_dirs`` is not there, or of no known dataset.
+    """
+    rows = []
+    for spec in DATASETS.read_entry_points().values():
+        if spec.embedded and spec.name not in data_dirs:
+            continue
+        try:
+            root = place(spec, data_root, data_dirs)
+        except UserError as error:
+            if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
+                raise
+            deeper = sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []
+            hint = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else str(error)
+            rows.append(Row(spec.name, spec.kind, "absent", expected=spec.expected, message=hint, about=spec.about))
+            continue
+        spec = spec.adapt(spec, root) if spec.adapt else spec
+        state, found, messages = look_at(spec, root)
+        if full and state != "broken":
+            try:
+                splits = [split for split in SPLITS if found.get(split)]
+                data = prepare(spec, root, splits=splits, partial=True, workers=workers, progress=progress)
+                messages += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
+            except UserError as error:
+                state = "broken"
+                messages.append(str(error))
+        rows.append(Row(spec.name, spec.kind, state, str(root), found, spec.expected, "; ".join(messages), spec.about))
+    return rows
+
+
+def look_at(spec: DatasetSpec, root: Path) -> tuple[str, dict[str, int], list[str]]:
+    """State, samples by split and messages (see ``Row``) of the copy of a dataset at ``root``, without decoding anything."""
+    found: dict[str, int] = {}
+    messages, complete = [], True
+    for split in SPLITS:
+        try:
+            inventory = Inventory.take(spec, root, [split])
+        except UserError as error:
+            messages.append(str(error))
+            continue
+        found[split] = len(inventory.present[split])
+        complete &= inventory.is_complete(spec)
+        if inventory.missing[split] or not found[split]:
+            messages.append(inventory.counts(spec))
+    if all(found.get(split) for split in SPLITS):
+        state = ("complete" if spec.expected else "available") if complete else "partial"
+    elif found.get("val") and (runs := UNTRAINED.get(spec.kind)):
+        state = "partial"
+        messages.append(f"val alone: {runs} runs, nothing can be trained")
+    else:
+        state = "broken"
+    if train_list := spec.extra.get("train_list"):
+        messages.append(f"train list: {train_list}")
+    if state == "available":
+        messages.append("no official counts declared")
+    return state, found, messages

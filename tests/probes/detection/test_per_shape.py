@@ -1,0 +1,100 @@
+"""An image has the same maps whatever it is in a batch with, so that training sees what evaluation does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+import backbones.baselines  # noqa: F401  registers
+from probes.detection import MaskRCNNSettings
+from probes.detection.coco import CocoInstances
+from probes.detection.probe import detection_config
+from probes.registry import PROBES
+from probes.runner.sampling import SeededDraws
+from tests.probes import tiny_coco
+from tests.probes.tiny_mmlab import context
+
+SETTINGS = MaskRCNNSettings(batch_size=4, short_side=64, long_side=96, out_channels=16, fc_out_channels=16)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=10, val=6))
+
+
+@pytest.mark.parametrize("backbone", ["random/timm/test_vit", "random/timm/test_resnet"])
+def test_maps_of_a_batch_of_several_shapes_are_those_of_each_image_alone(tmp_path, data, backbone):
+    config = detection_config(PROBES["detection/mask-rcnn"], context(tmp_path / "w", data, SETTINGS, backbone))
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.no_grad():
+        model, images = MODELS.build(config.model).eval(), DATASETS.build(config.train_dataloader.dataset)
+        items = [images[index] for index in range(4)]
+        batch = model.data_preprocessor(pseudo_collate(items), training=True)
+        together = model.extract_feat(batch["inputs"])
+        assert len({tuple(image.shape) for image in batch["inputs"]}) == 2
+        one_size = {sample.batch_input_shape for sample in batch["data_samples"]}
+        assert len(one_size) == 1 and len({sample.gt_instances.masks.width for sample in batch["data_samples"]}) == 1
+        for row, item in enumerate(items):
+            alone = model.data_preprocessor(pseudo_collate([item]), training=False)
+            for level, own in zip(together, model.extract_feat(alone["inputs"]), strict=True):
+                height, width = own.shape[-2:]
+                torch.testing.assert_close(level[row, :, :height, :width], own[0], rtol=1e-4, atol=1e-5)
+                assert not level[row, :, height:].any() and not level[row, :, :, width:].any()
+
+        # and padded to one size, as mmdet does, they are others
+        plain = {**config.model.data_preprocessor, "type": "DetDataPreprocessor"}
+        padded = MODELS.build(ConfigDict(plain))(pseudo_collate(items))["inputs"]
+        narrow = next(row for row, image in enumerate(batch["inputs"]) if image.shape[-1] < padded.shape[-1])
+        seen = model.backbone.backbone(padded)[-1][narrow]
+        own = model.backbone.backbone(batch["inputs"][narrow][None])[-1][0]
+        moved = (seen[:, : own.shape[1], : own.shape[2]] - own).norm() / own.norm()
+        assert moved > 1e-3
+
+
+class Sizes:
+    """A dataset of which only the images' sizes are asked."""
+
+    def __init__(self, wide, aspect_groups):
+        self.wide, self.aspect_groups = wide, aspect_groups
+
+    def __len__(self):
+        return len(self.wide)
+
+    def get_data_info(self, index):
+        return {"width": 1 + self.wide[index], "height": 2}
+
+    def arrange(self, order, drawn):
+        return CocoInstances.arrange(self, order, drawn)
+
+
+def test_batches_hold_images_of_one_orientation_however_training_is_resumed():
+    count, size, epochs = 203, 8, 5
+    images = Sizes(np.random.default_rng(0).random(count) < 0.7, size)
+    indices = SeededDraws(images, seed=3)
+    order = [indices.index(draw) for draw in range(epochs * count)]
+    for epoch in range(epochs):
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+    batches = images.wide[np.array(order[: len(order) // size * size]).reshape(-1, size)]
+    mixed = [batch.min() != batch.max() for batch in batches]
+    assert 0 < sum(mixed) <= 2 * epochs, "those at the end of an epoch"
+    again = SeededDraws(images, seed=3)
+    assert [again.index(draw) for draw in range(3 * size, epochs * count)] == order[3 * size :]
+    images.aspect_groups = 0
+    plain = np.arange(count)
+    assert images.arrange(plain, 0) is plain
+
+
+def test_batches_are_those_of_mmdet():
+    images = Sizes(np.random.default_rng(1).random(50) < 0.5, 4)
+    order, buckets, expected = np.random.default_rng(2).permutation(50), {False: [], True: []}, []
+    for index in order[3:]:  # 3 samples complete a batch that was begun
+        bucket = buckets[bool(images.wide[index])]
+        bucket.append(int(index))
+        if len(bucket) == 4:
+            expected += bucket
+            bucket.clear()
+    expected += buckets[False] + buckets[True]
+    assert images.arrange(order, 13).tolist() == [*order[:3].tolist(), *expected]
