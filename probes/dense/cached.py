@@ -21,7 +21,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from backbones.files import content_key
 from probes.base import Progress
-from probes.dense.data import FIELDS, LoadTruth, channels_first, dense_sample
+from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, dense_sample
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeCost
 from probes.features.crops import Crop, all_crops, draw_crop, image_size
@@ -70,20 +70,22 @@ class CachedDense(FeatureDataset):
         self.pipeline = [dict(part) for part in self.config["pipeline"]]
         # the same crops of the same images are the same features, whatever the task
         self.image_only = [
-            _image_only(part) for part in self.pipeline if part["type"] not in ("LoadTruth", "TurnFlippedNormals")
+            _image_only(part) for part in self.pipeline if part["type"] not in ("LoadGroundTruth", "FlipNormals")
         ]
         source = DATASETS.build({**self.config, "pipeline": self.image_only})
         super().__init__(source, f"{source.spec.name} ({source.split})", encoder, dtype, device)
         self.field = FIELDS[source.spec.kind]
         self.all_crops = all_crops(fixed_crops, flip) if fixed_crops else []
-        self._load_truth = LoadTruth(**{k: v for k, v in part_of(self.pipeline, "LoadTruth").items() if k != "type"})
+        self._load_ground_truth = LoadGroundTruth(
+            **{k: v for k, v in part_of(self.pipeline, "LoadGroundTruth").items() if k != "type"}
+        )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         features = self.features
         info = self.source.get_data_info(index)
         if not self.fixed_crops:
             metadata = {**info, **_tuples(features.metadata(index))}
-            truth = channels_first(self._load_truth.transform(dict(metadata))["gt_seg_map"])
+            truth = channels_first(self._load_ground_truth.transform(dict(metadata))["gt_seg_map"])
             return self._item(index, metadata, truth)
         place = self.place(index, draw_crop(self.fixed_crops, self.flip))
         metadata = {"image": info["image"], "img_path": info["img_path"], **_tuples(self.stores[1].metadata(place))}
@@ -133,11 +135,11 @@ class CachedDense(FeatureDataset):
         spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
         kept = "fp32"
         if self.field == "gt_sem_seg":  # uint16 where a label, or the value to ignore, does not fit into a byte
-            fits = part_of(pipeline, "LoadTruth").get("classes", 0) <= 255 and 0 <= spec.ignore_index <= 255
+            fits = part_of(pipeline, "LoadGroundTruth").get("classes", 0) <= 255 and 0 <= spec.ignore_index <= 255
             kept = "uint8" if fits else "uint16"
         cells = part_of(pipeline, "FixedCrop")["crop"] ** 2 * (3 if self.field == "gt_normal_map" else 1)
         each = [cells * DTYPES[kept].itemsize] * (len(infos) * len(self.all_crops))
-        truth = content_key(content_hashes([self.source.root / info["truth_path"] for info in infos]), 64)
+        truth = content_key(content_hashes([self.source.root / info["target_path"] for info in infos]), 64)
         identity = {"images": images, "ground truth": truth, "pipeline": pipeline, "crops": self.all_crops}
 
         def build(wanted: Sequence[Sequence[int]]) -> Any:
@@ -159,7 +161,7 @@ def _without_pixels(part: Part) -> Part:
     """Ground truth needs no pixels, only their number."""
     if part["type"] == "LoadImageFromFile":
         return {"type": "LoadBlank"}
-    return {**part, "image": [0, 0, 0]} if part["type"] == "PadTruth" else part
+    return {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part
 
 
 @MODELS.register_module()
@@ -181,7 +183,7 @@ def _image_only(part: Part) -> Part:
     """A transform's config without what only concerns the ground truth."""
     if part["type"] == "PackDense":
         return {**part, "kind": "segmentation"}
-    return {**part, "truth": 0} if part["type"] == "PadTruth" else part
+    return {**part, "truth": 0} if part["type"] == "PadCrop" else part
 
 
 def _tuples(shapes: Mapping[str, Any]) -> dict[str, Any]:

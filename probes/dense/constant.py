@@ -1,4 +1,4 @@
-"""The best constant prediction, from the training truth alone: what a probe that has learnt anything beats."""
+"""The best constant prediction, from the training ground truth alone: what a probe that has learnt anything beats."""
 
 from __future__ import annotations
 

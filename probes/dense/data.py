@@ -1,8 +1,8 @@
-"""Images with dense truth for mmseg: one dataset class for every ``DatasetSpec`` of the kinds segmentation, depth and
+"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the kinds segmentation, depth and
 normals.
 
-The transforms between loading and packing are mmcv's and mmseg's own; those here load the truth, keep normals right
-under a flip, and pack. Within a pipeline the truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
+The transforms between loading and packing are mmcv's and mmseg's own; those here load the ground truth, keep normals right
+under a flip, and pack. Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
 know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit normals with (0, 0,
 0) where unknown.
 """
@@ -63,7 +63,7 @@ class DenseDataset(BaseDataset):
     ) -> None:
         self.spec, self.root, self.split, self.exclude = DATASETS.find(dataset), Path(root), split, frozenset(exclude)
         if self.spec.kind not in FIELDS:
-            raise UserError(f"dataset {dataset!r} has no dense truth: it is for {self.spec.kind}")
+            raise UserError(f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}")
         if self.spec.adapt is not None:
             self.spec = self.spec.adapt(self.spec, self.root)
         metainfo = {"classes": tuple(self.spec.class_names(self.root))}
@@ -81,7 +81,7 @@ class DenseDataset(BaseDataset):
         return [
             {
                 "img_path": str(self.root / sample.image),
-                "truth_path": str(self.root / sample.target),
+                "target_path": str(self.root / sample.target),
                 "image": sample.image,
                 "seg_fields": ["gt_seg_map"],
             }
@@ -147,8 +147,8 @@ def read_normals(path: str) -> np.ndarray:
 
 
 @TRANSFORMS.register_module()
-class LoadTruth(BaseTransform):
-    """Load the truth of a ``DenseDataset``'s sample. Placed after resizing (testing) it keeps the label's own
+class LoadGroundTruth(BaseTransform):
+    """Load the ground truth of a ``DenseDataset``'s sample. Placed after resizing (testing) it keeps the label's own
     resolution.
 
     Args:
@@ -167,7 +167,7 @@ class LoadTruth(BaseTransform):
         self.labels = (label_offset, ignore_index, classes)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        path = results["truth_path"]
+        path = results["target_path"]
         if self.kind == "segmentation":
             truth = read_labels(path, *self.labels)
         else:
@@ -180,7 +180,7 @@ class LoadTruth(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class TurnFlippedNormals(BaseTransform):
+class FlipNormals(BaseTransform):
     """After a horizontal flip of an image its normals point the other way in x."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -203,8 +203,8 @@ class RandomBrightness(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class PadTruth(BaseTransform):
-    """Pad image and truth at the right and the bottom to ``size`` = (height, width) px, with ``image`` (BGR 0–255) and
+class PadCrop(BaseTransform):
+    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with ``image`` (BGR 0–255) and
     ``truth`` values."""
 
     def __init__(self, size: Sequence[int], image: Sequence[float], truth: float) -> None:
@@ -224,7 +224,7 @@ class PadTruth(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackDense(BaseTransform):
-    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the truth of the dataset's
+    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground truth of the dataset's
     kind: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or ``gt_normal_map`` (3, H, W) float32."""
 
     def __init__(self, kind: str) -> None:
@@ -258,11 +258,11 @@ def pipelines(
 
     Train: short side to ``size`` × a random factor of ``scale_range``, random crop, random horizontal flip, colours, pad to
     the crop; with ``fixed_crops`` resizing, crop and flip are one ``FixedCrop``. Test: short side to ``size`` with the
-    image's own aspect, truth untouched at its own resolution. (As in mmseg's configs the long side stays within
+    image's own aspect, ground truth untouched at its own resolution. (As in mmseg's configs the long side stays within
     4 × ``size``.)
 
     Args:
-        spec: how the truth is stored.
+        spec: how the ground truth is stored.
         classes: number of classes (segmentation).
         settings: size, scale_range, flip, photometric, brightness, fixed_crops.
         crop: (height, width) in pixels.
@@ -271,7 +271,7 @@ def pipelines(
     segments = spec.kind == "segmentation"
     # orientation tags are ignored: label maps lie over the stored pixels
     load = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
-    truth: dict[str, Any] = {"type": "LoadTruth", "kind": spec.kind}
+    truth: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
     if segments:
         truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
     if spec.kind == "depth":
@@ -304,8 +304,8 @@ def pipelines(
         load,
         truth,
         *augment,
-        *([{"type": "TurnFlippedNormals"}] if spec.kind == "normals" else []),
-        {"type": "PadTruth", "size": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
+        *([{"type": "FlipNormals"}] if spec.kind == "normals" else []),
+        {"type": "PadCrop", "size": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
         pack,
     ]
     return train, [load, {"type": "Resize", "scale": scale, "keep_ratio": True}, truth, pack]

@@ -22,7 +22,7 @@ class Objective(nn.Module):
     """What the regressors share.
 
     Attributes:
-        field: of a sample: ``gt_FIELD`` is its truth, ``pred_FIELD`` its prediction.
+        field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
         loss_name: key of the loss.
         channels: raw outputs of a pixel.
         first_raw: what they are where training begins: the bias of the last convolution.
@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
 
 class Depth(Objective):
-    """Metres between two bounds. A pixel is valid when its truth is within [min_depth, max_depth] and above 0.
+    """Metres between two bounds. A pixel is valid when its ground truth is within [min_depth, max_depth] and above 0.
 
     Args:
         min_depth, max_depth: metres, 0 < min_depth < max_depth.
@@ -156,11 +156,11 @@ class DepthBins(Depth):
 
 @MODELS.register_module()
 class NormalObjective(Objective):
-    """Unit surface normals, trained with the mean angle to the truth in radians, or with AngMF's likelihood.
+    """Unit surface normals, trained with the mean angle to the ground truth in radians, or with AngMF's likelihood.
 
     The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as the angle gets small.
-    ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 - 1e-6); within 0.08° of the truth (or of
-    its opposite) the gradient is zero. A pixel is valid when its truth is not (0, 0, 0).
+    ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 - 1e-6); within 0.08° of the ground truth (or of
+    its opposite) the gradient is zero. A pixel is valid when its ground truth is not (0, 0, 0).
 
     Args:
         uncertainty: a fourth output is each pixel's concentration, κ = elu(raw) + 1.01, and the loss of a pixel

@@ -109,7 +109,7 @@ def test_what_is_built_is_what_the_table_says(name, task, backbone, data, tmp_pa
     assert config.train_cfg.max_iters == row["iterations"]
     parts = {part["type"]: part for part in config.train_dataloader.dataset.dataset.pipeline}
     assert (tuple(parts["RandomResize"]["scale"]), tuple(parts["RandomResize"]["ratio_range"])) == row["scale"]
-    assert tuple(parts["RandomCrop"]["crop_size"]) == tuple(parts["PadTruth"]["size"]) == row["crop"]
+    assert tuple(parts["RandomCrop"]["crop_size"]) == tuple(parts["PadCrop"]["size"]) == row["crop"]
     assert parts["RandomFlip"]["prob"] == row["flip"]
     assert [kind for kind in parts if kind in ("PhotoMetricDistortion", "RandomBrightness")] == row["colours"]
     if "RandomBrightness" in parts:

@@ -45,7 +45,7 @@ def test_experts_and_probes_read_the_truth_of_the_mini_world_alike(tmp_path):
 def test_a_flip_does_to_labels_what_it_does_to_the_probes_truth():
     normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    probes = dense_data.TurnFlippedNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})["gt_seg_map"]
+    probes = dense_data.FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})["gt_seg_map"]
     flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]), torch.zeros(1))
     ours = warp_normals([torch.from_numpy(normals).permute(2, 0, 1)], flip, 8)[0].permute(1, 2, 0)
     np.testing.assert_allclose(ours.numpy(), probes, atol=1e-6)

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
+import probes.catalog  # noqa: F401  registers the probes
 from backbones.errors import UserError
 from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config

@@ -157,7 +157,7 @@ def test_unfit_datasets_are_refused(tmp_path):
     data = tiny_dense.make(tmp_path, "segmentation")
     with pytest.raises(UserError, match="did you mean tiny-seg"):
         dataset(tmp_path, replace(data, spec=replace(data.spec, name="tiny-sge")))
-    with pytest.raises(UserError, match="no dense truth"):
+    with pytest.raises(UserError, match="no dense ground truth"):
         import probes.datasets.coco  # noqa: F401
 
         dataset(tmp_path, replace(data, spec=replace(data.spec, name="coco")))

@@ -16,7 +16,7 @@ import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
 from backbones.errors import NonFiniteLoss
 from probes.base import Context, TaskResult
-from probes.dense.data import LoadTruth
+from probes.dense.data import LoadGroundTruth
 from probes.registry import PROBES
 from probes.runner.lockstep import JointBar, drain, in_lockstep
 from probes.runner.stream import Seat, Table, once
@@ -53,7 +53,7 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(owner, name, counting)
 
     count(TinyBackbone, "forward")
-    count(LoadTruth, "transform")
+    count(LoadGroundTruth, "transform")
     return counted
 
 
@@ -117,7 +117,7 @@ def test_random_crops_are_decoded_and_encoded_once_for_all_and_each_ends_as_alon
     assert for_two["TinyBackbone"] == 2 * (6 + 3 + 6)
     assert calls["TinyBackbone"] - for_two["TinyBackbone"] == 6 + 3 + 2 * 6
     if not workers:
-        assert calls["LoadTruth"] - for_two["LoadTruth"] == 6 * 3 + 3 + 2 * 6
+        assert calls["LoadGroundTruth"] - for_two["LoadGroundTruth"] == 6 * 3 + 3 + 2 * 6
     assert multiprocessing.active_children() == []
 
 
