@@ -4,4 +4,4 @@ from probes import detection  # noqa: F401
 from probes.datasets import shipped  # noqa: F401
 from probes.dense import probe as dense  # noqa: F401
 from probes.image_level import probe as image_level  # noqa: F401
-from probes.protocols import dinov2, dinov3, mmseg, probe3d  # noqa: F401
+from probes.protocols import dinov2, dinov3, mmdet1x, mmseg, probe3d  # noqa: F401

@@ -63,6 +63,7 @@ class CocoInstances(CocoDataset):
     Args:
         image_ids: keep only these images of the file; None keeps all.
         drop_empty: leave out images without an object that is not a crowd (for training).
+        min_size: leave out images with a shorter side of less, pixels (for training).
         aspect_groups: images of a batch whose images are all upright or all not (see ``arrange``); 0: any order.
         **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 
@@ -80,11 +81,12 @@ class CocoInstances(CocoDataset):
         *args: Any,
         image_ids: Sequence[int] | None = None,
         drop_empty: bool = False,
+        min_size: int = 0,
         aspect_groups: int = 0,
         **kwargs: Any,
     ) -> None:
         self.image_ids, self.drop_empty, self.dropped_empty = image_ids, drop_empty, 0
-        self.aspect_groups = aspect_groups
+        self.aspect_groups, self.min_size = aspect_groups, min_size
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -101,6 +103,7 @@ class CocoInstances(CocoDataset):
         if self.drop_empty:
             images = [image for image in images if any(not one["ignore_flag"] for one in image["instances"])]
             self.dropped_empty = len(self.data_list) - len(images)
+        images = [image for image in images if min(image["width"], image["height"]) >= self.min_size]
         if not images:
             raise UserError(f"{self.ann_file} has no image with an object of the classes asked for; check the classes")
         return sorted(images, key=self._resized) if self.test_mode else images

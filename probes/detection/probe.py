@@ -126,7 +126,11 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
         train, test = _ssd_pipelines(settings, [255 * value for value in backbone.data.mean])
         grouped, largest = False, settings.size**2
     train_set, val_set = coco_set(data, "train", train), coco_set(data, "val", test)
-    train_set |= {"drop_empty": True, "aspect_groups": settings.batch_size if grouped else 0}
+    train_set |= {
+        "drop_empty": True,
+        "min_size": settings.min_size,
+        "aspect_groups": settings.batch_size if grouped else 0,
+    }
     # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few small ones
     room = settings.batch_size * largest if context.device.type == "cuda" else 0
     evaluator = {
@@ -228,25 +232,18 @@ def _optimizer(settings: DetectionSettings) -> Part:
     else:
         optimizer = {"type": "SGD", "lr": settings.lr, "weight_decay": settings.weight_decay, "momentum": 0.9}
     clip = {"max_norm": settings.clip_norm, "norm_type": 2} if settings.clip_norm else None
-    return {
-        "type": "OptimWrapper",
-        "optimizer": optimizer,
-        "clip_grad": clip,
-        "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0},
-    }
+    apart = {} if settings.decay_all else {"paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}}
+    return {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip, **apart}
 
 
 def _schedule(settings: DetectionSettings) -> list[Part]:
-    """Linear warm-up, then a cosine to zero, both by iteration."""
-    end = min(round(settings.warmup * settings.max_iters), settings.max_iters - 1)
-    cosine = {
-        "type": "CosineAnnealingLR",
-        "by_epoch": False,
-        "begin": end,
-        "end": settings.max_iters,
-        "T_max": settings.max_iters - end,
-        "eta_min": 0.0,
-    }
-    if not end:
-        return [cosine]
-    return [{"type": "LinearLR", "by_epoch": False, "start_factor": 0.001, "begin": 0, "end": end}, cosine]
+    """Linear warm-up, then a cosine to zero or steps, by iteration."""
+    length = settings.max_iters
+    end = min(round(settings.warmup * length), length - 1)
+    warmup: Part = {"type": "LinearLR", "by_epoch": False, "start_factor": 0.001, "begin": 0, "end": end}
+    if settings.schedule == "steps":
+        milestones = [round(step * length) for step in settings.steps]
+        decay: Part = {"type": "MultiStepLR", "begin": 0, "end": length, "milestones": milestones, "gamma": 0.1}
+    else:
+        decay = {"type": "CosineAnnealingLR", "begin": end, "end": length, "T_max": length - end, "eta_min": 0.0}
+    return [*([warmup] if end else []), {**decay, "by_epoch": False}]

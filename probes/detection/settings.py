@@ -17,8 +17,11 @@ class DetectionSettings:
         max_iters, batch_size: length of training; images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr, weight_decay: of the optimizer.
-        warmup: share of ``max_iters`` over which the learning rate grows linearly from a thousandth; then a cosine
-            to 0.
+        decay_all: norms and biases decay too.
+        warmup: share of ``max_iters`` over which the learning rate grows linearly from a thousandth.
+        schedule: after that a ``cosine`` to 0; or ``steps``, a tenth of the rate before at each of ``steps``, shares of
+            ``max_iters``.
+        min_size: training images with a shorter side of less are left out, pixels.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
         flip: probability of a horizontal flip in training.
         out_channels: of the pyramid and the heads.
@@ -33,7 +36,11 @@ class DetectionSettings:
     optimizer: str = "adamw"
     lr: float = 2e-4
     weight_decay: float = 0.05
+    decay_all: bool = False
     warmup: float = 0.01
+    schedule: str = "cosine"
+    steps: tuple[float, ...] = (8 / 12, 11 / 12)
+    min_size: int = 0
     clip_norm: float = 10.0
     flip: float = 0.5
     out_channels: int = 256
@@ -41,6 +48,7 @@ class DetectionSettings:
     cache: str = "none"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))  # a list from JSON is the same protocol
         checks = {
             "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
             "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
@@ -48,6 +56,9 @@ class DetectionSettings:
             "lr": (self.lr > 0, "above 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup < 1, "a share below 1"),
+            "schedule": (self.schedule in ("cosine", "steps"), "cosine or steps"),
+            "steps": (all(0 < step < 1 for step in self.steps), "shares between 0 and 1"),
+            "min_size": (self.min_size >= 0, "0 or more"),
             "clip_norm": (self.clip_norm >= 0, "0 or more"),
             "flip": (0 <= self.flip <= 1, "a probability"),
             **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "out_channels")},

@@ -15,7 +15,7 @@ from backbones.overrides import fields_of, with_changes
 from probes.protocols.base import OWN, PROTOCOLS, Preset, Protocol, changed, find_preset, register_protocol
 from probes.registry import PROBES, find_task
 from probes.runner.bridge import FrozenBackbone
-from tests.probes import tiny_dense
+from tests.probes import tiny_coco, tiny_dense
 from tests.probes.tiny_mmlab import context
 
 # isort: split
@@ -128,6 +128,25 @@ def test_what_is_built_is_what_the_table_says(name, task, backbone, data, tmp_pa
         assert max(found) == pytest.approx(1.0, abs=1e-3)
         for iteration, share in row["rates"].items():
             assert found[iteration] == pytest.approx(share, abs=2e-3), iteration
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
+    spec, probe = find_task("coco/mask-rcnn")
+    settings = with_changes(probe.settings_type(), {**find_preset("mmdet1x", spec, probe).settings})
+    data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
+    config = Config.fromstring(probe.config(context(tmp_path / "work", data, settings, BACKBONES[backbone])), ".py")
+    assert config.train_cfg.max_iters == 12 * 117_266 // 16 and config.train_dataloader.batch_size == 16
+    sgd = {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
+    assert config.optim_wrapper.to_dict() == {"type": "OptimWrapper", "optimizer": sgd, "clip_grad": None}
+    images = config.train_dataloader.dataset.dataset
+    assert (images.min_size, images.drop_empty, images.aspect_groups) == (32, True, 16)
+    (resize,) = (part for part in images.pipeline if part["type"] == "Resize")
+    assert tuple(resize["scale"]) == (1333, 800) and resize["keep_ratio"]
+    found = rates(config)
+    eight, eleven = 8 * len(found) // 12, 11 * len(found) // 12
+    for iteration, share in {0: 1e-3, 250: 0.5, 500: 1.0, eight - 9: 1.0, eight + 9: 0.1, eleven + 9: 0.01}.items():
+        assert found[iteration] == pytest.approx(share, rel=5e-3), iteration
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)

@@ -136,6 +136,9 @@ def test_only_the_chosen_images_are_used_and_empty_ones_counted(root: Path) -> N
     assert sorted(info["img_id"] for info in dataset(data, "train")) == [s.target for s in data.samples["train"]]
     trained = dataset(data, "train", drop_empty=True)
     assert (len(trained), trained.dropped_empty) == (8, 1)
+    sides = [min(trained.get_data_info(index)[side] for side in ("height", "width")) for index in range(8)]
+    larger = sum(side >= max(sides) for side in sides)
+    assert len(dataset(data, "train", drop_empty=True, min_size=max(sides))) == larger
     assert len(dataset(data, "val")) == 6  # evaluation keeps the empty one
 
 
