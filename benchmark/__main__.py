@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
-from backbones.errors import users_line
+from backbones.errors import UserError, users_line
 from benchmark.execution import interrupts
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
@@ -33,10 +34,8 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """One line, exit code 2."""
-        sys.stderr.write(f"error: {message}; see {self.prog} --help\n")
-        raise SystemExit(2)
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:

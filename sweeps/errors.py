@@ -1,13 +1,9 @@
 """The errors of a sweep."""
 
-
-class SweepError(ValueError):
-    """One line that says what is wrong and what to do; the command ends with ``exit_code``."""
-
-    exit_code = 2
+from backbones.errors import UserError
 
 
-class NoSweep(SweepError):
+class NoSweep(UserError):
     """There is no such study, or no storage yet."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sweeps.errors import SweepError
+from backbones.errors import UserError
 
 Direction = Literal["maximize", "minimize"]
 Metrics = Mapping[str, Mapping[str, float]]
@@ -19,7 +19,7 @@ GROUPS = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot ga
 
 
 @dataclass(frozen=True)
-class TaskFacts:
+class ObjectiveTask:
     """What an objective knows of a task.
 
     Attributes:
@@ -94,34 +94,34 @@ def relative_gain(value: float, base: float, sign: int) -> float:
     return 100.0 * sign * (value - base) / max(abs(base), least)
 
 
-def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, TaskFacts]) -> dict[str, float]:
+def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, ObjectiveTask]) -> dict[str, float]:
     """Task → relative gain of its main metric, for those that both have."""
     gains = {}
-    for task, facts in tasks.items():
-        value, base = (side.get(task, {}).get(facts.main, math.nan) for side in (metrics, baseline))
+    for name, task in tasks.items():
+        value, base = (side.get(name, {}).get(task.main, math.nan) for side in (metrics, baseline))
         if math.isfinite(value) and math.isfinite(base):
-            gains[task] = relative_gain(value, base, facts.sign)
+            gains[name] = relative_gain(value, base, task.sign)
     return gains
 
 
-def make_objectives(names: Sequence[str], tasks: Mapping[str, TaskFacts]) -> tuple[Objective, ...]:
+def make_objectives(names: Sequence[str], tasks: Mapping[str, ObjectiveTask]) -> tuple[Objective, ...]:
     """Objectives by name, over the chosen tasks.
 
     Raises:
-        SweepError: an unknown objective, task or metric, or a group without a task.
+        UserError: an unknown objective, task or metric, or a group without a task.
     """
     made = []
     for name in dict.fromkeys(names or ("gain",)):
         task, _, metric = name.rpartition("/")
         if name in GROUPS:
-            parts = [(each, facts.main, facts.sign) for each, facts in tasks.items() if name in ("gain", facts.group)]
+            parts = [(each, t.main, t.sign) for each, t in tasks.items() if name in ("gain", t.group)]
             if not parts:
-                raise SweepError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
+                raise UserError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
         elif task not in tasks:
             told = f"choose {', '.join(GROUPS)} or TASK/METRIC with a task among {', '.join(tasks)}"
-            raise SweepError(f"--objective {name}: {told}")
+            raise UserError(f"--objective {name}: {told}")
         elif metric not in tasks[task].metrics:
-            raise SweepError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
+            raise UserError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
         else:
             parts = [(task, metric, tasks[task].metrics[metric])]
         chosen, metrics, signs = map(list, zip(*parts, strict=True))

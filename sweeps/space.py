@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.errors import SweepError
+from backbones.errors import UserError
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")
@@ -19,6 +19,29 @@ SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
 LAMBDAS = ("clip", "seg", "depth", "normal")
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user says of a search.
+
+    Attributes:
+        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every combination), or a sampler.
+        lambdas: which λs are varied; the others stay at their base.
+        values: what fixed searches try for each λ.
+        between: range in which samplers draw each λ, log scale.
+        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as experts), or for samplers
+            a range ``{"lr": "1e-5:1e-3"}``.
+        trials: how many a sampler gets; seed: of the samplers, and of training and probing.
+    """
+
+    search: str = "linear"
+    lambdas: Sequence[str] = LAMBDAS
+    values: Sequence[float] = (0.1, 1.0, 10.0)
+    between: Sequence[float] = (0.01, 100.0)
+    vary: Mapping[str, str] = field(default_factory=dict)
+    trials: int = 40
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +93,8 @@ class Space:
     """The declaration of a sweep.
 
     Attributes:
-        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every combination), or a sampler.
+        search, trials, seed: see ``Wanted``.
         settings: what is varied, and λs that are fixed; all become the trial's params.
-        trials: how many a sampler gets; seed: of the samplers.
     """
 
     search: Search
@@ -115,15 +137,14 @@ class Space:
     def identity(self) -> dict[str, Any]:
         """What must not change under a study (the number of trials may grow)."""
         settings = [asdict(setting) for setting in self.settings]
-        return {"search": self.search, "settings": {facts.pop("name"): facts for facts in settings}, "seed": self.seed}
+        return {"search": self.search, "settings": {each.pop("name"): each for each in settings}, "seed": self.seed}
 
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
-        settings = [
-            {**facts, "name": name, "values": tuple(facts["values"])} for name, facts in identity["settings"].items()
-        ]
-        return Space(identity["search"], tuple(Setting(**facts) for facts in settings), trials, identity["seed"])
+        found = identity["settings"].items()
+        settings = tuple(Setting(name, **{**each, "values": tuple(each["values"])}) for name, each in found)
+        return Space(identity["search"], settings, trials, identity["seed"])
 
 
 def cell_name(params: Mapping[str, Value]) -> str:
@@ -142,73 +163,62 @@ def _text(value: Value) -> str:
 
 
 def make_space(
-    search: str,
-    lambdas: Sequence[str] = LAMBDAS,
-    values: Sequence[float] = (0.1, 1.0, 10.0),
-    between: tuple[float, float] = (0.01, 100.0),
-    *,
-    vary: Mapping[str, str] | None = None,
+    wanted: Wanted,
     bases: Mapping[str, Value] | None = None,
     read: Callable[[str, str], Any] = lambda _, text: float(text),
-    trials: int = 40,
-    seed: int = 0,
 ) -> Space:
     """A space from what a user says.
 
     Args:
-        lambdas: which λs are varied; the others stay at their base.
-        values: what fixed searches try for each λ.
-        between: range in which samplers draw each λ, log scale.
-        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as experts), or for samplers
-            a range ``{"lr": "1e-5:1e-3"}``.
         bases: what settings are while they are not varied; λs default to 1, every other one in ``vary`` must be here.
         read: (name, text) → value of that recipe setting; raises for what does not fit.
 
     Raises:
-        SweepError: unknown search or λ, a value that is no weight, nothing to vary.
+        UserError: unknown search or λ, a value that is no weight, nothing to vary.
     """
-    if search not in (*FIXED, *SAMPLED):
-        raise SweepError(f"--search {search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
-    fixed, bases, vary = search in FIXED, bases or {}, vary or {}
-    for name in lambdas:
+    if wanted.search not in (*FIXED, *SAMPLED):
+        raise UserError(f"--search {wanted.search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
+    fixed, bases, values, between = wanted.search in FIXED, bases or {}, wanted.values, wanted.between
+    for name in wanted.lambdas:
         if name not in LAMBDAS:
-            raise SweepError(f"--lambdas {name}: choose among {', '.join(LAMBDAS)}")
+            raise UserError(f"--lambdas {name}: choose among {', '.join(LAMBDAS)}")
     if fixed and (not values or any(not math.isfinite(v) or v < 0 for v in values)):
-        raise SweepError("--values must be finite numbers, 0 or more, such as 0.1,1,10")
-    if not fixed and not 0 < between[0] < between[1] < math.inf:
-        raise SweepError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
-    if not fixed and trials < 1:
-        raise SweepError("--trials must be at least 1")
-    each = tuple(dict.fromkeys(map(float, values)))
-    tried: dict[str, Any] = {"values": each} if fixed else {"low": float(between[0]), "high": float(between[1])}
+        raise UserError("--values must be finite numbers, 0 or more, such as 0.1,1,10")
+    if not fixed and not (len(between) == 2 and 0 < between[0] < between[1] < math.inf):
+        raise UserError("--range must be LOW,HIGH with 0 < LOW < HIGH, such as 0.01,100")
+    if not fixed and wanted.trials < 1:
+        raise UserError("--trials must be at least 1")
+    tried: dict[str, Any] = {"values": tuple(dict.fromkeys(map(float, values)))}
+    if not fixed:
+        tried = dict(zip(("low", "high"), map(float, between), strict=True))
     settings = []
     for name in LAMBDAS:
         base = float(bases.get(f"lambda_{name}", 1.0))
-        settings.append(Setting(f"lambda_{name}", base, **(tried if name in lambdas else {})))
-    for name, text in vary.items():
+        settings.append(Setting(f"lambda_{name}", base, **(tried if name in wanted.lambdas else {})))
+    for name, text in wanted.vary.items():
         if name.startswith("lambda_"):
-            raise SweepError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
+            raise UserError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
         if name in ("name", "seed"):
             told = "that is no setting to choose; --study names a sweep, --seeds measures the noise"
-            raise SweepError(f"--vary {name}: {told}")
+            raise UserError(f"--vary {name}: {told}")
         settings.append(_setting(name, text, bases[name], fixed, read))
     if not any(setting.varied for setting in settings):
-        raise SweepError("nothing to vary; name λs with --lambdas or settings with --vary")
-    return Space(cast(Search, search), tuple(settings), 0 if fixed else trials, seed)
+        raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
+    return Space(cast(Search, wanted.search), tuple(settings), 0 if fixed else wanted.trials, wanted.seed)
 
 
 def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]) -> Setting:
     if ":" in text:
         if fixed:
-            raise SweepError(f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range")
+            raise UserError(f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range")
         low, high = (read(name, part) for part in text.split(":", 1))
         if not _is_number(low) or not low < high:
-            raise SweepError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
+            raise UserError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
         return Setting(name, base, low=low, high=high, kind="int" if isinstance(low, int) else "float")
     parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
     values = tuple(dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip()))
     if len(values) < (1 if fixed else 2):
-        raise SweepError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
+        raise UserError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
     number, whole = all(map(_is_number, values)), all(isinstance(value, int) for value in values)
     return Setting(name, as_value(base), values, kind="choice" if not number else "int" if whole else "float")
 

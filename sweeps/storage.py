@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from backbones.errors import UserError
 from backbones.locks import lock_file, locked
 from reports.store import hide_password
-from sweeps.errors import NoSweep, SweepError
+from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"
 WAIT = 60.0  # seconds that a writer of SQLite waits for another one: the driver, or a training that reports for pruning
@@ -26,27 +26,27 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def storage_url(given: str | None) -> str:
-    """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL. Raises ``SweepError``
+    """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL. Raises ``UserError``
     for another kind than those tested here, or without a driver for it."""
     url = given or DEFAULT_STORAGE
     if "://" not in url and url.endswith((".log", ".journal")):
         url = f"journal:///{url}"
     scheme, separator, rest = url.partition("://")
     if not separator:
-        raise SweepError(
+        raise UserError(
             f"--storage {url!r} is no address; use sqlite:///FILE.db, postgresql://HOST/NAME or journal:///FILE.log"
         )
     if scheme in ("sqlite", "journal"):
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
-            raise SweepError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
+            raise UserError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
         return f"{scheme}:///{Path(path).expanduser().absolute()}"
     if scheme in ("postgres", "postgresql"):
         scheme = "postgresql+psycopg" if find_spec("psycopg2") is None else "postgresql"
     if not scheme.startswith("postgresql"):
-        raise SweepError(f"--storage {scheme}://…: only sqlite, postgresql and journal are tested here")
+        raise UserError(f"--storage {scheme}://…: only sqlite, postgresql and journal are tested here")
     if scheme == "postgresql+psycopg" and find_spec("psycopg") is None:
-        raise SweepError("no PostgreSQL driver: pip install 'cliptex-benchmark[scale]'")
+        raise UserError("no PostgreSQL driver: pip install 'cliptex-benchmark[scale]'")
     return f"{scheme}://{rest}"
 
 
@@ -54,7 +54,7 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     """The storage at ``url`` (from ``storage_url``); without ``create`` one that is not there is an error.
 
     Raises:
-        SweepError: it cannot be reached, is no Optuna storage, or belongs to another version of Optuna.
+        UserError: it cannot be reached, is no Optuna storage, or belongs to another version of Optuna.
     """
     shown, path = hide_password(url), Path(url.partition(":///")[2])
     file = url.startswith(("sqlite:", "journal:"))
@@ -62,7 +62,7 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     if file and not create and not path.exists():
         raise absent
     if file and not path.parent.is_dir():
-        raise SweepError(f"--storage {shown}: there is no folder {path.parent}")
+        raise UserError(f"--storage {shown}: there is no folder {path.parent}")
     try:
         with locked(lock_file("sweeps", shown)):  # two processes that make the same tables break each other
             if url.startswith("journal:"):
@@ -73,10 +73,10 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
                 raise absent
             engine.dispose()
             return RDBStorage(url, {"pool_pre_ping": True, "connect_args": wait})
-    except (SweepError, UserError):
+    except UserError:
         raise
     except Exception as error:
-        raise SweepError(
+        raise UserError(
             f"cannot use the storage {shown}: {_told(error)}; start it, or name another --storage"
         ) from error
 
@@ -93,12 +93,12 @@ def _journal(path: Path) -> JournalFileBackend:
 
 @contextmanager
 def answering(url: str) -> Iterator[None]:
-    """A storage that does not answer any more is one line: ``SweepError``."""
+    """A storage that does not answer any more is one line: ``UserError``."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
         told = f"lost the storage {hide_password(url)}: {_told(error)}"
-        raise SweepError(f"{told}; when it is back, the same command goes on") from error
+        raise UserError(f"{told}; when it is back, the same command goes on") from error
 
 
 def _told(error: BaseException) -> str:

@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
+import pandas as pd
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
+from backbones.errors import UserError
 from backbones.locks import lock_file, locked
 from reports.heartbeat import SILENT, gone, this_process
 from reports.store import hide_password
-from sweeps.errors import NoSweep, SweepError
-from sweeps.objective import Metrics, Objective, TaskFacts
+from sweeps.errors import NoSweep
+from sweeps.objective import Metrics, Objective, ObjectiveTask
 from sweeps.space import Space, cell_name
 from sweeps.storage import open_storage, storage_url
 
@@ -33,20 +35,20 @@ class Plan:
     """What a sweep is started with.
 
     Attributes:
-        identity: what a trial's value depends on beside the space, as JSON: suite, tasks and their settings, fixed recipe
+        inputs: what a trial's value depends on beside the space, as JSON: suite, tasks and their settings, fixed recipe
             settings, pairs, labels, initial weights.
         prune: metric of the training to prune on by successive halving, '' for none.
     """
 
     space: Space
     objectives: tuple[Objective, ...]
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     prune: str = ""
 
-    def whole_identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """All that must be the same when a study goes on, as JSON would give it back."""
         space, names = self.space.identity(), [objective.name for objective in self.objectives]
-        whole = {"version": VERSION, "space": space, "objectives": names, "prune": self.prune, **self.identity}
+        whole = {"version": VERSION, "space": space, "objectives": names, "prune": self.prune, **self.inputs}
         return json.loads(json.dumps(whole, default=list))
 
 
@@ -65,21 +67,21 @@ class Sweep:
         return self.study.study_name
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What is stored with the study: ``identity``, ``baseline``, ``mlflow`` …"""
         return self.study.user_attrs
 
     @property
     def baseline(self) -> Metrics:
         """clip-ft's, empty until it is measured."""
-        return self.facts.get("baseline", {})
+        return self.metadata.get("baseline", {})
 
     @property
-    def tasks(self) -> dict[str, TaskFacts]:
-        return {name: TaskFacts(**facts) for name, facts in self.facts.get("tasks", {}).items()}
+    def tasks(self) -> dict[str, ObjectiveTask]:
+        return {name: ObjectiveTask(**told) for name, told in self.metadata.get("tasks", {}).items()}
 
     def note(self, key: str, value: Any) -> None:
-        """Store a fact with the study (anything JSON holds)."""
+        """Store something with the study (anything JSON holds)."""
         self.study.set_user_attr(key, value)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -107,20 +109,10 @@ class Sweep:
         return ", ".join(f"{o.label} {value:+.3g}" for o, value in zip(self.objectives, values, strict=True))
 
     @property
-    def driven(self) -> bool:
-        """Whether a process drives it, as far as this machine can say."""
-        beat = self.facts.get("driver") or {"time": 0.0, "process": ""}
-        return time.time() - beat["time"] <= SILENT and not gone(beat["process"])
-
-    @property
-    def refusal(self) -> SweepError:
-        """Why a second driver is not let in."""
-        process = (self.facts.get("driver") or {}).get("process", "")
-        where = f" on {process.partition('/')[0]}" if process else ""
-        return SweepError(
-            f"study {self.name!r} is driven by another process{where}; wait for it, or stop it: it is taken for gone when it was "
-            f"silent for {SILENT:.0f} s"
-        )
+    def driver(self) -> str:
+        """The process that drives it, as far as this machine can say; '' for none."""
+        sign = self.metadata.get("driver") or {"time": 0.0, "process": ""}
+        return sign["process"] if time.time() - sign["time"] <= SILENT and not gone(sign["process"]) else ""
 
 
 def cell_of(trial: FrozenTrial) -> str:
@@ -135,13 +127,13 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
     for other machines.
 
     Raises:
-        SweepError: another process drives it.
+        UserError: another process drives it.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(lock_file("sweep", [hide_password(sweep.url), sweep.name]), wait=False))
         except Timeout:
-            raise sweep.refusal from None
+            raise _driven(sweep) from None
         must_be_free(sweep)
         over = threading.Event()
 
@@ -168,42 +160,39 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
 
 
 def must_be_free(sweep: Sweep) -> None:
-    """Raises ``SweepError`` when another process drives the study."""
-    if sweep.driven:
-        raise sweep.refusal
+    """Raises ``UserError`` when another process drives the study."""
+    if sweep.driver:
+        raise _driven(sweep)
+
+
+def _driven(sweep: Sweep) -> UserError:
+    where = f" on {sweep.driver.partition('/')[0]}" if sweep.driver else ""
+    return UserError(
+        f"study {sweep.name!r} is driven by another process{where}; wait for it, or stop it: it is taken for gone when it was "
+        f"silent for {SILENT:.0f} s"
+    )
 
 
 def must_drive(sweep: Sweep) -> None:
-    """Raises ``SweepError`` when this process does not drive the study (any more): it was silent for too long."""
-    if (sweep.facts.get("driver") or {}).get("process") != this_process():
-        raise SweepError(f"another process has taken study {sweep.name!r} over, as this one gave no sign of life")
+    """Raises ``UserError`` when this process does not drive the study (any more): it was silent for too long."""
+    if (sweep.metadata.get("driver") or {}).get("process") != this_process():
+        raise UserError(f"another process has taken study {sweep.name!r} over, as this one gave no sign of life")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
 
-    def shown(leaves: Mapping[str, Any], where: str) -> str:
-        text = json.dumps(leaves[where], ensure_ascii=False) if where in leaves else "(absent)"
-        return text if len(text) <= 80 else f"{text[:77]}…"
-
-    was, now = dict(_leaves(old)), dict(_leaves(new))
-    different = [key for key in {**was, **now} if key not in was or key not in now or was[key] != now[key]]
-    return [f"{key}: {shown(was, key)} → {shown(now, key)}" for key in different]
-
-
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{where}.{key}" if where else key)
-    else:
-        yield where, value
+    leaves: list[Any] = [pd.json_normalize(dict(each)).to_dict("records")[0] for each in (old, new)]
+    was, now = ({key: json.dumps(leaf, ensure_ascii=False) for key, leaf in each.items()} for each in leaves)
+    pairs = {key: (was.get(key, "(absent)"), now.get(key, "(absent)")) for key in sorted({**was, **now})}
+    return [f"{key}: {one:.80} → {other:.80}" for key, (one, other) in pairs.items() if one != other]
 
 
 def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ``SweepError`` naming what differs; of ``stored`` only the top-level keys that ``wanted`` has are looked at."""
+    """Raises ``UserError`` naming what differs; of ``stored`` only the top-level keys that ``wanted`` has are looked at."""
     if found := differences({key: value for key, value in stored.items() if key in wanted}, wanted):
         more = [f"and {len(found) - 6} more"] if len(found) > 6 else []
-        raise SweepError(
+        raise UserError(
             f"study {name!r} was started with something else: {'; '.join(found[:6] + more)}. "
             "Give the same options, or start another with --study NAME"
         )
@@ -213,24 +202,24 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     """The study ``name``, made when it is not there; a sampler's number of trials may grow.
 
     Raises:
-        SweepError: it was started with another space, suite or data (says what differs), or the storage cannot be used.
+        UserError: it was started with another space, suite or data (says what differs), or the storage cannot be used.
     """
     url = storage_url(storage)
     opened = open_storage(url, create=True)
     with locked(lock_file("study", [hide_password(url), name])):  # of two that start it at once, one finds it made
         directions = [objective.direction for objective in plan.objectives]
         study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
-        facts, identity = study.user_attrs, plan.whole_identity()
-        if "identity" in facts:
-            must_agree(name, facts["identity"], identity)
+        stored, identity = study.user_attrs, plan.identity()
+        if "identity" in stored:
+            must_agree(name, stored["identity"], identity)
         elif study.get_trials(deepcopy=False):
-            raise SweepError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
+            raise UserError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([objective.label for objective in plan.objectives])
             study.set_user_attr("objectives", [asdict(objective) for objective in plan.objectives])
-        study.set_user_attr("trials", max(plan.space.trials, int(facts.get("trials", 0))))
+        study.set_user_attr("trials", max(plan.space.trials, int(stored.get("trials", 0))))
         study.set_user_attr("identity", identity)  # last: a study that has it is whole
         return _sweep(url, study)
 
@@ -239,7 +228,7 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
     """An existing study; without a name the only one there is.
 
     Raises:
-        SweepError: no such study (names those there are), or one that `sweep launch` did not make.
+        UserError: no such study (names those there are), or one that `sweep launch` did not make.
     """
     url = storage_url(storage)
     opened, shown = open_storage(url, create=False), hide_password(url)
@@ -247,23 +236,23 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
     if name is None:
         if len(known) != 1:
             hint = "say which with --study" if known else "start one"
-            raise SweepError(f"{shown} holds {', '.join(known) or 'no study'}; {hint}")
+            raise UserError(f"{shown} holds {', '.join(known) or 'no study'}; {hint}")
         name = known[0]
     elif name not in known:
         raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(known) or 'none'}")
     study = optuna.load_study(storage=opened, study_name=name)
     if "identity" not in study.user_attrs:
-        raise SweepError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
+        raise UserError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
     return _sweep(url, study)
 
 
 def _sweep(url: str, study: optuna.Study) -> Sweep:
-    facts = study.user_attrs
-    identity, name = facts["identity"], study.study_name
+    stored, name = study.user_attrs, study.study_name
+    identity = stored["identity"]
     if (version := identity["version"]) != VERSION:
-        raise SweepError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
-    space = Space.from_identity(identity["space"], int(facts["trials"]))
-    return Sweep(url, study, space, tuple(Objective(**each) for each in facts["objectives"]), identity["prune"])
+        raise UserError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
+    space = Space.from_identity(identity["space"], int(stored["trials"]))
+    return Sweep(url, study, space, tuple(Objective(**each) for each in stored["objectives"]), identity["prune"])
 
 
 def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:

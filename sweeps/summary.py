@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.objective import Metrics, task_gains
@@ -48,7 +50,7 @@ class Progress:
 
 def progress(sweep: Sweep) -> Progress:
     """Count cells, not trials."""
-    attempts, driven = sweep.attempts(), sweep.driven
+    attempts, driven = sweep.attempts(), bool(sweep.driver)
     tried = [attempts.get(cell.key, []) for cell in sweep.space.cells()]
     states = [{trial.state for trial in trials} for trials in tried]
     broken = [trials[-1] for trials, found in zip(tried, states, strict=True) if found == {TrialState.FAIL}]
@@ -64,43 +66,15 @@ def progress(sweep: Sweep) -> Progress:
     )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the summary; its numbers are NaN where there is none.
-
-    Attributes:
-        what, metric: a task and its main metric, or an objective and ''.
-        sign: +1 when higher is better, -1 when lower is.
-        best: params of the best trial, for people (``base`` when that is all λ = 1); trial: its number.
-        value, base, baseline: the best trial's value, the base cell's, clip-ft's.
-        noise: standard deviation (n - 1) of the reference cell's value over seeds, of which it takes two or more.
-    """
-
-    what: str
-    metric: str
-    sign: int
-    best: str
-    value: float
-    base: float
-    baseline: float
-    noise: float
-    trial: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether best and base differ by more than twice the noise of a difference (√2 · noise)."""
-        return abs(self.value - self.base) > 2 * math.sqrt(2) * self.noise
-
-
 def complete(sweep: Sweep) -> list[FrozenTrial]:
     """Finished trials with a value, in order."""
     return sweep.trials(TrialState.COMPLETE)
 
 
-def best_trial(sweep: Sweep, which: int = 0) -> FrozenTrial | None:
-    """The trial that is best by objective ``which``; the earlier one when two are equal."""
-    sign = sweep.objectives[which].sign
-    return max(complete(sweep), key=lambda t: (sign * t.values[which], -t.number), default=None)
+def best_trial(sweep: Sweep) -> FrozenTrial | None:
+    """The trial that is best by the first objective; the earlier one when two are equal."""
+    sign = sweep.objectives[0].sign
+    return max(complete(sweep), key=lambda t: (sign * t.values[0], -t.number), default=None)
 
 
 def pareto_front(sweep: Sweep) -> list[FrozenTrial]:
@@ -125,68 +99,75 @@ def noise_values(sweep: Sweep) -> dict[int, Metrics]:
     if trial is None:
         return {}
     found = {int(sweep.space.seed): trial.user_attrs.get("metrics", {})}
-    for key, value in sweep.facts.items():
+    for key, value in sweep.metadata.items():
         if key.startswith("noise.") and value["params"] == trial.params:
             found[int(key.partition(".")[2])] = value["metrics"]
     return dict(sorted(found.items()))
 
 
-def summary(sweep: Sweep) -> list[Row]:
-    """Objectives first, then every task by its main metric; empty while nothing is finished."""
-    tasks, reached = sweep.tasks, sweep.baseline
+def summary(sweep: Sweep) -> pd.DataFrame:
+    """Objectives first, then every task by its main metric, a row each; empty while nothing is finished.
 
-    def values_of(metrics: Metrics) -> dict[str, float]:
-        found = {task: metrics.get(task, {}).get(facts.main, math.nan) for task, facts in tasks.items()}
-        for objective in sweep.objectives:
-            with suppress(ValueError):
-                found[objective.label] = objective.value(metrics, reached)
-        return {what: value for what, value in found.items() if math.isfinite(value)}
+    Columns: ``what`` and ``metric`` (a task and its main metric, or an objective and ''), ``sign`` (+1 when higher is better),
+    ``best`` (params of the best trial, for people), ``trial`` (its number), then numbers, NaN where there is none: ``value`` of
+    the best trial, ``base`` of the base cell, ``baseline`` of clip-ft, ``noise`` (standard deviation of the reference
+    cell's value over seeds).
+    """
+    columns = {objective.label: ("", objective.sign) for objective in sweep.objectives}
+    columns |= {name: (task.main, task.sign) for name, task in sweep.tasks.items()}
 
-    columns = [(objective.label, "", objective.sign) for objective in sweep.objectives]
-    columns += [(task, facts.main, facts.sign) for task, facts in tasks.items()]
-    trials = {trial.number: trial for trial in complete(sweep)}
-    values = {number: values_of(trial.user_attrs.get("metrics", {})) for number, trial in trials.items()}
-    base, baseline = base_trial(sweep), values_of(reached)
-    seeds = [values_of(metrics) for metrics in noise_values(sweep).values()]
-    rows = []
-    for what, metric, sign in columns:
-        found = {number: value[what] for number, value in values.items() if what in value}
-        if not found:
-            continue
-        best = max(found, key=lambda number: (sign * found[number], -number))
-        spread = [value[what] for value in seeds if what in value]
-        rows.append(
-            Row(
-                what, metric, sign, short(trials[best].params, sweep.space.base), found[best],
-                found.get(base.number, math.nan) if base else math.nan, baseline.get(what, math.nan),
-                stdev(spread) if len(spread) > 1 else math.nan, best,
-            )
-        )  # fmt: skip
-    return rows
+    def values_of(metrics: Sequence[Metrics]) -> pd.DataFrame:
+        rows = [{name: each.get(name, {}).get(metric) for name, (metric, _) in columns.items()} for each in metrics]
+        for row, each in zip(rows, metrics, strict=True):
+            for objective in sweep.objectives:
+                with suppress(ValueError):
+                    row[objective.label] = objective.value(each, sweep.baseline)
+        return pd.DataFrame(rows, columns=list(columns), dtype=float)
+
+    trials = complete(sweep)
+    values = values_of([trial.user_attrs.get("metrics", {}) for trial in trials])
+    base = values.loc[[trial.params == sweep.space.base for trial in trials]].mean()
+    baseline, noise = values_of([sweep.baseline]).iloc[0], values_of(list(noise_values(sweep).values())).std()
+    signs = pd.Series({what: sign for what, (_, sign) in columns.items()})
+    best: Any = (values * signs).dropna(axis=1, how="all").idxmax()  # the earlier one when two are equal
+    rows = [
+        {
+            "what": what, "metric": columns[what][0], "sign": columns[what][1], "trial": trials[number].number,
+            "best": short(trials[number].params, sweep.space.base), "value": values[what][number], "base": base[what],
+            "baseline": baseline[what], "noise": noise[what],
+        }
+        for what, number in best.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def trial_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every trial, best first, then those without a value: number, state, params, values, gains by task, links."""
-    tasks, baseline = sweep.tasks, sweep.baseline
+def verdict(row: Mapping[str, Any]) -> str:
+    """Whether best and base of a row of ``summary`` differ by more than twice the noise of a difference (√2 · noise)."""
+    if math.isnan(row["noise"]) or math.isnan(row["base"]) or row["value"] == row["base"]:
+        return ""
+    return "clear" if abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"] else "within noise"
+
+
+def trial_table(sweep: Sweep) -> pd.DataFrame:
+    """Every trial, best first, then those without a value: its number, λs, objectives, gains of tasks in percent, and state."""
     front = {trial.number for trial in pareto_front(sweep)}
     best = {trial.number: -sweep.objectives[0].sign * trial.values[0] for trial in complete(sweep)}
-    return [
-        {
-            "number": trial.number,
-            "state": trial.state.name,
-            "cell": short(trial.params, sweep.space.base) if trial.params else trial.user_attrs.get("cell", ""),
-            "params": dict(trial.params),
-            "values": list(trial.values) if trial.number in best else [],
-            "gains": task_gains(trial.user_attrs.get("metrics", {}), baseline, tasks),
-            "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
-            "mlflow.run": trial.user_attrs.get("mlflow.run", ""),
-            "reason": trial.user_attrs.get("failure", "") if trial.state == TrialState.FAIL else "",
-            "pareto": trial.number in front,
-        }
-        for trial in sorted(sweep.trials(), key=lambda trial: (best.get(trial.number, math.inf), trial.number))
-    ]
+    rows = []
+    for trial in sorted(sweep.trials(), key=lambda trial: (best.get(trial.number, math.inf), trial.number)):
+        cell = short(trial.params, sweep.space.base) if trial.params else trial.user_attrs.get("cell", "")
+        values = trial.values if trial.number in best else [math.nan] * len(sweep.objectives)
+        state = trial.state.name.lower() + (" ◆ Pareto" if trial.number in front else "")
+        if trial.state == TrialState.FAIL:
+            state += f": {trial.user_attrs.get('failure', '')}"
+        gains = task_gains(trial.user_attrs.get("metrics", {}), sweep.baseline, sweep.tasks)
+        names = [objective.label for objective in sweep.objectives]
+        rows.append(
+            {"trial": trial.number, "λ": cell, **dict(zip(names, values, strict=True)), **gains, "state": state}
+        )
+    columns = ["trial", "λ", *(objective.label for objective in sweep.objectives), *sweep.tasks, "state"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def best_recipe(sweep: Sweep, trial: FrozenTrial) -> dict[str, Any]:
     """The best trial's settings as a recipe file holds them, so that `train --recipe FILE` trains just that."""
-    return {"recipe": "cliptex", **sweep.facts["identity"].get("fixed", {}), **trial.params}
+    return {"recipe": "cliptex", **sweep.metadata["identity"].get("fixed", {}), **trial.params}

@@ -9,7 +9,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from backbones.errors import UserError, nearest
+from backbones.files import home
+from backbones.locks import lock_file, locked
+from benchmark.execution.progress import Bar, console
+from probes.features.budget import budget, gigabytes, last_used
 
 # folder under the home → what each thing in it is
 KINDS = {
@@ -20,6 +27,7 @@ KINDS = {
     "weights": "backbones' weights",
     "work": "unfinished cells",
 }
+say = partial(console.print, markup=False)
 
 
 @dataclass(frozen=True)
@@ -49,107 +57,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Exit code 1 when ``check`` finds damage or ``rm`` could not remove something."""
-    return {"ls": ls, "rm": rm, "check": check}[options.what](options)
+    paths = [path for kind in KINDS if options.kind in (None, kind) for path in (home() / kind).glob("[!.]*")]
+    things = [_kept(path) for path in paths if path.suffix != ".lock"]
+    things.sort(key=lambda one: (list(KINDS).index(one.kind), -one.size, one.name))
+    return {"ls": ls, "rm": rm, "check": check}[options.what](things, options)
 
 
-def kept(kind: str | None = None) -> list[Kept]:
-    """Everything that is kept, or that of one kind, the biggest first within each."""
-    from backbones.files import home
-    from probes.features.budget import last_used
-
-    found = []
-    for folder, about in KINDS.items():
-        if kind not in (None, folder) or not (home() / folder).is_dir():
-            continue
-        paths = [p for p in (home() / folder).iterdir() if not p.name.startswith(".") and p.suffix != ".lock"]
-        each = [
-            Kept(folder, path.name, path, size_of(path), last_used(path) or path.stat().st_mtime, _about(path) or about)
-            for path in paths
-        ]
-        found += sorted(each, key=lambda one: (-one.size, one.name))
-    return found
+def _kept(path: Path) -> Kept:
+    kind, size = path.parent.name, 0
+    for file in (path, *path.rglob("*")):
+        with suppress(OSError):  # it may be going while we look
+            size += file.lstat().st_size * file.is_file()
+    return Kept(kind, path.name, path, size, last_used(path) or path.stat().st_mtime, _about(path) or KINDS[kind])
 
 
-def ls(options: argparse.Namespace) -> int:
+def _about(path: Path) -> str:
+    """What a store of features holds, as its manifest (or, while it is being made, its key) says."""
+    for name in ("manifest.json", "key.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads((path / name).read_text(encoding="utf-8"))
+            return f"{content['kind']}: {content['about']}" + ("" if name == "manifest.json" else " (unfinished)")
+    return ""
+
+
+def ls(things: Sequence[Kept], options: argparse.Namespace) -> int:
     """A line each, and the sum."""
-    from backbones.files import home
-    from benchmark.execution.progress import console
-    from probes.features.budget import budget, gigabytes
     from probes.features.store import root
 
-    things = kept(options.kind)
     if options.json:
-        rows = [{**vars(one), "path": str(one.path)} for one in things]
-        console.print(json.dumps(rows, indent=2), markup=False)
+        say(json.dumps([{**vars(one), "path": str(one.path)} for one in things], indent=2))
         return 0
     names = {one: one.name[:12] if one.kind == "features" else one.name for one in things}  # a unique beginning will do
     width = max(map(len, names.values()), default=0)
     for one in things:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-        row = f"{one.kind:<9} {names[one]:<{width}} {gigabytes(one.size):>9}  {when}  {one.about}"
-        console.print(row, markup=False)
-    total = sum(one.size for one in things)
-    features = sum(one.size for one in things if one.kind == "features")
-    console.print(
-        f"{gigabytes(total)} in {home()}; features {gigabytes(features)} of at most {gigabytes(budget(root()))}",
-        markup=False,
-    )
+        say(f"{one.kind:<9} {names[one]:<{width}} {gigabytes(one.size):>9}  {when}  {one.about}")
+    total, features = (sum(one.size for one in things if one.kind in kinds) for kinds in (KINDS, ("features",)))
+    most = gigabytes(budget(root()))
+    say(f"{gigabytes(total)} in {home()}; features {gigabytes(features)} of at most {most}")
     return 0
 
 
-def rm(options: argparse.Namespace) -> int:
+def rm(things: Sequence[Kept], options: argparse.Namespace) -> int:
     """Remove, or say what is in use."""
-    from backbones.errors import UserError
-    from benchmark.execution.progress import console
-    from probes.features.budget import gigabytes
-
-    things = kept(options.kind)
     if not options.names and options.kind is None and options.older_than is None:
         raise UserError("say what to remove: names (see `cache ls`), --kind or --older-than")
     chosen = [_named(things, name) for name in options.names] if options.names else things
     if options.older_than is not None:
         chosen = [one for one in chosen if one.used < time.time() - 86400 * options.older_than]
-    busy = 0
-    for one in chosen:
-        if remove(one):
-            console.print(f"removed {one.kind}/{one.name} ({gigabytes(one.size)})", markup=False)
-        else:
-            busy += 1
-            console.print(f"{one.kind}/{one.name} is in use and stays", style="yellow", markup=False)
+    gone = {one: remove(one) for one in chosen}
+    for one, is_gone in gone.items():
+        what = f"{one.kind}/{one.name}"
+        say(f"removed {what} ({gigabytes(one.size)})" if is_gone else f"{what} is in use and stays")
     if not chosen:
-        console.print("nothing to remove")
-    return 1 if busy else 0
+        say("nothing to remove")
+    return 0 if all(gone.values()) else 1
 
 
 def remove(one: Kept) -> bool:
     """Whether it is gone; what a process makes stays, and features that one uses."""
     from filelock import Timeout
 
-    from backbones.locks import lock_file, locked
     from probes.features import store
 
     if one.kind == "features":
         return store.remove(one.path)
-    made = str(one.path.absolute()).removesuffix(
-        ".resume"
-    )  # what a training goes on from is under the lock of its weights
-    locks = {"work": ("cell", one.name), "mini": ("world", one.name)}
-    try:
-        with locked(lock_file(*locks.get(one.kind, ("make", made))), wait=False):
-            if one.path.is_dir():
-                shutil.rmtree(one.path, ignore_errors=True)
-            else:
-                one.path.unlink(missing_ok=True)
-    except Timeout:
-        return False
+    # what a training goes on from is under the lock of its weights
+    lock = ("cell", one.name) if one.kind == "work" else ("make", str(one.path.absolute()).removesuffix(".resume"))
+    with suppress(Timeout), locked(lock_file(*lock), wait=False):
+        if one.path.is_dir():
+            shutil.rmtree(one.path, ignore_errors=True)
+        else:
+            one.path.unlink(missing_ok=True)
     return not one.path.exists()
 
 
-def check(options: argparse.Namespace) -> int:
+def check(things: Sequence[Kept], options: argparse.Namespace) -> int:
     """One line for each thing that is not whole."""
-    from benchmark.execution.progress import Bar, console
-
-    things = [one for one in kept(options.kind) if one.kind in ("features", "labels", "weights")]
+    things = [one for one in things if one.kind in ("features", "labels", "weights")]
     wrong: list[str] = []
     with Bar() as bar:
         bar.start("checking", len(things))
@@ -157,11 +142,11 @@ def check(options: argparse.Namespace) -> int:
             wrong += [f"{one.kind}/{one.name}: {reason}" for reason in problems(one)]
             bar.advance()
     for line in wrong:
-        console.print(line, style="red", markup=False)
+        say(line, style="red")
     if wrong:
-        console.print("damaged features are made again when they are next asked for; `cache rm` removes the rest")
+        say("damaged features are made again when they are next asked for; `cache rm` removes the rest")
     else:
-        console.print(f"{len(things)} things are whole")
+        say(f"{len(things)} things are whole")
     return 1 if wrong else 0
 
 
@@ -169,7 +154,6 @@ def problems(one: Kept) -> Sequence[str]:
     """What is wrong with one thing; every byte is read."""
     from backbones.checkpoint import read_checkpoint
     from backbones.cliptex.labels import check_labels
-    from backbones.errors import UserError
     from probes.features.store import read_manifest, verify
 
     if one.kind == "features":
@@ -179,45 +163,19 @@ def problems(one: Kept) -> Sequence[str]:
         return list(verify(one.path, manifest, full=True).values())
     if one.kind == "labels":
         return check_labels(one.path)
-    if one.path.suffix not in (".safetensors", ".pt", ".pth"):
-        return []
     try:
-        read_checkpoint(one.path)
+        if one.path.suffix in (".safetensors", ".pt", ".pth"):
+            read_checkpoint(one.path)
     except UserError as error:
         return [str(error)]
     return []
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    total = 0
-    for file in path.rglob("*"):
-        with suppress(OSError):  # it may be going while we look
-            total += file.lstat().st_size if not file.is_dir() else 0
-    return total
-
-
 def _named(things: Sequence[Kept], name: str) -> Kept:
-    from backbones.errors import UserError, nearest
-
     wanted = name.split("/")[-1]
     found = [one for one in things if one.name == wanted] or [one for one in things if one.name.startswith(wanted)]
-    if len(found) != 1:
-        known = [one.name for one in things]
-        raise UserError(
-            f"{len(found)} kept things begin with {wanted!r}; write more of the name"
-            if found
-            else f"nothing kept is called {wanted!r}; {nearest(wanted, known)}"
-        )
+    if len(found) > 1:
+        raise UserError(f"{len(found)} kept things begin with {wanted!r}; write more of the name")
+    if not found:
+        raise UserError(f"nothing kept is called {wanted!r}; {nearest(wanted, [one.name for one in things])}")
     return found[0]
-
-
-def _about(path: Path) -> str:
-    """What a store of features holds, as its manifest (or, while it is being made, its recipe) says."""
-    for name in ("manifest.json", "key.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads((path / name).read_text(encoding="utf-8"))
-            return f"{content['kind']}: {content['about']}" + ("" if name == "manifest.json" else " (unfinished)")
-    return ""

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR")
     train.add_argument("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="size, epochs, lr …")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=at_least(0), default=0)
     train.add_argument("--experiment", default="experts", help="MLflow experiment (default: experts)")
     add_execution(train)
     add_tracking(train)
@@ -46,20 +46,16 @@ def _train(options: argparse.Namespace) -> int:
     import asyncio
 
     from backbones.overrides import parse_pairs
-    from benchmark.evaluation.needs import needs
     from benchmark.execution.progress import console
-    from benchmark.pipeline.experts import ExpertTraining, expert_unit
+    from benchmark.pipeline.experts import ExpertTraining, expert_stage
     from benchmark.pipeline.stage import driving
     from reports.store import using
 
-    at_least(0, seed=options.seed)
-    spec = executor_spec(options)
     inputs = ExpertTraining(
         options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
-        spec.task_device, options.experiment,
+        experiment=options.experiment,
     )  # fmt: skip
-    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
-        asked = needs("expert", executor, spec.task_device, options.num_workers)
-        asyncio.run(executor.run(expert_unit, inputs, name=f"expert {options.name}", **asked))
+    with using(options.tracking_uri), driving(executor_spec(options), options.experiment) as (executor, _):
+        asyncio.run(expert_stage(inputs, executor))
     console.print(f"label with it: python -m benchmark label --experts {options.name}={options.out} --pairs … --out …")
     return 0

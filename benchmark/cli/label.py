@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, required=True, metavar="DIR", help="the label store")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="input_side, label_side, confidence")
-    add("--batch-size", type=int, default=32)
+    add("--batch-size", type=at_least(1), default=32)
     add("--experiment", default="label", help="MLflow experiment (default: label)")
     add_execution(parser)
     add_tracking(parser)
@@ -44,12 +44,10 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.pipeline.stage import driving
     from reports.store import using
 
-    at_least(1, batch_size=options.batch_size)
     spec = executor_spec(options)
     request = LabelRequest(
         options.pairs, tuple(split_names([options.experts])), options.out,
-        with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, spec.task_device,
-        options.num_workers, options.experiment,
+        with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, experiment=options.experiment,
     )  # fmt: skip
     with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         manifest = asyncio.run(label_stage(request, executor))

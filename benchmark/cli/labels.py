@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("dir", type=Path)
     draw.add_argument("--pairs", required=True, help="the pairs that were labelled")
     draw.add_argument("--out", type=Path, default=Path("labels.png"))
-    draw.add_argument("-n", type=int, default=8, help="how many pairs (default: 8)")
+    draw.add_argument("-n", type=at_least(1), default=8, help="how many pairs (default: 8)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -28,7 +28,6 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
 
     if options.what == "draw":
-        at_least(1, n=options.n)
         draw_labels(options.dir, open_pairs(options.pairs), options.out, options.n)
         console.print(f"drawn: {options.out}")
         return 0

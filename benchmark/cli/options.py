@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from backbones.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
-    from benchmark.execution.progress import Bar
 
 
 REPEATED: dict[str, Any] = {"action": "append", "default": []}
@@ -37,7 +35,7 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_execution(parser: argparse.ArgumentParser, num_workers: int | None = 2) -> None:
+def add_execution(parser: argparse.ArgumentParser) -> None:
     """Who runs the units of work, and on what."""
     add = parser.add_argument
     add("--executor", default="local", metavar="NAME", help="local (default), slurm, ray; see `list executors`")
@@ -48,12 +46,12 @@ def add_execution(parser: argparse.ArgumentParser, num_workers: int | None = 2) 
         help="a setting of the executor (repeatable): partition=gpu, time=240, address=auto …",
     )
     add(
-        "--jobs", type=int, default=0, metavar="N",
+        "--jobs", type=at_least(0), default=0, metavar="N",
         help="tasks at once (default: as many as there are GPUs, or shares of the cores; 1: in this process)",
     )  # fmt: skip
     add(
-        "--num-workers", type=int, default=num_workers, metavar="N",
-        help="data loading processes of each task; never changes a result (default: 2)",
+        "--num-workers", type=at_least(0), metavar="N",
+        help="data loading processes of each task; never changes a result (default: the cores divided by the tasks at once)",
     )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
 
@@ -63,16 +61,25 @@ def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     from backbones.overrides import parse_pairs
     from benchmark.execution import ExecutorSpec
 
-    at_least(0, jobs=options.jobs, num_workers=options.num_workers or 0)
-    return ExecutorSpec(options.executor, parse_pairs(options.executor_arg), options.jobs, options.device)
+    settings = parse_pairs(options.executor_arg)
+    return ExecutorSpec(options.executor, settings, options.jobs, options.device, options.num_workers)
 
 
-def at_least(least: int, **values: float) -> None:
-    """Raises ``UserError`` for the first value below ``least``; a value is named as its option is, with underscores."""
-    for name, value in values.items():
+def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option: a number that is not below ``least``."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
         if not value >= least:
-            option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} {value}: must be at least {least}")
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return value
+
+    return number
+
+
+def comma_separated(text: str) -> list[str]:
+    """``"a, b"`` → ``["a", "b"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def placed(pairs: Sequence[str]) -> dict[str, Path]:
@@ -84,13 +91,3 @@ def placed(pairs: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--data {pair!r} is not of the form NAME=DIR")
         result[name] = Path(folder).expanduser()
     return result
-
-
-def bar_of_process() -> Bar:
-    """A progress bar; the others that torchrun started say nothing."""
-    from backbones.cliptex.processes import first_process
-    from benchmark.execution.progress import Bar
-
-    bar = Bar() if first_process() else Bar(every=math.inf)
-    bar.live = bar.live and first_process()
-    return bar

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.errors import UserError
 from benchmark.cli.options import REPEATED, add_data, add_execution, add_tracking, at_least, executor_spec, placed
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="backbones (repeatable); see `list backbones`",
     )
-    add("--suite", default="mini", help="named list of tasks (default: mini); see `list suites`")
+    add("--suite", help="named list of tasks (default: mini, or the first that has the tasks named); see `list suites`")
     add("--task", **REPEATED, dest="tasks", metavar="TASK[,TASK]", help="only these of the suite's tasks")
     add(
         "--weights",
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint for the backbone (safetensors, or torch loaded weights-only)",
     )
-    add("--seed", type=int, default=0, help="random seed (default: 0)")
-    add("--seeds", type=int, default=1, metavar="N", help="run N seeds, starting at --seed")
+    add("--seed", type=at_least(0), default=0, help="random seed (default: 0)")
+    add("--seeds", type=at_least(1), default=1, metavar="N", help="run N seeds, starting at --seed")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
     add_data(parser)
     add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
@@ -65,8 +66,6 @@ def main(options: argparse.Namespace) -> int:
 
     if options.compile:
         os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too
-    at_least(1, seeds=options.seeds)
-    at_least(0, seed=options.seed)
     told = {
         field.name: getattr(options, field.name) for field in fields(runner.RunOptions) if hasattr(options, field.name)
     }
@@ -82,6 +81,8 @@ def main(options: argparse.Namespace) -> int:
         flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
         result = runner.run(request)
         show(result.tasks, result.cells)
+        if all(cell.status == "not applicable" for cell in result.cells):
+            raise UserError("none of these tasks applies to these backbones; choose others with --task or --backbone")
         console.print(
             f"every number is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}",
             markup=False,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.cli.options import add_data, add_execution, add_tracking, at_least, executor_spec, placed
+from benchmark.cli.options import (
+    REPEATED,
+    add_data,
+    add_execution,
+    add_tracking,
+    at_least,
+    comma_separated,
+    executor_spec,
+    placed,
+)
 
 if TYPE_CHECKING:
     from benchmark.evaluation.sweep.bench import SweepOptions
@@ -20,25 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     launch = commands.add_parser("launch", help="start a sweep or go on with it, then sum it up")
     _add_study(launch, "name of the study (default: SUITE-SEARCH)")
     add = launch.add_argument
-    more: dict[str, Any] = {"action": "append"}
+    several: dict[str, Any] = {"action": "extend", "type": comma_separated}
     # fmt: off
     add("--suite", help="tasks to choose λs by (default: sweep); see `list suites`")
-    add("--task", **more, metavar="TASK[,TASK]", help="only these of the suite's tasks")
+    add("--task", **several, metavar="TASK[,TASK]", help="only these of the suite's tasks")
     add("--search", choices=("linear", "grid", "tpe", "random", "cmaes"), help="linear: one λ at a time, the others at 1, "
         "as the paper did (default); grid: every combination; or a sampler")
-    add("--lambdas", metavar="NAMES", help="which λs are varied (default: all four)")
-    add("--values", metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)")
-    add("--range", dest="between", metavar="LOW,HIGH", help="samplers' range, log scale (default: 0.01,100)")
-    add("--vary", **more, metavar="KEY=A,B|LOW:HIGH",
+    add("--lambdas", **several, metavar="NAMES", help="which λs are varied (default: all four)")
+    add("--values", type=_numbers, metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)")
+    add("--range", type=_numbers, dest="between", metavar="LOW,HIGH", help="samplers' range, log scale (default: 0.01,100)")
+    add("--vary", **REPEATED, metavar="KEY=A,B|LOW:HIGH",
         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)")
     add("--trials", type=int, metavar="N", help="trials of a sampler; may grow later (default: 40)")
-    add("--objective", **more, metavar="NAME", help="gain: mean relative gain over clip-ft on all tasks (default); "
+    add("--objective", **several, metavar="NAME", help="gain: mean relative gain over clip-ft on all tasks (default); "
         "dense, zero-shot: on those tasks; or TASK/METRIC. Repeated: a Pareto front")
     add("--prune", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
-    add("--seeds", type=int, metavar="N", help="seeds of the base cell, for the noise (default: 3)")
+    add("--seeds", type=at_least(1), metavar="N", help="seeds of the base cell, for the noise (default: 3)")
     add("--seed", type=int, help="of training and probing (default: 0)")
-    add("--set", **more, dest="changes", metavar="KEY=VALUE", help="a recipe setting that all trials share")
-    add("--set-task", **more, dest="task_changes", metavar="KEY=VALUE", help="change a setting of the tasks")
+    add("--set", **REPEATED, dest="overrides", metavar="KEY=VALUE", help="a recipe setting that all trials share")
+    add("--set-task", **REPEATED, dest="task_overrides", metavar="KEY=VALUE", help="change a setting of the tasks")
     add("--recipe", metavar="NAME|FILE", help="whose settings (but the λs) all trials share")
     add("--out", type=Path, metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)")
     add("--partial", action="store_true", help="probe on datasets that are not whole")
@@ -78,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
         table.show_state(sweep)
     elif options.what == "show":
         table.show_trials(sweep)
-        table.show_summary(sweep)
+        table.say(table.summary_text(sweep))
     else:
         table.show_best(sweep)
         if options.out and (best := best_trial(sweep)):
@@ -95,25 +103,26 @@ def _launch(options: argparse.Namespace) -> int:
     from reports.report import Request
     from reports.store import hide_password, using
     from sweeps.storage import storage_url
+    from sweeps.summary import best_trial
 
     told = _sweep_options(options)
     with using(options.tracking_uri) as uri:
-        result = launching.launch(told)
-        sweep = result.sweep
-        table.show_summary(sweep)
+        sweep, tracker = launching.launch(told)
+        table.say(table.summary_text(sweep))
         code = table.show_state(sweep)
-        if result.recipe:
-            inputs = {"--init": told.init, "--pairs": told.pairs, "--labels": told.labels}
+        if best_trial(sweep):
+            inputs = {
+                "--recipe": str(told.recipe_file),
+                "--init": told.init,
+                "--pairs": told.pairs,
+                "--labels": told.labels,
+            }
             given = " ".join(f"{flag} {shlex.quote(value) if value else '…'}" for flag, value in inputs.items())
-            train = (
-                f"python -m benchmark train --recipe {shlex.quote(str(result.recipe))} {given} --out best.safetensors"
-            )
-            table.say(f"train the best λs: {train}")
-        tracker = result.tracker
+            table.say(f"train the best λs: python -m benchmark train {given} --out best.safetensors")
         request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
-        table.say(say_report(request, [sweep.facts["mlflow"]["run"]]))
+        table.say(say_report(request, [sweep.metadata["mlflow"]["run"]]))
     flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
-    table.say(f"every trial is in MLflow, experiment {result.tracker.experiment}: python -m benchmark ui{flag}")
+    table.say(f"every trial is in MLflow, experiment {tracker.experiment}: python -m benchmark ui{flag}")
     storage = hide_password(storage_url(options.storage))
     show = f"python -m benchmark sweep show --study {shlex.quote(sweep.name)} --storage {shlex.quote(storage)}"
     table.say(f"every trial: {show}   or: optuna-dashboard {storage.removeprefix('journal:///')}")
@@ -121,45 +130,17 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _sweep_options(options: argparse.Namespace) -> SweepOptions:
-    """The options as their own types. Raises ``UserError``, ``SweepError`` for one of another form."""
+    """What was given, the rest as ``SweepOptions`` has it. Raises ``UserError`` for a setting of another form."""
     from backbones.overrides import fields_of, parse_pairs
-    from benchmark.evaluation.plan import split_names
     from benchmark.evaluation.sweep.bench import SweepOptions
 
-    readers: dict[str, Callable[[Any], Any]] = {
-        "task": split_names,
-        "objective": split_names,
-        "lambdas": lambda text: split_names([text]),
-        "values": lambda text: _numbers("--values", text, "0.1,1,10"),
-        "between": lambda text: _numbers("--range", text, "0.01,100", count=2),
-        "vary": parse_pairs,
-        "data": lambda pairs: {name: path.absolute() for name, path in placed(pairs).items()},
-        "data_root": Path.absolute,
-        **dict.fromkeys(("recipe", "init", "pairs", "labels"), _absolute),
-    }
-    given = {
-        name: value for name, value in vars(options).items() if value is not None and name in fields_of(SweepOptions)
-    }
-    given |= {name: read(given[name]) for name, read in readers.items() if name in given}
-    told = SweepOptions(**{**given, "executor": executor_spec(options)})
-    at_least(1, seeds=told.seeds)
-    return told
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    given |= {"data": placed(options.data), "vary": parse_pairs(options.vary), "executor": executor_spec(options)}
+    return SweepOptions(**{name: value for name, value in given.items() if name in fields_of(SweepOptions)})
 
 
-def _absolute(path: str) -> str:
-    """A path in full; names (``random``, ``open_clip/…``, ``cliptex``) stay."""
-    first = path.split("{")[0]
-    is_path = Path(first).exists() or ("/" in first and Path(first).parent.is_dir())
-    return str(Path(path).absolute()) if path and is_path else path
-
-
-def _numbers(flag: str, text: str, example: str, count: int = 0) -> tuple[float, ...]:
-    from sweeps.errors import SweepError
-
+def _numbers(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(map(float, comma_separated(text)))
     except ValueError:
-        found = ()
-    if not found or count not in (0, len(found)):
-        raise SweepError(f"{flag} {text}: give numbers separated by commas, such as {example}")
-    return found
+        raise argparse.ArgumentTypeError(f"{text}: give numbers separated by commas, such as 0.1,1,10") from None

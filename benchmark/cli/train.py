@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, bar_of_process, executor_spec
+from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
 
 if TYPE_CHECKING:
-    from benchmark.execution import Bar, ExecutorSpec
+    from benchmark.execution import ExecutorSpec
     from benchmark.pipeline.weights import TrainedWeights, TrainingInputs
 
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_execution(parser)
     add(
         "--save-every",
-        type=float,
+        type=at_least(0, float),
         default=60.0,
         metavar="SECONDS",
         help="between savings of what a killed run goes on from",
@@ -48,12 +50,11 @@ def main(options: argparse.Namespace) -> int:
     from backbones.cliptex.processes import first_process
     from backbones.cliptex.recipes import find_recipe
     from benchmark.evaluation.results import must_be_writable
-    from benchmark.execution.progress import console, reporting
+    from benchmark.execution.progress import Bar, console, reporting
     from benchmark.pipeline.weights import TrainingInputs, train_unit
     from reports.store import using
     from reports.tracking import Tracker
 
-    at_least(0, save_every=options.save_every)
     spec = executor_spec(options)
     if not options.out.is_file():
         must_be_writable(options.out, "--out")
@@ -62,21 +63,22 @@ def main(options: argparse.Namespace) -> int:
     inputs = TrainingInputs(
         recipe=recipe, init=options.init, pairs=options.pairs, out=options.out.absolute(),
         labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
-        device=spec.device if spec.name == "local" else spec.task_device, num_workers=options.num_workers,
         save_seconds=options.save_every, experiment=options.experiment,
     )  # fmt: skip
-    first = first_process()
-    with using(options.tracking_uri), bar_of_process() as bar, reporting(bar):
-        if first:
+    with using(options.tracking_uri):
+        here = replace(inputs, device=spec.device, num_workers=2 if spec.num_workers is None else spec.num_workers)
+        if "RANK" not in os.environ:
+            made = _submit(inputs, spec)
+        elif first_process():  # of those that torchrun has started: it speaks for all
             Tracker(options.experiment).close_stale()
-        made = train_unit(inputs) if spec.name == "local" else _submitted(inputs, spec, bar)
-    if first:
+            with Bar() as bar, reporting(bar):
+                made = train_unit(here)
+        else:
+            made = train_unit(here)
+    if first_process():
         told = "trained" if made.trained else "found (same recipe, weights, pairs and labels: not trained again)"
-        console.print(
-            f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}"
-            + (f"  MLflow run {made.run}" if made.run else ""),
-            markup=False,
-        )
+        run = f"  MLflow run {made.run}" if made.run else ""
+        console.print(f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}{run}", markup=False)
         console.print(
             f"probe it: python -m benchmark run --backbone {recipe.name} --weights {options.out} --suite paper --data-root DIR",
             markup=False,
@@ -84,21 +86,21 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _submitted(inputs: TrainingInputs, spec: ExecutorSpec, bar: Bar) -> TrainedWeights:
-    """The training as a unit of another executor; on SLURM with several nodes or GPUs under torchrun."""
-    from benchmark.evaluation.needs import needs
-    from benchmark.execution import make_executor
+def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
+    """The training as a unit of work – here in this process, of which a debugger sees all – on SLURM with several nodes or GPUs
+    under torchrun."""
+    from benchmark.pipeline.stage import driving
     from benchmark.pipeline.torchrun import torchrun_unit
-    from benchmark.pipeline.weights import train_unit
-    from reports.store import tracking_uri
+    from benchmark.pipeline.weights import train_stage
 
-    with make_executor(replace(spec, several_nodes=True), bar) as executor:
-        executor.check_store(tracking_uri())
-        asked = needs("train", executor, spec.task_device, inputs.num_workers)
-        name, settings = f"train {inputs.recipe.name}", spec.settings
+    jobs = 1 if spec.name == "local" else spec.jobs
+    with driving(replace(spec, jobs=jobs, several_nodes=True), inputs.experiment) as (executor, _):
+        settings = spec.settings
         if spec.name != "slurm" or all(settings.get(key, "1") == "1" for key in ("nodes", "gpus")):
-            return executor.submit(train_unit, inputs, **asked, name=name).result()
+            return asyncio.run(train_stage(inputs, executor))
+        inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
+        asked = executor.needs("train")
         if asked["gpus"]:  # the processes of a node: each has what one needs
             asked["cpus"] *= int(settings.get("gpus", "1"))
         patience = int(settings.get("signal_delay_s") or settings.get("signal-delay-s") or 90)
-        return executor.submit(torchrun_unit, inputs, patience, **asked, name=name).result()
+        return executor.submit(torchrun_unit, inputs, patience, **asked, name=f"train {inputs.recipe.name}").result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,22 +42,20 @@ def as_json(result: RunResult) -> dict[str, Any]:
     seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
     names = list(dict.fromkeys(cell.backbone for cell in result.cells))
     by_seed: dict[str, dict] = {str(seed): {name: {} for name in names} for seed in seeds}
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for cell in result.cells:
-        if cell.metrics:
-            by_seed[str(cell.seed)][cell.backbone][cell.task] = {
-                k: float(v) for k, v in cell.metrics.items() if np.isfinite(v)
-            }
+        for metric, value in cell.metrics.items():
+            if np.isfinite(value):
+                by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})[metric] = float(value)
+                values[cell.backbone, cell.task, metric].append(float(value))
     means: dict[str, dict] = {name: {} for name in names}
-    for name in names:
-        for task in dict.fromkeys(cell.task for cell in result.cells):
-            rows = [by_seed[str(seed)][name].get(task) for seed in seeds]
-            if all(rows):
-                shared = [m for m in rows[0] if all(m in row for row in rows)]
-                means[name][task] = {m: float(np.mean([row[m] for row in rows])) for m in shared}
+    for (name, task, metric), found in values.items():
+        if len(found) == len(seeds):
+            means[name].setdefault(task, {})[metric] = float(np.mean(found))
     ids = {
         seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids} for seed in seeds
     }
-    value: dict[str, Any] = {
+    told: dict[str, Any] = {
         "suite": result.suite,
         "seed": seeds[0] if seeds else None,
         "backbones": means,
@@ -67,12 +66,11 @@ def as_json(result: RunResult) -> dict[str, Any]:
         },
     }
     if len(seeds) > 1:
-        value["seeds"] = seeds
-        value["by_seed"] = by_seed
-        value["mlflow"]["run_ids_by_seed"] = {str(seed): ids[seed] for seed in seeds}
+        told |= {"seeds": seeds, "by_seed": by_seed}
+        told["mlflow"]["run_ids_by_seed"] = {str(seed): ids[seed] for seed in seeds}
     if missing := [each for cell in result.cells if (each := _missing(cell, result.tasks))]:
-        value["holes"] = missing
-    return value
+        told["holes"] = missing
+    return told
 
 
 def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:

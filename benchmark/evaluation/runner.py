@@ -16,21 +16,19 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones import Backbone, UserError
 from backbones.errors import NonFiniteLoss, users_line
 from backbones.files import write_json
-from backbones.overrides import fields_of, parse_pairs
+from backbones.overrides import parse_pairs
 from benchmark.evaluation.cell import Cell, finished_cell
-from benchmark.evaluation.data import prepare_data
-from benchmark.evaluation.groups import task_groups
-from benchmark.evaluation.needs import needs
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
+from benchmark.evaluation.probing import Probing
 from benchmark.evaluation.results import RunResult, as_json, must_be_writable
-from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
-from benchmark.suites.registry import MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
-from probes.datasets.base import PreparedDataset
+from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
+from probes.registry import find_task
 from reports.tracking import Tracker
+from sweeps.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class RunOptions:
     """What the user asked for; see ``python -m benchmark run --help``."""
 
     backbones: Sequence[str] = ()
-    suite: str = "mini"
+    suite: str | None = None
     tasks: Sequence[str] = ()
     weights: Path | None = None
     seed: int = 0
@@ -49,7 +47,6 @@ class RunOptions:
     partial: bool = False
     force: bool = False
     alone: bool = False
-    num_workers: int = 2
     executor: ExecutorSpec = field(default_factory=ExecutorSpec)
     json: Path | None = None
     experiment: str | None = None
@@ -80,22 +77,10 @@ class RunPlan:
         """The backbones whose weights the suite may make: none beside the user's own weights."""
         return self.names if self.options.weights is None else ()
 
-    def unit(
-        self, tasks: Sequence[PlannedTask], config: Mapping[str, Any], seed: int, parent: str, placed: Any
-    ) -> ProbeUnit:
-        """Probing ``tasks`` as a unit of work."""
-        options = self.options
-        known = {key for task in tasks for key in fields_of(task.probe.settings_type)}
-        overrides = {key: value for key, value in self.overrides.items() if key in known}
-        return ProbeUnit(
-            self.suite.name, tuple(task.name for task in tasks), config, seed, self.experiment, parent, overrides, placed,
-            options.data_root, options.partial, options.executor.task_device, options.num_workers, options.force,
-        )  # fmt: skip
-
 
 def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
-    suite = find_suite(options.suite)
+    suite = _suite(options.suite, split_names(options.tasks))
     names = _chosen(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
@@ -104,6 +89,21 @@ def make_plan(options: RunOptions) -> RunPlan:
     overrides = parse_pairs(options.overrides)
     tasks = plan_tasks(suite, split_names(options.tasks), overrides)
     return RunPlan(options, suite, names, range(options.seed, options.seed + options.seeds), overrides, tasks)
+
+
+def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
+    """The suite of this name; without one the first that has all these tasks, ``mini`` before others."""
+    if name is not None:
+        return find_suite(name)
+    for task in tasks:
+        find_task(task)  # says the nearest when it exists nowhere
+    suites = SUITES.read_entry_points().values()
+    found = [suite for suite in suites if set(tasks) <= set(suite.tasks)]
+    if not found:
+        there = {task: [suite.name for suite in suites if task in suite.tasks] for task in tasks}
+        told = "; ".join(f"{task}: {', '.join(names) or 'none'}" for task, names in there.items())
+        raise UserError(f"no suite has all of these tasks ({told}); run those of one suite at a time")
+    return found[0]
 
 
 def _chosen(suite: Suite, options: RunOptions) -> list[str]:
@@ -139,19 +139,19 @@ class _Evaluation:
     """A run under way: submits units as soon as their weights exist, and collects their cells."""
 
     def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
-        self.plan, self.tracker, self.executor = plan, tracker, executor
-        self.options, self.device = plan.options, plan.options.executor.task_device
-        self.data: dict[str, PreparedDataset] = {}
-        self.placed: Mapping[str, Path] = {}
+        self.plan, self.tracker, self.options = plan, tracker, plan.options
+        self.stages = Stages(plan.suite.name, plan.experiment, executor)
+        self.told: list[BaseException] = []  # bugs that were shown: several backbones may wait for one training
 
     async def run(self) -> RunResult:
         """All backbones and seeds; inputs are checked before anything is trained."""
         plan, options = self.plan, self.options
-        stages = Stages(plan.suite.name, plan.experiment, self.executor, self.device, options.num_workers)
         make = plan.suite.artifacts
-        artifacts = await make(stages, plan.made_names, plan.seeds) if make else SuiteArtifacts()
-        self.placed = {**artifacts.data, **options.data}
-        self.data = prepare_data(plan.tasks, self.placed, options.data_root, options.partial, options.num_workers)
+        artifacts = await make(self.stages, plan.made_names, plan.seeds) if make else SuiteArtifacts()
+        placed = {**artifacts.data, **options.data}
+        where = (placed, options.data_root, options.partial)
+        self.probing = Probing(self.stages, plan.tasks, plan.overrides, *where, force=options.force)
+        self.data = self.probing.data
         for name in plan.names:  # weights that cannot be had are said now, not when the first backbone's hours are over
             if (name, options.seed) not in artifacts.makes and len(plan.names) * len(plan.seeds) > 1:
                 backbones.create(**plan.config(name, options.seed))
@@ -169,7 +169,7 @@ class _Evaluation:
             what = "its run"
             return await self._probe(seed, made)
         except Exception as error:
-            reason = f"{what}: {_reason(error)}"
+            reason = f"{what}: {self._reason(error)}"
             return [Cell(name, task.name, seed, "failed", reason=reason) for task in self.plan.tasks], ""
 
     async def _probe(self, seed: int, made: MadeBackbone) -> tuple[list[Cell], str]:
@@ -188,10 +188,10 @@ class _Evaluation:
             console.print(f"{escape(name)} · seed {seed}: {told}", style="dim")
         if not left and earlier is not None and earlier.info.status == "FINISHED":
             return [cells[task.name] for task in plan.tasks], earlier.info.run_id
-        with parent.open(tracker, earlier, self.device) as run:
+        with parent.open(tracker, earlier, self.stages.executor.device) as run:
             parent.begin(run, earlier)
-            groups = task_groups(left, self.data)
-            for found in await asyncio.gather(*(self._unit(group, name, made, seed, run.id) for group in groups)):
+            units = [self._unit(group, name, made, seed, run.id) for group in self.probing.groups(left)]
+            for found in await asyncio.gather(*units):
                 cells |= {cell.task: cell for cell in found}
             ordered = [cells[task.name] for task in plan.tasks]
             parent.end(run, ordered, earlier)
@@ -213,21 +213,18 @@ class _Evaluation:
         self, group: Sequence[PlannedTask], name: str, made: MadeBackbone, seed: int, parent: str
     ) -> list[Cell]:
         """One unit; one that is lost is a missing value with its reason."""
-        unit = self.plan.unit(group, made.config, seed, parent, self.placed)
-        asked = needs("probe", self.executor, self.device, self.options.num_workers)
-        title = f"{name} · seed {seed} · {' + '.join(unit.tasks)}"
         try:
-            return await self.executor.run(probe_unit, unit, **asked, name=title)
+            return await self.probing.cells(group, made.config, seed, parent)
         except Exception as error:
-            reason = _reason(error)
-            console.print(f"{title}: {reason}", style="red", markup=False)
-            return [Cell(name, task.name, seed, "failed", reason=reason) for task in group]
+            reason, tasks = self._reason(error), [task.name for task in group]
+            console.print(f"{name} · seed {seed} · {' + '.join(tasks)}: {reason}", style="red", markup=False)
+            return [Cell(name, task, seed, "failed", reason=reason) for task in tasks]
 
-
-def _reason(error: Exception) -> str:
-    """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole."""
-    if users_line(error) is not None:
-        raise error
-    if not isinstance(error, NonFiniteLoss | WorkerLost):
-        console.print("".join(traceback.format_exception(error)), markup=False)
-    return f"{type(error).__name__}: {error}".splitlines()[0][:400]
+    def _reason(self, error: Exception) -> str:
+        """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole, once."""
+        if users_line(error) is not None:
+            raise error
+        if not isinstance(error, NonFiniteLoss | WorkerLost) and error not in self.told:
+            self.told.append(error)
+            console.print("".join(traceback.format_exception(error)), markup=False)
+        return first_line(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import numpy as np
 from rich import box
@@ -14,8 +13,7 @@ from rich.table import Table
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.execution.progress import console
-
-BESIDE = {"segmentation": 1, "detection": 2, "depth": 2, "normals": 2, "classification": 2, "image-text": 4}
+from reports.metrics import SHOWN
 
 
 def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
@@ -29,7 +27,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
     for name in names:
         table.add_column(escape(name), justify="right")
     for task in tasks:
-        shown = list(task.probe.metrics.items())[: BESIDE[task.spec.kind]]
+        shown = [(name, sign) for name, sign in task.probe.metrics.items() if name in SHOWN[task.spec.kind]]
         for number, (metric, sign) in enumerate(shown):
             texts, means = [], []
             for name in names:
@@ -64,10 +62,8 @@ def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
         wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
         console.width = max(console.width, wanted)
     console.print(table)
-    for task, group in groupby(
-        sorted(cells, key=lambda cell: [t.name for t in tasks].index(cell.task)), lambda c: c.task
-    ):
-        mine = list(group)
+    for task in [task.name for task in tasks]:
+        mine = [cell for cell in cells if cell.task == task]
         common = [note for note in mine[0].notes if len(mine) > 1 and all(note in cell.notes for cell in mine)]
         for note in common:
             console.print(f"  note · {task}: {note}", style="dim", markup=False)

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import functools
 import itertools
 import math
-import os
+import queue
 import re
 import shutil
 import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,13 +28,16 @@ from typing import Any, ClassVar, Self
 from backbones.errors import UserError, nearest
 from backbones.files import home, writing
 from backbones.plugins import Registry, of_type
-from benchmark.execution.progress import Bar, Lane, console
-from benchmark.execution.task import Outcome, Task, software
+from benchmark.execution.progress import Bar, ProgressLine, console
+from benchmark.execution.task import Outcome, Task, software, threads_of_a_task
 from reports.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
 PREEMPTIONS = 20  # times that a unit which was asked to stop, and saved what it had, is run again
 POLL = 0.5  # seconds between looks at what tasks say
+PATIENCE = 90.0  # seconds that interrupted tasks have for saving what they have
+ON_DEVICE = ("train", "probe", "label", "expert")  # kinds of units that compute on a GPU where there is one
+MOST_LOADERS = 16  # loading processes of a task, where the user does not say how many
 ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's folder is nobody's
 
 
@@ -52,6 +54,7 @@ class ExecutorSpec:
         settings: ``--executor-arg`` key → value.
         jobs: most tasks at once; 0 for as many as there is room for.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        num_workers: loading processes of a task; None: the cores that fall to it.
         several_nodes: a task may compute on several nodes at once (``nodes=2``).
     """
 
@@ -59,12 +62,8 @@ class ExecutorSpec:
     settings: Mapping[str, str] = field(default_factory=dict)
     jobs: int = 0
     device: str = "auto"
+    num_workers: int | None = None
     several_nodes: bool = False
-
-    @property
-    def task_device(self) -> str:
-        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
-        return self.device.partition(":")[0]
 
     @property
     def on_gpus(self) -> bool:
@@ -79,17 +78,12 @@ class _Unit:
     task: Task
     priority: int
     number: int
+    line: ProgressLine
     future: Future[Any] = field(default_factory=Future)
+    inner: Future[Outcome] | None = None  # its worker's, while it runs
     losses: int = 0
     preemptions: int = 0
     shown: int = 0  # bytes of its log that the caller has seen
-    lane: Lane | None = None
-    over: bool = False
-
-    def clear_lane(self) -> None:
-        if self.lane is not None:
-            self.lane.end()
-            self.lane = None
 
 
 class Executor(ABC):
@@ -104,6 +98,7 @@ class Executor(ABC):
         width: how many tasks can run at once, as far as is known, each on a GPU where there are some; ``cpus``: how many of one
             core each that need none: hints for cutting work into pieces.
         has_gpus: whether a task can have a GPU.
+        loaders: loading processes of a task, where the user does not say how many.
     """
 
     about: ClassVar[str] = ""
@@ -112,18 +107,17 @@ class Executor(ABC):
     width: int = 1
     cpus: int = 1
     has_gpus: bool = False
+    loaders: int = 2
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         self.spec, self.bar = spec, bar
         self.closing = False
+        self._open: set[_Unit] = set()  # submitted, and not at their end
+        self._news: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()  # what is submitted, or a reason to look
         self._waiting: list[_Unit] = []
         self._running: list[_Unit] = []
-        self._folders: list[Path] = []  # of tasks that ended before their workers did
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
         self._numbers = itertools.count()
-        self._over = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
         wrong = [key for key in spec.settings if self.options is not None and key not in self.options]
         if wrong:
             hint = nearest(wrong[0], self.options or ())
@@ -133,23 +127,54 @@ class Executor(ABC):
     def _start(self, task: Task) -> Future[Outcome] | None:
         """Run ``execute(task)`` in a worker, or None while there is no room for it.
 
-        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker vanished. Whoever ends the future
-        holds no lock of his own.
+        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker vanished.
         """
 
     @abstractmethod
     def _stop(self) -> None:
-        """Ask the running tasks to save what they have and end, and wait for them."""
+        """Ask the running tasks to save what they have and end."""
 
     def release(self) -> None:  # noqa: B027
         """Let go of what the executor holds; whatever still runs is ended at once."""
 
     def _look(self) -> None:  # noqa: B027
-        """Called every ``POLL`` seconds: for an engine that has to be asked how its tasks are."""
+        """Called at least every ``POLL`` seconds: for an engine that has to be asked how its tasks are."""
+
+    def _has_room(self, cpus: int, gpus: int) -> None:
+        """Settle ``width`` and its like where tasks have so many cores and GPUs altogether."""
+        self.has_gpus = gpus > 0
+        room = gpus or max(1, cpus // threads_of_a_task())
+        self.width = min(room, self.spec.jobs or room)
+        self.cpus = min(cpus, self.spec.jobs or cpus)
+        self.loaders = max(1, min(MOST_LOADERS, cpus // self.width))
+
+    @property
+    def device(self) -> str:
+        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
+        return self.spec.device.partition(":")[0]
+
+    @property
+    def num_workers(self) -> int:
+        """Loading processes of a task: they never change a result."""
+        return self.loaders if self.spec.num_workers is None else self.spec.num_workers
+
+    def needs(self, kind: str) -> dict[str, int]:
+        """``cpus`` and ``gpus`` of a unit of work, as ``submit`` takes them: fixed by its ``kind`` and never by who else runs.
+
+        What is in ``ON_DEVICE`` computes on a GPU where there is one; each of its loading processes then has a core beside its
+        own. On a CPU they share the unit's.
+        """
+        if kind not in (*ON_DEVICE, "render"):
+            raise ValueError(f"no kind of unit {kind!r}")
+        if kind == "render":
+            return {"cpus": 1, "gpus": 0}
+        if self.device.startswith("cuda") or (self.device == "auto" and self.has_gpus):
+            return {"cpus": self.num_workers + 1, "gpus": 1}
+        return {"cpus": threads_of_a_task(), "gpus": 0}
 
     def where(self, cpus: int, gpus: int) -> str:
         """Where a task with these needs would run, for people."""
-        return f"{self.spec.name}: {gpus} GPU" if gpus else f"{self.spec.name}: {cpus} core{'s' * (cpus > 1)}"
+        return f"{self.spec.name}, {f'{gpus} GPU and ' if gpus else ''}{cpus} core{'s' * (cpus > 1)}"
 
     def submit(
         self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpus: int = 0, name: str = "", priority: int = 0
@@ -170,12 +195,19 @@ class Executor(ABC):
         name = name or getattr(function, "__name__", "task")
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
         folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
-        task = Task(function, args, name, folder, max(1, cpus), gpus)
+        return self._take(Task(function, args, name, folder, max(1, cpus), gpus), priority)
+
+    def _take(self, task: Task, priority: int) -> Future[Any]:
+        """Let a task wait for room."""
         if self.several_nodes:
-            folder.mkdir(parents=True)
+            task.folder.mkdir(parents=True)
             task = replace(task, software=software())
-        unit = _Unit(task, priority, next(self._numbers))
-        self._queue(unit)
+        unit = _Unit(task, priority, next(self._numbers), self.bar.line())
+        self._open.add(unit)
+        if self.closing:
+            self._drop(unit)
+        else:
+            self._news.put(unit)
         return unit.future
 
     def check_store(self, uri: str) -> None:
@@ -186,8 +218,9 @@ class Executor(ABC):
                 "server` and give --tracking-uri http://HOST:PORT"
             )
 
-    async def run(self, function: Callable[..., Any], *args: Any, **needs: Any) -> Any:
-        """``submit``, awaited."""
+    async def run(self, kind: str, function: Callable[..., Any], *args: Any, **told: Any) -> Any:
+        """``submit``, awaited, with the needs of its ``kind``; ``told`` is its name and priority."""
+        needs: dict[str, Any] = {**self.needs(kind), **told}
         return await asyncio.wrap_future(self.submit(function, *args, **needs))
 
     def __enter__(self) -> Self:
@@ -195,101 +228,99 @@ class Executor(ABC):
         with writing(tasks):
             tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
         _sweep(tasks)
-        self._follower.start()
+        self._driver.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        try:
-            if kind is not None:
-                self._abandon()
-            else:
-                try:
-                    with self._changed:
-                        while self._waiting or self._running:
-                            self._changed.wait(POLL)
-                except BaseException:
-                    self._abandon()
-                    raise
-        finally:
-            self.closing = True
+        with ExitStack() as stack:  # the last first, whatever breaks: what runs may save, is ended, and is dropped
+            stack.callback(self._drop_all)
+            stack.callback(self.release)
+            stack.callback(self._close)
+            while kind is None and self._open:
+                time.sleep(0.02)
+
+    def _close(self) -> None:
+        """Start nothing more; what runs is asked to save what it has, and waited for."""
+        self.closing = True
+        self._news.put(None)
+        self._driver.join()
+
+    def _drop_all(self) -> None:
+        for unit in list(self._open):
+            self._drop(unit)
+
+    def _drive(self) -> None:
+        """Start, follow and end tasks, until the executor is left: all that is known of them is this thread's."""
+        end, mistake = math.inf, None
+        while not self.closing or (self._is_busy() and time.monotonic() < end):
             try:
-                self.release()
-            finally:
-                self._over.set()
-                self._follower.join()
-                self._drop([*self._waiting, *self._running])
-                for folder in self._folders:  # a worker may have written there after its task was given up
-                    shutil.rmtree(folder, ignore_errors=True)
+                self._look() if mistake else self._step()
+            except Exception as error:
+                self.closing, mistake = True, mistake or error
+            if self.closing and end == math.inf:
+                end = time.monotonic() + PATIENCE
+                with suppress(Exception):
+                    for unit in self._running:
+                        unit.task.folder.mkdir(parents=True, exist_ok=True)
+                        unit.task.stop.touch()
+                    self._stop()
+            time.sleep(POLL if mistake else 0)
+        for unit in list(self._open) if mistake else ():  # nobody else may learn how they end
+            self._end(unit, error=mistake)
 
-    def _abandon(self) -> None:
-        """Start nothing more, and stop what runs."""
-        self.closing = True  # without the lock: whoever holds it may be about to start many
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        self._drop(waiting)
-        self._stop()
+    def _is_busy(self) -> bool:
+        return any(unit.inner is not None and not unit.inner.done() for unit in self._running)
 
-    def _drop(self, units: Iterable[_Unit]) -> None:
-        for unit in units:
-            unit.future.cancel()
-            self._end(unit)
-
-    def _queue(self, unit: _Unit) -> None:
-        """Let a unit that does not run wait for room, or end it where nothing is started any more."""
-        with self._lock:
-            if unit in self._running:
+    def _step(self) -> None:
+        wait = POLL
+        with suppress(queue.Empty):
+            while True:
+                if unit := self._news.get(timeout=wait):
+                    self._wait_for_room(unit)
+                wait = 0.0
+        with suppress(OSError):
+            self._look()
+        for unit in list(self._running):
+            self._show(unit)
+            if unit.inner is not None and unit.inner.done():
                 self._running.remove(unit)
-            closing = self.closing
-            if not closing:
-                bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
-        if closing:
-            self._drop([unit])
-        else:
-            self._dispatch()
+                self._arrived(unit, unit.inner)
+        self._start_waiting()
 
-    def _dispatch(self) -> None:
+    def _wait_for_room(self, unit: _Unit) -> None:
+        bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
+
+    def _start_waiting(self) -> None:
         """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
         else a task that needs several would never have its turn."""
-        started: list[tuple[_Unit, Future[Outcome]]] = []
-        cancelled: list[_Unit] = []
-        with self._lock:
-            full: set[bool] = set()
-            for unit in list(self._waiting):
-                on_gpus = unit.task.gpus > 0
-                if self.closing or len(self._running) >= (self.spec.jobs or math.inf):
-                    break
-                if unit.future.cancelled():
-                    self._waiting.remove(unit)
-                    cancelled.append(unit)
-                    continue
-                inner = None if on_gpus in full else self._started(unit.task)
-                if inner is None:
+        full: set[bool] = set()
+        for unit in list(self._waiting):
+            on_gpus = unit.task.gpus > 0
+            if self.closing or unit.future.cancelled():
+                self._waiting.remove(unit)
+                self._drop(unit)
+            elif on_gpus not in full and len(self._running) < (self.spec.jobs or math.inf):
+                try:
+                    unit.inner = self._start(unit.task)
+                except Exception as error:  # the task's own
+                    unit.inner = Future()
+                    unit.inner.set_exception(error)
+                if unit.inner is None:
                     full.add(on_gpus)
                 else:
                     self._waiting.remove(unit)
                     self._running.append(unit)
-                    started.append((unit, inner))
-        for unit, inner in started:  # outside the lock: the callers' own callbacks may run now
-            inner.add_done_callback(functools.partial(self._arrived, unit))
-        self._drop(cancelled)
-
-    def _started(self, task: Task) -> Future[Outcome] | None:
-        """``_start``, whose errors are the task's."""
-        try:
-            return self._start(task)
-        except Exception as error:
-            refused: Future[Outcome] = Future()
-            refused.set_exception(error)
-            return refused
+                    unit.inner.add_done_callback(lambda _: self._news.put(None))
 
     def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
         """A worker is done with a task, or gone: the task ends, or is run again."""
         try:
             value = inner.result().result()
-        except WorkerLost as lost:
+        except (WorkerLost, BrokenExecutor) as lost:
             unit.losses += 1
-            told = f"the worker of {unit.task.name} vanished ({lost}); it is run again, {unit.losses} of {LOSSES}"
-            last = unit.losses > LOSSES and WorkerLost(f"its worker vanished {unit.losses} times: {lost}")
+            why = lost if isinstance(lost, WorkerLost) else "its process died, perhaps for want of memory"
+            told = f"the worker of {unit.task.name} vanished ({why}); it is run again, {unit.losses} of {LOSSES}"
+            last = unit.losses > LOSSES and WorkerLost(f"its worker vanished {unit.losses} times: {why}")
         except KeyboardInterrupt:
             unit.preemptions += 1
             told = f"{unit.task.name} was asked to stop and saved what it had; it is run again"
@@ -298,63 +329,39 @@ class Executor(ABC):
             return self._end(unit, error=error)
         else:
             return self._end(unit, value)
-        if last and not self.closing:
+        if self.closing:
+            return self._drop(unit)
+        if last:
             return self._end(unit, error=last)
         self._show(unit, whole=True)
+        unit.line.end()
+        unit.line, unit.inner = self.bar.line(), None
         with suppress(OSError):
-            if not self.closing:
-                console.print(told, style="yellow", markup=False)
-        with self._lock:
-            unit.clear_lane()
-        return self._queue(unit)
+            console.print(told, style="yellow", markup=False)
+        return self._wait_for_room(unit)
+
+    def _drop(self, unit: _Unit) -> None:
+        unit.future.cancel()
+        self._end(unit)
 
     def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
         """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
+        if unit not in self._open:
+            return
         with suppress(Exception):  # whoever waits for it must hear that it ended
             self._show(unit, whole=True)
-        with self._lock:
-            if unit.over:
-                return
-            unit.over = True
-            unit.clear_lane()
+        unit.line.end()
         shutil.rmtree(unit.task.folder, ignore_errors=True)
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
                 unit.future.set_exception(error)
             else:
                 unit.future.set_result(value)
-        with self._lock:
-            for units in (self._waiting, self._running):
-                if unit in units:
-                    units.remove(unit)
-            self._changed.notify_all()
-        self._dispatch()
-
-    def _follow(self) -> None:
-        """Show what tasks say and how far they are, until the executor ends. What breaks here is every task's error: nobody
-        else may learn how they end."""
-        while not self._over.wait(POLL):
-            try:
-                with suppress(OSError):
-                    self._look()
-                for unit in list(self._running):
-                    self._show(unit)
-            except Exception as error:
-                with self._lock:
-                    self.closing = True
-                    units = [*self._waiting, *self._running]
-                    self._folders = [unit.task.folder for unit in units]
-                for unit in units:
-                    self._end(unit, error=error)
-                with suppress(Exception):
-                    self._stop()
-                return
+        self._open.discard(unit)
 
     def _show(self, unit: _Unit, whole: bool = False) -> None:
         """Print what a task has said since the last time, in full lines unless ``whole``, and draw how far it is."""
-        with self._lock, suppress(OSError):
-            if unit.over:
-                return
+        with suppress(OSError):
             if unit.task.log.is_file():
                 with unit.task.log.open("rb") as log:
                     log.seek(unit.shown)
@@ -363,26 +370,7 @@ class Executor(ABC):
                 unit.shown += len(said)
                 if said:
                     console.print(said.decode("utf-8", errors="replace"), markup=False, emoji=False, end="")
-            status = read(unit.task.status)
-            if "step" in status:
-                unit.lane = unit.lane or self.bar.lane()
-                unit.lane.follow(status)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads_of_a_task() -> int:
-    """Threads that a unit computes with on a CPU: a quarter of this machine's cores, 1 to 8, and at most ``OMP_NUM_THREADS``.
-
-    It does not depend on how many tasks there are or run: the last bits of sums do depend on it, and a number must not depend on
-    who else is at work.
-    """
-    share = max(1, min(8, cores() // 4))
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share
+            unit.line.follow(read(unit.task.status))
 
 
 def positive(key: str, text: str, least: int = 1) -> int:

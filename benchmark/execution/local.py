@@ -16,12 +16,9 @@ from multiprocessing import resource_tracker
 from typing import Any, ClassVar, Self
 
 from backbones.errors import UserError
-from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, positive
 from benchmark.execution.progress import Bar, reporting
-from benchmark.execution.task import THREADS, Outcome, Task, execute, threads
-
-PATIENCE = 60.0  # seconds that an interrupted task has for saving what it has
-DIED = "its process died, perhaps for want of memory"
+from benchmark.execution.task import THREADS, Outcome, Task, cores, execute, threads
 
 
 class LocalExecutor(Executor):
@@ -37,140 +34,87 @@ class LocalExecutor(Executor):
         super().__init__(spec, bar)
         self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
         self._gpus = _gpus(spec)
-        self.has_gpus = bool(self._gpus)
-        room = len(self._gpus) or self._cpus // min(threads_of_a_task(), self._cpus)
-        self.width = min(room, spec.jobs or room)
-        self.cpus = min(self._cpus, spec.jobs or self._cpus)
+        self._has_room(self._cpus, len(self._gpus))
         # one GPU is no reason for the cores to wait for each other: only its tasks go one after the other
         self._in_this_process = self.width == 1 and (spec.jobs == 1 or not self._gpus)
-        self._free_gpus, self._free_cpus = list(self._gpus), self._cpus
-        self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
-        self._ending: list[threading.Thread] = []
-
-    def where(self, cpus: int, gpus: int) -> str:
-        if self._in_this_process:
-            return "this process"
-        return f"a process with {f'{gpus} of {len(self._gpus)} GPUs' if gpus else f'{cpus} of {self._cpus} cores'}"
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
         if self._in_this_process and ("gpus" in self.spec.settings or ":" in self.spec.device):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus)  # read when CUDA starts
         return super().__enter__()
 
-    def _start(self, task: Task) -> Future[Any] | None:
-        """A task on GPUs takes these, one without takes its cores."""
-        if task.gpus > len(self._gpus):
-            raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
+    def _take(self, task: Task, priority: int) -> Future[Any]:
+        if not self._in_this_process:
+            return super()._take(task, priority)
         future: Future[Any] = Future()
-        if self._in_this_process:
-            future.set_result(self._here(task))
-            return future
-        cpus = 0 if task.gpus else min(task.cpus, self._cpus)
-        if task.gpus > len(self._free_gpus) or cpus > self._free_cpus:
-            return None
-        kept = next((each for each in self._idle if len(each.gpus) == task.gpus), None)
-        gpus = kept.gpus if kept else self._free_gpus[: task.gpus]
-        if kept is not None:
-            self._idle.remove(kept)
-        elif others := [each for each in self._idle if set(each.gpus) & set(gpus)]:
-            for each in others:
-                self._retire(each)
-            return None
-        try:
-            worker, running = self._run(kept, gpus, task)
-        except BrokenProcessPool:
-            raise WorkerLost(DIED) from None
-        self._free_gpus, self._free_cpus = (
-            [each for each in self._free_gpus if each not in gpus],
-            self._free_cpus - cpus,
-        )
-        self._busy.append(worker)
-        running.add_done_callback(lambda done: self._done(done, worker, cpus, future))
+        with threads(task.cpus), reporting(self.bar):
+            try:  # nothing travels, errors keep their traceback, an interruption goes straight through
+                self._check(task)
+                future.set_result(task.call())
+            except Exception as error:
+                future.set_exception(error)
         return future
 
-    def _here(self, task: Task) -> Future[Any]:
-        """Its outcome in this process: nothing travels, errors keep their traceback, an interruption goes straight through."""
-        outcome: Future[Any] = Future()
-        with threads(task.cpus), reporting(self.bar):
-            try:
-                outcome.set_result(task.call())
-            except Exception as error:
-                outcome.set_exception(error)
-        return outcome
+    def _check(self, task: Task) -> None:
+        if task.gpus > len(self._gpus):
+            raise UserError(f"{task.name} needs {task.gpus} GPUs, there are {len(self._gpus)}")
 
-    def _run(self, kept: _Worker | None, gpus: list[str], task: Task) -> tuple[_Worker, Future[Outcome]]:
-        """In the process that is kept for these GPUs, or in a new one."""
-        if kept is not None:
-            with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
-                return kept, kept.run(task)
-        worker = _Worker(gpus, task.cpus)
-        return worker, worker.run(task)
+    def _start(self, task: Task) -> Future[Outcome] | None:
+        """A task on GPUs takes these, one without takes its cores."""
+        self._check(task)
+        cpus = 0 if task.gpus else min(task.cpus, self._cpus)
+        if cpus > self._cpus - sum(each.cpus for each in self._workers if each.is_busy):
+            return None
+        idle = [each for each in self._workers if each.is_idle]
+        worker = next((each for each in idle if len(each.gpus) == task.gpus), None)
+        if worker is None:
+            taken = {gpu for each in self._workers if each not in idle for gpu in each.gpus}
+            gpus = [gpu for gpu in self._gpus if gpu not in taken][: task.gpus]
+            if len(gpus) < task.gpus:
+                return None
+            if others := [each for each in idle if set(each.gpus) & set(gpus)]:
+                for each in others:
+                    each.end()
+                return None
+            worker = _Worker(gpus, task.cpus)
+            self._workers.append(worker)
+        try:
+            return worker.run(task, cpus)
+        except BrokenProcessPool:  # it was killed while it had nothing to do
+            self._workers.remove(worker)
+            return self._start(task)
 
-    def _done(self, done: Future[Outcome], worker: _Worker, cpus: int, future: Future[Outcome]) -> None:
-        error = done.exception()
-        kept = error is None and done.result().kind != "interrupted"  # one that was interrupted hears no second signal
-        with self._lock:
-            self._busy.remove(worker)
-            if kept or self.closing:  # else ``release`` waits for its end
-                self._idle.append(worker)
-                self._give_back(worker.gpus, cpus)
-            else:
-                self._retire(worker, cpus)
-        if error is None:
-            future.set_result(done.result())
-        else:
-            future.set_exception(WorkerLost(DIED) if isinstance(error, BrokenProcessPool) else error)
-
-    def _retire(self, worker: _Worker, cpus: int = 0) -> None:
-        """Let a process end; until it has, it holds memory of its GPUs, and nobody else gets them."""
-
-        def end() -> None:
-            killer = threading.Timer(PATIENCE, worker.signal, (signal.SIGKILL,))
-            killer.start()
-            worker.pool.shutdown(wait=True)
-            killer.cancel()
-            with self._lock:
-                self._give_back(worker.gpus, cpus)
-            self._dispatch()
-
-        if worker in self._idle:
-            self._idle.remove(worker)
-        self._free_gpus = [each for each in self._free_gpus if each not in worker.gpus]
-        thread = threading.Thread(target=end, name="end of a process", daemon=True)
-        self._ending = [*(each for each in self._ending if each.is_alive()), thread]
-        thread.start()
-
-    def _give_back(self, gpus: list[str], cpus: int) -> None:
-        self._free_gpus = sorted([*self._free_gpus, *gpus], key=self._gpus.index)
-        self._free_cpus += cpus
+    def _look(self) -> None:
+        """Let processes end that are of no use any more. Until they have, they hold memory of their GPUs, and nobody else gets
+        them."""
+        for worker in list(self._workers):
+            if not worker.is_busy and not worker.is_idle and not worker.ending:
+                worker.end()
+            if worker.ending and not worker.is_alive():
+                self._workers.remove(worker)
 
     def _stop(self) -> None:
-        for worker in list(self._busy):
-            worker.signal(signal.SIGTERM)
-        end = time.monotonic() + PATIENCE
-        while self._busy and time.monotonic() < end:
-            time.sleep(0.05)
+        for worker in self._workers:
+            if worker.is_busy:
+                worker.signal(signal.SIGTERM)
 
     def release(self) -> None:
-        with self._lock:
-            busy, workers = list(self._busy), [*self._idle, *self._busy]
-            self._idle = []
-        for worker in busy:
-            worker.signal(signal.SIGKILL)
-        for worker in workers:
+        for worker in self._workers:
+            if worker.is_busy:
+                worker.signal(signal.SIGKILL)
+        for worker in self._workers:
             worker.pool.shutdown(wait=True, cancel_futures=True)
-        for thread in self._ending:
-            thread.join()
 
 
 class _Worker:
-    """One process that sees the GPUs ``gpus``, perhaps none."""
+    """One process that sees the GPUs ``gpus``, perhaps none; ``cpus`` are the cores of its task."""
 
-    def __init__(self, gpus: list[str], cpus: int) -> None:
-        self.gpus = gpus
+    def __init__(self, gpus: list[str], threads: int) -> None:
+        self.gpus, self.cpus, self.ending = gpus, 0, 0.0
+        self.running: Future[Outcome] | None = None
         # spawned, not forked: a parent with torch's threads running, or with CUDA in use, must not be forked
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (",".join(gpus), cpus))
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (",".join(gpus), threads))
         resource_tracker.ensure_running()  # it would let signals in again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, until ``_begin``
         try:
@@ -178,8 +122,34 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def run(self, task: Task) -> Future[Outcome]:
-        return self.pool.submit(execute, task, (signal.SIGTERM,))
+    @property
+    def is_busy(self) -> bool:
+        return self.running is not None and not self.running.done()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may run another task: one that was interrupted hears no second signal."""
+        if self.is_busy or self.ending or self.running is None:
+            return not (self.is_busy or self.ending)
+        return self.running.exception() is None and self.running.result().kind != "interrupted"
+
+    def run(self, task: Task, cpus: int) -> Future[Outcome]:
+        self.cpus, self.running = cpus, self.pool.submit(execute, task, (signal.SIGTERM,))
+        return self.running
+
+    def end(self) -> None:
+        self.ending = time.monotonic()
+        self.pool.shutdown(wait=False)
+
+    def is_alive(self) -> bool:
+        """Whether a process that was told to end is still there; one that takes too long is killed."""
+        if time.monotonic() > self.ending + PATIENCE:
+            self.signal(signal.SIGKILL)
+        try:
+            os.kill(self._pid.result(timeout=0), 0)
+        except Exception:  # it has ended, or never began
+            return False
+        return True
 
     def signal(self, number: int) -> None:
         with suppress(Exception):

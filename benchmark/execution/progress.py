@@ -10,15 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from reports.heartbeat import Heartbeat
@@ -70,39 +62,35 @@ class TaskProgress(Reporter):
         self._beat.update(done=self._beat.fields.get("done", 0) + steps)
 
 
-class Lane(Reporter):
-    """A line for a step under way."""
+class ProgressLine(Reporter):
+    """A step under way: drawn where ``live``, else printed every ``every`` seconds."""
 
     def __init__(self, progress: Progress, live: bool, every: float) -> None:
         self._progress, self.live, self.every = progress, live, every
-        self._task: TaskID | None = None
-        self._description, self._total, self._count = "", 0, 0
-        self._started = self._said = time.monotonic()
+        self._step: Any = None
+        self._said = 0.0
 
     def start(self, description: str, total: int) -> None:
         self.end()
-        self._description, self._total, self._count = f"{self.prefix}{description}", total, 0
-        self._started = self._said = time.monotonic()
-        if self.live:
-            self._task = self._progress.add_task(self._description, total=total)
+        self._step = self._progress.add_task(f"{self.prefix}{description}", total=total)
+        self._said = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
-        self._count += steps
-        now = time.monotonic()
-        if self._task is not None:
-            self._progress.advance(self._task, steps)
-        elif not self.live and now - self._said >= self.every:
-            self._said = now
-            rate = self._count / (now - self._started)
-            left = int((self._total - self._count) / rate) if rate else 0
-            told = f"{self._count}/{self._total}  {rate:.1f}/s  {left // 60}:{left % 60:02d} left"
-            console.print(f"  {self._description}  {told}", markup=False)
+        if self._step is None:
+            return
+        self._progress.advance(self._step, steps)
+        if not self.live and time.monotonic() - self._said >= self.every:
+            self._said = time.monotonic()
+            (step,) = (each for each in self._progress.tasks if each.id == self._step)
+            left = int(step.time_remaining or 0)
+            told = f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s  {left // 60}:{left % 60:02d} left"
+            console.print(f"  {step.description}  {told}", markup=False)
 
     def end(self) -> None:
         """Take the line away."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
+        if self._step is not None:
+            self._progress.remove_task(self._step)
+            self._step = None
 
 
 class _Rate(TextColumn):
@@ -111,9 +99,9 @@ class _Rate(TextColumn):
         return Text(f"{speed:.1f}/s" if speed else "", style="cyan")
 
 
-class Bar(Lane):
-    """One line of progress for the step under way (and one for each further ``lane``). In a terminal live bars; elsewhere a
-    line every ``every`` seconds."""
+class Bar(ProgressLine):
+    """Progress of the step under way, and of others beside it (``line``): live bars in a terminal, elsewhere a line every
+    ``every`` seconds."""
 
     def __init__(self, every: float = 15.0) -> None:
         described = TextColumn("{task.description}", markup=False)
@@ -130,9 +118,9 @@ class Bar(Lane):
         if self.live:
             self._progress.stop()
 
-    def lane(self) -> Lane:
+    def line(self) -> ProgressLine:
         """A further line, for work that goes on beside the first."""
-        return Lane(self._progress, self.live, self.every)
+        return ProgressLine(self._progress, self.live, self.every)
 
 
 _reporter: Reporter | None = None

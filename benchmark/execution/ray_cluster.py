@@ -7,19 +7,16 @@ import pickle
 import signal
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, ClassVar
 
 from backbones.errors import UserError
-from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, cores, positive, threads_of_a_task
+from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.progress import Bar
-from benchmark.execution.task import Outcome, Task, execute
+from benchmark.execution.task import Outcome, Task, cores, execute
 
-STOP = "stop"  # a file beside a task's heartbeat
-PATIENCE = 60.0  # seconds that cancelled tasks have for saving what they have
 PASSED_ON = ("CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY")
 
 
@@ -53,21 +50,15 @@ class RayExecutor(Executor):
             int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
         )
         there = ray.cluster_resources()
-        self.has_gpus = self._most_gpus > 0 and spec.on_gpus
         self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {socket.gethostname()} or len(nodes) > 1
-        room = int(there["GPU"] if self.has_gpus else there.get("CPU", 1) // threads_of_a_task())
-        self.width = max(1, min(room, spec.jobs or room))
-        self.cpus = max(1, min(int(there.get("CPU", 1)), spec.jobs or 2**30))
+        self._has_room(int(there.get("CPU", 1)), int(there.get("GPU", 0)) if spec.on_gpus else 0)
         self._on_cpus = ray.remote(max_retries=0)(in_worker)
         # a process that has computed on one GPU cannot see another: it ends with its task
         self._on_gpus = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
-        self._refs: dict[Any, Task] = {}
+        self._refs: set[Any] = set()
         # not by Ray's ``runtime_env``, which stands in clear in its logs; workers of a Ray of ours inherit them
         inherited = self._ours and "address" not in spec.settings
         self._passed = {} if inherited else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-
-    def where(self, cpus: int, gpus: int) -> str:
-        return f"a Ray task ({f'{gpus} GPU, ' if gpus else ''}{cpus} cores)"
 
     def _start(self, task: Task) -> Future[Outcome] | None:
         if task.gpus > self._most_gpus:  # Ray would wait for such a node for ever
@@ -78,15 +69,14 @@ class RayExecutor(Executor):
         most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
         needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
         ref = (self._on_gpus if task.gpus else self._on_cpus).options(**needs).remote(content, self._passed)
-        self._refs[ref] = task
+        self._refs.add(ref)
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
 
     def _done(self, done: Future[Any], ref: Any, future: Future[Outcome]) -> None:
         from ray import exceptions
 
-        with self._lock:
-            self._refs.pop(ref, None)
+        self._refs.discard(ref)
         try:
             outcome = done.result()
         except exceptions.TaskCancelledError:
@@ -98,14 +88,7 @@ class RayExecutor(Executor):
         future.set_result(outcome)
 
     def _stop(self) -> None:
-        for task in list(self._refs.values()):
-            with suppress(OSError):
-                task.folder.mkdir(parents=True, exist_ok=True)
-                (task.folder / STOP).touch()
         self._cancel(force=False)
-        end = time.monotonic() + PATIENCE
-        while self._refs and time.monotonic() < end:
-            time.sleep(0.1)
 
     def release(self) -> None:
         self._cancel(force=True)
@@ -131,7 +114,7 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
 
     def watch() -> None:
         while not over.wait(0.5):
-            if (task.folder / STOP).exists():
+            if task.stop.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

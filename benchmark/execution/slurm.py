@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -16,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import UserError, nearest
+from backbones.errors import UserError
 from backbones.files import home
-from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.interrupts import ASKED
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 
 ASK = 3.0  # seconds between two questions to the controller
 GRACE = 90.0  # seconds that the result of a job which has left the queue may take to appear (NFS remembers what is not there)
-PATIENCE = 90.0  # seconds that cancelled jobs have for saving what they have
-SUBMITITS = ("nodes", "signal_delay_s", "setup")  # settings that are submitit's business, not only sbatch's
+SUBMITITS = ("nodes", "signal_delay_s")  # settings that are submitit's business, not only sbatch's
 OURS = (  # what a user cannot set: the executor does
     "array", "chdir", "cpus_per_task", "error", "gpus_per_node", "job_name", "ntasks", "ntasks_per_node", "output", "signal",
     "wrap",
@@ -35,11 +33,6 @@ ENDED = (
     "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "COMPLETED", "PREEMPTED", "REVOKED",
     "LAUNCH_FAILED", "RECONFIG_FAIL", "GONE",
 )  # fmt: skip
-FORMS = {  # of values that sbatch would only refuse for each job
-    "time": (r"\d+(-\d+)?(:\d+){0,2}", "minutes, or days-hours:minutes"),
-    "nodes": (r"[1-9]\d*", "a whole number, 1 or more"),
-    "signal_delay_s": (r"\d+", "a whole number of seconds"),
-}
 
 
 @dataclass(eq=False)
@@ -67,12 +60,13 @@ class SlurmExecutor(Executor):
         if not shutil.which("sbatch"):
             raise UserError("--executor slurm: no sbatch here; use a machine that submits jobs, or --executor local")
         settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
-        _check(settings)
+        if ours := [key for key in settings if key in OURS]:
+            told = "the executor sets it itself; there are cpus, gpus, nodes, signal_delay_s"
+            raise UserError(f"--executor-arg {ours[0]}: {told}")
         self._gpus_of_a_task = positive("gpus", settings.pop("gpus", "1"))
         self._cpus_of_a_task = positive("cpus", settings.pop("cpus", "0"), least=0)
-        known: dict[str, Any] = {key: settings.pop(key) for key in SUBMITITS if key in settings}
-        known |= {key: int(value) for key, value in known.items() if key != "setup"}
-        known["setup"] = [known["setup"]] if "setup" in known else None
+        known: dict[str, Any] = {key: positive(key, settings.pop(key)) for key in SUBMITITS if key in settings}
+        known["setup"] = [settings.pop("setup")] if "setup" in settings else None
         if known.get("nodes", 1) > 1 and not spec.several_nodes:
             raise UserError(
                 f"--executor-arg nodes={known['nodes']}: only `train` computes on several nodes; leave nodes out, each unit "
@@ -93,13 +87,9 @@ class SlurmExecutor(Executor):
         self._last = 0.0  # when the controller was asked
 
     def where(self, cpus: int, gpus: int) -> str:
-        needs = f"{gpus * self._gpus_of_a_task} GPU, " if gpus else ""
-        place = f", {self._partition}" if self._partition else ""
-        return f"a SLURM job ({needs}{self._cpus_of_a_task or cpus} cores{place})"
+        return super().where(self._cpus_of_a_task or cpus, gpus * self._gpus_of_a_task)
 
     def _start(self, task: Task) -> Future[Outcome] | None:
-        if threading.current_thread() is threading.main_thread():
-            return None  # but in ``_look``: Ctrl-C between sbatch and its answer would leave a job that nobody knows
         self._engine.folder = task.folder / "slurm"  # goes with the task
         self._engine.update_parameters(
             job_name=f"cliptex:{task.name}"[:120],
@@ -109,7 +99,8 @@ class SlurmExecutor(Executor):
         try:
             job = self._engine.submit(in_job, task)
         except Exception as error:
-            told = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            told = next((line for line in reversed(lines) if "sbatch: " in line), lines[-1])[:300]
             if self._jobs and re.search(r"limit|timed out|[Uu]nable to contact|temporarily", told):
                 return None  # too many jobs for this user, or a controller that is busy: when the next one has ended
             raise UserError(f"sbatch refused {task.name}: {told}") from error
@@ -117,12 +108,10 @@ class SlurmExecutor(Executor):
         return found.future
 
     def _look(self) -> None:
-        with self._lock:
-            jobs = dict(self._jobs)
         states: dict[str, str] | None = None
-        if jobs and time.monotonic() - self._last > ASK:
-            states, self._last = _states(jobs), time.monotonic()
-        for number, job in jobs.items():
+        if self._jobs and time.monotonic() - self._last > ASK:
+            states, self._last = _states(self._jobs), time.monotonic()
+        for number, job in list(self._jobs.items()):
             if job.since:
                 with suppress(OSError), os.scandir(job.engine.paths.folder) as files:
                     list(files)  # NFS asks its server
@@ -138,31 +127,20 @@ class SlurmExecutor(Executor):
                 job.since = job.since or time.monotonic()
             elif state:
                 job.since = 0.0  # queued again
-            if job.since and time.monotonic() - job.since > GRACE:
+            if job.since and time.monotonic() - job.since > (0 if self.closing else GRACE):
                 lost = WorkerLost(f"job {number} ended {state or 'without a result'}{_last_line(job)}")
                 self._finish(number, Outcome.failed(lost))
-        self._dispatch()
 
     def _finish(self, number: str, outcome: Outcome) -> None:
-        with self._lock:
-            job = self._jobs.pop(number)
+        job = self._jobs.pop(number)
         if outcome.kind != "done":
             # other nodes may be at work, or SLURM may have queued it again by itself, and the driver submits another
             _asked(["scancel", number])
         job.future.set_result(outcome)
 
     def _stop(self) -> None:
-        with self._lock:
-            numbers = list(self._jobs)
-        if not numbers:
-            return
-        _asked(["scancel", *numbers])
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            states = _states(numbers)
-            if states is not None and not any(state not in ENDED for state in states.values()):
-                return
-            time.sleep(0.5)
+        if self._jobs:
+            _asked(["scancel", *self._jobs])
 
 
 def in_job(task: Task) -> Outcome:
@@ -233,19 +211,3 @@ def _asked(command: list[str]) -> tuple[int, str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
     return done.returncode, done.stdout
-
-
-def _check(settings: dict[str, str]) -> None:
-    """Settings that sbatch does not have, before anything is submitted. Raises ``UserError``."""
-    code, told = _asked(["sbatch", "--help"])
-    known = {*SUBMITITS, "gpus", "cpus", *(name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", told))}
-    for key, value in settings.items():
-        if key in OURS:
-            raise UserError(
-                f"--executor-arg {key}: the executor sets it itself; there are cpus, gpus, nodes, signal_delay_s"
-            )
-        if code == 0 and key not in known:
-            raise UserError(f"--executor-arg {key}: sbatch has no such option; {nearest(key, known)}")
-        form, meant = FORMS.get(key, (".*", ""))
-        if not re.fullmatch(form, value):
-            raise UserError(f"--executor-arg {key}={value}: give {meant}")

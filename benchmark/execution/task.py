@@ -61,6 +61,11 @@ class Task:
         return self.folder / "status.json"
 
     @property
+    def stop(self) -> Path:
+        """A file that is there once its driver wishes it to stop: a signal may come before it is heard."""
+        return self.folder / "stop"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 
@@ -120,7 +125,7 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             stack.callback(setattr, console, "file", console._file)  # what was set, not what standard output is now
             console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
             _forget(task.function)
-            return Outcome.of(task.call)
+            return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended
         return Outcome("interrupted", signal=received())
     except UserError as error:  # what nodes must share
@@ -163,6 +168,22 @@ def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
             f"node {node} has other software than the machine that submits: {', '.join(other)}; use one environment and "
             "checkout on all"
         )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_a_task() -> int:
+    """Threads that a unit computes with on a CPU: a quarter of this machine's cores, 1 to 8, and at most ``OMP_NUM_THREADS``.
+
+    It does not depend on how many tasks there are or run: the last bits of sums do depend on it, and a number must not depend on
+    who else is at work.
+    """
+    share = max(1, min(8, cores() // 4))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share
 
 
 @contextmanager

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, write_json, write_text, writing
-from backbones.locks import lock_file, locked_async
+from backbones.files import home, write_json, write_text, writing
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout
 from benchmark.mini.captions import clean_captions, seen_objects, web_caption
-from benchmark.mini.config import DENSE, KARPATHY, SPLITS, VERSION, Chunk, WorldConfig, chunks_of
+from benchmark.mini.config import DENSE, KARPATHY, SPLITS, Chunk, WorldConfig, chunks_of
 from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
+from benchmark.pipeline.stage import one_maker_async
 
 PIECES = 4  # units for each worker, so that all end at about the same time
 MANIFEST = "manifest.json"
@@ -40,15 +40,14 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         UserError: no space, or a folder that cannot be written.
     """
     root = home() / "mini" / config.key()
-    waiting = "another process renders this mini world: waiting for it"
-    async with locked_async(lock_file("world", config.key()), lambda: executor.bar.start(waiting, 1)):
-        if is_whole(root, config):
+    async with one_maker_async(root):
+        if is_complete(root, config):
             return root
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
         _prepare(root, config, missing)
         pieces = min(len(missing), PIECES * executor.cpus)
         units = [
-            executor.run(render_chunks, root, config, missing[n::pieces], cpus=1, name=f"render {n + 1}/{pieces}")
+            executor.run("render", render_chunks, root, config, missing[n::pieces], name=f"render {n + 1}/{pieces}")
             for n in range(pieces)
         ]
         await asyncio.gather(*units)
@@ -106,7 +105,7 @@ def _render(
     return {"filename": name, "split": part, "captions": clean_captions(rng, scene, seen_objects(scene, truth))}
 
 
-def is_whole(root: Path, config: WorldConfig) -> bool:
+def is_complete(root: Path, config: WorldConfig) -> bool:
     """Whether the world at ``root`` is finished and every byte of it is as it was written."""
     manifest = _read(root, MANIFEST, "lists")
     if manifest is None or manifest.get("key") != config.key():
@@ -134,14 +133,11 @@ def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
 def _finish(root: Path, config: WorldConfig) -> None:
     """Lists and annotation files from all records, then the manifest."""
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    prints, volume = [], 0
     for chunk in chunks_of(config):
         record = _read_record(root, chunk)
         if record is None:
             raise UserError(f"mini world in {root}: {chunk.record} is gone or damaged while building; run again")
         records[chunk.split] += record["pictures"]
-        prints.append(sorted(record["files"].items()))
-        volume += sum(size for size, _ in record["files"].values())
     lists = {KARPATHY: layout.karpathy_json(records["retrieval-train"] + records["retrieval"])}
     for split, (prefix, part) in DENSE.items():
         lists |= layout.dense_lists(prefix, part, config.size, records[split])
@@ -149,13 +145,7 @@ def _finish(root: Path, config: WorldConfig) -> None:
     for name, text in lists.items():
         write_text(root / name, text)
         sizes[name] = layout.fingerprint(text.encode())
-    manifest = {
-        "key": config.key(), "version": VERSION, "config": asdict(config), "classes": list(CLASSES),
-        "counts": {split: len(found) for split, found in records.items()},
-        "bytes": volume + sum(size for size, _ in sizes.values()),
-        "fingerprint": content_key([prints, sizes], length=64), "lists": sizes,
-    }  # fmt: skip
-    write_json(root / MANIFEST, manifest)
+    write_json(root / MANIFEST, {"key": config.key(), "config": asdict(config), "lists": sizes})
 
 
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
 from reports.tracking import Tracker
@@ -37,6 +38,12 @@ class ExpertTraining:
     seed: int = 0
     device: str = "auto"
     experiment: str = "experts"
+
+
+async def expert_stage(inputs: ExpertTraining, executor: Executor, priority: int = 0) -> dict[str, Any]:
+    """``expert_unit`` through an executor, which says where it computes."""
+    inputs = replace(inputs, device=executor.device)
+    return await executor.run("expert", expert_unit, inputs, name=f"expert {inputs.name}", priority=priority)
 
 
 def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:

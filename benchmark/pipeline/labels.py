@@ -6,14 +6,12 @@ import asyncio
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
-from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.label import LabelledShard, Labeller, LabelSettings, finish_labels, finished_shard, labels_writer
 from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
@@ -22,7 +20,6 @@ from backbones.cliptex.pairs import PairSource, Tally, open_pairs
 from backbones.errors import UserError
 from backbones.files import home
 from benchmark.evaluation.device import choose_device, device_kind
-from benchmark.evaluation.needs import needs
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker_async, stage_run
@@ -39,7 +36,7 @@ class LabelRequest:
             those which were trained anew make new labels.
         settings: what labels look like.
         batch_size: images of one size that experts see at once.
-        device, num_workers: where it is computed, with how many threads that decode and encode.
+        device, num_workers: where it is computed, with how many threads that decode and encode; the executor says it.
         experiment: in MLflow.
         name: of the pairs, in the name of a folder under ``$CLIPTEX_HOME``.
         priority: of its units, see ``Executor.submit``.
@@ -68,8 +65,9 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
         UserError: experts or pairs that cannot be used, a folder that holds labels of others, or over 1 % of the images cannot
             be read.
     """
+    request = replace(request, device=executor.device, num_workers=executor.num_workers)
     source = open_pairs(request.pairs, executor.bar)
-    experts = _load(request, "cpu")
+    experts = load_experts(list(request.experts), "cpu")
     params = {"experts": ",".join(expert.name for expert in experts), "pairs": source.name, "count": len(source)}
     writer = labels_writer(source, experts, request.settings, request.folder)
     del experts  # from here on they are the units' business
@@ -87,47 +85,32 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
-            def ended(shard: LabelledShard, device: str) -> None:
-                run.set_tags({"device.kind": device})
-                speed = shard.images / max(shard.seconds, 1e-9)
-                run.log_metrics({"label/images_per_second": speed} if shard.images else {}, next(steps))
-                _count(tally, shard, len(source))
+            async def label() -> None:
+                """One shard after the other; after one that breaks no other is begun."""
+                while missing:
+                    number = missing.popleft()
+                    told = {"name": f"label {source.shards[number].name}", "priority": request.priority}
+                    try:
+                        shard, device = await executor.run("label", label_unit, request, writer, number, **told)
+                        run.set_tags({"device.kind": device})
+                        speed = shard.images / max(shard.seconds, 1e-9)
+                        run.log_metrics({"label/images_per_second": speed} if shard.images else {}, next(steps))
+                        _count(tally, shard, len(source))
+                    except BaseException:
+                        missing.clear()
+                        raise
 
-            await _label(request, executor, source, writer, missing, ended)
+            try:  # twice as many under way as can run
+                ended = await asyncio.gather(*(label() for _ in range(2 * executor.width)), return_exceptions=True)
+            finally:
+                _labeller.cache_clear()  # where units ran in this process, its memory is wanted for other things now
+            for error in ended:
+                if error is not None:
+                    raise error
             finish_labels(source, writer)
             store = LabelStore(writer.root)
             _log(run, store, source)
     return store.manifest
-
-
-async def _label(
-    request: LabelRequest,
-    executor: Executor,
-    source: PairSource,
-    writer: LabelWriter,
-    missing: deque[int],
-    ended: Callable[[LabelledShard, str], None],
-) -> None:
-    """A unit for each missing shard, twice as many under way as can run; after one that breaks no other is begun."""
-    asked = needs("label", executor, request.device, request.num_workers)
-
-    async def lane() -> None:
-        while missing:
-            number = missing.popleft()
-            told = {"name": f"label {source.shards[number].name}", "priority": request.priority}
-            try:
-                ended(*await executor.run(label_unit, request, writer, number, **told, **asked))
-            except BaseException:
-                missing.clear()
-                raise
-
-    try:
-        lanes = await asyncio.gather(*(lane() for _ in range(2 * executor.width)), return_exceptions=True)
-    finally:
-        _labeller.cache_clear()  # where units ran in this process, its memory is wanted for other things now
-    for error in lanes:
-        if error is not None:
-            raise error
 
 
 def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:
@@ -141,7 +124,7 @@ def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple
 def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     """Experts are loaded once for all shards that a process labels."""
     source = open_pairs(request.pairs)
-    experts = _load(request, choose_device(request.device))
+    experts = load_experts(list(request.experts), choose_device(request.device))
     writer = labels_writer(source, experts, request.settings, root)
     if writer.key != key:
         raise UserError("the experts or pairs have changed while they were labelled; run the command again")
@@ -149,10 +132,6 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
 
 
 label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
-
-
-def _load(request: LabelRequest, device: Any) -> list[Expert]:
-    return load_experts(list(request.experts), device)
 
 
 def _count(tally: Tally, shard: LabelledShard, total: int) -> None:

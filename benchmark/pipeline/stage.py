@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,25 +53,16 @@ def stage_run(
         yield run
 
 
-def finished_stage(tracker: Tracker, **tags: str) -> str:
-    """Id of the newest finished run with these tags, or ''."""
-    run = tracker.finished(**tags)
-    return run.info.run_id if run is not None else ""
-
-
 def one_maker(out: Path) -> AbstractContextManager[bool]:
     """No other process makes ``out`` (a file or folder) meanwhile; who comes second waits, and looks for it again."""
-    return locked(_lock(out), lambda: _waiting(out))
+    return locked(*_lock(out))
 
 
 def one_maker_async(out: Path) -> AbstractAsyncContextManager[bool]:
     """``one_maker`` for a coroutine, which others do not wait for."""
-    return locked_async(_lock(out), lambda: _waiting(out))
+    return locked_async(*_lock(out))
 
 
-def _lock(out: Path) -> Path:
-    return lock_file("make", str(out.absolute()))
-
-
-def _waiting(out: Path) -> None:
-    reporter().start(f"another process makes {out.name}: waiting for it", 1)
+def _lock(out: Path) -> tuple[Path, Callable[[], None]]:
+    told = f"another process makes {out.name}: waiting for it"
+    return lock_file("make", str(out.absolute())), lambda: reporter().start(told, 1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,9 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.train import TrainResult, find_trained, train
 from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
-from benchmark.pipeline.stage import finished_stage, one_maker, stage_run
+from benchmark.pipeline.stage import one_maker, stage_run
 from reports.store import hide_password
 from reports.tracking import Run, Tracker, environment
 from sweeps.errors import TrialPruned
@@ -57,22 +57,15 @@ class TrainingInputs:
 
 
 @dataclass(frozen=True)
-class TrainedWeights:
-    """What a training made, or found.
+class TrainedWeights(TrainResult):
+    """What a training made, or found: ``run`` is the id of the MLflow run that trained them, '' when it is not in this store."""
 
-    Attributes:
-        path: the weights; sha256: of the file; key: of recipe and inputs.
-        run: id of the MLflow run that trained them, '' when it is not in this store.
-        cost: ``train_seconds``, ``train_flops`` …
-        trained: whether it was trained just now.
-    """
-
-    path: Path
-    sha256: str
-    key: str
     run: str = ""
-    cost: Mapping[str, float] = field(default_factory=dict)
-    trained: bool = False
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What it cost to make them."""
+        return {key: self.cost[key] for key in ("train_seconds", "train_flops") if key in self.cost}
 
 
 def open_labels(stores: tuple[Path, ...]) -> Any:
@@ -86,7 +79,17 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | N
     labels = open_labels(inputs.labels) if inputs.recipe.tasks else None
     pairs = open_pairs(inputs.pairs, Silent())
     found = find_trained(inputs.recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels)
-    return _trained(found, finished_stage(tracker, **{"train.key": found.key})) if found is not None else None
+    if found is None:
+        return None
+    run = tracker.finished(**{"train.key": found.key})
+    return TrainedWeights(**vars(found), run=run.info.run_id if run is not None else "")
+
+
+async def train_stage(inputs: TrainingInputs, executor: Executor, priority: int = 0) -> TrainedWeights:
+    """``train_unit`` through an executor, which says where and how it computes."""
+    inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
+    name = f"train {inputs.recipe.name} · seed {inputs.recipe.seed}"
+    return await executor.run("train", train_unit, inputs, name=name, priority=priority)
 
 
 def train_unit(inputs: TrainingInputs) -> TrainedWeights:
@@ -96,10 +99,9 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
         UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
         TrialPruned: the training was stopped as a bad trial.
     """
-    first = first_process()
-    tracker = Tracker(inputs.experiment) if first else None
-    if tracker is None:
-        return _trained(_train(inputs, None), "")
+    if not first_process():
+        return TrainedWeights(**vars(_train(inputs, None)))
+    tracker = Tracker(inputs.experiment)
     with one_maker(inputs.out):
         if found := find_weights(inputs, tracker):
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -125,8 +127,10 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     tags["device.kind"] = device_kind(choose_device(inputs.device))
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
     with stage_run(tracker, "train", name, tags, params, parent) as run:
+        pairs = open_pairs(inputs.pairs, Silent())
+        per_epoch = max(1, (len(pairs) - recipe.val_pairs) // recipe.batch_size)  # steps
         try:
-            result = _train(inputs, inputs.pruning.watched(run, _per_epoch(inputs)) if inputs.pruning else run)
+            result = _train(inputs, inputs.pruning.watched(run, per_epoch) if inputs.pruning else run)
         except TrialPruned:
             shutil.rmtree(inputs.out.with_name(f"{inputs.out.name}.resume"), ignore_errors=True)
             raise
@@ -136,29 +140,22 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         cost = {**result.cost, "disk_bytes": result.path.stat().st_size}
         run.log_metrics({f"cost/{key}": value for key, value in cost.items()})
         run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
-        pairs = open_pairs(inputs.pairs, Silent())
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         run.log_json(
             {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes},
             "train.json",
         )
         # the many trials of a sweep stay in CLIPTEX_HOME alone
-        kept = parent is None and _log_weights(run, result.path, _read_as(recipe))
-        run.describe(_how_to_load(result, recipe, run.id if kept else "", run.tracker.uri))
+        kept = parent is None and result.path.stat().st_size <= MOST_BYTES
+        # a recipe file's name may be any: it is loaded as the recipe's own backbone only where one has its name
+        name = recipe.name if recipe.name in backbones.names() else "cliptex"
+        if kept:
+            run.log_file(result.path, "weights")
+            run.log_text(LOADER.format(name=name, file=result.path.name), "weights/load.py")
+        run.describe(_how_to_load(result, recipe.name, name, run.id if kept else "", run.tracker.uri))
     for note in result.notes:
         console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
-    return replace(_trained(result, run.id), trained=True)
-
-
-def _per_epoch(inputs: TrainingInputs) -> int:
-    """Steps of an epoch."""
-    pairs = len(open_pairs(inputs.pairs, Silent()))
-    return max(1, (pairs - inputs.recipe.val_pairs) // inputs.recipe.batch_size)
-
-
-def _trained(result: TrainResult, run: str) -> TrainedWeights:
-    cost: dict[str, float] = {key: result.cost[key] for key in ("train_seconds", "train_flops") if key in result.cost}
-    return TrainedWeights(result.path, result.sha256, result.key, run, cost, result.trained)
+    return TrainedWeights(**vars(result), run=run.id)
 
 
 LOADER = '''"""Loads the weights beside this file as a frozen backbone: ``from load import load``."""
@@ -175,24 +172,10 @@ def load():
 MOST_BYTES = 200_000_000  # of weights that are kept in MLflow; bigger ones stay where they are, by path
 
 
-def _log_weights(run: Run, path: Path, name: str) -> bool:
-    """Keep the weights and their loader as artifacts ``weights/`` of the run that made them, unless they are too big."""
-    if path.stat().st_size > MOST_BYTES:
-        return False
-    run.log_file(path, "weights")
-    run.log_text(LOADER.format(name=name, file=path.name), "weights/load.py")
-    return True
-
-
-def _read_as(recipe: Recipe) -> str:
-    """The backbone that the weights are loaded as: the recipe's own where one has its name (a recipe file's may be any)."""
-    return recipe.name if recipe.name in backbones.names() else "cliptex"
-
-
-def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> str:
+def _how_to_load(result: TrainResult, recipe: str, name: str, run_id: str, uri: str) -> str:
     """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
     store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
-    path, name = result.path.absolute(), _read_as(recipe)
+    path = result.path.absolute()
     kept = (
         f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"
         f'python -c "from weights.load import load; print(load())"\n```\n\n'
@@ -202,7 +185,7 @@ def _how_to_load(result: TrainResult, recipe: Recipe, run_id: str, uri: str) -> 
     create = f"backbones.create({name!r}, weights={str(path)!r}, any_architecture=True)"
     probe = f"python -m benchmark run --backbone {name} --weights {path} --suite paper --data-root DIR"
     return (
-        f"Weights of `{recipe.name}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
+        f"Weights of `{recipe}`: `{path}` (sha256 `{result.sha256[:16]}…`).\n\n{kept}"
         f"```python\nimport backbones\nbackbone = {create}\n```\n\n" + ("" if name == "clip" else f"```\n{probe}\n```")
         # on the command line `clip` is one architecture, which these weights need not have
     )

@@ -15,13 +15,12 @@ from backbones.cliptex.label import LabelSettings
 from backbones.cliptex.labels import LabelStore
 from backbones.cliptex.recipes import SUBSETS, Recipe, find_recipe
 from backbones.files import content_key, home
-from benchmark.evaluation.needs import needs
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
-from benchmark.mini.world import build_world, is_whole
-from benchmark.pipeline.experts import ExpertTraining, expert_unit
+from benchmark.mini.world import build_world, is_complete
+from benchmark.pipeline.experts import ExpertTraining, expert_stage
 from benchmark.pipeline.labels import LabelRequest, label_stage
-from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_unit
+from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
 from benchmark.suites.mini_sizes import MADE, SIZES, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
@@ -49,7 +48,7 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
     """What of it is there. Weights whose labels or initial weights are not there yet are not there either."""
     config, sizes = CONFIGS[suite], SIZES[suite]
     world = home() / "mini" / config.key()
-    is_there = is_whole(world, config)
+    is_there = is_complete(world, config)
     stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), is_there)]
     wanted = _wanted(names, seeds)
     clips = {seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None) for _, seed in wanted}
@@ -117,7 +116,7 @@ class _Maker:
         else:
             clip = await pretrained
             made = await self._train(_tuned(self.sizes, name, seed), str(clip.path), None, priority=1)
-        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.cost, **cost})
+        return MadeBackbone(_config(name, seed, made.path), made.run, {**made.spent, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:
         """CLIP, pre-trained on the captions."""
@@ -131,8 +130,7 @@ class _Maker:
         where = tuple(f"{name}={_expert_folder(self.world, name, settings)}" for name, settings in experts.items())
         request = LabelRequest(
             pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,
-            settings=LabelSettings(input_side=0, label_side=0), batch_size=128, device=stages.device,
-            num_workers=stages.num_workers, experiment=stages.experiment, priority=3,
+            settings=LabelSettings(input_side=0, label_side=0), batch_size=128, experiment=stages.experiment, priority=3,
         )  # fmt: skip
         manifest = await label_stage(request, stages.executor)
         cost = {f"label_{kind}": manifest["cost"][kind] for kind in ("seconds", "flops")}
@@ -144,25 +142,16 @@ class _Maker:
         out = _expert_folder(self.world, name, settings)
         if (out / "expert.json").is_file():
             return json.loads((out / "expert.json").read_text(encoding="utf-8"))
-        truth = self.world / "expert"
-        inputs = ExpertTraining(name, truth, out, settings, device=stages.device, experiment=stages.experiment)
-        return await self._run("expert", expert_unit, inputs, name=f"expert {name}", priority=3)
+        inputs = ExpertTraining(name, self.world / "expert", out, settings, experiment=stages.experiment)
+        return await expert_stage(inputs, stages.executor, priority=3)
 
     async def _train(self, recipe: Recipe, init: str, labels: Path | None, priority: int) -> TrainedWeights:
         stages = self.stages
         out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
         inputs = TrainingInputs(
-            recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), stages.device, stages.num_workers,
-            experiment=stages.experiment,
-        )  # fmt: skip
-        name = f"train {recipe.name} · seed {recipe.seed}"
-        found = find_weights(inputs, self.tracker)
-        return found or await self._run("train", train_unit, inputs, name=name, priority=priority)
-
-    async def _run(self, kind: str, unit: Callable[[Any], Any], inputs: Any, **told: Any) -> Any:
-        stages = self.stages
-        asked = needs(kind, stages.executor, stages.device, stages.num_workers)
-        return await stages.executor.run(unit, inputs, **asked, **told)
+            recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), experiment=stages.experiment
+        )
+        return find_weights(inputs, self.tracker) or await train_stage(inputs, stages.executor, priority)
 
 
 def _recipe(name: str, settings: Mapping[str, Any], seed: int) -> Recipe:

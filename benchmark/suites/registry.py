@@ -20,8 +20,6 @@ class Stages:
     suite: str
     experiment: str  # where its stages go in MLflow
     executor: Executor  # runs the units
-    device: str = "auto"  # of each unit, as is ``num_workers``
-    num_workers: int = 2
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from optuna.trial import TrialState
 
 from reports.tracking import Run, Tracker
 from sweeps.driver import Evaluate, Evaluation, drive
-from sweeps.objective import TaskFacts, make_objectives
-from sweeps.space import make_space
+from sweeps.objective import ObjectiveTask, make_objectives
+from sweeps.space import Wanted, make_space
 from sweeps.study import Plan, Sweep, load_sweep, sole_driver, start_sweep
 
 TASKS = {
-    "seg/linear": TaskFacts({"mIoU": 1, "aAcc": 1}, "dense"),
-    "depth/linear": TaskFacts({"abs_rel": -1}, "dense"),
-    "class/zero-shot": TaskFacts({"top1": 1}, "zero-shot"),
+    "seg/linear": ObjectiveTask({"mIoU": 1, "aAcc": 1}, "dense"),
+    "depth/linear": ObjectiveTask({"abs_rel": -1}, "dense"),
+    "class/zero-shot": ObjectiveTask({"top1": 1}, "zero-shot"),
 }
 BASELINE = {
     "seg/linear": {"mIoU": 28.0, "aAcc": 60.0},
@@ -50,11 +50,10 @@ def start(
 ) -> Sweep:
     """A study on the cheap tasks, with their baseline."""
     identity = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
-    sweep = start_sweep(
-        name, storage, Plan(make_space(search, **space), make_objectives(objectives, TASKS), identity, prune)
-    )
+    plan = Plan(make_space(Wanted(search, **space)), make_objectives(objectives, TASKS), identity, prune)
+    sweep = start_sweep(name, storage, plan)
     sweep.note("baseline", BASELINE)
-    sweep.note("tasks", {task: {"metrics": dict(facts.metrics), "group": facts.group} for task, facts in TASKS.items()})
+    sweep.note("tasks", {task: {"metrics": dict(told.metrics), "group": told.group} for task, told in TASKS.items()})
     return sweep
 
 
@@ -67,11 +66,11 @@ def finish(sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: i
     """Drive a study to its end, under a parent run that is kept with it, as ``sweep launch`` does."""
     say = (lambda line: None) if told is None else told.append
     with sole_driver(sweep):
-        if "mlflow" not in sweep.facts:
+        if "mlflow" not in sweep.metadata:
             parent = tracker.client.create_run(tracker.experiment_id, run_name="sweep").info.run_id
             tracker.client.set_terminated(parent)
             sweep.note("mlflow", {"run": parent})
-        parent = Run(tracker, sweep.facts["mlflow"]["run"], sweep.name)
+        parent = Run(tracker, sweep.metadata["mlflow"]["run"], sweep.name)
         return asyncio.run(drive(sweep, how, tracker, parent, width=width, say=say))
 
 

@@ -13,9 +13,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from backbones.errors import UserError
 from reports.heartbeat import SILENT, this_process
 from sweeps.driver import FAILURES, Evaluation
-from sweeps.errors import SweepError
 from sweeps.study import load_sweep
 from sweeps.summary import progress
 from tests.forks import Fork
@@ -23,7 +23,7 @@ from tests.sweeps.cheap import cells, completed, drive_slowly, evaluate, finish,
 
 
 def trial_runs(sweep, tracker):
-    parent = sweep.facts["mlflow"]["run"]
+    parent = sweep.metadata["mlflow"]["run"]
     return {run.info.run_id: run for run in tracker.search(f"tags.`mlflow.parentRunId` = '{parent}'")}
 
 
@@ -133,12 +133,12 @@ def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monk
     fork.wait_for(tmp_path, "driving")
     try:
         began = time.monotonic()
-        with pytest.raises(SweepError, match="is driven by another process") as caught:
+        with pytest.raises(UserError, match="is driven by another process") as caught:
             finish(sweep, tracker)
         assert time.monotonic() - began < 5 and "\n" not in str(caught.value)
         with monkeypatch.context() as patch:
             patch.setenv("CLIPTEX_HOME", str(tmp_path / "another"))  # no lock in common: the study says it
-            with pytest.raises(SweepError, match="is driven by another process"):
+            with pytest.raises(UserError, match="is driven by another process"):
                 finish(sweep, tracker)
     finally:
         fork.signal(signal.SIGKILL)
@@ -149,11 +149,11 @@ def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monk
 def test_another_machines_driver_counts_while_it_gives_signs_of_life(url, tracker):
     sweep = start(url, lambdas=("seg",))
     sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - SILENT + 60})
-    with pytest.raises(SweepError, match="is driven by another process"):
+    with pytest.raises(UserError, match="is driven by another process"):
         finish(sweep, tracker)
     sweep.note("driver", {"process": "another/machine|1:1", "time": time.time() - SILENT - 1})
     assert finish(sweep, tracker) == 3
-    assert not sweep.facts["driver"]
+    assert not sweep.metadata["driver"]
 
 
 def test_a_driver_that_was_given_up_for_dead_ends_no_cell(url, tracker):
@@ -164,10 +164,10 @@ def test_a_driver_that_was_given_up_for_dead_ends_no_cell(url, tracker):
         sweep.note("driver", {"process": "another/machine|1:1", "time": time.time()})
         return await evaluate(params, run, pruning)
 
-    with pytest.raises(SweepError, match="taken study 'cheap' over"):
+    with pytest.raises(UserError, match="taken study 'cheap' over"):
         finish(sweep, tracker, slept, width=1)
     assert completed(sweep) == []
-    assert sweep.facts["driver"]["process"] != this_process()
+    assert sweep.metadata["driver"]["process"] != this_process()
 
 
 def test_a_cell_that_breaks_is_tried_again_then_given_up_and_the_others_go_on(storage, tracker):

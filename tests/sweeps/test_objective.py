@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sweeps.errors import SweepError
+from backbones.errors import UserError
 from sweeps.objective import make_objectives, relative_gain, task_gains
 from tests.sweeps.cheap import BASELINE, TASKS, measure
 
@@ -50,7 +50,7 @@ def test_a_hole_is_an_error(hole):
     [("best", "choose gain"), ("seg/linear/PQ", "has mIoU, aAcc"), ("voc/linear/mIoU", "a task among")],
 )
 def test_unknown_objectives(name, says):
-    with pytest.raises(SweepError, match=says):
+    with pytest.raises(UserError, match=says):
         make_objectives([name], TASKS)
-    with pytest.raises(SweepError, match="none of the chosen tasks"):
+    with pytest.raises(UserError, match="none of the chosen tasks"):
         make_objectives(["zero-shot"], {"seg/linear": TASKS["seg/linear"]})

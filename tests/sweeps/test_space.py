@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.errors import SweepError
-from sweeps.space import LAMBDAS, Space, cell_name, make_space, short
+from backbones.errors import UserError
+from sweeps.space import LAMBDAS, Space, Wanted, cell_name, make_space, short
 
 
 def test_linear_search_is_the_papers_nine_cells():
-    cells = make_space("linear").cells()
+    cells = make_space(Wanted()).cells()
     assert len(cells) == len({cell.key for cell in cells}) == 9
     assert cells[0].params == dict.fromkeys((f"lambda_{name}" for name in LAMBDAS), 1.0), "the base comes first"
     for cell in cells[1:]:
@@ -23,12 +23,12 @@ def test_linear_search_is_the_papers_nine_cells():
 
 
 def test_grid_is_every_combination_once_and_fixed_lambdas_are_params_too():
-    cells = make_space("grid", ("clip", "seg")).cells()
+    cells = make_space(Wanted("grid", ("clip", "seg"))).cells()
     wanted = {(clip, seg) for clip, seg in itertools.product((0.1, 1.0, 10.0), repeat=2)}
     assert {(cell.params["lambda_clip"], cell.params["lambda_seg"]) for cell in cells} == wanted
     assert len(cells) == 9
     assert all(cell.params["lambda_depth"] == cell.params["lambda_normal"] == 1.0 for cell in cells)
-    assert len(make_space("grid").cells()) == 81
+    assert len(make_space(Wanted("grid")).cells()) == 81
 
 
 def test_further_settings_vary_around_their_base():
@@ -38,7 +38,7 @@ def test_further_settings_vary_around_their_base():
         return tuple(text.split(",")) if name == "experts" else float(text)
 
     vary = {"lr": "1e-4,1e-3", "experts": "seg|seg,depth"}
-    space = make_space("linear", ("seg",), vary=vary, bases=bases, read=read)
+    space = make_space(Wanted("linear", ("seg",), vary=vary), bases, read)
     cells = [cell.params for cell in space.cells()]
     assert len(cells) == 1 + 2 + 2 + 2
     assert {params["experts"] for params in cells} == {"seg,depth,normal", "seg", "seg,depth"}
@@ -46,9 +46,8 @@ def test_further_settings_vary_around_their_base():
 
 
 def test_samplers_draw_within_the_ranges_on_a_log_scale():
-    space = make_space(
-        "random", ("clip", "seg"), vary={"epochs": "1:4"}, bases={"epochs": 2}, read=lambda _, t: int(t), trials=60
-    )
+    wanted = Wanted("random", ("clip", "seg"), vary={"epochs": "1:4"}, trials=60)
+    space = make_space(wanted, {"epochs": 2}, lambda _, t: int(t))
     assert [cell.params for cell in space.cells()] == [None] * 60
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [space.suggest(study.ask()) for _ in range(60)]
@@ -64,7 +63,7 @@ def test_samplers_draw_within_the_ranges_on_a_log_scale():
     st.lists(st.floats(0, 1e4), min_size=1, max_size=4),
 )
 def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
-    space = make_space(search, lambdas, values)
+    space = make_space(Wanted(search, lambdas, values))
     cells = space.cells()
     assert len({cell.key for cell in cells}) == len(cells)
     found = space.distributions()
@@ -84,19 +83,19 @@ def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
         ({"search": "tpe", "between": (0.0, 1.0)}, "0 < LOW"),
         ({"search": "tpe", "trials": 0}, "at least 1"),
         ({"search": "linear", "lambdas": []}, "nothing to vary"),
-        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}, "bases": {"lr": 1e-4}}, "not a range"),
-        ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}, "bases": {"lr": 1e-4}}, "LOW below HIGH"),
+        ({"search": "grid", "vary": {"lr": "1e-4:1e-3"}}, "not a range"),
+        ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}}, "LOW below HIGH"),
         ({"search": "tpe", "vary": {"lambda_seg": "1:2"}}, "--lambdas"),
         ({"search": "best"}, "choose one of"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(arguments, says):
-    with pytest.raises(SweepError, match=says) as caught:
-        make_space(**arguments)
+    with pytest.raises(UserError, match=says) as caught:
+        make_space(Wanted(**arguments), {"lr": 1e-4})
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_names_for_people():
-    space = make_space("linear")
+    space = make_space(Wanted())
     assert short(space.cells()[0].params, space.base) == "base"
     assert short({**space.base, "lambda_seg": 0.1}, space.base) == "λseg 0.1"

@@ -17,34 +17,30 @@ from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
 from backbones.errors import nearest
 from backbones.files import content_key, home
 from backbones.overrides import fields_of, parse_pairs, with_changes
-from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.data import prepare_data
-from benchmark.evaluation.groups import task_groups
-from benchmark.evaluation.needs import needs
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
-from benchmark.evaluation.units import ProbeUnit, probe_unit
+from benchmark.evaluation.probing import Probing
 from benchmark.execution import ExecutorSpec
 from benchmark.execution.progress import reporter
-from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
+from benchmark.pipeline.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import Stages, SuiteTraining, find_suite
-from probes.datasets.base import PreparedDataset
 from sweeps.driver import Evaluation
-from sweeps.objective import TaskFacts
+from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning
-from sweeps.space import LAMBDAS, Value
+from sweeps.space import LAMBDAS, Value, Wanted
 
 CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(Wanted):
     """All that ``sweep launch`` was told, by the names of its options; its ``--help`` says what they mean."""
 
     suite: str = "sweep"
     task: Sequence[str] = ()
-    changes: Sequence[str] = ()
-    task_changes: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    task_overrides: Sequence[str] = ()
     recipe: str = "cliptex"
     init: str = ""
     pairs: str = ""
@@ -52,19 +48,11 @@ class SweepOptions:
     data_root: Path | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
-    seed: int = 0
     seeds: int = 3
     study: str = ""
     storage: str | None = None
-    search: str = "linear"
-    lambdas: Sequence[str] = LAMBDAS
-    values: Sequence[float] = (0.1, 1.0, 10.0)
-    between: tuple[float, float] = (0.01, 100.0)
-    vary: Mapping[str, str] = field(default_factory=dict)
-    trials: int = 40
     objective: Sequence[str] = ("gain",)
     prune: str = ""
-    num_workers: int = 2
     executor: ExecutorSpec = field(default_factory=ExecutorSpec)
     experiment: str = ""
     out: Path | None = None
@@ -93,49 +81,38 @@ def planned(options: SweepOptions) -> list[PlannedTask]:
     if wrong:
         told = f"say --init, --pairs and --labels ({wrong[0]} is missing)"
         raise UserError(f"suite {suite.name!r} has no pairs of its own: {told}")
-    return plan_tasks(suite, options.task, parse_pairs(options.task_changes))
+    return plan_tasks(suite, options.task, parse_pairs(options.task_overrides))
 
 
-def task_facts(tasks: Sequence[PlannedTask]) -> dict[str, TaskFacts]:
+def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
     """What objectives need to know of the tasks."""
-    facts = {}
+    found = {}
     for task in tasks:
         group: Any = "dense" if task.spec.kind in DENSE_KINDS else "zero-shot" if task.probe.needs_text else "linear"
-        facts[task.name] = TaskFacts(dict(task.probe.metrics), group)
-    return facts
+        found[task.name] = ObjectiveTask(dict(task.probe.metrics), group)
+    return found
 
 
-def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe settings that all trials share: the suite's, then the recipe file's, then the user's; without λs.
+def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Value]]:
+    """Recipe settings that all trials share – the suite's, then the recipe file's, then the user's, without λs – and the λs that
+    the user fixes (or bases linear search on).
 
     Raises:
         UserError: no such recipe, a setting that does not exist or fit.
     """
-    found = dict(suite_settings)
+    found, overrides, known = dict(suite_settings), parse_pairs(options.overrides), fields_of(Recipe)
     if options.recipe not in RECIPES:
         found |= _differing(read_recipe(Path(options.recipe)))
     elif options.recipe != CLIPTEX.name:
         raise UserError(f"--recipe {options.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe file")
-    recipe = with_changes(replace(CLIPTEX, **found), _changes(options, lambdas=False))
-    return {"recipe": CLIPTEX.name, **_differing(recipe), "seed": options.seed}
-
-
-def fixed_lambdas(options: SweepOptions) -> dict[str, Value]:
-    """λs that ``--set`` fixes (or bases linear search on)."""
-    changes = _changes(options, lambdas=True)
-    recipe = with_changes(CLIPTEX, changes)
-    return {name: float(getattr(recipe, name)) for name in changes}
-
-
-def _changes(options: SweepOptions, lambdas: bool) -> dict[str, str]:
-    """What ``--set`` says: of λs, or of the other settings."""
-    changes, known = parse_pairs(options.changes), fields_of(Recipe)
-    for name in changes:
+    for name in overrides:
         if name not in known:
             raise UserError(f"--set {name}: no setting of the recipe; {nearest(name, known)} (tasks: --set-task)")
         if name in ("name", "seed"):
             raise UserError(f"--set {name}: give --study NAME and --seed N instead")
-    return {name: value for name, value in changes.items() if name.startswith("lambda_") == lambdas}
+    recipe = with_changes(replace(CLIPTEX, **found), overrides)
+    lambdas: dict[str, Value] = {name: float(getattr(recipe, name)) for name in overrides if name.startswith("lambda_")}
+    return {"recipe": CLIPTEX.name, **_differing(recipe), "seed": options.seed}, lambdas
 
 
 def _differing(recipe: Recipe) -> dict[str, Any]:
@@ -160,18 +137,18 @@ class Bench:
     """A suite's data, pairs, labels and initial weights; trains and probes recipes on them, by units of work.
 
     Args:
-        stages: the executor, and what units run with.
+        stages: with what units run.
         training: what trainings start from (see ``prepare_bench``).
     """
 
     def __init__(self, options: SweepOptions, stages: Stages, training: SuiteTraining) -> None:
-        self.options, self.stages, self.training = options, stages, training
-        self.tasks = planned(options)
-        self.placed = {**training.data, **options.data}
-        where = (self.placed, options.data_root, options.partial, stages.num_workers)
-        self.data: dict[str, PreparedDataset] = prepare_data(self.tasks, *where)
-        self.groups = task_groups(self.tasks, self.data)
-        self.labels = LabelStore(training.labels)
+        self.stages, self.training, self.labels = stages, training, LabelStore(training.labels)
+        # before trainings: a trial that is begun is ended first
+        self.probing = Probing(
+            stages, planned(options), parse_pairs(options.task_overrides), {**training.data, **options.data}, options.data_root,
+            options.partial, priority=1,
+        )  # fmt: skip
+        self.tasks, self.data = self.probing.tasks, self.probing.data
 
     def content(self) -> dict[str, Any]:
         """What of the inputs a trial's value depends on."""
@@ -189,16 +166,21 @@ class Bench:
             UserError, NonFiniteLoss, WorkerLost: as training and probing do.
             TrialPruned: ``pruning`` stopped the training.
         """
-        stages, made = self.stages, self.training
+        made, labels = self.training, self.labels if recipe.tasks else None
         inputs = TrainingInputs(
-            recipe, made.init, made.pairs, made.weights(recipe, self.labels if recipe.tasks else None),
-            labels=(made.labels,) if recipe.tasks else (), device=stages.device, num_workers=stages.num_workers,
-            experiment=stages.experiment, parent=parent, pruning=pruning,
+            recipe, made.init, made.pairs, made.weights(recipe, labels), labels=(made.labels,) if labels else (),
+            experiment=self.stages.experiment, parent=parent, pruning=pruning,
         )  # fmt: skip
-        asked = needs("train", stages.executor, stages.device, stages.num_workers)
-        title = f"train {recipe.name} · seed {recipe.seed}"
-        weights = await stages.executor.run(train_unit, inputs, **asked, name=title, priority=0)
-        cells = await self._probe(recipe, weights, parent)
+        weights = await train_stage(inputs, self.stages.executor)
+        config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
+        units = [self.probing.cells(group, config, recipe.seed, parent) for group in self.probing.groups(self.tasks)]
+        cells = []
+        for found in await asyncio.gather(
+            *units, return_exceptions=True
+        ):  # all are waited for, also after one was lost
+            if isinstance(found, BaseException):
+                raise found
+            cells += found
         for cell in cells:
             if cell.status == "not applicable":
                 raise UserError(f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with --task")
@@ -207,33 +189,9 @@ class Bench:
         tags = {"train.run": weights.run, "trained": str(weights.trained).lower()}
         tags |= {"weights.sha256": weights.sha256, "weights.file": str(weights.path)}
         tags |= {f"cached.{cell.task.replace('/', '.')}": cell.run_id for cell in cells if cell.status == "cached"}
-        costs = {**weights.cost, "probe_seconds": sum(cell.seconds for cell in cells)}
+        costs = {**weights.spent, "probe_seconds": sum(cell.seconds for cell in cells)}
         known = {key: value for key, value in tags.items() if value}
         return Evaluation({cell.task: cell.metrics for cell in cells}, known, costs)
-
-    async def _probe(self, recipe: Recipe, weights: TrainedWeights, parent: str) -> list[Cell]:
-        """The cells of all tasks; every unit is waited for before one that was lost is an error."""
-        stages, options = self.stages, self.options
-        config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
-        asked = needs("probe", stages.executor, stages.device, stages.num_workers)
-        under_way = []
-        for group in self.groups:
-            known = {key for task in group for key in fields_of(task.probe.settings_type)}
-            overrides = {key: value for key, value in parse_pairs(options.task_changes).items() if key in known}
-            names = tuple(task.name for task in group)
-            unit = ProbeUnit(
-                options.suite, names, config, recipe.seed, stages.experiment, parent, overrides, self.placed,
-                options.data_root, options.partial, stages.device, stages.num_workers,
-            )  # fmt: skip
-            title = f"{recipe.name} · seed {recipe.seed} · {' + '.join(names)}"
-            # before trainings: a trial that is begun is ended first
-            under_way.append(stages.executor.run(probe_unit, unit, **asked, name=title, priority=1))
-        cells: list[Cell] = []
-        for result in await asyncio.gather(*under_way, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
-            cells += result
-        return cells
 
 
 async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
@@ -246,17 +204,17 @@ async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
     tasks, placed = planned(options), options.data
     # what the user places is looked at before anything is trained
     own = [task for task in tasks if {task.spec.name, task.spec.folder} & set(placed)] if make else tasks
-    prepare_data(own, placed, options.data_root, options.partial, options.num_workers)
+    prepare_data(own, placed, options.data_root, options.partial, stages.executor.num_workers)
     return Bench(options, stages, await make(stages, options.seed) if make else _brought(options))
 
 
 def _brought(options: SweepOptions) -> SuiteTraining:
     """What the user brings for a suite of real datasets."""
-    labels = Path(options.labels)
     pairs = open_pairs(options.pairs, reporter()).fingerprint
+    init = str(Path(options.init).absolute()) if Path(options.init).exists() else options.init
 
     def weights(recipe: Recipe, used: LabelStore | None) -> Path:
-        inputs = {"recipe": asdict(recipe), "init": options.init, "pairs": pairs, "labels": used and used.identity}
+        inputs = {"recipe": asdict(recipe), "init": init, "pairs": pairs, "labels": used and used.identity}
         return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
 
-    return SuiteTraining({}, options.init, options.pairs, labels, weights)
+    return SuiteTraining({}, init, options.pairs, Path(options.labels).absolute(), weights)

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from backbones import UserError
@@ -17,39 +17,30 @@ from backbones.overrides import fields_of, parse_pairs, with_changes
 from benchmark.evaluation.results import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
-from benchmark.evaluation.sweep.table import number, say
+from benchmark.evaluation.sweep.table import say, summary_text
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
 from reports.store import hide_password
 from reports.tracking import Run, Tracker
 from sweeps.driver import Evaluation, drive, earlier_run
-from sweeps.errors import NoSweep, SweepError, first_line
+from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives
 from sweeps.plots import write_plots
 from sweeps.pruning import Pruning
 from sweeps.space import Value, make_space, short
 from sweeps.storage import storage_url
 from sweeps.study import Plan, Sweep, load_sweep, must_agree, must_be_free, sole_driver, start_sweep
-from sweeps.summary import Row, best_recipe, best_trial, noise_values, progress, reference, summary, trial_rows
+from sweeps.summary import best_recipe, best_trial, noise_values, progress, reference, summary
 
 VALIDATED = tuple(f"val/{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))  # retrieval; more is better
 
 
-@dataclass
-class SweepResult:
-    """A launched sweep: the study, its MLflow store, and the recipe file of its best trial (None before the first)."""
-
-    sweep: Sweep
-    tracker: Tracker
-    recipe: Path | None
-
-
-def launch(options: SweepOptions) -> SweepResult:
-    """Start a sweep, or go on with it, until every cell is finished or given up.
+def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
+    """Start a sweep, or go on with it, until every cell is finished or given up. Returns the study and its MLflow store.
 
     Raises:
-        UserError, SweepError, TrackingError: the request cannot be fulfilled, the study was started with something else, or
+        UserError, TrackingError: the request cannot be fulfilled, the study was started with something else, or
             another process drives it.
         KeyboardInterrupt: interrupted; finished trials stay, the same command goes on.
     """
@@ -57,27 +48,26 @@ def launch(options: SweepOptions) -> SweepResult:
     must_be_writable(options.recipe_file, "--out")
     with suppress(NoSweep):  # what can be compared without preparing anything is compared at once
         before = load_sweep(options.name, options.storage)
-        must_agree(options.name, before.facts["identity"], plan.whole_identity())
+        must_agree(options.name, before.metadata["identity"], plan.identity())
         must_be_free(before)
     with driving(options.executor, options.experiment_name) as (executor, tracker):
         if options.prune and executor.several_nodes and storage_url(options.storage).startswith("sqlite:"):
-            raise SweepError(
+            raise UserError(
                 "--prune: trainings on other machines report to the storage, and cannot share a file of SQLite; "
                 "give --storage postgresql://HOST/NAME, or journal:///FILE.log on a file system that all see"
             )
         return asyncio.run(_launch(options, plan, tracker, executor))
 
 
-async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> SweepResult:
-    stages = Stages(options.suite, tracker.experiment, executor, options.executor.task_device, options.num_workers)
-    bench = await sweep_bench.prepare_bench(options, stages)
-    plan = replace(plan, identity={**plan.identity, "content": bench.content()})
+async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> tuple[Sweep, Tracker]:
+    bench = await sweep_bench.prepare_bench(options, Stages(options.suite, tracker.experiment, executor))
+    plan = replace(plan, inputs={**plan.inputs, "content": bench.content()})
     sweep = start_sweep(options.name, options.storage, plan)
     params = {"search": options.search, "cells": len(sweep.space.cells()), "objectives": ",".join(options.objective)}
     tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
     with sole_driver(sweep):
-        sweep.note("tasks", {task: asdict(facts) for task, facts in sweep_bench.task_facts(bench.tasks).items()})
-        resume = earlier_run(tracker, sweep.facts.get("mlflow", {}).get("run"))
+        sweep.note("tasks", {name: asdict(task) for name, task in sweep_bench.objective_tasks(bench.tasks).items()})
+        resume = earlier_run(tracker, sweep.metadata.get("mlflow", {}).get("run"))
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
             where = {"uri": hide_password(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
             sweep.note("mlflow", where)
@@ -86,7 +76,8 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
             tell = lambda line: say(f"  {line}")
             await drive(sweep, under_way.evaluate, tracker, parent, width=executor.width, say=tell)
             await under_way.noise(range(options.seed + 1, options.seed + options.seeds))
-            return SweepResult(sweep, tracker, _finish(sweep, parent, options.recipe_file))
+            _finish(sweep, parent, options.recipe_file)
+    return sweep, tracker
 
 
 class _Sweeping:
@@ -94,7 +85,7 @@ class _Sweeping:
 
     def __init__(self, sweep: Sweep, bench: Bench, tracker: Tracker, parent: Run) -> None:
         self.sweep, self.bench, self.tracker, self.parent = sweep, bench, tracker, parent
-        self.fixed = sweep.facts["identity"]["fixed"]
+        self.fixed = sweep.metadata["identity"]["fixed"]
 
     async def evaluate(self, params: Mapping[str, Value], run: str, pruning: Pruning | None) -> Evaluation:
         """A trial."""
@@ -103,7 +94,7 @@ class _Sweeping:
 
     async def baseline(self) -> None:
         """clip-ft with the shared settings, trained and probed once for all trials."""
-        if "baseline" in self.sweep.facts:
+        if "baseline" in self.sweep.metadata:
             return
         recipe = sweep_bench.make_recipe("clip-ft", self.fixed, {}, self.fixed["seed"])
         result, _ = await self._measure("baseline clip-ft", recipe, {"baseline": "clip-ft"}, {})
@@ -112,7 +103,7 @@ class _Sweeping:
                 objective.value(result.metrics, result.metrics)
             except ValueError as error:
                 told = f"clip-ft, to which all trials are compared: {error}; leave the task out with --task"
-                raise SweepError(told) from None
+                raise UserError(told) from None
         self.sweep.note("baseline", result.metrics)
 
     async def noise(self, seeds: Sequence[int]) -> None:
@@ -150,24 +141,21 @@ class _Sweeping:
 def _plan(options: SweepOptions) -> Plan:
     """The plan without content; everything a user can get wrong in words is found out here."""
     tasks = sweep_bench.planned(options)
-    fixed = sweep_bench.fixed_settings(options, find_suite(options.suite).training_settings)
+    fixed, lambdas = sweep_bench.fixed_settings(options, find_suite(options.suite).training_settings)
     recipe, known = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed), fields_of(Recipe)
     for name in options.vary:
-        if name in parse_pairs(options.changes):
+        if name in parse_pairs(options.overrides):
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
         if name not in known:
             raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, known)}")
-    bases = sweep_bench.fixed_lambdas(options) | {name: getattr(recipe, name) for name in options.vary}
-    space = make_space(
-        options.search, options.lambdas, options.values, options.between, vary=options.vary, bases=bases,
-        read=lambda name, text: getattr(with_changes(CLIPTEX, {name: text}), name), trials=options.trials, seed=options.seed,
-    )  # fmt: skip
+    bases = {**lambdas, **{name: getattr(recipe, name) for name in options.vary}}
+    space = make_space(options, bases, lambda name, text: getattr(with_changes(CLIPTEX, {name: text}), name))
     ends = [{s.name: value} for s in space.settings for value in (*s.values, s.low, s.high) if value is not None]
     for params in [cell.params for cell in space.cells() if cell.params] or ends:
         sweep_bench.make_recipe("cliptex", fixed, params, options.seed)  # what cannot be trained is said at once
-    objectives = make_objectives(options.objective, sweep_bench.task_facts(tasks))
+    objectives = make_objectives(options.objective, sweep_bench.objective_tasks(tasks))
     if len(objectives) > 1 and options.search == "cmaes":
-        raise SweepError("cmaes knows one objective; use --search tpe or random for several")
+        raise UserError("cmaes knows one objective; use --search tpe or random for several")
     prune = options.prune
     not_prunable = {
         "is for searches over a range or a grid: the paper's linear search compares finished trials": space.search == "linear",
@@ -177,40 +165,28 @@ def _plan(options: SweepOptions) -> Plan:
             not recipe.val_pairs or recipe.epochs <= 1,
     }  # fmt: skip
     if prune and any(not_prunable.values()):
-        raise SweepError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
+        raise UserError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
     versions = {task.name: {"version": task.probe.version, "settings": asdict(task.settings)} for task in tasks}
     return Plan(space, objectives, {"suite": options.suite, "tasks": versions, "fixed": fixed}, prune)
 
 
-def _finish(sweep: Sweep, parent: Run, out: Path) -> Path | None:
-    """Summary, plots and the best recipe into the parent run; returns the recipe's file."""
+def _finish(sweep: Sweep, parent: Run, out: Path) -> None:
+    """Summary, plots and the best recipe into the parent run, the recipe into the file ``out`` too."""
     best = best_trial(sweep)
     if best is None:
-        parent.fail("no trial was finished")
-        return None
+        return parent.fail("no trial was finished")
     with tempfile.TemporaryDirectory() as folder:
         if page := write_plots(sweep, Path(folder)):
             parent.log_file(page)
     recipe = best_recipe(sweep, best)
     write_json(out, recipe)
     parent.log_json(recipe, "best_recipe.json")
-    rows = summary(sweep)
-    parent.log_json([vars(row) for row in rows], "summary.json")
-    parent.log_json(trial_rows(sweep), "trials.json")
+    parent.log_json(summary(sweep).to_dict("records"), "summary.json")
     parent.log_metrics({f"best/{o.name}": v for o, v in zip(sweep.objectives, best.values, strict=True)})
     parent.set_tags({"best.trial": str(best.number), "best.run": best.user_attrs.get("mlflow.run", "")})
-    parent.describe(_note(sweep, rows))
+    about = f"Sweep `{sweep.name}`: {sweep.space.search} search, {len(sweep.space.cells())} cells."
+    parent.describe(f"{about}\n\n```\n{summary_text(sweep)}\n```")
     state = progress(sweep)
     if state.given_up or state.left:
         given_up = "; ".join(f"{cell}: {reason}" for cell, reason in state.given_up.items())
         parent.fail(given_up or f"{state.left} cells are left")
-    return out
-
-
-def _note(sweep: Sweep, rows: Sequence[Row]) -> str:
-    lines = [f"Sweep `{sweep.name}`: {sweep.space.search} search, {len(sweep.space.cells())} cells.", ""]
-    lines += ["| | best | value | base | clip-ft | noise |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        numbers = " | ".join(number(value) for value in (row.value, row.base, row.baseline, row.noise))
-        lines.append(f"| {row.what} {row.metric} | {row.best} | {numbers} |")
-    return "\n".join(lines)

@@ -17,17 +17,18 @@ EXPERT = "experts train unet --data there --out expert"
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (f"{LABEL} --batch-size 0", "--batch-size 0: must be at least 1"),
-        (f"{LABEL} --num-workers -1", "--num-workers -1: must be at least 0"),
+        (f"{LABEL} --batch-size 0", "argument --batch-size: 0: must be at least 1"),
+        (f"{LABEL} --num-workers -1", "argument --num-workers: -1: must be at least 0"),
         (f"{LABEL} --set label_side=-1", "must not be negative"),
-        (f"{TRAIN} --num-workers -1", "--num-workers -1: must be at least 0"),
-        (f"{TRAIN} --save-every nan", "--save-every nan: must be at least 0"),
+        (f"{TRAIN} --num-workers -1", "argument --num-workers: -1: must be at least 0"),
+        (f"{TRAIN} --save-every nan", "argument --save-every: nan: must be at least 0"),
         (f"{TRAIN} --set beta2=1", "beta1 and beta2 must be in"),
         ("train --init random --pairs pairs --out .", "--out . is a folder"),
-        (f"{EXPERT} --seed -1", "--seed -1: must be at least 0"),
+        (f"{EXPERT} --seed -1", "argument --seed: -1: must be at least 0"),
         (f"{EXPERT} --set size=0", "size of an expert must be at least 1"),
-        ("labels draw labels --pairs pairs -n 0", "-n 0: must be at least 1"),
-        ("run --seed -1", "--seed -1: must be at least 0"),
+        ("labels draw labels --pairs pairs -n 0", "argument -n: 0: must be at least 1"),
+        (f"{TRAIN} --executor-arg gpu=1", "--executor-arg gpu: local has no such setting"),
+        ("run --seed -1", "argument --seed: -1: must be at least 0"),
     ],
 )
 def test_one_line(command, said, tmp_path, monkeypatch, capsys):

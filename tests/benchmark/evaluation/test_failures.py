@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from dataclasses import dataclass
@@ -111,6 +112,32 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     assert "imagefolder/linear" in Path(page).read_text()
     status = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("breaking")}
     assert status == {"parent": "FAILED", "imagefolder/linear": "FINISHED", "imagefolder/buggy": "FAILED"}
+
+
+def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
+    async def artifacts(stages, names, seeds):
+        async def mistake():
+            raise ZeroDivisionError("a bug in a training")
+
+        training = asyncio.ensure_future(mistake())
+
+        async def make():
+            return await training
+
+        return SuiteArtifacts(makes={(name, 0): make for name in names})
+
+    tasks = {"imagefolder/linear": {}}
+    register_suite(Suite("waiting", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts))
+    assert main(["run", "--suite", "waiting", *FAST]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("Traceback") == 1 and shown.count("its weights: ZeroDivisionError") == 3
+
+
+def test_nothing_applicable_is_the_users_to_mend(here, capsys):
+    assert main(["run", "--backbone", "random", "--task", "imagefolder/zero-shot", *FAST[:6]]) == 2
+    told = capsys.readouterr()
+    assert "not applicable, no text tower" in told.out and "every number" not in told.out
+    assert told.err.startswith("error: none of these tasks applies to these backbones; choose others")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.evaluation.plan import plan_tasks, split_names
-from benchmark.evaluation.runner import RunOptions, _chosen
+from benchmark.evaluation.runner import RunOptions, _chosen, make_plan
 from benchmark.suites.registry import SUITES, find_suite
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS, find_task
@@ -87,6 +87,19 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
     ]
     assert all(other != base for other in others)
     assert task.protocol(data) == base
+
+
+@pytest.mark.parametrize(
+    ("tasks", "suite"),
+    [([], "mini"), (["mini-seg/linear"], "mini"), (["mini-seg/pspnet"], "smoke"), (["camvid/linear"], "own")],
+)
+def test_without_a_suite_the_tasks_say_which(tasks, suite):
+    assert make_plan(RunOptions(backbones=["random"], tasks=tasks)).suite.name == suite
+
+
+def test_tasks_of_two_suites_are_said():
+    with pytest.raises(UserError, match=r"camvid/linear: own; voc/linear: paper\); run those of one suite"):
+        make_plan(RunOptions(tasks=["camvid/linear,voc/linear"]))
 
 
 def test_a_backbone_brings_its_baselines_and_a_group_its_members():

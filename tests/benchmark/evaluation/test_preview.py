@@ -85,9 +85,9 @@ def test_dry_run_says_places_and_needs(here, capsys, monkeypatch):
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 4)
     assert main([*OWN, "--dry-run", "--executor-arg", "gpus=0,1"]) == 0
     shown = capsys.readouterr().out
-    assert "to do · random · seed 0 · imagefolder/linear: 1 unit, a process with 1 of 4 cores" in shown
+    assert "to do · random · seed 0 · imagefolder/linear: 1 unit, local, 1 core" in shown
     assert main([*[word if word != "cpu" else "auto" for word in OWN], "--dry-run", "--executor-arg", "gpus=0,1"]) == 0
-    assert "imagefolder/linear: 1 unit, a process with 1 of 2 GPUs, time unknown" in capsys.readouterr().out
+    assert "imagefolder/linear: 1 unit, local, 1 GPU and 1 core, time unknown" in capsys.readouterr().out
 
 
 def test_dry_run_after_a_run_says_what_is_done_and_how_long_the_rest_takes(here, capsys):
@@ -102,7 +102,7 @@ def test_dry_run_after_a_run_says_what_is_done_and_how_long_the_rest_takes(here,
     assert main([*OWN, "--dry-run", "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
     assert re.search(
-        r"to do · random · seed 1 · imagefolder/linear: 1 unit, this process, about \d+ s\n"
+        r"to do · random · seed 1 · imagefolder/linear: 1 unit, local, 1 core, about \d+ s\n"
         r"1 backbones × 1 tasks × 2 seeds: 1 done, 1 to do\n"
         r"1 units to do: about \d+ s with 1 at once, .* on disk\n$",
         shown,

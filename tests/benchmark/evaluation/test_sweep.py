@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from backbones.cliptex.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
-from benchmark.evaluation.sweep.bench import SweepOptions, fixed_lambdas, fixed_settings, make_recipe
+from benchmark.evaluation.sweep.bench import SweepOptions, fixed_settings, make_recipe
 from sweeps.study import load_sweep, sole_driver
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
@@ -56,7 +56,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
         for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
             assert metric in run.data.metrics
-    assert {"plots.html", "best_recipe.json", "summary.json", "trials.json"} <= {
+    assert {"plots.html", "best_recipe.json", "summary.json"} <= {
         f.path for f in client.list_artifacts(parent.info.run_id)
     }
     recipe = read_recipe(here / "smoke-linear-best.json")
@@ -154,8 +154,8 @@ def test_commands_without_a_study(here, capsys):
 
 def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
-    request = SweepOptions(recipe=str(tmp_path / "mine.toml"), changes=["epochs=2", "lambda_normal=0"], seed=3)
-    fixed = json.loads(json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0})))
+    request = SweepOptions(recipe=str(tmp_path / "mine.toml"), overrides=["epochs=2", "lambda_normal=0"], seed=3)
+    fixed, lambdas = json.loads(json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0})))
     assert fixed == {
         "recipe": "cliptex",
         "lr": 2e-5,
@@ -164,7 +164,7 @@ def test_recipes_of_trials_share_all_but_their_params(tmp_path):
         "experts": ["seg", "depth"],
         "seed": 3,
     }
-    assert fixed_lambdas(request) == {"lambda_normal": 0.0}
+    assert lambdas == {"lambda_normal": 0.0}
     trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
     assert (trial.lambda_seg, trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
     base = make_recipe("clip-ft", fixed, {}, 3)

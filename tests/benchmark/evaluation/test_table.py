@@ -9,6 +9,16 @@ from benchmark.evaluation.table import show
 from benchmark.execution.progress import console
 
 
+def test_masks_have_a_row_of_their_own():
+    metrics = {"bbox_mAP": 1, "bbox_mAP_50": 1, "segm_mAP": 1}
+    task = SimpleNamespace(
+        name="coco/mask-rcnn", spec=SimpleNamespace(kind="detection"), probe=SimpleNamespace(metrics=metrics)
+    )
+    with console.capture() as said:
+        show([task], [Cell("clip", task.name, 0, "done", dict.fromkeys(metrics, 1.0))])
+    assert "bbox_mAP ↑" in said.get() and "segm_mAP ↑" in said.get() and "mAP_50" not in said.get()
+
+
 def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(monkeypatch):
     monkeypatch.setattr(console, "_width", 40)
     spec = SimpleNamespace(kind="depth")

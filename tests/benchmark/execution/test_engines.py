@@ -15,7 +15,6 @@ import pytest
 
 from backbones.errors import UserError
 from backbones.files import home
-from benchmark.evaluation.needs import needs
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
@@ -25,7 +24,7 @@ from tests.benchmark.execution.watching import busiest, gone, until_true
 
 def test_here_is_for_debuggers(tmp_path):
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
-        assert executor.width == 1 and executor.where(1, 0) == "this process"
+        assert executor.width == 1 and executor.where(1, 0) == "local, 1 core"
         assert executor.submit(tasks.told, 1).result() == os.getpid()
         with pytest.raises(UserError, match="needs 1 GPUs, there are 0"):
             executor.submit(tasks.visible, gpus=1).result()
@@ -224,11 +223,9 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
         ("ray", {"num_gpus": "-1"}, "--executor-arg num_gpus=-1: give a whole number, 0 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
-        ("slurm", {"time": "abc"}, "--executor-arg time=abc: give minutes"),
         ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
         ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
         ("slurm", {"cpus-per-task": "2"}, "--executor-arg cpus_per_task: the executor sets it itself"),
-        ("slurm", {"partitoin": "gpu"}, "--executor-arg partitoin: sbatch has no such option; did you mean partition"),
     ],
 )
 def test_wrong_settings_are_one_line(name, settings, said, request, monkeypatch):
@@ -255,14 +252,34 @@ def test_a_task_with_a_gpu_does_not_compute_on_the_cpu_in_silence(monkeypatch):
         assert executor.submit(tasks.device).result() == "cpu"
         with pytest.raises(UserError, match="was given a GPU"):
             executor.submit(tasks.device, gpus=1).result()
-        assert needs("train", executor, "auto", 2) == {"cpus": 3, "gpus": 1}
-        assert needs("train", executor, "mps", 2)["gpus"] == 0
+        assert executor.needs("train") == {"cpus": executor.num_workers + 1, "gpus": 1}
+    with make_executor(ExecutorSpec(jobs=1, device="mps"), Bar()) as executor:
+        assert executor.needs("train")["gpus"] == 0
 
 
-def test_what_sbatch_refuses_is_one_line(slurm):
+def test_loading_processes_are_the_cores_that_fall_to_a_task():
+    def loaders(jobs, settings, **told):
+        return make_executor(ExecutorSpec("local", settings, jobs, **told), Bar()).num_workers
+
+    assert loaders(0, {"cpus": "8", "gpus": "0,1"}) == 4
+    assert loaders(2, {"cpus": "8"}, device="cpu") == 4
+    assert loaders(0, {"cpus": "1"}, device="cpu") == 1
+    assert loaders(1, {"cpus": "64"}, device="cpu") == base.MOST_LOADERS
+    assert loaders(1, {"cpus": "8"}, device="cpu", num_workers=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("partition", "nowhere", "[Ii]nvalid partition"),
+        ("time", "abc", "Invalid --time specification"),
+        ("partitoin", "gpu", "unrecognized option '--partitoin=gpu'"),
+    ],
+)
+def test_what_sbatch_refuses_is_one_line(slurm, key, value, told):
     with (
-        make_executor(ExecutorSpec("slurm", {"partition": "nowhere"}), Bar()) as executor,
-        pytest.raises(UserError, match=r"sbatch refused doubled: .*[Ii]nvalid partition") as raised,
+        make_executor(ExecutorSpec("slurm", {key: value}), Bar()) as executor,
+        pytest.raises(UserError, match=f"sbatch refused doubled: .*{told}") as raised,
     ):
         executor.submit(tasks.doubled, 1).result(10)
     assert "\n" not in str(raised.value)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmark.execution import Bar
-from benchmark.execution.progress import Lane
+from benchmark.execution.progress import ProgressLine
 
 
 class Watched(Bar):
@@ -24,10 +24,10 @@ class Watched(Bar):
         super().advance(steps)
         self.seen.append(steps)
 
-    def lane(self) -> Lane:
-        lane = Watched()
-        lane.seen = self.seen
-        return lane
+    def line(self) -> ProgressLine:
+        line = Watched()
+        line.seen = self.seen
+        return line
 
 
 def busiest(spans) -> int:

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from backbones.errors import UserError
 from benchmark.__main__ import main
-from benchmark.pipeline.experts import ExpertTraining, expert_unit
+from benchmark.pipeline.experts import ExpertTraining, expert_stage, expert_unit
 from tests.backbones.cliptex import toy_experts
 from tests.executors import run_on
 
@@ -32,13 +32,13 @@ def runs_of(experiment: str) -> list:
 
 def test_trained_once_with_a_run_of_its_own(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
-    made = run_on(lambda executor: executor.run(expert_unit, inputs))
+    made = run_on(lambda executor: expert_stage(inputs, executor))
     assert made == json.loads(Path("unet/expert.json").read_text())
     (run,) = runs_of("experts")
     assert run.info.status == "FINISHED" and run.data.tags["expert"] == "unet" and run.data.tags["stage"] == "experts"
     assert run.data.tags["weights.sha256"] == made["sha256"]
     assert run.data.metrics["cost/train_flops"] == made["flops"] > 0
-    assert run_on(lambda executor: executor.run(expert_unit, inputs)) == made
+    assert run_on(lambda executor: expert_stage(inputs, executor)) == made
     assert len(runs_of("experts")) == 1, "found, not trained again"
 
 
@@ -47,7 +47,7 @@ def test_two_processes_that_want_the_same_train_it_once(world):
     inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
 
     async def both(executor):
-        return await asyncio.gather(*(executor.run(expert_unit, inputs) for _ in range(2)))
+        return await asyncio.gather(*(expert_stage(inputs, executor) for _ in range(2)))
 
     one, two = run_on(both, jobs=2)
     assert one == two and len(runs_of("experts")) == 1

@@ -51,7 +51,7 @@ def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
     weights.rename(tmp_path / "away")
     assert main([*command[:-1], "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"to do · train cliptex · seed 0: 1 unit, this process, about \d+ s\n", shown), shown
+    assert re.search(r"to do · train cliptex · seed 0: 1 unit, local, 1 core, about \d+ s\n", shown), shown
     assert "4 done, 2 to do" in shown and "not counted" not in shown
     assert main([*command[:-1], "--dump-config"]) == 2
     assert "the weights of 'cliptex' are not made yet" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def world(tmp_path, monkeypatch) -> Path:
 
 
 def maker(world: Path, executor: Executor) -> _Maker:
-    return _Maker(Stages("toy", "toy", executor, "cpu", 0), world)
+    return _Maker(Stages("toy", "toy", executor), world)
 
 
 def base(world: Path):
@@ -89,7 +89,7 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
             return await super()._expert(name)
 
     async def work(executor):
-        made = Slow(Stages("toy", "toy", executor, "cpu", 0), world)
+        made = Slow(Stages("toy", "toy", executor), world)
         cliptex = asyncio.ensure_future(made.backbone("cliptex", 0))
         plain = await asyncio.wait_for(asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120)
         assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
