@@ -21,7 +21,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
-        import tests.performance.encoding  # registers its benchmarks
+        import tests.performance.cuda  # registers its benchmarks, as the others do
+        import tests.performance.encoding
         import tests.performance.formats
         import tests.performance.making
         import tests.performance.probing

@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 
 from tests.performance.harness import Result, alternate, bench
+from tests.performance.toys import jpegs
 
 
 @bench
 def encoding() -> list[Result]:
     """Images a second: ``probes.image_level.encode.encode_images`` (decode, resize, normalise, forward) against forward alone."""
-    import numpy as np
     import torch
-    from PIL import Image
 
     import backbones
     from probes.image_level.encode import encode_images
@@ -23,13 +22,7 @@ def encoding() -> list[Result]:
     count, batch = 192, 32
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        random = np.random.default_rng(0)
-        paths = []
-        for index in range(count):
-            small = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-            path = Path(folder) / f"{index}.jpg"
-            Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
-            paths.append(path)
+        paths = jpegs(Path(folder), count)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for name in ("efficientnet-lite0", "random/timm/vit_small_patch16_224"):
             backbone = backbones.create(name).to(device)

@@ -36,6 +36,17 @@ for _spec in (
         register_dataset(_spec)
 
 
+def jpegs(folder: Path, count: int) -> list[Path]:
+    """Write ``count`` smooth colour photographs of 320 × 240 px."""
+    from PIL import Image
+
+    random, paths = np.random.default_rng(0), [folder / f"{number}.jpg" for number in range(count)]
+    for path in paths:
+        small = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
+    return paths
+
+
 def dense(folder: Path, name: str, train: int, val: int, side: int) -> PreparedDataset:
     """Write ``bench-seg``, ``bench-depth`` or ``bench-normals``: the same photographs, another truth."""
     import cv2
