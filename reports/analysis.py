@@ -216,6 +216,14 @@ def _believe(analysis: Analysis, doubted: list[str]) -> None:
     )
     if partial:
         notes.append(f"Partial data: {', '.join(partial)}. These numbers cannot be compared with published ones.")
+    presets = {
+        (cell.run.tags["task"], cell.run.tags.get("preset", "own"), cell.run.tags.get("differs", "")) for cell in cells
+    }
+    notes += [
+        f"{task} {differs or f'has the settings of {preset}'} (what else its source does: list protocols)."
+        for task, preset, differs in sorted(presets)
+        if preset != "own"
+    ]
     few = sorted((count, column.title) for column, count in analysis.images.items() if count < 100)
     if few:
         notes.append(

@@ -75,6 +75,7 @@ def write_run(
     failing: dict[str, str] | None = None,
     pictures: bool = False,
     tags: dict[str, str] | None = None,
+    task_tags: dict[str, dict[str, str]] | None = None,
     weights: str = "",
     images: int = 60,
 ) -> str:
@@ -93,6 +94,7 @@ def write_run(
                 "weights.sha256": sha, "seed": str(seed), "suite": tracker.experiment, "protocol": f"{protocol}-{task}",
                 "cell": f"{backbone}-{task}-{seed}-{protocol}", "data.fingerprint": f"f-{task}", "data.partial": "false",
                 "directions": ",".join(f"{name}:{sign:+d}" for name, sign in SIGNS[kind].items()),
+                **(task_tags or {}).get(task, {}),
             }  # fmt: skip
             try:
                 with tracker.run(task, tags=child_tags, parent=parent) as child:

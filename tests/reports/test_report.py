@@ -175,6 +175,17 @@ def test_protocols_that_differ_are_shown_side_by_side(report):
     assert differing == {"settings.which": {"A": "p", "B": "quick"}}
 
 
+def test_published_protocols_and_what_was_changed_beside_them_are_said(tmp_path):
+    tracker = Tracker("published", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    changed = {"preset": "dinov3", "differs": "differs from dinov3: max_iters=100 instead of 38400"}
+    tags = {"voc/linear": {"preset": "mmseg"}, "nyu-depth/linear": changed, "imagenet/linear": {"preset": "own"}}
+    write_run(tracker, "clip", 0, {**dict.fromkeys(tags, 0.5)}, task_tags=tags)
+    notes = build(Request(experiments=["published"], tracking_uri=tracker.uri)).notes
+    assert "voc/linear has the settings of mmseg (what else its source does: list protocols)." in notes
+    assert f"nyu-depth/linear {changed['differs']} (what else its source does: list protocols)." in notes
+    assert not [note for note in notes if note.startswith("imagenet/linear")]
+
+
 def test_a_run_is_reported_under_its_own_protocols():
     parent = SimpleNamespace(id="parent", tags={"backbone": "clip", "protocol.a.linear": "new"})
     mine = SimpleNamespace(id="mine", tags={"task": "a/linear", "protocol": "new"})
