@@ -141,7 +141,7 @@ def read_normals(path: str) -> np.ndarray:
     normals -= 1
     # without linalg.norm and where, which take longer than reading the file
     length = np.sqrt(np.einsum("hwc,hwc->hw", normals, normals))
-    known = (stored[..., 0] | stored[..., 1] | stored[..., 2] > 0) & (length > 0.5)
+    known = ((stored[..., 0] > 0) | (stored[..., 1] > 0) | (stored[..., 2] > 0)) & (length > 0.5)
     normals *= np.where(known, 1 / np.maximum(length, 1e-6), 0)[..., None]
     return normals
 
