@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from backbones.base import Backbone
-    from probes.runner.lockstep import Steps
-    from probes.runner.stream import Seat
 
 
 @dataclass(frozen=True)
@@ -108,14 +106,14 @@ class Probe(Protocol):
 
 
 @runtime_checkable
-class SteppedProbe(Probe, Protocol):
-    """A probe that can be trained side by side with others on one stream of data, each with a result as if it were alone.
+class GroupedProbe(Probe, Protocol):
+    """A probe that can be trained with others in one pass over the same photographs, each with a result as if it were alone.
 
-    ``run`` is then all of its steps at once.
+    ``run`` is then a group of one.
     """
 
-    def family(self, context: Context) -> str | None:
-        """The same text for tasks (of one backbone and seed) that have data to share; None for one that goes alone."""
+    def group_key(self, context: Context) -> str | None:
+        """The same text for tasks (of one backbone and seed) that one pass can train; None for one that goes alone."""
 
-    def steps(self, context: Context, seat: Seat | None = None) -> Steps[TaskResult]:
-        """What ``run`` does, step by step; ``seat`` is its place among those it shares with."""
+    def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
+        """``run`` of tasks with this probe's key: in their order, what came of each, or what it alone broke with."""

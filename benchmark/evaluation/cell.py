@@ -7,8 +7,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,9 @@ from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
-from probes.base import Context, Probe, Progress, SteppedProbe, TaskResult
+from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
-from probes.runner.lockstep import Steps
-from probes.runner.stream import Seat, Table
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
 
@@ -80,21 +78,89 @@ class CellContext:
     device: torch.device
     num_workers: int
 
+    def of_task(
+        self, task: PlannedTask, data: PreparedDataset, work_dir: Path, log: RunLog, progress: Progress
+    ) -> Context:
+        """What the task's probe is told."""
+        return Context(
+            self.backbone,
+            self.config,
+            data,
+            task.settings,
+            self.seed,
+            self.device,
+            work_dir,
+            log,
+            progress,
+            self.num_workers,
+        )
 
-def cell_steps(
-    context: CellContext, task: PlannedTask, data: PreparedDataset, progress: Progress, table: Table | None = None
-) -> Steps[Cell]:
-    """Run one task on one backbone and write everything about it into a child run of the parent. The caller has the cell's lock.
 
-    Its ``cost/seconds`` are those of its own steps, and an equal share of what it shares with others at ``table``; its
-    ``cost/peak_memory_mb`` is that of all who go on beside it.
+def run_cells(
+    tasks: Sequence[PlannedTask],
+    context: CellContext,
+    data: Mapping[str, PreparedDataset],
+    ended: Callable[[PlannedTask, Cell | Exception], None],
+) -> None:
+    """Run tasks that one pass can train (or a single one) on one backbone and write everything about each into a child run of the
+    parent. The caller has the cells' locks.
 
-    Raises whatever the probe raises; the child run is then FAILED (or KILLED) with the reason, and the scratch folder stays, so
-    that the same command goes on where it stopped.
+    The ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's; its ``cost/peak_memory_mb`` is that
+    of the group.
+
+    Args:
+        ended: told of each cell, or of what it broke with: its child run is then FAILED with the reason. What it raises ends the
+            others, whose runs are KILLED, as all are after an interruption. The scratch folder of a cell that is not finished
+            stays, so that the same command goes on where it stopped.
     """
-    tracker, backbone, seed, device = context.tracker, context.backbone, context.seed, context.device
+    runs: dict[str, ExitStack] = {}
+    began, kept = time.perf_counter(), budget.reserved
+    try:
+        opened: list[tuple[PlannedTask, Context, Run]] = []
+        for task in tasks:
+            runs[task.name] = ExitStack()
+            opened.append((task, *runs[task.name].enter_context(_cell_run(context, task, data[task.name]))))
+        reset_peak(context.device)
+        results = _run_probes([(task.probe, told) for task, told, _ in opened])
+        seconds, disk = (time.perf_counter() - began) / len(tasks), (budget.reserved - kept) / len(tasks)
+        for (task, told, run), result in zip(opened, results, strict=True):
+            outcome: Cell | Exception
+            try:
+                with runs.pop(task.name):
+                    if isinstance(result, Exception):
+                        raise result
+                    result.cost |= {"seconds": seconds, "disk_bytes": disk, "peak_memory_mb": peak_mb(context.device)}
+                    outcome = _finish(task, told, run, result)
+            except Exception as error:
+                outcome = error
+            ended(task, outcome)
+    except BaseException:
+        for left in runs.values():
+            with suppress(BaseException):  # the first error is the one to show
+                left.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        raise
+
+
+def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult | Exception]:
+    (probe, told), *others = probes
+    try:
+        with as_interrupt():
+            if isinstance(probe, GroupedProbe):
+                return probe.run_group(probes)
+            assert not others
+            return [probe.run(told)]
+    except MemoryError:
+        raise
+    except Exception as error:
+        return [error] * len(probes)
+
+
+@contextmanager
+def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) -> Iterator[tuple[Context, Run]]:
+    """The child run of a cell, and what its probe is told."""
+    tracker, backbone = context.tracker, context.backbone
     protocol = task.protocol(data)
-    cell = cell_key(backbone, protocol, seed)
+    cell = cell_key(backbone, protocol, context.seed)
     tags = {
         "task": task.name,
         "dataset": task.spec.name,
@@ -102,9 +168,9 @@ def cell_steps(
         "probe": task.probe.name,
         "backbone": backbone.name,
         "weights.sha256": backbone.weights.sha256,
-        "seed": str(seed),
+        "seed": str(context.seed),
         "suite": tracker.experiment,
-        "device.kind": device_kind(device),
+        "device.kind": device_kind(context.device),
         "protocol": content_key(protocol),
         "cell": cell,
         "data.fingerprint": data.fingerprint,
@@ -112,49 +178,36 @@ def cell_steps(
         "metrics": ",".join(task.probe.metrics),
         "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
     }
-    params = {"backbone": backbone.name, "seed": seed, **protocol["settings"]}
+    params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
     with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:
         run.log_dataset(
             task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
             **{split: len(s) for split, s in data.samples.items()},
         )  # fmt: skip
-        told = Context(
-            backbone=backbone, backbone_config=context.config, data=data, settings=task.settings, seed=seed, device=device,
-            work_dir=work_dir, log=run, progress=progress, num_workers=context.num_workers,
-        )  # fmt: skip
-        reset_peak(device)
-        kept = budget.reserved
-        seat = Seat(table=table)
-        with as_interrupt():
-            result = yield from seat.turns(_steps(task.probe, told, seat))
-        seconds = seat.clock()
-        missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
-        if missing:
-            result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
-        result.notes += task.deviations(data)
-        if data.skipped:
-            result.notes.append(f"{len(data.skipped)} unreadable samples were skipped: " + _some(data.skipped))
-        result.cost["disk_bytes"] = budget.reserved - kept
-        _write(run, result, protocol, seconds, device)
-        run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
-        for log in sorted(work_dir.rglob("*.log")):
-            run.log_file(log, "/".join(["log", *log.relative_to(work_dir).parts[:-2]]))
+        yield context.of_task(task, data, work_dir, run, reporter()), run
+
+
+def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> Cell:
+    """Write what came out into the run."""
+    missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
+    if missing:
+        result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
+    result.notes += task.deviations(told.data)
+    if told.data.skipped:
+        result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
+    _write(run, result, task.protocol(told.data))
+    run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
+    for log in sorted(told.work_dir.rglob("*.log")):
+        run.log_file(log, "/".join(["log", *log.relative_to(told.work_dir).parts[:-2]]))
     return Cell(
-        backbone.name, task.name, seed, "done", result.metrics, seconds=seconds, run_id=run.id, notes=result.notes
-    )
+        told.backbone.name, task.name, told.seed, "done", result.metrics, seconds=result.cost["seconds"], run_id=run.id,
+        notes=result.notes,
+    )  # fmt: skip
 
 
-def _steps(probe: Probe, context: Context, seat: Seat) -> Steps[TaskResult]:
-    """A probe's steps; where it has none, a single one."""
-    if isinstance(probe, SteppedProbe):
-        return (yield from probe.steps(context, seat))
-    return probe.run(context)
-
-
-def _write(run: Run, result: TaskResult, protocol: dict[str, Any], seconds: float, device: torch.device) -> None:
+def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
     run.log_metrics(result.metrics)
-    costs = {"seconds": seconds, "peak_memory_mb": peak_mb(device), **result.cost}
-    run.log_metrics({f"cost/{name}": value for name, value in costs.items()})
+    run.log_metrics({f"cost/{name}": value for name, value in result.cost.items()})
     run.log_json(protocol, "protocol.json")
     run.log_json({k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json")
     if result.config:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from backbones.cliptex.protocols import Silent
 from backbones.errors import users_line
 from backbones.files import content_key
-from benchmark.evaluation.cell import Cell, CellContext, cell_steps
+from benchmark.evaluation.cell import CellContext
 from benchmark.evaluation.plan import PlannedTask
-from benchmark.execution.progress import reporter
-from probes.base import Context, SteppedProbe
+from probes.base import GroupedProbe
 from probes.datasets.base import PreparedDataset
-from probes.runner.lockstep import JointBar, drain, in_lockstep
-from probes.runner.stream import Table
 
 
 def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> list[list[PlannedTask]]:
@@ -29,47 +25,19 @@ def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset
     return list(groups.values())
 
 
-def families(
+def training_groups(
     tasks: Sequence[PlannedTask], context: CellContext, data: Mapping[str, PreparedDataset]
 ) -> list[list[PlannedTask]]:
-    """The tasks of a group by what they share batch by batch, in the order of their first ones."""
+    """The tasks of a unit by what one pass can train, in the order of their first ones."""
     found: dict[str, list[PlannedTask]] = {}
     for task in tasks:
         key = None
-        if isinstance(task.probe, SteppedProbe) and len(tasks) > 1:
-            told = Context(
-                context.backbone, context.config, data[task.name], task.settings, context.seed, context.device, Path(), Silent(),
-                Silent(), num_workers=0,
-            )  # fmt: skip
+        if isinstance(task.probe, GroupedProbe) and len(tasks) > 1:
+            told = context.of_task(task, data[task.name], Path(), Silent(), Silent())
             try:
-                key = task.probe.family(told)
+                key = task.probe.group_key(told)
             except Exception as error:  # it will say so itself, in its own run
                 if users_line(error) is not None:
                     raise
         found.setdefault(key or task.name, []).append(task)
     return list(found.values())
-
-
-def run_family(
-    family: Sequence[PlannedTask],
-    context: CellContext,
-    data: Mapping[str, PreparedDataset],
-    ended: Callable[[PlannedTask, Cell | Exception], None],
-) -> None:
-    """Run the cells of ``family`` in lockstep (see ``benchmark.evaluation.cell.cell_steps``).
-
-    Args:
-        ended: told of each cell, or of what it broke with, as soon as it ends. What it raises ends the others, whose runs
-            are then KILLED and go on where they are another time, as with an interruption.
-    """
-    table, joint = Table(), JointBar(reporter())
-    tasks = {task.name: task for task in family}
-    cells: dict[str, Any] = {
-        name: cell_steps(context, task, data[name], joint.part(name), table) for name, task in tasks.items()
-    }
-
-    def told(name: str, result: Cell | Exception) -> None:
-        joint.drop(name)
-        ended(tasks[name], result)
-
-    drain(in_lockstep(cells, told))

@@ -14,10 +14,10 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone
 from backbones.errors import NonFiniteLoss, users_line
-from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell
+from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.device import choose_device
-from benchmark.evaluation.groups import families, run_family
+from benchmark.evaluation.groups import training_groups
 from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.table import number
 from benchmark.execution.progress import console, reporter
@@ -70,9 +70,9 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     with cell_locks(cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks):
         cells = {} if unit.force else _finished(tracker, backbone, tasks, data, unit.seed)
         left = [task for task in tasks if task.name not in cells]
-        for family in families(left, context, data):
-            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in family)} · "
-            run_family(family, context, data, lambda task, cell: _ended(context, cells, task, cell))
+        for group in training_groups(left, context, data):
+            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
+            run_cells(group, context, data, lambda task, cell: _ended(context, cells, task, cell))
             reporter().prefix = ""
     return [cells[task.name] for task in tasks]
 

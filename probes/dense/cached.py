@@ -28,7 +28,6 @@ from probes.features.crops import Crop, all_crops, draw_crop, image_size
 from probes.features.kept import FeatureDataset, Part, on_kept_features, part_of
 from probes.features.precompute import keeping
 from probes.features.store import DTYPES, Builder, CacheKey
-from probes.runner.stream import once
 
 AT_ONCE = 32  # images of an evaluation's batch at most
 
@@ -47,9 +46,8 @@ def cached(config: Config, dtype: str, fixed_crops: int, flip: float, device: to
 class CachedDense(FeatureDataset):
     """Feature maps and ground truth of a ``DenseDataset``.
 
-    An item has ``inputs``: the maps (C, h, w) of the frozen backbone in ``dtype``, ``data_samples`` as the uncached
-    pipeline packs them, and ``kept``: what the maps are found by, the same for all tasks on these images. In training
-    the crop is drawn by numpy's generator, as the uncached pipeline draws it.
+    An item has ``inputs``: the maps (C, h, w) of the frozen backbone in ``dtype``, and ``data_samples`` as the uncached
+    pipeline packs them. In training the crop is drawn by numpy's generator, as the uncached pipeline draws it.
 
     Args:
         dataset: config of the ``DenseDataset`` with its uncached pipeline.
@@ -93,11 +91,7 @@ class CachedDense(FeatureDataset):
         return self._item(place, metadata, truth)
 
     def _item(self, place: int, metadata: Mapping[str, Any], truth: torch.Tensor) -> dict[str, Any]:
-        return {
-            "inputs": tuple(self.features[place]),
-            "data_samples": dense_sample(metadata, self.field, truth),
-            "kept": f"{self.features.folder.name}/{place}",
-        }
+        return {"inputs": tuple(self.features[place]), "data_samples": dense_sample(metadata, self.field, truth)}
 
     def place(self, index: int, crop: Crop) -> int:
         """Where the features of a crop of an image are."""
@@ -166,17 +160,11 @@ def _without_pixels(part: Part) -> Part:
 
 @MODELS.register_module()
 class StackFeatures(BaseDataPreprocessor):
-    """In the place of ``SegDataPreProcessor``: a batch of kept maps to the device, each map stacked over the batch.
-
-    Tasks that are trained side by side on the same features stack them once.
-    """
+    """In the place of ``SegDataPreProcessor``: a batch of kept maps to the device, each map stacked over the batch."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        inputs = once(("stack", str(self.device)), data["kept"], lambda: self._stack(data["inputs"]))
-        return {"inputs": inputs, "data_samples": self.cast_data(data.get("data_samples"))}
-
-    def _stack(self, maps: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-        return self.cast_data(tuple(torch.stack(list(each)) for each in maps))
+        maps = self.cast_data(tuple(torch.stack(list(each)) for each in data["inputs"]))
+        return {"inputs": maps, "data_samples": self.cast_data(data.get("data_samples"))}
 
 
 def _image_only(part: Part) -> Part:

@@ -30,15 +30,12 @@ OWN_MODULES = (
 )
 
 
-def dense_config(
-    probe: Probe, context: Context, held_out: frozenset[str] = frozenset(), *, score_held_out: bool = False
-) -> Config:
+def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds what all probes
     share.
 
     Args:
-        held_out: training images to leave out.
-        score_held_out: score them, not ``val``.
+        held_out: training images to score in the place of ``val`` (whoever trains leaves them out).
     """
     check(probe, context)
     data, backbone = context.data, context.backbone
@@ -83,8 +80,8 @@ def dense_config(
 
     def dataset(split: str, pipeline: list[dict[str, Any]], role: str) -> dict[str, Any]:
         usable = {sample.image for sample in data.samples[split]}
-        if split == "train":
-            usable = usable - held_out if role == "train" else usable & held_out
+        if role == "score" and held_out:
+            usable &= held_out
         listed = [sample.image for sample in spec.list_samples(data.root, split)]  # type: ignore[arg-type]
         return {
             "type": "DenseDataset",
@@ -105,7 +102,7 @@ def dense_config(
         "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train_pipeline, "train")},
         # one by one: each image has a shape of its own
         "val_dataloader": {
-            "batch_size": 1, "dataset": dataset("train" if score_held_out else "val", test_pipeline, "score")
+            "batch_size": 1, "dataset": dataset("train" if held_out else "val", test_pipeline, "score")
         },
         "val_evaluator": scores,
         "optim_wrapper": optimizer(settings),

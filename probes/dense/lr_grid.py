@@ -1,5 +1,5 @@
-"""The learning rate of a dense probe, chosen without a look at ``val``: heads with each rate train side by side on one
-stream, on train less a held-out tenth, and the one that does best there is then scored on ``val``, once.
+"""The learning rate of dense probes, chosen without a look at ``val``: heads with each rate of each task's ``lr_grid`` train in
+one pass on train less a held-out tenth and are scored there; a head with the best one is then trained on all of train.
 
 Which images are held out follows from their content alone, so it is the same for all backbones, seeds and tasks on them.
 """
@@ -7,118 +7,93 @@ Which images are held out follows from their content alone, so it is the same fo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from backbones.errors import NonFiniteLoss, UserError
+from backbones.errors import UserError
 from backbones.files import content_key
-from probes.base import Context, RunLog
+from probes.base import Context, Probe, RunLog
+from probes.dense.config import dense_config
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost
-from probes.runner.lockstep import JointBar, Steps, in_lockstep
-from probes.runner.stream import Seat
-
-if TYPE_CHECKING:
-    from probes.dense.probe import DenseProbe
+from probes.runner.training import Trained, train_together
 
 SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What came out of the choice.
+    """What came out of the choice: the best rate, what to tell of it, and what all heads of the grid cost together."""
 
-    Attributes:
-        context: of the head that won: its rate, and the folder with its state, where training is over.
-        held: the images that it was chosen on.
-        notes: what to tell.
-        cost: summed over the heads that lost.
-        encoding: what encoding took, where features are kept.
-    """
-
-    context: Context
-    held: frozenset[str]
+    rate: float
     notes: list[str]
     cost: dict[str, float]
-    encoding: EncodeCost | None
 
 
-def held_out(context: Context) -> frozenset[str]:
-    """The training images (relative paths) to choose on: a tenth, by the hash of their content; copies stay together.
+def held_out(context: Context) -> list[int]:
+    """The training images (their places) to choose on: a tenth, by the hash of their content; copies stay together.
 
     Raises:
         UserError: there are too few images to hold one out.
     """
-    images = [sample.image for sample in context.data.samples["train"]]
-    found = dict(zip(images, content_hashes([context.data.root / image for image in images]), strict=True))
-    ranked = sorted(set(found.values()), key=lambda digest: content_key(["held out", digest]))
+    found = content_hashes([context.data.root / sample.image for sample in context.data.samples["train"]])
+    ranked = sorted(set(found), key=lambda digest: content_key(["held out", digest]))
     if len(ranked) < 2:
         raise UserError("lr_grid needs two different training images or more: one to choose on; set lr instead")
     held = set(ranked[: max(1, round(SHARE * len(ranked)))])
-    return frozenset(image for image, digest in found.items() if digest in held)
+    return [place for place, digest in enumerate(found) if digest in held]
 
 
 def with_rate(context: Context, rate: float) -> Context:
-    """``context`` for the head with this learning rate."""
-    settings = replace(context.settings, lr=rate, lr_grid=())
-    folder, log = context.work_dir / f"lr_{rate:g}", _Suffixed(context.log, rate)
-    return replace(context, settings=settings, work_dir=folder, log=log)
+    """``context`` for a head with this learning rate, and no choice."""
+    return replace(context, settings=replace(context.settings, lr=rate, lr_grid=()))
 
 
-def choose(probe: DenseProbe, context: Context, seat: Seat | None) -> Steps[Choice]:
-    """Train a head with each rate of ``lr_grid`` and compare them by the probe's main metric on the held-out images.
+def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Choice | Exception]:
+    """Train a head with each rate of each task's grid in one pass, and compare those of a task by its main metric on the held-out
+    images; its choice, or why there is none. Of equals the lower rate wins. A head that breaks is out; ``NonFiniteLoss`` when no
+    head is left.
 
-    Of equals the lower rate wins. A head whose loss is not finite is out. Logs ``select/METRIC/lr_…`` and ``select/lr``.
-
-    Raises:
-        NonFiniteLoss: no head's loss stayed finite.
+    Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``.
     """
-    from probes.dense.config import dense_config
-    from probes.runner.training import training_steps
+    held = held_out(tasks[0][1])
+    images = [{context.data.samples["train"][place].image for place in held} for _, context in tasks]
+    heads = []
+    for (probe, context), scored in zip(tasks, images, strict=True):
+        for rate in sorted(context.settings.lr_grid):
+            folder, log = context.work_dir / f"lr_{rate:g}", _Suffixed(context.log, rate)
+            folder.mkdir(parents=True, exist_ok=True)
+            one = replace(with_rate(context, rate), work_dir=folder, log=log)
+            heads.append((dense_config(probe, one, frozenset(scored)), one))
+    found = iter(train_together(heads, description=description, leave_out=held))
+    return [_best(probe, context, {rate: next(found) for rate in sorted(context.settings.lr_grid)}, len(held))
+            for probe, context in tasks]  # fmt: skip
 
-    seat = seat or Seat()
-    rates = sorted(context.settings.lr_grid)
-    held, title, bar = held_out(context), probe.title(context), JointBar(context.progress, probe.title(context))
-    contexts = {rate: replace(with_rate(context, rate), progress=bar.part(title, f"lr {rate:g}")) for rate in rates}
-    for each in contexts.values():
-        each.work_dir.mkdir(parents=True, exist_ok=True)
-    notes = list[str]()
-    configs = {rate: dense_config(probe, each, held, score_held_out=True) for rate, each in contexts.items()}
-    cost, encoding = dict[str, float](), None
-    if context.settings.cache != "none":
-        from probes.features.precompute import provide
 
-        notes, encoding = provide(configs[rates[0]], context)
-    heads = {rate: training_steps(configs[rate], each, description=title, seat=seat) for rate, each in contexts.items()}
-
-    def ended(rate: float, result: object) -> None:
-        bar.drop(f"lr {rate:g}")
-        if isinstance(result, Exception) and not isinstance(result, NonFiniteLoss):
-            raise result
-
-    found = yield from in_lockstep(heads, ended)
+def _best(probe: Probe, context: Context, found: Mapping[float, Trained | Exception], held: int) -> Choice | Exception:
     main, sign = next(iter(probe.metrics.items()))
-    scores = {rate: each.metrics[main] for rate, each in found.items() if not isinstance(each, NonFiniteLoss)}
-    if not scores:
-        raise found[rates[0]]
+    trained = {rate: one for rate, one in found.items() if isinstance(one, Trained)}
+    if not trained:
+        return next(one for one in found.values() if isinstance(one, Exception))
+    scores = {rate: one.metrics[main] for rate, one in trained.items()}
     best = max(scores, key=lambda rate: (not math.isnan(scores[rate]), sign * scores[rate], -rate))
     told = {f"select/{main}/lr_{rate:g}": value for rate, value in scores.items()}
     context.log.log_metrics({**told, "select/lr": best}, context.settings.max_iters)
-    broken = [f"{rate:g}" for rate in rates if rate not in scores]
-    notes.append(
-        f"learning rate {best:g}: best of {len(rates)} on {len(held)} held-out training images ({main} {scores[best]:.4g})"
-        + (f"; the loss was not finite with {', '.join(broken)}" if broken else "")
-    )
-    for rate in scores:
-        if rate != best:
-            for name in ("train_seconds", "eval_seconds", "train_flops", "eval_flops", "flops"):
-                cost[name] = cost.get(name, 0.0) + found[rate].cost[name]
-    chosen = found[best].cost  # its training is counted where it is scored
-    for name, part in (("eval_seconds", "eval_seconds"), ("eval_flops", "eval_flops"), ("flops", "eval_flops")):
-        cost[name] = cost.get(name, 0.0) + chosen[part]
-    cost["train_images_per_second"] = chosen["train_images_per_second"]
-    return Choice(replace(contexts[best], progress=context.progress), held, notes, cost, encoding)
+    broken = "".join(f"; with {rate:g}: {one}" for rate, one in found.items() if isinstance(one, Exception))
+    notes = [f"learning rate {best:g}: best of {len(found)} on {held} held-out training images "
+             f"({main} {scores[best]:.4g}), then trained on all{broken}"]  # fmt: skip
+    if best in (min(found), max(found)):
+        edge, beyond = ("lowest", "lower") if best == min(found) else ("highest", "higher")
+        notes.append(f"learning rate {best:g} is the {edge} of lr_grid: a {beyond} one may be better")
+    return Choice(best, notes, added([one.cost for one in trained.values()]))
+
+
+def added(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums of costs; of speeds the last one."""
+    total: dict[str, float] = {}
+    for cost in costs:
+        for name, value in cost.items():
+            total[name] = value if name.endswith("per_second") else total.get(name, 0.0) + value
+    return total
 
 
 class _Suffixed:

@@ -64,12 +64,7 @@ class DetectionProbe:
         from probes.runner.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
-        config, notes, encoding = detection_config(self, context), list[str](), None
-        if context.settings.cache != "none":
-            from probes.features.precompute import provide
-
-            notes, encoding = provide(config, context)
-        trained = run_training(config, context, description=f"{spec.name}/{self.name}")
+        trained = run_training(detection_config(self, context), context, description=f"{spec.name}/{self.name}")
         (scores,) = trained.evaluators
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
@@ -88,13 +83,13 @@ class DetectionProbe:
                 context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
             ),
             config=trained.config,
-            cost=encoding.added_to(trained.cost) if encoding else trained.cost,
-            notes=[*self._notes(trained.metrics, trained.train_dataset), *notes],
+            cost=trained.cost,
+            notes=[*self._notes(trained.metrics, trained.train_dataset), *trained.notes],
         )
 
     def _notes(self, metrics: Mapping[str, float], train: Any) -> list[str]:
         notes = []
-        if dropped := train.dataset.dropped_empty:
+        if dropped := train.dropped_empty:
             notes.append(
                 f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
             )

@@ -24,7 +24,7 @@ class EncodeCost:
             operations follow from its shape.
     """
 
-    images: int = 0
+    images: float = 0
     seconds: float = 0.0
     flops: float = 0.0
     _of_an_image: dict[tuple[int, ...], float] = field(default_factory=dict, repr=False)
@@ -52,6 +52,10 @@ class EncodeCost:
         yield
         if self.images > before:
             self.seconds += time.perf_counter() - started
+
+    def share(self, tasks: int) -> EncodeCost:
+        """An equal part of it, for each of ``tasks`` that it was done for."""
+        return EncodeCost(self.images / tasks, self.seconds / tasks, self.flops / tasks)
 
     def added_to(self, costs: Mapping[str, float]) -> dict[str, float]:
         """``costs`` with ``encode_seconds``, ``encode_flops`` and – where something was encoded –

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from backbones.base import Backbone
 from backbones.errors import NonFiniteLoss
+from backbones.files import content_key
 from backbones.versions import DENSE, versions
 from probes.base import Context, Progress
 from probes.features import compiling
 from probes.features.cost import EncodeCost
 from probes.features.store import DTYPES, Builder, CacheKey, as_dtype
 from probes.runner import bridge
-from probes.runner.stream import once
+from probes.runner.shared_parts import SharedPart
 
 BATCH = 32
 CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
@@ -132,39 +132,20 @@ def keeping(
     return key, build
 
 
-def provide(config: Any, context: Context, cost: EncodeCost | None = None) -> tuple[list[str], EncodeCost]:
-    """Make the features that a config's datasets need and that are not there, with progress; returns what to tell, and
-    what it cost (added to ``cost``, if given).
-
-    Raises:
-        UserError: they do not fit together (see ``probes.features.budget``), or an image cannot be read.
-        NonFiniteLoss: a map is not finite.
-    """
-    bridge.share(context.backbone_config, context.backbone)
-    notes, cost = list[str](), cost or EncodeCost()
-    with ExitStack() as opened:  # till both are there: the one must not make room for the other, which is missed later
-        for loader in (config.train_dataloader, config.val_dataloader):
-            with DefaultScope.overwrite_default_scope(config.default_scope):
-                dataset = DATASETS.build(loader.dataset)
-            opened.callback(dataset.close)
-            dataset.open(context.progress, context.num_workers, context.device, cost)
-            notes += dataset.notes
-    return notes, cost
-
-
 def features_key(config: Any, context: Context) -> str:
-    """What the features of a config's training set are found by, whether they are there yet or not."""
+    """What the features of a config's datasets are found by, whether they are there yet or not."""
     bridge.share(context.backbone_config, context.backbone)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        return DATASETS.build(config.train_dataloader.dataset).key()
+        sets = [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+        return content_key([dataset.key() for dataset in sets])
 
 
 @bridge.in_both_scopes("KeptFeatures")
-class KeptFeatures(nn.Module):
+class KeptFeatures(SharedPart):
     """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return once(("float",), maps, lambda: tuple(one.float() for one in maps))
+    def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(one.float() for one in maps)
 
 
 def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:

@@ -10,8 +10,8 @@ import io
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from backbones.errors import UserError
 from backbones.files import content_key
 from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
 from probes.runner import ops
-from probes.runner.stream import once
+from probes.runner.shared_parts import SharedPart
 
 ops.install()  # before mmdet, whose import asks mmcv for its operators
 with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
@@ -119,7 +119,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 
 @in_both_scopes("FrozenBackbone")
-class FrozenBackbone(nn.Module):
+class FrozenBackbone(SharedPart):
     """A backbone of the registry as a part of an MMSeg or MMDet model: no gradient, no statistics, nothing to save.
 
     It is held outside the module tree, so that the model's ``state_dict`` (and so a probe's checkpoint), its
@@ -149,8 +149,12 @@ class FrozenBackbone(nn.Module):
     def backbone(self) -> Backbone:
         return self._held[0]
 
+    @property
+    def signature(self) -> Hashable:
+        return id(self.backbone), super().signature
+
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def compute(self, images: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) normalised RGB → float32 maps (N, channels[i], H / strides[i], W / strides[i]).
 
         Raises:
@@ -163,16 +167,10 @@ class FrozenBackbone(nn.Module):
                 f"{tuple(images.shape[-2:])}; set pad_size_divisor (mmdet) or size_divisor (mmseg)"
             )
         assert not self.backbone.training
-        slot = ("maps", id(self.backbone), self.precision, self.out_indices)
-        return once(slot, (images,), lambda: self._encode(images))
-
-    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        if (
-            len(self.backbone.strides) > 1
-        ):  # not a plain ViT: convolutions are half as quick again on channels-last images
+        if len(self.backbone.strides) > 1:  # no plain ViT: convolutions are half as quick again on channels-last images
             images = images.contiguous(memory_format=torch.channels_last)
-        autocast = self.precision == "bf16"
-        with torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext():
+        # not left to the caller: heads may be under autocast where the backbone is to be exact
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = self.backbone(images)
         return tuple(maps[index].float().contiguous() for index in self.out_indices)
 
@@ -229,7 +227,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 @in_both_scopes("ResizeConcat")
-class ResizeConcat(nn.Module):
+class ResizeConcat(SharedPart):
     """Every map resized to one size (bilinear) and concatenated: the input of a linear dense probe. No parameters.
 
     Args:
@@ -242,7 +240,6 @@ class ResizeConcat(nn.Module):
         self.strides = tuple(strides)
         self.stride = stride or min(self.strides)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
+    def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
         """Maps (N, C_i, H / strides[i], W / strides[i]) → one (N, ΣC_i, H / stride, W / stride), in a tuple."""
-        slot = ("resize", self.strides, self.stride)
-        return once(slot, maps, lambda: (resize_concat(maps, self.strides, self.stride),))
+        return (resize_concat(maps, self.strides, self.stride),)

@@ -1,16 +1,15 @@
 """The same samples, in the same order, augmented alike, whatever loads them and however often training stopped.
 
-All randomness follows from (seed, place): sample ``k`` ever drawn is seeded by (seed, k), iteration ``i`` by (seed, i).
+All randomness follows from (seed, number): sample ``k`` ever taken is seeded by (seed, k), iteration ``i`` by (seed, i).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
@@ -25,65 +24,73 @@ def seed_of(*parts: int | str) -> int:
     return int(content_key(parts, 16), 16) >> 1
 
 
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seed every generator by (seed, iteration): dropout and the like repeat after a resume, and for each head of a group."""
+    bridge.seed_all(seed_of("iteration", seed, 0, iteration) % 2**32)
+
+
 @DATASETS.register_module()
-class SeededDraws(Dataset):
-    """A training set without end: item ``k`` is the k-th sample ever drawn, from one shuffle after the other.
+class SeededSamples(Dataset):
+    """A training set without end: item ``k`` is the k-th sample ever taken, from one shuffle after the other.
 
     python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and put back afterwards.
 
     Args:
         dataset: config of the training set, or the set.
         seed: of the order and of the augmentation.
+        leave_out: items of the set that are never taken.
     """
 
-    def __init__(self, dataset: Mapping[str, Any] | BaseDataset, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Mapping[str, Any] | BaseDataset | Dataset, seed: int = 0, leave_out: Sequence[int] = ()
+    ) -> None:
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         if hasattr(self.dataset, "full_init"):
             self.dataset.full_init()
         self.seed = seed
+        self._items = np.setdiff1d(np.arange(len(self.dataset)), np.array(leave_out, np.int64))  # type: ignore[arg-type]
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._items)
 
     @property
     def metainfo(self) -> dict[str, Any]:
         return dict(getattr(self.dataset, "metainfo", {}))
 
-    def index(self, draw: int) -> int:
-        """Which item of the set the ``draw``-th sample is."""
-        epoch, place = divmod(draw, len(self.dataset))
+    def index(self, number: int) -> int:
+        """Which item of the set the ``number``-th sample is."""
+        epoch, place = divmod(number, len(self))
         if self._order[0] != epoch:
             generator = np.random.default_rng(seed_of("order", self.seed, epoch))
-            order, arrange = generator.permutation(len(self.dataset)), getattr(self.dataset, "arrange", None)
+            order, arrange = self._items[generator.permutation(len(self))], getattr(self.dataset, "arrange", None)
             self._order = epoch, arrange(order, epoch * len(order)) if arrange else order
         return int(self._order[1][place])
 
-    def __getitem__(self, draw: int) -> Any:
-        with bridge.isolated_rng(seed_of("sample", self.seed, draw)):
-            return self.dataset[self.index(draw)]
+    def __getitem__(self, number: int) -> Any:
+        with bridge.isolated_rng(seed_of("sample", self.seed, number)):
+            return self.dataset[self.index(number)]
 
 
 @DATA_SAMPLERS.register_module()
 class EndlessSampler(Sampler[int]):
-    """Yields draw numbers (for ``SeededDraws``) without end; process r of w takes r, r + w, r + 2w …"""
+    """Yields sample indices (of ``SeededSamples``) 0, 1, 2 … without end."""
 
-    def __init__(self, dataset: SeededDraws, seed: int | None = None) -> None:
-        if not isinstance(dataset, SeededDraws):
-            raise TypeError(f"EndlessSampler numbers the draws of a SeededDraws, not of {type(dataset).__name__}")
-        self.rank, self.world_size = get_dist_info()
+    def __init__(self, dataset: SeededSamples, seed: int | None = None) -> None:
+        if not isinstance(dataset, SeededSamples):
+            raise TypeError(f"EndlessSampler numbers the samples of SeededSamples, not of {type(dataset).__name__}")
         self.size = len(dataset)
         self.start = 0
 
     def skip(self, samples: int) -> None:
-        """Begin after ``samples`` draws of this process; mmengine's loop calls it when it resumes."""
+        """Begin after so many samples; mmengine's loop calls it when it resumes."""
         self.start = samples
 
     def __iter__(self) -> Iterator[int]:
-        draw = self.rank + self.start * self.world_size
+        number = self.start
         while True:
-            yield draw
-            draw += self.world_size
+            yield number
+            number += 1
 
     def __len__(self) -> int:
         return self.size
@@ -91,7 +98,7 @@ class EndlessSampler(Sampler[int]):
 
 @HOOKS.register_module()
 class SeedEachIteration(Hook):
-    """Seed every generator by (seed, iteration) before each step: dropout and the like repeat after a resume."""
+    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.multi_head`` does for each head."""
 
     priority = "VERY_HIGH"
 
@@ -99,4 +106,4 @@ class SeedEachIteration(Hook):
         self.seed = seed
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        bridge.seed_all(seed_of("iteration", self.seed, runner.rank, runner.iter) % 2**32)
+        seed_iteration(self.seed, runner.iter)

@@ -1,49 +1,45 @@
-"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, guarded loss, curves.
+"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, one pass for many heads.
 
-A probe writes a config of model, data, optimizer, schedule and evaluator; ``resolved`` adds the shared parts (all
-named by registered types, so that the dumped text runs with plain mmengine) and ``training_steps`` runs it quietly.
+A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the shared parts (all named by
+registered types, so that the dumped text runs with plain mmengine); ``train_together`` trains the heads of several such
+configs on one pass over the same photographs, quietly, and ``run_training`` one.
 
-Neither the number of loading processes nor a stop and a resume can change what is computed (see ``probes.runner.sampling``).
+Neither the number of loading processes, nor a stop and a resume, nor who else is in the group changes what is computed.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import logging
-import os
-import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_distributed
+from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import LOOPS, DefaultScope
-from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop
-from mmengine.visualization import Visualizer
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DefaultScope
+from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from backbones.files import content_key
-from probes.base import Context
+from probes.base import Context, Progress
+from probes.features.cost import EncodeCost
 from probes.runner import bridge
-from probes.runner.hooks import STATE, Flops, Report, ResumeState, bare
-from probes.runner.lockstep import READY, Steps, drain
-from probes.runner.sampling import SeededDraws
-from probes.runner.stream import Seat, close_loader, prepare_once
+from probes.runner.group_data import GroupDataset
+from probes.runner.member import STATE, Member, leaves
+from probes.runner.multi_head import MultiHead
+from probes.runner.quiet import QuietRunner, quietly
+from probes.runner.sampling import EndlessSampler, SeededSamples
 
-__all__ = ["STATE", "Trained", "resolved", "run_training", "training_steps"]
-
-T = TypeVar("T")
+__all__ = ["STATE", "Trained", "resolved", "run_training", "train_together"]
 
 
-def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = None) -> Config:
+def resolved(cfg: Config, context: Context) -> Config:
     """``cfg`` with all that the probes share; its ``pretty_text`` is what ``Probe.config`` returns.
 
     Args:
@@ -51,311 +47,253 @@ def resolved(cfg: Config, context: Context, *, checkpoint_every: int | None = No
             (``batch_size``, ``dataset`` and what else is their own), ``val_evaluator``, ``optim_wrapper``,
             ``param_scheduler`` (by iteration) and ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of
             its own registered types.
-        context: gives seed, workers and work_dir.
-        checkpoint_every: iterations between two resume states; a twentieth of the run when None.
+        context: gives seed and loading processes.
     """
-    # how it is scored changes nothing that is trained
-    trained = {name: part for name, part in cfg.to_dict().items() if not name.startswith("val_")}
-    key = content_key([trained, context.seed, context.backbone.identity(), context.data.fingerprint])
     cfg = copy.deepcopy(cfg)
     max_iters = cfg.train_cfg["max_iters"]
-    loading = {"num_workers": context.num_workers, "persistent_workers": context.num_workers > 0}
-
-    imports = ["probes.runner.bridge", "probes.runner.training", *cfg.get("custom_imports", {}).get("imports", [])]
+    imports = ["probes.runner.bridge", "probes.runner.sampling", *cfg.get("custom_imports", {}).get("imports", [])]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
-    cfg.train_dataloader.update({**loading, **cfg.train_dataloader})
-    cfg.train_dataloader.dataset = {
-        "type": "SeededDraws",
-        "seed": context.seed,
-        "dataset": cfg.train_dataloader.dataset,
-    }
-    cfg.train_dataloader.sampler = {"type": "EndlessSampler"}
-    cfg.val_dataloader.update({**loading, **cfg.val_dataloader})
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update({**_loading(context), **loader})
+    samples = {"type": "SeededSamples", "seed": context.seed, "dataset": cfg.train_dataloader.dataset}
+    cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
     cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
     cfg.setdefault("val_cfg", {"type": "ValLoop"})
+    every = max(1, max_iters // 20)
     cfg.default_hooks = {
         "logger": {"type": "LoggerHook", "interval": max(1, max_iters // 50), "log_metric_by_epoch": False},
-        "checkpoint": None,  # ResumeState instead
+        "checkpoint": {"type": "CheckpointHook", "interval": every, "by_epoch": False, "max_keep_ckpts": 1},
     }
-    cfg.custom_hooks = [
-        *cfg.get("custom_hooks", []),
-        {"type": "SeedEachIteration", "seed": context.seed},
-        {"type": "NonFiniteLossGuard"},
-        {"type": "ResumeState", "every": checkpoint_every or max(1, max_iters // 20), "key": key},
-    ]
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), {"type": "SeedEachIteration", "seed": context.seed}]
     cfg.log_processor = {"by_epoch": False}
     cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
     cfg.randomness = {"seed": context.seed % 2**32}
-    cfg.env_cfg = {
-        "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
-        "dist_cfg": {"backend": "nccl" if context.device.type == "cuda" else "gloo"},
-    }
-    cfg.work_dir = str(context.work_dir)
+    cfg.env_cfg = {"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}}
+    cfg.work_dir = f"work_dirs/{context.data.spec.name}"  # of whoever runs it; no cell's own folder
     return cfg
+
+
+def _loading(context: Context) -> dict[str, Any]:
+    return {"num_workers": context.num_workers, "persistent_workers": context.num_workers > 0}
 
 
 @dataclass
 class Trained:
-    """What ``training_steps`` end with.
+    """What training and evaluation of a head end with.
 
     Attributes:
-        model: trained, in eval mode, on the context's device (no distributed wrapper).
+        member: it, with its ``model``: trained, in eval mode, on the context's device; whole, with the frozen backbone.
         metrics: what the evaluator returned.
-        evaluators: the evaluator's metric objects, for what else they keep (per-image scores …).
-        train_dataset: the ``SeededDraws`` around the training set.
-        val_dataset: as the evaluation saw it.
-        cost: ``train_seconds`` (after a resume, those of the killed process up to its last state included),
-            ``eval_seconds``, ``train_images_per_second``, ``eval_images_per_second``; ``train_flops``, ``eval_flops`` and
-            their sum ``flops``: one step each counted, times the number of steps.
-        resumed_at: iteration that training began from; 0 for a whole run.
-        config: the resolved config as text.
+        train_dataset, val_dataset: as the head saw them.
+        cost: ``train_seconds`` (after a resume, those of the killed process up to its last state included) and ``eval_seconds``,
+            each an equal share among the heads that had part in it; ``train_images_per_second``,
+            ``eval_images_per_second``; ``train_flops``, ``eval_flops`` (as if the head were alone: one step each counted,
+            times the number of steps) and, where features are kept, an equal share of what encoding cost; ``flops`` is the
+            sum.
+        notes: what was found damaged and made again.
     """
 
-    model: nn.Module
+    member: Member
     metrics: dict[str, float]
-    evaluators: list[BaseMetric]
-    train_dataset: SeededDraws
+    train_dataset: Any
     val_dataset: Any
-    cost: dict[str, float] = field(default_factory=dict)
-    resumed_at: int = 0
-    config: str = ""
+    cost: dict[str, float]
+    notes: list[str]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.member.model
+
+    @property
+    def evaluators(self) -> list[BaseMetric]:
+        """The evaluator's metric objects, for what else they keep (per-image scores …)."""
+        return list(self.member.evaluator.metrics)
+
+    @property
+    def resumed_at(self) -> int:
+        """Iteration that training began from; 0 for a whole run."""
+        return self.member.resumed_at
+
+    @property
+    def config(self) -> str:
+        """The resolved config as text."""
+        return resolved(self.member.config, self.member.context).pretty_text
+
+
+LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def run_training(
-    cfg: Config,
-    context: Context,
-    *,
-    description: str = "training",
-    val_curve: int | None = None,
-    checkpoint_every: int | None = None,
+    cfg: Config, context: Context, *, description: str = "training", checkpoint_every: int | None = None
 ) -> Trained:
-    """All of ``training_steps`` at once."""
-    return drain(
-        training_steps(cfg, context, description=description, val_curve=val_curve, checkpoint_every=checkpoint_every)
-    )
+    """``train_together`` of one head. Raises what it broke with, ``NonFiniteLoss`` among others."""
+    (result,) = train_together([(cfg, context)], description=description, checkpoint_every=checkpoint_every)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def training_steps(
-    cfg: Config,
-    context: Context,
+def train_together(
+    heads: Sequence[tuple[Config, Context]],
     *,
-    description: str = "training",
-    val_curve: int | None = None,
+    description: str,
+    leave_out: Sequence[int] = (),
     checkpoint_every: int | None = None,
-    seat: Seat | None = None,
-) -> Steps[Trained]:
-    """Train what ``cfg`` describes, resuming what ``context.work_dir`` holds, and evaluate it once at the end.
+    finish: Callable[[int, Trained], Any] = lambda place, trained: trained,
+) -> list[Any]:
+    """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming what its ``work_dir`` holds, and
+    evaluate all on another; in their order, what came of each (``Trained``, or what ``finish`` makes of it) or the ``Exception``
+    that it broke with.
 
-    mmengine's log goes to files in ``work_dir``; loss and learning-rate curves go to ``context.log`` as ``train/loss``,
-    ``train/lr`` …, steps to ``context.progress``. On a CPU the same seed gives the same weights and metrics,
-    whatever the number of workers, however often the run was stopped, and whatever is trained between two of its steps.
+    The heads must be of one backbone, seed and device, and their data the same photographs in the same order, with equal
+    settings of batches and geometry; ground truth, model, optimizer, schedule and length may differ. On a CPU the same
+    seed gives the same weights and metrics, bit by bit, whatever the number of loading processes, however often the run was
+    stopped, and whoever else is in the group.
+
+    mmengine's log goes to files in each ``work_dir``; loss and learning-rate curves go to each ``context.log`` as ``train/loss``,
+    ``train/lr`` …; the first context's ``progress`` shows how far the group is.
 
     Args:
-        cfg: as for ``resolved``.
-        description: of the progress bar, e.g. the task's name.
-        val_curve: also evaluate every so many iterations, as ``val/…`` curves.
-        checkpoint_every: as for ``resolved``.
-        seat: of what this is a part of, at whose table batches and maps are shared; None where nothing is.
+        description: of the progress bar, e.g. the tasks' names.
+        leave_out: items of the training set that are not trained on.
+        checkpoint_every: iterations between two states; a twentieth of each head's training when None.
+        finish: called with the place and the outcome of each head, while the data are still open.
 
     Raises:
-        NonFiniteLoss: names the iteration and the losses.
+        what broke for all: a file that cannot be read, say.
     """
-    cfg = resolved(cfg, context, checkpoint_every=checkpoint_every)
-    text = cfg.pretty_text
+    config, context = heads[0]
     bridge.share(context.backbone_config, context.backbone)
-    live = _Told.of(cfg, text)
-    live.experiment_name = uuid.uuid4().hex
-    live.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
-    live.train_cfg.type = "SteppedTrainLoop"
-    live.test_dataloader, live.test_evaluator, live.test_cfg = (
-        cfg.val_dataloader,
-        cfg.val_evaluator,
-        {"type": "SteppedTestLoop"},
-    )
-    if val_curve:
-        live.train_cfg.val_interval = val_curve
-    else:
-        live.val_dataloader = live.val_evaluator = live.val_cfg = None
-
-    seat = Seat(seat)
-    runner: _QuietRunner | None = None
-    flops: Flops | None = None
-    try:
-        with seat.turn(), _warnings_to_log():
-            _QuietRunner.device = context.device
-            if live.launcher != "none" and context.device.type == "cpu" and not is_distributed():
-                torch.distributed.init_process_group("gloo")  # mmengine's own start asks for a GPU
-            runner = _QuietRunner.from_cfg(live)
-            runner.seat = seat
-            runner.streams = [content_key(loader.to_dict()) for loader in (cfg.train_dataloader, cfg.val_dataloader)]
-            preprocessor = bare(runner.model).data_preprocessor
-            if isinstance(preprocessor, bridge.mmseg.models.SegDataPreProcessor):
-                prepare_once(preprocessor, content_key(cfg.model.data_preprocessor.to_dict()))
-            resume = next(hook for hook in runner.hooks if isinstance(hook, ResumeState))
-            resume.clock = seat.clock
-            runner.register_hook(Report(context, description), priority="LOWEST")
-            flops = Flops(resume, seat)
-            runner.register_hook(flops, priority="LOWEST")
-            began = seat.clock()
-            training = runner.train()
-        seat.sit()
-        yield READY
-        yield from _in_turns(training, runner)
-        seat.table.settle()
-        trained = seat.clock()
-        with seat.turn(), _warnings_to_log():
-            _make_current(runner)
-            testing = runner.test()
-        metrics = yield from _in_turns(testing, runner)
-        seat.table.settle()
-        ended = seat.clock()
-        images = (runner.max_iters - resume.resumed_at) * runner.train_dataloader.batch_size * runner.world_size
-        return Trained(
-            model=bare(runner.model).eval(),
-            metrics=dict(metrics),
-            evaluators=list(runner.test_evaluator.metrics),
-            train_dataset=runner.train_dataloader.dataset,
-            val_dataset=runner.test_dataloader.dataset,
-            cost={
-                "train_seconds": resume.earlier_seconds + trained - began,
-                "eval_seconds": ended - trained,
-                "train_images_per_second": images / (trained - began),
-                "eval_images_per_second": len(runner.test_dataloader.dataset) / (ended - trained),
-                **flops.costs(runner),
-            },
-            resumed_at=resume.resumed_at,
-            config=text,
-        )
-    finally:
-        if flops is not None:
-            flops.close()
-        seat.leave()
-        if runner is not None:
-            _close(runner)
-        del runner
-        gc.collect()
-
-
-@LOOPS.register_module()
-class SteppedTrainLoop(IterBasedTrainLoop):
-    """mmengine's loop, one iteration at a time: ``run`` (and so ``runner.train()``, when all is prepared) gives its steps."""
-
-    def run(self) -> Steps[None]:
-        runner = self.runner
-        runner.call_hook("before_train")
-        runner.call_hook("before_train_epoch")
-        while self._iter < self._max_iters and not self.stop_training:
-            yield 0, self._iter
-            runner.model.train()
-            self.run_iter(runner.seat.batch(runner.streams[0], self.dataloader, self._iter))
-            self._decide_current_val_interval()
-            if runner.val_loop is not None and (
-                self._iter % self.val_interval == 0 or self._iter == self._max_iters
-            ):  # fmt: skip
-                runner.val_loop.run()
-        runner.call_hook("after_train_epoch")
-        runner.call_hook("after_train")
-
-
-@LOOPS.register_module()
-class SteppedTestLoop(TestLoop):
-    """The same for evaluation, one batch at a time; the steps return the metrics."""
-
-    def run(self) -> Steps[dict[str, float]]:
-        runner = self.runner
-        runner.call_hook("before_test")
-        runner.call_hook("before_test_epoch")
-        runner.model.eval()
-        for number in range(len(self.dataloader)):
-            yield 1, number
-            self.run_iter(number, runner.seat.batch(runner.streams[1], self.dataloader, number))
-        metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
-        runner.call_hook("after_test_epoch", metrics=metrics)
-        runner.call_hook("after_test")
-        return metrics
-
-
-def _in_turns(steps: Steps[T], runner: _QuietRunner) -> Steps[T]:
-    """The steps of a runner's loop; between them others may do theirs, and find nothing of this one's around."""
-    while True:
-        with runner.seat.turn(), _warnings_to_log():
-            _make_current(runner)
+    with (
+        quietly([each.work_dir for _, each in heads]),
+        DefaultScope.overwrite_default_scope(config.default_scope),
+        ExitStack() as stack,
+    ):
+        data = [GroupDataset([cfg[name].dataset.to_dict() for cfg, _ in heads]) for name in LOADERS]
+        encoding, notes = EncodeCost(), list[str]()
+        for loaded in data:  # held open till the end: nothing can be missing in the middle of training
+            stack.callback(loaded.close)
+            notes += loaded.open(context, encoding)
+        train, val = data
+        results: list[Any] = []
+        for cfg, each in heads:
             try:
-                place = next(steps)
-            except StopIteration as end:
-                return end.value
-        yield place
+                results.append(Member(cfg, each, tuple(leave_out), checkpoint_every))
+            except Exception as error:
+                results.append(error)
+        working = [place for place, each in enumerate(results) if isinstance(each, Member)]
+        if working:
+            model = MultiHead([results[place] for place in working], [train.places[place] for place in working])
+            if model.trains:
+                _train(model, config, SeededSamples(train, context.seed, leave_out), context, description)
+            _evaluate(model, config, val, context, description)
+        for place in working:
+            member = results[place]
+            with leaves(member):
+                cost = encoding.share(len(heads)).added_to(_cost(member, val)) if val.encodes else _cost(member, val)
+                trained = Trained(member, member.metrics, train.view(place), val.view(place), cost, notes)
+                results[place] = finish(place, trained) if member.error is None else None
+            results[place] = member.error or results[place]
+    gc.collect()  # loading processes, and what mmengine's objects hold of each other
+    return results
 
 
-def _make_current(runner: Runner) -> None:
-    """mmengine's "current" logger, hub, visualizer and scope are the newest ones: let them be this runner's."""
-    for manager in (MMLogger, MessageHub, Visualizer, DefaultScope):
-        if runner.experiment_name in manager._instance_dict:
-            manager._instance_dict.move_to_end(runner.experiment_name)
+def _train(model: MultiHead, config: Config, samples: SeededSamples, context: Context, description: str) -> None:
+    loader = _loader(config.train_dataloader, samples, EndlessSampler(samples), context)
+    try:
+        QuietRunner(
+            model=model,
+            work_dir=str(context.work_dir),
+            train_dataloader=loader,
+            train_cfg={"type": "IterBasedTrainLoop", "max_iters": max(each.max_iters for each in model.members)},
+            optim_wrapper=model.optim_wrapper,
+            default_hooks=dict.fromkeys(("logger", "timer", "checkpoint", "param_scheduler", "sampler_seed")),
+            custom_hooks=[_Pace(context.progress, description)],
+            visualizer={"type": "Visualizer", "vis_backends": []},
+            randomness={"seed": context.seed % 2**32},
+            env_cfg={"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
+            default_scope=config.default_scope,
+            experiment_name=description,
+        ).train()
+    finally:
+        _end_workers(loader)
 
 
-class _Told(Config):
-    """A config whose text is known: mmengine formats it twice more for its own logs, a second or more each time."""
-
-    @classmethod
-    def of(cls, cfg: Config, text: str) -> _Told:
-        told = copy.deepcopy(cfg)
-        object.__setattr__(told, "__class__", cls)
-        object.__setattr__(told, "_told", text)
-        return cast(_Told, told)
-
-    @property
-    def pretty_text(self) -> str:
-        return self.__dict__["_told"]
-
-
-class _QuietRunner(Runner):
-    """A Runner on a given device, whose log goes to its file only."""
-
-    device = torch.device("cpu")
-    seat: Seat
-    streams: list[str]  # names of what its loops read: train, test
-
-    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        logger = super().build_logger(*args, **kwargs)
-        logger.handlers = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
-        return logger
-
-    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        model = model.to(self.device)
-        if not self.distributed:
-            return model
-        if self.device.type == "cpu":  # mmengine would name a GPU for each process
-            return MMDistributedDataParallel(model, broadcast_buffers=False)
-        return super().wrap_model(model_wrapper_cfg, model)
-
-    def _log_env(self, env_cfg: dict) -> None:
-        """mmengine asks compilers for their versions here; a run records its environment elsewhere."""
-
-    def dump_config(self) -> None:
-        """The resolved config is an artifact of the run, written by whoever tracks it."""
+@torch.no_grad()
+def _evaluate(model: MultiHead, config: Config, val: GroupDataset, context: Context, description: str) -> None:
+    """Score every head of ``model`` that did not leave, on one pass."""
+    began = time.perf_counter()
+    loader = _loader(config.val_dataloader, val, DefaultSampler(val, shuffle=False), context)
+    model.eval()
+    for member, place in zip(model.members, model.places, strict=True):
+        member.evaluator.dataset_meta = val.datasets[place].metainfo
+    try:
+        context.progress.start(f"{description}: evaluation", len(loader))
+        for number, batch in enumerate(loader):
+            for member, flops in model.test_step(batch, count=not number).items():
+                member.eval_flops = flops / len(batch["inputs"]) * len(val) if not number else member.eval_flops
+            context.progress.advance()
+    finally:
+        _end_workers(loader)
+    working = [member for member in model.members if member.error is None]
+    for member in working:
+        with leaves(member):
+            member.metrics = dict(member.evaluator.evaluate(len(val)))
+    for member in working:
+        member.eval_seconds = (time.perf_counter() - began) / len(working)
 
 
-def _close(runner: Runner) -> None:
-    """Forget mmengine's global instances of this run (logger, hub, visualizer, scope). The loaders of training and test are
-    closed by the table, since others may read from them."""
-    close_loader(getattr(runner._val_loop, "dataloader", None))
-    for handler in list(runner.logger.handlers):
-        runner.logger.removeHandler(handler)
-        handler.close()
-    for manager in (MMLogger, MessageHub, Visualizer, DefaultScope):
-        manager._instance_dict.pop(runner.experiment_name, None)
+def _cost(member: Member, val: GroupDataset) -> dict[str, float]:
+    seconds, images = member.seconds - member.earlier_seconds, member.iteration - member.resumed_at
+    train, images = member.step_flops * member.max_iters, images * member.config.train_dataloader.batch_size
+    return {
+        "train_seconds": member.seconds,
+        "eval_seconds": member.eval_seconds,
+        "train_images_per_second": images / seconds if seconds else 0.0,
+        "eval_images_per_second": len(val) / member.eval_seconds if member.eval_seconds else 0.0,
+        "train_flops": train,
+        "eval_flops": member.eval_flops,
+        "flops": train + member.eval_flops,
+    }
 
 
-@contextmanager
-def _warnings_to_log() -> Iterator[None]:
-    """mmengine, mmseg and mmdet warn about their own internals at every start: into the log file with it."""
+def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:
+    """What mmengine would build of a loader's config, around things that are there already."""
+    options = {**_loading(context), **config, "pin_memory": context.device.type == "cuda"}
+    for name in ("dataset", "sampler"):
+        options.pop(name, None)
+    if batches := options.pop("batch_sampler", None):
+        given = {"sampler": sampler, "batch_size": options.pop("batch_size")}
+        return DataLoader(
+            dataset,
+            batch_sampler=DATA_SAMPLERS.build(batches, default_args=given),
+            collate_fn=pseudo_collate,
+            **options,
+        )
+    return DataLoader(dataset, sampler=sampler, collate_fn=pseudo_collate, **options)
 
-    def to_log(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-        logger = MMLogger.get_current_instance() if MMLogger._instance_dict else logging.getLogger("mmengine")
-        logger.debug(f"{filename}:{lineno}: {category.__name__}: {message}")
 
-    with warnings.catch_warnings():
-        warnings.showwarning = to_log  # type: ignore[assignment]
-        yield
+def _end_workers(loader: DataLoader) -> None:
+    if shut_down := getattr(loader._iterator, "_shutdown_workers", None):
+        shut_down()
+    loader._iterator = None
+
+
+class _Pace(Hook):
+    """Begins where the group is, shows how far it is, and ends when nobody is left (not registered: it holds live objects)."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self.progress, self.description = progress, description
+
+    def before_train(self, runner: Runner) -> None:
+        runner.train_loop._iter = runner.model.iteration
+        self.progress.start(self.description, runner.max_iters)
+        if runner.iter:
+            self.progress.advance(runner.iter)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        self.progress.advance()
+        runner.train_loop.stop_training = not runner.model.trains

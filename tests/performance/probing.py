@@ -56,7 +56,7 @@ def against_stock(
             with redirect_stdout(io.StringIO()):
                 config = Config.fromstring(probe.config(place), ".py")
                 as_stock(config)
-                config.log_level = "ERROR"
+                config.log_level, config.work_dir = "ERROR", str(work)
                 runner = Runner.from_cfg(config)
                 runner.train()  # evaluates at its end
             found["stock"] = float(_last(runner)[metric])
@@ -132,7 +132,7 @@ def detection(images: int = 16, epochs: int = 4, side: int = 224, model: str = M
 
 @bench
 def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
-    """Three segmentation probes, depth and normals, side by side on an empty cache, against a bare encoding of the same
+    """Three segmentation probes, depth and normals, in one pass on an empty cache, against a bare encoding of the same
     images plus the same five on a full cache."""
     import torch
 
@@ -153,7 +153,7 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
         data = {name: dense(Path(folder) / name, name, images, 4, side) for name in dict(tasks)}
 
         def probes(**changes: int) -> None:
-            side_by_side({
+            as_a_group({
                 (name, probe): context(
                     backbone, create, data[name], PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(**settings | changes),
                     emptied(Path(folder) / f"work-{name}-{probe}"),
@@ -181,8 +181,8 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
 
 @bench
-def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -> list[Result]:
-    """Three segmentation probes side by side against one after the other: with random crops, and on kept features."""
+def multi_head(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -> list[Result]:
+    """Three segmentation probes in one pass against one after the other: with random crops, and on kept features."""
     import backbones
     import benchmark.catalog  # noqa: F401
     from tests.performance.toys import context, dense
@@ -200,28 +200,21 @@ def lockstep(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -
                 return context(backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}"))
 
             def together(place: Any = place) -> None:
-                side_by_side({("bench-seg", name): place(name) for name in SEGMENTERS})
+                as_a_group({("bench-seg", name): place(name) for name in SEGMENTERS})
 
             def alone(place: Any = place) -> None:
                 for name in SEGMENTERS:
                     PROBES[f"segmentation/{name}"].run(place(name))
 
-            what = f"three segmentation probes on {images} images, {about}: side by side against one after the other"
+            what = f"three segmentation probes on {images} images, {about}: in one pass against one after the other"
             results.append(alternate(what, together, alone, n=n))
     return results
 
 
-def side_by_side(contexts: dict[tuple[str, str], Any]) -> None:
-    """Run probes, by (dataset, probe), as ``run`` does with those of one family."""
-    from probes.runner.lockstep import drain, in_lockstep
-    from probes.runner.stream import Seat, Table
-
-    table = Table()
-    members = {}
-    for key, each in contexts.items():
-        seat = Seat(table=table)
-        members[key] = seat.turns(PROBES[f"{each.data.spec.kind}/{key[1]}"].steps(each, seat))  # type: ignore[attr-defined]
-    for result in drain(in_lockstep(members)).values():
+def as_a_group(contexts: dict[tuple[str, str], Any]) -> None:
+    """Run probes, by (dataset, probe), as ``run`` does with those of one group."""
+    tasks = [(PROBES[f"{each.data.spec.kind}/{name}"], each) for (_, name), each in contexts.items()]
+    for result in tasks[0][0].run_group(tasks):  # type: ignore[attr-defined]
         if isinstance(result, Exception):
             raise result
 

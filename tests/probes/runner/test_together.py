@@ -1,8 +1,10 @@
-"""Probes trained side by side on one stream: each ends as if it had been alone, and what is shared is made once."""
+"""Multi-head training: the heads of a task group on one pass, each of which ends as if it had been alone, bit by bit."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import random
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -11,16 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
+from torch import nn
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
-from backbones.errors import NonFiniteLoss
+from backbones.errors import NonFiniteLoss, UserError
+from backbones.overrides import with_changes
 from probes.base import Context, TaskResult
+from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth
+from probes.dense.lr_grid import held_out
+from probes.features.budget import stores
+from probes.features.store import remove, root
 from probes.registry import PROBES
-from probes.runner.lockstep import JointBar, drain, in_lockstep
-from probes.runner.stream import Seat, Table, once
-from probes.runner.training import STATE
+from probes.runner.shared_parts import SharedOutputs, SharedPart
+from probes.runner.training import STATE, train_together
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
@@ -29,18 +37,25 @@ SMALL = {
     "feature_stride": 8,
 }  # fmt: skip
 KEPT = {"fixed_crops": 2, "cache": "fp16"}
-SEGMENTATION = (("segmentation", "linear"), ("segmentation", "pspnet"))
-KINDS = (("segmentation", "linear"), ("depth", "linear"), ("normals", "linear"))
+Key = tuple[str, str]
+SEGMENTATION: tuple[Key, ...] = (("segmentation", "linear"), ("segmentation", "pspnet"), ("segmentation", "deeplabv3"))
+KINDS: tuple[Key, ...] = (("segmentation", "linear"), ("depth", "pspnet"), ("normals", "linear"))
+REGRESSION = KINDS[1:]
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(
+        Config, "pretty_text", ""
+    )  # a second for each result, and nothing to do with what is tested here
 
 
 @pytest.fixture
 def calls(monkeypatch) -> Counter:
-    """How often the backbone encoded and a truth was read."""
+    """How often the backbone encoded, a ground truth was read and an image decoded."""
+    from mmcv.transforms import LoadImageFromFile
+
     counted: Counter = Counter()
 
     def count(owner: type, name: str) -> None:
@@ -54,46 +69,49 @@ def calls(monkeypatch) -> Counter:
 
     count(TinyBackbone, "forward")
     count(LoadGroundTruth, "transform")
+    count(LoadImageFromFile, "transform")
     return counted
 
 
 @pytest.fixture
 def data(tmp_path) -> dict[str, Any]:
-    """Three datasets on the same photographs."""
-    made = {}
-    for kind in ("segmentation", "depth", "normals"):
-        made[kind] = tiny_dense.make(tmp_path / kind, kind, train=5, val=3)
-        for split in ("train", "val"):
-            for image in (tmp_path / f"segmentation/images/{split}").iterdir():
-                (tmp_path / f"{kind}/images/{split}/{image.name}").write_bytes(image.read_bytes())
+    """Three datasets on the same photographs; those of depth and normals lie in one folder, as NYU's."""
+    made = {
+        kind: tiny_dense.make(tmp_path / kind, kind, train=5, val=3) for kind in ("segmentation", "depth", "normals")
+    }
+    for kind, split in itertools.product(made, ("train", "val")):
+        for image in (tmp_path / f"segmentation/images/{split}").iterdir():
+            (tmp_path / f"{kind}/images/{split}/{image.name}").write_bytes(image.read_bytes())
     made["backbone"] = registry.create("tiny-cnn", seed=3)
     return made
 
 
 def place(
-    folder: Path, data: dict[str, Any], kind: str, name: str, recorder: Recorder | None = None, **change
+    folder: Path, data: dict[str, Any], kind: str, name: str, recorder: Recorder | None = None, **change: Any
 ) -> Context:
     settings = PROBES[f"{kind}/{name}"].settings_type(**{**SMALL, **change})
     made = context(folder / f"{kind}-{name}", data[kind], settings, recorder=recorder)
     return replace(made, backbone=data["backbone"])  # one for all tasks, as in a run
 
 
-def together(contexts: dict[tuple[str, str], Context]) -> dict[tuple[str, str], TaskResult | Exception]:
-    table = Table()
-    steps = {}
-    for key, each in contexts.items():
-        seat = Seat(table=table)
-        steps[key] = seat.turns(PROBES["/".join(key)].steps(each, seat))
-    return drain(in_lockstep(steps))
+def together(contexts: dict[Key, Context]) -> dict[Key, TaskResult | Exception]:
+    tasks = [(PROBES["/".join(key)], each) for key, each in contexts.items()]
+    return dict(zip(contexts, tasks[0][0].run_group(tasks), strict=True))
 
 
-def heads(contexts: dict[tuple[str, str], Context]) -> dict[tuple[str, str], dict[str, torch.Tensor]]:
+def each_alone(contexts: dict[Key, Context]) -> dict[Key, TaskResult]:
+    return {key: PROBES["/".join(key)].run(each) for key, each in contexts.items()}
+
+
+def heads(contexts: dict[Key, Context]) -> dict[Key, dict[str, torch.Tensor]]:
     return {key: torch.load(each.work_dir / STATE, weights_only=True)["model"] for key, each in contexts.items()}
 
 
 def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
     """The same metrics, scores of images and weights, bit by bit, and the same operations."""
     for key, result in one.items():
+        if isinstance(result, Exception):
+            raise result
         assert result.metrics == other[key].metrics
         assert result.per_image.keys() == other[key].per_image.keys()
         assert all((value == other[key].per_image[name]).all() for name, value in result.per_image.items())
@@ -106,48 +124,65 @@ def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_random_crops_are_decoded_and_encoded_once_for_all_and_each_ends_as_alone(tmp_path, data, calls, workers):
+def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(tmp_path, data, calls, workers):
     alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
-    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
-    for_two = calls.copy()
+    results = each_alone(alone)
+    before = calls.copy()
     contexts = {key: replace(place(tmp_path / "joint", data, *key), num_workers=workers) for key in SEGMENTATION}
-    found = together(contexts)
-    assert_same(found, results, contexts, alone)
+    assert_same(together(contexts), results, contexts, alone)
     # 6 batches of training and 3 of evaluation; the panel predicts each of the 3 images twice
-    assert for_two["TinyBackbone"] == 2 * (6 + 3 + 6)
-    assert calls["TinyBackbone"] - for_two["TinyBackbone"] == 6 + 3 + 2 * 6
+    assert before["TinyBackbone"] == 3 * (6 + 3 + 6)
+    assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 3 * 6
     if not workers:
-        assert calls["LoadGroundTruth"] - for_two["LoadGroundTruth"] == 6 * 3 + 3 + 2 * 6
+        assert calls["LoadGroundTruth"] - before["LoadGroundTruth"] == 6 * 3 + 3 + 3 * 6
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("members", [SEGMENTATION, KINDS])
-def test_kept_features_are_stacked_once_for_all_and_each_ends_as_alone(tmp_path, data, monkeypatch, members):
-    from probes.dense.cached import StackFeatures
-    from probes.runner import bridge
-
-    alone = {key: place(tmp_path / "alone", data, *key, **KEPT) for key in members}
-    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
-    counted: Counter = Counter()
-    stack, resize = StackFeatures._stack, bridge.resize_concat
-    monkeypatch.setattr(StackFeatures, "_stack", lambda *a: counted.update(["stack"]) or stack(*a))
-    monkeypatch.setattr(bridge, "resize_concat", lambda *a: counted.update(["resize"]) or resize(*a))
-    contexts = {key: place(tmp_path / "joint", data, *key, **KEPT) for key in members}
-    assert_same(together(contexts), results, contexts, alone)
-    # of the three images of val the second has another shape: three batches
-    once_for_all, panels = 6 + 3, 6 * len(members)
-    assert counted == {"stack": once_for_all + panels, "resize": once_for_all + panels}
-
-
-def test_families_are_those_that_read_the_same(tmp_path, data):
-    def family(kind: str, name: str, **change: Any) -> str:
-        return PROBES[f"{kind}/{name}"].family(place(tmp_path, data, kind, name, **change))
-
-    assert (
-        family("segmentation", "linear") == family("segmentation", "pspnet") == family("segmentation", "linear", lr=1.0)
+def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
+    lengths = dict(
+        zip(SEGMENTATION, ({"max_iters": 6}, {"max_iters": 4, "lr": 0.03}, {"feature_stride": 4}), strict=True)
     )
-    assert family("segmentation", "linear") != family("depth", "linear")  # crops follow from the truth
-    assert len({family(*key, **KEPT) for key in KINDS}) == 1
+    alone = {key: place(tmp_path / "alone", data, *key, **change) for key, change in lengths.items()}
+    results = each_alone(alone)
+    for number, keys in enumerate([SEGMENTATION[:2], SEGMENTATION[::-1], (SEGMENTATION[2], SEGMENTATION[0])]):
+        contexts = {key: place(tmp_path / str(number), data, *key, **lengths[key]) for key in keys}
+        assert_same(together(contexts), results, contexts, alone)
+
+
+@pytest.mark.parametrize(
+    ("members", "change"),
+    [(SEGMENTATION, KEPT), (KINDS, KEPT), (REGRESSION, {})],
+    ids=["probes", "kinds", "uncached kinds"],
+)
+def test_one_pass_serves_several_ground_truths(tmp_path, data, calls, members, change):
+    """Each photograph is decoded once, or its features read once, and every head sees its own truth of the same crop."""
+    alone = {key: place(tmp_path / "alone", data, *key, **change) for key in members}
+    results = each_alone(alone)
+    before = calls.copy()
+    contexts = {key: place(tmp_path / "joint", data, *key, **change) for key in members}
+    assert_same(together(contexts), results, contexts, alone)
+    if not change:
+        assert calls["LoadImageFromFile"] - before["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 6
+        assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 2 * 6
+
+
+def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
+    def key(kind: str, name: str, **change: Any) -> str:
+        return PROBES[f"{kind}/{name}"].group_key(place(tmp_path, data, kind, name, **change))
+
+    linear = ("segmentation", "linear")
+    same = [
+        key(*linear),
+        key("segmentation", "pspnet"),
+        key(*linear, lr=1.0, max_iters=9),
+        key(*linear, lr_grid=(0.1, 1.0)),
+    ]
+    assert len({*same, key(*linear, feature_stride=4)}) == 1
+    assert key(*linear) != key("depth", "linear")  # its crops follow from the labels
+    assert key("depth", "linear") != key("normals", "linear")  # other files
+    data["normals"] = replace(data["normals"], root=data["depth"].root)  # as NYU's
+    assert key("depth", "linear") == key("normals", "linear")
+    assert len({key(*each, **KEPT) for each in KINDS}) == 1
     different = (
         {"batch_size": 4},
         {"fixed_crops": 3},
@@ -156,197 +191,177 @@ def test_families_are_those_that_read_the_same(tmp_path, data):
         {"layers": "last"},
         {"flip": 0.0},
     )
-    assert len({family("depth", "linear", **{**KEPT, **change}) for change in ({}, *different)}) == 7
+    assert len({key("depth", "linear", **{**KEPT, **change}) for change in ({}, *different)}) == 7
 
 
-def test_one_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
-    alone = place(tmp_path / "alone", data, *SEGMENTATION[1])
-    result = PROBES["/".join(SEGMENTATION[1])].run(alone)
-    contexts = {
-        SEGMENTATION[0]: place(tmp_path / "joint", data, *SEGMENTATION[0], lr=1e30),
-        SEGMENTATION[1]: place(tmp_path / "joint", data, *SEGMENTATION[1]),
-    }
+def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
+    bad, good = SEGMENTATION[:2]
+    alone = {good: place(tmp_path / "alone", data, *good)}
+    results = each_alone(alone)
+    contexts = {bad: place(tmp_path / "joint", data, *bad, lr=1e30), good: place(tmp_path / "joint", data, *good)}
     found = together(contexts)
-    assert isinstance(found[SEGMENTATION[0]], NonFiniteLoss)
-    (_, other) = SEGMENTATION
-    assert_same({other: found[other]}, {other: result}, {other: contexts[other]}, {other: alone})
+    assert isinstance(found[bad], NonFiniteLoss) and "at iteration" in str(found[bad])
+    assert_same({good: found[good]}, results, {good: contexts[good]}, alone)
+
+
+def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
+    from probes.dense.heads import PSPSegmenter
+
+    def mistake(self, inputs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(PSPSegmenter, "forward", mistake)
+    found = together({key: place(tmp_path, data, *key) for key in SEGMENTATION[:2]})
+    assert isinstance(found[SEGMENTATION[0]], TaskResult) and isinstance(found[SEGMENTATION[1]], ZeroDivisionError)
 
 
 @pytest.mark.parametrize("change", [{}, KEPT], ids=["uncached", "kept"])
-def test_interrupted_and_resumed_ends_as_alone(tmp_path, data, change):
-    """States are written at every iteration here (a twentieth of six): the members are at different places when they go on."""
-    alone = {key: place(tmp_path / "alone", data, *key, **change) for key in SEGMENTATION}
-    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
-    # the first one's fourth iteration is done, and its state not yet written; the second has done three
-    broken = {
-        SEGMENTATION[0]: place(tmp_path / "cut", data, *SEGMENTATION[0], **change),
-        SEGMENTATION[1]: place(tmp_path / "cut", data, *SEGMENTATION[1], recorder=Recorder(die_at=4), **change),
-    }
-    with pytest.raises(KeyboardInterrupt):
-        together(broken)
-    states = {key: torch.load(each.work_dir / STATE, weights_only=True)["iteration"] for key, each in broken.items()}
-    assert set(states.values()) <= {3, 4}
-    (broken[SEGMENTATION[1]].work_dir / STATE).unlink()  # one has to begin anew, and catches up
-    contexts = {key: place(tmp_path / "cut", data, *key, **change) for key in SEGMENTATION}
-    found = together(contexts)
-    for key, result in found.items():
-        assert result.metrics == results[key].metrics
-    for key, weights in heads(contexts).items():
-        assert all(torch.equal(weights[name], value) for name, value in heads(alone)[key].items())
+def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, change):
+    """Stopped at random places in random company: a head that is ahead waits for the group."""
+    keys, chance = SEGMENTATION[:2], random.Random(5)
+    alone = {key: place(tmp_path / "alone", data, *key, **change) for key in keys}
+    results = each_alone(alone)
+    for attempt in range(3):
+        folder = tmp_path / f"cut{attempt}"
+        for company in (keys[:1], keys[1:], keys)[attempt:]:
+            started = Recorder(die_at=chance.randint(1, 5) + (50 if change and not attempt else 0))
+            with pytest.raises(KeyboardInterrupt):
+                together({key: place(folder, data, *key, recorder=started, **change) for key in company})
+                raise KeyboardInterrupt  # it was done before
+        contexts = {key: place(folder, data, *key, **change) for key in keys}
+        assert_same(together(contexts), results, contexts, alone)
 
 
-def test_killed_and_resumed_ends_as_alone(tmp_path, data):
+def test_killed_and_resumed_each_ends_as_alone(tmp_path, data):
+    keys = SEGMENTATION[:2]
+
     def doomed() -> None:
         torch.set_num_threads(1)
-        together(
-            {key: place(tmp_path / "cut", data, *key, recorder=Recorder(die_at=3, kill=True)) for key in SEGMENTATION}
-        )
+        together({key: place(tmp_path / "cut", data, *key, recorder=Recorder(die_at=3, kill=True)) for key in keys})
 
     process = multiprocessing.get_context("fork").Process(target=doomed)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert list((tmp_path / "cut").rglob(STATE))
-    alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
-    results = {key: PROBES["/".join(key)].run(each) for key, each in alone.items()}
-    contexts = {key: place(tmp_path / "cut", data, *key) for key in SEGMENTATION}
+    states = list((tmp_path / "cut").rglob(STATE))
+    assert len(states) == 2
+    states[0].unlink()  # one begins anew, the other one waits
+    alone = {key: place(tmp_path / "alone", data, *key) for key in keys}
+    results = each_alone(alone)
+    contexts = {key: place(tmp_path / "cut", data, *key) for key in keys}
     assert_same(together(contexts), results, contexts, alone)
 
 
-def test_a_grid_chooses_what_separate_trainings_would(tmp_path, data, calls):
-    """Heads that are trained alone on the same nine tenths give the same scores, so the same rate wins, and its val score is
-    that of the head that was chosen."""
-    from probes.dense.config import dense_config
-    from probes.dense.lr_grid import held_out
-    from probes.runner.training import run_training
+def test_features_cannot_go_while_a_group_trains(tmp_path, data):
+    """Another process that needs room finds them in use; nothing is made again in the middle of training."""
+    tried = []
 
-    kind, rates, recorder = "segmentation", (1e-5, 0.03, 1e30), Recorder()
-    grid = place(tmp_path / "grid", data, kind, "linear", recorder=recorder, lr_grid=rates)
-    before = calls["TinyBackbone"]
-    result = PROBES[f"{kind}/linear"].run(grid)
-    encoded = calls["TinyBackbone"] - before
-    held = held_out(grid)
-    assert len(held) == 1 and held < {sample.image for sample in data[kind].samples["train"]}
-    scores, val = {}, {}
-    for rate in rates[:2]:
-        for on in ("held", "val"):
-            one = place(tmp_path / f"{on}-{rate}", data, kind, "linear", lr=rate)
-            config = dense_config(PROBES[f"{kind}/linear"], one, held, score_held_out=on == "held")
-            (scores if on == "held" else val)[rate] = run_training(config, one).metrics
-    best = max(scores, key=lambda rate: scores[rate]["mIoU"])
-    assert scores[rates[0]]["mIoU"] != scores[rates[1]]["mIoU"]
-    assert result.metrics == {name: val[best][name] for name in result.metrics}
-    told = dict(item for _, metrics in recorder.metrics for item in metrics.items())
-    assert told["select/lr"] == best
-    assert told[f"select/mIoU/lr_{best:g}"] == scores[best]["mIoU"]
-    assert f"train/loss/lr_{best:g}" in told
-    assert any(f"learning rate {best:g}: best of 3 on 1 held-out" in note and "1e+30" in note for note in result.notes)
-    assert encoded == 6 + 1 + 3 + 6  # one stream for all heads; val is scored once
-    assert {"tiny-seg/linear", "tiny-seg/linear: evaluation"} == {description for description, _ in recorder.started}
+    class Evicting(Recorder):
+        def advance(self, steps: int = 1) -> None:
+            if self.started[-1][0] == "tiny-seg/linear":
+                tried.extend(remove(store) for store in stores(root()))
+
+    each = place(tmp_path, data, *SEGMENTATION[0], recorder=Evicting(), **KEPT)
+    encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
+    PROBES["segmentation/linear"].run(each)
+    assert tried and not any(tried)
+    encoded = [name for name, _ in each.progress.started if name.startswith("encoding")]
+    assert len(encoded) == 2, "train and val, each once"
+    assert all(remove(store) for store in stores(root()))
+
+
+def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):
+    """Heads that are trained alone on the same nine tenths give the same scores, so the same rates win; what is scored on
+    ``val`` is a head with that rate on all of train."""
+    rates = (1e-5, 0.03, 1e30)
+    recorders = {key: Recorder() for key in SEGMENTATION}
+    grids = {key: place(tmp_path / "grid", data, *key, recorders[key], lr_grid=rates) for key in SEGMENTATION}
+    results = together(grids)
+    held = held_out(grids[SEGMENTATION[0]])
+    images = {data["segmentation"].samples["train"][index].image for index in held}
+    assert len(held) == 1
+    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three, and the panels
+    assert calls["TinyBackbone"] == 6 + 1 + 6 + 3 + 3 * 6
+    for key in SEGMENTATION:
+        probe, scores = PROBES["/".join(key)], {}
+        for rate in rates[:2]:
+            one = place(tmp_path / f"held-{rate}", data, *key, lr=rate)
+            (trained,) = train_together(
+                [(dense_config(probe, one, frozenset(images)), one)], description="one", leave_out=held
+            )
+            scores[rate] = trained.metrics["mIoU"]
+        best = max(scores, key=lambda rate: (scores[rate], -rate))
+        told = dict(item for _, metrics in recorders[key].metrics for item in metrics.items())
+        assert told["select/lr"] == best
+        assert {rate: told[f"select/mIoU/lr_{rate:g}"] for rate in scores} == scores
+        assert f"train/loss/lr_{best:g}" in told and "train/loss" in told
+        refitted = probe.run(place(tmp_path / "whole", data, *key, lr=best))
+        assert results[key].metrics == refitted.metrics
+        notes = "\n".join(results[key].notes)
+        assert f"learning rate {best:g}: best of 3 on 1 held-out" in notes and "1e+30: the loss is not finite" in notes
+        assert ("is the lowest of lr_grid: a lower one may be better" in notes) == (best == 1e-5)
+        assert results[key].cost["train_flops"] == pytest.approx(
+            refitted.cost["train_flops"] * 3
+        )  # two of the grid, and this
+    title = " + ".join(f"tiny-seg/{name}" for _, name in SEGMENTATION)
+    assert [name for name, _ in recorders[SEGMENTATION[0]].started] == [
+        f"{title}: learning rates", f"{title}: learning rates: evaluation", title, f"{title}: evaluation",
+    ]  # fmt: skip
 
 
 def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data):
-    from probes.dense.lr_grid import held_out
-
     grids = {key: place(tmp_path, data, *key, lr_grid=(0.1, 0.01), **KEPT) for key in KINDS}
-    assert len({held_out(each) for each in grids.values()}) == 1
-    assert len({PROBES["/".join(key)].family(each) for key, each in grids.items()}) == 1
+    assert len({tuple(held_out(each)) for each in grids.values()}) == 1
+    assert len({PROBES["/".join(key)].group_key(each) for key, each in grids.items()}) == 1
+    found = together(grids)
+    assert all(isinstance(result, TaskResult) for result in found.values())
+    # features of train, of val, and of the held-out images whole; nothing is encoded a second time without the held-out ones
+    assert len([store for store in stores(root()) if '"dense maps"' in (store / "manifest.json").read_text()]) == 3
 
 
 def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):
-    whole = place(tmp_path / "whole", data, "depth", "linear", lr_grid=(1e-4, 0.03), **KEPT)
+    whole = place(tmp_path / "whole", data, "depth", "linear", lr_grid=(1e-4, 0.03))
     result = PROBES["depth/linear"].run(whole)
-    recorder = Recorder(die_at=4 + 20)  # the bar of encoding goes on before
-    cut = place(tmp_path / "cut", data, "depth", "linear", recorder=recorder, lr_grid=(1e-4, 0.03), **KEPT)
-    with pytest.raises(KeyboardInterrupt):
-        PROBES["depth/linear"].run(replace(cut, progress=Recorder(die_at=4)))
-    assert len(list(cut.work_dir.rglob(STATE))) >= 1
-    again = PROBES["depth/linear"].run(replace(cut, progress=Recorder()))
+    cut = place(tmp_path / "cut", data, "depth", "linear", lr_grid=(1e-4, 0.03))
+    for stop in (4, 9, 6):  # in the first pass, between the two, in the second
+        with pytest.raises(KeyboardInterrupt):
+            PROBES["depth/linear"].run(replace(cut, progress=Recorder(die_at=stop)))
+    assert len(list(cut.work_dir.rglob(STATE))) == 3
+    again = PROBES["depth/linear"].run(cut)
     assert again.metrics == result.metrics
 
 
 @pytest.mark.parametrize("grid", [(0.1,), (0.1, 0.1), (0.1, -1.0)])
 def test_a_grid_that_gives_no_choice_is_refused(grid):
-    from backbones.errors import UserError
-
     with pytest.raises(UserError, match=r"lr_grid=.*two or more different rates above 0"):
         PROBES["depth/linear"].settings_type(lr_grid=grid)
 
 
 def test_a_grid_can_be_set_from_the_command_line():
-    from backbones.overrides import with_changes
-
     settings = with_changes(PROBES["depth/linear"].settings_type(), {"lr_grid": "0.1,0.01,0.001"})
     assert settings.lr_grid == (0.1, 0.01, 0.001)
 
 
-def test_the_one_furthest_behind_goes_first_and_each_ends_on_its_own():
-    order: list[str] = []
+class Double(SharedPart):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self._calls = 0
 
-    def member(name: str, first: int, last: int, error: Exception | None = None):
-        for number in range(first, last):
-            order.append(f"{name}{number}")
-            yield 0, number + 1
-        if error:
-            raise error
-        return name
-
-    broken = ValueError("no")
-    found = drain(in_lockstep({"a": member("a", 2, 4), "b": member("b", 0, 3), "c": member("c", 0, 1, broken)}))
-    assert found == {"a": "a", "b": "b", "c": broken}
-    assert order == ["a2", "b0", "c0", "b1", "b2", "a3"]
+    def compute(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._calls += 1
+        return (2 * inputs,)
 
 
-def test_time_on_shared_things_is_divided_and_the_rest_is_each_ones_own(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("probes.runner.stream.time.perf_counter", lambda: now[0])
-
-    def work(seconds: float) -> str:
-        now[0] += seconds
-        return "made"
-
-    table = Table()
-    whole = Seat(table=table)
-    seats = [Seat(whole), Seat(table=table)]
-    for seat in seats:
-        seat.sit()
-    for seat, own in zip(seats, (1.0, 2.0), strict=True):
-        with seat.turn():
-            work(own)
-            assert once("shared", ("x",), lambda: work(10.0)) == "made"
-    table.settle()
-    assert [seat.clock() for seat in seats] == [6.0, 7.0]
-    assert whole.clock() == 5.0  # what its part shared; its own turns were not taken within it here
-    table.leave(seats[0])
-    with seats[1].turn():
-        once("shared", ("y",), lambda: work(4.0))
-    assert seats[1].clock() == 11.0  # nobody is left to share with
-
-
-def test_a_map_that_somebody_changed_is_not_handed_on():
-    table = Table()
-    first, second = Seat(table=table), Seat(table=table)
-    first.sit(), second.sit()
-    with first.turn():
-        (made,) = once("map", ("x",), lambda: (torch.zeros(2),))
-        made += 1
-    with second.turn(), pytest.raises(RuntimeError, match="changed in place"):
-        once("map", ("x",), lambda: (torch.zeros(2),))
-
-
-def test_one_bar_for_all_shows_the_one_that_is_behind():
-    recorder = Recorder()
-    bar = JointBar(recorder)
-    a, b = bar.part("a/x"), bar.part("b/y")
-    a.start("encoding", 3)
-    a.advance(3)
-    a.start("a/x", 4), b.start("b/y", 4)
-    assert recorder.started == [("encoding", 3), ("a/x", 4), ("a/x + b/y", 4)]
-    a.advance()
-    assert recorder.advanced == 3
-    b.advance(2)
-    assert recorder.advanced == 4
-    bar.drop("a/x")
-    assert recorder.advanced == 5
-    b.start("b/y: evaluation", 2)
-    assert recorder.started[-1] == ("b/y: evaluation", 2)
+def test_a_part_computes_once_for_one_tensor_and_each_for_itself_where_a_gradient_flows():
+    part, first, second = Double(), torch.ones(2), torch.ones(2)
+    assert part(first)[0].sum() == 4 and part._calls == 1
+    part.outputs = SharedOutputs()
+    assert part(first)[0] is part(first)[0] and part._calls == 2
+    assert part(second)[0] is not part(first)[0] and part._calls == 3
+    assert part(first[:1])[0].shape == (1,) and part._calls == 4  # a window of the same memory
+    trained = nn.Parameter(torch.ones(2))
+    assert part(trained)[0] is not part(trained)[0] and part._calls == 6
+    part(first)[0].add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        part(first)
