@@ -34,6 +34,7 @@ from probes.features.lock import in_use, leave, lock_path, reading
 
 VERSION = 3  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
+VERIFIED = "verified.json"  # state of each shard when its content was last looked at
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8, "uint16": torch.uint16,
 }  # fmt: skip
@@ -216,6 +217,8 @@ def _make(key: CacheKey, build: Builder) -> None:
         "dtypes": list(key.dtypes), "items": len(key.item_bytes), "shards": [entries[n] for n in sorted(entries)],
     }  # fmt: skip
     budget.touch(folder)
+    # each was read back when it was hashed
+    write_json(folder / VERIFIED, {entry["file"]: _stat(folder / entry["file"]) for entry in manifest["shards"]})
     write_json(folder / "manifest.json", {**manifest, "sha256": content_key(manifest, 64)})
     budget.release(folder)
 
@@ -277,7 +280,7 @@ def verify(folder: Path, manifest: Mapping[str, Any], *, full: bool = False) -> 
     Sizes are always looked at. Contents are hashed the first time and whenever size, time or inode have changed since;
     always when ``full``.
     """
-    stamps_file = folder / "verified.json"
+    stamps_file = folder / VERIFIED
     try:
         known = {} if full else json.loads(stamps_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
