@@ -1,18 +1,19 @@
-"""Images to the feature maps that are kept: decoded in threads while the backbone computes, in batches of one shape."""
+"""Images to the feature maps that are kept: decoded in loading processes while the backbone computes, in batches of one
+shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
-from backbones.errors import NonFiniteLoss
+from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 from backbones.versions import DENSE, versions
 from probes.base import Context, Progress
@@ -54,7 +55,7 @@ def encode_maps(
         backbone: a ``FrozenBackbone`` there.
         dtype: key of ``DTYPES``.
         about: for messages.
-        workers: threads that decode; they never change a value.
+        workers: loading processes (0 = in this one); they never change a value.
         cost: what is encoded is added to it.
 
     Raises:
@@ -66,9 +67,12 @@ def encode_maps(
     cost, quick = cost or EncodeCost(), compiling.compiled(backbone, about)
     first = next(preprocess.buffers(), None)  # it is where the computing is
     pixels = CPU_PIXELS if first is None or first.device.type == "cpu" else None
-    for shard in wanted:
-        order = sorted(shard, key=lambda item: (sizes[item], item))
-        for items, packed in _batches(_in_threads(load, order, max(1, workers), batch_size), batch_size, pixels):
+    if pixels is None:
+        preprocess._non_blocking = True  # images come pinned
+    orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
+    loaded = _loaded(load, [item for order in orders for item in order], workers, batch_size, pixels is None)
+    for order in orders:
+        for items, packed in _batches(islice(loaded, len(order)), batch_size, pixels):
             batch = preprocess({"inputs": [one["inputs"] for one in packed],
                                 "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
             maps = cost.run(backbone, batch["inputs"], quick)
@@ -155,23 +159,36 @@ def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int]
     return sum(cells) * DTYPES[dtype].itemsize
 
 
-def _in_threads(
-    load: Callable[[int], dict[str, Any]], order: Sequence[int], workers: int, ahead: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Items in order, ``ahead`` of which are being loaded; decoding frees the interpreter."""
-    with ThreadPoolExecutor(workers) as pool:
-        left = iter(order)
-        waiting: list[tuple[int, Future[dict[str, Any]]]] = [
-            (item, pool.submit(load, item)) for item in islice(left, 2 * ahead)
-        ]
+class _Items(Dataset[tuple[int, Any]]):
+    """What ``load`` makes of an item; or the user's error, which would come from a loading process as a page of traceback."""
+
+    def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
+        self.load = load
+
+    def __getitem__(self, item: int) -> tuple[int, Any]:
         try:
-            while waiting:
-                item, future = waiting.pop(0)
-                yield item, future.result()
-                waiting += [(item, pool.submit(load, item)) for item in islice(left, 1)]
-        finally:
-            for _, future in waiting:
-                future.cancel()
+            return item, self.load(item)
+        except UserError as error:
+            return item, error
+
+
+def _loaded(
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], workers: int, ahead: int, pinned: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items in order, about 2 × ``ahead`` of which are being loaded."""
+    workers = min(workers, len(order))
+    items = DataLoader(
+        _Items(load), batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, collate_fn=_as_it_is,
+        prefetch_factor=max(2, 2 * ahead // workers) if workers else None,
+    )  # fmt: skip
+    for item, one in items:
+        if isinstance(one, UserError):
+            raise one
+        yield item, one
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _batches(
