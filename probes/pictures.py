@@ -1,4 +1,4 @@
-"""Pictures of what a probe predicts, beside the truth, as one PNG."""
+"""Pictures of what a probe predicts, beside the truth, as one PNG. Needs Pillow and OpenCV only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import make_grid
 
 from backbones.files import replacing
 
 GAP = 8
-HEAD = 26  # height of the titles' line, pixels
 TILE = 256  # longest side of a picture, pixels
 INK, PALE, PAPER = (32, 32, 32), (96, 96, 96), (255, 255, 255)
 IGNORED = (224, 224, 192)  # PASCAL VOC's cream: no class has it
@@ -114,23 +111,26 @@ def write_preview(
     Raises:
         UserError: it cannot be written.
     """
-    pictures = [_fit(picture, side) for row in rows for picture in row]
-    above = 20 if captions else 0
-    width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
-    tiles = [Image.new("RGB", (width, above + height), PAPER) for _ in pictures]
-    for tile, picture in zip(tiles, pictures, strict=True):
-        tile.paste(picture, ((width - picture.width) // 2, above))
-    grid = to_pil_image(make_grid([pil_to_tensor(tile) for tile in tiles], len(titles), GAP, pad_value=255))
-    size = max(grid.width, 0 if legend is None else legend.shape[1] + 2 * GAP)
-    sheet = Image.new("RGB", (size, HEAD + grid.height + (0 if legend is None else legend.shape[0] + GAP)), PAPER)
-    sheet.paste(grid, (0, HEAD))
+    tiles = [[_fit(picture, side) for picture in row] for row in rows]
+    widths = [max(row[column].width for row in tiles if column < len(row)) for column in range(len(titles))]
+    heights = [max(tile.height for tile in row) for row in tiles]
+    caption = 20 if captions else 0
+    width = max(sum(widths) + GAP * (len(widths) + 1), 0 if legend is None else legend.shape[1] + 2 * GAP)
+    height = 28 + sum(heights) + (GAP + caption) * len(heights) + GAP + (0 if legend is None else legend.shape[0] + GAP)
+    sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        pen.text((GAP + column * (width + GAP) + width / 2, HEAD / 2 + 3), title, INK, _font(16), anchor="mm")
-    for row, caption in enumerate(captions):
-        pen.text((GAP, HEAD + GAP + row * (above + height + GAP) + above / 2), caption, PALE, _font(13), anchor="lm")
+    left = [GAP + sum(widths[:column]) + GAP * column for column in range(len(widths))]
+    for x, column_width, title in zip(left, widths, titles, strict=True):
+        pen.text((x + column_width / 2, 16), title, INK, _font(16), anchor="mm")
+    y = 28
+    for number, (row, row_height) in enumerate(zip(tiles, heights, strict=True)):
+        if captions:
+            pen.text((GAP, y + caption / 2), captions[number], PALE, _font(13), anchor="lm")
+        for x, tile in zip(left, row, strict=False):
+            sheet.paste(tile, (x, y + caption))
+        y += caption + row_height + GAP
     if legend is not None:
-        sheet.paste(Image.fromarray(legend), (GAP, HEAD + grid.height))
+        sheet.paste(Image.fromarray(legend), (GAP, y))
     with replacing(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
     return path

@@ -272,12 +272,12 @@ def examine(
             except Unreadable as error:
                 return "", str(error)
 
-        left = [sample for sample in samples if f"{split}:{sample.image}" not in journal.known]
+        pending = [sample for sample in samples if f"{split}:{sample.image}" not in journal.known]
         if progress:
-            progress.advance(len(samples) - len(left))
+            progress.advance(len(samples) - len(pending))
         found: dict[str, tuple[str, str]] = {}
         try:
-            for sample, result in zip(left, in_threads(look, left, workers), strict=True):
+            for sample, result in zip(pending, in_threads(look, pending, workers), strict=True):
                 found[f"{split}:{sample.image}"] = result
                 if progress:
                     progress.advance()

@@ -62,11 +62,12 @@ def survey(
             continue
         try:
             root = place(spec, data_root, data_dirs)
-        except UserError as error:
+        except UserError:
             if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
                 raise
             deeper = sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []
-            hint = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else str(error)
+            found_at = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else ""
+            hint = found_at or f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
             rows.append(Row(spec.name, spec.kind, "absent", expected=spec.expected, message=hint, about=spec.about))
             continue
         spec = spec.adapt(spec, root) if spec.adapt else spec

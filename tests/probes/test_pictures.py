@@ -13,7 +13,6 @@ from PIL import Image
 from backbones.errors import UserError
 from probes.pictures import (
     GAP,
-    HEAD,
     IGNORED,
     UNKNOWN,
     class_legend,
@@ -72,14 +71,13 @@ def test_the_grid_has_each_picture_in_its_place(tmp_path):
     rows = [[red, green], [blue, tall]]
     path = write_preview(tmp_path / "panel.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    row = 20 + 256 + GAP  # all tiles are as large as the largest
-    assert sheet.shape[:2] == (HEAD + GAP + 2 * row + 28 + GAP, 2 * 256 + 3 * GAP)
-    top = HEAD + GAP + 20
-    places = {(top + 64, GAP + 128): red, (top + 64, 2 * GAP + 256 + 128): green}
-    places |= {(top + row + 20, GAP + 128): blue, (top + row + 200, 2 * GAP + 256 + 128): tall}
+    assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
+    places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
+    second = 28 + 20 + 128 + GAP + 20
+    places |= {(second + 20, GAP + 128): blue, (second + 200, 2 * GAP + 256 + 64): tall}
     for place, picture in places.items():
         assert sheet[place].tolist() == picture[0, 0].tolist()
-    assert (sheet[:HEAD] < 100).any() and (sheet[HEAD + GAP : top, :60] < 150).any()  # titles and captions
+    assert (sheet[:28] < 100).any() and (sheet[28:48, :60] < 150).any()  # titles and captions
 
 
 def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
