@@ -20,8 +20,8 @@ from tests.probes.tiny_mmlab import context
 
 # isort: split
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
 BACKBONES = {"plain ViT": "random/timm/vit_tiny_patch16_224", "CNN": "random/timm/resnet18"}
 DENSE = [
@@ -121,6 +121,10 @@ def test_what_is_built_is_what_the_table_says(name, task, backbone, data, tmp_pa
     head = config.model.decode_head
     assert head.dropout_ratio == row["dropout"]
     assert head.loss_decode.to_dict().items() >= row.get("loss", {}).items()
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = MODELS.build(config.model)
+        build_optim_wrapper(model, config.optim_wrapper)
+    assert model.decode_head.out_channels == {"segmentation": 3, "depth": 1, "normals": 4}[spec.kind]
     if probe.name == "deeplabv3":
         assert tuple(head.dilations) == (1, 12, 24, 36)
     if row["rates"]:
