@@ -175,6 +175,8 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         "cell": cell,
         "data.fingerprint": data.fingerprint,
         "data.partial": str(data.partial).lower(),
+        "preset": getattr(task.settings, "protocol", "own"),
+        "differs": "; ".join(task.deviations(data)),
         "metrics": ",".join(task.probe.metrics),
         "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
     }

@@ -98,8 +98,8 @@ class DenseSettings:
             "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             "fixed_crops": (self.fixed_crops >= 0, "0 or more"),
             "cache": (self.cache in ("none", "fp16", "bf16", "fp32"), "none, fp16, bf16 or fp32"),
-            "crop": (not self.crop or (len(self.crop) == 2 and min(self.crop) >= 16),
-                     "height and width, 16 pixels or more each, or none"),
+            "crop": (not self.crop or (len(self.crop) == 2 and 16 <= min(self.crop) <= max(self.crop) <= MOST_PIXELS),
+                     f"height and width, 16 to {MOST_PIXELS} pixels each, or none"),
             "slide": (not self.slide or (len(self.slide) == 2 and self.slide[0] >= self.slide[1] >= 16),
                       "crop and stride, a stride of 16 pixels or more and a crop no smaller, or none"),
             **{name: (len(given) == 2 and 0 < given[0] <= given[1], "two factors, 0 < low <= high")

@@ -64,6 +64,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
             artifacts = {f.path for f in client.list_artifacts(child.info.run_id)}
             assert {"protocol.json", "metrics.json", "per_image.npz"} <= artifacts
             assert child.inputs.dataset_inputs
+            assert child.data.tags["preset"] == "own" and "differs" not in child.data.tags
             if task == "camvid/linear":
                 assert {"config.py", "pictures", "log"} <= artifacts
                 assert client.get_metric_history(child.info.run_id, "train/loss")
