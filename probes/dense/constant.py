@@ -31,6 +31,8 @@ def constant_note(
         per_image: what it kept of each image: segmentation is scored from ``label``.
     """
     main, sign = next(iter(probe.metrics.items()))
+    if not np.isfinite(metrics[main]):
+        return []
     key = (data.spec.name, str(data.root), data.fingerprint, str(sorted(evaluator.items(), key=str)))
     if key not in _KNOWN:
         constant = best_constant(data)
