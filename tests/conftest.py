@@ -18,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU are skipped without one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cliptex_home(tmp_path_factory) -> Path:
     """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set already)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 from rich.traceback import Traceback
 
@@ -63,6 +64,8 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     tracker = Tracker(unit.experiment)
     data = prepare_data(tasks, unit.placed, unit.data_root, unit.partial, unit.num_workers)
     device = choose_device(unit.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: what heads, and backbones in fp32, multiply in
     backbone = backbones.create(**unit.config).to(device)
     context = CellContext(
         tracker, Run(tracker, unit.parent, ""), backbone, unit.config, unit.seed, device, unit.num_workers

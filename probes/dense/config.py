@@ -17,6 +17,7 @@ from probes.datasets.base import DatasetSpec
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
 from probes.dense.settings import DenseSettings, in_iterations, optimizer, schedule
+from probes.runner.batches import at_once
 
 if TYPE_CHECKING:
     from probes.base import Probe
@@ -27,7 +28,9 @@ OWN_MODULES = (
     "probes.dense.data",
     "probes.features.crops",
     "probes.dense.metrics",
+    "probes.runner.batches",
 )
+AT_ONCE = 32  # images of an evaluation's batch at most
 
 
 def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
@@ -100,9 +103,8 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
         "model": model,
         "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train_pipeline, "train")},
-        # one by one: each image has a shape of its own
         "val_dataloader": {
-            "batch_size": 1, "dataset": dataset("train" if held_out else "val", test_pipeline, "score")
+            **at_once(AT_ONCE, context.device), "dataset": dataset("train" if held_out else "val", test_pipeline, "score")
         },
         "val_evaluator": scores,
         "optim_wrapper": optimizer(settings),

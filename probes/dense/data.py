@@ -17,6 +17,7 @@ import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators th
 
 # isort: split
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -30,6 +31,7 @@ from PIL import Image
 from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.settings import DenseSettings
+from probes.features.crops import image_size
 from probes.registry import DATASETS
 
 META_KEYS = ("image", "img_path", "ori_shape", "img_shape", "pad_shape", "img_padding_size")
@@ -90,6 +92,12 @@ class DenseDataset(BaseDataset):
 
     def prepare_data(self, index: int) -> Any:
         return self.pipeline(self.get_data_info(index))
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as the test pipeline resizes it."""
+        scale = next(part.scale for part in self.pipeline.transforms if hasattr(part, "scale"))
+        width, height = mmcv.rescale_size(image_size(self.get_data_info(index)["img_path"]), scale)
+        return height, width
 
 
 def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.ndarray:
@@ -242,10 +250,19 @@ def channels_first(truth: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None]))
 
 
+class DenseSample(SegDataSample):
+    """A sample whose ground truth a loader can pin, so that its copy to a GPU need not be waited for."""
+
+    def pin_memory(self) -> DenseSample:
+        for field in set(FIELDS.values()) & set(self.keys()):
+            self.set_data({field: PixelData(data=self.get(field).data.pin_memory())})
+        return self
+
+
 def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | None) -> SegDataSample:
     """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under ``field``, and ``facts``'
     names and shapes."""
-    sample = SegDataSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
+    sample = DenseSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
     if truth is not None:
         sample.set_data({field: PixelData(data=truth.long() if field == "gt_sem_seg" else truth)})
     return sample

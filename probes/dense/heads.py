@@ -5,7 +5,8 @@ A regressor is one of these architectures with its raw outputs read by an *objec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import probes.runner.bridge
@@ -26,6 +27,17 @@ from probes.dense.dpt import DPTHead
 from probes.dense.resized_loss import resized_cross_entropy
 
 
+def in_fp32(loss_by_feat: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """A head's losses in fp32, also where the head itself runs under autocast."""
+
+    @functools.wraps(loss_by_feat)
+    def exact(self: Any, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
+        with torch.autocast(raw.device.type, enabled=False):
+            return loss_by_feat(self, raw.float(), samples)
+
+    return exact
+
+
 class Segmentation:
     """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and the share of right
     pixels, at an eighth of the cost; see ``probes.dense.resized_loss``. Any other loss is mmseg's own affair."""
@@ -35,12 +47,13 @@ class Segmentation:
     ignore_index: int
     align_corners: bool
 
+    @in_fp32
     def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> dict[str, Tensor]:
         loss = self.loss_decode
         if self.sampler is not None or not _is_plain(loss):
             return super().loss_by_feat(logits, samples)  # type: ignore[misc]
         labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
-        mean, right, scored = resized_cross_entropy(logits.float(), labels, self.ignore_index, self.align_corners)
+        mean, right, scored = resized_cross_entropy(logits, labels, self.ignore_index, self.align_corners)
         return {loss.loss_name: loss.loss_weight * mean, "acc_seg": 100 * right / scored.clamp(min=1)}
 
 
@@ -116,6 +129,7 @@ class Regression:
         """Maps of the backbone → what the objective reads from the head's outputs, (N, out_channels, h, w)."""
         return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
 
+    @in_fp32
     def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
         objective = self.loss_decode
         truth = torch.stack([sample.get(f"gt_{objective.field}").data for sample in samples])
@@ -181,9 +195,9 @@ def at_own_size(raw: Tensor, samples: list[Any], align_corners: bool) -> Iterato
         shapes.setdefault(shape, []).append(place)
     for (size, (left, right, top, bottom)), places in shapes.items():
         part = raw if len(places) == len(raw) else raw[places]
-        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right]
+        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right].float()
         if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
-            part = F.interpolate(part.float(), size, mode="bilinear", align_corners=align_corners)
+            part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
         yield places, part
 
 

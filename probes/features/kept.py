@@ -15,11 +15,10 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-import probes.runner.batches  # noqa: F401  registers what the config names
 from probes.base import Progress
 from probes.features.cost import EncodeCost
 from probes.features.store import Builder, CacheKey, Store, get_or_build
-from probes.runner import bridge
+from probes.runner import batches, bridge
 
 Part = dict[str, Any]  # of a config
 OWN_MODULES = ("probes.features.precompute", "probes.runner.batches")
@@ -55,7 +54,7 @@ def on_kept_features(
         }  # fmt: skip
         loader.num_workers = 0  # reading what is mapped is quicker than passing it between processes
         loader.persistent_workers = False
-    config.val_dataloader.update(batch_size=at_once, batch_sampler={"type": "SameShapeBatches"})
+    config.val_dataloader.update(batches.at_once(at_once, device))
     config.model.data_preprocessor = dict(stack)
     config.model.backbone = {"type": "KeptFeatures"}
     config.custom_imports.imports = [*config.custom_imports.imports, *OWN_MODULES]

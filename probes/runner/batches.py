@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
+
+PIXELS, CUDA_PIXELS = 2**18, 2**22  # of a batch: on a GPU the work around a batch is long beside that for its images
+
+
+def at_once(images: int, device: torch.device) -> dict[str, Any]:
+    """How an evaluation's loader makes its batches: ``images`` at most, fewer where they are large."""
+    pixels = CUDA_PIXELS if device.type == "cuda" else PIXELS
+    return {"batch_size": images, "batch_sampler": {"type": "SameShapeBatches", "pixels": pixels}}
 
 
 @DATA_SAMPLERS.register_module()
@@ -20,7 +30,7 @@ class SameShapeBatches(Sampler[list[int]]):
             time for each batch; large images gain nothing and would only take memory (logits at the label's resolution).
     """
 
-    def __init__(self, sampler: Sampler[int], batch_size: int, pixels: int = 2**18) -> None:
+    def __init__(self, sampler: Sampler[int], batch_size: int, pixels: int = PIXELS) -> None:
         self.sampler, self.batch_size, self.pixels = sampler, batch_size, pixels
         self._batches: list[list[int]] = []
 

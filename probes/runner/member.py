@@ -6,6 +6,7 @@ Nothing of it depends on who else is in the group, so it ends the same alone, in
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ from probes.runner import bridge
 from probes.runner.sampling import seed_iteration
 
 STATE = "training-state.pth"
+AUTOCAST = ("cuda",)  # where heads of dense probes compute in bf16
 LOOK = 20  # iterations between two looks at the losses: each look waits for the device
 
 
@@ -73,6 +75,7 @@ class Member:
             self.model: Any = MODELS.build(config.model)
             self.model.init_weights()
         self.model.to(context.device)
+        self.model.data_preprocessor._non_blocking = context.device.type == "cuda"  # from memory that the loader pins
         wrapper = {"type": "OptimWrapper", **config.optim_wrapper}
         if wrapper["type"] == "OptimWrapper":
             wrapper["type"] = "QuietOptimWrapper"
@@ -85,7 +88,7 @@ class Member:
         self._resume()
         self.optim_wrapper.initialize_count_status(self.model, self.iteration, self.max_iters)
         # mmdet's boxes need more digits than bf16 has; mmseg's logits do not, and our losses are in fp32 all the same
-        self._autocast = context.device.type == "cuda" and config.get("default_scope") == "mmseg"
+        self._autocast = context.device.type in AUTOCAST and config.get("default_scope") == "mmseg"
 
     @property
     def trains(self) -> bool:
@@ -117,36 +120,36 @@ class Member:
         Raises:
             NonFiniteLoss: names the first iteration whose losses were not finite, and the losses.
         """
-        done, curve = self.iteration, max(1, self.max_iters // 500)
-        last = done == self.max_iters
-        shown, saved = done % curve == 0 or done == 1 or last, done % self.every == 0 or last
-        if not (shown or saved or len(self._recent) >= LOOK):
+        done = self.iteration
+        if done % self.every and done < self.max_iters:
+            if len(self._recent) >= LOOK:
+                self._look()
             return
-        losses = self._look()
-        if shown:
-            self.context.log.log_metrics({f"train/{name}": value for name, value in losses.items()}, done)
-            told = "  ".join(f"{name}: {value:.4g}" for name, value in losses.items())
-            print_log(f"Iter(train) [{done}/{self.max_iters}]  {told}", "current")
-        if saved:
-            self._save()
+        self._look()
+        self._save()
 
-    def _look(self) -> dict[str, float]:
-        """The newest losses, and the rate they were made with; here alone the device is waited for."""
-        names = list(self._recent[-1][2])
-        rows = [torch.stack([losses[name].detach().float() for name in names]) for _, _, losses in self._recent]
-        found, rate = torch.stack(rows).cpu(), self._recent[-1][1]
-        for (iteration, _, _), row in zip(self._recent, found, strict=True):
-            broken = [name for name, value in zip(names, row, strict=True) if "loss" in name and not value.isfinite()]
-            if broken:
+    def _look(self) -> None:
+        """Read the losses since the last look, and write those that curves show: here alone the device is waited for."""
+        names, every = list(self._recent[-1][2]), max(1, self.max_iters // 500)
+        rows = torch.stack(
+            [torch.stack([losses[name].detach().float() for name in names]) for *_, losses in self._recent]
+        )
+        for (iteration, rate, _), row in zip(self._recent, rows.tolist(), strict=True):
+            losses = dict(zip(names, row, strict=True))
+            if broken := [name for name, value in losses.items() if "loss" in name and not math.isfinite(value)]:
                 raise NonFiniteLoss(
                     f"the loss is not finite at iteration {iteration} ({', '.join(broken)}); "
                     f"try a lower learning rate (--set lr=…) or precision=fp32"
                 )
+            if iteration % every == 0 or iteration in (1, self.max_iters):
+                curves = {**losses, "lr": rate}
+                self.context.log.log_metrics({f"train/{name}": value for name, value in curves.items()}, iteration)
+                told = "  ".join(f"{name}: {value:.4g}" for name, value in curves.items())
+                print_log(f"Iter(train) [{iteration}/{self.max_iters}]  {told}", "current")
         self._recent.clear()
-        return {**dict(zip(names, found[-1].tolist(), strict=True)), "lr": rate}
 
     def _precision(self) -> Any:
-        return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
+        return torch.autocast(self.context.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def _resume(self) -> None:
         path = Path(self.context.work_dir, STATE)

@@ -8,7 +8,7 @@ import torch
 from mmengine.dataset import DefaultSampler
 
 import probes.catalog  # noqa: F401  registers
-from probes.dense import cached
+from probes.dense import cached, config
 from probes.detection import MaskRCNNSettings
 from probes.detection import probe as detection_probe
 from probes.registry import PROBES
@@ -49,15 +49,17 @@ def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "depth", "normals"])
-def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "cache"), [("segmentation", "fp16"), ("depth", "fp16"), ("normals", "fp16"), ("normals", "none")]
+)
+def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind, cache):
     data = tiny_dense.make(tmp_path / "data", kind, train=4, val=7)  # the second is turned on its side
     probe, results, steps = PROBES[f"{kind}/pspnet"], {}, {}
     settings = probe.settings_type(
-        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, fixed_crops=1, cache="fp16"
+        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, fixed_crops=1, cache=cache
     )
     for most in (1, 32):
-        monkeypatch.setattr(cached, "AT_ONCE", most)
+        monkeypatch.setattr(cached if cache != "none" else config, "AT_ONCE", most)
         recorder = Recorder()
         results[most] = probe.run(context(tmp_path / str(most), data, settings, recorder=recorder))
         steps[most] = next(total for name, total in recorder.started if name.endswith("evaluation"))

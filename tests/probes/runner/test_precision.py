@@ -1,0 +1,116 @@
+"""On a GPU heads compute in bf16 and lose in fp32, and what is loaded lies in pinned memory; here what of it a CPU can show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import probes.dense.probe  # noqa: F401 – registers the probes
+from probes.base import TaskResult
+from probes.registry import PROBES
+from probes.runner import member
+from tests.probes import tiny_dense
+from tests.probes.tiny_mmlab import context
+
+MAIN = {"segmentation": ("mIoU", 0.1), "depth": ("abs_rel", 0.2), "normals": ("normal_mean", 0.1)}
+SMALL = {
+    "size": 48,
+    "batch_size": 4,
+    "channels": 8,
+    "scale_range": (1.0, 1.0),
+    "warmup": 0.0,
+    "max_iters": 20,
+    "lr": 0.03,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Config, "pretty_text", "")
+
+
+@pytest.mark.parametrize("kind", MAIN)
+@pytest.mark.parametrize("name", ["linear", "pspnet"])
+def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind, name):
+    data, found, seen = tiny_dense.make(tmp_path / "data", kind), {}, set()
+    settle = member.Member.settle
+
+    def look(self) -> None:
+        seen.update(str(value.dtype) for _, _, losses in self._recent for value in losses.values())
+        seen.add(f"weights {next(self.model.parameters()).dtype}")
+        settle(self)
+
+    monkeypatch.setattr(member.Member, "settle", look)
+    for autocast in ((), ("cpu",)):
+        monkeypatch.setattr(member, "AUTOCAST", autocast)
+        probe = PROBES[f"{kind}/{name}"]
+        made = context(tmp_path / f"{len(autocast)}", data, probe.settings_type(**SMALL))
+        found[autocast] = probe.run(made).metrics
+    main, near = MAIN[kind]
+    assert found[("cpu",)] != found[()], "bf16 was used"
+    assert found[("cpu",)][main] == pytest.approx(found[()][main], rel=near)
+    assert seen == {"torch.float32", "weights torch.float32"}
+
+
+def test_the_backbone_is_exact_under_the_heads_autocast(tmp_path):
+    from probes.runner import bridge
+
+    frozen = bridge.FrozenBackbone(name="tiny-cnn", seed=3)
+    images = torch.randn(1, 3, 64, 64)
+    expected = frozen(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = frozen(images)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    from probes.dense.data import dense_sample
+
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self)
+    sample = dense_sample({"image": "a"}, "gt_depth_map", torch.zeros(1, 4, 4))
+    (found,) = pin_memory([sample])
+    assert pinned == [(1, 4, 4)] and found.image == "a" and found.gt_depth_map.data.shape == (1, 4, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("change", [{}, {"fixed_crops": 2, "cache": "fp16"}], ids=["uncached", "kept"])
+def test_a_group_on_a_gpu_scores_what_it_scores_on_a_cpu(tmp_path, change):
+    data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=4)
+    found = {}
+    for device in ("cpu", "cuda"):
+        tasks = []
+        for name in ("linear", "pspnet"):
+            probe = PROBES[f"segmentation/{name}"]
+            made = context(tmp_path / device / name, data, probe.settings_type(**SMALL, **change), workers=1)
+            backbone = made.backbone.to(device)
+            tasks.append((probe, replace(made, device=torch.device(device), backbone=backbone)))
+        results = tasks[0][0].run_group(tasks)
+        assert all(isinstance(one, TaskResult) for one in results), results
+        found[device] = [one.metrics["mIoU"] for one in results]
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=0.1)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_waits_for_it_only_to_look(tmp_path, monkeypatch):
+    data = tiny_dense.make(tmp_path / "data", "segmentation")
+    probe = PROBES["segmentation/linear"]
+    made = context(tmp_path / "work", data, probe.settings_type(**{**SMALL, "max_iters": 40}))
+    made = replace(made, device=torch.device("cuda"), backbone=made.backbone.cuda())
+    step = member.Member.step
+
+    def strict(self, batch) -> None:
+        torch.cuda.set_sync_debug_mode("error" if self.iteration > 2 else "default")
+        try:
+            step(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(member.Member, "step", strict)
+    assert probe.run(made).metrics["mIoU"] > 0
