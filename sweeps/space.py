@@ -53,7 +53,8 @@ class Setting:
         base: its value while another one is varied (linear search), and in the base cell.
         values: what fixed searches try; what samplers choose from.
         low, high: range of samplers; drawn on a log scale where ``low`` is above 0.
-        kind: ``float``, ``int`` or ``choice`` (booleans, words, lists as comma-separated text).
+
+    A value is a number, or a choice: a boolean, a word, a list as comma-separated text.
     """
 
     name: str
@@ -61,7 +62,6 @@ class Setting:
     values: tuple[Value, ...] = ()
     low: float | None = None
     high: float | None = None
-    kind: Literal["float", "int", "choice"] = "float"
 
     @property
     def varied(self) -> bool:
@@ -71,14 +71,11 @@ class Setting:
         """Optuna's distribution that holds every value; samplers choose from ``values``, the base is not one of them."""
         if sampled and self.values:
             return CategoricalDistribution(self.values)
-        everything = tuple(dict.fromkeys((*self.values, self.base)))
-        if self.kind == "choice":
-            return CategoricalDistribution(everything)
-        numbers = [float(value) for value in (everything if self.low is None else (self.low, self.high))]  # type: ignore[arg-type]
-        low, high = min(numbers), max(numbers)
-        if self.kind == "int":
-            return IntDistribution(int(low), int(high), log=0 < low < high)
-        return FloatDistribution(low, high, log=0 < low < high)
+        ends: Any = (*self.values, self.base) if self.low is None else (self.low, self.high)
+        if not all(map(_is_number, ends)):
+            return CategoricalDistribution(tuple(dict.fromkeys(ends)))
+        kind = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
+        return kind(min(ends), max(ends), log=0 < min(ends) < max(ends))
 
 
 class Cell(NamedTuple):
@@ -214,13 +211,12 @@ def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, 
         low, high = (read(name, part) for part in text.split(":", 1))
         if not _is_number(low) or not low < high:
             raise UserError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
-        return Setting(name, base, low=low, high=high, kind="int" if isinstance(low, int) else "float")
+        return Setting(name, base, low=low, high=high)
     parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
     values = tuple(dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip()))
     if len(values) < (1 if fixed else 2):
         raise UserError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
-    number, whole = all(map(_is_number, values)), all(isinstance(value, int) for value in values)
-    return Setting(name, as_value(base), values, kind="choice" if not number else "int" if whole else "float")
+    return Setting(name, as_value(base), values)
 
 
 def _is_number(value: Any) -> bool:

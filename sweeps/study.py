@@ -22,11 +22,11 @@ from backbones.locks import lock_file, locked
 from reports.heartbeat import SILENT, gone, this_process
 from reports.store import hide_password
 from sweeps.errors import NoSweep
-from sweeps.objective import Metrics, Objective, ObjectiveTask
+from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
 from sweeps.space import Space, cell_name
 from sweeps.storage import open_storage, storage_url
 
-VERSION = 1
+VERSION = 2  # of what a study stores
 BEAT = 20.0  # seconds between the driver's signs of life
 
 
@@ -42,6 +42,7 @@ class Plan:
 
     space: Space
     objectives: tuple[Objective, ...]
+    tasks: Mapping[str, ObjectiveTask]
     inputs: Mapping[str, Any] = field(default_factory=dict)
     prune: str = ""
 
@@ -60,6 +61,7 @@ class Sweep:
     study: optuna.Study
     space: Space
     objectives: tuple[Objective, ...]
+    tasks: Mapping[str, ObjectiveTask]
     prune: str
 
     @property
@@ -75,10 +77,6 @@ class Sweep:
     def baseline(self) -> Metrics:
         """clip-ft's, empty until it is measured."""
         return self.metadata.get("baseline", {})
-
-    @property
-    def tasks(self) -> dict[str, ObjectiveTask]:
-        return {name: ObjectiveTask(**told) for name, told in self.metadata.get("tasks", {}).items()}
 
     def note(self, key: str, value: Any) -> None:
         """Store something with the study (anything JSON holds)."""
@@ -218,7 +216,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([objective.label for objective in plan.objectives])
-            study.set_user_attr("objectives", [asdict(objective) for objective in plan.objectives])
+            study.set_user_attr("tasks", {name: asdict(task) for name, task in plan.tasks.items()})
         study.set_user_attr("trials", max(plan.space.trials, int(stored.get("trials", 0))))
         study.set_user_attr("identity", identity)  # last: a study that has it is whole
         return _sweep(url, study)
@@ -252,7 +250,8 @@ def _sweep(url: str, study: optuna.Study) -> Sweep:
     if (version := identity["version"]) != VERSION:
         raise UserError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
     space = Space.from_identity(identity["space"], int(stored["trials"]))
-    return Sweep(url, study, space, tuple(Objective(**each) for each in stored["objectives"]), identity["prune"])
+    tasks = {name: ObjectiveTask(**told) for name, told in stored["tasks"].items()}
+    return Sweep(url, study, space, make_objectives(identity["objectives"], tasks), tasks, identity["prune"])
 
 
 def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:

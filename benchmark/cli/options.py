@@ -51,7 +51,7 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--num-workers", type=at_least(0), metavar="N",
-        help="data loading processes of each task; never changes a result (default: the cores divided by the tasks at once)",
+        help="loading processes of each task; never changes a result (default: cores divided by tasks at once; 2 on SLURM)",
     )  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, cuda:1 … (default: auto)")
 

@@ -50,10 +50,9 @@ def start(
 ) -> Sweep:
     """A study on the cheap tasks, with their baseline."""
     identity = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
-    plan = Plan(make_space(Wanted(search, **space)), make_objectives(objectives, TASKS), identity, prune)
+    plan = Plan(make_space(Wanted(search, **space)), make_objectives(objectives, TASKS), TASKS, identity, prune)
     sweep = start_sweep(name, storage, plan)
     sweep.note("baseline", BASELINE)
-    sweep.note("tasks", {task: {"metrics": dict(told.metrics), "group": told.group} for task, told in TASKS.items()})
     return sweep
 
 

@@ -66,7 +66,6 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
     params = {"search": options.search, "cells": len(sweep.space.cells()), "objectives": ",".join(options.objective)}
     tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
     with sole_driver(sweep):
-        sweep.note("tasks", {name: asdict(task) for name, task in sweep_bench.objective_tasks(bench.tasks).items()})
         resume = earlier_run(tracker, sweep.metadata.get("mlflow", {}).get("run"))
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
             where = {"uri": hide_password(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
@@ -153,7 +152,8 @@ def _plan(options: SweepOptions) -> Plan:
     ends = [{s.name: value} for s in space.settings for value in (*s.values, s.low, s.high) if value is not None]
     for params in [cell.params for cell in space.cells() if cell.params] or ends:
         sweep_bench.make_recipe("cliptex", fixed, params, options.seed)  # what cannot be trained is said at once
-    objectives = make_objectives(options.objective, sweep_bench.objective_tasks(tasks))
+    known_tasks = sweep_bench.objective_tasks(tasks)
+    objectives = make_objectives(options.objective, known_tasks)
     if len(objectives) > 1 and options.search == "cmaes":
         raise UserError("cmaes knows one objective; use --search tpe or random for several")
     prune = options.prune
@@ -167,7 +167,7 @@ def _plan(options: SweepOptions) -> Plan:
     if prune and any(not_prunable.values()):
         raise UserError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
     versions = {task.name: {"version": task.probe.version, "settings": asdict(task.settings)} for task in tasks}
-    return Plan(space, objectives, {"suite": options.suite, "tasks": versions, "fixed": fixed}, prune)
+    return Plan(space, objectives, known_tasks, {"suite": options.suite, "tasks": versions, "fixed": fixed}, prune)
 
 
 def _finish(sweep: Sweep, parent: Run, out: Path) -> None:
