@@ -31,8 +31,8 @@ say = partial(console.print, markup=False)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One thing that is kept: ``name`` is what ``rm`` takes, ``used`` is in seconds since the epoch."""
+class CacheEntry:
+    """One thing that is cached: ``name`` is what ``rm`` takes, ``used`` is in seconds since the epoch."""
 
     kind: str
     name: str
@@ -45,7 +45,7 @@ class Kept:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cache``."""
     commands = parser.add_subparsers(dest="what", required=True)
-    ls = commands.add_parser("ls", help="what is kept, how big, when it was used last")
+    ls = commands.add_parser("ls", help="what is cached, how big, when it was used last")
     ls.add_argument("--json", action="store_true", help="as JSON")
     rm = commands.add_parser("rm", help="remove what is named (a beginning that is unique will do), or all of a kind")
     check = commands.add_parser("check", help="is every byte of features, labels and weights as it was written?")
@@ -58,17 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Exit code 1 when ``check`` finds damage or ``rm`` could not remove something."""
     paths = [path for kind in KINDS if options.kind in (None, kind) for path in (home() / kind).glob("[!.]*")]
-    things = [_kept(path) for path in paths if path.suffix != ".lock"]
+    things = [_entry(path) for path in paths if path.suffix != ".lock"]
     things.sort(key=lambda one: (list(KINDS).index(one.kind), -one.size, one.name))
     return {"ls": ls, "rm": rm, "check": check}[options.what](things, options)
 
 
-def _kept(path: Path) -> Kept:
+def _entry(path: Path) -> CacheEntry:
     kind, size = path.parent.name, 0
     for file in (path, *path.rglob("*")):
         with suppress(OSError):  # it may be going while we look
             size += file.lstat().st_size * file.is_file()
-    return Kept(kind, path.name, path, size, last_used(path) or path.stat().st_mtime, _about(path) or KINDS[kind])
+    return CacheEntry(kind, path.name, path, size, last_used(path) or path.stat().st_mtime, _about(path) or KINDS[kind])
 
 
 def _about(path: Path) -> str:
@@ -80,7 +80,7 @@ def _about(path: Path) -> str:
     return ""
 
 
-def ls(things: Sequence[Kept], options: argparse.Namespace) -> int:
+def ls(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     """A line each, and the sum."""
     from probes.features.store import root
 
@@ -98,7 +98,7 @@ def ls(things: Sequence[Kept], options: argparse.Namespace) -> int:
     return 0
 
 
-def rm(things: Sequence[Kept], options: argparse.Namespace) -> int:
+def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     """Remove, or say what is in use."""
     if not options.names and options.kind is None and options.older_than is None:
         raise UserError("say what to remove: names (see `cache ls`), --kind or --older-than")
@@ -114,7 +114,7 @@ def rm(things: Sequence[Kept], options: argparse.Namespace) -> int:
     return 0 if all(gone.values()) else 1
 
 
-def remove(one: Kept) -> bool:
+def remove(one: CacheEntry) -> bool:
     """Whether it is gone; what a process makes stays, and features that one uses."""
     from filelock import Timeout
 
@@ -132,8 +132,8 @@ def remove(one: Kept) -> bool:
     return not one.path.exists()
 
 
-def check(things: Sequence[Kept], options: argparse.Namespace) -> int:
-    """One line for each thing that is not whole."""
+def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
+    """One line for each thing that is not complete."""
     things = [one for one in things if one.kind in ("features", "labels", "weights")]
     wrong: list[str] = []
     with Bar() as bar:
@@ -146,11 +146,11 @@ def check(things: Sequence[Kept], options: argparse.Namespace) -> int:
     if wrong:
         say("damaged features are made again when they are next asked for; `cache rm` removes the rest")
     else:
-        say(f"{len(things)} things are whole")
+        say(f"{len(things)} things are complete")
     return 1 if wrong else 0
 
 
-def problems(one: Kept) -> Sequence[str]:
+def problems(one: CacheEntry) -> Sequence[str]:
     """What is wrong with one thing; every byte is read."""
     from backbones.checkpoint import read_checkpoint
     from backbones.cliptex.labels import check_labels
@@ -171,11 +171,11 @@ def problems(one: Kept) -> Sequence[str]:
     return []
 
 
-def _named(things: Sequence[Kept], name: str) -> Kept:
+def _named(things: Sequence[CacheEntry], name: str) -> CacheEntry:
     wanted = name.split("/")[-1]
     found = [one for one in things if one.name == wanted] or [one for one in things if one.name.startswith(wanted)]
     if len(found) > 1:
-        raise UserError(f"{len(found)} kept things begin with {wanted!r}; write more of the name")
+        raise UserError(f"{len(found)} cached things begin with {wanted!r}; write more of the name")
     if not found:
-        raise UserError(f"nothing kept is called {wanted!r}; {nearest(wanted, [one.name for one in things])}")
+        raise UserError(f"nothing cached is called {wanted!r}; {nearest(wanted, [one.name for one in things])}")
     return found[0]

@@ -49,10 +49,11 @@ class Cell:
 
 
 def finished_cell(
-    tracker: Tracker, backbone: Backbone, task: PlannedTask, data: PreparedDataset, seed: int
+    tracker: Tracker, backbone: Backbone, task: PlannedTask, data: PreparedDataset, seed: int, parent: str = ""
 ) -> Cell | None:
-    """The same cell from an earlier run, with its metrics read back, or ``None``."""
-    run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed))
+    """The same cell from an earlier run (of this ``parent``), with its metrics read back, or ``None``."""
+    under = {"mlflow.parentRunId": parent} if parent else {}
+    run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed), **under)
     if run is None:
         return None
     stored = {metric_name(key): value for key, value in run.data.metrics.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from rich.traceback import Traceback
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones import Backbone
 from backbones.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
 from benchmark.evaluation.data import prepare_data
@@ -23,8 +22,8 @@ from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.table import number
 from benchmark.execution.progress import console, reporter
 from benchmark.suites.registry import find_suite
-from probes.datasets.base import PreparedDataset
 from reports.tracking import Run, Tracker
+from sweeps.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ProbeUnit:
         config: keyword arguments of ``backbones.create``.
         placed, data_root, partial: where the datasets are (see ``prepare_data``).
         experiment: in MLflow; parent: id of the run that the cells' runs nest under.
-        force: run finished cells again.
+        force: run finished cells again, but those of this parent: its worker may have been lost after it had finished them.
     """
 
     suite: str
@@ -71,7 +70,9 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
         tracker, Run(tracker, unit.parent, ""), backbone, unit.config, unit.seed, device, unit.num_workers
     )
     with cell_locks(cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks):
-        cells = {} if unit.force else _finished(tracker, backbone, tasks, data, unit.seed)
+        parent = unit.parent if unit.force else ""
+        known = ((task, finished_cell(tracker, backbone, task, data[task.name], unit.seed, parent)) for task in tasks)
+        cells = {task.name: cell for task, cell in known if cell is not None}
         left = [task for task in tasks if task.name not in cells]
         for group in training_groups(left, context, data):
             reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
@@ -80,23 +81,14 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     return [cells[task.name] for task in tasks]
 
 
-def _finished(
-    tracker: Tracker, backbone: Backbone, tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset], seed: int
-) -> dict[str, Cell]:
-    """Task → its cell, for those that another process has finished meanwhile."""
-    found = ((task.name, finished_cell(tracker, backbone, task, data[task.name], seed)) for task in tasks)
-    return {name: cell for name, cell in found if cell is not None}
-
-
 def _ended(context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception) -> None:
     name, seed = context.backbone.name, context.seed
     if isinstance(cell, Exception):
         if users_line(cell) is not None:
             raise cell
-        reason = f"{type(cell).__name__}: {cell}".splitlines()[0]
         if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
             console.print(Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8))
-        cell = Cell(name, task.name, seed, "failed", reason=reason)
+        cell = Cell(name, task.name, seed, "failed", reason=first_line(cell))
     cells[task.name] = cell
     main = next(iter(task.probe.metrics))
     if cell.status == "done":

@@ -52,7 +52,7 @@ def test_rm_takes_names_kinds_and_ages(capsys, home):
     first.close()
     second.close()
     assert main(["cache", "rm"]) == 2 and "say what to remove" in capsys.readouterr().err
-    assert main(["cache", "rm", "nothing"]) == 2 and "nothing kept is called" in capsys.readouterr().err
+    assert main(["cache", "rm", "nothing"]) == 2 and "nothing cached is called" in capsys.readouterr().err
     assert main(["cache", "rm", first.folder.name[:12]]) == 0
     assert not first.folder.exists() and second.folder.exists()
     assert main(["cache", "rm", "--older-than", "1"]) == 0 and second.folder.exists()
@@ -71,7 +71,7 @@ def test_what_is_in_use_stays(capsys):
 def test_check_reads_every_byte(capsys, home):
     kept = store()
     kept.close()
-    assert main(["cache", "check"]) == 0 and "2 things are whole" in capsys.readouterr().out
+    assert main(["cache", "check"]) == 0 and "2 things are complete" in capsys.readouterr().out
     shard = kept.folder / "00000.safetensors"
     stat = shard.stat()
     data = bytearray(shard.read_bytes())

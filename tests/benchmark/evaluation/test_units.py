@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from backbones.overrides import parse_pairs
 from benchmark.evaluation.cell import cell_locks
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import cell_key, plan_tasks
+from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import find_suite
 from reports.tracking import Tracker
 from tests.forks import Fork, command
@@ -84,3 +86,17 @@ def test_two_commands_at_once_run_each_cell_once(here):
     cached = [tag for run in parents for tag in run.data.tags if tag.startswith("cached.")]
     assert sorted(cached) == ["cached.camvid.linear", "cached.imagefolder.linear"], "each was found by the other"
     assert parents[0].data.metrics == parents[1].data.metrics
+
+
+def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(here):
+    tracker = Tracker("forced")
+    with tracker.run("parent") as parent, tracker.run("another") as another:
+        unit = ProbeUnit(
+            "own", ("imagefolder/linear",), {"name": "random", "seed": 0}, 0, "forced", parent.id, {"epochs": "2"},
+            data_root=Path(), device="cpu", num_workers=0, force=True,
+        )  # fmt: skip
+        (first,), (again,) = probe_unit(unit), probe_unit(unit)
+        assert (first.status, again.status) == ("done", "cached")
+        assert again.run_id == first.run_id and again.metrics == first.metrics
+        (other,) = probe_unit(replace(unit, parent=another.id))
+        assert other.status == "done" and other.run_id != first.run_id
