@@ -16,7 +16,7 @@ from probes.base import Context
 from probes.datasets.base import DatasetSpec
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
-from probes.dense.settings import DenseSettings, in_iterations, optimizer, schedule
+from probes.dense.settings import KEPT, DenseSettings, in_iterations, optimizer, schedule
 from probes.runner.batches import at_once
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "type": "FrozenBackbone",
             "precision": settings.precision,
             "out_indices": [-1] if last else None,
+            **({"rounded": "fp16"} if settings.undecided else {}),
             **context.backbone_config,
         },
         "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},
@@ -111,7 +112,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "param_scheduler": schedule(settings),
         "train_cfg": {"max_iters": settings.max_iters},
     })  # fmt: skip
-    if settings.cache == "none":
+    if settings.cache not in KEPT:
         return config
     from probes.dense.cached import cached
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from backbones.files import content_key
+from backbones.files import content_key, write_json
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.lr_grid import Choice, added, choose, with_rate
 from probes.dense.preview import draw_preview
+from probes.dense.settings import KEPT
 from probes.features.precompute import features_key
+from probes.features.worth import keeping_pays
 from probes.runner.training import Trained, train_together
 
 
@@ -20,7 +24,7 @@ def group_key(probe: Probe, context: Context) -> str:
     photographs that one encoder takes. Ground truth, head, optimizer, schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
     shared: list[Any] = ["dense", context.seed, settings.batch_size]
-    if settings.cache != "none":
+    if settings.cache in KEPT:
         return content_key([*shared, features_key(config, context)])
     encoder = [config.model.backbone.to_dict(), config.model.data_preprocessor.to_dict(), context.backbone.identity()]
     train, val = (config[name].dataset.to_dict() for name in ("train_dataloader", "val_dataloader"))
@@ -42,6 +46,7 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
     Raises:
         what broke for all: an image that cannot be read, say.
     """
+    tasks, said = decided(tasks)
     results: dict[int, Any] = {}
     configs: dict[int, Any] = {}
     contexts = {place: context for place, (_, context) in enumerate(tasks)}
@@ -67,11 +72,39 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
 
     def finish(place: int, trained: Trained) -> TaskResult:
         task = places[place]
-        return _result(tasks[task][0], contexts[task], trained, choices.get(task))
+        result = _result(tasks[task][0], contexts[task], trained, choices.get(task))
+        result.notes += said
+        return result
 
     found = train_together(list(heads.values()), description=description, finish=finish) if heads else []
     results.update(zip(places, found, strict=True))
     return [results[place] for place in range(len(tasks))]
+
+
+def decided(tasks: Sequence[tuple[Probe, Context]]) -> tuple[Sequence[tuple[Probe, Context]], list[str]]:
+    """The tasks of a group with ``cache=auto`` as what it comes to, for all alike, and what to say of it. Training that goes on
+    stays with what was decided when it began."""
+    undecided = [(probe, context) for probe, context in tasks if context.settings.undecided]
+    if not undecided:
+        return tasks, []
+    probe, context = undecided[0]
+    file = context.work_dir / "cache.json"
+    try:
+        keep, why = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = dense_config(probe, with_setting(context, cache="fp16"))
+        drawn = max(c.settings.batch_size * dense_config(p, c).train_cfg.max_iters for p, c in undecided)
+        keep, why = keeping_pays(config, context, drawn)
+        write_json(file, [keep, why])
+    said = [f"cache=auto: features are {'kept' if keep else 'encoded each time'}: {why}"]
+    if not keep:
+        return tasks, said
+    return [(probe, with_setting(c, cache="fp16") if c.settings.undecided else c) for probe, c in tasks], said
+
+
+def with_setting(context: Context, **changes: Any) -> Context:
+    """The context with changed settings."""
+    return replace(context, settings=replace(context.settings, **changes))
 
 
 def _result(probe: Probe, context: Context, trained: Trained, choice: Choice | None) -> TaskResult:

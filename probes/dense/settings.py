@@ -10,6 +10,7 @@ from backbones.errors import UserError
 from probes.base import MOST_PIXELS
 from probes.datasets.base import Kind
 
+KEPT = ("fp16", "bf16", "fp32")  # values of ``cache`` that keep features
 SCHEDULES = ("poly", "cosine", "quarter-cosine", "onecycle")
 
 
@@ -57,6 +58,8 @@ class DenseSettings:
             ``flip``. See ``probes.features.crops``.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each crop once,
             for all probes, seeds and runs, and keeps its maps in this precision (``fixed_crops`` must be 1 or more).
+            ``auto`` is ``fp16`` where that is quicker on this machine (``probes.features.worth``) and else ``none`` with maps
+            rounded to fp16, so that the numbers are the same within rounding; where nothing repeats, ``none``.
     """
 
     protocol: str = "own"
@@ -85,7 +88,7 @@ class DenseSettings:
     flip_test: bool = False
     precision: str = "fp32"
     fixed_crops: int = 0
-    cache: str = "none"
+    cache: str = "auto"
     lr_grid: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ class DenseSettings:
             "layers": (self.layers in ("all", "last"), "all or last"),
             "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             "fixed_crops": (self.fixed_crops >= 0, "0 or more"),
-            "cache": (self.cache in ("none", "fp16", "bf16", "fp32"), "none, fp16, bf16 or fp32"),
+            "cache": (self.cache in ("auto", "none", *KEPT), "auto, none, fp16, bf16 or fp32"),
             "crop": (not self.crop or (len(self.crop) == 2 and 16 <= min(self.crop) <= max(self.crop) <= MOST_PIXELS),
                      f"height and width, 16 to {MOST_PIXELS} pixels each, or none"),
             "slide": (not self.slide or (len(self.slide) == 2 and self.slide[0] >= self.slide[1] >= 16),
@@ -121,17 +124,22 @@ class DenseSettings:
         for name, (right, wanted) in checks.items():
             if not right:
                 raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
-        if self.cache != "none" and not self.fixed_crops:
+        if self.cache in KEPT and not self.fixed_crops:
             raise UserError(
                 f"cache={self.cache} keeps features of crops that repeat; set fixed_crops=1 or more as well"
             )
-        if self.cache != "none" and (self.slide or self.flip_test):
+        if self.cache in KEPT and (self.slide or self.flip_test):
             raise UserError(
                 f"cache={self.cache} keeps features of whole, upright images; set slide= and flip_test=false"
             )
         if self.fixed_crops and (self.crop or self.photometric or self.brightness != (1.0, 1.0)):
             raise UserError(f"fixed_crops={self.fixed_crops} are square and keep their colours; set fixed_crops=0 or none of "
                             "crop, photometric and brightness")  # fmt: skip
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is for ``cache=auto`` to keep features or not: crops repeat, and images are tested whole and upright."""
+        return self.cache == "auto" and bool(self.fixed_crops) and not (self.slide or self.flip_test)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from backbones.errors import UserError
 from backbones.files import write_json
+from probes.features.lock import in_use
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -84,6 +85,13 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
     write_json(store / "making.json", {"bytes": own + more})
     global reserved
     reserved += more
+
+
+def room(folder: Path) -> int:
+    """Bytes that a new store could take now, if all that nobody uses made room."""
+    used = sum(size_of(store) for store in stores(folder) if in_use(store) or (store / "making.json").exists())
+    removable = sum(map(size_of, stores(folder))) - used
+    return min(budget(folder) - used, shutil.disk_usage(_existing(folder)).free + removable)
 
 
 def release(store: Path) -> None:

@@ -128,17 +128,25 @@ class FrozenBackbone(SharedPart):
     Args:
         precision: ``fp32``, or ``bf16`` to run it under autocast; the maps are float32 either way.
         out_indices: which of the backbone's maps to return, in this order; None for all.
+        rounded: ``fp16`` to round the maps to it, as keeping them would.
         **create: arguments of ``backbones.create`` (``name``, ``weights``, ``seed`` …).
 
     Raises:
         UserError: unknown precision or map, or whatever ``backbones.create`` finds wrong.
     """
 
-    def __init__(self, *, precision: str = "fp32", out_indices: Sequence[int] | None = None, **create: Any) -> None:
+    def __init__(
+        self,
+        *,
+        precision: str = "fp32",
+        out_indices: Sequence[int] | None = None,
+        rounded: str | None = None,
+        **create: Any,
+    ) -> None:
         super().__init__()
         if precision not in ("fp32", "bf16"):
             raise UserError(f"precision {precision!r} is not known; use fp32 or bf16")
-        self.precision = precision
+        self.precision, self.rounded = precision, rounded
         self._held = (shared(create),)  # a tuple: nn.Module does not look into it
         maps = len(self.backbone.channels)
         self.out_indices = tuple(range(maps) if out_indices is None else out_indices)
@@ -172,7 +180,8 @@ class FrozenBackbone(SharedPart):
         # not left to the caller: heads may be under autocast where the backbone is to be exact
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = self.backbone(images)
-        return tuple(maps[index].float().contiguous() for index in self.out_indices)
+        chosen = [maps[index].half() if self.rounded == "fp16" else maps[index] for index in self.out_indices]
+        return tuple(one.float().contiguous() for one in chosen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
         self.backbone._apply(fn)

@@ -33,7 +33,7 @@ from tests.probes.tiny_mmlab import Recorder, context
 
 SMALL = {
     "size": 48, "batch_size": 4, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 4, "lr": 0.01,
-    "feature_stride": 8, "fixed_crops": 2,
+    "feature_stride": 8, "fixed_crops": 2, "cache": "none",
 }  # fmt: skip
 REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
 MAIN = {"segmentation": ("mIoU", 1.0), "depth": ("abs_rel", 0.002)}
