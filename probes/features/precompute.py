@@ -68,7 +68,7 @@ def encode_maps(
     first = next(preprocess.buffers(), None)  # it is where the computing is
     pixels = CPU_PIXELS if first is None or first.device.type == "cpu" else None
     if pixels is None:
-        preprocess._non_blocking = True  # images come pinned
+        preprocess._non_blocking = True  # type: ignore[assignment]  # images come pinned
     orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
     loaded = _loaded(load, [item for order in orders for item in order], workers, batch_size, pixels is None)
     for order in orders:

@@ -218,7 +218,7 @@ def _make(key: CacheKey, build: Builder) -> None:
     }  # fmt: skip
     budget.touch(folder)
     # each was read back when it was hashed
-    write_json(folder / VERIFIED, {entry["file"]: _stat(folder / entry["file"]) for entry in manifest["shards"]})
+    write_json(folder / VERIFIED, {entry["file"]: _stat(folder / entry["file"]) for entry in entries.values()})
     write_json(folder / "manifest.json", {**manifest, "sha256": content_key(manifest, 64)})
     budget.release(folder)
 
