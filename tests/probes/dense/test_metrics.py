@@ -15,6 +15,7 @@ from probes.dense.metrics import (
     NormalScores,
     SegmentationScores,
     angles,
+    class_areas,
     depth_scores,
     histogram_median,
     segmentation_scores,
@@ -77,6 +78,17 @@ def test_segmentation_is_mmsegs():
     _, ours = segmentation(predictions, labels, 7)
     _, theirs = segmentation(predictions, labels, 7, IoUMetric(ignore_index=255))
     assert {name: round(value, 2) for name, value in ours.items()} == pytest.approx(theirs, abs=0.011)
+
+
+@given(seeds, st.integers(2, 9))
+def test_areas_are_mmsegs(seed, classes):
+    random = np.random.default_rng(seed)
+    label, prediction = (torch.from_numpy(random.integers(0, classes, (9, 13))) for _ in range(2))
+    label[torch.from_numpy(random.random((9, 13)) < 0.2)] = 255
+    ours = class_areas(prediction, label, classes, 255)
+    hit, _, predicted, true = IoUMetric.intersect_and_union(prediction, label, classes, 255)
+    for name, theirs in (("intersection", hit), ("prediction", predicted), ("label", true)):
+        assert ours[name].tolist() == theirs.tolist()
 
 
 def test_classes_seen_nowhere_are_left_out_and_named():
