@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -315,21 +314,15 @@ def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -
             )
 
 
-def in_threads(function: Any, items: Sequence[T], workers: int, chunk: int = 32) -> Iterator[Any]:
-    """``map`` over threads (decoding and hashing free the interpreter), in order, with a bounded number in flight."""
+def in_threads(function: Callable[[T], Any], items: Sequence[T], workers: int, chunk: int = 32) -> Iterator[Any]:
+    """``map`` over threads (decoding and hashing free the interpreter), in order; what is left is given up at an error."""
     if workers <= 1:
         yield from map(function, items)
         return
-    chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(lambda part: [*map(function, part)], part) for part in islice(chunks, 2 * workers)]
-        try:
-            while pending:
-                yield from pending.pop(0).result()
-                pending += [pool.submit(lambda part: [*map(function, part)], part) for part in islice(chunks, 1)]
-        finally:
-            for future in pending:
-                future.cancel()
+        for results in pool.map(lambda part: [*map(function, part)], chunks):
+            yield from results
 
 
 def known_names() -> set[str]:

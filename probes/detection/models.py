@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+from mmengine.config import Config, ConfigDict
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
+from probes.runner import bridge
 from probes.runner.bridge import groups_of
 
 Part = dict[str, Any]
@@ -74,94 +78,29 @@ def group_norm(out_channels: int) -> Part:
 
 
 def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNNSettings) -> Part:
-    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) with mmdet's 1x settings.
+    """Mask R-CNN (He, Gkioxari, Dollár, Girshick, ICCV 2017) as in mmdet's 1x configs.
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
         classes: number of classes.
         settings: of which those of the model are read.
     """
-    out_channels = settings.out_channels
-    indices, neck, strides = pyramid(backbone, 4, out_channels, extra=1)
-
-    def extractor(size: int) -> Part:
-        return {
-            "type": "SingleRoIExtractor",
-            "roi_layer": {"type": "RoIAlign", "output_size": size, "sampling_ratio": 0},
-            "out_channels": out_channels,
-            "featmap_strides": strides,
-        }
-
-    return {
-        "type": "MaskRCNN",
-        "data_preprocessor": preprocessor(backbone, masks=True),
-        "backbone": {**frozen, "out_indices": indices},
-        "neck": neck,
-        "rpn_head": {
-            "type": "RPNHead",
-            "in_channels": out_channels,
-            "feat_channels": out_channels,
-            "anchor_generator": {
-                "type": "AnchorGenerator",
-                "scales": [settings.anchor_scale],
-                "ratios": [0.5, 1.0, 2.0],
-                "strides": [*strides, 2 * strides[-1]],
-            },
-            "bbox_coder": _coder(0.1, 0.2, scaled=False),
-            "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
-            "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
-        },
-        "roi_head": {
-            "type": "StandardRoIHead",
-            "bbox_roi_extractor": extractor(7),
-            "bbox_head": {
-                "type": "Shared2FCBBoxHead",
-                "in_channels": out_channels,
-                "fc_out_channels": settings.fc_out_channels,
-                "roi_feat_size": 7,
-                "num_classes": classes,
-                "bbox_coder": _coder(0.1, 0.2),
-                "reg_class_agnostic": False,
-                "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-                "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
-            },
-            "mask_roi_extractor": extractor(14),
-            "mask_head": {
-                "type": "FCNMaskHead",
-                "num_convs": 4,
-                "in_channels": out_channels,
-                "conv_out_channels": out_channels,
-                "num_classes": classes,
-                "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
-            },
-        },
-        "train_cfg": {
-            "rpn": {
-                "assigner": _assigner(0.7, 0.3, 0.3, match_low_quality=True),
-                "sampler": _sampler(256, 0.5, add_truth=False),
-                "allowed_border": -1,
-                "pos_weight": -1,
-                "debug": False,
-            },
-            "rpn_proposal": _proposals(2 * settings.proposals, settings.proposals),
-            "rcnn": {
-                "assigner": _assigner(0.5, 0.5, 0.5, match_low_quality=True),
-                "sampler": _sampler(settings.rois_per_image, 0.25, add_truth=True),
-                "mask_size": 28,
-                "pos_weight": -1,
-                "debug": False,
-            },
-        },
-        "test_cfg": {
-            "rpn": _proposals(settings.proposals, settings.proposals),
-            "rcnn": {
-                "score_thr": 0.05,
-                "nms": {"type": "nms", "iou_threshold": 0.5},
-                "max_per_img": settings.detections,
-                "mask_thr_binary": 0.5,
-            },
-        },
-    }
+    channels, proposals = settings.out_channels, settings.proposals
+    indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
+    model = _mmdets("mask-rcnn_r50_fpn.py")
+    rpn, roi, train, test = model.rpn_head, model.roi_head, model.train_cfg, model.test_cfg
+    rpn.update(in_channels=channels, feat_channels=channels)
+    rpn.anchor_generator.update(scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]])
+    for extractor in (roi.bbox_roi_extractor, roi.mask_roi_extractor):
+        extractor.update(out_channels=channels, featmap_strides=strides)
+    roi.bbox_head.update(in_channels=channels, fc_out_channels=settings.fc_out_channels, num_classes=classes)
+    roi.mask_head.update(in_channels=channels, conv_out_channels=channels, num_classes=classes)
+    train.rpn_proposal.update(nms_pre=2 * proposals, max_per_img=proposals)
+    train.rcnn.sampler.num = settings.rois_per_image
+    test.rpn.update(nms_pre=proposals, max_per_img=proposals)
+    test.rcnn.max_per_img = settings.detections
+    parts = {"data_preprocessor": preprocessor(backbone, masks=True), "backbone": {**frozen, "out_indices": indices}}
+    return {**model.to_dict(), **parts, "neck": neck}
 
 
 def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -> Part:
@@ -188,45 +127,18 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
         "norm_cfg": group_norm(out_channels),
         "num_outs": levels,
     }
-    return {
-        "type": "SingleStageDetector",
-        "data_preprocessor": preprocessor(backbone, masks=False),
-        "backbone": {**frozen, "out_indices": indices},
-        "neck": [neck, mapper] if neck else mapper,
-        "bbox_head": {
-            "type": "PredictingSSDHead",
-            "in_channels": [out_channels] * levels,
-            "num_classes": classes,
-            "anchor_generator": {
-                "type": "SSDAnchorGenerator",
-                "scale_major": False,
-                "strides": [*strides, *(padded / count for count in cells[len(strides) :])],
-                "ratios": [[2] if level in (0, levels - 2, levels - 1) else [2, 3] for level in range(levels)],
-                "min_sizes": [size * share for share in shares[:-1]],
-                "max_sizes": [size * share for share in shares[1:]],
-                # not used where sizes are given, but printed
-                "input_size": size,
-                "basesize_ratio_range": (0.15, 0.9),
-            },
-            "bbox_coder": _coder(0.1, 0.2),
-        },
-        "train_cfg": {
-            "assigner": {**_assigner(0.5, 0.5, 0.0, match_low_quality=True), "gt_max_assign_all": False},
-            "sampler": {"type": "PseudoSampler"},
-            "smoothl1_beta": 1.0,
-            "allowed_border": -1,
-            "pos_weight": -1,
-            "neg_pos_ratio": 3,
-            "debug": False,
-        },
-        "test_cfg": {
-            "nms_pre": 1000,
-            "nms": {"type": "nms", "iou_threshold": 0.45},
-            "min_bbox_size": 0,
-            "score_thr": 0.02,
-            "max_per_img": 100,
-        },
-    }
+    model = _mmdets("ssd300.py")
+    model.bbox_head.update(type="PredictingSSDHead", in_channels=[out_channels] * levels, num_classes=classes)
+    model.bbox_head.anchor_generator.update(
+        strides=[*strides, *(padded / count for count in cells[len(strides) :])],
+        ratios=[[2] if level in (0, levels - 2, levels - 1) else [2, 3] for level in range(levels)],
+        min_sizes=[size * share for share in shares[:-1]],
+        max_sizes=[size * share for share in shares[1:]],
+        input_size=size,  # not used where sizes are given, but printed
+    )
+    model.test_cfg.max_per_img = 100
+    parts = {"data_preprocessor": preprocessor(backbone, masks=False), "backbone": {**frozen, "out_indices": indices}}
+    return {**model.to_dict(), **parts, "neck": [neck, mapper] if neck else mapper}
 
 
 def _ssd_maps(backbone: Backbone, out_channels: int) -> tuple[tuple[int, ...], Part | None, list[float]]:
@@ -235,36 +147,6 @@ def _ssd_maps(backbone: Backbone, out_channels: int) -> tuple[tuple[int, ...], P
     return indices, neck if neck["type"] == "SimpleFeaturePyramid" else None, strides
 
 
-def _coder(centre: float, size: float, scaled: bool = True) -> Part:
-    stds = [centre, centre, size, size] if scaled else [1.0] * 4
-    return {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": stds}
-
-
-def _assigner(positive: float, negative: float, minimum: float, match_low_quality: bool) -> Part:
-    return {
-        "type": "MaxIoUAssigner",
-        "pos_iou_thr": positive,
-        "neg_iou_thr": negative,
-        "min_pos_iou": minimum,
-        "match_low_quality": match_low_quality,
-        "ignore_iof_thr": -1,
-    }
-
-
-def _sampler(number: int, positives: float, add_truth: bool) -> Part:
-    return {
-        "type": "RandomSampler",
-        "num": number,
-        "pos_fraction": positives,
-        "neg_pos_ub": -1,
-        "add_gt_as_proposals": add_truth,
-    }
-
-
-def _proposals(before: int, kept: int) -> Part:
-    return {
-        "nms_pre": before,
-        "max_per_img": kept,
-        "nms": {"type": "nms", "iou_threshold": 0.7},
-        "min_bbox_size": 0,
-    }
+def _mmdets(file: str) -> ConfigDict:
+    """One of the model configs that come with MMDetection."""
+    return Config.fromfile(Path(bridge.mmdet.__file__).parent / ".mim/configs/_base_/models" / file).model

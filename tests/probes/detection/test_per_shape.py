@@ -14,7 +14,7 @@ from probes.detection import MaskRCNNSettings
 from probes.detection.coco import CocoInstances
 from probes.detection.probe import detection_config
 from probes.registry import PROBES
-from probes.runner.sampling import SeededDraws
+from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 
@@ -73,14 +73,14 @@ class Sizes:
 def test_batches_hold_images_of_one_orientation_however_training_is_resumed():
     count, size, epochs = 203, 8, 5
     images = Sizes(np.random.default_rng(0).random(count) < 0.7, size)
-    indices = SeededDraws(images, seed=3)
+    indices = SeededSamples(images, seed=3)
     order = [indices.index(draw) for draw in range(epochs * count)]
     for epoch in range(epochs):
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
     batches = images.wide[np.array(order[: len(order) // size * size]).reshape(-1, size)]
     mixed = [batch.min() != batch.max() for batch in batches]
     assert 0 < sum(mixed) <= 2 * epochs, "those at the end of an epoch"
-    again = SeededDraws(images, seed=3)
+    again = SeededSamples(images, seed=3)
     assert [again.index(draw) for draw in range(3 * size, epochs * count)] == order[3 * size :]
     images.aspect_groups = 0
     plain = np.arange(count)
