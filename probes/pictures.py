@@ -1,4 +1,4 @@
-"""Pictures of what a probe predicts, beside the truth, as one PNG. Needs Pillow and OpenCV only."""
+"""Pictures of what a probe predicts, beside the ground truth, as one PNG. Needs Pillow and OpenCV only."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def write_gallery(
         path: where to.
         images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB}); consumed one by one.
         legend: (h, w, 3) uint8, stored as ``legend.png``.
-        flat: truth and prediction have few colours and sharp edges (label maps): stored without loss.
+        flat: ground truth and prediction have few colours and sharp edges (label maps): stored without loss.
         side: longest side of the pictures, pixels.
 
     Returns:

@@ -13,7 +13,7 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset and where its truth is.
+    """One image of a dataset and where its ground truth is.
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
@@ -31,7 +31,7 @@ class DatasetSpec:
 
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
-        kind: what its truth is.
+        kind: what its ground truth is.
         folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is missing.
         expected: official number of samples of each split; a dataset with fewer runs only with ``--partial``.

@@ -168,7 +168,10 @@ class Inventory:
                     inventory.present[split].append(sample)
             if split in spec.annotations and spec.kind == "detection":
                 inventory.noted(root, split, spec.annotations[split])
-            elif spec.kind in ("classification", "image-text"):  # the truth is in the listing, not in files of its own
+            elif spec.kind in (
+                "classification",
+                "image-text",
+            ):  # the ground truth is in the listing, not in files of its own
                 targets = content_key([sample.target for sample in listed])
                 inventory.stats.append((f"{split}:{targets}", len(listed), 0))
         return inventory

@@ -1,4 +1,4 @@
-"""NYU Depth v2, surface normals: images as ``nyu-depth``, truth in ``normals/{train,test}``, scored on the official
+"""NYU Depth v2, surface normals: images as ``nyu-depth``, ground truth in ``normals/{train,test}``, scored on the official
 test split.
 
 Stored as 8-bit RGB PNG: n = png / 127.5 - 1, then scaled to unit length. Axes: x right, y up, z towards the camera.

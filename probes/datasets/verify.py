@@ -1,4 +1,4 @@
-"""Is one sample fit for use? Each is decoded once, its truth looked at, and its bytes hashed on the way.
+"""Is one sample fit for use? Each is decoded once, its ground truth looked at, and its bytes hashed on the way.
 
 Two ways to fail: ``Unreadable`` for what goes wrong with a single file (it is skipped, counted and named), and
 ``UserError`` for what is wrong with the dataset as such (labels out of range, sizes that differ): going on would train
@@ -29,7 +29,7 @@ class Unreadable(Exception):
 
 
 def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: Mapping[Any, Any]) -> str:
-    """Decode ``sample``, look at its truth, and return a sha256 over its name and content.
+    """Decode ``sample``, look at its ground truth, and return a sha256 over its name and content.
 
     Args:
         classes: number of classes.

@@ -39,11 +39,11 @@ def class_areas(prediction: Tensor, label: Tensor, classes: int, ignore_index: i
 
 
 def segmentation_scores(areas: Mapping[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
-    """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither truth nor
+    """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither ground truth nor
     prediction).
 
     As in mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the mean over the classes
-    present in truth or prediction, mAcc over those present in truth, aAcc the share of right pixels.
+    present in ground truth or prediction, mAcc over those present in ground truth, aAcc the share of right pixels.
 
     Args:
         areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images, classes).
@@ -121,7 +121,7 @@ class PerImageMetric(BaseMetric):
         self.results += [{"image": sample["image"], **self.score(sample)} for sample in data_samples]
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of one image (a SegDataSample as a dict, with truth and prediction at the label's resolution)."""
+        """Tensors of one image (a SegDataSample as a dict, with ground truth and prediction at the label's resolution)."""
         raise NotImplementedError
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
@@ -165,10 +165,10 @@ class SegmentationScores(PerImageMetric):
 class DepthScores(PerImageMetric):
     """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
 
-    Scored are pixels with min_depth < truth < max_depth inside the crop; images without any are left out and said so.
+    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any are left out and said so.
 
     Args:
-        min_depth, max_depth: valid range of the truth, metres.
+        min_depth, max_depth: valid range of the ground truth, metres.
         crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive; None for the whole
             map.
     """
@@ -193,7 +193,7 @@ class NormalScores(PerImageMetric):
 
     ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``, ``normal_30``: percent of
     pixels whose error is below; ``normal_image_mean``: the mean over images of each one's mean error, as probe3d (El Banani
-    et al. 2024) reports it. Valid are pixels whose truth is not (0, 0, 0).
+    et al. 2024) reports it. Valid are pixels whose ground truth is not (0, 0, 0).
 
     The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what float32 predictions
     resolve: right within half a bin, in 16 MB for a set of any size, where NYU's 654 images have 650 MB of errors.
@@ -255,7 +255,7 @@ def histogram_median(counts: np.ndarray) -> float:
 
 
 def _bin(error: Tensor, bins: int) -> Tensor:
-    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without truth, in the first)."""
+    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without ground truth, in the first)."""
     return (error.nan_to_num() * (bins / 180)).long().clamp(0, bins - 1)
 
 

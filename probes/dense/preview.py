@@ -1,4 +1,4 @@
-"""The preview of a dense task: a few validation images with truth and prediction, always the same ones."""
+"""The preview of a dense task: a few validation images with ground truth and prediction, always the same ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from probes.pictures import (
 
 @dataclass
 class Predicted:
-    """One validation image, with truth and prediction at the label's own resolution."""
+    """One validation image, with ground truth and prediction at the label's own resolution."""
 
     name: str
     photo: np.ndarray
@@ -54,7 +54,7 @@ def draw_preview(model: nn.Module, dataset: Any, kind: Kind, path: Path, images:
         (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
     )
     write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
-    return write_preview(path, ("image", "truth", "prediction"), rows, [one.name for one in shown], legend)
+    return write_preview(path, ("image", "ground truth", "prediction"), rows, [one.name for one in shown], legend)
 
 
 def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:

@@ -152,7 +152,7 @@ class CocoMeanAP(BaseMetric):
 
     The definition is that of pycocotools' ``COCOeval`` (IoU 0.5:0.95, 101 recall points, at most 100 detections an
     image, crowds ignored), computed by faster-coco-eval. The area of a mask result is its mask's. A size without any
-    object in the truth has no score and is left out of the result.
+    object in the ground truth has no score and is left out of the result.
 
     Args:
         ann_file: COCO annotation file.
@@ -235,7 +235,7 @@ def coco_results(results: Sequence[Mapping[str, Any]], categories: Sequence[int]
 def mean_ap(
     truth: COCO, detections: list[dict[str, Any]], image_ids: Sequence[int], categories: Sequence[int], kind: str
 ) -> dict[str, float]:
-    """``bbox_mAP`` … or ``segm_mAP`` … (``kind`` is ``bbox`` or ``segm``) in per cent; sizes without truth are left
+    """``bbox_mAP`` … or ``segm_mAP`` … (``kind`` is ``bbox`` or ``segm``) in per cent; sizes without ground truth are left
     out.
 
     Raises:

@@ -1,7 +1,7 @@
 """Which detections are right: COCO's matching, image by image, kept so that a report can resample images.
 
 The matching of an image does not depend on other images, so an average precision over any draw of images (with repeats) follows
-from these matches alone, without the truth.
+from these matches alone, without the ground truth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A picture of some validation images: the truth at the left, what was found at the right."""
+"""A picture of some validation images: the ground truth at the left, what was found at the right."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw_preview(
     write_gallery(path.with_name("gallery.zip"), ((images[one], drawn(one, SMALL)) for one in chosen), side=SMALL)
     pairs = [drawn(with_objects[place], SIDE) for place in evenly(len(with_objects), IMAGES)]
     flat = [pair[role] for pair in pairs for role in ("truth", "prediction")]
-    titles = ("truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)") * min(2, len(pairs))
+    titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)") * min(2, len(pairs))
     rows = [flat[start : start + 4] for start in range(0, len(flat), 4)]
     return write_preview(path, titles, rows, side=SIDE)
 

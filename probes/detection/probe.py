@@ -161,20 +161,20 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
 def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
     """Config of the ``CocoInstances`` that has the samples of a split.
 
-    The image ids are named unless the split is the whole official one (their list would be long).
+    The image ids are named unless the split is the complete official one (their list would be long).
     """
     samples = data.samples[split]
     if not samples:
         raise UserError(f"{data.spec.name} has no image in its split {split!r}")
     folders = data.spec.extra.get("image_folder", {})
-    whole = len(samples) == data.spec.expected.get(split)
+    complete = len(samples) == data.spec.expected.get(split)
     return {
         "type": "CocoInstances",
         "data_root": str(data.root),
         "ann_file": data.spec.annotations[split],
         "data_prefix": {"img": folders.get(split) or str(PurePosixPath(samples[0].image).parent)},
         "metainfo": {"classes": data.classes},
-        "image_ids": None if whole else [sample.target for sample in samples],
+        "image_ids": None if complete else [sample.target for sample in samples],
         "pipeline": pipeline,
     }
 
