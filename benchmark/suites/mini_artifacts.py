@@ -21,7 +21,7 @@ from benchmark.mini.world import build_world, is_complete
 from benchmark.pipeline.experts import ExpertTraining, expert_stage
 from benchmark.pipeline.labels import LabelRequest, label_stage
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini_sizes import MADE, SIZES, Sizes
+from benchmark.suites.mini import MADE, SIZES, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
 

@@ -12,8 +12,8 @@ import torch
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels import LabelStore, check_labels
 from benchmark.execution import Executor
+from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import _Maker
-from benchmark.suites.mini_sizes import SIZES, Sizes
 from benchmark.suites.registry import Stages
 from tests.backbones.cliptex import toy, toy_experts
 from tests.executors import run_on
