@@ -31,7 +31,6 @@ class StepCounter:
 
     def __init__(self) -> None:
         self.flops = 0
-        self._added = 0
         self._counted = False
         self._counter: FlopCounterMode | None = None
 
@@ -41,21 +40,12 @@ class StepCounter:
             self._counter = _counter()
             self._counter.__enter__()
 
-    @property
-    def so_far(self) -> int:
-        """Counted of the step under way; 0 where there is none."""
-        return int(self._counter.get_total_flops()) + self._added if self._counter is not None else 0
-
-    def add(self, flops: int) -> None:
-        """The step under way uses what was computed for another one, at this price."""
-        self._added += flops
-
     def stop(self) -> bool:
         """End the count; whether there was one. Also for a step that broke: nothing is counted any more after it."""
         if self._counter is None:
             return False
         self._counter.__exit__(None, None, None)  # which keeps what it counted
-        self.flops, self._counter, self._counted = self.so_far, None, True
+        self.flops, self._counter, self._counted = int(self._counter.get_total_flops()), None, True
         return True
 
 

@@ -16,7 +16,7 @@ from probes.dense.preview import draw_preview
 from probes.dense.settings import KEPT
 from probes.features.precompute import features_key
 from probes.features.worth import keeping_pays
-from probes.runner.training import Trained, train_together
+from probes.runner.training import Member, train_together
 
 
 def group_key(probe: Probe, context: Context) -> str:
@@ -70,7 +70,7 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
     heads = {place: (config, contexts[place]) for place, config in configs.items()}
     places = list(heads)
 
-    def finish(place: int, trained: Trained) -> TaskResult:
+    def finish(place: int, trained: Member) -> TaskResult:
         task = places[place]
         result = _result(tasks[task][0], contexts[task], trained, choices.get(task))
         result.notes += said
@@ -88,13 +88,15 @@ def decided(tasks: Sequence[tuple[Probe, Context]]) -> tuple[Sequence[tuple[Prob
     if not undecided:
         return tasks, []
     probe, context = undecided[0]
-    file = context.work_dir / "cache.json"
-    try:
-        keep, why = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    files = [c.work_dir / "cache.json" for _, c in undecided]
+    begun = [file for file in files if file.is_file()]
+    if begun:
+        keep, why = json.loads(begun[0].read_text(encoding="utf-8"))
+    else:
         config = dense_config(probe, with_setting(context, cache="fp16"))
         drawn = max(c.settings.batch_size * dense_config(p, c).train_cfg.max_iters for p, c in undecided)
         keep, why = keeping_pays(config, context, drawn)
+    for file in files:  # whoever of them goes on, with whomever
         write_json(file, [keep, why])
     said = [f"cache=auto: features are {'kept' if keep else 'encoded each time'}: {why}"]
     if not keep:
@@ -107,18 +109,18 @@ def with_setting(context: Context, **changes: Any) -> Context:
     return replace(context, settings=replace(context.settings, **changes))
 
 
-def _result(probe: Probe, context: Context, trained: Trained, choice: Choice | None) -> TaskResult:
-    (scores,) = trained.evaluators
+def _result(probe: Probe, context: Context, trained: Member, choice: Choice | None) -> TaskResult:
+    (scores,) = trained.evaluator.metrics
     scored, expected = list(scores.per_image["image"]), [sample.image for sample in context.data.samples["val"]]
     if scored != expected:
         raise RuntimeError(f"{len(scored)} images were scored, not the {len(expected)} of the split in their order")
     metrics = {name: trained.metrics[name] for name in probe.metrics}
-    beaten = constant_note(probe, context.data, trained.member.config.val_evaluator, metrics, scores.per_image)
+    beaten = constant_note(probe, context.data, trained.config.val_evaluator, metrics, scores.per_image)
     return TaskResult(
         metrics=metrics,
         per_image=scores.per_image,
         panel=draw_preview(trained.model, trained.val_dataset, probe.kind, context.work_dir / "panel.png"),
-        config=trained.config,
+        config=probe.config(context),
         cost=added([choice.cost, trained.cost]) if choice else trained.cost,
         notes=[*scores.notes, *beaten, *(choice.notes if choice else []), *trained.notes],
     )

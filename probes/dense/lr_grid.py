@@ -15,7 +15,7 @@ from backbones.files import content_key
 from probes.base import Context, Probe, RunLog
 from probes.dense.config import dense_config
 from probes.features.content_hashes import content_hashes
-from probes.runner.training import Trained, train_together
+from probes.runner.training import Member, train_together
 
 SHARE = 0.1
 
@@ -69,9 +69,9 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
             for probe, context in tasks]  # fmt: skip
 
 
-def _best(probe: Probe, context: Context, found: Mapping[float, Trained | Exception], held: int) -> Choice | Exception:
+def _best(probe: Probe, context: Context, found: Mapping[float, Member | Exception], held: int) -> Choice | Exception:
     main, sign = next(iter(probe.metrics.items()))
-    trained = {rate: one for rate, one in found.items() if isinstance(one, Trained)}
+    trained = {rate: one for rate, one in found.items() if isinstance(one, Member)}
     if not trained:
         return next(one for one in found.values() if isinstance(one, Exception))
     scores = {rate: one.metrics[main] for rate, one in trained.items()}

@@ -65,7 +65,7 @@ class DetectionProbe:
 
         spec, samples = context.data.spec, context.data.samples["val"]
         trained = run_training(detection_config(self, context), context, description=f"{spec.name}/{self.name}")
-        (scores,) = trained.evaluators
+        (scores,) = trained.evaluator.metrics
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError(f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split")
@@ -82,7 +82,7 @@ class DetectionProbe:
             panel=draw_preview(
                 context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
             ),
-            config=trained.config,
+            config=self.config(context),
             cost=trained.cost,
             notes=[*self._notes(trained.metrics, trained.train_dataset), *trained.notes],
         )

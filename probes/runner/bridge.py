@@ -122,7 +122,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 class FrozenBackbone(SharedPart):
     """A backbone of the registry as a part of an MMSeg or MMDet model: no gradient, no statistics, nothing to save.
 
-    It is held outside the module tree, so that the model's ``state_dict`` (and so a probe's checkpoint), its
+    It stands outside the module tree, so that the model's ``state_dict`` (and so a probe's checkpoint), its
     parameters, its ``train()`` and its initialisation do not reach it; only moving to a device does.
 
     Args:
@@ -147,7 +147,7 @@ class FrozenBackbone(SharedPart):
         if precision not in ("fp32", "bf16"):
             raise UserError(f"precision {precision!r} is not known; use fp32 or bf16")
         self.precision, self.rounded = precision, rounded
-        self._held = (shared(create),)  # a tuple: nn.Module does not look into it
+        self._frozen = (shared(create),)  # a tuple: nn.Module does not look into it
         maps = len(self.backbone.channels)
         self.out_indices = tuple(range(maps) if out_indices is None else out_indices)
         if not all(-maps <= index < maps for index in self.out_indices):
@@ -155,7 +155,7 @@ class FrozenBackbone(SharedPart):
 
     @property
     def backbone(self) -> Backbone:
-        return self._held[0]
+        return self._frozen[0]
 
     @property
     def signature(self) -> Hashable:

@@ -33,7 +33,7 @@ LOOK = 20  # iterations between two looks at the losses: each look waits for the
 
 
 class Member:
-    """A head, from its config to its trained model.
+    """A head, from its config to its trained model and what that scores.
 
     The state in ``work_dir/training-state.pth`` holds the head's weights (the frozen backbone is no part of them),
     optimizer, schedules, iteration, and what the training has cost so far. It is replaced atomically, never by one of a loss
@@ -46,13 +46,16 @@ class Member:
         checkpoint_every: iterations between two states; a twentieth of the training when None. The last is always written.
 
     Attributes:
-        model: whole, as the config says: it can predict without the group.
-        evaluator: of its predictions.
+        model: whole, as the config says: it can predict without the group, with the frozen backbone.
+        evaluator: of its predictions; its metric objects keep per-image scores and the like.
         iteration: how many are done; resumed_at: of them by earlier processes.
-        seconds: an equal share of the time of the iterations that it was part of, in all processes.
-        step_flops: operations of one training step, counted as if it were alone; 0 until one was counted.
-        eval_seconds, eval_flops, metrics: of its evaluation.
         error: why it left the group.
+        metrics: what the evaluator returned; train_dataset, val_dataset: as the head saw them.
+        cost: ``train_seconds`` (those of killed processes up to their last state included) and ``eval_seconds``, each an equal
+            share among the heads that had part in it; ``train_images_per_second``, ``eval_images_per_second``;
+            ``train_flops``, ``eval_flops`` (as if the head were alone: one step each counted, times the number of steps) and,
+            where features are kept, an equal share of what encoding cost; ``flops`` is the sum.
+        notes: what was found damaged and made again.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Member:
         self.iteration = self.resumed_at = 0
         self.seconds = self.earlier_seconds = self.step_flops = 0.0
         self.eval_seconds = self.eval_flops = 0.0
-        self.metrics: dict[str, float] = {}
+        self.metrics, self.cost, self.notes = dict[str, float](), dict[str, float](), list[str]()
+        self.train_dataset: Any = None
+        self.val_dataset: Any = None
         self.error: Exception | None = None
         self._recent: list[tuple[int, float, Mapping[str, Tensor]]] = []  # iteration, rate, losses
         with bridge.isolated_rng(context.seed % 2**32):
@@ -113,6 +118,20 @@ class Member:
         with self._precision():
             predictions = self.model._run_forward(data, mode="predict")
         self.evaluator.process(data_samples=predictions, data_batch=data)
+
+    def costs(self) -> dict[str, float]:
+        """See ``cost``, without encoding."""
+        spent, scored = self.seconds - self.earlier_seconds, len(self.val_dataset)
+        train, images = self.step_flops * self.max_iters, self.config.train_dataloader.batch_size * self.max_iters
+        return {
+            "train_seconds": self.seconds,
+            "eval_seconds": self.eval_seconds,
+            "train_images_per_second": images * (1 - self.resumed_at / self.max_iters) / spent if spent else 0.0,
+            "eval_images_per_second": scored / self.eval_seconds,
+            "train_flops": train,
+            "eval_flops": self.eval_flops,
+            "flops": train + self.eval_flops,
+        }
 
     def settle(self) -> None:
         """After a step and its costs: what is due of curves and state.

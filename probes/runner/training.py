@@ -14,17 +14,14 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, pseudo_collate
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DefaultScope
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from probes.base import Context, Progress
@@ -36,7 +33,7 @@ from probes.runner.multi_head import MultiHead
 from probes.runner.quiet import QuietRunner, quietly
 from probes.runner.sampling import EndlessSampler, SeededSamples
 
-__all__ = ["STATE", "Trained", "resolved", "run_training", "train_together"]
+__all__ = ["STATE", "Member", "resolved", "run_training", "train_together"]
 
 
 def resolved(cfg: Config, context: Context) -> Config:
@@ -78,55 +75,12 @@ def _loading(context: Context) -> dict[str, Any]:
     return {"num_workers": context.num_workers, "persistent_workers": context.num_workers > 0}
 
 
-@dataclass
-class Trained:
-    """What training and evaluation of a head end with.
-
-    Attributes:
-        member: it, with its ``model``: trained, in eval mode, on the context's device; whole, with the frozen backbone.
-        metrics: what the evaluator returned.
-        train_dataset, val_dataset: as the head saw them.
-        cost: ``train_seconds`` (after a resume, those of the killed process up to its last state included) and ``eval_seconds``,
-            each an equal share among the heads that had part in it; ``train_images_per_second``,
-            ``eval_images_per_second``; ``train_flops``, ``eval_flops`` (as if the head were alone: one step each counted,
-            times the number of steps) and, where features are kept, an equal share of what encoding cost; ``flops`` is the
-            sum.
-        notes: what was found damaged and made again.
-    """
-
-    member: Member
-    metrics: dict[str, float]
-    train_dataset: Any
-    val_dataset: Any
-    cost: dict[str, float]
-    notes: list[str]
-
-    @property
-    def model(self) -> nn.Module:
-        return self.member.model
-
-    @property
-    def evaluators(self) -> list[BaseMetric]:
-        """The evaluator's metric objects, for what else they keep (per-image scores …)."""
-        return list(self.member.evaluator.metrics)
-
-    @property
-    def resumed_at(self) -> int:
-        """Iteration that training began from; 0 for a whole run."""
-        return self.member.resumed_at
-
-    @property
-    def config(self) -> str:
-        """The resolved config as text."""
-        return resolved(self.member.config, self.member.context).pretty_text
-
-
 LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def run_training(
     cfg: Config, context: Context, *, description: str = "training", checkpoint_every: int | None = None
-) -> Trained:
+) -> Member:
     """``train_together`` of one head. Raises what it broke with, ``NonFiniteLoss`` among others."""
     (result,) = train_together([(cfg, context)], description=description, checkpoint_every=checkpoint_every)
     if isinstance(result, Exception):
@@ -140,10 +94,10 @@ def train_together(
     description: str,
     leave_out: Sequence[int] = (),
     checkpoint_every: int | None = None,
-    finish: Callable[[int, Trained], Any] = lambda place, trained: trained,
+    finish: Callable[[int, Member], Any] = lambda place, trained: trained,
 ) -> list[Any]:
     """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming what its ``work_dir`` holds, and
-    evaluate all on another; in their order, what came of each (``Trained``, or what ``finish`` makes of it) or the ``Exception``
+    evaluate all on another; in their order, what came of each (a ``Member``, or what ``finish`` makes of it) or the ``Exception``
     that it broke with.
 
     The heads must be of one backbone, seed and device, and their data the same photographs in the same order, with equal
@@ -191,9 +145,10 @@ def train_together(
         for place in working:
             member = results[place]
             with leaves(member):
-                cost = encoding.share(len(heads)).added_to(_cost(member, val)) if val.encodes else _cost(member, val)
-                trained = Trained(member, member.metrics, train.view(place), val.view(place), cost, notes)
-                results[place] = finish(place, trained) if member.error is None else None
+                if member.error is None:
+                    member.train_dataset, member.val_dataset, member.notes = train.view(place), val.view(place), notes
+                    member.cost = encoding.share(len(heads)).added_to(member.costs()) if val.encodes else member.costs()
+                    results[place] = finish(place, member)
             results[place] = member.error or results[place]
     gc.collect()  # loading processes, and what mmengine's objects hold of each other
     return results
@@ -232,7 +187,7 @@ def _evaluate(model: MultiHead, config: Config, val: GroupDataset, context: Cont
         context.progress.start(f"{description}: evaluation", len(loader))
         for number, batch in enumerate(loader):
             for member, flops in model.test_step(batch, count=not number).items():
-                member.eval_flops = flops / len(batch["inputs"]) * len(val) if not number else member.eval_flops
+                member.eval_flops += flops / len(batch["inputs"]) * len(val)  # of the first batch alone
             context.progress.advance()
     finally:
         _end_workers(loader)
@@ -242,20 +197,6 @@ def _evaluate(model: MultiHead, config: Config, val: GroupDataset, context: Cont
             member.metrics = dict(member.evaluator.evaluate(len(val)))
     for member in working:
         member.eval_seconds = (time.perf_counter() - began) / len(working)
-
-
-def _cost(member: Member, val: GroupDataset) -> dict[str, float]:
-    seconds, images = member.seconds - member.earlier_seconds, member.iteration - member.resumed_at
-    train, images = member.step_flops * member.max_iters, images * member.config.train_dataloader.batch_size
-    return {
-        "train_seconds": member.seconds,
-        "eval_seconds": member.eval_seconds,
-        "train_images_per_second": images / seconds if seconds else 0.0,
-        "eval_images_per_second": len(val) / member.eval_seconds if member.eval_seconds else 0.0,
-        "train_flops": train,
-        "eval_flops": member.eval_flops,
-        "flops": train + member.eval_flops,
-    }
 
 
 def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:

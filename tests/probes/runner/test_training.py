@@ -259,7 +259,7 @@ def test_config_runs_with_plain_mmengine(tmp_path: Path, monkeypatch: pytest.Mon
     runner.train()
     ours = run_training(toy_config(4), context(tmp_path / "b"))
     assert same(head(runner.model), head(ours.model))
-    assert ours.config == text
+    assert resolved(ours.config, ours.context).pretty_text == text
     assert (tmp_path / "work_dirs/toy/iter_4.pth").is_file()
 
 
