@@ -47,7 +47,7 @@ class DatasetSpec:
             they hold (VOC with or without the augmented train list); ``prepare`` applies it, so
             ``PreparedDataset.spec`` is right.
         embedded: made by the suite that uses it; ``data check`` does not look for it among a user's data.
-        about: one line for ``list`` and ``data check``: what it is, where to get it.
+        about: one line for ``list``: what it is, where to get it.
     """
 
     name: str

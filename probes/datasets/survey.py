@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind
@@ -30,16 +30,10 @@ class Row:
     """
 
     name: str
-    kind: str
     state: str
-    root: str = ""
     found: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     message: str = ""
-    about: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def survey(
@@ -68,7 +62,7 @@ def survey(
             deeper = sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []
             found_at = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else ""
             hint = found_at or f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
-            rows.append(Row(spec.name, spec.kind, "absent", expected=spec.expected, message=hint, about=spec.about))
+            rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.adapt(spec, root) if spec.adapt else spec
         state, found, messages = look_at(spec, root)
@@ -80,7 +74,7 @@ def survey(
             except UserError as error:
                 state = "broken"
                 messages.append(str(error))
-        rows.append(Row(spec.name, spec.kind, state, str(root), found, spec.expected, "; ".join(messages), spec.about))
+        rows.append(Row(spec.name, state, found, spec.expected, "; ".join(messages)))
     return rows
 
 
