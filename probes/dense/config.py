@@ -16,8 +16,9 @@ from probes.base import Context
 from probes.datasets.base import DatasetSpec
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
-from probes.dense.settings import KEPT, DenseSettings, in_iterations, optimizer, schedule
+from probes.dense.settings import KEPT, DenseSettings, in_iterations
 from probes.runner.batches import at_once
+from probes.runner.settings import optimizer, schedule
 
 if TYPE_CHECKING:
     from probes.base import Probe

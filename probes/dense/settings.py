@@ -1,47 +1,35 @@
-"""Settings of the dense probes, and the optimizer and schedule that follow from them."""
+"""Settings of the dense probes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import ClassVar, TypeVar
 
 from backbones.errors import UserError
 from probes.base import MOST_PIXELS
 from probes.datasets.base import Kind
+from probes.runner.settings import TrainingSettings
 
 KEPT = ("fp16", "bf16", "fp32")  # values of ``cache`` that keep features
-SCHEDULES = ("poly", "cosine", "quarter-cosine", "onecycle")
 
 
 @dataclass(frozen=True)
-class DenseSettings:
+class DenseSettings(TrainingSettings):
     """Protocol of a dense probe; every field is part of the task's identity.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         size: short side in pixels of images at test time, and side of the square crops of training (rounded up to the
             backbone's divisor). Scores are at the label's own resolution whatever the size.
         crop: (height, width) of training's crops in pixels, each rounded up likewise; none for size × size.
         scale_range: in training images are resized to ``size`` × a random factor of this range before they are
             cropped.
-        flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         photometric: training images get mmseg's ``PhotoMetricDistortion`` (brightness, contrast, saturation, hue).
         brightness: training images are multiplied with a random factor of this range.
-        max_iters, batch_size: length of training; images of a batch (at least 2 for deeplabv3 and pspnet).
+        batch_size: at least 2 for deeplabv3 and pspnet.
         epochs: length of training in passes over its images, in the place of ``max_iters``; 0 for ``max_iters``.
-        optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, weight_decay, betas: of the optimizer (the betas of AdamW).
-        clip_norm: the gradient's norm is clipped to this; 0 for never.
         lr_grid: learning rates to choose from, in the place of ``lr``: a head is trained with each on nine tenths of the
             training images, and the one that does best on the others is scored; see ``probes.dense.lr_grid``. Empty: ``lr``.
-        schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up; ``quarter-cosine``, the
-            first quarter of a cosine's wave, which falls slowly at first, to a hundredth of ``lr``; or ``onecycle``, whose
-            first phase, from lr / 25 up by a cosine, is the warm-up, and whose second goes down to lr / 250,000 (Smith,
-            Topin 2018, as in ``torch.optim.lr_scheduler.OneCycleLR``, the momentum left alone).
-        min_lr: what ``poly`` and ``cosine`` end at.
-        warmup: share of the training over which the learning rate grows linearly from nearly 0; from 1 on a number of
-            iterations.
         layers: ``all`` of the backbone's feature maps, or the ``last`` only. Those of a plain ViT have passed its own final
             norm, as in DINOv2's ``get_intermediate_layers``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for the finest native stride
@@ -52,7 +40,6 @@ class DenseSettings:
             averaged where they overlap (mmseg's ``slide_inference``; the crop is rounded up to the backbone's divisor);
             none to take images whole.
         flip_test: at test time the outputs of an image and of its mirror image are averaged.
-        precision: of the frozen backbone, ``fp32`` or ``bf16``; heads and losses are in fp32.
         fixed_crops: 0 makes a fresh random crop of a training image each time that it is drawn; k ≥ 1 draws one of k crops
             that follow from the image's content alone (the first is the centre at scale 1), flipped with probability
             ``flip``. See ``probes.features.crops``.
@@ -62,68 +49,45 @@ class DenseSettings:
             rounded to fp16, so that the numbers are the same within rounding; where nothing repeats, ``none``.
     """
 
-    protocol: str = "own"
     size: int = 512
     crop: tuple[int, ...] = ()
     scale_range: tuple[float, float] = (0.5, 2.0)
-    flip: float = 0.5
     photometric: bool = False
     brightness: tuple[float, float] = (1.0, 1.0)
-    max_iters: int = 40_000
     epochs: float = 0.0
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 0.0
-    schedule: str = "poly"
-    min_lr: float = 0.0
-    warmup: float = 0.05
     layers: str = "all"
     feature_stride: int | None = None
     channels: int = 512
     dropout: float | None = None
     slide: tuple[int, ...] = ()
     flip_test: bool = False
-    precision: str = "fp32"
     fixed_crops: int = 0
     cache: str = "auto"
     lr_grid: tuple[float, ...] = ()
 
+    caches: ClassVar[tuple[str, ...]] = ("auto", "none", *KEPT)
+
     def __post_init__(self) -> None:
-        for name in ("crop", "scale_range", "brightness", "betas", "slide", "lr_grid"):
+        super().__post_init__()
+        for name in ("crop", "scale_range", "brightness", "slide", "lr_grid"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
-        checks = {
-            "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
-            "schedule": (self.schedule in SCHEDULES, f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"),
+        self.must({
             "layers": (self.layers in ("all", "last"), "all or last"),
-            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
             "fixed_crops": (self.fixed_crops >= 0, "0 or more"),
-            "cache": (self.cache in ("auto", "none", *KEPT), "auto, none, fp16, bf16 or fp32"),
             "crop": (not self.crop or (len(self.crop) == 2 and 16 <= min(self.crop) <= max(self.crop) <= MOST_PIXELS),
                      f"height and width, 16 to {MOST_PIXELS} pixels each, or none"),
             "slide": (not self.slide or (len(self.slide) == 2 and self.slide[0] >= self.slide[1] >= 16),
                       "crop and stride, a stride of 16 pixels or more and a crop no smaller, or none"),
             **{name: (len(given) == 2 and 0 < given[0] <= given[1], "two factors, 0 < low <= high")
                for name, given in (("scale_range", self.scale_range), ("brightness", self.brightness))},
-            "betas": (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two shares below 1"),
-            "flip": (0 <= self.flip <= 1, "a probability"),
-            "warmup": (0 <= self.warmup < 1 or self.warmup == int(self.warmup) > 0,
-                       "a share below 1, or a whole number of iterations"),
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "a share below 1, or none"),
             "size": (16 <= self.size <= MOST_PIXELS, f"16 to {MOST_PIXELS} pixels"),
-            "lr": (self.lr > 0, "above 0"),
             "lr_grid": (not self.lr_grid or (len(set(self.lr_grid)) == len(self.lr_grid) > 1 and min(self.lr_grid) > 0),
                         "two or more different rates above 0, or none (and lr the only one)"),
             "feature_stride": (self.feature_stride is None or self.feature_stride >= 1, "1 or more, or none"),
-            **{name: (getattr(self, name) >= 0, "0 or more")
-               for name in ("weight_decay", "clip_norm", "min_lr", "epochs")},
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "channels")},
-        }  # fmt: skip
-        for name, (right, wanted) in checks.items():
-            if not right:
-                raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "channels": (self.channels >= 1, "1 or more"),
+        })  # fmt: skip
         if self.cache in KEPT and not self.fixed_crops:
             raise UserError(
                 f"cache={self.cache} keeps features of crops that repeat; set fixed_crops=1 or more as well"
@@ -168,10 +132,10 @@ class DepthSettings(DenseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.silog_lambda <= 1:
-            raise UserError(f"silog_lambda={self.silog_lambda!r} is not possible; it must be between 0 and 1")
-        if self.bins < 0 or self.bins == 1:
-            raise UserError(f"bins={self.bins!r} is not possible; it must be 2 or more, or 0 for a bounded output")
+        self.must({
+            "silog_lambda": (0 <= self.silog_lambda <= 1, "between 0 and 1"),
+            "bins": (self.bins == 0 or self.bins >= 2, "2 or more, or 0 for a bounded output"),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,39 +166,3 @@ def in_iterations(settings: Some, images: int) -> Some:
     if not settings.epochs:
         return settings
     return replace(settings, max_iters=max(1, round(settings.epochs * images / settings.batch_size)), epochs=0.0)
-
-
-def optimizer(settings: DenseSettings) -> dict[str, Any]:
-    """Config of the optimizer's wrapper."""
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    chosen = {
-        "adamw": {"type": "AdamW", "betas": settings.betas, **common},
-        "sgd": {"type": "SGD", "momentum": 0.9, **common},
-    }[settings.optimizer]
-    clip = {"clip_grad": {"max_norm": settings.clip_norm}} if settings.clip_norm else {}
-    return {"type": "OptimWrapper", "optimizer": chosen, **clip}
-
-
-def schedule(settings: DenseSettings) -> list[dict[str, Any]]:
-    """Configs of warm-up and decay, by iteration.
-
-    Raises:
-        UserError: the warm-up is as long as the training.
-    """
-    end = settings.max_iters
-    warm = round(settings.warmup * (end if settings.warmup < 1 else 1))
-    if warm >= max(end, 2):
-        raise UserError(f"warmup={settings.warmup:g} leaves nothing of max_iters={end}; set warmup to a share below 1")
-    warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
-    if settings.schedule == "onecycle":
-        return [{"type": "OneCycleLR", "by_epoch": False, "eta_max": settings.lr, "total_steps": end,
-                 "pct_start": warm / end, "begin": 0, "end": end}]  # fmt: skip
-    warmup: dict[str, Any] = {"type": "LinearLR", "start_factor": 1e-3, "by_epoch": False, "begin": 0, "end": warm}
-    decay: dict[str, Any] = {"by_epoch": False, "begin": warm, "end": end}
-    if settings.schedule == "poly":
-        decay |= {"type": "PolyLR", "power": 0.9, "eta_min": settings.min_lr}
-    elif settings.schedule == "cosine":
-        decay |= {"type": "CosineAnnealingLR", "T_max": end - warm, "eta_min": settings.min_lr}
-    else:  # 0.99 · cos(π/2 · share) + 0.01 of lr: the first half of a cosine that goes on to -0.98
-        decay |= {"type": "CosineAnnealingLR", "T_max": 2 * (end - warm), "eta_min": -0.98 * settings.lr}
-    return [warmup, decay] if warm else [decay]

@@ -13,6 +13,7 @@ from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, PreparedDataset, Split
 from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
+from probes.runner.settings import optimizer, schedule
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -141,8 +142,8 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
             "train_dataloader": {"batch_size": settings.batch_size, "dataset": train_set},
             "val_dataloader": {"dataset": {**val_set, "test_mode": True}},
             "val_evaluator": evaluator,
-            "optim_wrapper": _optimizer(settings),
-            "param_scheduler": _schedule(settings),
+            "optim_wrapper": optimizer(settings),
+            "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
         }
     )
@@ -219,26 +220,3 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
         {"type": "PackDetInputs"},
     ]
     return train, [LOAD, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
-
-
-def _optimizer(settings: DetectionSettings) -> Part:
-    if settings.optimizer == "adamw":
-        optimizer = {"type": "AdamW", "lr": settings.lr, "weight_decay": settings.weight_decay}
-    else:
-        optimizer = {"type": "SGD", "lr": settings.lr, "weight_decay": settings.weight_decay, "momentum": 0.9}
-    clip = {"max_norm": settings.clip_norm, "norm_type": 2} if settings.clip_norm else None
-    apart = {} if settings.decay_all else {"paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}}
-    return {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip, **apart}
-
-
-def _schedule(settings: DetectionSettings) -> list[Part]:
-    """Linear warm-up, then a cosine to zero or steps, by iteration."""
-    length = settings.max_iters
-    end = min(round(settings.warmup * length), length - 1)
-    warmup: Part = {"type": "LinearLR", "by_epoch": False, "start_factor": 0.001, "begin": 0, "end": end}
-    if settings.schedule == "steps":
-        milestones = [round(step * length) for step in settings.steps]
-        decay: Part = {"type": "MultiStepLR", "begin": 0, "end": length, "milestones": milestones, "gamma": 0.1}
-    else:
-        decay = {"type": "CosineAnnealingLR", "begin": end, "end": length, "T_max": length - end, "eta_min": 0.0}
-    return [*([warmup] if end else []), {**decay, "by_epoch": False}]

@@ -6,65 +6,36 @@ from dataclasses import dataclass
 
 from backbones.errors import UserError
 from probes.base import MOST_PIXELS
+from probes.runner.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
-class DetectionSettings:
-    """What both detectors share; every field is part of the task's identity.
+class DetectionSettings(TrainingSettings):
+    """What both detectors share.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
-        max_iters, batch_size: length of training; images of a batch.
-        optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
-        lr, weight_decay: of the optimizer.
-        decay_all: norms and biases decay too.
-        warmup: share of ``max_iters`` over which the learning rate grows linearly from a thousandth.
-        schedule: after that a ``cosine`` to 0; or ``steps``, a tenth of the rate before at each of ``steps``, shares of
-            ``max_iters``.
         min_size: training images with a shorter side of less are left out, pixels.
-        clip_norm: the gradient's norm is clipped to this; 0 for never.
-        flip: probability of a horizontal flip in training.
         out_channels: of the pyramid and the heads.
-        precision: of the frozen backbone, ``fp32`` or ``bf16``; what is trained is in fp32.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each image (and its
             mirror image) once and keeps its maps in this precision.
     """
 
-    protocol: str = "own"
     max_iters: int = 90_000
-    batch_size: int = 16
-    optimizer: str = "adamw"
     lr: float = 2e-4
     weight_decay: float = 0.05
     decay_all: bool = False
-    warmup: float = 0.01
-    schedule: str = "cosine"
-    steps: tuple[float, ...] = (8 / 12, 11 / 12)
-    min_size: int = 0
     clip_norm: float = 10.0
-    flip: float = 0.5
+    schedule: str = "cosine"
+    warmup: float = 0.01
+    min_size: int = 0
     out_channels: int = 256
-    precision: str = "fp32"
-    cache: str = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))  # a list from JSON is the same protocol
-        checks = {
-            "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
-            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
-            "cache": (self.cache in ("none", "fp16", "bf16", "fp32"), "none, fp16, bf16 or fp32"),
-            "lr": (self.lr > 0, "above 0"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "warmup": (0 <= self.warmup < 1, "a share below 1"),
-            "schedule": (self.schedule in ("cosine", "steps"), "cosine or steps"),
-            "steps": (all(0 < step < 1 for step in self.steps), "shares between 0 and 1"),
+        super().__post_init__()
+        self.must({
             "min_size": (self.min_size >= 0, "0 or more"),
-            "clip_norm": (self.clip_norm >= 0, "0 or more"),
-            "flip": (0 <= self.flip <= 1, "a probability"),
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size", "out_channels")},
-        }
-        for name, (right, wanted) in checks.items():
-            _must(name, getattr(self, name), right, wanted)
+            "out_channels": (self.out_channels >= 1, "1 or more"),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,16 +63,13 @@ class MaskRCNNSettings(DetectionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _must("short_side", self.short_side, self.short_side >= 32, "32 pixels or more")
-        _must(
-            "long_side",
-            self.long_side,
-            self.short_side <= self.long_side <= MOST_PIXELS,
-            f"short_side to {MOST_PIXELS}",
-        )
-        for name in ("fc_out_channels", "proposals", "rois_per_image", "detections"):
-            _must(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        _must("anchor_scale", self.anchor_scale, self.anchor_scale > 0, "above 0")
+        self.must({
+            "short_side": (32 <= self.short_side <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels"),
+            "long_side": (self.short_side <= self.long_side <= MOST_PIXELS, f"short_side to {MOST_PIXELS}"),
+            "anchor_scale": (self.anchor_scale > 0, "above 0"),
+            **{name: (getattr(self, name) >= 1, "1 or more")
+               for name in ("fc_out_channels", "proposals", "rois_per_image", "detections")},
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,11 +88,6 @@ class SSDSettings(DetectionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _must("size", self.size, 32 <= self.size <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels")
+        self.must({"size": (32 <= self.size <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels")})
         if self.cache != "none" and self.augment:
             raise UserError(f"cache={self.cache} keeps features of images that repeat; set augment=false as well")
-
-
-def _must(name: str, value: object, right: bool, wanted: str) -> None:
-    if not right:
-        raise UserError(f"{name}={value!r} is not possible; it must be {wanted}")

@@ -142,7 +142,7 @@ def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
     config = Config.fromstring(probe.config(context(tmp_path / "work", data, settings, BACKBONES[backbone])), ".py")
     assert config.train_cfg.max_iters == 12 * 117_266 // 16 and config.train_dataloader.batch_size == 16
     sgd = {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
-    assert config.optim_wrapper.to_dict() == {"type": "OptimWrapper", "optimizer": sgd, "clip_grad": None}
+    assert config.optim_wrapper.to_dict() == {"type": "OptimWrapper", "optimizer": sgd}
     images = config.train_dataloader.dataset.dataset
     assert (images.min_size, images.drop_empty, images.aspect_groups) == (32, True, 16)
     (resize,) = (part for part in images.pipeline if part["type"] == "Resize")

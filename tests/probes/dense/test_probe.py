@@ -21,8 +21,8 @@ from backbones.errors import UserError
 from probes.dense.config import dense_config, native_stride
 from probes.dense.probe import METRICS, PROBES
 from probes.dense.settings import DepthSettings, NormalSettings, SegmentationSettings, in_iterations
-from probes.dense.settings import schedule as schedule_of
 from probes.registry import PROBES as REGISTERED
+from probes.runner.settings import schedule as schedule_of
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context
 
@@ -209,7 +209,7 @@ def test_settings_are_plain_protocol(kind):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"optimizer": "adam"}, "optimizer='adam' is not possible; it must be adamw or sgd"),
-    ({"schedule": "step"}, "poly, cosine, quarter-cosine or onecycle"),
+    ({"schedule": "step"}, "poly, cosine, quarter-cosine, onecycle or steps"),
     ({"crop": (64,)}, "height and width"),
     ({"slide": (64, 128)}, "a crop no smaller"),
     ({"betas": (0.9, 1.0)}, "two shares below 1"),

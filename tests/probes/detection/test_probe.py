@@ -321,7 +321,7 @@ def test_wrong_settings_are_one_line(root: Path, tmp_path: Path) -> None:
         (SSDSettings(), {"size": "8"}, "size=8 is not possible; it must be 32 to 8192 pixels"),
         (SSDSettings(), {"optimizer": "lamb"}, "must be adamw or sgd"),
         (MaskRCNNSettings(), {"long_side": "100"}, "must be short_side to"),
-        (MaskRCNNSettings(), {"warmup": "1"}, "must be a share below 1"),
+        (MaskRCNNSettings(), {"warmup": "1.5"}, "must be a share below 1"),
     ):
         with pytest.raises(UserError, match=message):
             with_changes(settings, changes)
