@@ -23,10 +23,10 @@ from backbones.files import content_key
 from probes.base import Progress
 from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, dense_sample
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop, image_size
 from probes.features.kept import FeatureDataset, Part, on_kept_features, part_of
-from probes.features.precompute import keeping
+from probes.features.precompute import Images, keeping
 from probes.features.store import DTYPES, Builder, CacheKey
 
 AT_ONCE = 32  # images of an evaluation's batch at most
@@ -97,9 +97,7 @@ class CachedDense(FeatureDataset):
         """Where the features of a crop of an image are."""
         return index * len(self.all_crops) + self.all_crops.index(crop)
 
-    def keys(
-        self, progress: Progress | None, workers: int, device: torch.device, cost: EncodeCost
-    ) -> Iterator[tuple[CacheKey, Builder]]:
+    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         infos = self.infos()
         images = content_key(content_hashes([self.source.root / info["image"] for info in infos]), 64)
         if self.fixed_crops:
@@ -107,13 +105,11 @@ class CachedDense(FeatureDataset):
         else:
             scale = tuple(part_of(self.pipeline, "Resize")["scale"])
             sizes = [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in infos]
-        yield keeping(
-            self.encoder, "mmseg", lambda item: self.source.pipeline(self._info(item)), sizes,
-            {"images": images, "pipeline": self.image_only, "crops": self.all_crops}, self.dtype,
-            about=self.name, device=device, workers=workers, progress=progress, cost=cost,
-        )  # fmt: skip
+        identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
+        whole = Images(self.name, lambda item: self.source.pipeline(self._info(item)), sizes, identity)
+        yield keeping(self.encoder, "mmseg", whole, self.dtype, run)
         if self.fixed_crops:
-            yield self._cutting(infos, images, progress)
+            yield self._cutting(infos, images, run.progress)
 
     def _info(self, item: int) -> dict[str, Any]:
         """The sample of an item of a store, with the crop to take."""
@@ -122,9 +118,7 @@ class CachedDense(FeatureDataset):
         image, crop = divmod(item, len(self.all_crops))
         return {**self.source.get_data_info(image), "crop": tuple(self.all_crops[crop])}
 
-    def _cutting(
-        self, infos: Sequence[Mapping[str, Any]], images: str, progress: Progress | None
-    ) -> tuple[CacheKey, Builder]:
+    def _cutting(self, infos: Sequence[Mapping[str, Any]], images: str, progress: Progress) -> tuple[CacheKey, Builder]:
         """The ground truth of each crop: it depends on no backbone, and cutting it anew would mean to decode it anew."""
         spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
         kept = "fp32"
@@ -139,14 +133,12 @@ class CachedDense(FeatureDataset):
         def build(wanted: Sequence[Sequence[int]]) -> Any:
             with DefaultScope.overwrite_default_scope("mmseg"):
                 cutter = DATASETS.build({**self.config, "pipeline": pipeline})
-            if progress:
-                progress.start(f"cutting the ground truth of {spec.name}", sum(map(len, wanted)))
+            progress.start(f"cutting the ground truth of {spec.name}", sum(map(len, wanted)))
             for item in (item for shard in wanted for item in shard):
                 sample = cutter.pipeline(self._info(item))["data_samples"]
                 shapes = {key: [int(side) for side in sample.metainfo[key]] for key in ("ori_shape", "img_shape")}
                 yield item, [sample.get(self.field).data.to(DTYPES[kept])], shapes
-                if progress:
-                    progress.advance()
+                progress.advance()
 
         return CacheKey("ground truth", self.name, identity, (kept,), each), build
 

@@ -18,12 +18,11 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
 from backbones.files import content_key
-from probes.base import Progress
 from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.kept import FeatureDataset, on_kept_features
-from probes.features.precompute import keeping
+from probes.features.precompute import Images, keeping
 from probes.features.store import Builder, CacheKey
 
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
@@ -87,9 +86,7 @@ class CachedInstances(FeatureDataset):
         sample.set_metainfo({"pad_shape": tuple(self.features.metadata(place)["pad_shape"])})
         return {"inputs": tuple(self.features[place]), "data_samples": sample}
 
-    def keys(
-        self, progress: Progress | None, workers: int, device: torch.device, cost: EncodeCost
-    ) -> Iterator[tuple[CacheKey, Builder]]:
+    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         infos = self.infos()
         flip = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
         with DefaultScope.overwrite_default_scope("mmdet"):
@@ -103,8 +100,5 @@ class CachedInstances(FeatureDataset):
             return pipelines[flipped](self.source.get_data_info(index))
 
         images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
-        yield keeping(
-            self.encoder, "mmdet", load, sizes,
-            {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}, self.dtype,
-            about=self.name, device=device, workers=workers, progress=progress, cost=cost,
-        )  # fmt: skip
+        identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
+        yield keeping(self.encoder, "mmdet", Images(self.name, load, sizes, identity), self.dtype, run)

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
+from backbones.cliptex.protocols import Progress, Silent
 
 
 @dataclass
@@ -64,3 +66,20 @@ class EncodeCost:
         if self.images:
             added["encode_images_per_second"] = self.images / self.seconds
         return {**added, "flops": sum(value for name, value in added.items() if name.endswith("_flops"))}
+
+
+@dataclass(frozen=True)
+class EncodeRun:
+    """What images are encoded with.
+
+    Attributes:
+        device: that computes.
+        num_workers: loading processes (0 = in this one); they never change a value.
+        progress: is told how far it is.
+        cost: what is encoded is added to it.
+    """
+
+    device: torch.device
+    num_workers: int = 2
+    progress: Progress = field(default_factory=Silent)
+    cost: EncodeCost = field(default_factory=EncodeCost)

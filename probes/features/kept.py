@@ -15,8 +15,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import Dataset
 
-from probes.base import Progress
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.store import Builder, CacheKey, Store, get_or_build
 from probes.runner import batches, bridge
 
@@ -79,10 +78,8 @@ class FeatureDataset(Dataset):
         self.stores: list[Store] = []
 
     @abstractmethod
-    def keys(
-        self, progress: Progress | None, workers: int, device: torch.device, cost: EncodeCost
-    ) -> Iterator[tuple[CacheKey, Builder]]:
-        """What is kept: the features, then – where it is kept too – the ground truth; arguments as of ``open``."""
+    def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
+        """What is kept: the features, then – where it is kept too – the ground truth."""
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -110,28 +107,17 @@ class FeatureDataset(Dataset):
 
     def key(self) -> str:
         """The identity of the features, whether they are kept yet or not."""
-        return next(self.keys(None, 0, torch.device(self.device), EncodeCost()))[0].digest
+        return next(self.keys(EncodeRun(torch.device(self.device))))[0].digest
 
-    def open(
-        self,
-        progress: Progress | None = None,
-        workers: int = 2,
-        device: torch.device | None = None,
-        cost: EncodeCost | None = None,
-    ) -> None:
-        """Open what is kept, making what is not; what is encoded is added to ``cost``. Raises as ``get_or_build`` and
-        ``encode_maps`` do."""
-
-        def wait() -> None:
-            if progress:
-                progress.start(f"waiting for the process that encodes {self.name}", 1)
-
+    def open(self, run: EncodeRun | None = None) -> None:
+        """Open what is kept, making what is not. Raises as ``get_or_build`` and ``encode_maps`` do."""
         self.close()
-        cost = cost or EncodeCost()
+        run = run or EncodeRun(torch.device(self.device))
+        waiting = f"waiting for the process that encodes {self.name}"
         with bridge.isolated_rng():  # flipping an image draws, though it is certain
-            for key, build in self.keys(progress, workers, torch.device(device or self.device), cost):
-                with cost.timed():
-                    self.stores.append(get_or_build(key, build, wait=wait))
+            for key, build in self.keys(run):
+                with run.cost.timed():
+                    self.stores.append(get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1)))
 
     def close(self) -> None:
         """Let go of the files."""

@@ -4,6 +4,7 @@ shape."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,9 +17,9 @@ from backbones.base import Backbone
 from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 from backbones.versions import DENSE, versions
-from probes.base import Context, Progress
+from probes.base import Context
 from probes.features import compiling
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, CacheKey, as_dtype
 from probes.runner import bridge
 from probes.runner.shared_parts import SharedPart
@@ -28,20 +29,32 @@ CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images o
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
+@dataclass(frozen=True)
+class Images:
+    """The images whose maps are kept.
+
+    Attributes:
+        about: name of the set.
+        load: item → ``inputs`` (3, H, W) and ``data_samples`` as a pipeline packs them.
+        sizes: (height, width) of every item, to sort by.
+        identity: what the maps follow from besides the encoder: images, pipeline, crops.
+    """
+
+    about: str
+    load: Callable[[int], dict[str, Any]]
+    sizes: Sequence[tuple[int, ...]]
+    identity: Mapping[str, Any]
+
+
 @torch.inference_mode()
 def encode_maps(
     wanted: Sequence[Sequence[int]],
-    load: Callable[[int], dict[str, Any]],
-    sizes: Sequence[tuple[int, int]],
+    images: Images,
     preprocess: nn.Module,
     backbone: nn.Module,
     dtype: str,
-    *,
-    about: str,
-    workers: int = 2,
+    run: EncodeRun,
     batch_size: int = BATCH,
-    progress: Progress | None = None,
-    cost: EncodeCost | None = None,
 ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
     """(item, its maps (C, h, w) on the CPU in ``dtype``, shapes of its image) of all that is ``wanted``.
 
@@ -49,89 +62,64 @@ def encode_maps(
 
     Args:
         wanted: items of each shard; see ``probes.features.store.Builder``.
-        load: item → ``inputs`` (3, H, W) and ``data_samples`` as a pipeline packs them.
-        sizes: (height, width) of every item, to sort by.
         preprocess: mmseg's or mmdet's data preprocessor, on the device that computes.
         backbone: a ``FrozenBackbone`` there.
         dtype: key of ``DTYPES``.
-        about: for messages.
-        workers: loading processes (0 = in this one); they never change a value.
-        cost: what is encoded is added to it.
 
     Raises:
         NonFiniteLoss: a map is not finite.
         UserError: an image cannot be read, or a map does not fit into fp16.
     """
-    if progress:
-        progress.start(f"encoding {about}", sum(map(len, wanted)))
-    cost, quick = cost or EncodeCost(), compiling.compiled(backbone, about)
-    first = next(preprocess.buffers(), None)  # it is where the computing is
-    pixels = CPU_PIXELS if first is None or first.device.type == "cpu" else None
+    about, sizes = f"{backbone.backbone.name} on {images.about}", images.sizes  # type: ignore[union-attr]
+    run.progress.start(f"encoding {about}", sum(map(len, wanted)))
+    quick = compiling.compiled(backbone, about)
+    pixels = CPU_PIXELS if run.device.type == "cpu" else None
     if pixels is None:
         preprocess._non_blocking = True  # type: ignore[assignment]  # images come pinned
     orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
-    loaded = _loaded(load, [item for order in orders for item in order], workers, batch_size, pixels is None)
+    loaded = _loaded(images.load, [item for order in orders for item in order], run, batch_size)
     for order in orders:
         for items, packed in _batches(islice(loaded, len(order)), batch_size, pixels):
             batch = preprocess({"inputs": [one["inputs"] for one in packed],
                                 "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
-            maps = cost.run(backbone, batch["inputs"], quick)
+            maps = run.cost.run(backbone, batch["inputs"], quick)
             if not all(bool(one.isfinite().all()) for one in maps):
                 raise NonFiniteLoss(f"feature maps of {about} are not finite")
             kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
             for place, (item, sample) in enumerate(zip(items, batch["data_samples"], strict=True)):
                 metadata = {name: _plain(sample.metainfo[name]) for name in META_KEYS if name in sample.metainfo}
                 yield item, [one[place] for one in kept], metadata
-            if progress:
-                progress.advance(len(items))
+            run.progress.advance(len(items))
 
 
 def keeping(
-    encoder: Mapping[str, Any],
-    scope: str,
-    load: Callable[[int], dict[str, Any]],
-    sizes: Sequence[tuple[int, int]],
-    identity: Mapping[str, Any],
-    dtype: str,
-    *,
-    about: str,
-    device: torch.device,
-    workers: int = 2,
-    progress: Progress | None = None,
-    cost: EncodeCost | None = None,
+    encoder: Mapping[str, Any], scope: str, images: Images, dtype: str, run: EncodeRun
 ) -> tuple[CacheKey, Builder]:
     """What to hand to ``probes.features.store.get_or_build`` for the maps of a set's items.
 
     Args:
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``, under mmengine's ``scope``.
-        load, sizes, workers, progress, cost: see ``encode_maps``.
-        identity: what the maps follow from besides the encoder: images, pipeline, crops.
-        about: name of the set.
-        device: that encodes; its type is part of the identity, since another one rounds differently.
+        run: its device's type is part of the identity, since another one rounds differently.
     """
     with DefaultScope.overwrite_default_scope(scope):
         frozen = MODELS.build(encoder["backbone"])
     backbone, layers = frozen.backbone, list(frozen.out_indices)
-    about = f"{backbone.name} on {about}"
     key = CacheKey(
         "dense maps",
-        about,
+        f"{backbone.name} on {images.about}",
         {
-            **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
-            "data_preprocessor": encoder["data_preprocessor"], "device": device.type, "libraries": versions(*DENSE),
+            **images.identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
+            "data_preprocessor": encoder["data_preprocessor"], "device": run.device.type, "libraries": versions(*DENSE),
             **({"compiled": True} if compiling.wanted() else {}),
         },
         (dtype,) * len(layers),
-        [maps_bytes(backbone, layers, size, dtype) for size in sizes],
+        [maps_bytes(backbone, layers, size, dtype) for size in images.sizes],
     )  # fmt: skip
 
     def build(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
         with DefaultScope.overwrite_default_scope(scope):
-            preprocess = MODELS.build(encoder["data_preprocessor"]).to(device)
-        return encode_maps(
-            wanted, load, sizes, preprocess, frozen.to(device), dtype, about=about, workers=workers, progress=progress,
-            cost=cost,
-        )  # fmt: skip
+            preprocess = MODELS.build(encoder["data_preprocessor"]).to(run.device)
+        return encode_maps(wanted, images, preprocess, frozen.to(run.device), dtype, run)
 
     return key, build
 
@@ -152,7 +140,7 @@ class KeptFeatures(SharedPart):
         return tuple(one.float() for one in maps)
 
 
-def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, int], dtype: str) -> int:
+def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
     """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
     height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
     cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
@@ -173,13 +161,13 @@ class _Items(Dataset[tuple[int, Any]]):
 
 
 def _loaded(
-    load: Callable[[int], dict[str, Any]], order: Sequence[int], workers: int, ahead: int, pinned: bool
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun, ahead: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Items in order, about 2 × ``ahead`` of which are being loaded."""
-    workers = min(workers, len(order))
+    workers = min(run.num_workers, len(order))
     items = DataLoader(
-        _Items(load), batch_size=None, sampler=order, num_workers=workers, pin_memory=pinned, collate_fn=_as_it_is,
-        prefetch_factor=max(2, 2 * ahead // workers) if workers else None,
+        _Items(load), batch_size=None, sampler=order, num_workers=workers, collate_fn=_as_it_is,
+        pin_memory=run.device.type == "cuda", prefetch_factor=max(2, 2 * ahead // workers) if workers else None,
     )  # fmt: skip
     for item, one in items:
         if isinstance(one, UserError):

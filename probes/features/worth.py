@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from probes.base import Context
 from probes.features import budget
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.kept import part_of
 from probes.features.store import read_manifest, root
 from probes.runner import bridge
@@ -33,7 +33,7 @@ def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
     with DefaultScope.overwrite_default_scope(config.default_scope):
         train, val = (DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader))
         frozen = MODELS.build(config.train_dataloader.dataset.encoder.backbone).to(context.device)
-    keys = [key for each in (train, val) for key, _ in each.keys(None, 0, context.device, EncodeCost())]
+    keys = [key for each in (train, val) for key, _ in each.keys(EncodeRun(context.device))]
     missing = [key for key in keys if read_manifest(key.folder) is None]
     if not missing:
         return True, "they are there"

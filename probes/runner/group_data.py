@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from backbones.files import content_key
 from probes.base import Context
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.runner import bridge
 
 
@@ -81,7 +81,7 @@ class GroupDataset(Dataset):
         """
         notes: list[str] = []
         for dataset in self.datasets if self.encodes else ():
-            dataset.open(context.progress, context.num_workers, context.device, cost)
+            dataset.open(EncodeRun(context.device, context.num_workers, context.progress, cost))
             notes += dataset.notes
         return notes
 

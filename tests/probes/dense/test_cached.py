@@ -23,7 +23,7 @@ from backbones.errors import UserError
 from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
 from probes.features.budget import size_of, stores
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.features.crops import Crop, all_crops
 from probes.features.store import root
 from probes.registry import PROBES
@@ -192,12 +192,12 @@ def test_what_encoding_costs_is_what_was_encoded(tmp_path):
     _, val = sets(*prepare(tmp_path / "w", "segmentation", data, cache="fp16"))
     cost = EncodeCost()
     with FlopCounterMode(display=False) as everything:
-        val.open(cost=cost)
+        val.open(EncodeRun(torch.device("cpu"), cost=cost))
     assert cost.images == 3 and cost.flops == everything.get_total_flops() > 0  # images of two shapes
     for shard in root().glob("*/00000.safetensors"):
         shard.unlink()
     before = cost.flops
-    val.open(cost=cost)
+    val.open(EncodeRun(torch.device("cpu"), cost=cost))
     assert cost.images == 6 and cost.flops == 2 * before
 
 
