@@ -95,7 +95,7 @@ def test_a_checkpoint_of_the_head_alone_loads(capsys: pytest.CaptureFixture[str]
 def test_moving_the_model_moves_the_backbone() -> None:
     probe = Probe()
     mmlab.share({"name": "elsewhere"}, backbone := TinyBackbone("elsewhere", 0, (4,)))
-    probe.backbone._held = (backbone,)
+    probe.backbone._frozen = (backbone,)
     probe.to(torch.float64)
     assert all(p.dtype == torch.float64 for p in backbone.parameters())
     probe.to("meta")
