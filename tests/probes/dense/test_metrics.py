@@ -20,6 +20,7 @@ from probes.dense.metrics import (
     histogram_median,
     segmentation_scores,
 )
+from probes.dense.probe import METRICS
 
 from mmseg.evaluation.metrics import DepthMetric, IoUMetric  # isort: skip
 
@@ -213,4 +214,5 @@ def test_the_median_of_a_histogram_is_within_half_a_bin(values):
 
 def test_normals_without_any_truth_have_no_score():
     metric, scores = normals([np.ones((3, 4, 4))], [np.zeros((3, 4, 4))])
-    assert all(np.isnan(value) for value in scores.values()) and "1 of 1" in metric.notes[0]
+    assert set(scores) == set(METRICS["normals"]) and all(np.isnan(value) for value in scores.values())
+    assert "1 of 1" in metric.notes[0]
