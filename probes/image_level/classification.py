@@ -31,7 +31,10 @@ def run(context: Context) -> TaskResult:
     cost = EncodeCost()
     features: dict[str, Tensor] = {split: encode_split(context, split, cost) for split in SPLITS}
     encoded = time.perf_counter()
-    train, val = (Samples(features[split], targets(context, split), len(context.data.classes)) for split in SPLITS)
+    train, val = (
+        Samples(near(features[split], context.device), targets(context, split), len(context.data.classes))
+        for split in SPLITS
+    )
     pair, why = choose(train, context)
     model = refit(train, pair, context)
     trained = time.perf_counter()
@@ -65,7 +68,14 @@ def encode_split(context: Context, split: Split, cost: EncodeCost) -> Tensor:
     to be encoded is added to ``cost``."""
     paths = [context.data.root / sample.image for sample in context.data.samples[split]]
     about = f"{context.data.spec.name} ({split})"
-    return kept_embeddings(context, paths, context.settings.encoding(), about=about, cost=cost)
+    return kept_embeddings(context, paths, context.settings.encoding(context.device.type), about=about, cost=cost)
+
+
+def near(features: Tensor, device: torch.device) -> Tensor:
+    """``features`` on the device, where they take up to a quarter of what is free there."""
+    if device.type != "cuda" or features.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        return features
+    return features.to(device)
 
 
 def targets(context: Context, split: Split) -> Tensor:

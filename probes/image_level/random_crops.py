@@ -108,7 +108,9 @@ def run(context: Context) -> TaskResult:
     trained = time.perf_counter()
 
     about = f"{context.data.spec.name} (held-out part of train)"
-    features = kept_embeddings(context, [paths[i] for i in held], settings.encoding(), about=about, cost=cost)
+    features = kept_embeddings(
+        context, [paths[i] for i in held], settings.encoding(context.device.type), about=about, cost=cost
+    )
     scores = [
         held_out_scores(kind.model, Samples(features[:, kind.columns], labels[held], classes), context.device)
         for kind in kinds
@@ -153,7 +155,7 @@ def iterations(context: Context, images: int) -> int:
 def start(context: Context, grid: Sequence[tuple[float, float]], classes: int) -> list[Kind]:
     """The heads before training, each from a seed of its own, so that it is the same whoever else is trained."""
     settings: LinearSettings = context.settings
-    how, device = settings.encoding(), context.device
+    how, device = settings.encoding(context.device.type), context.device
     image = torch.zeros(1, 3, *fitting(how.size, context.backbone), device=device)
     with torch.inference_mode():
         tokens = context.backbone.encode_tokens(image, how.blocks)
@@ -179,7 +181,12 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
         NonFiniteLoss: every head diverged; one that does so alone is left to lose.
     """
     settings: LinearSettings = context.settings
-    how, backbone, device, length = settings.encoding(), context.backbone, context.device, settings.batch_size
+    how, backbone, device, length = (
+        settings.encoding(context.device.type),
+        context.backbone,
+        context.device,
+        settings.batch_size,
+    )
     crops = RandomCrops(paths, fitting(how.size, backbone), backbone.data, context.seed)
     file, whole = context.work_dir / "heads.pt", iterations(context, len(paths))
     epoch = whole // settings.epochs

@@ -41,13 +41,13 @@ class EncodeSettings:
         protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        encode_batch_size: images that the backbone sees at once.
+        encode_batch_size: images that the backbone sees at once; None for 256 on a GPU and 64 elsewhere.
     """
 
     protocol: str = "own"
     size: int | None = None
     precision: Precision = "fp32"
-    encode_batch_size: int = 64
+    encode_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
@@ -58,12 +58,13 @@ class EncodeSettings:
             raise UserError(
                 f"precision={self.precision!r} is not possible; it must be {' or '.join(get_args(Precision))}"
             )
-        if self.encode_batch_size < 1:
+        if self.encode_batch_size is not None and self.encode_batch_size < 1:
             raise UserError(f"encode_batch_size={self.encode_batch_size} is not possible; it must be 1 or more")
 
-    def encoding(self) -> Encoding:
-        """How images are encoded with these settings."""
-        return Encoding((self.size, self.size) if self.size else None, self.precision, self.encode_batch_size)
+    def encoding(self, device: str) -> Encoding:
+        """How images are encoded with these settings on a type of device."""
+        batch_size = self.encode_batch_size or (256 if device == "cuda" else 64)
+        return Encoding((self.size, self.size) if self.size else None, self.precision, batch_size)
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class LinearSettings(EncodeSettings):
         if not self.random_crops and (tokens or self.epoch_length):
             raise UserError("linear: blocks, average_pool and epoch_length have a meaning with random_crops=true only")
 
-    def encoding(self) -> Encoding:
-        return replace(super().encoding(), features=self.features, blocks=max(self.blocks, default=0))
+    def encoding(self, device: str) -> Encoding:
+        return replace(super().encoding(device), features=self.features, blocks=max(self.blocks, default=0))
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def test_settings_that_make_no_sense(root, change, message):
 
 
 def test_the_defaults_train_on_embeddings():
-    assert not LinearSettings().random_crops and LinearSettings().encoding().blocks == 0
+    assert not LinearSettings().random_crops and LinearSettings().encoding("cpu").blocks == 0
+    assert [LinearSettings().encoding(device).batch_size for device in ("cpu", "cuda")] == [64, 256]
 
 
 @pytest.mark.parametrize(
