@@ -52,6 +52,8 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         global _current
         self._before, _current = _current, self
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # once: a task that was given up has no folder any more
         self.write()
         self._thread.start()
         return self
@@ -68,7 +70,6 @@ class Heartbeat:
         content = {**self.fields, "process": this_process(), "time": time.time()}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(content, default=str), encoding="utf-8")
             temporary.replace(self.path)
 

@@ -351,7 +351,7 @@ class Executor(ABC):
         with suppress(Exception):  # whoever waits for it must hear that it ended
             self._show(unit, whole=True)
         unit.line.end()
-        shutil.rmtree(unit.task.folder, ignore_errors=True)
+        _remove(unit.task.folder)
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
                 unit.future.set_exception(error)
@@ -378,6 +378,15 @@ def positive(key: str, text: str, least: int = 1) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise UserError(f"--executor-arg {key}={text}: give a whole number, {least} or more")
     return int(text)
+
+
+def _remove(folder: Path, tries: int = 5) -> None:
+    """Remove a task's folder, also where a worker that was given up writes its heartbeat meanwhile."""
+    for _ in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _sweep(root: Path) -> None:

@@ -51,7 +51,8 @@ def test_probes_keep_the_contract(place):
     assert canonical(dataclasses.asdict(settings)) == canonical(dataclasses.asdict(probe.settings_type()))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+# those of other tests are registered where they run in the same process
+@pytest.mark.parametrize("name", [name for name in DATASETS if not name.startswith("tiny-")])
 def test_datasets_keep_the_contract(name):
     spec = DATASETS[name]
     assert spec.name == name

@@ -119,9 +119,9 @@ def test_who_waits_goes_by_priority_and_size(tmp_path):
     with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
         first = executor.submit(tasks.noted, log, "first", go)
+        tasks.until(log)
         for name, priority, cpus in [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]:
             executor.submit(tasks.noted, log, name, cpus=cpus, priority=priority)
-        tasks.until(log)
         time.sleep(0.3)
         assert log.read_text() == "first\n", "what is small waits behind what is bigger and came before it"
         go.touch()
