@@ -159,6 +159,8 @@ class _Worker:
 def _begin(visible: str, cpus: int) -> None:
     """What a process does first: it sees its own GPUs, and it ends with its parent, however that went."""
     os.environ.update({"CUDA_VISIBLE_DEVICES": visible, **dict.fromkeys(THREADS, str(cpus))})
+    # loading processes: spawned ones, as this one is, would each import torch and MMLab first
+    multiprocessing.set_start_method("fork", force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then asks its processes to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 

@@ -7,6 +7,7 @@ The dataset carries all that its features follow from, so that a dumped config m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
@@ -106,10 +107,14 @@ class CachedDense(FeatureDataset):
             scale = tuple(part_of(self.pipeline, "Resize")["scale"])
             sizes = [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in infos]
         identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
-        whole = Images(self.name, lambda item: self.source.pipeline(self._info(item)), sizes, identity)
+        whole = Images(self.name, self._load, sizes, identity)
         yield keeping(self.encoder, "mmseg", whole, self.dtype, run)
         if self.fixed_crops:
             yield self._cutting(infos, images, run.progress)
+
+    def _load(self, item: int) -> dict[str, Any]:
+        """The packed image of an item of the store of features, in whichever process."""
+        return self.source.pipeline(self._info(item))
 
     def _info(self, item: int) -> dict[str, Any]:
         """The sample of an item of a store, with the crop to take."""
@@ -127,7 +132,7 @@ class CachedDense(FeatureDataset):
             kept = "uint8" if fits else "uint16"
         cells = part_of(pipeline, "FixedCrop")["crop"] ** 2 * (3 if self.field == "gt_normal_map" else 1)
         each = [cells * DTYPES[kept].itemsize] * (len(infos) * len(self.all_crops))
-        truth = content_key(content_hashes([self.source.root / info["target_path"] for info in infos]), 64)
+        truth = content_key(content_hashes([Path(info["target_path"]) for info in infos]), 64)
         identity = {"images": images, "ground truth": truth, "pipeline": pipeline, "crops": self.all_crops}
 
         def build(wanted: Sequence[Sequence[int]]) -> Any:

@@ -64,6 +64,11 @@ class CachedInstances(FeatureDataset):
         self.flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
         self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE]
         self.image_only[-1] = {"type": "PackDetInputs", "meta_keys": META_KEYS}
+        flip = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            self._pipelines = [
+                Compose([*self.image_only[:-1], *flip[flipped], self.image_only[-1]]) for flipped in self.flips
+            ]
         self._by_id = {info["img_id"]: index for index, info in enumerate(self.infos())}
 
     @property
@@ -88,17 +93,13 @@ class CachedInstances(FeatureDataset):
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         infos = self.infos()
-        flip = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            pipelines = [
-                Compose([*self.image_only[:-1], *flip[flipped], self.image_only[-1]]) for flipped in self.flips
-            ]
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
-
-        def load(item: int) -> dict[str, Any]:
-            index, flipped = divmod(item, len(self.flips))
-            return pipelines[flipped](self.source.get_data_info(index))
 
         images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
         identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
-        yield keeping(self.encoder, "mmdet", Images(self.name, load, sizes, identity), self.dtype, run)
+        yield keeping(self.encoder, "mmdet", Images(self.name, self._load, sizes, identity), self.dtype, run)
+
+    def _load(self, item: int) -> dict[str, Any]:
+        """The packed image of an item of the store of features, in whichever process."""
+        index, flipped = divmod(item, len(self.flips))
+        return self._pipelines[flipped](self.source.get_data_info(index))
