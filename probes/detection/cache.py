@@ -64,10 +64,10 @@ class CachedInstances(FeatureDataset):
         self.flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
         self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE]
         self.image_only[-1] = {"type": "PackDetInputs", "meta_keys": META_KEYS}
-        flip = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
+        mirror = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
         with DefaultScope.overwrite_default_scope("mmdet"):
             self._pipelines = [
-                Compose([*self.image_only[:-1], *flip[flipped], self.image_only[-1]]) for flipped in self.flips
+                Compose([*self.image_only[:-1], *mirror[flipped], self.image_only[-1]]) for flipped in self.flips
             ]
         self._by_id = {info["img_id"]: index for index, info in enumerate(self.infos())}
 
