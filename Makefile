@@ -18,7 +18,7 @@ run: install     ## the main job on the embedded default, then where to look
 	$(BIN)/python -m benchmark run --backbone cliptex
 
 test: lint       ## lint, then all tests, a process for each core and one more: some wait
-	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile
+	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
 lint: install    ## ruff (lint and format), mypy, import-linter, no two files that import each other
 	$(BIN)/ruff check .
