@@ -374,41 +374,6 @@ def test_place(tmp_path):
             place(*arguments)
 
 
-def test_survey(tmp_path):
-    make.make_voc(tmp_path / "VOCdevkit/VOC2012")
-    make.make_camvid(tmp_path / "camvid")
-    make.make_nyu(tmp_path / "nyu")
-    shutil.rmtree(tmp_path / "nyu/normals/test")
-    rows = {row.name: row for row in survey(tmp_path, {})}
-    assert set(rows) >= set(MAKERS) | {"imagenet", "places365"}
-    assert rows["voc"].state == "partial"
-    assert rows["voc"].found == {"train": 4, "val": 3}
-    assert rows["voc"].expected == {"train": 1464, "val": 1449}
-    assert rows["camvid"].state == "available" and "no official counts" in rows["camvid"].message
-    assert rows["nyu-depth"].state == "partial"
-    assert rows["nyu-normal"].state == "broken"
-    assert "normals/test is missing" in rows["nyu-normal"].message
-    assert rows["coco"].state == "absent"
-    assert {row.state for row in survey(None, {})} == {"absent"}
-    with pytest.raises(UserError, match="no such folder"):
-        survey(None, {"camvid": tmp_path / "nowhere"})
-
-
-def test_a_survey_says_what_a_newcomer_should_know(tmp_path):
-    import benchmark.mini.datasets  # noqa: F401  registers
-
-    make.make_coco(tmp_path / "coco")
-    make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
-    voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
-    rows = {row.name: row for row in survey(tmp_path, {})}
-    assert not [name for name in rows if name.startswith("mini-")], "made by their suite, not found among a user's data"
-    assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
-    assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
-    assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}
-    (row,) = (row for row in survey(tmp_path, {}, full=True) if row.name == "flickr8k")
-    assert row.state == "partial" and row.found == {"train": 0, "val": 3}
-
-
 def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
     """The second as mmseg's converter lays it out: flat names of scenes, a file each."""
     spec, root = DATASETS["nyu-depth"], make.make_nyu(tmp_path, 3, 3)
@@ -422,18 +387,6 @@ def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
     assert len(data.samples["train"]) == 800 and data.spec.extra["train_list"] == "24,231 raw frames"
     (row,) = (row for row in survey(None, {"nyu-depth": root}) if row.name == "nyu-depth")
     assert row.expected["train"] == 24231 and "24,231 raw frames" in row.message
-
-
-def test_a_full_survey_decodes(tmp_path):
-    root = make.make_camvid(tmp_path / "camvid")
-    make.truncate(root / "images/train/frame_train_00002.jpg")
-    row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
-    assert row.state == "available"
-    assert "frame_train_00002.jpg" in row.message
-    make.save(root / "annotations/val/frame_val_00000.png", np.full((40, 48), 200, np.uint8))
-    row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
-    assert row.state == "broken"
-    assert "label 200" in row.message
 
 
 def test_in_threads_keeps_order_and_stops_at_an_error():
