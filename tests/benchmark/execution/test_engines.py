@@ -196,7 +196,7 @@ def test_a_driver_that_ends_leaves_no_worker(name, how, tmp_path):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
-        for folder in (home() / "tasks").glob("*") if how == signal.SIGKILL else ():
+        for folder in (home() / "tasks").glob("[!.]*") if how == signal.SIGKILL else ():
             _age(folder, base.ABANDONED + 60)
         base._sweep(home() / "tasks")
 

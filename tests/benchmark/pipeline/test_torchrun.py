@@ -87,16 +87,17 @@ def assert_close_to_one_process(name: str) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_train_what_one_process_does():
+    before = set((home() / "tasks").glob("[!.]*"))
     with training("two") as process:
-        told = process.communicate(timeout=240)[0]
+        told = process.communicate(timeout=480)[0]
     assert process.returncode == 0, told
     assert told.count("clip trained: two.safetensors") == 1, told
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.tags["stage"] == "train" and run.data.metrics["cost/steps"] == 120
     assert_close_to_one_process("two")
-    assert not list((home() / "tasks").glob("[!.]*"))
+    assert set((home() / "tasks").glob("[!.]*")) <= before, "folders of this training go with it"
     with training("two") as process:
-        told = process.communicate(timeout=240)[0]
+        told = process.communicate(timeout=480)[0]
     assert "clip found (same recipe" in told and len(runs_of("two")) == 1, told
 
 
@@ -110,7 +111,7 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again():
             time.sleep(0.05)
         (job,) = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
-        told = process.communicate(timeout=240)[0]
+        told = process.communicate(timeout=480)[0]
     assert process.returncode == 0, told
     jobs = re.findall(r"^JobId=(\d+) .*? Restarts=(\d+)", subprocess.run(
         ["scontrol", "-o", "show", "job"], capture_output=True, text=True, check=True).stdout, re.MULTILINE)  # fmt: skip
@@ -126,7 +127,7 @@ def test_a_users_error_in_the_first_process_is_the_commands(here):
     (here / "pairs.csv").write_text("image,caption\n" + "nowhere.jpg,a disc\n" * 40)
     words = ["pairs.csv" if word == "pairs" else word for word in TRAIN]
     words += [*ON_TWO_NODES, "--out", "none.safetensors", "--experiment", "none"]
-    done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=480)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
 
 
