@@ -58,7 +58,7 @@ class TaskResult:
             image and ``pixels``; for classification ``rank`` of the true class; for retrieval the best ``rank`` of each query.
             All that the statistics of a report need.
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]); detection only.
-        panel: PNG with images, truth and predictions side by side; dense tasks and detection.
+        preview: PNG with images, truth and predictions side by side; dense tasks and detection.
         config: the resolved MMEngine config as text, or the settings as JSON for probes without one.
         cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see ``backbones.cliptex.cost``);
             of probes on kept features also ``encode_seconds``, ``encode_flops`` and ``encode_images_per_second`` of what this
@@ -69,7 +69,7 @@ class TaskResult:
     metrics: dict[str, float]
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
     detections: list[dict[str, Any]] | None = None
-    panel: Path | None = None
+    preview: Path | None = None
     config: str = ""
     cost: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -228,9 +228,9 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
             with gzip.open(path, "wt", encoding="utf-8") as file:
                 json.dump(result.detections, file)
             run.log_file(path)
-        if result.panel is not None:
-            run.log_file(result.panel, "pictures")
-            if (gallery := result.panel.with_name("gallery.zip")).is_file():  # a report puts backbones side by side
+        if result.preview is not None:
+            run.log_file(result.preview, "pictures")
+            if (gallery := result.preview.with_name("gallery.zip")).is_file():  # a report puts backbones side by side
                 run.log_file(gallery, "pictures")
 
 

@@ -119,7 +119,7 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
     return TaskResult(
         metrics=metrics,
         per_image=scores.per_image,
-        panel=draw_preview(trained.model, trained.val_dataset, probe.kind, context.work_dir / "panel.png"),
+        preview=draw_preview(trained.model, trained.val_dataset, probe.kind, context.work_dir / "preview.png"),
         config=probe.config(context),
         cost=added([choice.cost, trained.cost]) if choice else trained.cost,
         notes=[*scores.notes, *beaten, *(choice.notes if choice else []), *trained.notes],

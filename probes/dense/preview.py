@@ -42,14 +42,16 @@ class Predicted:
 @torch.no_grad()
 def draw_preview(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
     """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write them as a
-    PNG; and up to 48 of them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
+    PNG; and up to 48, the same among them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
     """
-    shown = [predict(model, dataset, kind, index) for index in evenly(len(dataset), images)]
+    places = evenly(len(dataset), GALLERY)
+    known = {places[place]: predict(model, dataset, kind, places[place]) for place in evenly(len(places), images)}
+    shown = list(known.values())
     draw, legend = drawing(dataset, kind, [one.truth for one in shown])
     rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
-    more = (predict(model, dataset, kind, index) for index in evenly(len(dataset), GALLERY))
+    more = (known.get(place) or predict(model, dataset, kind, place) for place in places)
     pictures = (
         (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
     )

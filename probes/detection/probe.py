@@ -80,8 +80,13 @@ class DetectionProbe:
                 "class_objects": scores.class_objects,
             },
             detections=scores.detections,
-            panel=draw_preview(
-                context.work_dir / "panel.png", context.data.root, scores.ann_file, names, scores.detections, self.masks
+            preview=draw_preview(
+                context.work_dir / "preview.png",
+                context.data.root,
+                scores.ann_file,
+                names,
+                scores.detections,
+                self.masks,
             ),
             config=self.config(context),
             cost=trained.cost,

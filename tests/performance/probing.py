@@ -87,7 +87,7 @@ def _last(runner: Any) -> dict[str, float]:
 
 @bench
 def segmentation(images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
-    """A linear segmentation probe on a frozen ViT-B/16, which is encoded in fp32 as mmseg's is, and in bf16 as suite paper does."""
+    """A linear segmentation probe on a frozen ViT-B/16: encoded in fp32, as mmseg does, and in bf16, as suite paper does."""
     from tests.performance.toys import dense
 
     batch = min(16, images)

@@ -69,7 +69,7 @@ def test_the_grid_has_each_picture_in_its_place(tmp_path):
     red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     tall = np.full((512, 256, 3), (255, 0, 255), np.uint8)
     rows = [[red, green], [blue, tall]]
-    path = write_preview(tmp_path / "panel.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
+    path = write_preview(tmp_path / "preview.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
     sheet = np.asarray(Image.open(path).convert("RGB"))
     assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
     places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
@@ -104,5 +104,5 @@ def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
 def test_a_preview_that_cannot_be_written_is_a_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_preview(tmp_path / "file" / "panel.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
+        write_preview(tmp_path / "file" / "preview.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

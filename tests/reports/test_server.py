@@ -13,18 +13,18 @@ from tests.reports.synthetic import write_run
 @pytest.mark.slow
 def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path):  # one test: a server takes long to start
     tracker = Tracker("written", mlflow_server)
-    panel = tmp_path / "panel.png"
-    panel.write_bytes(b"\x89PNG")
+    preview = tmp_path / "preview.png"
+    preview.write_bytes(b"\x89PNG")
     with tracker.run("parent", tags={"backbone": "x"}) as parent, tracker.run("voc/linear", parent=parent) as child:
         child.log_metrics({"t2i_R@5": 12.5})
         for step in range(700):
             child.log_metrics({"train/loss": step}, step)
-        child.log_file(panel, "pictures")
+        child.log_file(preview, "pictures")
     run = tracker.client.get_run(child.id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["t2i_R_at_5"] == 12.5
     assert len(tracker.client.get_metric_history(child.id, "train/loss")) == 700
-    assert [f.path for f in tracker.client.list_artifacts(child.id, "pictures")] == ["pictures/panel.png"]
+    assert [f.path for f in tracker.client.list_artifacts(child.id, "pictures")] == ["pictures/preview.png"]
     assert Tracker("written", mlflow_server).experiment_id == tracker.experiment_id
 
     tracker = Tracker("paper", mlflow_server)

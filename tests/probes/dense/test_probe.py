@@ -55,9 +55,9 @@ def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
         assert result.per_image["label"].sum(axis=1).tolist() == [45 * 64, 61 * 48, 45 * 64]
     else:
         assert result.per_image["pixels"].tolist() == [45 * 64, 61 * 48, 45 * 64]
-    with Image.open(result.panel) as panel:
-        assert panel.width >= 3 * 256
-    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+    with Image.open(result.preview) as preview:
+        assert preview.width >= 3 * 256
+    with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
         assert [one["name"] for one in index["images"]] == [str(name) for name in result.per_image["image"]]
         assert set(index["images"][0]) == {"name", "image", "truth", "prediction"}
@@ -91,7 +91,7 @@ def test_the_panel_shows_images_in_their_colours(tmp_path):
     path = tmp_path / "data" / data.samples["val"][0].image
     Image.fromarray(np.broadcast_to(np.array([200, 100, 50], np.uint8), (48, 48, 3))).save(path)
     result, _ = run(tmp_path, "segmentation", "linear", data)
-    assert Image.open(result.panel).convert("RGB").getpixel((100, 150)) == (200, 100, 50)
+    assert Image.open(result.preview).convert("RGB").getpixel((100, 150)) == (200, 100, 50)
 
 
 @pytest.mark.parametrize(("kind", "metric", "better"), [

@@ -215,13 +215,13 @@ def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, ba
     per_image = result.per_image
     assert sorted(per_image["image"]) == sorted(s.image for s in tiny_coco.prepared(root).samples["val"])
     assert per_image["detections"].sum() == len(stored) and (per_image["objects"] == 0).sum() == 1
-    assert result.panel is not None and Image.open(result.panel).width > 800
+    assert result.preview is not None and Image.open(result.preview).width > 800
     # AP over a draw of all images, from what is kept for a report
     scores = image_scores("detection", per_image, stored)
     assert scores is not None
     for metric, value in scores.metrics.items():
         assert value(np.ones((1, len(scores.images))))[0] == pytest.approx(result.metrics[metric])
-    with zipfile.ZipFile(result.panel.with_name("gallery.zip")) as pack:
+    with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))["images"]
         assert len(index) == (per_image["objects"] > 0).sum()
         for one in index:

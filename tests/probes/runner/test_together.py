@@ -130,11 +130,11 @@ def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(t
     before = calls.copy()
     contexts = {key: replace(place(tmp_path / "joint", data, *key), num_workers=workers) for key in SEGMENTATION}
     assert_same(together(contexts), results, contexts, alone)
-    # 6 batches of training and 3 of evaluation; the panel predicts each of the 3 images twice
-    assert before["TinyBackbone"] == 3 * (6 + 3 + 6)
-    assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 3 * 6
+    # 6 batches of training and 3 of evaluation; the preview predicts each of the 3 images again
+    assert before["TinyBackbone"] == 3 * (6 + 3 + 3)
+    assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 3 * 3
     if not workers:
-        assert calls["LoadGroundTruth"] - before["LoadGroundTruth"] == 6 * 3 + 3 + 3 * 6
+        assert calls["LoadGroundTruth"] - before["LoadGroundTruth"] == 6 * 3 + 3 + 3 * 3
     assert multiprocessing.active_children() == []
 
 
@@ -162,7 +162,7 @@ def test_one_pass_serves_several_ground_truths(tmp_path, data, calls, members, c
     contexts = {key: place(tmp_path / "joint", data, *key, **change) for key in members}
     assert_same(together(contexts), results, contexts, alone)
     if not change:
-        assert calls["LoadImageFromFile"] - before["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 6
+        assert calls["LoadImageFromFile"] - before["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 3
         assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 2 * 6
 
 
@@ -280,8 +280,8 @@ def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_pa
     held = held_out(grids[SEGMENTATION[0]])
     images = {data["segmentation"].samples["train"][index].image for index in held}
     assert len(held) == 1
-    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three, and the panels
-    assert calls["TinyBackbone"] == 6 + 1 + 6 + 3 + 3 * 6
+    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three, and the previews
+    assert calls["TinyBackbone"] == 6 + 1 + 6 + 3 + 3 * 3
     for key in SEGMENTATION:
         probe, scores = PROBES["/".join(key)], {}
         for rate in rates[:2]:
