@@ -163,7 +163,7 @@ def test_one_pass_serves_several_ground_truths(tmp_path, data, calls, members, c
     assert_same(together(contexts), results, contexts, alone)
     if not change:
         assert calls["LoadImageFromFile"] - before["LoadImageFromFile"] == 6 * 3 + 3 + 2 * 3
-        assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 2 * 6
+        assert calls["TinyBackbone"] - before["TinyBackbone"] == 6 + 3 + 2 * 3
 
 
 def test_groups_are_of_tasks_that_one_pass_can_train(tmp_path, data):
