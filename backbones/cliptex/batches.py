@@ -177,9 +177,10 @@ class Batches(Dataset[Batch]):
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
-        """The held-out pairs, centre crops, without labels, ``size`` at a time."""
-        for start in range(0, len(self.held_out), size):
-            samples = [self._sample(int(index), labelled=False) for index in self.held_out[start : start + size]]
+        """This rank's share of the held-out pairs, centre crops, without labels, ``size`` at a time."""
+        share = np.array_split(self.held_out, self.world)[self.rank]
+        for start in range(0, len(share), size):
+            samples = [self._sample(int(index), labelled=False) for index in share[start : start + size]]
             yield self._assemble(samples, centre_geometry([(s.image.shape[1], s.image.shape[2]) for s in samples]))
 
     def remember(self, progress: Progress, threads: int = 2) -> bool:

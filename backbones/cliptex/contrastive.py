@@ -1,11 +1,15 @@
-"""Embeddings of all ranks, with gradient, and the gradient cache that lets a large batch pass through in pieces."""
+"""open_clip's contrastive losses over the batch of all ranks, and the gradient cache that lets a large batch pass in pieces."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor, distributed, nn
+
+ContrastiveLoss = Callable[..., Tensor]
 
 
 def world() -> tuple[int, int]:
@@ -13,28 +17,6 @@ def world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, local: Tensor) -> Tensor:
-        rank, size = world()
-        context.rank, context.rows = rank, len(local)
-        parts = [torch.empty_like(local) for _ in range(size)]
-        distributed.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        # every rank's loss used these rows: their gradients are summed (an all-reduce, which every backend has)
-        total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
-        return total[context.rank * context.rows : (context.rank + 1) * context.rows]
-
-
-def gather_with_gradient(local: Tensor) -> Tensor:
-    """(n, d) of this rank → (n · ranks, d), in rank order; backward sums all ranks' gradients for its rows."""
-    return local if world()[1] == 1 else _Gather.apply(local)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -45,18 +27,36 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def cached_gradients(
-    image: Tensor, text: Tensor, logit_scale: Tensor, loss: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Contrastive loss of a batch whose embeddings were computed without gradient, and its gradients for them.
+def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
+    """The loss that an open_clip model is trained with: ``SigLipLoss`` where it has a logit bias (Zhai et al. 2023), else the
+    symmetric InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3).
+
+    Each rank scores its own rows against the columns of all; averaged over ranks, as DDP averages gradients, loss and gradients
+    are those of one process with the joint batch. Every rank brings as many rows.
+
+    Returns:
+        a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale`` (exponentiated) and ``logit_bias``,
+        scalars, that gives a scalar float32.
+    """
+    rank, size = world()
+    if getattr(clip, "logit_bias", None) is not None:
+        loss: Any = SigLipLoss(rank=rank, world_size=size, dist_impl="gather")
+    else:
+        loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=size)
+
+    def compute(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+        return loss(image.float(), text.float(), logit_scale, logit_bias)
+
+    return compute
+
+
+def cached_gradients(embeddings: Mapping[str, Tensor], loss: ContrastiveLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """Contrastive loss of a batch that was embedded without gradient, and its gradients for the arguments of ``loss``.
 
     Gradient caching (Gao et al. 2021, arXiv:2101.06983): a micro-batch is then run again with gradient and
     ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the gradient of the whole batch.
-
-    Returns:
-        loss, and its gradients for ``image``, ``text`` and ``logit_scale``.
     """
-    leaves = [tensor.detach().float().requires_grad_() for tensor in (image, text, logit_scale)]
-    value = loss(*leaves)
-    image_gradient, text_gradient, scale_gradient = torch.autograd.grad(value, leaves)
-    return value.detach(), image_gradient, text_gradient, scale_gradient
+    leaves = {name: tensor.detach().float().requires_grad_() for name, tensor in embeddings.items()}
+    value = loss(**leaves)
+    gradients = torch.autograd.grad(value, list(leaves.values()))
+    return value.detach(), dict(zip(leaves, gradients, strict=True))

@@ -1,6 +1,6 @@
-"""The losses of CLIPTeX: contrastive over the global batch, and one for each pseudo-label.
+"""The losses of CLIPTeX for its pseudo-labels, beside the contrastive one.
 
-Dense losses return (total, count), not a mean: the mean over a global batch is then the same however the batch is split
+They return (total, count), not a mean: the mean over a global batch is then the same however the batch is split
 over ranks and micro-batches. An empty mask gives total 0 with gradient 0, and count 0.
 """
 
@@ -14,34 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.augment import IGNORE
-from backbones.cliptex.contrastive import gather_with_gradient, world
 
 Summed = tuple[Tensor, Tensor]
 FLAT = 1e-6
-
-
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE (Radford et al. 2021, fig. 3) over the batch of all ranks.
-
-        L = ½ [CE(s · I Tᵀ, diagonal) + CE(s · T Iᵀ, diagonal)]
-
-    Each rank scores its own rows against the columns of all; averaged over ranks (as DDP averages gradients), loss and
-    gradients equal those of one process with the joint batch.
-
-    Args:
-        image, text: (n, d) unit-length embeddings of this rank's pairs; every rank brings the same n.
-        logit_scale: scalar s, already exponentiated.
-
-    Returns:
-        scalar float32: the mean over this rank's rows.
-    """
-    image, text = image.float(), text.float()
-    rank, _ = world()
-    all_image, all_text = gather_with_gradient(image), gather_with_gradient(text)
-    target = torch.arange(len(image), device=image.device) + rank * len(image)
-    to_text = F.cross_entropy(logit_scale * image @ all_text.T, target)
-    to_image = F.cross_entropy(logit_scale * text @ all_image.T, target)
-    return (to_text + to_image) / 2
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Summed:

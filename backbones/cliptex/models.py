@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -183,13 +183,18 @@ class Towers(nn.Module):
 
     def __init__(self, clip: nn.Module, layers: tuple[int, ...], heads: TaskHeads | None) -> None:
         super().__init__()
+        if heads is not None and any(isinstance(part, PatchDropout) for part in clip.modules()):
+            raise UserError(
+                "the task heads need every patch, and this model drops some; set patch_dropout to 0 in its config"
+            )
         self.clip = clip
         self.heads = heads
         self.layers = list(layers)
 
     def forward(self, images: Tensor, tokens: Tensor, label_size: int = 0) -> dict[str, Any]:
         """(N, 3, S, S) normalised images and (N, L) tokens → ``image``, ``text`` (N, d) unit length, ``logit_scale``
-        (exponentiated), and with ``label_size`` > 0 and heads ``dense``: task → prediction (see ``TaskHeads``)."""
+        (exponentiated), ``logit_bias`` where the model has one, and ``dense``: with ``label_size`` > 0 and heads task →
+        prediction (see ``TaskHeads``)."""
         clip: Any = self.clip
         dense: dict[str, Tensor] = {}
         if isinstance(clip.visual, TimmModel):  # convolutions are faster so
@@ -203,10 +208,12 @@ class Towers(nn.Module):
             dense = self.heads(seen["image_intermediates"], (label_size, label_size))
         else:
             image = clip.encode_image(images)
+        bias = getattr(clip, "logit_bias", None)
         return {
             "image": F.normalize(image, dim=-1),
             "text": clip.encode_text(tokens, normalize=True),
             "logit_scale": clip.logit_scale.exp(),
+            **({} if bias is None else {"logit_bias": bias + 0.0}),
             "dense": dense,
         }
 

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a cosine, gradient clipping, the bound on CLIP's logit scale, and the moving average."""
+"""AdamW with a warm-up and a cosine, gradient clipping, the bound on CLIP's logit scale, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from backbones.cliptex.models import Towers
 from backbones.cliptex.recipes import Recipe
@@ -17,16 +18,20 @@ MAX_LOGIT_SCALE = math.log(100)
 def build_optimizer(towers: Towers, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) in four groups: towers and heads, with and without decay.
 
-    No decay for anything of fewer than two dimensions (norms, biases, logit scale), position and class embeddings.
+    No decay for anything of fewer than two dimensions (norms, biases, logit scale), nor for what a part of the model says of
+    itself (``no_weight_decay``: position and class embeddings).
     """
-    clip: Any = towers.clip
-    undecayed = clip.no_weight_decay() if hasattr(clip, "no_weight_decay") else set()
+    undecayed = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in towers.named_modules() if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }  # fmt: skip
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in towers.named_parameters():
         if not parameter.requires_grad:
             continue
         head = name.startswith("heads.")
-        plain = parameter.ndim < 2 or name.removeprefix("clip.") in undecayed
+        plain = parameter.ndim < 2 or name in undecayed
         groups.setdefault((head, plain), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -40,6 +45,7 @@ def build_optimizer(towers: Towers, recipe: Recipe) -> torch.optim.AdamW:
         lr=recipe.lr,
         betas=(recipe.beta1, recipe.beta2),
         eps=1e-6,
+        fused=True if next(towers.parameters()).is_cuda else None,
     )
 
 
@@ -52,7 +58,8 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def update(towers: Towers, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float) -> float:
-    """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al. 2021, § 2.5).
+    """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al. 2021, § 2.5; SigLIP's, which
+    has a bias beside it, is free).
 
     Returns:
         the gradient's norm before it was clipped.
@@ -64,18 +71,21 @@ def update(towers: Towers, optimizer: torch.optim.Optimizer, recipe: Recipe, lr:
             group["lr"] = lr * group["multiple"]
         optimizer.step()
         clip: Any = towers.clip
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if getattr(clip, "logit_bias", None) is None:
+            with torch.no_grad():
+                clip.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-@torch.no_grad()
-def average(ema: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the model; at first with a smaller decay, (1 + step) / (10 + step), to forget."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            ema[name].lerp_(value, 1 - decay)
-        else:
-            ema[name].copy_(value)
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A moving average of the model's weights and buffers; at first with a smaller decay, (1 + step) / (10 + step), to forget."""
+
+    def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        step = int(count)
+        moved = torch.lerp(mean, value, 1 - min(decay, (1 + step) / (10 + step)))
+        return torch.where(mean == value, value, moved)  # masks of attention hold -inf
+
+    return AveragedModel(model, avg_fn=average, use_buffers=True)

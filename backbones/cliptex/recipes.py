@@ -15,7 +15,8 @@ from backbones.overrides import fields_of, parse_pairs, with_changes
 
 Task = Literal["seg", "depth", "normal"]
 TASKS: tuple[Task, ...] = ("seg", "depth", "normal")
-VERSION = 1  # raised whenever the same recipe would give other weights
+WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights
+VERSION = 2  # raised whenever the same recipe would give other weights
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Recipe:
             ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;
             ``grad_clip`` is the largest norm of the whole gradient (0: no limit).
         head_lr: the heads' learning rate, as a multiple of ``lr``: they start from nothing.
-        ema: decay of the moving average that is exported (0: none, the last weights are exported).
-        precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32).
+        ema: decay of the moving average that is validated and exported (0: none, the last weights are exported).
+        precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32); ``auto`` is bf16 on CUDA.
+        compile: through ``torch.compile``; grad_checkpointing: activations are computed again in the backward pass, which saves
+            memory. Neither changes the weights beyond rounding.
         image_size: square input in pixels; 0 keeps the model's own.
         crop_scale: range of the crop's area as a share of the largest square; flip: probability; rotate: ± degrees.
         label_size: side of the maps that the dense losses compare; 0 takes four pixels for each patch.
@@ -69,7 +72,9 @@ class Recipe:
     beta2: float = 0.98
     grad_clip: float = 1.0
     ema: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    grad_checkpointing: bool = False
     image_size: int = 0
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: float = 0.5
@@ -120,7 +125,7 @@ class Recipe:
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests); the name does not count."""
-        settings = {name: value for name, value in asdict(self).items() if name != "name"}
+        settings = {name: value for name, value in asdict(self).items() if name not in ("name", *WITHOUT_EFFECT)}
         if not self.tasks:  # settings of heads that do not exist, labels that are not read
             unused = ("lambda_seg", "lambda_depth", "lambda_normal", "experts", "normal_confidence")
             settings |= dict.fromkeys((*unused, "head_lr", "head_width", "label_size"))

@@ -15,7 +15,8 @@ def recall(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dic
         image, text: (N, d) unit-length embeddings.
 
     Returns:
-        ``i2t_R@k`` and ``t2i_R@k`` in percent. Ties count against the true partner, so constant embeddings score 0.
+        ``i2t_R@k`` and ``t2i_R@k`` in percent. Ties count against the true partner, so constant embeddings score 0, as
+        NaN does.
     """
     metrics: dict[str, float] = {}
     for name, queries, targets in (("i2t", image, text), ("t2i", text, image)):
@@ -23,7 +24,7 @@ def recall(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dic
         for start in range(0, len(queries), CHUNK):
             scores = queries[start : start + CHUNK] @ targets.T
             own = scores.diagonal(start)[:, None]
-            better.append((scores >= own).sum(1) - 1)
+            better.append((~(scores < own)).sum(1) - 1)
         rank = torch.cat(better)
         metrics |= {f"{name}_R@{k}": 100.0 * (rank < k).float().mean().item() for k in ks if k <= len(targets)}
     return metrics

@@ -1,38 +1,30 @@
-"""The training loop that ``clip``, ``clip-ft`` and ``cliptex`` share. It reads top to bottom: ``train`` is the recipe.
+"""Training that ``clip``, ``clip-ft`` and ``cliptex`` share: from initial weights, pairs and labels to an exported backbone.
 
 L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal}
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from backbones.base import state_sha256
 from backbones.checkpoint import read_checkpoint, save_checkpoint
-from backbones.cliptex.batches import Batch, Batches, Labels, count_bad
-from backbones.cliptex.contrastive import sum_over_ranks
-from backbones.cliptex.cost import count_flops
+from backbones.cliptex.batches import Batches, Labels
 from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.losses import dense_loss
 from backbones.cliptex.models import Start, Towers, load_start, map_shapes
-from backbones.cliptex.optimizer import average, build_optimizer, learning_rate, update
-from backbones.cliptex.pairs import PairSource, Tally
-from backbones.cliptex.processes import Place, processes
-from backbones.cliptex.protocols import Progress, RunLog, Silent
+from backbones.cliptex.pairs import PairSource
+from backbones.cliptex.processes import processes
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.resume import load_state, remove_state, save_state
-from backbones.cliptex.retrieval import recall
-from backbones.cliptex.steps import Steps
-from backbones.errors import NonFiniteLoss, UserError
+from backbones.cliptex.trainer import TrainContext, Trainer
+from backbones.errors import UserError
 from backbones.files import content_key
+
+__all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class TrainResult:
         key: identity of recipe, initial weights, pairs and labels.
         metrics: last losses and validation retrieval.
         cost: ``train_seconds``, ``train_flops``, ``flops_per_step``, ``images_per_second``, ``steps``.
-        notes: things the user should know, one line each (unreadable pairs …).
+        notes: things the user should know, one line each (unreadable pairs, skipped steps …).
         trained: False when the weights were there already.
     """
 
@@ -65,19 +57,12 @@ def train(
     pairs: PairSource,
     out: str | Path,
     labels: Labels | None = None,
-    log: RunLog | None = None,
-    progress: Progress | None = None,
-    device: str | torch.device = "cpu",
-    resume_dir: str | Path | None = None,
-    workers: int = 2,
-    log_every: int = 20,
-    norms_every: int = 100,
-    save_seconds: float = 60.0,
+    context: TrainContext | None = None,
 ) -> TrainResult:
     """Train and export a backbone, or return at once when ``out`` holds these very weights.
 
     Under ``torchrun`` every process calls this with the same arguments; the batch is split over them, and the result is
-    that of one process up to the order of sums (and up to batch norms, which see each process's share by itself).
+    that of one process up to the order of sums (and, on CPUs, up to batch norms, which see each process's share by itself).
 
     Args:
         recipe: what to do; see ``recipes``.
@@ -85,32 +70,21 @@ def train(
         pairs: image-caption pairs.
         out: where the weights go (safetensors).
         labels: pseudo-labels (``labels.LabelStore``, ``joined.JoinedLabels``); read only when a task counts.
-        log: gets ``train/loss``, ``train/loss_TASK``, ``train/lr``, ``train/images_per_second``, ``train/grad_norm``,
-            ``train/grad_norm_TASK``, ``train/logit_scale``, ``train/lambda_TASK``, ``val/i2t_R@1`` …
-        progress: one bar over the steps.
-        device: ``cpu``, ``cuda`` …
-        resume_dir: where the state is kept meanwhile (default: beside ``out``); an interrupted training goes on from
-            there, on CPU to the same bits. Removed at the end.
-        workers: loading processes where pairs do not fit into memory; never changes a result.
-        log_every, norms_every: steps between log entries and between measurements of the losses' gradient norms.
-        save_seconds: between savings of the state.
+        context: where and how it is computed; never changes the result beyond rounding.
 
     Raises:
         UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable pairs.
         NonFiniteLoss: the loss broke; says at which step.
     """
-    out = Path(out)
+    out, context = Path(out), context or TrainContext()
     if recipe.tasks and labels is None:
         raise UserError(f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give --labels DIR")
-    with processes(device) as place, torch.random.fork_rng(devices=[]):
+    with processes(context.device) as place, torch.random.fork_rng(devices=[]), _tf32(place.device):
         start = load_start(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
         key = _key(recipe, start, pairs, labels)
         if done := place.share(_finished(out, key) if place.first else None):
             return done
-        log = log if log and place.first else Silent()
-        progress = progress if progress and place.first else Silent()
-        state_path = (Path(resume_dir) if resume_dir else out.with_name(f"{out.name}.resume")) / "state.pt"
-
+        context = context.told(place, out)
         label_size = _label_size(recipe, start)
         batches = Batches(
             pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=label_size,
@@ -119,105 +93,23 @@ def train(
         _check_labels(batches)
         torch.manual_seed(recipe.seed)
         towers = Towers(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
-        optimizer = build_optimizer(towers, recipe)
-        steps = Steps(towers, recipe, label_size, place.device)
-        ema = {name: t.clone() for name, t in start.model.state_dict().items()} if recipe.ema else {}
-        bad, unlabelled = Tally(f"pairs of {pairs.name}"), Tally("pairs without labels")
-        clock = {"seconds": 0.0, "flops_per_step": 0.0}
-
-        saved = place.share(load_state(state_path, key) if place.first else None)
-        first = 0
-        if saved:
-            first = saved["step"]
-            towers.load_state_dict(saved["towers"])
-            optimizer.load_state_dict(saved["optimizer"])
-            ema = {name: t.to(place.device) for name, t in saved["ema"].items()}
-            clock, bad.bad, unlabelled.bad = saved["clock"], saved["bad"], saved["unlabelled"]
-
-        def save(step: int) -> None:
-            clock["seconds"] = before + time.perf_counter() - began
-            save_state(
-                state_path,
-                {
-                    "key": key, "step": step, "towers": towers.state_dict(), "optimizer": optimizer.state_dict(),
-                    "ema": ema, "clock": clock, "bad": bad.bad, "unlabelled": unlabelled.bad,
-                },
-            )  # fmt: skip
-
-        batches.remember(progress, threads=max(1, workers))
-        log.log_metrics({f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}, first)
-        progress.start(f"train {recipe.name}", batches.steps)
-        progress.advance(first)
-        window = _Window(recipe)
-        metrics: dict[str, float] = {}
-        before, began, last_saved = clock["seconds"], time.perf_counter(), time.perf_counter()
-        step, changing, buffers = first, False, towers.buffers_now()
-        try:
-            for batch in batches.loader(first, workers):
-                torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout
-                count_bad(batch, bad, unlabelled)
-                bad.check(len(pairs))
-                unlabelled.check(len(pairs))
-                batch = batch.to(place.device)
-                if not clock["flops_per_step"]:
-                    clock["flops_per_step"] = _flops(steps, batch) * place.world
-                lr = learning_rate(recipe, step, batches.steps)
-                losses, norms = steps.backward(batch, norms=step % norms_every == 0)
-                changing = True
-                norm = update(towers, optimizer, recipe, lr)
-                if not math.isfinite(norm):
-                    raise NonFiniteLoss(_broken(recipe, step, losses))
-                if ema:
-                    average(ema, towers.clip, recipe.ema, step)
-                buffers = towers.buffers_now()
-                step, changing = step + 1, False
-
-                window.add(losses, norm, recipe.batch_size)
-                if step % log_every == 0 or norms or step == batches.steps:
-                    metrics |= window.read(towers, lr)
-                    log.log_metrics(metrics | {f"train/grad_norm_{name}": value for name, value in norms.items()}, step)
-                if len(batches.held_out) and (step % batches.steps_per_epoch == 0 or step == batches.steps):
-                    if place.first:
-                        if step == batches.steps and ema:
-                            towers.clip.load_state_dict(ema)
-                        metrics |= _validate(steps, batches, place)
-                        log.log_metrics({k: v for k, v in metrics.items() if k.startswith("val/")}, step)
-                    place.wait()
-                if place.first and time.perf_counter() - last_saved > save_seconds and step < batches.steps:
-                    save(step)
-                    last_saved = time.perf_counter()
-                progress.advance()
-        except KeyboardInterrupt:
-            if place.first and not changing and step < batches.steps:
-                towers.put_back(buffers)  # the forward pass of a step that was not finished counts for nothing
-                save(step)
-            raise
-        seconds = before + time.perf_counter() - began
-        cost = {
-            "train_seconds": seconds,
-            "train_flops": clock["flops_per_step"] * batches.steps,
-            "flops_per_step": clock["flops_per_step"],
-            "images_per_second": batches.steps * recipe.batch_size / seconds,
-            "steps": float(batches.steps),
-        }
-        for tally in (bad, unlabelled):  # each process read its own share
-            tally.bad = {key: reason for found in place.gather(tally.bad) for key, reason in found.items()}
-        notes = [tally.summary() for tally in (bad, unlabelled) if tally.bad]
-        weights = ema or start.model.state_dict()
+        trainer = Trainer(recipe, towers, batches, place, context, key)
+        trainer.run()
+        cost, notes, weights = trainer.cost(), trainer.notes(), trainer.weights()
         if place.first:
             extra = {
                 "recipe": asdict(recipe), "key": key, "init": init, "init_sha256": start.digest,
                 "labels": labels.identity if labels is not None and recipe.tasks else "",
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
-                "metrics": metrics, "cost": cost, "notes": notes,
+                "metrics": trainer.metrics, "cost": cost, "notes": notes,
             }  # fmt: skip
             save_checkpoint(
                 out, weights, architecture=start.architecture, model_config=start.model_config, data=start.data,
                 licence=start.licence, source=f"{recipe.name} from {start.source}", extra=extra,
             )  # fmt: skip
-            remove_state(state_path)
+            trainer.states.remove()
         place.wait()
-        return TrainResult(out, state_sha256(dict(weights)), key, metrics, cost, notes)
+        return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
 
 
 def find_trained(
@@ -290,76 +182,13 @@ def _check_labels(batches: Batches) -> None:
             raise UserError(f"the labels have no {task} for pairs such as {pairs.key(0)}; label {pairs.name} first")
 
 
-def _flops(steps: Steps, batch: Batch) -> float:
-    """Floating-point operations of one process's step; one extra pass, no communication, no trace in the model."""
-    buffers = steps.towers.buffers_now()
-    part = batch.split(steps.recipe.accumulate)[0]
-
-    def embed() -> Mapping[str, Any]:
-        with steps.autocast():
-            return steps.towers(part.images, part.tokens, steps.label_size)
-
-    def forward_and_backward() -> None:
-        out = embed()
-        loss: Any = (out["image"] @ out["text"].T).float().mean()
-        for task in steps.recipe.tasks:
-            loss = loss + dense_loss(task, out["dense"][task], part.targets)[0]
-        loss.backward()
-
-    total = count_flops(forward_and_backward) * steps.recipe.accumulate
-    steps.towers.zero_grad(set_to_none=True)
-    if steps.recipe.accumulate > 1:
-        with torch.no_grad():
-            total += count_flops(embed) * steps.recipe.accumulate
-    steps.towers.put_back(buffers)
-    return float(total)
-
-
-@torch.no_grad()
-def _validate(steps: Steps, batches: Batches, place: Place) -> dict[str, float]:
-    steps.towers.eval()
-    images, texts = [], []
-    for batch in batches.validation():
-        batch = batch.to(place.device)
-        with steps.autocast():
-            out = steps.towers(batch.images, batch.tokens)
-        images.append(out["image"].float())
-        texts.append(out["text"].float())
-    steps.towers.train()
-    return {f"val/{name}": value for name, value in recall(torch.cat(images), torch.cat(texts)).items()}
-
-
-class _Window:
-    """Means of the losses since they were last read."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.names = ("clip", *recipe.tasks)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.losses: list[Tensor] = []
-        self.norm, self.images, self.began = 0.0, 0, time.perf_counter()
-
-    def add(self, losses: Mapping[str, Tensor], norm: float, images: int) -> None:
-        self.losses.append(torch.stack([losses[name] for name in self.names]))
-        self.norm, self.images = norm, self.images + images
-
-    def read(self, towers: Towers, lr: float) -> dict[str, float]:
-        local = torch.stack(self.losses).mean(0)
-        mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
-        logit_scale: Any = towers.clip.logit_scale
-        read = {f"train/loss_{name}": value for name, value in zip(self.names, mean, strict=True)}
-        read["train/loss"] = sum(self.recipe.weight(name) * read[f"train/loss_{name}"] for name in self.names)
-        read |= {"train/lr": lr, "train/grad_norm": self.norm, "train/logit_scale": logit_scale.exp().item()}
-        read["train/images_per_second"] = self.images / (time.perf_counter() - self.began)
-        self._clear()
-        return read
-
-
-def _broken(recipe: Recipe, step: int, losses: Mapping[str, Tensor]) -> str:
-    named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
-    return (
-        f"recipe {recipe.name!r}: the gradient became NaN or infinite at step {step + 1} (losses: {named}); "
-        f"lower lr or the lambdas, or use precision=fp32"
-    )
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    """What is not in bf16 multiplies in TF32 on GPUs that have it."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

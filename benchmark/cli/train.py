@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="between savings of what a killed run goes on from",
     )
+    add(
+        "--keep-every",
+        type=at_least(0, int),
+        default=0,
+        metavar="STEPS",
+        help="keep the state of every so many steps (default: none)",
+    )
     add("--experiment", default="train", help="MLflow experiment (default: train)")
     add_tracking(parser)
 
@@ -63,7 +70,7 @@ def main(options: argparse.Namespace) -> int:
     inputs = TrainingInputs(
         recipe=recipe, init=options.init, pairs=options.pairs, out=options.out.absolute(),
         labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
-        save_seconds=options.save_every, experiment=options.experiment,
+        save_seconds=options.save_every, keep_every=options.keep_every, experiment=options.experiment,
     )  # fmt: skip
     with using(options.tracking_uri):
         here = replace(inputs, device=spec.device, num_workers=2 if spec.num_workers is None else spec.num_workers)

@@ -15,7 +15,7 @@ from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.train import TrainResult, find_trained, train
+from backbones.cliptex.train import TrainContext, TrainResult, find_trained, train
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -38,7 +38,7 @@ class TrainingInputs:
         labels: stores of their labels; where a pair has labels in several, the first counts.
         out: where the weights go.
         device, num_workers: where and how it is computed; never change the result beyond rounding.
-        save_seconds: between savings of what a killed training goes on from.
+        save_seconds: between savings of what a killed training goes on from; keep_every: steps between states that stay.
         experiment: in MLflow; parent: id of the run that this one nests under, '' for none.
         pruning: stops the training of a bad trial.
     """
@@ -51,6 +51,7 @@ class TrainingInputs:
     device: str = "auto"
     num_workers: int = 2
     save_seconds: float = 60.0
+    keep_every: int = 0
     experiment: str = "train"
     parent: str = ""
     pruning: Pruning | None = None
@@ -112,10 +113,13 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
 
 def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
     progress = reporter() if first_process() else Silent()
+    context = TrainContext(
+        device=choose_device(inputs.device), log=log or Silent(), progress=progress, workers=inputs.num_workers,
+        save_seconds=inputs.save_seconds, keep_every=inputs.keep_every,
+    )  # fmt: skip
     return train(
         inputs.recipe, init=inputs.init, pairs=open_pairs(inputs.pairs, progress),
-        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None, out=inputs.out, log=log, progress=progress,
-        device=choose_device(inputs.device), workers=inputs.num_workers, save_seconds=inputs.save_seconds,
+        labels=open_labels(inputs.labels) if inputs.recipe.tasks else None, out=inputs.out, context=context,
     )  # fmt: skip
 
 

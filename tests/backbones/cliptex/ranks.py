@@ -14,7 +14,7 @@ from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.processes import processes
 from backbones.cliptex.recipes import RECIPES, Recipe
 from backbones.cliptex.steps import Steps
-from backbones.cliptex.train import train
+from backbones.cliptex.train import TrainContext, train
 from tests.backbones.cliptex import toy
 
 RECIPE = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=1, lr=1e-3, head_lr=1.0, lambda_depth=0.5)
@@ -46,7 +46,7 @@ def one_rank(folder: Path, accumulate: int, pairs_dir: str) -> None:
         recorder = toy.Recorder()
         result = train(
             recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
-            out=folder / "two.safetensors", log=recorder, progress=recorder, workers=0,
+            out=folder / "two.safetensors", context=TrainContext(log=recorder, progress=recorder, workers=0),
         )  # fmt: skip
         assert bool(recorder.metrics) == place.first
         (folder / f"sha{place.rank}").write_text(result.sha256)

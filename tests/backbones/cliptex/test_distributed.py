@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.cliptex.pairs import open_pairs
-from backbones.cliptex.train import train
+from backbones.cliptex.train import TrainContext, train
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step
 from tests.forks import ranks
@@ -35,7 +35,7 @@ def test_two_processes_equal_one(tmp_path, pairs_dir, accumulate):
     assert (tmp_path / "sha0").read_text() == (tmp_path / "sha1").read_text()
     one = train(
         replace(RECIPE, accumulate=accumulate), init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
-        out=tmp_path / "one.safetensors", workers=0,
+        out=tmp_path / "one.safetensors", context=TrainContext(workers=0),
     )  # fmt: skip
     two, alone = load_file(tmp_path / "two.safetensors"), load_file(one.path)
     # Adam divides by the gradient's own size, so rounding of near-zero gradients can turn a step around

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import nn
 from torch.nn import functional as F
 
 from backbones.cliptex.augment import IGNORE
-from backbones.cliptex.contrastive import cached_gradients
+from backbones.cliptex.contrastive import cached_gradients, contrastive_loss
 from backbones.cliptex.losses import (
-    contrastive_loss,
     dense_loss,
     depth_loss,
     label_count,
@@ -30,27 +29,37 @@ def mean(summed):
     return (total / count).item()
 
 
-def test_contrastive_by_hand_and_beside_open_clip():
+def clip(**more):
+    return nn.ParameterDict({"logit_scale": torch.tensor(0.0), **more})
+
+
+def test_contrastive_by_hand():
     image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     text = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     # logits at scale 1: [[1, .6], [0, .8]]
     rows = (math.log(1 + math.exp(0.6 - 1)) + math.log(1 + math.exp(0 - 0.8))) / 2
     columns = (math.log(1 + math.exp(0 - 1)) + math.log(1 + math.exp(0.6 - 0.8))) / 2
-    assert contrastive_loss(image, text, torch.tensor(1.0)).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
-    image, text = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(9, 5), dim=1)
-    expected = ClipLoss()(image, text, torch.tensor(14.3))
-    assert torch.allclose(contrastive_loss(image, text, torch.tensor(14.3)), expected)
+    loss = contrastive_loss(clip())(image, text, torch.tensor(1.0))
+    assert loss.item() == pytest.approx((rows + columns) / 2, rel=1e-6)
+    # the mean over images of −Σ log σ(±logit), + on the diagonal, with a bias of −1
+    logits = np.array([[1, 0.6], [0, 0.8]]) - 1
+    expected = -np.log(1 / (1 + np.exp(-logits * (2 * np.eye(2) - 1)))).sum() / 2
+    siglip = contrastive_loss(clip(logit_bias=torch.tensor(-1.0)))
+    assert siglip(image, text, torch.tensor(1.0), torch.tensor(-1.0)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_cached_gradients_are_the_gradients():
-    image = F.normalize(torch.randn(6, 4), dim=1).requires_grad_()
-    text = F.normalize(torch.randn(6, 4), dim=1).requires_grad_()
-    scale = torch.tensor(5.0, requires_grad=True)
-    loss = contrastive_loss(image, text, scale)
-    expected = torch.autograd.grad(loss, [image, text, scale])
-    value, *cached = cached_gradients(image, text, scale, contrastive_loss)
-    assert torch.allclose(value, loss)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(cached, expected, strict=True))
+@pytest.mark.parametrize("bias", [None, -3.0])
+def test_cached_gradients_are_the_gradients(bias):
+    values = {"image": F.normalize(torch.randn(6, 4), dim=1), "text": F.normalize(torch.randn(6, 4), dim=1)}
+    values |= {"logit_scale": torch.tensor(5.0)} | ({} if bias is None else {"logit_bias": torch.tensor(bias)})
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    loss = ClipLoss() if bias is None else SigLipLoss()
+    whole = loss(leaves["image"], leaves["text"], leaves["logit_scale"], leaves.get("logit_bias"))
+    expected = torch.autograd.grad(whole, list(leaves.values()))
+    ours = contrastive_loss(clip() if bias is None else clip(logit_bias=torch.tensor(bias)))
+    value, cached = cached_gradients(values, ours)
+    assert torch.allclose(value, whole)
+    assert all(torch.allclose(cached[name], one, atol=1e-6) for name, one in zip(leaves, expected, strict=True))
 
 
 def test_segmentation_by_hand():

@@ -27,7 +27,7 @@ from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.recipes import RECIPES
 from backbones.cliptex.retrieval import recall
 from backbones.cliptex.steps import Steps
-from backbones.cliptex.train import find_trained, train
+from backbones.cliptex.train import TrainContext, find_trained, train
 from backbones.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork
@@ -41,9 +41,16 @@ def pairs(tmp_path_factory):
     return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
 
 
-def run(recipe, pairs, out, **more):
-    more = {"labels": toy.ToyLabels(), "workers": 0, **more}
-    return train(recipe, init=more.pop("init", "random"), pairs=pairs, out=out, **more)
+def run(recipe, pairs, out, *, init="random", labels=..., **context):
+    labels = toy.ToyLabels() if labels is ... else labels
+    context = TrainContext(**{"workers": 0, **context})
+    return train(recipe, init=init, pairs=pairs, out=out, labels=labels, context=context)
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest state in a folder; it can be read."""
+    newest = max(folder.glob("state-*.pt"))
+    return torch.load(newest, weights_only=True)["step"]
 
 
 def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatch):
@@ -172,11 +179,11 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(recipe, pairs, tmp_path / "cut.safetensors", progress=Interrupt())
-    state = tmp_path / "cut.safetensors.resume" / "state.pt"
-    assert torch.load(state, weights_only=True)["step"] == 3 and not (tmp_path / "cut.safetensors").exists()
+    states = tmp_path / "cut.safetensors.resume"
+    assert newest(states) == 3 and not (tmp_path / "cut.safetensors").exists()
     recorder = toy.Recorder()
     resumed = run(recipe, pairs, tmp_path / "cut.safetensors", progress=recorder)
-    assert resumed.sha256 == whole.sha256 and recorder.steps == 5 and not state.parent.exists()
+    assert resumed.sha256 == whole.sha256 and recorder.steps == 5 and not states.exists()
     assert {k: v for k, v in resumed.metrics.items() if k.startswith("val/")} == {
         k: v for k, v in whole.metrics.items() if k.startswith("val/")
     }
@@ -198,7 +205,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
     monkeypatch.setattr(Steps, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init)
-    assert torch.load(tmp_path / "cut.safetensors.resume" / "state.pt", weights_only=True)["step"] == 2
+    assert newest(tmp_path / "cut.safetensors.resume") == 2
     assert run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init).sha256 == whole.sha256
 
 
@@ -221,11 +228,7 @@ class Kill(toy.Recorder):
 
 def train_elsewhere(pairs: str, out: Path, kill: bool) -> None:
     progress = Kill() if kill else toy.Recorder()
-    done = train(
-        CLIPTEX, init="random", pairs=open_pairs(pairs), labels=toy.ToyLabels(), out=out, progress=progress, workers=0,
-        save_seconds=0.0,
-    )  # fmt: skip
-    print(done.sha256)
+    print(run(CLIPTEX, open_pairs(pairs), out, progress=progress, save_seconds=0.0).sha256)
 
 
 def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
@@ -234,7 +237,7 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
         return Fork(train_elsewhere, folder, tmp_path / "a", kill, output=tmp_path / f"said-{kill}")
 
     assert start(kill=True).end() == -signal.SIGKILL
-    assert torch.load(tmp_path / "a.resume/state.pt", weights_only=True)["step"] == 4
+    assert newest(tmp_path / "a.resume") in (3, 4)  # the last may not have been written yet
     resumed = start(kill=False)
     assert resumed.end() == 0, resumed.said()
     threads = torch.get_num_threads()
@@ -245,9 +248,134 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
 
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
-    with pytest.raises(NonFiniteLoss, match=r"NaN or infinite at step \d .*clip .*lower lr"):
+    with pytest.raises(NonFiniteLoss, match=r"NaN or infinite 5 times in a row, last at step 6 .*clip .*lower lr"):
         run(replace(CLIPTEX, lr=1e30, warmup=0.0), pairs, tmp_path / "w.safetensors")
+    with pytest.raises(NonFiniteLoss, match=r"infinite 10 times in a row, last at step 11 "):
+        run(replace(CLIPTEX, lr=1e30, warmup=0.0, epochs=10.0), pairs, tmp_path / "w.safetensors")
     assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path, monkeypatch):
+    whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors")
+    calls, backward = [], Steps.backward
+
+    def broken(self, *args, **more):
+        found = backward(self, *args, **more)
+        calls.append(1)
+        if len(calls) in (2, 3):
+            self.towers.clip.logit_scale.grad.fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(Steps, "backward", broken)
+    recorder = toy.Recorder()
+    result = run(CLIPTEX, pairs, tmp_path / "w.safetensors", log=recorder, log_every=1)
+    assert result.notes == ["2 of 6 steps were skipped: their gradient was not finite"] and len(calls) == 6
+    assert result.sha256 != whole.sha256
+    assert all(torch.isfinite(value).all() for value in load_file(result.path).values())
+    assert all(math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values())
+
+
+def test_states_that_are_kept(pairs, tmp_path):
+    """Two at most while it trains, those of every second step for good; a damaged one is passed over."""
+    seen = []
+
+    class Watch(toy.Recorder):
+        def advance(self, steps=1):
+            super().advance(steps)
+            seen.append({path.name for path in (tmp_path / "w.resume").glob("state-*.pt")})
+            if self.steps == 5 and self.bars[-1][0].startswith("train"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(CLIPTEX, pairs, tmp_path / "w", save_seconds=0.0, progress=Watch(), keep_every=2)
+    assert max(map(len, seen)) <= 4
+    folder = tmp_path / "w.resume"
+    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (2, 4, 5)]
+    (folder / "state-000000005.pt").write_bytes(b"cut")
+    recorder = toy.Recorder()
+    resumed = run(CLIPTEX, pairs, tmp_path / "w", progress=recorder, keep_every=2)
+    assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "whole").sha256
+    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (2, 4)]
+
+
+def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
+    """The moving average, at every epoch."""
+    recorder = toy.Recorder()
+    recipe = replace(CLIPTEX, ema=0.9, val_pairs=12, epochs=1.0)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", log=recorder)
+    backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
+    start = load_start("random", "tiny")
+    batches = Batches(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
+    (batch,) = batches.validation()
+    towers = models.Towers(backbone.model, (), None).eval()
+    with torch.no_grad():
+        out = towers(batch.images, batch.tokens)
+    expected = {f"val/{name}": value for name, value in recall(out["image"], out["text"]).items()}
+    assert expected == {name: value for name, value in result.metrics.items() if name.startswith("val/")}
+
+
+def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
+    config = {**models.TINY_CLIP, "init_logit_bias": -10.0, "init_logit_scale": math.log(10)}
+    init = saved_model(tmp_path, config, 32, (0, 1))
+    recorder = toy.Recorder()
+    recipe = replace(CLIPTEX, epochs=1.0, lr=1e-2, warmup=0.0)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", init=init, log=recorder, log_every=1)
+    first = next(metrics["train/loss_clip"] for _, metrics in recorder.metrics if "train/loss_clip" in metrics)
+    assert first == pytest.approx(
+        10, rel=0.5
+    )  # of a softmax over 16 it would be ln 16; the bias of -10 costs each match 10
+    assert load_file(result.path)["logit_bias"].item() != -10
+    pieces = run(replace(recipe, accumulate=2), pairs, tmp_path / "p.safetensors", init=init)
+    one, two = load_file(result.path), load_file(pieces.path)
+    assert torch.allclose(one["logit_bias"], two["logit_bias"], atol=1e-4)
+
+
+def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
+    """Gradient caching with drop path: both passes of a micro-batch drop the same."""
+    start = load_start("random", "tiny")
+    for block in start.model.visual.transformer.resblocks:
+        block.mlp.add_module("drop", torch.nn.Dropout(0.5))
+    towers = models.Towers(start.model, start.data.layers, None)
+    recipe = replace(RECIPES["clip-ft"], **TINY, accumulate=4)
+    batches = Batches(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
+    seen, forward = [], models.Towers.forward
+    monkeypatch.setattr(models.Towers, "forward", lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1])
+    Steps(towers, recipe, 0, torch.device("cpu")).backward(batches[0])
+    assert len(seen) == 8
+    for first, second in zip(seen[:4], seen[4:], strict=True):
+        assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
+    assert not torch.equal(seen[0]["image"], seen[1]["image"])
+
+
+def test_norms_of_pieces_are_those_of_the_whole(pairs):
+    def norms(accumulate: int) -> dict[str, float]:
+        start = load_start("random", "tiny")
+        torch.manual_seed(0)
+        towers = models.Towers(
+            start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
+        )
+        recipe = replace(CLIPTEX, accumulate=accumulate)
+        batches = Batches(pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
+        return Steps(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)[1]
+
+    assert norms(4) == pytest.approx(norms(1), rel=1e-4)
+
+
+def test_checkpointing_and_compiling_change_nothing(pairs, tmp_path):
+    whole = run(replace(CLIPTEX, epochs=0.7), pairs, tmp_path / "a.safetensors")
+    thrifty = run(replace(CLIPTEX, epochs=0.7, grad_checkpointing=True), pairs, tmp_path / "b.safetensors")
+    assert thrifty.key == whole.key == run(replace(CLIPTEX, epochs=0.7, compile=True), pairs, whole.path).key
+    one, two = load_file(whole.path), load_file(thrifty.path)
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_patches_that_are_dropped_and_heads_do_not_go_together(pairs, tmp_path):
+    vision = {**models.TINY_CLIP["vision_cfg"], "patch_dropout": 0.5}
+    init = saved_model(tmp_path, {**models.TINY_CLIP, "vision_cfg": vision}, 32, (0, 1))
+    with pytest.raises(UserError, match="need every patch"):
+        run(CLIPTEX, pairs, tmp_path / "w.safetensors", init=init)
+    ft = replace(RECIPES["clip-ft"], **TINY, accumulate=2)
+    assert run(replace(ft, epochs=0.4), pairs, tmp_path / "w.safetensors", init=init).trained
 
 
 def test_unknown_normals_may_be_nan(pairs, tmp_path):
@@ -325,6 +453,13 @@ def test_optimizer_groups_and_schedule():
     assert not [name for name in decayed if any(part in name for part in undecayed)]
     assert {"clip.visual.conv1.weight", "heads.shared.0.weight"} <= decayed
     assert {group["multiple"] for group in groups} == {1.0, 10.0}
+    config = {**models.TINY_CLIP, "vision_cfg": VISION["timm-vit"]}
+    timm = models.Towers(build_model(config), (), None)
+    names = {id(parameter): name for name, parameter in timm.named_parameters()}
+    groups = build_optimizer(timm, CLIPTEX).param_groups
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert not [name for name in decayed if "pos_embed" in name or "cls_token" in name]
+    assert "clip.visual.trunk.pos_embed" in names.values()
     rates = [learning_rate(replace(CLIPTEX, lr=2.0, warmup=0.1), step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and max(rates) == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3 and sorted(rates[10:], reverse=True) == rates[10:]
@@ -339,7 +474,8 @@ def test_recall_against_counting():
     assert metrics["i2t_R@5"] == pytest.approx(expected) and set(metrics) == {
         f"{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)
     }
-    assert recall(torch.ones(30, 4), torch.ones(30, 4))["i2t_R@10"] == 0
+    for value in (1.0, float("nan")):
+        assert recall(torch.full((30, 4), value), torch.full((30, 4), value))["i2t_R@10"] == 0
 
 
 def test_manual_labels_win_and_pseudo_labels_fill_in(pairs, tmp_path):
@@ -376,9 +512,13 @@ LAYERS = {"resnet": (1, 2, 3, 4), "timm": (1, 2, 3, 4), "timm-vit": (2, 5)}
 def other_tower(folder: Path, tower: str) -> str:
     """A file of random weights of a tiny CLIP with another image tower."""
     config = {**models.TINY_CLIP, "vision_cfg": VISION[tower]}
+    return saved_model(folder, config, VISION[tower]["image_size"], LAYERS[tower])
+
+
+def saved_model(folder: Path, config: dict, side: int, layers: tuple[int, ...]) -> str:
+    """A file of random weights of an open_clip model config."""
     torch.manual_seed(0)
-    side = VISION[tower]["image_size"]
-    data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=LAYERS[tower])
+    data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=layers)
     path, state = folder / "init.safetensors", build_model(config).state_dict()
     backbones.save_checkpoint(path, state, architecture="open_clip/toy", model_config=config, data=data)
     return str(path)

@@ -1,0 +1,83 @@
+"""The states of a training that is under way, on disk: each whole or not at all, written while the training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from backbones.files import replacing
+
+LAST = 2  # states that are kept: one more than is needed, should it be damaged
+
+
+class States:
+    """The newest states of the training ``key`` in a folder, and every one whose step is a multiple of ``keep_every`` (0: none).
+
+    A state is a dict of tensors, numbers, strings and containers of them.
+    """
+
+    def __init__(self, folder: Path, key: str, keep_every: int = 0) -> None:
+        self.folder, self.key, self.keep_every = folder, key, keep_every
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy ``state`` and write it in the background; waits for the one before.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written (of this one or the one before).
+        """
+        self.finish()
+        copied = tree_map(
+            lambda value: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value, state
+        )
+        self._writing = self._writer.submit(self._write, step, {**copied, "key": self.key, "step": step})
+
+    def finish(self) -> None:
+        """Until what is being written is on disk; raises as ``save``."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def steps(self) -> list[int]:
+        """Of the states that are there, the newest first; they may be damaged, or of another training."""
+        return sorted((int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.pt")), reverse=True)
+
+    def load(self, step: int) -> dict[str, Any] | None:
+        """The state of ``step``; None when it cannot be read or is that of another training."""
+        try:
+            state = torch.load(self._path(step), map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+            return None
+        return state if state.get("key") == self.key else None
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state that can be read."""
+        return next((state for step in self.steps() if (state := self.load(step))), None)
+
+    def remove(self) -> None:
+        """Remove all but those that were to be kept, and the folder when nothing is in it."""
+        self.finish()
+        self._prune(0)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"state-{step:09d}.pt"
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        with replacing(self._path(step)) as temporary:
+            torch.save(state, temporary)
+        self._prune(LAST)
+
+    def _prune(self, last: int) -> None:
+        for step in self.steps()[last:]:
+            if not self.keep_every or step % self.keep_every:
+                self._path(step).unlink(missing_ok=True)
