@@ -86,22 +86,23 @@ def command(*words: str) -> None:
     sys.exit(main(words))
 
 
-def ranks(target: Callable[..., Any], *arguments: Any, output: Path) -> None:
-    """``target(*arguments)`` in two processes with the environment that torchrun gives them; both must end well."""
+def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int = 2) -> None:
+    """``target(*arguments)`` in processes with the environment that torchrun gives them; all must end well."""
     from tests.servers import free_port
 
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    both = [
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    forks = [
         Fork(
             target,
             *arguments,
             output=output.with_suffix(f".{rank}"),
             environment={**group, "RANK": rank, "LOCAL_RANK": rank},
         )
-        for rank in ("0", "1")
+        for rank in map(str, range(count))
     ]
-    assert [fork.end(240) for fork in both] == [0, 0], "\n".join(fork.said()[-3000:] for fork in both)
-    output.write_text("".join(fork.said() for fork in both))
+    codes = [fork.end(240) for fork in forks]
+    assert not any(codes), "\n".join(fork.said()[-3000:] for fork in forks)
+    output.write_text("".join(fork.said() for fork in forks))
 
 
 def _run(place: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

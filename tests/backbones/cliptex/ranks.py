@@ -1,4 +1,4 @@
-"""Runs in each process of a group of two: its share of a joint batch; writes losses and gradients for the test."""
+"""Runs in each process of a group: its share of a joint batch; writes losses and gradients for the test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     torch.manual_seed(0)
     pairs, start, labels = (
         open_pairs(pairs_dir),
-        load_start("random", "tiny"),
+        load_start("random", recipe.model),
         toy.ToyLabels(missing=("00000/000000004",)),
     )
     batches = Batches(
@@ -38,15 +38,14 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
 
 
-def one_rank(folder: Path, accumulate: int, pairs_dir: str) -> None:
+def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
     """What each of the processes does."""
     with processes("cpu") as place:
-        recipe = replace(RECIPE, accumulate=accumulate)
         torch.save(one_step(pairs_dir, recipe, place.rank, place.world), folder / f"rank{place.rank}.pt")
         recorder = toy.Recorder()
         result = train(
             recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
-            out=folder / "two.safetensors", context=TrainContext(log=recorder, progress=recorder, workers=0),
+            out=folder / "many.safetensors", context=TrainContext(log=recorder, progress=recorder, workers=0),
         )  # fmt: skip
         assert bool(recorder.metrics) == place.first
         (folder / f"sha{place.rank}").write_text(result.sha256)

@@ -1,13 +1,16 @@
-"""Two gloo processes, really started, do what one process does with the joint batch."""
+"""Gloo processes, really started, do what one process does with the joint batch."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from backbones.checkpoint import read_checkpoint
+from backbones.cliptex.models import TINY_CLIP
 from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.train import TrainContext, train
 from tests.backbones.cliptex import toy
@@ -20,27 +23,38 @@ def pairs_dir(tmp_path_factory):
     return toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2)
 
 
-@pytest.mark.parametrize("accumulate", [2])
-def test_two_processes_equal_one(tmp_path, pairs_dir, accumulate):
-    """Losses and gradients of the first step, with gradient caching on top, and weights after a whole training."""
-    ranks(one_rank, tmp_path, accumulate, str(pairs_dir), output=tmp_path / "said")
-    whole_losses, whole_gradients = one_step(str(pairs_dir), RECIPE)
-    halves = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2)]
+@pytest.mark.parametrize(
+    ("count", "changes", "bias"), [(2, {"accumulate": 2}, None), (2, {"accumulate": 2}, -3.0), (8, {"val_pairs": 12}, None)],
+    ids=["gradient cache", "siglip", "eight"],
+)  # fmt: skip
+def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
+    """Losses and gradients of the first step, and weights and validation after a whole training."""
+    (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
+    recipe = replace(RECIPE, model=str(tmp_path / "model.json"), **changes)
+    ranks(one_rank, tmp_path, recipe, str(pairs_dir), output=tmp_path / "said", count=count)
+    whole_losses, whole_gradients = one_step(str(pairs_dir), replace(recipe, accumulate=1))
+    assert ("clip.logit_bias" in whole_gradients) == (bias is not None)
+    shares = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(count)]
     for name, loss in whole_losses.items():
-        assert torch.allclose(sum(losses[name] for losses, _ in halves) / 2, loss, rtol=1e-4), name
+        assert torch.allclose(sum(losses[name] for losses, _ in shares) / count, loss, rtol=1e-4), name
     for name, gradient in whole_gradients.items():
-        for _, gradients in halves:
+        for _, gradients in shares:
             assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=2e-5), name
 
-    assert (tmp_path / "sha0").read_text() == (tmp_path / "sha1").read_text()
+    assert len({(tmp_path / f"sha{i}").read_text() for i in range(count)}) == 1
     one = train(
-        replace(RECIPE, accumulate=accumulate), init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
+        recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
         out=tmp_path / "one.safetensors", context=TrainContext(workers=0),
     )  # fmt: skip
-    two, alone = load_file(tmp_path / "two.safetensors"), load_file(one.path)
+    many, alone = load_file(tmp_path / "many.safetensors"), load_file(one.path)
     # Adam divides by the gradient's own size, so rounding of near-zero gradients can turn a step around
-    far = sum(((two[name] - alone[name]).abs() > 1e-4).sum().item() for name in alone)
+    far = sum(((many[name] - alone[name]).abs() > 1e-4).sum().item() for name in alone)
     assert far / sum(value.numel() for value in alone.values()) < 1e-2
+    told = read_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
+    assert {name for name in told if name.startswith("val/")} == {
+        name for name in one.metrics if name.startswith("val/")
+    }
+    assert told["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-2)
 
 
 def test_accumulation_is_one_large_step(pairs_dir):
