@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 
 def world() -> tuple[int, int]:
@@ -35,6 +36,30 @@ class _Gather(torch.autograd.Function):
 def gather_with_gradient(local: Tensor) -> Tensor:
     """(n, d) of this rank → (n · ranks, d), in rank order; backward sums all ranks' gradients for its rows."""
     return local if world()[1] == 1 else _Gather.apply(local)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford et al. 2021, fig. 3) over the batch of all ranks.
+
+        L = ½ [CE(s · I Tᵀ, diagonal) + CE(s · T Iᵀ, diagonal)]
+
+    Each rank scores its own rows against the columns of all; averaged over ranks (as DDP averages gradients), loss and
+    gradients equal those of one process with the joint batch.
+
+    Args:
+        image, text: (n, d) unit-length embeddings of this rank's pairs; every rank brings the same n.
+        logit_scale: scalar s, already exponentiated.
+
+    Returns:
+        scalar float32: the mean over this rank's rows.
+    """
+    image, text = image.float(), text.float()
+    rank, _ = world()
+    all_image, all_text = gather_with_gradient(image), gather_with_gradient(text)
+    target = torch.arange(len(image), device=image.device) + rank * len(image)
+    to_text = F.cross_entropy(logit_scale * image @ all_text.T, target)
+    to_image = F.cross_entropy(logit_scale * text @ all_image.T, target)
+    return (to_text + to_image) / 2
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The training loop that ``clip``, ``clip-ft`` and ``cliptex`` share. It reads top to bottom: ``train`` is the recipe.
 
-L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal}
+L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal, …}
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ from torch import Tensor
 
 from backbones.base import state_sha256
 from backbones.checkpoint import read_checkpoint, save_checkpoint
-from backbones.cliptex.batches import Batch, Batches, Labels, count_bad
 from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
+from backbones.cliptex.data.dataset import Batch, Labels, TrainDataset, count_bad
+from backbones.cliptex.data.source import PairSource, Tally
 from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.losses import dense_loss
 from backbones.cliptex.models import Start, Towers, load_start, map_shapes
 from backbones.cliptex.optimizer import average, build_optimizer, learning_rate, update
-from backbones.cliptex.pairs import PairSource, Tally
 from backbones.cliptex.processes import Place, processes
 from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.resume import load_state, remove_state, save_state
 from backbones.cliptex.retrieval import recall
 from backbones.cliptex.steps import Steps
+from backbones.cliptex.tasks import find_task
 from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 
@@ -84,7 +84,7 @@ def train(
         init: ``random``, ``open_clip/ARCH/PRETRAINED`` or a weights file of this suite.
         pairs: image-caption pairs.
         out: where the weights go (safetensors).
-        labels: pseudo-labels (``labels.LabelStore``, ``joined.JoinedLabels``); read only when a task counts.
+        labels: pseudo-labels (``LabelStore``, ``JoinedLabels``); read only when a task counts.
         log: gets ``train/loss``, ``train/loss_TASK``, ``train/lr``, ``train/images_per_second``, ``train/grad_norm``,
             ``train/grad_norm_TASK``, ``train/logit_scale``, ``train/lambda_TASK``, ``val/i2t_R@1`` …
         progress: one bar over the steps.
@@ -112,7 +112,7 @@ def train(
         state_path = (Path(resume_dir) if resume_dir else out.with_name(f"{out.name}.resume")) / "state.pt"
 
         label_size = _label_size(recipe, start)
-        batches = Batches(
+        batches = TrainDataset(
             pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=label_size,
             rank=place.rank, world=place.world,
         )  # fmt: skip
@@ -122,8 +122,8 @@ def train(
         optimizer = build_optimizer(towers, recipe)
         steps = Steps(towers, recipe, label_size, place.device)
         ema = {name: t.clone() for name, t in start.model.state_dict().items()} if recipe.ema else {}
-        bad, unlabelled = Tally(f"pairs of {pairs.name}"), Tally("pairs without labels")
-        clock = {"seconds": 0.0, "flops_per_step": 0.0}
+        bad = Tally(f"pairs of {pairs.name}")
+        clock = {"seconds": 0.0, "flops_per_step": 0.0, "unlabelled": 0.0}  # of this process
 
         saved = place.share(load_state(state_path, key) if place.first else None)
         first = 0
@@ -132,7 +132,7 @@ def train(
             towers.load_state_dict(saved["towers"])
             optimizer.load_state_dict(saved["optimizer"])
             ema = {name: t.to(place.device) for name, t in saved["ema"].items()}
-            clock, bad.bad, unlabelled.bad = saved["clock"], saved["bad"], saved["unlabelled"]
+            clock, bad.bad = saved["clock"], saved["bad"]
 
         def save(step: int) -> None:
             clock["seconds"] = before + time.perf_counter() - began
@@ -140,7 +140,7 @@ def train(
                 state_path,
                 {
                     "key": key, "step": step, "towers": towers.state_dict(), "optimizer": optimizer.state_dict(),
-                    "ema": ema, "clock": clock, "bad": bad.bad, "unlabelled": unlabelled.bad,
+                    "ema": ema, "clock": clock, "bad": bad.bad,
                 },
             )  # fmt: skip
 
@@ -155,9 +155,8 @@ def train(
         try:
             for batch in batches.loader(first, workers):
                 torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout
-                count_bad(batch, bad, unlabelled)
+                count_bad(batch, bad)
                 bad.check(len(pairs))
-                unlabelled.check(len(pairs))
                 batch = batch.to(place.device)
                 if not clock["flops_per_step"]:
                     clock["flops_per_step"] = _flops(steps, batch) * place.world
@@ -171,6 +170,7 @@ def train(
                     average(ema, towers.clip, recipe.ema, step)
                 buffers = towers.buffers_now()
                 step, changing = step + 1, False
+                clock["unlabelled"] += batch.unlabelled
 
                 window.add(losses, norm, recipe.batch_size)
                 if step % log_every == 0 or norms or step == batches.steps:
@@ -200,13 +200,17 @@ def train(
             "images_per_second": batches.steps * recipe.batch_size / seconds,
             "steps": float(batches.steps),
         }
-        for tally in (bad, unlabelled):  # each process read its own share
-            tally.bad = {key: reason for found in place.gather(tally.bad) for key, reason in found.items()}
-        notes = [tally.summary() for tally in (bad, unlabelled) if tally.bad]
+        # each process read its own share
+        bad.bad = {key: reason for found in place.gather(bad.bad) for key, reason in found.items()}
+        notes = [bad.summary()] if bad.bad else []
+        share = sum(place.gather(clock["unlabelled"])) / (batches.steps * recipe.batch_size)
+        notes += (
+            [f"{share:.1%} of what was trained on has no labels, and counts for the contrast alone"] if share else []
+        )
         weights = ema or start.model.state_dict()
         if place.first:
             extra = {
-                "recipe": asdict(recipe), "key": key, "init": init, "init_sha256": start.digest,
+                "recipe": recipe.settings(), "key": key, "init": init, "init_sha256": start.digest,
                 "labels": labels.identity if labels is not None and recipe.tasks else "",
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
                 "metrics": metrics, "cost": cost, "notes": notes,
@@ -265,29 +269,29 @@ def _label_size(recipe: Recipe, start: Start) -> int:
 def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | None:
     if not recipe.tasks or labels is None:
         return None
-    if "seg" in recipe.tasks and not labels.classes:
-        raise UserError("the labels have no segmentation classes; leave seg out with --set experts=depth,normal")
-    outputs = {"seg": len(labels.classes), "depth": 1, "normal": 3}
+    outputs = {}
+    for task in map(find_task, recipe.tasks):
+        classes = labels.classes.get(task.name, ())
+        if task.has_classes and not classes:
+            others = ",".join(name for name in recipe.tasks if name != task.name)
+            raise UserError(f"the labels have no classes of {task.name}; leave it out with --set experts={others}")
+        outputs[task.name] = task.channels(classes)
     channels = [count for count, _ in map_shapes(start)]
     width = recipe.head_width or min(256, max(channels) // 2)
-    return TaskHeads(channels, {task: outputs[task] for task in recipe.tasks}, width)
+    return TaskHeads(channels, outputs, width)
 
 
-def _check_labels(batches: Batches) -> None:
+def _check_labels(batches: TrainDataset) -> None:
     """Labels of other pairs are found out before hours of work, not after."""
     if batches.labels is None:
         return
-    pairs, found = batches.pairs, dict.fromkeys(batches.recipe.tasks, 0)
-    for index in range(0, len(pairs), max(1, len(pairs) // 32)):
-        try:
-            maps = batches.labels.get(pairs.key(index))
-        except KeyError:
-            continue
-        for task in found:
-            found[task] += task in maps
-    for task, count in found.items():
-        if not count:
-            raise UserError(f"the labels have no {task} for pairs such as {pairs.key(0)}; label {pairs.name} first")
+    pairs, missing = batches.pairs, set(batches.recipe.tasks)
+    stride = max(1, len(pairs) // 32)
+    for index in (index for first in range(stride) for index in range(first, len(pairs), stride)):  # spread ones first
+        missing -= set(batches.labels.tasks_of(pairs.key(index)))
+        if not missing:
+            return
+    raise UserError(f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name} first")
 
 
 def _flops(steps: Steps, batch: Batch) -> float:
@@ -303,7 +307,7 @@ def _flops(steps: Steps, batch: Batch) -> float:
         out = embed()
         loss: Any = (out["image"] @ out["text"].T).float().mean()
         for task in steps.recipe.tasks:
-            loss = loss + dense_loss(task, out["dense"][task], part.targets)[0]
+            loss = loss + find_task(task).loss(out["dense"][task], part.targets[task])[0]
         loss.backward()
 
     total = count_flops(forward_and_backward) * steps.recipe.accumulate
@@ -316,7 +320,7 @@ def _flops(steps: Steps, batch: Batch) -> float:
 
 
 @torch.no_grad()
-def _validate(steps: Steps, batches: Batches, place: Place) -> dict[str, float]:
+def _validate(steps: Steps, batches: TrainDataset, place: Place) -> dict[str, float]:
     steps.towers.eval()
     images, texts = [], []
     for batch in batches.validation():

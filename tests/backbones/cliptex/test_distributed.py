@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.train import train
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step
