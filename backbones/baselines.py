@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.checkpoint import read_checkpoint
-from backbones.cliptex.recipes import SUBSETS
+from backbones.cliptex.recipes import subsets
 from backbones.errors import UserError
 from backbones.registry import Entry, Family, Request, register, register_family
 
@@ -140,7 +140,7 @@ register(Entry("clip-ft", "CLIP fine-tuned on the corpus with the contrastive lo
                build_from_checkpoint, _CHECKPOINT))  # fmt: skip
 register(Entry("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX); --weights FILE", "your own",
                build_from_checkpoint, _CHECKPOINT))  # fmt: skip
-for _name, _experts in SUBSETS.items():
+for _name, _experts in subsets().items():
     if _name != "cliptex":
         _about = f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations; --weights FILE"
         register(Entry(_name, _about, "your own", build_from_checkpoint, _CHECKPOINT))

@@ -47,7 +47,7 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     for key, value in changes.items():
         if key not in fields_of(type(settings)):
             raise UserError(f"no setting {key!r}; {nearest(key, fields_of(type(settings)))}")
-        values[key] = _read(key, value, hints[key]) if isinstance(value, str) else value
+        values[key] = read_value(key, value, hints[key]) if isinstance(value, str) else value
     try:
         return dataclasses.replace(settings, **values)  # type: ignore[type-var]
     except UserError:
@@ -56,13 +56,13 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
         raise UserError(f"settings {values}: {error}") from error
 
 
-def _read(key: str, text: str, hint: Any) -> Any:
+def read_value(key: str, text: str, hint: Any) -> Any:
     """``text`` as a value of type ``hint``: int, float, bool, str, Literal, tuples of them (comma separated), or optional."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
             return None
-        return _read(key, text, next(a for a in arguments if a is not type(None)))
+        return read_value(key, text, next(a for a in arguments if a is not type(None)))
     if origin is typing.Literal:
         choices = {str(choice): choice for choice in arguments}
         if text not in choices:
@@ -72,10 +72,10 @@ def _read(key: str, text: str, hint: Any) -> Any:
         items = [item for item in text.strip("()[] ").split(",") if item.strip()]
         inner = arguments or (str, ...)
         if len(inner) == 2 and inner[1] is ...:
-            return tuple(_read(key, item.strip(), inner[0]) for item in items)
+            return tuple(read_value(key, item.strip(), inner[0]) for item in items)
         if len(items) != len(inner):
             raise UserError(f"--set {key}={text}: needs {len(inner)} values separated by commas")
-        return tuple(_read(key, item.strip(), kind) for item, kind in zip(items, inner, strict=True))
+        return tuple(read_value(key, item.strip(), kind) for item, kind in zip(items, inner, strict=True))
     try:
         if hint is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]

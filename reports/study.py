@@ -19,8 +19,8 @@ from reports.tables import number
 STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
 LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median", "normal_image_mean")  # less is better
+LAMBDAS = ("lambda_clip", "lambda_seg", "lambda_depth", "lambda_normal")  # in this order; others after them
 SUMMARY = ("what", "metric", "sign", "best", "value", "base", "baseline", "noise")  # of a line of summary.json
-SHORT = {"lambda_clip": "λ clip", "lambda_seg": "λ seg", "lambda_depth": "λ depth", "lambda_normal": "λ normal"}
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,7 @@ def _number(text: str) -> float | str:
 
 
 def _in_order(names: set[str]) -> list[str]:
-    order = list(SHORT)
-    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return sorted(names, key=lambda name: (LAMBDAS.index(name) if name in LAMBDAS else len(LAMBDAS), name))
 
 
 def study_figures(study: Study) -> list[Figure]:
@@ -165,7 +164,7 @@ def objective_label(name: str) -> str:
 
 def parameter_label(name: str) -> str:
     """A parameter as people read it."""
-    return SHORT.get(name, name)
+    return name.replace("lambda_", "λ ")
 
 
 def _heat_map(study: Study, a: str, b: str, objective: str) -> Figure | None:

@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple, cast
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from backbones.cliptex.tasks import PAPER, task_names
 from backbones.errors import UserError
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")
 SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
-LAMBDAS = ("clip", "seg", "depth", "normal")
+LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks where they are named
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
@@ -177,8 +178,8 @@ def make_space(
         raise UserError(f"--search {wanted.search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
     fixed, bases, values, between = wanted.search in FIXED, bases or {}, wanted.values, wanted.between
     for name in wanted.lambdas:
-        if name not in LAMBDAS:
-            raise UserError(f"--lambdas {name}: choose among {', '.join(LAMBDAS)}")
+        if name not in (known := ("clip", *task_names())):
+            raise UserError(f"--lambdas {name}: choose among {', '.join(known)}")
     if fixed and (not values or any(not math.isfinite(v) or v < 0 for v in values)):
         raise UserError("--values must be finite numbers, 0 or more, such as 0.1,1,10")
     if not fixed and not (len(between) == 2 and 0 < between[0] < between[1] < math.inf):
@@ -189,7 +190,8 @@ def make_space(
     if not fixed:
         tried = dict(zip(("low", "high"), map(float, between), strict=True))
     settings = []
-    for name in LAMBDAS:
+    given = {*wanted.lambdas, *(name.removeprefix("lambda_") for name in bases if name.startswith("lambda_"))}
+    for name in (*LAMBDAS, *sorted(given - set(LAMBDAS))):
         base = float(bases.get(f"lambda_{name}", 1.0))
         settings.append(Setting(f"lambda_{name}", base, **(tried if name in wanted.lambdas else {})))
     for name, text in wanted.vary.items():

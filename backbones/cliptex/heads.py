@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.cliptex.tasks import find_task
+
 
 class TaskHeads(nn.Module):
     """Feature maps → one dense prediction for each task.
@@ -18,7 +20,7 @@ class TaskHeads(nn.Module):
 
     Args:
         channels: of each feature map.
-        outputs: task → output channels: ``seg`` number of classes, ``depth`` 1, ``normal`` 3.
+        outputs: task → output channels, see ``Task.channels``.
     """
 
     def __init__(self, channels: Sequence[int], outputs: Mapping[str, int], width: int, upsample: int = 4) -> None:
@@ -41,16 +43,11 @@ class TaskHeads(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Maps (N, channels[i], h_i, w_i) → task → (N, C, H, W), but ``depth`` (N, H, W); ``normal`` of unit length."""
+        """Maps (N, channels[i], h_i, w_i) → task → prediction of ``size``, as its loss takes it."""
         largest = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
         normed = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
         features = self.shared(torch.cat([_resize(m, largest) for m in normed], 1))
-        dense = {task: _resize(head(features), size) for task, head in self.tasks.items()}
-        if "depth" in dense:
-            dense["depth"] = dense["depth"].squeeze(1)
-        if "normal" in dense:
-            dense["normal"] = F.normalize(dense["normal"].float(), dim=1, eps=1e-6)
-        return dense
+        return {task: find_task(task).activate(_resize(head(features), size)) for task, head in self.tasks.items()}
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

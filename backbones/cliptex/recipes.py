@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
 from backbones.errors import UserError, nearest
 from backbones.files import content_key
-from backbones.overrides import fields_of, parse_pairs, with_changes
+from backbones.overrides import fields_of, parse_pairs, read_value, with_changes
 
-Task = Literal["seg", "depth", "normal"]
-TASKS: tuple[Task, ...] = ("seg", "depth", "normal")
+VERSION = 2  # raised whenever the same recipe would give other weights; 1 resampled images twice
 WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights
-VERSION = 2  # raised whenever the same recipe would give other weights
+LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
+LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Recipe:
         name: of the recipe; part of what the weights are called, not of the computation.
         model: with ``--init random``, what to build: ``mini``, ``tiny``, an open_clip architecture, or a JSON file with
             an open_clip model config.
-        lambda_clip, lambda_seg, lambda_depth, lambda_normal: weights of the losses, ≥ 0.
-        experts: tasks whose pseudo-labels are used; the λ of the others counts as 0.
-        normal_confidence: weigh normals by the expert's confidence where the labels have it.
+        lambdas: weights of the losses, ≥ 0, of ``clip`` and each task; the settings ``lambda_clip``, ``lambda_seg`` … of command
+            lines, files and sweeps. 1 where none is said.
+        experts: tasks whose labels are used (see ``tasks``; those of other packages too); the λ of the others counts as 0.
         epochs: passes over the pairs; may be a fraction.
         batch_size: pairs in a step, over all processes and micro-batches together.
         accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. Towers with
@@ -55,12 +57,8 @@ class Recipe:
 
     name: str = "cliptex"
     model: str = "mini"
-    lambda_clip: float = 1.0
-    lambda_seg: float = 0.1
-    lambda_depth: float = 1.0
-    lambda_normal: float = 1.0
-    experts: tuple[Task, ...] = TASKS
-    normal_confidence: bool = False
+    lambdas: Mapping[str, float] = field(default_factory=lambda: dict(LAMBDAS), hash=False)
+    experts: tuple[str, ...] = PAPER
     epochs: float = 30.0
     batch_size: int = 1024
     accumulate: int = 1
@@ -89,11 +87,11 @@ class Recipe:
             if not holds:
                 raise UserError(f"recipe {self.name!r}: {what}")
 
-        for task in self.experts:
-            must(task in TASKS, f"no expert task {task!r}; known: {', '.join(TASKS)}")
-        lambdas = (self.lambda_clip, self.lambda_seg, self.lambda_depth, self.lambda_normal)
-        must(all(value >= 0 for value in lambdas), "every lambda must be 0 or more")
-        must(any((self.lambda_clip, self.tasks)), "every lambda is 0, so there is nothing to learn; set one above 0")
+        for task in {*self.experts, *self.lambdas} - {"clip", *PAPER}:
+            find_task(task)
+        must("clip" not in self.experts, "clip is no task of an expert")
+        must(all(value >= 0 for value in self.lambdas.values()), "every lambda must be 0 or more")
+        must(any((self.weight("clip"), self.tasks)), "every lambda is 0, so there is nothing to learn; set one above 0")
         must(self.epochs > 0 and self.lr > 0 and self.head_lr > 0, "epochs, lr and head_lr must be above 0")
         must(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
         must(self.batch_size >= 2, "batch_size must be at least 2: a contrast needs a second pair")
@@ -115,55 +113,91 @@ class Recipe:
         must(self.seed >= 0, "seed must not be negative")
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
-        """Tasks whose loss counts, in a fixed order."""
-        return tuple(task for task in TASKS if task in self.experts and self.weight(task) > 0)
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks whose loss counts, in the order of ``tasks.ordered``."""
+        return ordered(task for task in self.experts if self.weight(task) > 0)
 
     def weight(self, loss: str) -> float:
-        """λ of ``clip``, ``seg``, ``depth`` or ``normal``."""
-        return float(getattr(self, f"lambda_{loss}"))
+        """λ of ``clip`` or a task."""
+        return float(self.lambdas.get(loss, 1.0))
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by the names that users know: every λ is one of its own."""
+        plain = asdict(self)
+        del plain["lambdas"]
+        losses = ("clip", *ordered({*PAPER, *self.experts, *self.lambdas} - {"clip"}))
+        return {"name": plain.pop("name"), **{LAMBDA + loss: self.weight(loss) for loss in losses}, **plain}
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with other settings, by the names of ``settings``; text is read as the setting's own type.
+
+        Raises:
+            UserError: an unknown setting (names the nearest), or a value that does not fit.
+        """
+        known = setting_names()
+        if unknown := [name for name in changes if name not in known]:
+            raise UserError(f"no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
+        lambdas = {
+            name.removeprefix(LAMBDA): read_value(name, value, float) if isinstance(value, str) else float(value)
+            for name, value in changes.items()
+            if name.startswith(LAMBDA)
+        }
+        others = {name: value for name, value in changes.items() if not name.startswith(LAMBDA)}
+        return with_changes(replace(self, lambdas={**self.lambdas, **lambdas}), others)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the weights: two recipes that train the same thing have one identity."""
+        without = {"name", "experts", *WITHOUT_EFFECT} | (
+            set() if self.tasks else {"head_lr", "head_width", "label_size"}
+        )
+        settings = {name: value for name, value in self.settings().items() if name not in without}
+        weights = {loss: self.weight(loss) for loss in ("clip", *self.tasks)}
+        return {
+            "version": VERSION,
+            "lambdas": weights,
+            **{k: v for k, v in settings.items() if not k.startswith(LAMBDA)},
+        }
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests); the name does not count."""
-        settings = {name: value for name, value in asdict(self).items() if name not in ("name", *WITHOUT_EFFECT)}
-        if not self.tasks:  # settings of heads that do not exist, labels that are not read
-            unused = ("lambda_seg", "lambda_depth", "lambda_normal", "experts", "normal_confidence")
-            settings |= dict.fromkeys((*unused, "head_lr", "head_width", "label_size"))
-            labels = ""
-        return content_key({"version": VERSION, "recipe": settings, "init": init, "pairs": pairs, "labels": labels}, 32)
+        inputs = {"init": init, "pairs": pairs, "labels": labels if self.tasks else ""}
+        return content_key({"recipe": self.identity(), **inputs}, 32)
 
 
-NO_TASKS: dict[str, Any] = {"lambda_seg": 0.0, "lambda_depth": 0.0, "lambda_normal": 0.0}
+def setting_names() -> set[str]:
+    """Names of all settings of a recipe, as users know them."""
+    return {*fields_of(Recipe), *(LAMBDA + loss for loss in ("clip", *task_names()))} - {"lambdas"}
+
+
+NO_TASKS = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}
 RECIPES: dict[str, Recipe] = {
-    "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, **NO_TASKS),
-    "clip-ft": Recipe(name="clip-ft", **NO_TASKS),
+    "clip": Recipe(name="clip", lr=5e-4, weight_decay=0.2, lambdas=NO_TASKS),
+    "clip-ft": Recipe(name="clip-ft", lambdas=NO_TASKS),
     "cliptex": Recipe(name="cliptex"),
 }
 
-# The ablation over experts: each alone, each pair, all three. ``cliptex`` is the last, so that its weights are one thing.
-SUBSETS: dict[str, tuple[Task, ...]] = {
-    "cliptex-seg": ("seg",),
-    "cliptex-depth": ("depth",),
-    "cliptex-normal": ("normal",),
-    "cliptex-seg-depth": ("seg", "depth"),
-    "cliptex-seg-normal": ("seg", "normal"),
-    "cliptex-depth-normal": ("depth", "normal"),
-    "cliptex": TASKS,
-}
+
+def subsets(tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The ablation over experts, name → tasks: each alone, each pair, … all of ``tasks`` (of all that are known). ``cliptex``
+    is the name of the paper's, so that its weights are one thing."""
+    known = ordered(task_names() if tasks is None else tasks)
+    found = [chosen for count in range(1, len(known) + 1) for chosen in combinations(known, count)]
+    return {"cliptex" if chosen == PAPER else f"cliptex-{'-'.join(chosen)}": chosen for chosen in found}
 
 
 def subset_recipe(name: str) -> Recipe:
-    """The recipe of a name in ``SUBSETS``: ``cliptex`` with only these experts. Raises ``UserError`` for another name."""
-    if name not in SUBSETS:
-        raise UserError(f"no subset of experts {name!r}; {nearest(name, SUBSETS)}")
-    return replace(RECIPES["cliptex"], name=name, experts=SUBSETS[name])
+    """The recipe of a name in ``subsets``: ``cliptex`` with only these experts. Raises ``UserError`` for another name."""
+    known = subsets()
+    if name not in known:
+        raise UserError(f"no subset of experts {name!r}; {nearest(name, known)}")
+    return replace(RECIPES["cliptex"], name=name, experts=known[name])
 
 
 def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with ``--set`` changes.
 
     Args:
-        name: ``clip``, ``clip-ft``, ``cliptex``, one of ``SUBSETS`` (``cliptex-seg`` …), or a ``.json`` / ``.toml`` file
+        name: ``clip``, ``clip-ft``, ``cliptex``, one of ``subsets`` (``cliptex-seg`` …), or a ``.json`` / ``.toml`` file
             with settings and, as ``recipe``, the name of the recipe they change (``cliptex`` when not said).
         changes: ``key=value`` strings.
 
@@ -172,13 +206,13 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """
     if name in RECIPES:
         recipe = RECIPES[name]
-    elif name in SUBSETS:
+    elif name in subsets():
         recipe = subset_recipe(name)
     elif name.endswith((".json", ".toml")):
         recipe = read_recipe(Path(name))
     else:
-        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *SUBSETS])}, or a .json or .toml file")
-    return with_changes(recipe, parse_pairs(changes))
+        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *subsets()])}, or a .json or .toml file")
+    return recipe.changed(parse_pairs(changes))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -197,11 +231,11 @@ def read_recipe(path: Path) -> Recipe:
     if base not in RECIPES:
         raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(str(base), RECIPES)}")
     # through text, so that a file's values are checked exactly as those of --set
-    known = fields_of(Recipe)
+    known = setting_names()
     plain = {
         key: ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
         for key, value in settings.items()
     }
     if unknown := [key for key in plain if key not in known]:
         raise UserError(f"recipe {path}: no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
-    return with_changes(RECIPES[base], {"name": path.stem, **plain})
+    return RECIPES[base].changed({"name": path.stem, **plain})

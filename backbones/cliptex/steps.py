@@ -11,11 +11,11 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.cliptex.batches import Batch
 from backbones.cliptex.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
-from backbones.cliptex.losses import dense_loss, label_count
+from backbones.cliptex.data.dataset import Batch
 from backbones.cliptex.models import Towers
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.tasks import find_task
 from backbones.errors import UserError
 
 Losses = dict[str, Tensor]
@@ -133,11 +133,13 @@ class Steps:
         tasks = self.recipe.tasks
         if not tasks:
             return {}
-        counts = sum_over_ranks(torch.stack([label_count(task, batch.targets) for task in tasks])) / world()[1]
+        local = [find_task(task).count(batch.targets[task]) for task in tasks]
+        counts = sum_over_ranks(torch.stack(local)) / world()[1]
         return {task: count.clamp(min=1e-6) for task, count in zip(tasks, counts, strict=True)}
 
     def _dense(self, dense: dict[str, Tensor], batch: Batch, counts: Losses) -> Losses:
-        return {task: dense_loss(task, dense[task], batch.targets)[0] / counts[task] for task in self.recipe.tasks}
+        totals = {task: find_task(task).loss(dense[task], batch.targets[task])[0] for task in self.recipe.tasks}
+        return {task: total / counts[task] for task, total in totals.items()}
 
     def _gradients(self, weighted: Losses) -> dict[str, list[Tensor]]:
         """Of each loss, at the shared parameters."""

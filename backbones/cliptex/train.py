@@ -1,25 +1,26 @@
 """Training that ``clip``, ``clip-ft`` and ``cliptex`` share: from initial weights, pairs and labels to an exported backbone.
 
-L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal}
+L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal, …}
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from backbones.base import state_sha256
 from backbones.checkpoint import read_checkpoint, save_checkpoint
-from backbones.cliptex.batches import Batches, Labels
+from backbones.cliptex.data.dataset import Labels, TrainDataset
+from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.heads import TaskHeads
 from backbones.cliptex.models import Start, Towers, load_start, map_shapes
-from backbones.cliptex.pairs import PairSource
 from backbones.cliptex.processes import processes
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.tasks import find_task
 from backbones.cliptex.trainer import TrainContext, Trainer
 from backbones.errors import UserError
 from backbones.files import content_key
@@ -69,7 +70,7 @@ def train(
         init: ``random``, ``open_clip/ARCH/PRETRAINED`` or a weights file of this suite.
         pairs: image-caption pairs.
         out: where the weights go (safetensors).
-        labels: pseudo-labels (``labels.LabelStore``, ``joined.JoinedLabels``); read only when a task counts.
+        labels: pseudo-labels (``LabelStore``, ``JoinedLabels``); read only when a task counts.
         context: where and how it is computed; never changes the result beyond rounding.
 
     Raises:
@@ -86,7 +87,7 @@ def train(
             return done
         context = context.told(place, out)
         label_size = _label_size(recipe, start)
-        batches = Batches(
+        batches = TrainDataset(
             pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=label_size,
             rank=place.rank, world=place.world,
         )  # fmt: skip
@@ -98,7 +99,7 @@ def train(
         cost, notes, weights = trainer.cost(), trainer.notes(), trainer.weights()
         if place.first:
             extra = {
-                "recipe": asdict(recipe), "key": key, "init": init, "init_sha256": start.digest,
+                "recipe": recipe.settings(), "key": key, "init": init, "init_sha256": start.digest,
                 "labels": labels.identity if labels is not None and recipe.tasks else "",
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
                 "metrics": trainer.metrics, "cost": cost, "notes": notes,
@@ -157,29 +158,29 @@ def _label_size(recipe: Recipe, start: Start) -> int:
 def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | None:
     if not recipe.tasks or labels is None:
         return None
-    if "seg" in recipe.tasks and not labels.classes:
-        raise UserError("the labels have no segmentation classes; leave seg out with --set experts=depth,normal")
-    outputs = {"seg": len(labels.classes), "depth": 1, "normal": 3}
+    outputs = {}
+    for task in map(find_task, recipe.tasks):
+        classes = labels.classes.get(task.name, ())
+        if task.has_classes and not classes:
+            others = ",".join(name for name in recipe.tasks if name != task.name)
+            raise UserError(f"the labels have no classes of {task.name}; leave it out with --set experts={others}")
+        outputs[task.name] = task.channels(classes)
     channels = [count for count, _ in map_shapes(start)]
     width = recipe.head_width or min(256, max(channels) // 2)
-    return TaskHeads(channels, {task: outputs[task] for task in recipe.tasks}, width)
+    return TaskHeads(channels, outputs, width)
 
 
-def _check_labels(batches: Batches) -> None:
+def _check_labels(batches: TrainDataset) -> None:
     """Labels of other pairs are found out before hours of work, not after."""
     if batches.labels is None:
         return
-    pairs, found = batches.pairs, dict.fromkeys(batches.recipe.tasks, 0)
-    for index in range(0, len(pairs), max(1, len(pairs) // 32)):
-        try:
-            maps = batches.labels.get(pairs.key(index))
-        except KeyError:
-            continue
-        for task in found:
-            found[task] += task in maps
-    for task, count in found.items():
-        if not count:
-            raise UserError(f"the labels have no {task} for pairs such as {pairs.key(0)}; label {pairs.name} first")
+    pairs, missing = batches.pairs, set(batches.recipe.tasks)
+    stride = max(1, len(pairs) // 32)
+    for index in (index for first in range(stride) for index in range(first, len(pairs), stride)):  # spread ones first
+        missing -= set(batches.labels.tasks_of(pairs.key(index)))
+        if not missing:
+            return
+    raise UserError(f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name} first")
 
 
 @contextmanager

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.cliptex.batches import Batch, Batches, count_bad
 from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.losses import dense_loss
+from backbones.cliptex.data.dataset import Batch, TrainDataset, count_bad
+from backbones.cliptex.data.source import Tally
 from backbones.cliptex.models import Towers
 from backbones.cliptex.optimizer import averaged, build_optimizer, learning_rate, update
-from backbones.cliptex.pairs import Tally
 from backbones.cliptex.processes import Place
 from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.retrieval import recall
 from backbones.cliptex.states import States
 from backbones.cliptex.steps import Steps
+from backbones.cliptex.tasks import find_task
 from backbones.errors import NonFiniteLoss
 
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
@@ -75,14 +75,14 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, towers: Towers, batches: Batches, place: Place, context: TrainContext, key: str
+        self, recipe: Recipe, towers: Towers, batches: TrainDataset, place: Place, context: TrainContext, key: str
     ) -> None:
         self.recipe, self.towers, self.batches, self.place, self.context = recipe, towers, batches, place, context
         self.optimizer = build_optimizer(towers, recipe)
         self.ema = averaged(towers.clip, recipe.ema) if recipe.ema else None
         self.steps = Steps(towers, recipe, batches.label_size, place.device)
         self.states = States(Path(str(context.resume_dir)), key, context.keep_every)
-        self.bad, self.unlabelled = Tally(f"pairs of {batches.pairs.name}"), Tally("pairs without labels")
+        self.bad, self.unlabelled = Tally(f"pairs of {batches.pairs.name}"), 0
         self.metrics: dict[str, float] = {}
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.flops_per_step = self.seconds_before = 0.0
@@ -145,9 +145,12 @@ class Trainer:
 
     def notes(self) -> list[str]:
         """What the user should know; every process calls it."""
-        for tally in (self.bad, self.unlabelled):  # each process read its own share
-            tally.bad = {key: reason for found in self.place.gather(tally.bad) for key, reason in found.items()}
-        notes = [tally.summary() for tally in (self.bad, self.unlabelled) if tally.bad]
+        # each process read its own share
+        self.bad.bad = {key: reason for found in self.place.gather(self.bad.bad) for key, reason in found.items()}
+        notes = [self.bad.summary()] if self.bad.bad else []
+        if unlabelled := sum(self.place.gather(self.unlabelled)):
+            share = unlabelled / (self.batches.steps * self.recipe.batch_size)
+            notes.append(f"{share:.1%} of what was trained on has no labels, and counts for the contrast alone")
         if self.skipped:
             notes.append(f"{self.skipped} of {self.batches.steps} steps were skipped: their gradient was not finite")
         return notes
@@ -155,9 +158,8 @@ class Trainer:
     def _train_on(self, batch: Batch) -> None:
         recipe, step, place = self.recipe, self.step, self.place
         torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout and drop path
-        count_bad(batch, self.bad, self.unlabelled)
+        count_bad(batch, self.bad)
         self.bad.check(len(self.batches.pairs))
-        self.unlabelled.check(len(self.batches.pairs))
         batch = batch.to(place.device)
         if not self.flops_per_step:
             self.flops_per_step = _flops(self.steps, batch) * place.world
@@ -177,7 +179,7 @@ class Trainer:
                 raise NonFiniteLoss(_broken(recipe, step, losses, self.skipped_in_a_row))
             self.towers.put_back(self._buffers)
         self._buffers = self.towers.buffers_now()
-        self.step, self._changing = step + 1, False
+        self.step, self._changing, self.unlabelled = step + 1, False, self.unlabelled + batch.unlabelled
         if self.step % self.context.log_every == 0 or norms or self.step == self.batches.steps:
             self.metrics |= self._window.read(self.towers, lr)
             told = {f"train/grad_norm_{name}": value for name, value in norms.items() if math.isfinite(value)}
@@ -208,7 +210,7 @@ class Trainer:
         self.states.save(self.step, {
             "towers": self.towers.state_dict(), "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else {}, "seconds": self._seconds(),
-            "flops_per_step": self.flops_per_step, "bad": self.bad.bad, "unlabelled": self.unlabelled.bad,
+            "flops_per_step": self.flops_per_step, "bad": self.bad.bad, "unlabelled": self.unlabelled,
             "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
         })  # fmt: skip
 
@@ -231,7 +233,7 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
         self.seconds_before, self.flops_per_step = saved["seconds"], saved["flops_per_step"]
-        self.bad.bad, self.unlabelled.bad = saved["bad"], saved["unlabelled"]
+        self.bad.bad, self.unlabelled = saved["bad"], saved["unlabelled"]
         self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
 
 
@@ -248,7 +250,7 @@ def _flops(steps: Steps, batch: Batch) -> float:
         out = embed()
         loss: Any = (out["image"] @ out["text"].T).float().mean()
         for task in steps.recipe.tasks:
-            loss = loss + dense_loss(task, out["dense"][task], part.targets)[0]
+            loss = loss + find_task(task).loss(out["dense"][task], part.targets[task])[0]
         loss.backward()
 
     total = count_flops(forward_and_backward) * steps.recipe.accumulate

@@ -153,7 +153,7 @@ def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
 def problems(one: CacheEntry) -> Sequence[str]:
     """What is wrong with one thing; every byte is read."""
     from backbones.checkpoint import read_checkpoint
-    from backbones.cliptex.labels import check_labels
+    from backbones.cliptex.labels.store import check_labels
     from probes.features.store import read_manifest, verify
 
     if one.kind == "features":

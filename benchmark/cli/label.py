@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mask-rcnn=…, dpt=…, nll-angmf=…; WHERE: see `experts list`",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="the label store")
-    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="input_side, label_side, confidence")
+    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="input_side, label_side")
     add("--batch-size", type=at_least(1), default=32)
     add("--experiment", default="label", help="MLflow experiment (default: label)")
     add_execution(parser)
@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         )
     import asyncio
 
-    from backbones.cliptex.label import LabelSettings
+    from backbones.cliptex.labels.labeller import LabelSettings
     from backbones.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import console

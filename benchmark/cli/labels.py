@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Exit code 1 when a store is damaged."""
-    from backbones.cliptex.labels import LabelStore, check_labels
-    from backbones.cliptex.labels_picture import draw_labels
-    from backbones.cliptex.pairs import open_pairs
+    from backbones.cliptex.data.pairs import open_pairs
+    from backbones.cliptex.labels.picture import draw_labels
+    from backbones.cliptex.labels.store import LabelStore, check_labels
     from benchmark.execution.progress import console
 
     if options.what == "draw":

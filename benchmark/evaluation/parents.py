@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.base import Backbone, Weights
-from backbones.cliptex.recipes import SUBSETS
+from backbones.cliptex.recipes import subsets
 from backbones.errors import UserError
 from backbones.files import content_key
 from benchmark.evaluation.cell import Cell
@@ -88,7 +88,7 @@ class Parent:
             "weights.licence": self.weights.licence,
             "run.key": self.key,
             "train.run": self.made.run,
-            "experts": ",".join(SUBSETS.get(self.name, ())),
+            "experts": ",".join(subsets().get(self.name, ())),
             "git.commit": env["git.commit"],
             "mlflow.source.git.commit": env["git.commit"].partition("+")[0],
             "mlflow.source.name": "python -m benchmark run",

@@ -12,11 +12,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.data.source import PairSource, Tally
 from backbones.cliptex.experts.registry import load_experts
-from backbones.cliptex.label import LabelledShard, Labeller, LabelSettings, finish_labels, finished_shard, labels_writer
-from backbones.cliptex.labels import MANIFEST, LabelStore, LabelWriter
-from backbones.cliptex.labels_picture import draw_labels
-from backbones.cliptex.pairs import PairSource, Tally, open_pairs
+from backbones.cliptex.labels.labeller import (
+    LabelledShard,
+    Labeller,
+    LabelSettings,
+    finish_labels,
+    finished_shard,
+    labels_writer,
+)
+from backbones.cliptex.labels.picture import draw_labels
+from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from backbones.errors import UserError
 from backbones.files import home
 from benchmark.evaluation.device import choose_device, device_kind

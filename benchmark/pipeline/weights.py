@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backbones
-from backbones.cliptex.joined import JoinedLabels
-from backbones.cliptex.labels import LabelStore
-from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.joined import JoinedLabels
+from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
@@ -125,7 +125,7 @@ def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
 
 def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     recipe = inputs.recipe
-    params = {k: v for k, v in asdict(recipe).items() if k != "name"}
+    params = {k: v for k, v in recipe.settings().items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
     tags["device.kind"] = device_kind(choose_device(inputs.device))
@@ -146,7 +146,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         run.log_metrics({k: v for k, v in result.metrics.items() if k.startswith("val/")})
         run.log_dataset(pairs.name, pairs.fingerprint, "training", pairs=len(pairs))
         run.log_json(
-            {"recipe": asdict(recipe), "init": inputs.init, "environment": environment(), "notes": result.notes},
+            {"recipe": recipe.settings(), "init": inputs.init, "environment": environment(), "notes": result.notes},
             "train.json",
         )
         # the many trials of a sweep stay in CLIPTEX_HOME alone

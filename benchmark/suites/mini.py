@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
-from backbones.cliptex.recipes import SUBSETS
+from backbones.cliptex.recipes import subsets
+from backbones.cliptex.tasks import PAPER
 from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
@@ -34,6 +35,7 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     return {name: settings for name, settings in found.items() if name.split("/")[1] not in without}
 
 
+SUBSETS = subsets(PAPER)  # of the experts that are trained here
 MADE = ("clip", "clip-ft", *SUBSETS)
 
 

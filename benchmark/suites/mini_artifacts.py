@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backbones.cliptex.augment import AXES
-from backbones.cliptex.label import LabelSettings
-from backbones.cliptex.labels import LabelStore
-from backbones.cliptex.recipes import SUBSETS, Recipe, find_recipe
+from backbones.cliptex.data.augment import AXES
+from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.labels.store import LabelStore
+from backbones.cliptex.recipes import Recipe, find_recipe
 from backbones.files import content_key, home
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
@@ -21,7 +20,7 @@ from benchmark.mini.world import build_world, is_complete
 from benchmark.pipeline.experts import ExpertTraining, expert_stage
 from benchmark.pipeline.labels import LabelRequest, label_stage
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini import MADE, SIZES, Sizes
+from benchmark.suites.mini import MADE, SIZES, SUBSETS, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
 from reports.tracking import Tracker
 
@@ -155,7 +154,7 @@ class _Maker:
 
 
 def _recipe(name: str, settings: Mapping[str, Any], seed: int) -> Recipe:
-    return replace(find_recipe(name), **settings, seed=seed)
+    return find_recipe(name).changed({**settings, "seed": seed})
 
 
 def _tuned(sizes: Sizes, name: str, seed: int) -> Recipe:
@@ -168,5 +167,5 @@ def _expert_folder(world: Path, name: str, settings: Mapping[str, Any]) -> Path:
 
 
 def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
-    inputs = {"recipe": asdict(recipe), "init": Path(init).name, "labels": labels.identity if labels else ""}
+    inputs = {"recipe": recipe.identity(), "init": Path(init).name, "labels": labels.identity if labels else ""}
     return home() / "weights" / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from backbones.base import DataConfig
 from backbones.checkpoint import read_checkpoint
-from backbones.cliptex.augment import random_geometry, warp_images
+from backbones.cliptex.data.augment import random_geometry, warp_images
 from backbones.cliptex.experts.base import BACKGROUND, CONFIG, IGNORE, Expert, read_settings, resize
 from backbones.cliptex.experts.data import CocoImage, ExpertData, coco_instances, square
 from backbones.cliptex.experts.fit import FitSettings, draw, jitter, optimise

@@ -11,7 +11,7 @@ from torch import nn
 import backbones
 from backbones import registry
 from backbones.base import state_sha256
-from backbones.cliptex.recipes import SUBSETS
+from backbones.cliptex.recipes import subsets
 
 THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
 THIN_CLIP = {"model_args": {"vision_cfg": {"width": 96, "head_width": 32}, "text_cfg": {"width": 64, "layers": 2}}}
@@ -43,7 +43,7 @@ FAMILY_MEMBERS = [
 
 
 # ablations are built as cliptex is, see test_registry
-NAMES = [name for name in backbones.names() if name not in SUBSETS or name == "cliptex"]
+NAMES = [name for name in backbones.names() if name not in subsets() or name == "cliptex"]
 
 
 @pytest.fixture(scope="module", params=[f"random/{name}" for name in NAMES] + FAMILY_MEMBERS)

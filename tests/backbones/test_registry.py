@@ -11,7 +11,7 @@ import torch
 
 import backbones
 from backbones import UserError, registry
-from backbones.cliptex.recipes import SUBSETS
+from backbones.cliptex.recipes import subsets
 
 NAMED = (
     "beit-b16 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 efficientnet-lite0 mae-b16 random resnet50 siglip"
@@ -64,7 +64,7 @@ def plugins(tmp_path, monkeypatch):
 
 def test_named_backbones():
     ours = [name for name in backbones.names() if backbones.find(name).about != "for tests"]
-    assert ours == sorted({*NAMED.split(), *SUBSETS})
+    assert ours == sorted({*NAMED.split(), *subsets()})
     for name in backbones.names():
         entry = backbones.BACKBONES[name]
         assert entry.name == name
@@ -97,8 +97,8 @@ def test_random_takes_any_name_and_no_weights(tmp_path):
 
 def test_ablations_are_built_as_cliptex_is():
     cliptex = backbones.find("cliptex")
-    assert len(SUBSETS) == 7
-    for name, experts in SUBSETS.items():
+    assert len(subsets()) == 7
+    for name, experts in subsets().items():
         entry = backbones.find(name)
         assert (entry.build, entry.settings, entry.download) == (cliptex.build, cliptex.settings, cliptex.download)
         assert all(expert in entry.about for expert in experts if name != "cliptex")

@@ -16,7 +16,7 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     """Seconds of forward, losses and backward of a ``cliptex`` step and a ``clip-ft`` step, on the same batch."""
     import torch
 
-    from backbones.cliptex.batches import Batch
+    from backbones.cliptex.data.dataset import Batch
     from backbones.cliptex.heads import TaskHeads
     from backbones.cliptex.models import Towers, load_start, map_shapes
     from backbones.cliptex.recipes import RECIPES
@@ -65,9 +65,9 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
     import torch
     from PIL import Image
 
+    from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.experts import find_expert
-    from backbones.cliptex.label import Labeller, LabelSettings, finish_labels, labels_writer
-    from backbones.cliptex.pairs import open_pairs
+    from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
     from backbones.cliptex.protocols import Silent
 
     torch.manual_seed(0)

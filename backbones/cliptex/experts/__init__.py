@@ -1,6 +1,6 @@
 """Task experts: models that write pseudo-labels. Importing this makes those of this floor known, and imports none."""
 
-from backbones.cliptex.experts.base import TASKS, Expert
+from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.evaluate import evaluate
 from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
 from backbones.cliptex.experts.training import train_expert
@@ -20,4 +20,4 @@ for _name, _where, _about in (
 ):
     EXPERTS.later(_name, f"{__name__}.{_where}", _about)
 
-__all__ = ["EXPERTS", "TASKS", "Expert", "evaluate", "find_expert", "load_experts", "train_expert"]
+__all__ = ["EXPERTS", "Expert", "evaluate", "find_expert", "load_experts", "train_expert"]

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
-from backbones.cliptex.augment import AXES
+from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
 from backbones.files import replacing, write_json
 
-Task = Literal["seg", "depth", "normal"]
-TASKS: tuple[Task, ...] = ("seg", "depth", "normal")
 BACKGROUND = "background"
 IGNORE = 255  # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
 IGNORE_WIDE = 65535
@@ -46,7 +44,7 @@ class Expert(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    task: ClassVar[Task]
+    task: ClassVar[str]
     settings_type: ClassVar[type]
     about: ClassVar[str] = ""
     settings: Any
@@ -58,9 +56,10 @@ class Expert(nn.Module, ABC):
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution; resizing and statistics are ours.
 
-        Returns, by task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``; ``depth`` (N, H, W) float32
-        relative inverse depth, larger is nearer, any affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x
-        right, y up, z towards the camera, with ``confidence`` (N, H, W) float32 κ > 0 where the expert has one.
+        Returns, by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``; ``depth`` (N, H, W)
+        float32 relative inverse depth, larger is nearer, any affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x
+        right, y up, z towards the camera; what ``Task.from_expert`` reads for others. What it says beside (``confidence``
+        (N, H, W) float32 κ > 0) is measured, not stored.
         """
 
     @classmethod
@@ -164,10 +163,11 @@ def read_settings(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, h, w) → (N, C, *size), bilinear, antialiased when it shrinks."""
+    """(N, C, h, w) → (N, C, *size), bilinear, antialiased when it shrinks in any direction."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=maps.shape[-1] > size[-1])
+    shrinks = any(there > wanted for there, wanted in zip(maps.shape[-2:], size, strict=True))
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def hard_classes(scores: Tensor, score_threshold: float, ignore: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from backbones.cliptex.protocols import Progress
+from backbones.cliptex.tasks import find_task
 from backbones.errors import UserError
 from backbones.files import content_key
 
@@ -166,25 +167,13 @@ def _nyu(root: Path, maps: str, folder: str, task: str) -> list[tuple[Path, Call
         raise UserError(f"no images in {root / 'images' / folder}")
 
     def reader(path: Path) -> Callable[[], np.ndarray]:
-        return lambda: read_depth(path) if task == "depth" else read_normals(path)
+        return lambda: _channels_last(find_task(task).read(path))
 
     return [(path, reader(root / maps / folder / f"{path.stem}.png")) for path in images]
 
 
-def read_depth(path: Path) -> np.ndarray:
-    """16-bit PNG in millimetres → (H, W) float32 inverse depth in 1/m; 0 becomes NaN."""
-    with Image.open(path) as image:
-        metres = np.asarray(image, np.float32) / 1000
-    return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
-
-
-def read_normals(path: Path) -> np.ndarray:
-    """8-bit RGB PNG, n = png / 127.5 - 1, axes as stored (``augment.AXES``) → (H, W, 3) float32 unit vectors; a stored
-    (0, 0, 0) is unknown and becomes zero."""
-    with Image.open(path) as image:
-        code = np.asarray(image.convert("RGB"))
-    normal = code.astype(np.float32) / 127.5 - 1
-    return np.where(code.any(-1, keepdims=True), normal / np.linalg.norm(normal, axis=-1, keepdims=True), 0)
+def _channels_last(label: np.ndarray) -> np.ndarray:
+    return label if label.ndim == 2 else np.moveaxis(label, 0, -1)
 
 
 def _sized(truth: Callable[[], np.ndarray], size: int) -> Callable[[], np.ndarray]:

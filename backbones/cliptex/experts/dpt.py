@@ -18,8 +18,8 @@ from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.dpt_conv import ConvDPT
 from backbones.cliptex.experts.fit import FitSettings, fit
-from backbones.cliptex.losses import depth_loss
 from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.tasks.depth import depth_loss
 from backbones.errors import UserError
 
 

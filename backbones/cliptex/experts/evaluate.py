@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import torch
 
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, Silent
+from backbones.cliptex.tasks import find_task
 
 
 def evaluate(
@@ -17,13 +15,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Accuracy of an expert's labels.
 
-    Returns, by task:
-        seg: ``mIoU`` over classes that occur (ignored predictions count as wrong), ``aAcc``, ``object_acc`` (over
-            pixels of objects), ``labelled`` (share not ignored) and ``labelled_acc`` (right among those), in per cent;
-        depth: ``abs_rel``, mean |d − d*| / d* of the depth after the least-squares scale and shift of inverse depth,
-            image by image (MiDaS's protocol: Ranftl et al. 2020), and ``delta1`` in per cent;
-        normal: ``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent; ``kappa_expected`` the mean
-            angle that κ says, in degrees, to be held against ``normal_mean``.
+    Returns: what the expert's task scores, see ``Task.score``.
     """
     progress = progress or Silent()
     progress.start(f"measuring the {expert.task} expert", len(data))
@@ -34,65 +26,10 @@ def evaluate(
         progress.advance(min(batch_size, len(data) - start))
     labels = {name: np.concatenate(parts) for name, parts in kept.items()}
     truth = data.target.numpy()
-    if expert.task == "seg":
+    task = find_task(expert.task)
+    if task.has_classes:
         truth = _renumbered(truth, data.classes, expert)
-        return segmentation(labels["seg"], truth, len(expert.classes), expert.ignore_index)
-    if expert.task == "depth":
-        return depth(labels["depth"], truth)
-    return normals(labels["normal"], truth, labels.get("confidence"))
-
-
-def segmentation(labels: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> dict[str, float]:
-    """Labels and truth (N, H, W), class 0 is the background; truth ≥ ``classes`` is not scored."""
-    scored = truth < classes
-    found, real = labels[scored].astype(np.int64), truth[scored].astype(np.int64)
-    found = np.where(found == ignore, classes, found)  # 'not sure' is a column of its own
-    counts = np.bincount(real * (classes + 1) + found, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
-    right = counts.diagonal()
-    union = counts.sum(1) + counts[:, :classes].sum(0) - right
-    occurs = counts.sum(1) > 0
-    sure = counts[:, :classes].sum()
-    return {
-        "mIoU": 100 * float(np.mean(right[occurs] / union[occurs])),
-        "aAcc": 100 * float(right.sum() / counts.sum()),
-        "object_acc": 100 * float(right[1:].sum() / max(counts[1:].sum(), 1)),
-        "labelled": 100 * float(sure / counts.sum()),
-        "labelled_acc": 100 * float(right.sum() / max(sure, 1)),
-    }
-
-
-def depth(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Relative inverse depth (N, H, W) against true inverse depth in 1/m, NaN unknown."""
-    errors, deltas = [], []
-    for predicted, real in zip(labels, truth, strict=True):
-        known = np.isfinite(real)
-        if known.sum() < 2:
-            continue
-        x, y = predicted[known].astype(np.float64), real[known].astype(np.float64)
-        design = np.stack([x, np.ones_like(x)], 1)
-        aligned = np.maximum(design @ np.linalg.lstsq(design, y, rcond=None)[0], y.min() / 10)
-        ratio = y / aligned  # of depths, predicted to true
-        errors.append(np.mean(np.abs(ratio - 1)))
-        deltas.append(np.mean(np.maximum(ratio, 1 / ratio) < 1.25))
-    return {"abs_rel": float(np.mean(errors)), "delta1": 100 * float(np.mean(deltas))}
-
-
-def normals(labels: np.ndarray, truth: np.ndarray, kappa: np.ndarray | None = None) -> dict[str, float]:
-    """Unit normals (N, 3, H, W) against truth, zero unknown."""
-    known = np.square(truth).sum(1) > 0.25
-    chord = np.linalg.norm(labels - truth, axis=1)[known]
-    angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
-    metrics = {
-        "normal_mean": float(angles.mean()),
-        "normal_median": float(np.median(angles)),
-        "normal_11.25": 100 * float(np.mean(angles < 11.25)),
-    }
-    if kappa is not None:
-        from backbones.cliptex.experts.angmf import expected_angle
-
-        expected = expected_angle(torch.from_numpy(kappa[known])).mean()
-        metrics["kappa_expected"] = math.degrees(float(expected))
-    return metrics
+    return task.score(labels, truth, len(expert.classes))
 
 
 def _renumbered(truth: np.ndarray, classes: tuple[str, ...], expert: Expert) -> np.ndarray:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
-from backbones.cliptex.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
 from backbones.cliptex.cost import StepCounter
+from backbones.cliptex.data.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError

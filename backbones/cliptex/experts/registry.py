@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from backbones.cliptex.experts.base import TASKS, Expert
+from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.tasks import ordered
 from backbones.errors import UserError
 from backbones.plugins import Registry, of_type
 
@@ -37,4 +38,5 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
         raise UserError(
             f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS.described()))}"
         )
-    return sorted(experts, key=lambda expert: TASKS.index(expert.task))
+    order = ordered(expert.task for expert in experts)
+    return sorted(experts, key=lambda expert: order.index(expert.task))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.cliptex.augment import IGNORE as UNLABELLED
+from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import Expert, hard_classes, resize
 from backbones.cliptex.experts.data import IGNORE, ExpertData
 from backbones.cliptex.experts.fit import FitSettings, fit

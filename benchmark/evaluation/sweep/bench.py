@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import UserError
-from backbones.cliptex.labels import LabelStore
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.models import load_start
-from backbones.cliptex.pairs import open_pairs
-from backbones.cliptex.recipes import RECIPES, Recipe, read_recipe
+from backbones.cliptex.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
 from backbones.errors import nearest
 from backbones.files import content_key, home
-from backbones.overrides import fields_of, parse_pairs, with_changes
+from backbones.overrides import parse_pairs
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
 from benchmark.evaluation.probing import Probing
@@ -27,7 +27,7 @@ from benchmark.suites.registry import Stages, SuiteTraining, find_suite
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning
-from sweeps.space import LAMBDAS, Value, Wanted
+from sweeps.space import Value, Wanted
 
 CLIPTEX = RECIPES["cliptex"]
 DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
@@ -100,7 +100,7 @@ def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> 
     Raises:
         UserError: no such recipe, a setting that does not exist or fit.
     """
-    found, overrides, known = dict(suite_settings), parse_pairs(options.overrides), fields_of(Recipe)
+    found, overrides, known = dict(suite_settings), parse_pairs(options.overrides), setting_names()
     if options.recipe not in RECIPES:
         found |= _differing(read_recipe(Path(options.recipe)))
     elif options.recipe != CLIPTEX.name:
@@ -110,15 +110,16 @@ def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> 
             raise UserError(f"--set {name}: no setting of the recipe; {nearest(name, known)} (tasks: --set-task)")
         if name in ("name", "seed"):
             raise UserError(f"--set {name}: give --study NAME and --seed N instead")
-    recipe = with_changes(replace(CLIPTEX, **found), overrides)
-    lambdas: dict[str, Value] = {name: float(getattr(recipe, name)) for name in overrides if name.startswith("lambda_")}
+    recipe = CLIPTEX.changed(found).changed(overrides)
+    lambdas: dict[str, Value] = {name: recipe.settings()[name] for name in overrides if name.startswith(LAMBDA)}
     return {"recipe": CLIPTEX.name, **_differing(recipe), "seed": options.seed}, lambdas
 
 
 def _differing(recipe: Recipe) -> dict[str, Any]:
     """Settings in which a recipe differs from ``cliptex``, without name, seed and λs."""
-    without = ("name", "seed", *(f"lambda_{name}" for name in LAMBDAS))
-    return {k: v for k, v in asdict(recipe).items() if k not in without and v != getattr(CLIPTEX, k)}
+    ours = CLIPTEX.settings()
+    shared = {k: v for k, v in recipe.settings().items() if k not in ("name", "seed") and not k.startswith(LAMBDA)}
+    return {k: v for k, v in shared.items() if v != ours[k]}
 
 
 def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> Recipe:
@@ -130,7 +131,7 @@ def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value]
     # the baseline has the shared settings, but neither λs nor experts
     without = ("recipe", "seed") if name == CLIPTEX.name else ("recipe", "seed", "experts")
     shared: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fixed.items() if k not in without}
-    return with_changes(replace(RECIPES[name], **shared), {**params, "seed": seed})
+    return RECIPES[name].changed({**shared, **params, "seed": seed})
 
 
 class Bench:
@@ -214,7 +215,7 @@ def _brought(options: SweepOptions) -> SuiteTraining:
     init = str(Path(options.init).absolute()) if Path(options.init).exists() else options.init
 
     def weights(recipe: Recipe, used: LabelStore | None) -> Path:
-        inputs = {"recipe": asdict(recipe), "init": init, "pairs": pairs, "labels": used and used.identity}
+        inputs = {"recipe": recipe.identity(), "init": init, "pairs": pairs, "labels": used and used.identity}
         return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
 
     return SuiteTraining({}, init, options.pairs, Path(options.labels).absolute(), weights)

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from backbones import UserError
-from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.recipes import Recipe, setting_names
 from backbones.errors import nearest, users_line
 from backbones.files import write_json
-from backbones.overrides import fields_of, parse_pairs, with_changes
+from backbones.overrides import parse_pairs
 from benchmark.evaluation.results import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
@@ -141,14 +141,14 @@ def _plan(options: SweepOptions) -> Plan:
     """The plan without content; everything a user can get wrong in words is found out here."""
     tasks = sweep_bench.planned(options)
     fixed, lambdas = sweep_bench.fixed_settings(options, find_suite(options.suite).training_settings)
-    recipe, known = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed), fields_of(Recipe)
+    recipe, known = sweep_bench.make_recipe("cliptex", fixed, {}, options.seed), setting_names()
     for name in options.vary:
         if name in parse_pairs(options.overrides):
             raise UserError(f"{name} is both fixed by --set and varied by --vary; keep one")
         if name not in known:
             raise UserError(f"--vary {name}: no setting of the recipe; {nearest(name, known)}")
-    bases = {**lambdas, **{name: getattr(recipe, name) for name in options.vary}}
-    space = make_space(options, bases, lambda name, text: getattr(with_changes(CLIPTEX, {name: text}), name))
+    bases = {**lambdas, **{name: recipe.settings()[name] for name in options.vary}}
+    space = make_space(options, bases, lambda name, text: CLIPTEX.changed({name: text}).settings()[name])
     ends = [{s.name: value} for s in space.settings for value in (*s.values, s.low, s.high) if value is not None]
     for params in [cell.params for cell in space.cells() if cell.params] or ends:
         sweep_bench.make_recipe("cliptex", fixed, params, options.seed)  # what cannot be trained is said at once

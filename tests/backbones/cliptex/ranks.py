@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from backbones.cliptex.batches import Batches
+from backbones.cliptex.data.dataset import TrainDataset
+from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.heads import TaskHeads
 from backbones.cliptex.models import Towers, load_start
-from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.processes import processes
 from backbones.cliptex.recipes import RECIPES, Recipe
 from backbones.cliptex.steps import Steps
 from backbones.cliptex.train import TrainContext, train
 from tests.backbones.cliptex import toy
 
-RECIPE = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=1, lr=1e-3, head_lr=1.0, lambda_depth=0.5)
+SETTINGS = {"model": "tiny", "batch_size": 16, "epochs": 1.0, "lr": 1e-3, "head_lr": 1.0, "lambda_depth": 0.5}
+RECIPE = RECIPES["cliptex"].changed(SETTINGS)
 
 
 def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> tuple[dict, dict]:
@@ -28,7 +28,7 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
         load_start("random", recipe.model),
         toy.ToyLabels(missing=("00000/000000004",)),
     )
-    batches = Batches(
+    batches = TrainDataset(
         pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, rank=rank, world=world
     )
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)

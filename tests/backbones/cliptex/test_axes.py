@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import benchmark.mini.datasets  # noqa: F401  (registers them)
-from backbones.cliptex.augment import AXES, Geometry, warp_images, warp_normals
+from backbones.cliptex.data.augment import AXES, Geometry, warp_images, warp_normals
 from backbones.cliptex.experts import load_experts, train_expert
-from backbones.cliptex.experts.data import read_normals
-from backbones.cliptex.labels import LabelStore, LabelWriter, encode
+from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.tasks import find_task
 from backbones.errors import UserError
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import render_image, render_truth
@@ -34,7 +34,8 @@ def test_experts_and_probes_read_the_truth_of_the_mini_world_alike(tmp_path):
     scene = make_scene(np.random.default_rng(3), "home", close_ups=0.0)
     truth = render_truth(scene, 64)
     Image.fromarray(encode_normals(truth.normals)).save(tmp_path / "n.png")
-    ours, theirs = read_normals(tmp_path / "n.png"), dense_data.read_normals(str(tmp_path / "n.png"))
+    theirs = dense_data.read_normals(str(tmp_path / "n.png"))
+    ours = np.moveaxis(find_task("normal").read(tmp_path / "n.png"), 0, -1)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(ours, truth.normals, atol=0.01)
     up = scene.camera.axes @ np.array([0.0, 0.0, 1.0])  # the world's up in camera axes
@@ -95,13 +96,13 @@ def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes,
     made = train_expert("nll-angmf", slopes, tmp_path / "e", settings=settings, log=Silent(), progress=Silent())
     assert made["axes"] == AXES
     (expert,) = load_experts([f"nll-angmf={tmp_path / 'e'}"])
-    writer = LabelWriter(tmp_path / "labels", {"test": 1})
+    writer = LabelWriter(tmp_path / "labels", {"test": 1}, ["normal"])
     with writer.shard("s") as shard:
         for i in range(8):
             image = np.array(Image.open(slopes / f"nyu/images/test/{i}.png"))
             maps = expert.predict(torch.from_numpy(image).permute(2, 0, 1)[None])
-            shard.add(f"s/{i}", encode({name: values[0] for name, values in maps.items()}))
-    writer.finish(["s"])
+            shard.add(f"s/{i}", encode({"normal": maps["normal"][0]}))
+    writer.finish([writer.finished("s")])
     store = LabelStore(tmp_path / "labels")
     truth = np.stack([dense_data.read_normals(str(slopes / f"nyu/normals/test/{i}.png"))[..., 1] for i in range(8)])
     found = np.stack([store.get(f"s/{i}")["normal"][1] for i in range(8)])

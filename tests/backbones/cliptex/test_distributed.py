@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.checkpoint import read_checkpoint
+from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.models import TINY_CLIP
-from backbones.cliptex.pairs import open_pairs
 from backbones.cliptex.train import TrainContext, train
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from torchmetrics.functional.classification import multiclass_jaccard_index
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, load_experts, train_expert
@@ -19,7 +18,6 @@ from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import CocoImage, load_data, paint
 from backbones.cliptex.experts.dpt import DPT, DPTSettings
 from backbones.cliptex.experts.dpt_conv import DepthOutput
-from backbones.cliptex.experts.evaluate import depth, normals, segmentation
 from backbones.cliptex.experts.nll_angmf import scaled
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
@@ -280,38 +278,6 @@ def test_real_data(real_data):
     normal = load_data(real_data, "normal", "val", 64, Silent())
     floor = normal.target[:, :, -12:].flatten(2)
     assert float(floor[:, 1].mean()) > 0.1  # floors point up
-
-
-def test_segmentation_figures_agree_with_torchmetrics():
-    random = np.random.default_rng(0)
-    truth, labels = random.integers(0, 4, (5, 9, 9)), random.integers(0, 4, (5, 9, 9))
-    truth[0, 0] = 255
-    figures = segmentation(labels, truth, 4, 255)
-    expected = multiclass_jaccard_index(
-        torch.from_numpy(labels), torch.from_numpy(np.where(truth == 255, -1, truth)), 4, "macro", ignore_index=-1
-    )
-    assert figures["mIoU"] == pytest.approx(100 * float(expected))
-    assert figures["aAcc"] == pytest.approx(100 * (labels == truth)[truth != 255].mean())
-    labels[1:] = 255
-    assert segmentation(labels, truth, 4, 255)["labelled"] == pytest.approx(100 * 72 / 396)
-
-
-def test_depth_figures_forgive_scale_and_shift_only():
-    truth = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
-    assert depth(7 * truth + 3, truth)["abs_rel"] < 1e-5
-    assert depth(7 * truth + 3, truth)["delta1"] == 100
-    assert depth(np.random.default_rng(1).uniform(size=truth.shape), truth)["abs_rel"] > 0.2
-
-
-def test_normal_figures():
-    truth = np.zeros((1, 3, 2, 2), np.float32)
-    truth[0, 2, 0] = 1  # the lower row is unknown
-    labels = np.zeros_like(truth)
-    labels[0, :, 0, 0] = (0, 0, 1)
-    labels[0, :, 0, 1] = (0, 1, 0)
-    figures = normals(labels, truth)
-    assert figures["normal_mean"] == pytest.approx(45)
-    assert figures["normal_11.25"] == 50
 
 
 # ---------------------------------------------------------------- training

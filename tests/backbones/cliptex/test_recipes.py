@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.recipes import RECIPES, SUBSETS, TASKS, find_recipe, subset_recipe
+from backbones.cliptex.recipes import RECIPES, find_recipe, subset_recipe, subsets
+from backbones.cliptex.tasks import PAPER
 from backbones.errors import UserError
 
 
 def test_the_three_differ_only_in_configuration():
-    cliptex, ft = asdict(RECIPES["cliptex"]), asdict(RECIPES["clip-ft"])
+    cliptex, ft = RECIPES["cliptex"].settings(), RECIPES["clip-ft"].settings()
     assert {k for k in cliptex if cliptex[k] != ft[k]} == {"name", "lambda_seg", "lambda_depth", "lambda_normal"}
     # the paper's choice: 1.0 for all but λ_seg
-    assert [cliptex[f"lambda_{name}"] for name in ("clip", *TASKS)] == [1.0, 0.1, 1.0, 1.0]
-    assert cliptex["epochs"] == 30 and RECIPES["cliptex"].tasks == TASKS and RECIPES["clip"].tasks == ()
+    assert [cliptex[f"lambda_{name}"] for name in ("clip", *PAPER)] == [1.0, 0.1, 1.0, 1.0]
+    assert cliptex["epochs"] == 30 and RECIPES["cliptex"].tasks == PAPER and RECIPES["clip"].tasks == ()
 
 
 def test_subsets_of_experts_are_cliptex_with_fewer_losses():
-    assert len(set(SUBSETS.values())) == len(SUBSETS) == 2 ** len(TASKS) - 1
-    for name, experts in SUBSETS.items():
+    found = subsets()
+    assert len(set(found.values())) == len(found) == 2 ** len(PAPER) - 1 and found["cliptex"] == PAPER
+    assert list(subsets(["normal", "seg"])) == ["cliptex-seg", "cliptex-normal", "cliptex-seg-normal"]
+    for name, experts in found.items():
         recipe = subset_recipe(name)
         assert (recipe.name, recipe.tasks, find_recipe(name)) == (name, experts, recipe)
         assert recipe == replace(RECIPES["cliptex"], name=name, experts=experts)
@@ -37,7 +40,7 @@ def test_changes_are_typed():
     recipe = find_recipe(
         "cliptex", ["lambda_seg=10", "epochs=3", "experts=depth,normal", "precision=bf16", "crop_scale=0.5,1"]
     )
-    assert (recipe.lambda_seg, recipe.epochs, recipe.precision, recipe.crop_scale) == (10.0, 3.0, "bf16", (0.5, 1.0))
+    assert (recipe.weight("seg"), recipe.epochs, recipe.precision, recipe.crop_scale) == (10.0, 3.0, "bf16", (0.5, 1.0))
     assert recipe.tasks == ("depth", "normal")
     assert find_recipe("cliptex", ["lambda_depth=0"]).tasks == ("seg", "normal")
 
@@ -51,7 +54,9 @@ def test_changes_are_typed():
         ("lambda_seg=nan", "finite"),
         ("batch_size=1.5", "whole number"),
         ("batch_size=10", "accumulate"),
-        ("experts=seg,flow", "flow|must be one of"),
+        ("experts=seg,flow", "no task 'flow'; known: depth, normal, seg"),
+        ("experts=clip", "clip is no task"),
+        ("lambdas=1", "no setting 'lambdas'"),
         ("precision=fp8", "fp32"),
         ("warmup=1", "warmup"),
         ("crop_scale=0.9,0.5", "crop_scale"),
@@ -75,7 +80,7 @@ def test_files(tmp_path):
         json.dumps({"recipe": "cliptex", "lambda_depth": 10, "experts": ["depth", "normal"], "batch_size": 64})
     )
     recipe = find_recipe(str(path), ["epochs=2"])
-    assert (recipe.name, recipe.lambda_depth, recipe.experts, recipe.batch_size) == (
+    assert (recipe.name, recipe.weight("depth"), recipe.experts, recipe.batch_size) == (
         "trial",
         10.0,
         ("depth", "normal"),
@@ -107,8 +112,22 @@ def test_identity():
     )
 
 
+def test_recipes_that_train_the_same_thing_have_one_identity():
+    """The order of experts, a λ of 0 and the λ of a task that is not learned change nothing."""
+
+    def key(*changes: str) -> str:
+        return find_recipe("cliptex", changes).key("i", "p", "l")
+
+    assert key("experts=depth,normal") == key("experts=normal,depth") == key("lambda_seg=0")
+    assert key("experts=depth,normal") == key("experts=depth,normal", "lambda_seg=7")
+    assert key("experts=seg,seg,depth,normal") == key() == key("lambda_seg=0.1") != key("lambda_seg=0.2")
+    assert find_recipe("cliptex", ["lambda_seg=0", "lambda_depth=0", "lambda_normal=0"]).key(
+        "i", "p", "l"
+    ) == find_recipe("clip-ft").key("i", "p", "")
+
+
 @given(st.sampled_from(["lambda_clip", "lambda_seg", "lr", "epochs", "ema", "seed"]), st.integers(2, 9))
 def test_every_setting_counts(name, value):
     base = RECIPES["cliptex"]
-    changed = replace(base, **{name: value / 10 if name == "ema" else value})
+    changed = base.changed({name: value / 10 if name == "ema" else value})
     assert changed.key("i", "p", "l") != base.key("i", "p", "l")

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -76,8 +77,7 @@ def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Pa
 class ToyLabels:
     """Exact labels of the scenes by key; has the interface of a label store."""
 
-    classes = CLASSES
-    ignore_index = 255
+    classes: ClassVar = {"seg": CLASSES}
 
     def __init__(
         self, tasks: tuple[str, ...] = ("seg", "depth", "normal"), size: int = 32, missing: tuple[str, ...] = ()
@@ -85,13 +85,15 @@ class ToyLabels:
         self.tasks, self.size, self.missing, self.reads = tasks, size, missing, 0
         self.identity = hashlib.sha256(repr((tasks, size, missing)).encode()).hexdigest()
 
-    def get(self, key: str) -> dict[str, np.ndarray]:
+    def get(self, key: str, tasks=None) -> dict[str, np.ndarray]:
         self.reads += 1
         if key in self.missing:
             raise KeyError(key)
-        return {
-            task: labels for task, labels in scene(int(key.split("/")[-1]), self.size)[2].items() if task in self.tasks
-        }
+        labels = scene(int(key.split("/")[-1]), self.size)[2]
+        return {task: labels[task] for task in self.tasks if tasks is None or task in tasks}
+
+    def tasks_of(self, key: str) -> tuple[str, ...]:
+        return () if key in self.missing else self.tasks
 
 
 class Recorder:

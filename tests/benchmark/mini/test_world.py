@@ -189,7 +189,7 @@ def test_pairs_are_webdataset_shards_as_img2dataset_writes_them(tiny):
 
 
 def test_pairs_are_read_by_the_pair_reader(tiny):
-    pairs = pytest.importorskip("backbones.cliptex.pairs")
+    pairs = pytest.importorskip("backbones.cliptex.data.pairs")
     source = pairs.open_pairs(str(tiny / "pairs/{00000..00002}.tar"))
     assert len(source) == TINY.pairs
 

@@ -13,8 +13,8 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from backbones.cliptex.experts import find_expert
-from backbones.cliptex.label import LabelSettings
-from backbones.cliptex.labels import LabelStore, check_labels
+from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.labels import LabelRequest, label_stage
@@ -71,11 +71,11 @@ def runs_of(experiment: str) -> list:
 def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     words = label_command("cut-labels", "cut-labels")
     victim = Fork(command, *words, output=tmp_path / "said")
-    victim.wait_for(here / "cut-labels", "*.labels")
+    victim.wait_for(here / "cut-labels", "*.tar.json")
     victim.signal(signal.SIGKILL)
     assert victim.end() == -signal.SIGKILL
     assert not Path("cut-labels/manifest.json").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in Path("cut-labels").glob("*.labels")}
+    done = {path.name: path.stat().st_mtime_ns for path in Path("cut-labels").glob("*.tar.json")}
     assert main(words) == 0
     assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
     assert done == {name: (Path("cut-labels") / name).stat().st_mtime_ns for name in done}, "finished shards are kept"
@@ -119,19 +119,19 @@ def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
     stage(request("kept-labels", experiment="kept"))
     assert before == {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
     assert len(runs_of("kept")) == 1
-    damaged = Path("kept-labels/00002.labels")
+    damaged = Path("kept-labels/00002.tar")
     damaged.write_bytes(damaged.read_bytes()[:-100])
     stage(request("kept-labels", experiment="kept"))
     assert check_labels("kept-labels") == [] and LabelStore("kept-labels").identity == LabelStore("labels").identity
     changed = {name for name, time in before.items() if (Path("kept-labels") / name).stat().st_mtime_ns != time}
-    assert changed == {"00002.labels", "00002.cost.json", "manifest.json"}
+    assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
 
 
 def test_many_unreadable_images_end_it_early(tmp_path):
     pattern = toy_experts.write_shards(tmp_path / "bad", 12, 2, corrupt=("000000001", "000010001"))
     with pytest.raises(UserError, match="2 of 24 images cannot be read"):
         stage(request(str(tmp_path / "none"), pairs=pattern, experiment="bad"))
-    assert len(list((tmp_path / "none").glob("*.labels"))) <= 4, "no more shards are begun"
+    assert len(list((tmp_path / "none").glob("*.tar.json"))) <= 4, "no more shards are begun"
     with pytest.raises(UserError, match="not finished"):
         LabelStore(tmp_path / "none")
     (run,) = runs_of("bad")
@@ -168,8 +168,8 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(here, 
 
 
 def test_settings_reach_the_labels():
-    manifest = stage(request("small-labels", settings=LabelSettings(label_side=16, confidence=False), experiment="s"))
-    assert manifest["identity"]["settings"] == {"input_side": 512, "label_side": 16, "confidence": False}
+    manifest = stage(request("small-labels", settings=LabelSettings(label_side=16), experiment="s"))
+    assert manifest["identity"]["settings"] == {"input_side": 512, "label_side": 16}
     maps = LabelStore("small-labels").get("00000/000000000")
     assert {name: values.shape[-2:] for name, values in maps.items()} == dict.fromkeys(
         ("seg", "depth", "normal"), (16, 16)

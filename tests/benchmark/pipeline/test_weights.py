@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.checkpoint import read_checkpoint
-from backbones.cliptex.label import Labeller, LabelSettings, finish_labels, labels_writer
-from backbones.cliptex.pairs import open_pairs
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.protocols import Silent
 from benchmark.__main__ import main
 from tests.backbones.cliptex import toy, toy_experts

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from backbones.cliptex.experts import find_expert
-from backbones.cliptex.labels import LabelStore, check_labels
+from backbones.cliptex.labels.store import LabelStore, check_labels
 from benchmark.execution import Executor
 from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import _Maker

@@ -7,10 +7,10 @@ kept in memory as bytes; larger ones are read and decoded as they are needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,40 +18,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import DataConfig
-from backbones.cliptex.augment import (
-    IGNORE,
-    Geometry,
-    centre_geometry,
-    random_geometry,
-    warp_classes,
-    warp_depth,
-    warp_images,
-    warp_normals,
-)
-from backbones.cliptex.pairs import BadPair, PairSource, Tally, decode_image
+from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
+from backbones.cliptex.data.source import BadPair, PairSource, Tally, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.tasks import find_task
 from backbones.errors import UserError
 
 MEMORY_BYTES = 1 << 30
 
 
 class Labels(Protocol):
-    """Label maps by pair key, of the whole image at any resolution; what ``labels.LabelStore`` gives.
+    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives.
 
     Attributes:
         identity: digest of all labels.
-        classes: names of the segmentation classes, by index.
-        ignore_index: value of unlabelled pixels in ``seg``.
+        classes: task → names of its classes, by index.
     """
 
     identity: str
-    classes: Sequence[str]
-    ignore_index: int
+    classes: Mapping[str, Sequence[str]]
 
-    def get(self, key: str) -> Mapping[str, np.ndarray]:
-        """``seg`` (H, W) integer, ``depth`` (H, W) float relative inverse depth (NaN unknown), ``normal`` (3, H, W)
-        float (``augment.AXES``; zero unknown), ``confidence`` (H, W) float; those there are. Raises ``KeyError``."""
+    def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
+        """The pair's labels for ``tasks`` (None: all), those there are, as ``Task`` describes them. Raises ``KeyError``."""
+
+    def tasks_of(self, key: str) -> tuple[str, ...]:
+        """Which tasks the pair has labels for."""
 
 
 @dataclass
@@ -61,16 +53,16 @@ class Batch:
     Attributes:
         images: (n, 3, S, S) float32, normalised.
         tokens: (n, L) int64.
-        targets: task → label maps as ``losses`` take them (``normal_weight`` beside ``normal``).
+        targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
-        unlabelled: keys of pairs without labels.
+        unlabelled: how many pairs have no label at all; they count for the contrast alone.
     """
 
     images: Tensor
     tokens: Tensor
     targets: dict[str, Tensor] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
-    unlabelled: list[str] = field(default_factory=list)
+    unlabelled: int = 0
 
     def split(self, parts: int) -> list[Batch]:
         """Equal micro-batches, in order."""
@@ -90,14 +82,14 @@ class Batch:
 
 @dataclass
 class _Sample:
-    image: Tensor
+    image: np.ndarray
     tokens: Tensor
     labels: dict[str, Tensor]
     bad: tuple[str, str] | None = None
-    unlabelled: str | None = None
+    unlabelled: bool = False
 
 
-class Batches(Dataset[Batch]):
+class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
     Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
@@ -122,12 +114,14 @@ class Batches(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         self.pairs, self.labels, self.recipe = pairs, labels if recipe.tasks else None, recipe
-        self.tokenizer, self.size, self.label_size = tokenizer, data.size[0], label_size
+        self.tokenizer, self.size, self.label_size, self.squash = tokenizer, data.size[0], label_size, data.squash
+        self.interpolation = data.interpolation
         self.mean = torch.tensor(data.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
         # the smallest crop still has as many pixels as the input, so nothing is enlarged
         self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
-        self.held_out = np.sort(_held_out(len(pairs), recipe))
+        self.held_out = np.sort(_pick_held_out(len(pairs), recipe))
+        self._held_out = frozenset(self.held_out.tolist())
         self.count = len(pairs) - len(self.held_out)
         if self.count < recipe.batch_size:
             raise UserError(
@@ -160,7 +154,7 @@ class Batches(Dataset[Batch]):
         recipe = self.recipe
         indices, epochs = self.positions(step)
         samples = [self._sample(int(index)) for index in indices]
-        sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+        sizes = [sample.image.shape[:2] for sample in samples]
         drawn = [
             random_geometry(
                 indices[epochs == epoch],
@@ -177,11 +171,15 @@ class Batches(Dataset[Batch]):
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
-        """This rank's share of the held-out pairs, centre crops, without labels, ``size`` at a time."""
+        """This rank's share of the held-out pairs that can be read, without labels, ``size`` at a time; prepared as the probes
+        prepare images."""
         share = np.array_split(self.held_out, self.world)[self.rank]
         for start in range(0, len(share), size):
-            samples = [self._sample(int(index), labelled=False) for index in share[start : start + size]]
-            yield self._assemble(samples, centre_geometry([(s.image.shape[1], s.image.shape[2]) for s in samples]))
+            found = [self._sample(int(index), labelled=False) for index in share[start : start + size]]
+            samples = [sample for sample in found if sample.bad is None]
+            if samples:
+                geometry = centre_geometry([sample.image.shape[:2] for sample in samples], whole=self.squash)
+                yield self._assemble(samples, geometry)
 
     def remember(self, progress: Progress, threads: int = 2) -> bool:
         """Decode everything once and keep it, if it fits into 1 GiB; whether it does."""
@@ -218,13 +216,17 @@ class Batches(Dataset[Batch]):
         return self._cache[index] if self._cache is not None else self._read(index, labelled)
 
     def _read(self, index: int, labelled: bool = True) -> _Sample:
-        """Pair ``index``, or in place of one that cannot be read the next that can."""
+        """Pair ``index``, or in place of one that cannot be read the next that can and is trained on too."""
         bad = None
         for step in range(min(100, len(self.pairs))):
             place = (index + step) % len(self.pairs)
+            if step and place in self._held_out:
+                continue
             try:
                 pair = self.pairs[place]
-                image = torch.from_numpy(decode_image(pair.image, self.short_side)).permute(2, 0, 1).contiguous()
+                if not pair.caption:
+                    raise BadPair("its caption is empty")
+                image = decode_image(pair.image, self.short_side, exact=False)
                 break
             except BadPair as error:
                 bad = bad or (self.pairs.key(place), str(error))
@@ -233,77 +235,35 @@ class Batches(Dataset[Batch]):
         sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
         if self.labels is not None and labelled:
             try:
-                sample.labels = _tensors(self.labels.get(pair.key), self.recipe, self.labels.ignore_index)
+                found = self.labels.get(pair.key, self.recipe.tasks)
+                sample.labels = {name: find_task(name).to_tensor(np.asarray(label)) for name, label in found.items()}
             except KeyError:
-                sample.unlabelled = pair.key
+                sample.unlabelled = True
         return sample
 
     def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
-        images = warp_images([sample.image for sample in samples], geometry, self.size)
-        batch = Batch(images.sub_(self.mean).div_(self.std), torch.stack([sample.tokens for sample in samples]))
+        images = crop_images([sample.image for sample in samples], geometry, self.size, self.interpolation)
+        batch = Batch(images.float().sub_(self.mean).div_(self.std), torch.stack([sample.tokens for sample in samples]))
         batch.bad = [sample.bad for sample in samples if sample.bad]
-        batch.unlabelled = [sample.unlabelled for sample in samples if sample.unlabelled]
-        for name in self._target_names():
-            maps = [sample.labels.get(name, _MISSING[name]) for sample in samples]
-            batch.targets[name] = _WARP[name](maps, geometry, self.label_size)
+        batch.unlabelled = sum(sample.unlabelled for sample in samples)
+        for name in self.recipe.tasks if self.labels is not None else ():
+            task = find_task(name)
+            maps = [sample.labels.get(name, task.missing) for sample in samples]
+            batch.targets[name] = task.warp(maps, geometry, self.label_size)
         return batch
 
-    def _target_names(self) -> list[str]:
-        if self.labels is None:
-            return []
-        extra = ["normal_weight"] if "normal" in self.recipe.tasks and self.recipe.normal_confidence else []
-        return [*self.recipe.tasks, *extra]
 
-
-_WARP: dict[str, Callable[[list[Tensor], Geometry, int], Tensor]] = {
-    "seg": lambda maps, geometry, size: warp_classes(maps, geometry, size, ignore=IGNORE),
-    "depth": warp_depth,
-    "normal": lambda maps, geometry, size: warp_normals([m.float() / 127 for m in maps], geometry, size),
-    "normal_weight": warp_depth,
-}
-_MISSING = {
-    "seg": torch.full((1, 1), IGNORE, dtype=torch.int16),
-    "depth": torch.full((1, 1), float("nan")),
-    "normal": torch.zeros(3, 1, 1, dtype=torch.int8),
-    "normal_weight": torch.ones(1, 1),
-}
-
-
-def _tensors(maps: Mapping[str, np.ndarray], recipe: Recipe, ignore_index: int) -> dict[str, Tensor]:
-    """Label maps in a form that is small to keep: int16 classes, float16 depth, int8 normals (0.3° at worst)."""
-    kept: dict[str, Tensor] = {}
-    for task in recipe.tasks:
-        if task not in maps:
-            continue
-        array: Any = np.asarray(maps[task])
-        if task == "seg":
-            kept["seg"] = torch.from_numpy(
-                np.where(array == ignore_index, IGNORE, array.astype(np.int32)).astype(np.int16)
-            )
-        elif task == "depth":
-            # relative inverse depth has no scale, so the range of float16 is no limit
-            largest = np.nanmax(np.abs(array), initial=1e-12, where=np.isfinite(array))
-            kept["depth"] = torch.from_numpy((array / largest).astype(np.float16))
-        else:
-            kept["normal"] = torch.from_numpy(np.rint(np.nan_to_num(array.astype(np.float32)) * 127).astype(np.int8))
-            if recipe.normal_confidence and "confidence" in maps:
-                kept["normal_weight"] = torch.from_numpy(np.asarray(maps["confidence"], np.float16))
-    return kept
-
-
-def _held_out(total: int, recipe: Recipe) -> np.ndarray:
+def _pick_held_out(total: int, recipe: Recipe) -> np.ndarray:
     if recipe.val_pairs > total // 2:
         raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
     return np.random.default_rng([recipe.seed, 7919]).permutation(total)[: recipe.val_pairs]
 
 
 def _bytes(sample: _Sample) -> int:
-    return sum(t.numel() * t.element_size() for t in (sample.image, sample.tokens, *sample.labels.values()))
+    return sample.image.nbytes + sum(t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values()))
 
 
-def count_bad(batch: Batch, bad: Tally, unlabelled: Tally) -> None:
-    """Add what a batch could not read to the tallies."""
+def count_bad(batch: Batch, bad: Tally) -> None:
+    """Add what a batch could not read to the tally."""
     for key, reason in batch.bad:
         bad.add(key, reason)
-    for key in batch.unlabelled:
-        unlabelled.add(key, "no labels")

@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from backbones.cliptex.augment import (
+from backbones.cliptex.data.augment import (
     IGNORE,
     Geometry,
     centre_geometry,
+    crop_images,
     random_geometry,
     warp_classes,
     warp_depth,
@@ -124,3 +126,28 @@ def test_images_of_different_sizes_make_one_batch():
     images = [torch.full((3, 20, 30), 10.0), torch.full((3, 50, 40), 20.0)]
     out = warp_images(images, centre_geometry([(20, 30), (50, 40)]), 16)
     assert out.shape == (2, 3, 16, 16) and torch.allclose(out.mean((1, 2, 3)), torch.tensor([10.0, 20.0]))
+
+
+def test_a_crop_is_resampled_once_as_the_probes_do_it():
+    """The whole square of a photograph is what torchvision's resize and centre crop give; a fine pattern becomes its mean."""
+    from torchvision.transforms import v2
+
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (300, 470, 3), np.uint8)
+    ours = crop_images([image], centre_geometry([(300, 470)]), 64)[0]
+    steps = [v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(64), v2.PILToTensor()]
+    theirs = v2.Compose(steps)(Image.fromarray(image))
+    assert (ours.int() - theirs.int()).abs().float().mean() < 3
+    stripes = np.broadcast_to(np.arange(470)[None, :, None] % 2 * 255, (300, 470, 3)).astype(np.uint8)
+    assert (crop_images([stripes], geometry((0.5, 0.5, 0.5, 0.5)), 64).float() - 127.5).abs().max() < 8
+    squashed = crop_images([stripes], centre_geometry([(300, 470)], whole=True), 64)
+    assert squashed.shape == (1, 3, 64, 64)
+
+
+def test_crops_flips_and_turns_agree_with_those_of_labels():
+    image = np.full((60, 90, 3), 20, np.uint8)
+    image[10:30, 50:70] = 220
+    labels = torch.from_numpy((image[..., 0] > 100).astype(np.int16))
+    for place in (geometry((0.6, 0.4, 0.5, 0.75)), geometry((0.6, 0.4, 0.5, 0.75), True), geometry(angle=0.4)):
+        bright = crop_images([image], place, 48)[0, 0] > 120
+        assert (bright == (warp_classes([labels], place, 48)[0] == 1)).float().mean() > 0.97

@@ -13,15 +13,10 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import nn
 from torch.nn import functional as F
 
-from backbones.cliptex.augment import IGNORE
 from backbones.cliptex.contrastive import cached_gradients, contrastive_loss
-from backbones.cliptex.losses import (
-    dense_loss,
-    depth_loss,
-    label_count,
-    normal_loss,
-    segmentation_loss,
-)
+from backbones.cliptex.data.augment import IGNORE
+from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks.depth import depth_loss
 
 
 def mean(summed):
@@ -66,7 +61,7 @@ def test_segmentation_by_hand():
     logits = torch.tensor([[0.0, 2.0], [0.0, 0.0], [0.0, 0.0]]).T.reshape(1, 2, 1, 3)
     logits = torch.tensor([[[[0.0, 0.0, 5.0]], [[2.0, 0.0, 5.0]]]])
     target = torch.tensor([[[1, 0, IGNORE]]])
-    total, count = segmentation_loss(logits, target)
+    total, count = find_task("seg").loss(logits, target)
     assert count == 2
     assert total.item() == pytest.approx(math.log(1 + math.exp(-2)) + math.log(2), rel=1e-6)
 
@@ -100,24 +95,10 @@ def test_normals_by_hand():
     angles = torch.tensor([0.0, 30.0, 90.0, 180.0]).deg2rad()
     prediction = torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None] * 3.0  # any length
     target = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
-    assert mean(normal_loss(prediction, target)) == pytest.approx(math.radians(75), abs=1e-5)
-    weight = torch.tensor([[[1.0, 2.0, 0.0, 1.0]]])
-    assert mean(normal_loss(prediction, target, weight)) == pytest.approx(math.radians((0 + 60 + 180) / 4), abs=1e-5)
+    assert mean(find_task("normal").loss(prediction, target)) == pytest.approx(math.radians(75), abs=1e-5)
     unknown = target.clone()
     unknown[..., 3] = 0
-    assert mean(normal_loss(prediction, unknown)) == pytest.approx(math.radians(40), abs=1e-5)
-
-
-def test_kappa_weight_is_the_gradient_of_the_angmf_likelihood():
-    """−log p = −log(κ² + 1) + κ·θ + log 2π(1 + e^−κπ): its gradient for the prediction is that of κ·θ."""
-    prediction = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    target = F.normalize(torch.randn(1, 3, 4, 4, dtype=torch.float64), dim=1)
-    kappa = torch.rand(1, 4, 4, dtype=torch.float64) * 10
-    theta = torch.arccos((F.normalize(prediction, dim=1) * target).sum(1))
-    nll = -torch.log(kappa**2 + 1) + kappa * theta + torch.log(2 * math.pi * (1 + torch.exp(-kappa * math.pi)))
-    expected = torch.autograd.grad(nll.sum(), prediction)[0]
-    ours = torch.autograd.grad(normal_loss(prediction, target, kappa)[0], prediction)[0]
-    assert torch.allclose(ours.float(), expected.float(), atol=1e-4)
+    assert mean(find_task("normal").loss(prediction, unknown)) == pytest.approx(math.radians(40), abs=1e-5)
 
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])
@@ -127,12 +108,12 @@ def test_gradients_agree_with_finite_differences(task):
     prediction = torch.randn(shape)
     targets = some_targets(6)
     prediction.requires_grad_()
-    gradient = torch.autograd.grad(dense_loss(task, prediction, targets)[0], prediction)[0]
+    gradient = torch.autograd.grad(find_task(task).loss(prediction, targets[task])[0], prediction)[0]
     direction = torch.randn(shape)
     direction /= direction.norm()
     step = 1e-2
     with torch.no_grad():
-        ahead, back = (dense_loss(task, prediction + s * direction, targets)[0] for s in (step, -step))
+        ahead, back = (find_task(task).loss(prediction + s * direction, targets[task])[0] for s in (step, -step))
     assert ((ahead - back) / (2 * step)).item() == pytest.approx(
         (gradient * direction).sum().item(), rel=0.05, abs=0.02
     )
@@ -163,9 +144,9 @@ def test_nothing_to_learn_is_zero_never_nan(task, kind):
         targets["depth"] = torch.full((2, 4, 4), 0.7)
     if kind == "one pixel":
         targets["depth"][0, 1, 1] = 1.0
-    total, count = dense_loss(task, prediction, targets)
+    total, count = find_task(task).loss(prediction, targets[task])
     total.backward()
-    assert total == 0 and count == 0 and label_count(task, targets) == 0
+    assert total == 0 and count == 0 and find_task(task).count(targets[task]) == 0
     assert all((p.grad == 0).all() for p in model.parameters())
 
 
@@ -179,7 +160,7 @@ def test_degenerate_predictions_have_finite_gradients(task):
     }[task].float()
     for prediction in (perfect, -perfect, torch.zeros_like(perfect), torch.full_like(perfect, 1e4)):
         prediction = prediction.clone().requires_grad_()
-        total, _ = dense_loss(task, prediction, targets)
+        total, _ = find_task(task).loss(prediction, targets[task])
         total.backward()
         assert torch.isfinite(total) and torch.isfinite(prediction.grad).all()
 
@@ -188,8 +169,8 @@ def test_degenerate_predictions_have_finite_gradients(task):
 def test_count_is_known_from_the_labels_and_sums_add_up(task):
     shape = {"seg": (2, 3, 8, 8), "depth": (2, 8, 8), "normal": (2, 3, 8, 8)}[task]
     prediction, targets = torch.randn(shape), some_targets(8)
-    total, count = dense_loss(task, prediction, targets)
-    assert count.float() == label_count(task, targets)
-    halves = [dense_loss(task, prediction[i : i + 1], {k: v[i : i + 1] for k, v in targets.items()}) for i in range(2)]
+    total, count = find_task(task).loss(prediction, targets[task])
+    assert count.float() == find_task(task).count(targets[task])
+    halves = [find_task(task).loss(prediction[i : i + 1], targets[task][i : i + 1]) for i in range(2)]
     assert torch.allclose(sum(t for t, _ in halves), total, rtol=1e-5)
     assert sum(c for _, c in halves) == count

@@ -6,7 +6,6 @@ and pairs is kept. Memory is constant, and nothing is lost in silence: pairs in 
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.experts.base import IGNORE, Expert
-from backbones.cliptex.labels import DamagedShard, LabelWriter, encode, store_key
-from backbones.cliptex.pairs import BadPair, PairSource, Shard, decode_image
-from backbones.cliptex.planes import Plane
+from backbones.cliptex.data.source import BadPair, PairSource, Shard, decode_image
+from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.labels.shards import DamagedShard
+from backbones.cliptex.labels.store import LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
+from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks.base import shrink_nearest
 from backbones.errors import UserError
-from backbones.files import write_json
 
-VERSION = 1
+VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
 
 
 @dataclass
@@ -48,13 +47,13 @@ class LabelSettings:
 
     Attributes:
         input_side: images are shrunk to this on the short side before experts see them; 0 leaves them as they are.
-        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are.
-        confidence: keep the experts' confidence (κ of the normals).
+        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are. Training
+            reads ``Recipe.label_size`` from a crop: a ViT-B/16 at 224 pixels four labels a patch, 56, from nine tenths of the
+            image, which is 59.
     """
 
     input_side: int = 512
-    label_side: int = 224
-    confidence: bool = True
+    label_side: int = 64
 
     def __post_init__(self) -> None:
         if min(self.input_side, self.label_side) < 0:
@@ -114,12 +113,12 @@ class Labeller:
         self.cost = _Cost(expert_seconds=dict.fromkeys((expert.name for expert in self.experts), 0.0))
         failed: list[tuple[str, str]] = []
         with self.writer.shard(shard.name) as file:
-            written: deque[tuple[str, int, Future[dict[str, Plane]]]] = deque()
+            written: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
 
             def drain(most: int) -> None:
                 while len(written) > most:
-                    key, pixels, coded = written.popleft()
-                    file.add(key, coded.result(), pixels)
+                    key, coded = written.popleft()
+                    file.add(key, coded.result())
                     progress.advance()
 
             def fail(key: str, reason: str) -> None:
@@ -130,18 +129,17 @@ class Labeller:
             for keys, images in self._batches(shard, pool, fail):
                 labels = self._predict(images)
                 for row, key in enumerate(keys):
-                    maps = {name: values[row] for name, values in labels.items()}
-                    if wrong := _unusable(maps):
+                    maps = {name: find_task(name).from_expert(values[row]) for name, values in labels.items()}
+                    reasons = (find_task(name).unusable(label) for name, label in maps.items())
+                    if wrong := next(filter(None, reasons), ""):
                         fail(key, wrong)
-                        continue
-                    pixels = images.shape[-1] * images.shape[-2]
-                    written.append((key, pixels, pool.submit(self._encode, maps)))
+                    else:
+                        written.append((key, pool.submit(self._encode, maps)))
                 drain(2 * self.batch_size)
             drain(0)
             self.cost.seconds = time.monotonic() - started
             self.cost.flops_per_image = self.flops
-            # before the shard itself, which is what a resumed labelling keeps: its cost must be there by then
-            write_json(_cost_path(self.writer, shard.name), vars(self.cost))
+            file.extra["cost"] = vars(self.cost)
         return failed
 
     def _batches(
@@ -192,15 +190,13 @@ class Labeller:
         labels: dict[str, np.ndarray] = {}
         for expert in self.experts:
             started = time.monotonic()
-            labels |= expert.predict(images)
+            labels[expert.task] = expert.predict(images)[expert.task]
             self.cost.expert_seconds[expert.name] += time.monotonic() - started
         self.cost.images += len(images)
-        if not self.settings.confidence:
-            labels.pop("confidence", None)
         return labels
 
-    def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, Plane]:
-        return encode(shrink(maps, self.settings.label_side))
+    def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
+        return encode({name: shrink_nearest(label, self.settings.label_side) for name, label in maps.items()})
 
 
 def labels_writer(
@@ -222,11 +218,9 @@ def labels_writer(
         "settings": vars(settings),
         "experts": [expert.identity() for expert in experts],
     }
-    classes, ignore = next(
-        ((expert.classes, expert.ignore_index) for expert in experts if expert.task == "seg"), ((), IGNORE)
-    )
+    classes = {expert.task: expert.classes for expert in experts if expert.classes}
     root = out if isinstance(out, Path) else out(store_key(identity, classes))
-    return LabelWriter(root, identity, classes, ignore)
+    return LabelWriter(root, identity, [expert.task for expert in experts], classes)
 
 
 def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> LabelledShard | None:
@@ -236,62 +230,34 @@ def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]
     except DamagedShard as damage:
         say(f"{damage}: labelling shard {shard.name} again")
         return None
-    return LabelledShard(tuple((key, reason) for key, reason in found.summary["failed"])) if found else None
+    return LabelledShard(tuple((key, reason) for key, reason in found["failed"])) if found else None
 
 
 def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
-    """Write the manifest over all shards, which are labelled, and return it: counts, failures, bytes an image, quantisation
-    errors, and ``cost`` (seconds and FLOPs)."""
-    names = [shard.name for shard in source.shards]
-    costs = [json.loads(path.read_text()) for name in names if (path := _cost_path(writer, name)).is_file()]
+    """Write the manifest over all shards, which are labelled, and return it: counts, failures, bytes an image and ``cost``
+    (seconds and FLOPs).
+
+    Raises:
+        DamagedShard: one of them is not there or not whole.
+    """
+    shards = [found for shard in source.shards if (found := writer.finished(shard.name))]
+    if len(shards) < len(source.shards):
+        raise DamagedShard(f"{len(source.shards) - len(shards)} shards are missing in {writer.root}")
+    costs = [shard["cost"] for shard in shards]
     seconds: dict[str, float] = {}
     for cost in costs:
         for name, value in cost["expert_seconds"].items():
             seconds[name] = seconds.get(name, 0.0) + value
     per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
+    images = sum(cost["images"] for cost in costs)
     total = {
-        "images": sum(cost["images"] for cost in costs),
+        "images": images,
         "seconds": sum(cost["seconds"] for cost in costs),
         "expert_seconds": seconds,
         "flops_per_image": per_image,
-        "flops": sum(per_image.values()) * sum(cost["images"] for cost in costs),
+        "flops": sum(per_image.values()) * images,
     }
-    manifest = writer.finish(names, skipped=[list(pair) for pair in source.skipped], cost=total)
+    manifest = writer.finish(shards, skipped=[list(pair) for pair in source.skipped], cost=total)
     if manifest["pairs_in"] != len(source):
         raise RuntimeError(f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source")
     return manifest
-
-
-def _cost_path(writer: LabelWriter, name: str) -> Path:
-    return writer.root / f"{name}.cost.json"
-
-
-def shrink(maps: dict[str, np.ndarray], side: int) -> dict[str, np.ndarray]:
-    """Labels of one image brought to ``side`` pixels on the short side, if they are larger and ``side`` is not 0.
-
-    Classes by nearest, the rest by area; normals are of unit length again.
-    """
-    height, width = next(iter(maps.values())).shape[-2:]
-    if not side or min(height, width) <= side:
-        return maps
-    size = (max(side, round(height * side / min(height, width))), max(side, round(width * side / min(height, width))))
-    small = {}
-    for name, values in maps.items():
-        if name == "seg":
-            rows, columns = (
-                ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, values.shape, strict=True)
-            )
-            small[name] = values[rows[:, None], columns[None]]
-            continue
-        planes = torch.from_numpy(values if values.ndim == 3 else values[None])[None]
-        shrunk = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)[0]
-        small[name] = (F.normalize(shrunk, dim=0) if name == "normal" else shrunk[0]).numpy()
-    return small
-
-
-def _unusable(maps: dict[str, np.ndarray]) -> str:
-    """Why an image's labels are of no use at all; empty when they are of use."""
-    for name, values in maps.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).any():
-            return f"no finite {name} from its expert"
-    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.pairs import BadPair, PairSource, Shard, Tally, decode_image, open_pairs
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy
 
@@ -156,6 +158,33 @@ def test_corrupt_images_are_bad_pairs_and_counted():
     tally.check(1000)
     with pytest.raises(UserError, match="10 of 999 pairs of x"):
         tally.check(999)
+
+
+@pytest.mark.parametrize("kind", ["table", "shard", "image"])
+def test_a_pipe_or_a_name_that_no_file_has_is_said_at_once(tmp_path, kind):
+    """Reading a pipe would wait for ever."""
+    (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
+    pipe = tmp_path / {"table": "out.csv", "shard": "out.tar", "image": "b.png"}[kind]
+    os.mkfifo(pipe)
+    if kind != "image":
+        with pytest.raises(UserError, match=r"out\.csv is no file|1 of 1 shards are missing"):
+            open_pairs(pipe)
+        return
+    (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb.png,y\n")
+    pairs = open_pairs(tmp_path / "t.csv")
+    assert pairs[0].caption == "x"
+    with pytest.raises(BadPair, match=r"there is no file 'b\.png'"):
+        pairs[1]
+
+
+def test_a_nul_in_a_name_is_said(tmp_path):
+    with pytest.raises(UserError, match="NUL"):
+        open_pairs(f"{tmp_path}/a\0.tar")
+    (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
+    (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb\0.png,y\n")
+    pairs = open_pairs(tmp_path / "t.csv")
+    with pytest.raises(BadPair, match="there is no file"):
+        pairs[1]
 
 
 def test_decode_shrinks_but_never_enlarges():

@@ -1,0 +1,92 @@
+"""Pairs listed in a CSV or TSV file, their images beside it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, MAX_BAD_SHARE, BadPair, Pair, PairSource, Shard
+from backbones.errors import UserError
+
+IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
+CAPTION_COLUMNS = ("caption", "title", "text")
+ROWS_PER_SHARD = 1000
+
+
+class TablePairs(PairSource):
+    """Pairs listed in a CSV (comma) or TSV (tab) file. A key is the path as written, with ``#2`` the second time."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._root = str(path), path.parent
+        self._paths, self._captions, self._keys = _read_table(path)
+        self.skipped = ()
+        stem, count = path.stem, len(self._paths)
+        self.shards = tuple(
+            Shard(f"{stem}-{start // ROWS_PER_SHARD:05d}", path, start, min(ROWS_PER_SHARD, count - start))
+            for start in range(0, count, ROWS_PER_SHARD)
+        )
+        sizes = [file.stat().st_size if file.is_file() else -1 for file in map(self._root.joinpath, self._paths)]
+        missing = [name for name, size in zip(self._paths, sizes, strict=True) if size < 0]
+        if len(missing) > max(1, MAX_BAD_SHARE * count):
+            raise UserError(
+                f"{len(missing)} of {count} images in {path} are missing, first {missing[0]!r}; paths are relative to it"
+            )
+        digest = hashlib.sha256()
+        for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
+            digest.update(f"{name}|{size}|{caption}\n".encode())
+        if sum(sizes) <= HASHED_WHOLE_BYTES:
+            for name, size in zip(self._paths, sizes, strict=True):
+                digest.update((self._root / name).read_bytes() if size >= 0 else b"missing")
+        self.fingerprint = digest.hexdigest()[:32]
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def __getitem__(self, index: int) -> Pair:
+        shard = self.shards[self.place_of(index)]
+        path = self._root / self._paths[index]
+        if not path.is_file():  # a pipe would never end, and a name with a NUL is none
+            raise BadPair(f"there is no file {self._paths[index]!r}")
+        try:
+            image = path.read_bytes()
+        except OSError as error:
+            raise BadPair(f"cannot read {self._paths[index]} ({error.strerror})") from error
+        return Pair(self._keys[index], shard.name, self._captions[index], image)
+
+
+def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Image paths, captions and unique keys of a table."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise UserError(f"{path} is no file; --pairs takes a .csv or .tsv file, or tar shards")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            header = rows.fieldnames or []
+            image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
+            caption_column = next((name for name in CAPTION_COLUMNS if name in header), None)
+            if image_column is None or caption_column is None:
+                raise UserError(
+                    f"{path} needs a header with the columns filepath and caption; it has {', '.join(header) or 'none'}"
+                )
+            images, captions, keys = [], [], []
+            seen: dict[str, int] = {}
+            for row in rows:
+                image, caption = row[image_column], row[caption_column]
+                if not image or caption is None or None in row:
+                    raise UserError(
+                        f"{path} line {rows.line_num}: needs {len(header)} fields; quote captions with separators"
+                    )
+                seen[image] = seen.get(image, 0) + 1
+                keys.append(image if seen[image] == 1 else f"{image}#{seen[image]}")
+                images.append(image)
+                captions.append(caption.strip())
+    except FileNotFoundError:
+        raise UserError(f"no pairs at {path}; check --pairs") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
+    if not images:
+        raise UserError(f"{path} has a header but no pairs")
+    if len(set(keys)) != len(keys):
+        raise UserError(f"{path}: a path ends in '#2' like a repeated one; rename it")
+    return images, captions, keys

@@ -1,0 +1,160 @@
+"""One shard of labels: a tar in the webdataset convention, and a small file beside it that says that it is whole.
+
+    00012.tar      000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …: ``tar tf`` and any viewer show them
+    00012.tar.json identity and sha256 of that tar, counts, failures, cost
+
+Both are written beside their place and renamed, the second last: a shard without it does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from webdataset import TarWriter
+
+from backbones.cliptex.data.tar_index import TarIndex, index_tar
+from backbones.errors import UserError
+from backbones.files import replacing, sha256_file, write_json
+
+VERSION = 3  # 1 had normals with y down, 2 a format of its own
+
+
+class DamagedShard(Exception):
+    """A shard file is missing, cut off or has changed; the message says which."""
+
+
+def hash_key(name: str) -> int:
+    """64 bits of a member's key, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def member_name(shard: str, key: str) -> str:
+    """What a pair is called in the tar of its labels: as in its own tar; pairs of a table by their path, whose dots would end a
+    key."""
+    name = (key.removeprefix(f"{shard}/") if shard else key).replace("%", "%25").replace(".", "%2E")
+    return f"%2F{name[1:]}" if name.startswith("/") else name
+
+
+class ShardWriter:
+    """One shard being written. A context: leaving it normally puts its files in their place, an error leaves nothing."""
+
+    def __init__(self, root: Path, name: str, identity: str) -> None:
+        self._path, self._name, self._identity = tar_path(root, name), name, identity
+        self._keys: set[str] = set()
+        self._failed: list[list[str]] = []
+        self._bytes: dict[str, int] = {}
+        self.extra: dict[str, Any] = {}  # what else the small file shall say
+
+    def __enter__(self) -> ShardWriter:
+        for left in self._path.parent.glob(f".{self._path.name}.*.tmp"):  # of a labelling that was killed
+            left.unlink(missing_ok=True)
+        self._replacing = replacing(self._path)
+        self._temporary = self._replacing.__enter__()
+        self._file = self._temporary.open("wb")
+        self._tar = TarWriter(self._file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._tar.close()
+                self._file.close()
+                told = self._summary()
+                summary_path(self._path).unlink(missing_ok=True)  # it speaks of a tar that is replaced now
+            else:
+                with contextlib.suppress(Exception):  # what it still had to write is of no use
+                    self._tar.close()
+        except BaseException as own:
+            self._file.close()
+            self._replacing.__exit__(type(own), own, own.__traceback__)
+            raise
+        self._file.close()
+        self._replacing.__exit__(kind, error, trace)
+        if kind is None:
+            write_json(summary_path(self._path), told)
+
+    def add(self, key: str, coded: Mapping[str, bytes]) -> None:
+        """Append one pair's labels, as ``encode`` gives them.
+
+        Raises:
+            ValueError: the key is there already, or there is nothing to append.
+        """
+        name = member_name(self._name, key)
+        if name in self._keys or not coded:
+            raise ValueError(
+                f"labels of {key!r} are in shard {self._name} already" if coded else f"no labels of {key!r}"
+            )
+        self._keys.add(name)
+        self._tar.write({"__key__": name, **coded})
+        for suffix, data in coded.items():
+            task = suffix.split(".")[0]
+            self._bytes[task] = self._bytes.get(task, 0) + len(data)
+
+    def fail(self, key: str, reason: str) -> None:
+        """Name a pair that has no labels, and why: count in = count out + failures."""
+        self._failed.append([key, reason])
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "identity": self._identity,
+            "sha256": sha256_file(self._temporary),
+            "bytes": self._temporary.stat().st_size,
+            "pairs": len(self._keys),
+            "failed": self._failed,
+            "task_bytes": self._bytes,
+            **self.extra,
+        }
+
+
+def tar_path(root: Path, name: str) -> Path:
+    return root / f"{name}.tar"
+
+
+def summary_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.json")
+
+
+def read_summary(root: Path, name: str) -> dict[str, Any] | None:
+    """What was said of a shard when it was finished; None when it was not. Its tar is not looked at."""
+    path = summary_path(tar_path(root, name))
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return {**summary, "name": name} if summary["sha256"] else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedShard(f"{path} is not readable ({error})") from error
+
+
+def check_shard(root: Path, shard: Mapping[str, Any]) -> None:
+    """Compare a shard's tar with what was said of it; reads every byte. Raises ``DamagedShard``."""
+    path = tar_path(root, shard["name"])
+    if not path.is_file():
+        raise DamagedShard(f"{path} is missing")
+    if path.stat().st_size != shard["bytes"]:
+        raise DamagedShard(f"{path} is cut off")
+    if sha256_file(path) != shard["sha256"]:
+        raise DamagedShard(f"{path} has changed on disk")
+
+
+def open_shard(path: Path, suffixes: tuple[str, ...]) -> TarIndex:
+    """The index of a shard's tar; those of the last 64 are kept. Raises ``UserError``."""
+    try:
+        return _opened(path, path.stat().st_mtime_ns, suffixes)
+    except OSError as error:
+        raise UserError(f"cannot read labels {path} ({error.strerror}); run the same label command again") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(path: Path, mtime_ns: int, suffixes: tuple[str, ...]) -> TarIndex:
+    return index_tar(path, suffixes)

@@ -1,0 +1,44 @@
+"""Dense tasks by name: one file and one registration each; another package's come through an entry point.
+
+    [options.entry_points]                     # in the other package's setup.cfg
+    cliptex_benchmark.tasks =
+        edges = my_package.edges:TASK
+
+Importing this imports neither torch nor a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from backbones.plugins import Registry, of_type
+
+if TYPE_CHECKING:
+    from backbones.cliptex.tasks.base import Task
+
+PAPER = ("seg", "depth", "normal")  # those of the paper: what ``cliptex`` learns
+
+
+def _check(name: str, thing: Any) -> Any:
+    from backbones.cliptex.tasks.base import Task
+
+    return of_type(Task)(name, thing)
+
+
+TASKS: Registry[Task] = Registry("task", "tasks", _check)
+TASKS.later("seg", f"{__name__}.seg:TASK", "semantic segmentation: one class a pixel, 255 ignored")
+TASKS.later("depth", f"{__name__}.depth:TASK", "relative inverse depth, larger is nearer")
+TASKS.later("normal", f"{__name__}.normal:TASK", "surface normals: x right, y up, z towards the camera")
+find_task = TASKS.find
+
+
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of tasks, each once, in the one order that they always have: the paper's, then the others by the alphabet."""
+    given = set(names)
+    return (*(name for name in PAPER if name in given), *sorted(given - set(PAPER)))
+
+
+def task_names() -> tuple[str, ...]:
+    """All tasks that can be found; none is imported for that."""
+    return ordered(TASKS.described())

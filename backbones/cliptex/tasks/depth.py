@@ -1,0 +1,147 @@
+"""``depth``: relative inverse depth. A label is (H, W) float32, larger is nearer, any affine scale, NaN where it is unknown."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backbones.cliptex.data.augment import Geometry, warp_depth
+from backbones.cliptex.tasks.base import Summed, Task, grey
+
+FLAT = 1e-6
+STEPS = 65534  # of a 16-bit file, whose 0 is unknown
+
+
+class Depth(Task):
+    """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
+
+    name = "depth"
+    about = "relative inverse depth, larger is nearer"
+    quantisation = "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
+    missing = torch.full((1, 1), math.nan)
+
+    def activate(self, output: Tensor) -> Tensor:
+        return output.squeeze(1)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Summed:
+        return depth_loss(prediction, target)
+
+    def count(self, target: Tensor) -> Tensor:
+        return _align_target(target)[2].sum().float()
+
+    def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
+        return warp_depth(maps, geometry, size)
+
+    def from_expert(self, output: np.ndarray) -> np.ndarray:
+        return output.astype(np.float32)
+
+    def unusable(self, label: np.ndarray) -> str:
+        return "" if np.isfinite(label).any() else "no finite depth from its expert"
+
+    def read(self, path: Path) -> np.ndarray:
+        """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
+        with Image.open(path) as image:
+            if image.mode not in ("I", "I;16"):
+                raise ValueError(f"a depth map is a 16-bit grey PNG in millimetres, this one is {image.mode}")
+            metres = np.asarray(image, np.float32) / 1000
+        return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
+
+    def encode(self, label: np.ndarray) -> bytes:
+        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth is small, where a step of
+        it is many metres."""
+        known = np.isfinite(label)
+        low, high = (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
+        unit = np.sqrt(np.where(known, (label - low) / max(high - low, 1e-30), 0))
+        file = io.BytesIO()
+        Image.fromarray(np.where(known, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(file, "PNG")
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """In [0, 1]: 0 the farthest and 1 the nearest of the image."""
+        steps = np.array(Image.open(io.BytesIO(data)), np.float32)
+        return np.where(steps > 0, np.square((steps - 1) / STEPS), np.float32(np.nan))
+
+    def to_tensor(self, label: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(label, np.float32))
+
+    def score(self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0) -> dict[str, float]:
+        """Against true inverse depth in 1/m, NaN unknown: ``abs_rel``, mean |d − d*| / d* of the depth after the least-squares
+        scale and shift of inverse depth, image by image (MiDaS's protocol: Ranftl et al. 2020), and ``delta1`` in per cent."""
+        errors, deltas = [], []
+        for predicted, real in zip(outputs["depth"], truth, strict=True):
+            known = np.isfinite(real)
+            if known.sum() < 2:
+                continue
+            x, y = predicted[known].astype(np.float64), real[known].astype(np.float64)
+            design = np.stack([x, np.ones_like(x)], 1)
+            aligned = np.maximum(design @ np.linalg.lstsq(design, y, rcond=None)[0], y.min() / 10)
+            ratio = y / aligned  # of depths, predicted to true
+            errors.append(np.mean(np.abs(ratio - 1)))
+            deltas.append(np.mean(np.maximum(ratio, 1 / ratio) < 1.25))
+        return {"abs_rel": float(np.mean(errors)), "delta1": 100 * float(np.mean(deltas))}
+
+    def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:
+        return grey(label)
+
+
+def depth_loss(prediction: Tensor, target: Tensor, *, gradient_weight: float = 0.5, scales: int = 4) -> Summed:
+    """Scale-and-shift-invariant loss for relative inverse depth (Ranftl et al. 2020, TPAMI 44(3), eqs. 5–6 and 11).
+
+    Prediction and target are each aligned by robust statistics of their labelled pixels, t(d) = median(d),
+    s(d) = mean |d − t(d)|, d̂ = (d − t) / s; with R = d̂ − d̂* the loss of an image with M labelled pixels is
+
+        1/M Σ |R|  +  α Σ_k 1/M_k Σ (|∇x R_k| + |∇y R_k|),        k = 0 … K − 1, every 2^k-th pixel, labelled neighbours
+
+    Args:
+        prediction: (N, H, W), any scale and shift.
+        target: (N, H, W) relative inverse depth, NaN where unknown.
+        gradient_weight, scales: α and K.
+
+    Returns:
+        sum over the images that have at least two labelled pixels and are not flat (a constant has no scale), and the
+        number of those images.
+    """
+    aligned_target, mask, used = _align_target(target)
+    aligned, _ = _align(prediction.float(), mask)
+    residual = torch.where(mask, aligned - aligned_target, 0.0)
+    total = (residual.abs().sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).sum()
+    for k in range(scales if gradient_weight else 0):
+        r, m = residual[:, :: 2**k, :: 2**k], mask[:, :: 2**k, :: 2**k]
+        pixels = m.sum((1, 2)).clamp(min=1)
+        for dim in (1, 2):
+            both = m.narrow(dim, 1, m.shape[dim] - 1) & m.narrow(dim, 0, m.shape[dim] - 1)
+            step = (r.diff(dim=dim).abs() * both).sum((1, 2))
+            total = total + gradient_weight * (step / pixels).sum()
+    return total, used.sum()
+
+
+def _align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The aligned target, the mask of pixels that count (N, H, W), and of images that count (N,)."""
+    known = torch.isfinite(target)
+    target = torch.nan_to_num(target.float())
+    aligned, spread = _align(target, known)
+    used = (known.sum((1, 2)) >= 2) & (spread > FLAT * target.abs().amax((1, 2)).clamp(min=1e-12))
+    return aligned, known & used[:, None, None], used
+
+
+def _align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """((v − median) / mean absolute deviation, that deviation) over the masked pixels of each (H, W) map.
+
+    The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels: centre 0, deviation ~0.
+    """
+    flat, count = values.flatten(1), mask.sum((1, 2))
+    ordered = torch.where(mask.flatten(1), flat, math.inf).sort(1).values
+    centre = ordered.gather(1, ((count - 1).clamp(min=0) // 2)[:, None])
+    centre = torch.where(count[:, None] > 0, centre, 0.0)[..., None]
+    deviation = torch.where(mask, (values - centre).abs(), 0.0).sum((1, 2)) / count.clamp(min=1)
+    return (values - centre) / deviation.clamp(min=1e-6)[:, None, None], deviation
+
+
+TASK = Depth()

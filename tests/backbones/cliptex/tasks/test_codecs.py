@@ -1,0 +1,175 @@
+"""Labels as files: what is read is what was written, within what is said to be lost; and how right they are."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+from backbones.cliptex.tasks import find_task
+from backbones.cliptex.tasks.base import shrink_nearest
+
+SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def coded(task: str, label: np.ndarray) -> np.ndarray:
+    return find_task(task).decode(find_task(task).encode(label))
+
+
+def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)  # atan2 of cross and dot: exact for every angle
+    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b, axis=0), axis=0), (a * b).sum(0)))
+
+
+@FEW
+@given(SIDES, st.sampled_from([np.uint8, np.uint16]), st.data())
+def test_segmentation_is_lossless(side, dtype, data):
+    seg = data.draw(hnp.arrays(dtype, side))
+    back = coded("seg", seg)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, seg)
+
+
+@FEW
+@given(SIDES, st.floats(1e-3, 1e6), st.floats(-1e3, 1e3), st.integers(0, 2**32), st.booleans())
+def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, holes):
+    random = np.random.default_rng(seed)
+    depth = scale * random.random(side) + shift
+    known = random.random(side) < 0.7 if holes else np.ones(side, bool)
+    known[0, 0] = True
+    back = coded("depth", np.where(known, depth, np.nan))
+    np.testing.assert_array_equal(np.isfinite(back), known)
+    low, high = depth[known].min(), depth[known].max()
+    truth = (depth[known] - low) / (high - low) if high > low else np.zeros(known.sum())
+    assert np.abs(np.sqrt(back[known]) - np.sqrt(truth)).max() < 0.51 / 65534
+
+
+def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():
+    """Over 0.3 to 10 m: half a millimetre is the best that such a PNG can do, and 2.5 that of even steps of inverse depth."""
+    metres = np.linspace(0.3, 10, 100_000).reshape(250, 400)
+    inverse = 1 / metres
+    back = 1 / (coded("depth", inverse).astype(np.float64) * (inverse.max() - inverse.min()) + inverse.min())
+    assert np.abs(back - metres).max() < 0.0003
+    even = np.rint((inverse - inverse.min()) / np.ptp(inverse) * 65535) / 65535 * np.ptp(inverse) + inverse.min()
+    assert np.abs(1 / even - metres).max() > 0.002
+
+
+@FEW
+@given(SIDES, st.integers(0, 2**32), st.booleans())
+def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, holes):
+    random = np.random.default_rng(seed)
+    normal = random.normal(size=(3, *side))
+    normal /= np.linalg.norm(normal, axis=0)
+    known = random.random(side) < 0.7 if holes else np.ones(side, bool)
+    back = coded("normal", (normal * known).astype(np.float32))
+    np.testing.assert_array_equal(np.linalg.norm(back, axis=0) > 0.5, known)
+    if known.any():
+        assert degrees(back, normal)[known].max() < 0.96
+    assert np.abs(find_task("normal").to_tensor(back).numpy() / 127 - back).max() <= 0.5 / 127 + 1e-6
+
+
+def test_axes_are_exact():
+    axes = np.concatenate([np.eye(3), -np.eye(3)]).T.reshape(3, 2, 3)
+    np.testing.assert_allclose(coded("normal", axes), axes, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [np.zeros, np.ones])
+def test_constant_depth(kind):
+    assert (coded("depth", kind((40, 40), np.float32)) == 0).all()
+
+
+def test_all_unknown():
+    assert np.isnan(coded("depth", np.full((8, 8), np.nan, np.float32))).all()
+    assert (coded("normal", np.zeros((3, 8, 8), np.float32)) == 0).all()
+    assert (coded("seg", np.full((8, 8), 255, np.uint8)) == 255).all()
+
+
+def test_any_viewer_shows_them():
+    """A palette of VOC's colours, 16 bits of grey where near is light, and a picture in colour."""
+    seg = Image.open(io.BytesIO(find_task("seg").encode(np.array([[0, 1], [2, 2]], np.uint8))))
+    assert seg.mode == "P" and seg.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
+    depth = Image.open(io.BytesIO(find_task("depth").encode(np.array([[0.1, 3.0]]))))
+    assert depth.mode == "I;16" and depth.getpixel((0, 0)) < depth.getpixel((1, 0)) == 65535
+    normal = Image.open(io.BytesIO(find_task("normal").encode(np.array([0, 0, 1.0])[:, None, None])))
+    assert normal.mode == "RGB" and normal.getpixel((0, 0)) == (127, 127, 255)
+
+
+def test_what_is_no_such_file_is_an_error():
+    for task in ("seg", "depth", "normal"):
+        with pytest.raises((OSError, ValueError, SyntaxError)):
+            find_task(task).decode(b"no picture")
+
+
+def test_edges_are_never_averaged():
+    """A thing at 1 in front of a wall at 0: whatever the size, no depth between them, and no direction that nothing has."""
+    y, x = np.mgrid[:70, :90]
+    thing = (y - 30) ** 2 + (x - 41) ** 2 < 400
+    normal = np.where(thing, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None])
+    for side in (64, 40, 33, 7):
+        small = shrink_nearest(np.where(thing, 1.0, 0.0), side)
+        assert small.shape == (side, round(90 * side / 70)) and set(np.unique(small)) == {0.0, 1.0}
+        assert len(np.unique(shrink_nearest(normal, side).reshape(3, -1), axis=1).T) == 2
+    assert shrink_nearest(thing, 0) is thing and shrink_nearest(thing, 70) is thing
+    columns = shrink_nearest(np.broadcast_to(np.arange(80.0), (40, 80)), 20)
+    np.testing.assert_array_equal(columns[0], 2 * np.arange(40) + 1)
+
+
+def test_what_people_made_is_read(tmp_path):
+    """Masks with a palette or 16 bits, depth in millimetres, normals as colours: the official layouts."""
+    mask = Image.fromarray(np.array([[0, 7], [255, 1]], np.uint8))
+    mask.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(find_task("seg").read(tmp_path / "m.png"), [[0, 7], [255, 1]])
+    Image.fromarray(np.array([[500, 0]], np.uint16)).save(tmp_path / "d.png")
+    depth = find_task("depth").read(tmp_path / "d.png")
+    assert depth[0, 0] == 2 and np.isnan(depth[0, 1])
+    Image.fromarray(np.array([[[128, 255, 128], [0, 0, 0]]], np.uint8)).save(tmp_path / "n.png")
+    normal = find_task("normal").read(tmp_path / "n.png")
+    assert normal[1, 0, 0] > 0.99 and (normal[:, 0, 1] == 0).all()
+    for task, file in (("seg", "n.png"), ("depth", "m.png"), ("normal", "m.png")):
+        with pytest.raises(ValueError, match="this one is"):
+            find_task(task).read(tmp_path / file)
+
+
+def test_segmentation_figures_agree_with_torchmetrics():
+    random = np.random.default_rng(0)
+    truth, labels = (random.integers(0, 4, (5, 9, 9)).astype(np.uint8) for _ in range(2))
+    truth[0, 0] = 255
+    figures = find_task("seg").score({"seg": labels}, truth, 4)
+    expected = multiclass_jaccard_index(
+        torch.from_numpy(labels),
+        torch.from_numpy(np.where(truth == 255, -1, truth.astype(int))),
+        4,
+        "macro",
+        ignore_index=-1,
+    )
+    assert figures["mIoU"] == pytest.approx(100 * float(expected))
+    assert figures["aAcc"] == pytest.approx(100 * (labels == truth)[truth != 255].mean())
+    labels[1:] = 255
+    assert find_task("seg").score({"seg": labels}, truth, 4)["labelled"] == pytest.approx(100 * 72 / 396)
+
+
+def test_depth_figures_forgive_scale_and_shift_only():
+    truth = np.random.default_rng(0).uniform(0.2, 1, (3, 8, 8)).astype(np.float32)
+    figures = find_task("depth").score({"depth": 7 * truth + 3}, truth)
+    assert figures["abs_rel"] < 1e-5 and figures["delta1"] == 100
+    noise = np.random.default_rng(1).uniform(size=truth.shape)
+    assert find_task("depth").score({"depth": noise}, truth)["abs_rel"] > 0.2
+
+
+def test_normal_figures():
+    truth = np.zeros((1, 3, 2, 2), np.float32)
+    truth[0, 2, 0] = 1  # the lower row is unknown
+    labels = np.zeros_like(truth)
+    labels[0, :, 0, 0] = (0, 0, 1)
+    labels[0, :, 0, 1] = (0, 1, 0)
+    figures = find_task("normal").score({"normal": labels}, truth)
+    assert figures["normal_mean"] == pytest.approx(45)
+    assert figures["normal_11.25"] == 50
