@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
+from backbones.cliptex.experts.angmf import expected_angle
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, Silent
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def evaluate(
@@ -27,27 +31,28 @@ def evaluate(
     """
     progress = progress or Silent()
     progress.start(f"measuring the {expert.task} expert", len(data))
-    kept: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(data), batch_size):
-        for name, maps in expert.predict(data.images[start : start + batch_size]).items():
-            kept.setdefault(name, []).append(maps)
-        progress.advance(min(batch_size, len(data) - start))
-    labels = {name: np.concatenate(parts) for name, parts in kept.items()}
-    truth = data.target.numpy()
+
+    def labelled() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        for images, truth in data.batches(batch_size):
+            yield expert.predict(images), truth.numpy()
+            progress.advance(len(images))
+
     if expert.task == "seg":
-        truth = _renumbered(truth, data.classes, expert)
-        return segmentation(labels["seg"], truth, len(expert.classes), expert.ignore_index)
+        pairs = ((labels["seg"], _renumbered(truth, data.classes, expert)) for labels, truth in labelled())
+        return segmentation(pairs, len(expert.classes), expert.ignore_index)
     if expert.task == "depth":
-        return depth(labels["depth"], truth)
-    return normals(labels["normal"], truth, labels.get("confidence"))
+        return depth((labels["depth"], truth) for labels, truth in labelled())
+    return normals((labels["normal"], truth, labels.get("confidence")) for labels, truth in labelled())
 
 
-def segmentation(labels: np.ndarray, truth: np.ndarray, classes: int, ignore: int) -> dict[str, float]:
-    """Labels and truth (N, H, W), class 0 is the background; truth ≥ ``classes`` is not scored."""
-    scored = truth < classes
-    found, real = labels[scored].astype(np.int64), truth[scored].astype(np.int64)
-    found = np.where(found == ignore, classes, found)  # 'not sure' is a column of its own
-    counts = np.bincount(real * (classes + 1) + found, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+def segmentation(pairs: Iterable[Pair], classes: int, ignore: int) -> dict[str, float]:
+    """Batches of (labels, truth), (N, H, W) each; class 0 is the background; truth ≥ ``classes`` is not scored."""
+    counts = np.zeros((classes, classes + 1), np.int64)
+    for labels, truth in pairs:
+        scored = truth < classes
+        found, real = labels[scored].astype(np.int64), truth[scored].astype(np.int64)
+        found = np.where(found == ignore, classes, found)  # 'not sure' is a column of its own
+        counts += np.bincount(real * (classes + 1) + found, minlength=counts.size).reshape(counts.shape)
     right = counts.diagonal()
     union = counts.sum(1) + counts[:, :classes].sum(0) - right
     occurs = counts.sum(1) > 0
@@ -61,10 +66,10 @@ def segmentation(labels: np.ndarray, truth: np.ndarray, classes: int, ignore: in
     }
 
 
-def depth(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Relative inverse depth (N, H, W) against true inverse depth in 1/m, NaN unknown."""
+def depth(pairs: Iterable[Pair]) -> dict[str, float]:
+    """Batches of relative inverse depth (N, H, W) and true inverse depth in 1/m, NaN unknown."""
     errors, deltas = [], []
-    for predicted, real in zip(labels, truth, strict=True):
+    for predicted, real in ((one, other) for batch in pairs for one, other in zip(*batch, strict=True)):
         known = np.isfinite(real)
         if known.sum() < 2:
             continue
@@ -77,20 +82,24 @@ def depth(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"abs_rel": float(np.mean(errors)), "delta1": 100 * float(np.mean(deltas))}
 
 
-def normals(labels: np.ndarray, truth: np.ndarray, kappa: np.ndarray | None = None) -> dict[str, float]:
-    """Unit normals (N, 3, H, W) against truth, zero unknown."""
-    known = np.square(truth).sum(1) > 0.25
-    chord = np.linalg.norm(labels - truth, axis=1)[known]
-    angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
+def normals(batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> dict[str, float]:
+    """Batches of unit normals (N, 3, H, W), truth, zero unknown, and κ (N, H, W) where there is one."""
+    parts: list[np.ndarray] = []
+    kappas: list[np.ndarray] = []
+    for labels, truth, kappa in batches:
+        known = np.square(truth).sum(1) > 0.25
+        chord = np.linalg.norm(labels - truth, axis=1)[known]
+        parts.append(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))
+        if kappa is not None:
+            kappas.append(kappa[known])
+    angles = np.concatenate(parts)
     metrics = {
         "normal_mean": float(angles.mean()),
         "normal_median": float(np.median(angles)),
         "normal_11.25": 100 * float(np.mean(angles < 11.25)),
     }
-    if kappa is not None:
-        from backbones.cliptex.experts.angmf import expected_angle
-
-        expected = expected_angle(torch.from_numpy(kappa[known])).mean()
+    if kappas:
+        expected = expected_angle(torch.from_numpy(np.concatenate(kappas))).mean()
         metrics["kappa_expected"] = math.degrees(float(expected))
     return metrics
 
