@@ -1,4 +1,4 @@
-"""``mask-rcnn``: semantic maps from MMDetection's instances (He, Gkioxari, Dollár, Girshick, ICCV 2017).
+"""``mask-rcnn``: semantic maps from MMDetection's or torchvision's instances (He, Gkioxari, Dollár, Girshick, ICCV 2017).
 
 Instances are merged into one hard map, the surer over the less sure. It lives on this floor because MMDetection does;
 it keeps the contract of ``backbones.cliptex.experts``; ``probes.experts`` makes it known there.

@@ -20,32 +20,26 @@ MARK = "pretrained.model.patch_embed.proj.weight"
 _STEM = "pretrained.model.patch_embed.backbone.stem.conv.weight"  # only a hybrid has one
 _HEAD_CHANNELS = 64  # of a ViT's attention heads, whatever its size
 _RULES = (
-    (r"pretrained\.model\.cls_token", "dpt.embeddings.cls_token"),
-    (r"pretrained\.model\.pos_embed", "dpt.embeddings.position_embeddings"),
-    (r"pretrained\.model\.patch_embed\.proj", "dpt.embeddings.patch_embeddings.projection"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.conv", "dpt.embeddings.backbone.bit.embedder.convolution"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.norm", "dpt.embeddings.backbone.bit.embedder.norm"),
-    (
-        r"pretrained\.model\.patch_embed\.backbone\.stages\.(\d+)\.blocks",
-        r"dpt.embeddings.backbone.bit.encoder.stages.\1.layers",
-    ),
-    (r"pretrained\.model\.norm", "dpt.layernorm"),
-    (r"pretrained\.model\.blocks\.(\d+)\.norm1", r"dpt.encoder.layer.\1.layernorm_before"),
-    (r"pretrained\.model\.blocks\.(\d+)\.norm2", r"dpt.encoder.layer.\1.layernorm_after"),
-    (r"pretrained\.model\.blocks\.(\d+)\.attn\.proj", r"dpt.encoder.layer.\1.attention.output.dense"),
-    (r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv", r"dpt.encoder.layer.\1.attention.attention.qkv"),
-    (r"pretrained\.model\.blocks\.(\d+)\.mlp\.fc1", r"dpt.encoder.layer.\1.intermediate.dense"),
-    (r"pretrained\.model\.blocks\.(\d+)\.mlp\.fc2", r"dpt.encoder.layer.\1.output.dense"),
-    (r"pretrained\.act_postprocess(\d)\.0\.project\.0", r"neck.reassemble_stage.readout_projects.<\1-1>.0"),
-    (r"pretrained\.act_postprocess(\d)\.3", r"neck.reassemble_stage.layers.<\1-1>.projection"),
-    (r"pretrained\.act_postprocess(\d)\.4", r"neck.reassemble_stage.layers.<\1-1>.resize"),
-    (r"scratch\.layer(\d)_rn", r"neck.convs.<\1-1>"),
-    (r"scratch\.refinenet(\d)\.out_conv", r"neck.fusion_stage.layers.<4-\1>.projection"),
-    (
-        r"scratch\.refinenet(\d)\.resConfUnit(\d)\.conv(\d)",
-        r"neck.fusion_stage.layers.<4-\1>.residual_layer\2.convolution\3",
-    ),
-    (r"scratch\.output_conv", "head.head"),
+    ("pretrained.model.cls_token", "dpt.embeddings.cls_token"),
+    ("pretrained.model.pos_embed", "dpt.embeddings.position_embeddings"),
+    ("pretrained.model.patch_embed.proj", "dpt.embeddings.patch_embeddings.projection"),
+    ("pretrained.model.patch_embed.backbone.stem.conv", "dpt.embeddings.backbone.bit.embedder.convolution"),
+    ("pretrained.model.patch_embed.backbone.stem.norm", "dpt.embeddings.backbone.bit.embedder.norm"),
+    (r"pretrained.model.patch_embed.backbone.(stages.\d+).blocks", r"dpt.embeddings.backbone.bit.encoder.\1.layers"),
+    ("pretrained.model.norm", "dpt.layernorm"),
+    (r"pretrained.model.blocks.(\d+).norm1", r"dpt.encoder.layer.\1.layernorm_before"),
+    (r"pretrained.model.blocks.(\d+).norm2", r"dpt.encoder.layer.\1.layernorm_after"),
+    (r"pretrained.model.blocks.(\d+).attn.proj", r"dpt.encoder.layer.\1.attention.output.dense"),
+    (r"pretrained.model.blocks.(\d+).attn.qkv", r"dpt.encoder.layer.\1.attention.attention.qkv"),
+    (r"pretrained.model.blocks.(\d+).mlp.fc1", r"dpt.encoder.layer.\1.intermediate.dense"),
+    (r"pretrained.model.blocks.(\d+).mlp.fc2", r"dpt.encoder.layer.\1.output.dense"),
+    (r"pretrained.act_postprocess(\d).0.project.0", r"neck.reassemble_stage.readout_projects.<\1-1>.0"),
+    (r"pretrained.act_postprocess(\d).3", r"neck.reassemble_stage.layers.<\1-1>.projection"),
+    (r"pretrained.act_postprocess(\d).4", r"neck.reassemble_stage.layers.<\1-1>.resize"),
+    (r"scratch.layer(\d)_rn", r"neck.convs.<\1-1>"),
+    (r"scratch.refinenet(\d).out_conv", r"neck.fusion_stage.layers.<4-\1>.projection"),
+    (r"scratch.refinenet(\d).resConfUnit(\d).conv", r"neck.fusion_stage.layers.<4-\1>.residual_layer\2.convolution"),
+    ("scratch.output_conv", "head.head"),
 )
 
 
@@ -80,10 +74,8 @@ def midas_config(state: Mapping[str, Tensor]) -> DPTConfig:
         num_attention_heads=max(1, width // _HEAD_CHANNELS),
         intermediate_size=state["pretrained.model.blocks.0.mlp.fc1.weight"].shape[0],
         layer_norm_eps=1e-6,
-        # a hybrid's first two maps come from its ResNet
-        backbone_out_indices=[(place + 1) * depth // 4 - 1 for place in range(4)]
-        if not hybrid
-        else [0, 1, 3 * depth // 4 - 1, depth - 1],
+        # a hybrid's first two maps come from its ResNet, whatever stands here
+        backbone_out_indices=[(place + 1) * depth // 4 - 1 for place in range(4)],
         reassemble_factors=[1, 1, 1, 0.5] if hybrid else [4, 2, 1, 0.5],
         neck_hidden_sizes=[shape[1] for shape in scratch],
         fusion_hidden_size=scratch[0][0],
@@ -101,7 +93,7 @@ def renamed(state: Mapping[str, Tensor], hybrid: bool) -> dict[str, Tensor]:
         if name.startswith("pretrained.model.head."):
             continue
         for pattern, to in _RULES:
-            if match := re.match(pattern + r"(?=\.|$)", name):
+            if match := re.match(pattern, name):
                 name = match.expand(to) + name[match.end() :]
                 break
         name = re.sub(r"<(\d)-(\d)>", lambda places: str(int(places[1]) - int(places[2])), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,32 +23,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
 
 
-@dataclass(frozen=True)
-class NllAngMFSettings(UNetSettings):
-    """As ``UNetSettings``."""
-
-
 class NllAngMF(UNetExpert):
     """(μ, κ) of each pixel (Bae et al., ICCV 2021): a U-Net without that paper's refinement, which can be trained here, or the
     authors' own network.
 
     WHERE: a folder that ``experts train`` wrote, or a checkpoint of the authors (``scannet.pt``, ``nyu.pt``).
 
-    The authors' normals have x left, y up, z towards the camera (what they call outward normals in the camera's right,
-    down, front); ``predict`` negates x, so that both give ``augment.AXES``.
+    The authors' normals have x left, y up, z towards the camera; ``predict`` negates x, so that both give ``augment.AXES``.
+    (Their repository does not say so; its issue 13 found it by trial, and their DSINE, which reads the same ground truth of
+    NYU-v2 and ScanNet, says it: x right, y down, z to the front, of normals that point into the surface.)
     """
 
     name = "nll-angmf"
     task = "normal"
-    settings_type = NllAngMFSettings
-
-    def channels(self) -> int:
-        return 4
 
     @classmethod
     def published(cls, norm: Norm, size: int = 480) -> Self:
         """The authors' network with random weights; theirs are for images of 480 × 640."""
-        settings = NllAngMFSettings(size=size, encoder="tf_efficientnet_b5", pretrained=False)
+        settings = UNetSettings(size=size, encoder="tf_efficientnet_b5", pretrained=False)
         return cls(settings, net=UncertaintyGuided(norm))
 
     @classmethod

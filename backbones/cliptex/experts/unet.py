@@ -82,7 +82,8 @@ class UNetSettings(FitSettings):
 
 
 class UNetExpert(Expert):
-    """An expert that is a ``UNet`` with ``channels`` outputs. WHERE: a folder that ``experts train`` wrote."""
+    """An expert that is a ``UNet``: an output for each class, or the four of AngMF. WHERE: a folder that ``experts train``
+    wrote."""
 
     settings_type = UNetSettings
     settings: UNetSettings
@@ -99,14 +100,10 @@ class UNetExpert(Expert):
         self.net = net or UNet(
             settings.encoder,
             pretrained=settings.pretrained and fresh,
-            channels=self.channels(),
+            channels=len(classes) or 4,
             width=settings.width,
             stride=settings.stride,
         )
-
-    def channels(self) -> int:
-        """Of the output."""
-        return len(self.classes)
 
     @classmethod
     def create(cls, settings: UNetSettings, classes: tuple[str, ...]) -> Self:

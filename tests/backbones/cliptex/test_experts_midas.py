@@ -105,7 +105,7 @@ def vit(name: str, **more) -> nn.Module:
         ),
         (
             "vit_base_r50_s16_384", "dpt_hybrid_384", [0, 1, 8, 11], (256, 512, 768, 768),
-            {"is_hybrid": True, "reassemble_factors": [1, 1, 1, 0.5], "backbone_out_indices": [0, 1, 8, 11]},
+            {"is_hybrid": True, "reassemble_factors": [1, 1, 1, 0.5]},
         ),
     ],
 )  # fmt: skip
