@@ -151,8 +151,27 @@ def test_the_same_depth_as_midas(hybrid, tmp_path):
     (back,) = load_experts([f"dpt={tmp_path / 'ours'}"])
     assert back.identity() == expert.identity()
     np.testing.assert_array_equal(back.predict(images)["depth"], expert.predict(images)["depth"])
+    # as the Intel hub has it: config.json, and weights as a torch file
+    expert.net.config.save_pretrained(tmp_path / "hub")
+    torch.save(expert.net.state_dict(), tmp_path / "hub" / "pytorch_model.bin")
+    (hub,) = load_experts([f"dpt={tmp_path / 'hub'}"])
+    np.testing.assert_array_equal(hub.predict(images)["depth"], expert.predict(images)["depth"])
     rounded = expert.freeze(bf16=True).predict(images)["depth"]
     assert 0 < np.abs(rounded - expected.numpy()).mean() < 0.1 * float(expected.std())
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("proof", "w"))
+
+
+def test_torch_files_of_the_hub_are_not_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    DPTConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=1).save_pretrained(tmp_path)
+    torch.save({"dpt.layernorm.weight": torch.ones(64), "evil": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no DPT at") as error:
+        load_experts([f"dpt={tmp_path}"])
+    assert "\n" not in str(error.value) and not (tmp_path / "proof").exists()
 
 
 def test_other_files_are_one_line(tmp_path):
