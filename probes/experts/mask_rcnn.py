@@ -169,7 +169,7 @@ class MaskRCNN(Expert):
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
-        if Path(source).is_file() and Path(source).suffix in (".pth", ".pt", ".safetensors"):
+        if ":" not in source and Path(source).suffix in (".pth", ".pt", ".safetensors"):
             weights = read_checkpoint(source)
             if (model := torchvision.describe(weights.state)) is None:
                 raise UserError(f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as CONFIG:{source}")

@@ -59,6 +59,8 @@ def test_missing_weights_say_which_file_to_bring(tmp_path):
         load_experts(["mask-rcnn=mask_rcnn_r50_fpn_1x_coco"])
     with pytest.raises(UserError, match="no weights file"):
         load_experts([f"mask-rcnn=mask-rcnn_r50_fpn_1x_coco:{tmp_path / 'absent.pth'}"])
+    with pytest.raises(UserError, match="no weights file"):
+        load_experts([f"mask-rcnn={tmp_path / 'absent.pth'}"])
 
 
 def test_predictions_and_a_saved_copy(tmp_path):
