@@ -11,6 +11,7 @@ from rich.markup import escape
 
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
+from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
 from benchmark.evaluation.device import choose_device, device_kind
@@ -70,7 +71,5 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
 
 
 def _train(inputs: ExpertTraining, log: Any) -> dict[str, Any]:
-    return train_expert(
-        inputs.name, inputs.data_root, inputs.out, settings=inputs.settings, seed=inputs.seed,
-        device=choose_device(inputs.device), log=log, progress=reporter(),
-    )  # fmt: skip
+    run = FitRun(log, reporter(), inputs.seed, choose_device(inputs.device))
+    return train_expert(inputs.name, inputs.data_root, inputs.out, run, inputs.settings)

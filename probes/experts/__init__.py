@@ -5,5 +5,5 @@ from backbones.cliptex.experts.registry import EXPERTS
 EXPERTS.later(
     "mask-rcnn",
     "probes.experts.mask_rcnn:MaskRCNN",
-    "semantic maps from MMDetection's instances, by CONFIG:CHECKPOINT; can be trained here",
+    "semantic maps from instances, by MMDetection's CONFIG.py:CHECKPOINT or torchvision's CHECKPOINT; can be trained here",
 )

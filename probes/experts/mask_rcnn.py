@@ -1,4 +1,4 @@
-"""``mask-rcnn``: semantic maps from MMDetection's instances (He, Gkioxari, Dollár, Girshick, ICCV 2017).
+"""``mask-rcnn``: semantic maps from MMDetection's or torchvision's instances (He, Gkioxari, Dollár, Girshick, ICCV 2017).
 
 Instances are merged into one hard map, the surer over the less sure. It lives on this floor because MMDetection does;
 it keeps the contract of ``backbones.cliptex.experts``; ``probes.experts`` makes it known there.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +20,17 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
+from PIL.Image import Resampling
 from torch import Tensor
 
 from backbones.base import DataConfig
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import Checkpoint, read_checkpoint
 from backbones.cliptex.data.augment import random_geometry, warp_images
+from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, CONFIG, IGNORE, Expert, read_settings, resize
-from backbones.cliptex.experts.data import CocoImage, ExpertData, coco_instances, square
-from backbones.cliptex.experts.fit import FitSettings, draw, jitter, optimise
-from backbones.cliptex.experts.nll_angmf import scaled
-from backbones.cliptex.experts.unet import timm_encoder
-from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.experts.data import CocoImage, ExpertData, square
+from backbones.cliptex.experts.fit import FitRun, FitSettings, draw, jitter, optimise
+from backbones.cliptex.experts.unet import scaled, timm_encoder
 from backbones.errors import UserError, nearest
 from backbones.files import canonical
 from probes.detection import models
@@ -74,10 +74,11 @@ class MaskRCNNSettings(FitSettings):
 
 
 class MaskRCNN(Expert):
-    """Mask R-CNN, or any other instance segmenter of MMDetection.
+    """Mask R-CNN of torchvision, or any instance segmenter of MMDetection.
 
-    WHERE: ``CONFIG:CHECKPOINT`` – a config file, or the name of one that comes with MMDetection such as
-    ``mask-rcnn_r50_fpn_1x_coco``, and a ``.pth`` or safetensors file – or a folder that ``experts train`` wrote.
+    WHERE: ``CONFIG:CHECKPOINT`` – a ``.py`` config file of MMDetection, which is run, or the name of one that comes with it
+    such as ``mask-rcnn_r50_fpn_1x_coco``, and a ``.pth`` or safetensors file –, a checkpoint of torchvision alone, or a
+    folder that ``experts train`` wrote.
     """
 
     name = "mask-rcnn"
@@ -94,8 +95,17 @@ class MaskRCNN(Expert):
         # as JSON keeps it, so that an expert and its saved copy are one
         config = Config(dict(model or own_config(settings, len(classes) - 1))).to_dict()
         self.model_config: dict[str, Any] = json.loads(canonical(config))
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            self.net: Any = MODELS.build(Config(self.model_config)._cfg_dict)
+        self.net: Any
+        if self.model_config["type"] == torchvision.TYPE:
+            version, count = self.model_config["version"], self.model_config["num_classes"]
+            self.net = torchvision.build(version, count, settings.size)
+            # the model's labels → classes, without those that torchvision has no name for
+            names = torchvision.classes(count)
+            self.places = np.array([classes.index(name) if name in classes else 0 for name in names])
+        else:
+            with DefaultScope.overwrite_default_scope("mmdet"):
+                self.net = MODELS.build(Config(self.model_config)._cfg_dict)
+            self.places = np.arange(len(classes))
 
     @classmethod
     def create(cls, settings: MaskRCNNSettings, classes: tuple[str, ...]) -> Self:
@@ -111,6 +121,10 @@ class MaskRCNN(Expert):
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
+        for part in _parts(config["model"]):
+            if "." in (kind := str(part.get("type", ""))) and kind != torchvision.TYPE:
+                # MMEngine would import whatever a dotted name says, and call it
+                raise UserError(f"{CONFIG} of mask-rcnn names {kind}, which is not of MMDetection's registry")
         return cls(
             read_settings(cls.settings_type, config["settings"]), tuple(config["classes"]), model=config["model"]
         )
@@ -118,48 +132,50 @@ class MaskRCNN(Expert):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "model": self.model_config}
 
+    def trunk(self) -> Iterable[torch.nn.Module]:
+        return [part for name in ("backbone", "neck") if (part := getattr(self.net, name, None)) is not None]
+
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size = (int(images.shape[-2]), int(images.shape[-1]))
+        ours = self.model_config["type"] == torchvision.TYPE
+        found = torchvision.instances(self.net, images) if ours else self._instances(images, size)
+        low, high = self.settings.ignore_threshold, self.settings.score_threshold
+        maps = []
+        for one in found:
+            seen = one["scores"] >= low
+            masks, scores, labels = (one[name][seen].cpu().numpy() for name in ("masks", "scores", "labels"))
+            maps.append(merge(masks, scores, self.places[labels], size, high, low))
+        return {"seg": np.stack(maps)}
+
+    def _instances(self, images: Tensor, size: tuple[int, int]) -> list[dict[str, Tensor]]:
+        """What MMDetection finds in each image, as ``torchvision.instances`` gives it."""
         inner = scaled(size, self.settings.size)
         pixels = resize(images.to(self.device).float(), inner).flip(1)  # MMDetection's images are BGR
-        samples = []
-        for _ in images:
-            sample = DetDataSample()
-            factor = (inner[1] / size[1], inner[0] / size[0])
-            sample.set_metainfo({"img_shape": inner, "ori_shape": size, "pad_shape": inner, "scale_factor": factor})
-            samples.append(sample)
-        data = self.net.data_preprocessor({"inputs": list(pixels), "data_samples": samples}, False)
-        results = self.net.predict(data["inputs"], data["data_samples"], rescale=True)
-        return {"seg": np.stack([self._merge(result.pred_instances, size) for result in results])}
+        samples = [_sample(inner, size) for _ in images]
+        results = self.net.test_step({"inputs": list(pixels), "data_samples": samples})
+        found = [result.pred_instances for result in results]
+        return [{"masks": one.masks.bool(), "scores": one.scores, "labels": one.labels + 1} for one in found]
 
-    def _merge(self, found: InstanceData, size: tuple[int, int]) -> np.ndarray:
-        return merge(
-            found.masks.cpu().numpy().astype(bool),
-            found.scores.cpu().numpy(),
-            found.labels.cpu().numpy() + 1,
-            size,
-            self.settings.score_threshold,
-            self.settings.ignore_threshold,
-        )
-
-    def train_on(
-        self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
-    ) -> None:
-        instances = _read_instances(coco_instances(data.folder, data.split)[1], self.settings.size)
-
+    def train_on(self, data: ExpertData, run: FitRun) -> None:
         def loss_at(step: int) -> Tensor:
-            inputs, samples = _batch(data, instances, self.settings, seed, step)
+            inputs, samples = _batch(data, self.settings, run.seed, step)
             batch = self.net.data_preprocessor({"inputs": inputs, "data_samples": samples}, True)
             return self.net.parse_losses(self.net.loss(batch["inputs"], batch["data_samples"]))[0]
 
-        more: dict[str, Any] = {"log": log, "progress": progress, "state": state}
-        self.spent = optimise(self, loss_at, data, self.settings, seed=seed, device=device, **more)
+        self.spent = optimise(self, loss_at, data, self.settings, run)
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
+        if ":" not in source and Path(source).suffix in (".pth", ".pt", ".safetensors"):
+            weights = read_checkpoint(source)
+            if (model := torchvision.describe(weights.state)) is None:
+                raise UserError(f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as CONFIG:{source}")
+            names = tuple(name for name in torchvision.classes(model["num_classes"]) if name != "N/A")
+            expert = cls(MaskRCNNSettings(), (BACKGROUND, *names[1:]), model=model)
+            return expert._filled(weights, "torchvision's Mask R-CNN", source).freeze(device)
         name, colon, checkpoint = source.partition(":")
         path = find_config(name)
         if not colon:
@@ -167,19 +183,37 @@ class MaskRCNN(Expert):
                 f"mask-rcnn needs the weights of {path.stem}: fetch its .pth from MMDetection's model zoo and give "
                 f"mask-rcnn={name}:FILE"
             )
-        config = Config.fromfile(path)
-        model = {key: value for key, value in config.model.to_dict().items() if key not in ("init_cfg", "pretrained")}
-        _no_downloads(model)
-        settings = MaskRCNNSettings(size=_test_size(config))
-        expert = cls(settings, (BACKGROUND, *_class_names(config)), model=model)
         weights = read_checkpoint(checkpoint)
+        return cls._described(path)._filled(weights, path.stem, source).freeze(device)
+
+    @classmethod
+    def _described(cls, path: Path) -> Self:
+        """The expert of a config file, with random weights."""
+        if path.suffix != ".py":
+            raise UserError(f"{path} is no .py config; other formats are refused, since they can run code unseen")
         try:
-            expert.net.load_state_dict(weights.state)
+            config = Config.fromfile(path)
+            if "model" not in config:
+                raise UserError(f"{path} has no model; give a whole config of MMDetection")
+            model = config.model.to_dict()
+            for part in _parts(model):  # the checkpoint brings all weights: nothing is to be fetched
+                part.pop("init_cfg", None)
+                part.pop("pretrained", None)
+            return cls(MaskRCNNSettings(size=_test_size(config)), (BACKGROUND, *_class_names(config)), model=model)
+        except UserError:
+            raise
+        except Exception as error:  # a config is a program, and may raise anything
+            reason = (str(error).strip() or "nothing said").splitlines()[0][:150]
+            raise UserError(f"{path} is no config that can be used ({type(error).__name__}: {reason})") from error
+
+    def _filled(self, weights: Checkpoint, name: str, source: str) -> Self:
+        try:
+            self.net.load_state_dict(weights.state)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[1].strip()[:150]
-            raise UserError(f"{checkpoint} does not hold the weights of {path.stem} ({first}); check both") from error
-        expert.source = source
-        return expert.freeze(device)
+            raise UserError(f"{weights.path} does not hold the weights of {name} ({first}); check both") from error
+        self.source = source
+        return self
 
 
 def merge(
@@ -230,7 +264,7 @@ def own_config(settings: MaskRCNNSettings, classes: int) -> dict[str, Any]:
         channels=tuple(encoder.feature_info.channels()),
         strides=tuple(strides),
         divisor=max(strides),
-        data=DataConfig((settings.size, settings.size), _three(mean), _three(std)),
+        data=DataConfig((settings.size, settings.size), mean, std),
     )
     backbone = {"type": "TrainedEncoder", "encoder": settings.encoder}
     names = ("out_channels", "fc_out_channels", "anchor_scale", "proposals", "rois_per_image")
@@ -254,76 +288,53 @@ class TrainedEncoder(torch.nn.Module):
         return tuple(maps[index] for index in self.out_indices)
 
 
-@dataclass(frozen=True)
-class _Instances:
-    """One image's instances at the training size: masks (n, S, S) bool and classes (n,) from 0."""
-
-    masks: np.ndarray
-    labels: np.ndarray
-
-
-def _read_instances(images: Sequence[CocoImage], size: int) -> list[_Instances]:
-    from PIL.Image import Resampling
-
-    read = []
-    for image in images:
-        kept = [one for one in image.instances if not one.get("iscrowd")]
-        masks = [square(image.mask(one).astype(np.uint8), size, Resampling.NEAREST).astype(bool) for one in kept]
-        labels = [one["category"] - 1 for one in kept]
-        read.append(_Instances(np.array(masks, bool).reshape(-1, size, size), np.array(labels, np.int64)))
-    return read
+def _sample(shape: tuple[int, int], original: tuple[int, int], **found: Any) -> DetDataSample:
+    """MMDetection's record of an image of ``original`` size that was brought to ``shape``."""
+    factor = (shape[1] / original[1], shape[0] / original[0])
+    sizes = {"img_shape": shape, "ori_shape": original, "pad_shape": shape, "scale_factor": factor}
+    return DetDataSample(metainfo=sizes, **found)
 
 
 def _batch(
-    data: ExpertData, instances: Sequence[_Instances], settings: MaskRCNNSettings, seed: int, step: int
+    data: ExpertData, settings: MaskRCNNSettings, seed: int, step: int
 ) -> tuple[list[Tensor], list[DetDataSample]]:
     """A step's augmented images (3, S, S) BGR in 0–255, and their boxes, masks and labels."""
-    indices, epoch = draw(len(data), settings, seed, step)
-    size = data.images.shape[-1]
-    geometry = random_geometry(
-        indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
-    )
-    images = warp_images(data.images[torch.from_numpy(indices)], geometry, size) / 255
+    drawn, epoch = draw(len(data), settings, seed, step)
+    indices, shape = drawn.tolist(), (data.size, data.size)
+    geometry = random_geometry(indices, [shape] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale)
+    images = warp_images(data.read(indices)[0], geometry, data.size) / 255
     images = jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])) * 255
     samples = []
     for row, index in enumerate(indices):
-        truth = instances[index]
-        masks: np.ndarray = np.zeros((0, size, size), bool)
-        labels = truth.labels
-        if len(truth.masks):
-            warped = warp_images(torch.from_numpy(truth.masks[None]).float(), geometry[row : row + 1], size)[0]
+        masks, labels = _truth(data.samples[index].coco, data.size)
+        if len(masks):
+            warped = warp_images(torch.from_numpy(masks[None]).float(), geometry[row : row + 1], data.size)[0]
             masks = warped.numpy() > 0.5
             seen = masks.sum((1, 2)) >= 4
             masks, labels = masks[seen], labels[seen]
-        found = InstanceData(
-            bboxes=torch.from_numpy(_boxes(masks)), labels=torch.from_numpy(labels), masks=_bitmap(masks, size)
-        )
-        sample = DetDataSample(gt_instances=found, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)))
-        shape = (size, size)
-        sample.set_metainfo({"img_shape": shape, "ori_shape": shape, "pad_shape": shape, "scale_factor": (1.0, 1.0)})
-        samples.append(sample)
+        bitmaps = BitmapMasks(masks.astype(np.uint8), *shape)
+        found = InstanceData(bboxes=bitmaps.get_bboxes("hbox").tensor, labels=torch.from_numpy(labels), masks=bitmaps)
+        nothing = InstanceData(bboxes=torch.zeros(0, 4))
+        samples.append(_sample(shape, shape, gt_instances=found, ignored_instances=nothing))
     return list(images.flip(1)), samples
 
 
-def _bitmap(masks: np.ndarray, size: int) -> BitmapMasks:
-    return BitmapMasks(masks.astype(np.uint8), size, size)
+def _truth(image: CocoImage | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image's instances at the training size: masks (n, S, S) bool and classes (n,) from 0. Raises ``UserError``."""
+    if image is None:
+        raise UserError("mask-rcnn is trained on COCO's instances only")
+    kept = [one for one in image.instances if not one["iscrowd"]]
+    masks = [square(image.mask(one).astype(np.uint8), size, Resampling.NEAREST).astype(bool) for one in kept]
+    labels = [one["category"] - 1 for one in kept]
+    return np.array(masks, bool).reshape(-1, size, size), np.array(labels, np.int64)
 
 
-def _boxes(masks: np.ndarray) -> np.ndarray:
-    """(n, 4) float32 x1 y1 x2 y2 around each mask."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for row, mask in enumerate(masks):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        boxes[row] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return boxes
-
-
-def _no_downloads(part: Any) -> None:
-    """Forget where parts of a model would fetch initial weights from: the checkpoint brings all of them."""
-    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ():
-        _no_downloads(value)
-    if isinstance(part, dict) and (part.get("init_cfg") or {}).get("type") == "Pretrained":
-        part["init_cfg"] = None
+def _parts(model: Any) -> Iterator[dict[str, Any]]:
+    """All dictionaries of a config, the outer ones first."""
+    if isinstance(model, dict):
+        yield model
+    for value in model.values() if isinstance(model, dict) else model if isinstance(model, list | tuple) else ():
+        yield from _parts(value)
 
 
 def _test_size(config: Config) -> int:
@@ -335,16 +346,11 @@ def _test_size(config: Config) -> int:
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
-    """Class names of a config's dataset: its own, or COCO's."""
+    """Class names of a config's dataset: its own, or COCO's. Raises ``KeyError`` where the model has no masks."""
+    head = config.model.get("roi_head", config.model)["mask_head" if "roi_head" in config.model else "bbox_head"]
     dataset = config.get("test_dataloader", config.get("val_dataloader", {})).get("dataset", {})
     if names := dataset.get("metainfo", {}).get("classes"):
         return (names,) if isinstance(names, str) else tuple(names)
-    head = config.model.get("roi_head", config.model)["mask_head" if "roi_head" in config.model else "bbox_head"]
     count = int((head[0] if isinstance(head, list) else head)["num_classes"])
     coco = tuple(CocoDataset.METAINFO["classes"])
     return coco if count == len(coco) else tuple(f"class {number}" for number in range(count))
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third

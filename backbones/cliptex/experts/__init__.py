@@ -11,11 +11,11 @@ for _name, _where, _about in (
         "unet_seg:UNetSeg",
         "semantic segmentation (encoder-decoder); trained here on COCO instances merged into one map",
     ),
-    ("dpt", "dpt:DPT", "relative inverse depth (transformers' DPT), by hub name or folder; can be trained here"),
+    ("dpt", "dpt:DPT", "relative inverse depth: DPT by hub name, folder or MiDaS's checkpoint; can be trained here"),
     (
         "nll-angmf",
         "nll_angmf:NllAngMF",
-        "surface normals and their uncertainty (AngMF likelihood); trained here",
+        "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint; can be trained here",
     ),
 ):
     EXPERTS.later(_name, f"{__name__}.{_where}", _about)

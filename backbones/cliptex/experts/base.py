@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.experts.fit import FitRun
 from backbones.errors import UserError
 from backbones.files import replacing, write_json
 
@@ -67,10 +68,8 @@ class Expert(nn.Module, ABC):
         """An expert to be trained; those whose parts start from pretrained weights load them here."""
         return cls(settings, classes)
 
-    def train_on(
-        self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
-    ) -> None:
-        """Fit this expert to ``data``; ``state`` is a file to resume from. Raises ``UserError`` if it cannot be."""
+    def train_on(self, data: ExpertData, run: FitRun) -> None:
+        """Fit this expert to ``data``. Raises ``UserError`` if it cannot be."""
         raise UserError(f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH")
 
     def identity(self) -> dict[str, Any]:
@@ -93,10 +92,18 @@ class Expert(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def freeze(self, device: torch.device | str = "cpu") -> Self:
-        """Eval mode, no gradients, on ``device``."""
-        self.requires_grad_(False)
-        return self.eval().to(device)
+    def trunk(self) -> Iterable[nn.Module]:
+        """The modules that may compute in bf16: the encoder and what follows it, but not the last layers, since eight
+        bits are too few for a depth, a box or a normal. None unless a subclass names some."""
+        return ()
+
+    def freeze(self, device: torch.device | str = "cpu", *, bf16: bool | None = None) -> Self:
+        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 if asked for, by default on CUDA."""
+        self.requires_grad_(False).eval().to(device)
+        if torch.device(device).type == "cuda" if bf16 is None else bf16:
+            for module in self.trunk():
+                _run_in_bf16(module)
+        return self
 
     def save(self, folder: Path, **extra: Any) -> None:
         """Write weights and then ``expert.json`` (name, settings, classes, digest, ``extra``) to ``folder``."""
@@ -166,7 +173,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(N, C, h, w) → (N, C, *size), bilinear, antialiased when it shrinks in any direction."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    shrinks = any(there > wanted for there, wanted in zip(maps.shape[-2:], size, strict=True))
+    shrinks = maps.shape[-2] > size[0] or maps.shape[-1] > size[1]
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
@@ -175,6 +182,18 @@ def hard_classes(scores: Tensor, score_threshold: float, ignore: int) -> np.ndar
     best, index = scores.max(1)
     labels = torch.where(best >= score_threshold, index, ignore).cpu().numpy()
     return labels.astype(np.uint8 if ignore == IGNORE else np.uint16)
+
+
+def _run_in_bf16(module: nn.Module) -> None:
+    """From now on ``module`` computes under autocast; what it returns is fp32."""
+    forward = module.forward
+
+    def run(*args: Any, **more: Any) -> Any:
+        with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
+            found = forward(*args, **more)
+        return tree_map_only(Tensor, Tensor.float, found)
+
+    module.forward = run
 
 
 def _line(error: BaseException) -> str:

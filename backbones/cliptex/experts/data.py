@@ -1,15 +1,18 @@
-"""What experts are trained on and measured against: images with truth from the official layouts, in memory.
+"""What experts are trained on and measured against: images with truth from the official layouts, read as they are needed.
 
 COCO instances (merged into one class map), NYU-like 16-bit depth and 8-bit normals. Everything is cut to the largest
-centred square and brought to one size: a training set of 1,000 images at 384 px is 0.45 GB.
+centred square and brought to one size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,89 +28,9 @@ from backbones.files import content_key
 
 Split = Literal["train", "val"]
 IGNORE = 255
+MEMORY = 2 * 2**30
 COCO = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
 NYU = {"train": "train", "val": "test"}
-
-
-@dataclass(frozen=True)
-class ExpertData:
-    """A split with truth.
-
-    Attributes:
-        task: ``seg``, ``depth`` or ``normal``.
-        images: (N, 3, S, S) uint8 RGB.
-        target: seg (N, S, S) uint8, 0 background, 1 + category, 255 ignore; depth (N, S, S) float32 inverse depth in
-            1/m, NaN unknown; normal (N, 3, S, S) float32 unit vectors (axes: ``augment.AXES``), zero unknown.
-        classes: of seg, ``background`` first.
-        fingerprint: digest of it all.
-        folder, split: where it was read from (``coco`` or ``nyu``).
-    """
-
-    task: str
-    images: Tensor
-    target: Tensor
-    classes: tuple[str, ...]
-    fingerprint: str
-    folder: Path
-    split: Split
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def load_data(root: Path, task: str, split: Split, size: int, progress: Progress) -> ExpertData:
-    """Read a split for ``task`` from ``root``: ``coco/`` for seg, ``nyu/`` for the others (or such a folder itself).
-
-    Raises:
-        UserError: a folder or annotation file is missing or malformed, or an image has no truth.
-    """
-    root = Path(root)
-    if task == "seg":
-        folder = _folder(root, "coco", COCO[split])
-        classes, samples = _coco(folder, split)
-    else:
-        maps = {"depth": "annotations", "normal": "normals"}[task]
-        folder = _folder(root, "nyu", f"{maps}/{NYU[split]}")
-        classes, samples = (), _nyu(folder, maps, NYU[split], task)
-    progress.start(f"reading {split} images of {task}", len(samples))
-    images: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-
-    def read(sample: tuple[Path, Callable[[], np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        path, truth = sample
-        try:
-            with Image.open(path) as image:
-                picture = square(np.asarray(image.convert("RGB")), size, Image.Resampling.BICUBIC)
-            return picture, truth()
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path} or its truth ({error}); repair or remove it") from error
-
-    with ThreadPoolExecutor(2) as pool:
-        for picture, truth in pool.map(read, ((path, _sized(truth, size)) for path, truth in samples)):
-            images.append(picture)
-            targets.append(truth)
-            progress.advance()
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    target = torch.from_numpy(np.stack(targets))
-    digest = content_key([task, classes, _digest(stacked), _digest(target)], 32)
-    return ExpertData(task, stacked, target, classes, digest, folder, split)
-
-
-def _folder(root: Path, name: str, inside: str) -> Path:
-    for folder in (root / name, root):
-        if (folder / inside).exists():
-            return folder
-    raise UserError(f"{inside} is missing in {root / name}; give a data root in the official layouts")
-
-
-def _coco(root: Path, split: Split) -> tuple[tuple[str, ...], list[tuple[Path, Callable[[], np.ndarray]]]]:
-    """Class names, and (image, reader of its class map) of every image."""
-    names, entries = coco_instances(root, split)
-
-    def painter(entry: CocoImage) -> Callable[[], np.ndarray]:
-        return lambda: paint(entry)
-
-    return names, [(root / f"{split}2017" / entry.file_name, painter(entry)) for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -131,6 +54,119 @@ class CocoImage:
         return np.zeros((self.height, self.width), bool) if code is None else coco_mask.decode(code).astype(bool)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """An image file, what reads its truth – (H, W) or (H, W, 3) – and, of COCO, its instances."""
+
+    path: Path
+    truth: Callable[[], np.ndarray]
+    coco: CocoImage | None = None
+
+
+@dataclass
+class ExpertData:
+    """A split with truth. What was read stays in memory up to ``memory`` bytes; the rest is decoded whenever it is needed.
+
+    Attributes:
+        task: ``seg``, ``depth`` or ``normal``.
+        size: S, the side of images and targets in pixels.
+        classes: of seg, ``background`` first.
+        fingerprint: digest of all images and targets.
+        pixels: (256,) int64, of seg: how often each value is seen in all targets.
+    """
+
+    task: str
+    samples: Sequence[Sample]
+    size: int
+    classes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    pixels: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
+    memory: int = MEMORY
+    _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) uint8 RGB and their target: seg (B, S, S) uint8, 0 background, 1 + category, 255 ignore; depth
+        (B, S, S) float32 inverse depth in 1/m, NaN unknown; normal (B, 3, S, S) float32 unit vectors (axes:
+        ``augment.AXES``), zero unknown.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        indices = list(indices)
+        found = {index: self._kept[index] for index in indices if index in self._kept}
+        missing = sorted(set(indices) - set(found))
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            for index, pair in zip(missing, pool.map(self._decode, missing), strict=True):
+                found[index] = pair
+                if (len(self._kept) + 1) * sum(tensor.nbytes for tensor in pair) <= self.memory:
+                    self._kept[index] = pair
+        images, targets = zip(*(found[index] for index in indices), strict=True)
+        return torch.stack(images), torch.stack(targets)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of it in order, as ``read`` gives it."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(range(start, min(start + batch_size, len(self))))
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        sample = self.samples[index]
+        try:
+            with Image.open(sample.path) as image:
+                picture = square(np.asarray(image.convert("RGB")), self.size, Image.Resampling.BICUBIC)
+            target = square(sample.truth(), self.size, Image.Resampling.NEAREST)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {sample.path} or its truth ({error}); repair or remove it") from error
+        if target.ndim == 3:
+            target = np.ascontiguousarray(np.moveaxis(target, -1, 0), np.float32)
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(picture, -1, 0))), torch.from_numpy(target)
+
+
+def load_data(root: Path, task: str, split: Split, size: int, progress: Progress) -> ExpertData:
+    """A split for ``task`` from ``root``: ``coco/`` for seg, ``nyu/`` for the others (or such a folder itself). All of it is
+    decoded once, for the fingerprint, and so that what is damaged is found before hours of work.
+
+    Raises:
+        UserError: a folder or annotation file is missing or malformed, or an image has no truth.
+    """
+    root = Path(root)
+    classes: tuple[str, ...] = ()
+    if task == "seg":
+        folder = _folder(root, "coco", COCO[split])
+        classes, entries = coco_instances(folder, split)
+        samples = [Sample(folder / f"{split}2017" / one.file_name, partial(paint, one), one) for one in entries]
+    else:
+        maps = {"depth": "annotations", "normal": "normals"}[task]
+        folder = _folder(root, "nyu", f"{maps}/{NYU[split]}")
+        pictures = folder / "images" / NYU[split]
+        paths = sorted(path for path in pictures.glob("*") if path.suffix in (".jpg", ".png"))
+        if not paths:
+            raise UserError(f"no images in {pictures}")
+        samples = [
+            Sample(path, partial(_read, task, folder / maps / NYU[split] / f"{path.stem}.png")) for path in paths
+        ]
+    data = ExpertData(task, samples, size, classes)
+    progress.start(f"reading {split} images of {task}", len(data))
+    digests = hashlib.sha256(), hashlib.sha256()
+    for batch in data.batches(32):
+        for digest, tensor in zip(digests, batch, strict=True):
+            digest.update(tensor.numpy().tobytes())
+        if task == "seg":
+            data.pixels += torch.bincount(batch[1].flatten().long(), minlength=256)
+        progress.advance(len(batch[0]))
+    data.fingerprint = content_key([task, classes, *(digest.hexdigest() for digest in digests)], 32)
+    return data
+
+
+def _folder(root: Path, name: str, inside: str) -> Path:
+    for folder in (root / name, root):
+        if (folder / inside).exists():
+            return folder
+    raise UserError(f"{inside} is missing in {root / name}; give a data root in the official layouts")
+
+
 def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[CocoImage]]:
     """Class names (``background`` first) and all images of a COCO folder's split. Raises ``UserError``."""
     path = root / COCO[split]
@@ -140,7 +176,14 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
-            of_image[annotation["image_id"]].append({**annotation, "category": number[annotation["category_id"]]})
+            of_image[annotation["image_id"]].append(
+                {
+                    "segmentation": annotation["segmentation"],
+                    "category": number[annotation["category_id"]],
+                    "area": annotation.get("area", 0),
+                    "iscrowd": annotation.get("iscrowd", 0),
+                }
+            )
         images = [
             CocoImage(image["file_name"], image["height"], image["width"], of_image[image["id"]])
             for image in content["images"]
@@ -156,32 +199,14 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
 def paint(image: CocoImage) -> np.ndarray:
     """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds become 255."""
     merged = np.zeros((image.height, image.width), np.uint8)
-    for instance in sorted(image.instances, key=lambda entry: -entry.get("area", 0)):
-        merged[image.mask(instance)] = IGNORE if instance.get("iscrowd") else instance["category"]
+    for instance in sorted(image.instances, key=lambda entry: -entry["area"]):
+        merged[image.mask(instance)] = IGNORE if instance["iscrowd"] else instance["category"]
     return merged
 
 
-def _nyu(root: Path, maps: str, folder: str, task: str) -> list[tuple[Path, Callable[[], np.ndarray]]]:
-    images = sorted(path for path in (root / "images" / folder).glob("*") if path.suffix in (".jpg", ".png"))
-    if not images:
-        raise UserError(f"no images in {root / 'images' / folder}")
-
-    def reader(path: Path) -> Callable[[], np.ndarray]:
-        return lambda: _channels_last(find_task(task).read(path))
-
-    return [(path, reader(root / maps / folder / f"{path.stem}.png")) for path in images]
-
-
-def _channels_last(label: np.ndarray) -> np.ndarray:
+def _read(task: str, path: Path) -> np.ndarray:
+    label = find_task(task).read(path)
     return label if label.ndim == 2 else np.moveaxis(label, 0, -1)
-
-
-def _sized(truth: Callable[[], np.ndarray], size: int) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        target = square(truth(), size, Image.Resampling.NEAREST)
-        return target if target.ndim == 2 else np.moveaxis(target, -1, 0).astype(np.float32)
-
-    return read
 
 
 def square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
@@ -196,9 +221,3 @@ def square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
         places = ((np.arange(size) + 0.5) * side / size).astype(int)
         return array[places[:, None], places[None]]
     return np.asarray(Image.fromarray(array).resize((size, size), how))
-
-
-def _digest(tensor: Tensor) -> str:
-    import hashlib
-
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

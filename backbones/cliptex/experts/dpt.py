@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
 from transformers.utils import logging as transformers_logging
 
+from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.dpt_conv import ConvDPT
-from backbones.cliptex.experts.fit import FitSettings, fit
-from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
+from backbones.cliptex.experts.midas import MARK, from_midas
 from backbones.cliptex.tasks.depth import depth_loss
 from backbones.errors import UserError
 
@@ -85,8 +86,9 @@ class DPTSettings(FitSettings):
 class DPT(Expert):
     """transformers' ``DPTForDepthEstimation``.
 
-    WHERE: a hub name (``Intel/dpt-large``), a folder as transformers saves it (``config.json`` and
-    ``model.safetensors``), or one that ``experts train`` wrote.
+    WHERE: a hub name (``Intel/dpt-large``, ``Intel/dpt-hybrid-midas``), a folder as transformers saves it (``config.json``
+    and weights), MiDaS's own checkpoint (``dpt_large_384.pt``, ``dpt_hybrid_384.pt``), or a folder that ``experts train``
+    wrote.
     """
 
     name = "dpt"
@@ -130,6 +132,10 @@ class DPT(Expert):
         config = {key: value for key, value in self.net.config.to_dict().items() if not key.startswith(("_", "trans"))}
         return {**super().identity(), "model": config}
 
+    def trunk(self) -> Iterable[nn.Module]:
+        parts = (getattr(self.net, name, None) for name in ("dpt", "backbone", "encoder", "neck"))
+        return [part for part in parts if part is not None]
+
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S, S)."""
         return resize(
@@ -147,37 +153,18 @@ class DPT(Expert):
         depth = self(resize(images.to(self.device).float() / 255, (side, side)))
         return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}
 
-    def train_on(
-        self, data: ExpertData, *, seed: int, device: torch.device, log: RunLog, progress: Progress, state: Path | None
-    ) -> None:
+    def train_on(self, data: ExpertData, run: FitRun) -> None:
         def loss(images: Tensor, depth: Tensor) -> Tensor:
             total, count = depth_loss(self(images).float(), depth)
             return total / count.clamp(min=1)
 
-        self.spent = fit(
-            self, loss, data, self.settings, seed=seed, device=device, log=log, progress=progress, state=state
-        )
+        self.spent = fit(self, loss, data, self.settings, run)
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
-        level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        try:
-            found: Any = DPTForDepthEstimation.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, local_files_only=Path(source).exists()
-            )
-        except Exception as error:  # transformers and the hub raise nearly anything
-            raise UserError(
-                f"no DPT at {source!r} ({str(error).strip().splitlines()[0][:140]}); give a folder with config.json "
-                f"and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
-            ) from error
-        finally:
-            transformers_logging.set_verbosity(level)
-        model, told = found
-        if told["missing_keys"]:
-            raise UserError(f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}")
+        model: Any = _from_midas(Path(source)) if Path(source).is_file() else _from_transformers(source)
         expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
         expert.source = source
         return expert.freeze(device)
@@ -192,6 +179,34 @@ class DPT(Expert):
             mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),
             std=tuple(given.get("image_std", (0.5, 0.5, 0.5))),
         )
+
+
+def _from_midas(path: Path) -> DPTForDepthEstimation:
+    state = read_checkpoint(path).state
+    if MARK not in state:
+        raise UserError(f"{path} is no DPT of MiDaS ({MARK} is missing); give dpt_large_384.pt or dpt_hybrid_384.pt")
+    return from_midas(state, path)
+
+
+def _from_transformers(source: str) -> DPTForDepthEstimation:
+    """By hub name or folder; transformers reads safetensors, else a torch file without unpickling it."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        found: Any = DPTForDepthEstimation.from_pretrained(
+            source, weights_only=True, output_loading_info=True, local_files_only=Path(source).exists()
+        )
+    except Exception as error:  # transformers and the hub raise nearly anything
+        raise UserError(
+            f"no DPT at {source!r} ({str(error).strip().splitlines()[0][:140]}); give a folder with config.json "
+            f"and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    model, told = found
+    if told["missing_keys"]:
+        raise UserError(f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}")
+    return model
 
 
 def _convolutional(settings: DPTSettings, fresh: bool = False) -> ConvDPT | None:

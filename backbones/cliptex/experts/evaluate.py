@@ -20,12 +20,13 @@ def evaluate(
     progress = progress or Silent()
     progress.start(f"measuring the {expert.task} expert", len(data))
     kept: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(data), batch_size):
-        for name, maps in expert.predict(data.images[start : start + batch_size]).items():
+    truths = []
+    for images, real in data.batches(batch_size):
+        for name, maps in expert.predict(images).items():
             kept.setdefault(name, []).append(maps)
-        progress.advance(min(batch_size, len(data) - start))
-    labels = {name: np.concatenate(parts) for name, parts in kept.items()}
-    truth = data.target.numpy()
+        truths.append(real.numpy())
+        progress.advance(len(images))
+    labels, truth = {name: np.concatenate(parts) for name, parts in kept.items()}, np.concatenate(truths)
     task = find_task(expert.task)
     if task.has_classes:
         truth = _renumbered(truth, data.classes, expert)

@@ -22,7 +22,7 @@ from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
 from backbones.files import content_key, replacing
 
-SAVE_SECONDS = 60.0
+SAVE_STEPS, SAVE_SECONDS = 500, 60.0
 _WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
 
 
@@ -69,73 +69,62 @@ class Spent:
         return self.steps * self.flops_per_step
 
 
+@dataclass(frozen=True)
+class FitRun:
+    """One training: where curves and progress go, its seed, its device, and the file that its state is saved to every
+    ``SAVE_STEPS`` steps and every minute, and resumed from."""
+
+    log: RunLog
+    progress: Progress
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    state: Path | None = None
+
+
 def fit(
-    model: nn.Module,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    data: ExpertData,
-    settings: FitSettings,
-    *,
-    seed: int,
-    device: torch.device,
-    log: RunLog,
-    progress: Progress,
-    state: Path | None = None,
-    save_every: int = 500,
+    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
 ) -> Spent:
-    """Train ``model`` in place on dense targets, augmented together with their images; returns what it took.
+    """``optimise`` on dense targets, augmented together with their images.
 
     Args:
         loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
-        state, save_every: as ``optimise`` takes them.
+    """
+
+    def loss_at(step: int) -> Tensor:
+        images, target = batch(data, settings, run.seed, step)
+        return loss_of(images.to(run.device), target.to(run.device))
+
+    return optimise(model, loss_at, data, settings, run)
+
+
+def optimise(
+    model: nn.Module, loss_at: Callable[[int], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
+) -> Spent:
+    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients.
+
+    Args:
+        loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
 
     Raises:
         UserError: the loss became NaN or infinite; says at which step.
     """
-
-    def loss_at(step: int) -> Tensor:
-        images, target = batch(data, settings, seed, step)
-        return loss_of(images.to(device), target.to(device))
-
-    more: dict[str, Any] = {"log": log, "progress": progress, "state": state, "save_every": save_every}
-    return optimise(model, loss_at, data, settings, seed=seed, device=device, **more)
-
-
-def optimise(
-    model: nn.Module,
-    loss_at: Callable[[int], Tensor],
-    data: ExpertData,
-    settings: FitSettings,
-    *,
-    seed: int,
-    device: torch.device,
-    log: RunLog,
-    progress: Progress,
-    state: Path | None = None,
-    save_every: int = 500,
-) -> Spent:
-    """The loop itself: AdamW with warm-up and cosine, clipped gradients, a loss that must stay finite.
-
-    Args:
-        loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
-        state: file that the training is resumed from, and saved to every ``save_every`` steps and every minute.
-    """
-    model.to(device).train()
+    model.to(run.device).train()
     steps = max(1, round(settings.epochs * len(data) / settings.batch_size))
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    key = content_key([repr(settings), seed, data.fingerprint, state_sha256(model.state_dict())])
-    start, spent = _resume(state, key, model, optimizer)
+    key = content_key([repr(settings), run.seed, data.fingerprint, state_sha256(model.state_dict())])
+    spent = _resume(run.state, key, model, optimizer)
     counter, began, earlier = StepCounter(), time.monotonic(), spent.seconds
     saved = began
-    progress.start(f"training the {data.task} expert", steps)
-    progress.advance(start)
-    for step in range(start, steps):
+    run.progress.start(f"training the {data.task} expert", steps)
+    run.progress.advance(spent.steps)
+    for step in range(spent.steps, steps):
         rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
+        torch.manual_seed(run.seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
         if not spent.flops_per_step:
             counter.start()
         try:
@@ -154,17 +143,17 @@ def optimise(
         nn.utils.clip_grad_norm_([*decayed, *others], 5.0)
         optimizer.step()
         spent.steps, spent.seconds = step + 1, earlier + time.monotonic() - began
-        progress.advance()
+        run.progress.advance()
         if (step + 1) % max(1, steps // 200) == 0:
-            log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
-        if state is not None and ((step + 1) % save_every == 0 or time.monotonic() - saved > SAVE_SECONDS):
+            run.log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
+        if run.state is not None and ((step + 1) % SAVE_STEPS == 0 or time.monotonic() - saved > SAVE_SECONDS):
             saved = time.monotonic()
-            with replacing(state) as temporary:
+            with replacing(run.state) as temporary:
                 whole = {"key": key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(spent)}
                 torch.save(whole, temporary)
     model.eval()
-    if state is not None:
-        state.unlink(missing_ok=True)
+    if run.state is not None:
+        run.state.unlink(missing_ok=True)
     return spent
 
 
@@ -179,13 +168,12 @@ def draw(count: int, settings: FitSettings, seed: int, step: int) -> tuple[np.nd
 def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The augmented batch of a step: images (B, 3, S, S) float in [0, 1] and their targets, a function of the seed."""
     indices, epoch = draw(len(data), settings, seed, step)
-    size = data.images.shape[-1]
     geometry = random_geometry(
-        indices.tolist(), [(size, size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
+        indices.tolist(), [(data.size, data.size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
     )
-    rows = torch.from_numpy(indices)
-    images = warp_images(data.images[rows], geometry, size) / 255
-    target = _WARP[data.task](list(data.target[rows]), geometry, size)
+    read, truth = data.read(indices.tolist())
+    images = warp_images(read, geometry, data.size) / 255
+    target = _WARP[data.task](list(truth), geometry, data.size)
     return jitter(images, settings.color_jitter, np.random.default_rng([seed, 1, step])), target
 
 
@@ -213,16 +201,16 @@ def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tens
     return (images + level * noise).clamp(0, 1)
 
 
-def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Spent]:
-    """Load a saved state of the same training, if there is one; the step to go on from, and what was spent till there."""
+def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Spent:
+    """Load a saved state of the same training, if there is one; what was spent till there."""
     if state is None or not state.is_file():
-        return 0, Spent()
+        return Spent()
     try:
         saved = torch.load(state, map_location="cpu", weights_only=True)
     except Exception:  # a damaged state is as good as none: training begins again
-        return 0, Spent()
+        return Spent()
     if saved["key"] != key or "steps" not in saved:
-        return 0, Spent()
+        return Spent()
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
-    return saved["steps"], Spent(saved["steps"], saved["seconds"], saved["flops_per_step"])
+    return Spent(saved["steps"], saved["seconds"], saved["flops_per_step"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from backbones.cliptex.experts.base import CONFIG, read_config
 from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.evaluate import evaluate
+from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.registry import find_expert
-from backbones.cliptex.protocols import Progress, RunLog
 from backbones.errors import UserError
 from backbones.files import content_key
 from backbones.overrides import with_changes
@@ -23,20 +23,13 @@ VERSION = 1
 
 
 def train_expert(
-    name: str,
-    data_root: Path,
-    out: Path,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    log: RunLog,
-    progress: Progress,
+    name: str, data_root: Path, out: Path, run: FitRun, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Train expert ``name`` on ``data_root``, measure it on the validation split and write it to the folder ``out``.
 
     Args:
         data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal) in their official layouts, train and val.
+        run: seed, device, log and progress; its state is kept in ``out``.
         settings: changes to the expert's settings (``size``, ``epochs`` …), values or text.
 
     Returns:
@@ -50,10 +43,10 @@ def train_expert(
     """
     kind = find_expert(name)
     chosen = with_changes(kind.settings_type(), settings or {})
-    device, out = torch.device(device), Path(out)
-    train = load_data(data_root, kind.task, "train", chosen.size, progress)
-    val = load_data(data_root, kind.task, "val", chosen.size, progress)
-    asked = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
+    out = Path(out)
+    train = load_data(data_root, kind.task, "train", chosen.size, run.progress)
+    val = load_data(data_root, kind.task, "val", chosen.size, run.progress)
+    asked = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": run.seed}
     key = content_key({**asked, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
         if (found := read_config(out)).get("training_key") == key:
@@ -64,20 +57,20 @@ def train_expert(
     except OSError as error:  # said now, not when it is trained
         raise UserError(f"cannot write an expert to {out} ({error.strerror}); choose another folder") from error
     started = time.monotonic()
-    torch.manual_seed(seed)
+    torch.manual_seed(run.seed)
     expert = kind.create(chosen, train.classes)
-    expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {seed}"
-    expert.train_on(train, seed=seed, device=device, log=log, progress=progress, state=out / "training-state.pt")
+    expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {run.seed}"
+    expert.train_on(train, replace(run, state=out / "training-state.pt"))
     # a resumed training took longer than this process
     seconds = expert.spent.seconds if expert.spent else time.monotonic() - started
     flops = expert.spent.flops if expert.spent else 0.0
-    expert.freeze(device)
-    accuracy = evaluate(expert, val, progress=progress)
-    log.log_metrics({f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0)
+    expert.freeze(run.device)
+    accuracy = evaluate(expert, val, progress=run.progress)
+    run.log.log_metrics({f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0)
     expert.save(
         out,
         training_key=key,
-        seed=seed,
+        seed=run.seed,
         images={"train": len(train), "val": len(val)},
         accuracy=accuracy,
         seconds=round(seconds, 2),

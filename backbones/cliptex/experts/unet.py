@@ -1,17 +1,23 @@
-"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015)."""
+"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015), and what
+the experts that are one share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.cliptex.experts.base import Expert, resize
+from backbones.cliptex.experts.fit import FitSettings
 from backbones.errors import UserError, nearest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights come with a package that is installed with ours
+LONGEST = 8
 
 
 class UNet(nn.Module):
@@ -64,6 +70,61 @@ class UNet(nn.Module):
         return F.interpolate(self.head(x), (height, width), mode="bilinear", align_corners=False)
 
 
+@dataclass(frozen=True)
+class UNetSettings(FitSettings):
+    """``FitSettings`` and: ``size``, side of its square input in pixels; the others as in ``UNet``."""
+
+    size: int = 384
+    encoder: str = PACKAGED
+    pretrained: bool = True
+    width: int = 32
+    stride: int = 2
+
+
+class UNetExpert(Expert):
+    """An expert that is a ``UNet``: an output for each class, or the four of AngMF. WHERE: a folder that ``experts train``
+    wrote."""
+
+    settings_type = UNetSettings
+    settings: UNetSettings
+
+    def __init__(
+        self,
+        settings: UNetSettings,
+        classes: tuple[str, ...] = (),
+        *,
+        fresh: bool = False,
+        net: nn.Module | None = None,
+    ) -> None:
+        super().__init__(settings, classes)
+        self.net = net or UNet(
+            settings.encoder,
+            pretrained=settings.pretrained and fresh,
+            channels=len(classes) or 4,
+            width=settings.width,
+            stride=settings.stride,
+        )
+
+    @classmethod
+    def create(cls, settings: UNetSettings, classes: tuple[str, ...]) -> Self:
+        return cls(settings, classes, fresh=True)
+
+    def trunk(self) -> Iterable[nn.Module]:
+        return [self.net.encoder, *self.net.blocks] if isinstance(self.net, UNet) else []
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 → (N, channels, H, W), computed at ``size`` on the short side."""
+        size = images.shape[-2:]
+        return resize(self.net(resize(images.to(self.device).float() / 255, scaled(size, self.settings.size))), size)
+
+
+def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
+    """(H, W) brought to ``side`` on the short side, its aspect kept: normals keep their meaning. Banners are squeezed to
+    ``LONGEST`` times the short side: a picture of 1 × 1,000 pixels must not become one of 384 × 384,000."""
+    scale, longest = side / min(size), LONGEST * side
+    return min(longest, max(1, round(size[0] * scale))), min(longest, max(1, round(size[1] * scale)))
+
+
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     def layer(before: int) -> list[nn.Module]:
         return [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -73,7 +134,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 def timm_encoder(
     name: str, pretrained: bool, *, features_only: bool = True
-) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
+) -> tuple[Any, tuple[float, float, float], tuple[float, float, float]]:
     """The timm model (as a feature extractor), and the mean and standard deviation of its input."""
     if not timm.is_model(name):
         raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
@@ -95,4 +156,4 @@ def timm_encoder(
         assert not missing, missing
     config = timm.get_pretrained_cfg(name)
     mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return model, tuple(mean), tuple(std)
+    return model, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

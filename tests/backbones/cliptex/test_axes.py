@@ -12,6 +12,7 @@ from PIL import Image
 import benchmark.mini.datasets  # noqa: F401  (registers them)
 from backbones.cliptex.data.augment import AXES, Geometry, warp_images, warp_normals
 from backbones.cliptex.experts import load_experts, train_expert
+from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import find_task
@@ -93,7 +94,7 @@ def slopes(tmp_path_factory):
 
 def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes, tmp_path):
     settings = {**toy_experts.SMALL_UNET, "epochs": 20.0, "batch_size": 8, "lr": 3e-3, "color_jitter": 0.0}
-    made = train_expert("nll-angmf", slopes, tmp_path / "e", settings=settings, log=Silent(), progress=Silent())
+    made = train_expert("nll-angmf", slopes, tmp_path / "e", FitRun(Silent(), Silent()), settings)
     assert made["axes"] == AXES
     (expert,) = load_experts([f"nll-angmf={tmp_path / 'e'}"])
     writer = LabelWriter(tmp_path / "labels", {"test": 1}, ["normal"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,18 +14,19 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, load_experts, train_expert
+from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, fit, load_experts, train_expert
 from backbones.cliptex.experts.base import Expert
-from backbones.cliptex.experts.data import CocoImage, load_data, paint
+from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.dpt import DPT, DPTSettings
 from backbones.cliptex.experts.dpt_conv import DepthOutput
-from backbones.cliptex.experts.nll_angmf import scaled
+from backbones.cliptex.experts.fit import FitRun
+from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
 from tests.backbones.cliptex import toy_experts
 
 NAMES = ("unet", "dpt", "nll-angmf")
-QUIET = {"log": Silent(), "progress": Silent()}
+QUIET = FitRun(Silent(), Silent())
 
 
 def unit(seed: int, *shape: int) -> torch.Tensor:
@@ -124,6 +126,26 @@ def test_predictions(name, size):
         assert labels["confidence"].min() > 0
     assert not expert.training
     assert not any(parameter.requires_grad for parameter in expert.parameters())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "dpt on a timm encoder"])
+def test_bf16(name):
+    """The trunk rounds, what follows it does not: labels differ a little, and are as fine as before."""
+    kind = find_expert(name.split()[0])
+    config = toy_experts.SETTINGS[name] if name in NAMES else toy_experts.SMALL_CONV_DPT
+    torch.manual_seed(0)
+    classes = ("background", "cup", "chair") if kind.task == "seg" else ()
+    expert = kind.create(kind.settings_type(**config, **({"score_threshold": 0.0} if classes else {})), classes)
+    images = torch.from_numpy(toy_experts.picture(3, 64, 64)).permute(2, 0, 1)[None]
+    exact = expert.freeze().predict(images)
+    (label, rounded), *_ = expert.freeze(bf16=True).predict(images).items()
+    exact = exact[label]
+    assert rounded.dtype == exact.dtype and not np.array_equal(rounded, exact)
+    if kind.task == "seg":
+        assert np.mean(rounded == exact) > 0.9
+    else:
+        assert np.abs(rounded - exact).mean() < 0.02 * np.abs(exact).mean()
+        assert len(np.unique(rounded)) > 0.5 * len(np.unique(exact))  # bf16 has 256 values between 1 and 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -241,45 +263,6 @@ def test_dpt_offline_is_one_line():
     assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------- data and figures
-
-
-def test_paint_small_things_over_large_ones():
-    square = {"category": 1, "area": 36, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
-    dot = {"category": 2, "area": 4, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
-    crowd = {"category": 2, "area": 8, "iscrowd": 1, "segmentation": {"size": [10, 10], "counts": [80, 20]}}
-    merged = paint(CocoImage("a.jpg", 10, 10, [dot, crowd, square]))
-    assert merged[4, 4] == 2
-    assert merged[2, 2] == 1
-    assert merged[0, 0] == 0
-    assert (merged[:, 8:] == 255).all()
-
-
-def test_data(tmp_path):
-    root = toy_experts.write_truth(tmp_path, train=3, val=2)
-    seg = load_data(root, "seg", "train", 32, Silent())
-    assert seg.classes == ("background", "cup", "chair")
-    assert seg.images.shape == (3, 3, 32, 32)
-    near = load_data(root, "depth", "train", 32, Silent()).target
-    assert float(near.max()) == pytest.approx(1 / 1.5, abs=1e-3)
-    normal = load_data(root, "normal", "train", 32, Silent()).target
-    things = seg.target > 0
-    torch.testing.assert_close(normal[:, 2][things], torch.ones(int(things.sum())), atol=1e-2, rtol=0)
-    assert float(normal[:, 0][~things].mean()) == pytest.approx(-0.6, abs=0.01)
-    assert load_data(root, "seg", "val", 16, Silent()).images.shape == (2, 3, 16, 16)
-    with pytest.raises(UserError, match="is missing in"):
-        load_data(tmp_path / "nowhere", "seg", "train", 32, Silent())
-
-
-def test_real_data(real_data):
-    seg = load_data(real_data, "seg", "val", 64, Silent())
-    assert (len(seg), len(seg.classes)) == (98, 81)
-    assert 0.2 < float((seg.target == 0).float().mean()) < 0.9
-    normal = load_data(real_data, "normal", "val", 64, Silent())
-    floor = normal.target[:, :, -12:].flatten(2)
-    assert float(floor[:, 1].mean()) > 0.1  # floors point up
-
-
 # ---------------------------------------------------------------- training
 
 TRAINED = {
@@ -294,17 +277,17 @@ def test_training_learns_and_is_kept(name, tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=32, val=8)
     changes, metric, goal, sign = TRAINED[name]
     settings = {**toy_experts.SETTINGS[name], "batch_size": 8, "color_jitter": 0.1, **changes}
-    found = train_expert(name, root, tmp_path / "out", settings=settings, seed=1, **QUIET)
+    found = train_expert(name, root, tmp_path / "out", replace(QUIET, seed=1), settings)
     assert sign * found["accuracy"][metric] > sign * goal, found["accuracy"]
     (expert,) = load_experts([f"{name}={tmp_path / 'out'}"])
     val = load_data(root, expert.task, "val", 32, Silent())
     assert evaluate(expert, val)[metric] == pytest.approx(found["accuracy"][metric], abs=1e-4)
     weights = (tmp_path / "out" / "weights.safetensors").stat().st_mtime_ns
-    again = train_expert(name, root, tmp_path / "out", settings=settings, seed=1, **QUIET)
+    again = train_expert(name, root, tmp_path / "out", replace(QUIET, seed=1), settings)
     assert again == found
     assert (tmp_path / "out" / "weights.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(UserError, match="holds another expert"):
-        train_expert(name, root, tmp_path / "out", settings=settings, seed=2, **QUIET)
+        train_expert(name, root, tmp_path / "out", replace(QUIET, seed=2), settings)
 
 
 class _Stop(Silent):
@@ -323,18 +306,15 @@ class _Stop(Silent):
 
 
 def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
-    from backbones.cliptex.experts import nll_angmf
-    from backbones.cliptex.experts.fit import fit
-
-    monkeypatch.setattr(nll_angmf, "fit", lambda *args, **more: fit(*args, **more, save_every=5))
+    monkeypatch.setattr(fit, "SAVE_STEPS", 5)
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 6.0}
-    whole = train_expert("nll-angmf", root, tmp_path / "whole", settings=settings, **QUIET)
+    whole = train_expert("nll-angmf", root, tmp_path / "whole", QUIET, settings)
     with pytest.raises(KeyboardInterrupt):
-        train_expert("nll-angmf", root, tmp_path / "cut", settings=settings, log=Silent(), progress=_Stop(7))
+        train_expert("nll-angmf", root, tmp_path / "cut", FitRun(Silent(), _Stop(7)), settings)
     saved = torch.load(tmp_path / "cut" / "training-state.pt", weights_only=True)
     assert saved["steps"] == 5
-    rest = train_expert("nll-angmf", root, tmp_path / "cut", settings=settings, **QUIET)
+    rest = train_expert("nll-angmf", root, tmp_path / "cut", QUIET, settings)
     assert rest["sha256"] == whole["sha256"]
     assert rest["flops"] == whole["flops"] > 1e7 and rest["seconds"] > saved["seconds"] > 0
     assert not (tmp_path / "cut" / "training-state.pt").exists()
@@ -344,11 +324,11 @@ def test_a_loss_that_breaks_says_so(tmp_path):
     root = toy_experts.write_truth(tmp_path / "data", train=16, val=4)
     with pytest.raises(UserError, match="not finite at step"):
         settings = {**toy_experts.SMALL_UNET, "batch_size": 8, "epochs": 40.0, "lr": 1e18}
-        train_expert("nll-angmf", root, tmp_path / "out", settings=settings, **QUIET)
+        train_expert("nll-angmf", root, tmp_path / "out", QUIET, settings)
     with pytest.raises(UserError, match="no setting 'epoch'; did you mean epochs"):
-        train_expert("nll-angmf", root, tmp_path / "out", settings={"epoch": "3"}, **QUIET)
+        train_expert("nll-angmf", root, tmp_path / "out", QUIET, {"epoch": "3"})
     with pytest.raises(UserError, match="no timm encoder"):
-        train_expert("unet", root, tmp_path / "out", settings={"encoder": "resnet-fifty"}, **QUIET)
+        train_expert("unet", root, tmp_path / "out", QUIET, {"encoder": "resnet-fifty"})
 
 
 def test_banners_are_squeezed():
