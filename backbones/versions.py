@@ -15,9 +15,12 @@ DISTRIBUTIONS = {
     "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
     "mmdet": ("onedl-mmdetection", "mmdet"),
 }
-WHOLE_IMAGES = ("torch", "torchvision", "PIL")  # what decodes, resizes and computes with whole images
+WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # what decodes, resizes and computes with whole images
 DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
-PROBING = ("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet", "pycocotools")
+PROBING = (
+    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet", "pycocotools"),
+    *("faster_coco_eval", "timm", "open_clip"),  # COCO's mean AP; class names and transforms; prompts
+)
 
 
 def versions(*libraries: str) -> dict[str, str]:

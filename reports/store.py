@@ -157,12 +157,13 @@ def _check_revision(uri: str, revision: str | None) -> None:
 
 
 def metric_key(name: str) -> str:
-    """A metric's name as MLflow admits it: ``i2t_R@1`` → ``i2t_R_at_1`` (``@`` is not allowed there)."""
-    return name.replace("@", "_at_")
+    """A metric's name as MLflow admits it: ``i2t_R@1`` → ``i2t_R_at_1``, ``lr_1e+06`` → ``lr_1e06`` (``@`` and ``+`` are not
+    allowed there)."""
+    return name.replace("@", "_at_").replace("+", "")
 
 
 def metric_name(key: str) -> str:
-    """The inverse of ``metric_key``."""
+    """The inverse of ``metric_key``, for names without ``+``."""
     return key.replace("_at_", "@")
 
 

@@ -11,7 +11,7 @@ from backbones.errors import nearest
 from backbones.files import content_key
 from backbones.overrides import fields_of, with_changes
 from backbones.versions import PROBING, versions
-from benchmark.suites.registry import Suite
+from benchmark.suites.registry import Suite, settings_in
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.protocols.base import changed, find_preset
@@ -59,7 +59,8 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
     """The suite's tasks (or the chosen ones), each with its settings: the probe's defaults, over them the suite's, over them
     those of a published protocol (``protocol=NAME``), over all the user's.
 
-    An override applies to every task that has such a setting.
+    An override applies to every task that has such a setting. A chosen task that the suite does not list is one all the same
+    where it has others on that dataset; see ``settings_in``.
 
     Raises:
         UserError: unknown task, a task that is not in the suite, a setting that no chosen task has, or a protocol that does
@@ -69,20 +70,29 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
     if chosen:
         for name in chosen:
             find_task(name)  # says the nearest when it exists nowhere
-            if name not in suite.tasks:
+            if settings_in(suite, name) is None:
                 raise UserError(f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}")
         names = [name for name in suite.tasks if name in chosen]
+        names += [name for name in chosen if name not in names]
     tasks, used = [], set()
     known: set[str] = set()
     for name in names:
         spec, probe = find_task(name)
-        fitting = {key: value for key, value in overrides.items() if key in fields_of(probe.settings_type)}
-        known |= fields_of(probe.settings_type)
+        fields, given = fields_of(probe.settings_type), settings_in(suite, name) or {}
+        if name not in suite.tasks:  # they are other probes'
+            given = {key: value for key, value in given.items() if key in fields}
+        fitting = {key: value for key, value in overrides.items() if key in fields}
+        known |= fields
         used |= set(fitting)
-        changes = {**suite.tasks[name], **fitting}
-        if protocol := changes.get("protocol"):
-            changes = {**suite.tasks[name], **find_preset(protocol, spec, probe).settings, **fitting}
-        tasks.append(PlannedTask(name, spec, probe, with_changes(probe.settings_type(), changes)))
+        changes = {**given, **fitting}
+        if "protocol" in changes:
+            changes = {**given, **find_preset(changes["protocol"], spec, probe).settings, **fitting}
+        settings = with_changes(probe.settings_type(), changes)
+        if "max_iters" in fitting and (epochs := getattr(settings, "epochs", 0)):
+            raise UserError(
+                f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set epochs=0 as well, or epochs"
+            )
+        tasks.append(PlannedTask(name, spec, probe, settings))
     for key in overrides:
         if key not in used:
             raise UserError(f"--set {key}: no chosen task has this setting; {nearest(key, known)}")

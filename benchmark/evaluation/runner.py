@@ -25,7 +25,7 @@ from benchmark.evaluation.results import RunResult, as_json, must_be_writable
 from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
-from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite
+from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
 from probes.registry import find_task
 from reports.tracking import Tracker
 from sweeps.errors import first_line
@@ -92,18 +92,19 @@ def make_plan(options: RunOptions) -> RunPlan:
 
 
 def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
-    """The suite of this name; without one the first that has all these tasks, ``mini`` before others."""
+    """The suite of this name; without one the first that lists all these tasks, ``mini`` before others, or else that takes
+    them."""
     if name is not None:
         return find_suite(name)
     for task in tasks:
         find_task(task)  # says the nearest when it exists nowhere
     suites = SUITES.read_entry_points().values()
-    found = [suite for suite in suites if set(tasks) <= set(suite.tasks)]
+    taken = {task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks}
+    found = [suite for suite in suites if all(suite in taken[task] for task in tasks)]
     if not found:
-        there = {task: [suite.name for suite in suites if task in suite.tasks] for task in tasks}
-        told = "; ".join(f"{task}: {', '.join(names) or 'none'}" for task, names in there.items())
+        told = "; ".join(f"{task}: {', '.join(s.name for s in found) or 'none'}" for task, found in taken.items())
         raise UserError(f"no suite has all of these tasks ({told}); run those of one suite at a time")
-    return found[0]
+    return max(found, key=lambda suite: set(tasks) <= set(suite.tasks))  # the first of equals
 
 
 def _chosen(suite: Suite, options: RunOptions) -> list[str]:

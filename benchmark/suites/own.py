@@ -15,5 +15,6 @@ OWN = register_suite(
             **cross(["flickr8k"], ["retrieval"]),
         },
         default_backbones=("efficientnet-lite0", "random"),
+        any_dataset=True,
     )
 )

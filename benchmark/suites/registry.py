@@ -90,6 +90,7 @@ class Suite:
     # (stages, seed) → what a sweep trains on; None when the user brings it
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)  # changes to the recipes that a sweep trains
+    any_dataset: bool = False  # it takes tasks on datasets that no suite names, with the probes' own settings
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))
@@ -103,6 +104,26 @@ def register_suite(suite: Suite) -> Suite:
 def find_suite(name: str) -> Suite:
     """The suite called ``name``; raises ``UserError`` naming the nearest."""
     return SUITES.find(name)
+
+
+def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
+    """What a suite changes in the settings of a task, None where it does not take it.
+
+    A task need not be listed: of another probe on a dataset that the suite has, it is what its tasks on that dataset share
+    (``nyu-depth/dpt`` in ``paper``).
+    """
+    if task in suite.tasks:
+        return suite.tasks[task]
+    dataset = _dataset(task)
+    beside = [settings for name, settings in suite.tasks.items() if _dataset(name) == dataset]
+    if beside:
+        return {key: value for key, value in beside[0].items() if all(key in o and o[key] == value for o in beside)}
+    listed = {_dataset(name) for other in SUITES.read_entry_points().values() for name in other.tasks}
+    return {} if suite.any_dataset and dataset not in listed else None
+
+
+def _dataset(task: str) -> str:
+    return task.partition("/")[0]
 
 
 def cross(datasets: Sequence[str], probes: Sequence[str], **settings: Any) -> dict[str, dict[str, Any]]:

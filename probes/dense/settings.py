@@ -82,9 +82,11 @@ class DenseSettings(TrainingSettings):
                for name, given in (("scale_range", self.scale_range), ("brightness", self.brightness))},
             "dropout": (self.dropout is None or 0 <= self.dropout < 1, "a share below 1, or none"),
             "size": (16 <= self.size <= MOST_PIXELS, f"16 to {MOST_PIXELS} pixels"),
-            "lr_grid": (not self.lr_grid or (len(set(self.lr_grid)) == len(self.lr_grid) > 1 and min(self.lr_grid) > 0),
+            "lr_grid": (not self.lr_grid or (len({f"{rate:g}" for rate in self.lr_grid}) == len(self.lr_grid) > 1
+                                             and min(self.lr_grid) > 0),
                         "two or more different rates above 0, or none (and lr the only one)"),
-            "feature_stride": (self.feature_stride is None or self.feature_stride >= 1, "1 or more, or none"),
+            "feature_stride": (self.feature_stride is None or 1 <= self.feature_stride <= min(self.crop or (self.size,)),
+                               "1 to the side of a training crop, or none"),
             "epochs": (self.epochs >= 0, "0 or more"),
             "channels": (self.channels >= 1, "1 or more"),
         })  # fmt: skip

@@ -105,7 +105,10 @@ class CocoInstances(CocoDataset):
             self.dropped_empty = len(self.data_list) - len(images)
         images = [image for image in images if min(image["width"], image["height"]) >= self.min_size]
         if not images:
-            raise UserError(f"{self.ann_file} has no image with an object of the classes asked for; check the classes")
+            large, check = (f" of {self.min_size} px or more", " and min_size") if self.min_size else ("", "")
+            raise UserError(
+                f"{self.ann_file} has no image{large} with an object of the classes asked for; check the classes{check}"
+            )
         return sorted(images, key=self._resized) if self.test_mode else images
 
     def shape(self, index: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 An image is right if any of its captions is among the first k (the field's reading for Flickr30k and COCO). A caption that
 stands under several images is right for each of them, and each of them for it: the text is the same, so no model could tell
-them apart. Answers that are equally near share their places (the expected rank over all orders), so that a backbone which
-gives every image the same embedding is at chance, neither below nor above.
+them apart. Answers that are equally near share their places (the expected rank over all orders): no order of equals
+decides, and a backbone which gives every image the same embedding has the mean rank of chance, which is no hit.
 
 What peers do: clip-benchmark (``zeroshot_retrieval.recall_at_k``) counts a caption as right for its own image only and
 leaves ties to ``torch.topk``; open_clip (``get_clip_metrics``) likewise, by ``argsort``. Without captions that come twice

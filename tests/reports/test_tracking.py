@@ -196,6 +196,7 @@ def test_a_store_of_a_newer_schema_is_refused(tmp_path):
 
 def test_names_that_mlflow_admits():
     assert metric_key("t2i_R@10") == "t2i_R_at_10"
+    assert metric_key(f"select/top1/lr_{1e6:g}") == "select/top1/lr_1e06"
     assert metric_name(metric_key("t2i_R@10")) == "t2i_R@10"
     assert metric_name("abs_rel") == "abs_rel"
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"

@@ -11,7 +11,7 @@ import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from benchmark.evaluation.plan import plan_tasks, split_names
 from benchmark.evaluation.runner import RunOptions, _chosen, make_plan
-from benchmark.suites.registry import SUITES, find_suite
+from benchmark.suites.registry import SUITES, find_suite, settings_in
 from probes.datasets.base import PreparedDataset
 from probes.registry import DATASETS, find_task
 
@@ -64,6 +64,12 @@ def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
             "does not apply to voc/linear; it does to ade20k/linear",
         ),
         (["voc/linear"], {"protocol": "dino"}, "no protocol 'dino'"),
+        (["voc/linear"], {"protocol": ""}, "no protocol ''"),
+        (
+            ["nyu-depth/dpt"],
+            {"protocol": "probe3d", "max_iters": "9"},
+            "whose length is epochs=10; set epochs=0 as well",
+        ),
     ],
 )
 def test_wrong_requests_are_said(chosen, changes, message):
@@ -91,10 +97,30 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("tasks", "suite"),
-    [([], "mini"), (["mini-seg/linear"], "mini"), (["mini-seg/pspnet"], "smoke"), (["camvid/linear"], "own")],
-)
+    [
+        ([], "mini"), (["mini-seg/linear"], "mini"), (["mini-seg/pspnet"], "smoke"), (["camvid/linear"], "own"),
+        (["nyu-depth/dpt", "voc/linear"], "paper"), (["mini-depth/dpt"], "mini"),
+    ],
+)  # fmt: skip
 def test_without_a_suite_the_tasks_say_which(tasks, suite):
     assert make_plan(RunOptions(backbones=["random"], tasks=tasks)).suite.name == suite
+
+
+def test_a_task_that_no_suite_lists_takes_what_its_dataset_s_tasks_share():
+    (dpt,) = plan_tasks(find_suite("paper"), ["nyu-depth/dpt"], {"protocol": "probe3d"})
+    assert dpt.settings.precision == "bf16" and dpt.settings.bins == 256
+    (ssd,) = plan_tasks(find_suite("mini"), ["mini-det/ssd"], {"augment": "false"})
+    assert ssd.settings.out_channels == 64  # and nothing that only mask-rcnn has
+    differing = {"voc/linear": {"size": 64, "lr": 0.5}, "voc/pspnet": {"size": 64, "lr": 0.1}}
+    assert settings_in(dataclasses.replace(find_suite("paper"), tasks=differing), "voc/deeplabv3") == {"size": 64}
+
+
+def test_a_dataset_that_no_suite_has_needs_none(monkeypatch):
+    monkeypatch.setitem(DATASETS._things, "streets", dataclasses.replace(DATASETS["camvid"], name="streets"))
+    plan = make_plan(RunOptions(backbones=["random"], tasks=["streets/linear,camvid/linear"]))
+    assert plan.suite.name == "own" and {task.name for task in plan.tasks} == {"camvid/linear", "streets/linear"}
+    with pytest.raises(UserError, match="suite 'paper' has no task"):
+        plan_tasks(find_suite("paper"), ["streets/linear"], {})
 
 
 def test_tasks_of_two_suites_are_said():

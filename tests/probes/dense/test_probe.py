@@ -216,7 +216,9 @@ def test_settings_are_plain_protocol(kind):
     ({"brightness": (1.2, 0.8)}, "two factors"),
     ({"warmup": 2.5}, "a whole number of iterations"),
     ({"bins": 1}, "2 or more, or 0"),
-    ({"feature_stride": 0}, "1 or more, or none"),
+    ({"feature_stride": 0}, "the side of a training crop, or none"),
+    ({"crop": (64, 96), "feature_stride": 65}, "the side of a training crop, or none"),
+    ({"lr_grid": (0.001, 0.0010000001)}, "two or more different rates"),  # of one name, and one folder
     ({"fixed_crops": 1, "cache": "fp16", "flip_test": True}, "whole, upright images"),
     ({"fixed_crops": 1, "photometric": True}, "keep their colours"),
     ({"layers": "first"}, "all or last"),

@@ -139,6 +139,10 @@ def test_only_the_chosen_images_are_used_and_empty_ones_counted(root: Path) -> N
     sides = [min(trained.get_data_info(index)[side] for side in ("height", "width")) for index in range(8)]
     larger = sum(side >= max(sides) for side in sides)
     assert len(dataset(data, "train", drop_empty=True, min_size=max(sides))) == larger
+    with pytest.raises(
+        UserError, match=r"no image of 5000 px or more with an object .* check the classes and min_size"
+    ):
+        dataset(data, "train", drop_empty=True, min_size=5000)
     assert len(dataset(data, "val")) == 6  # evaluation keeps the empty one
 
 

@@ -107,10 +107,11 @@ def test_recall_agrees_with_torchmetrics(k):
     assert recall(t2i, k) == pytest.approx(100 * np.mean([retrieval_hit_rate(p, t, top_k=k) for p, t in columns]))
 
 
-def test_embeddings_that_are_all_alike_are_at_chance():
+def test_embeddings_that_are_all_alike_have_the_mean_rank_of_chance():
     i2t, t2i = retrieval_ranks(torch.ones(4, 3), torch.ones(12, 3), torch.arange(12) // 3)
     assert i2t.tolist() == [9 / 4] * 4  # nine wrong captions and three right ones in any order
     assert t2i.tolist() == [3 / 2] * 12
+    assert recall(i2t, 1) == recall(t2i, 1) == 0
 
 
 def test_the_same_text_under_another_image_is_right():
