@@ -97,6 +97,11 @@ def content_key(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
+    return int(content_key(parts, 16), 16) >> 1
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with Path(path).open("rb") as file:

@@ -20,6 +20,11 @@ def wanted() -> bool:
     return os.environ.get(SETTING, "") not in ("", "0")
 
 
+def identity() -> dict[str, bool]:
+    """What the identity of kept features says of it."""
+    return {"compiled": True} if wanted() else {}
+
+
 def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tensor], Result]:
     """``function`` by way of ``torch.compile`` where that is wanted and possible, else itself.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from backbones.files import content_key
 from backbones.versions import WHOLE_IMAGES, versions
 from probes.base import Context
+from probes.datasets.base import Split
 from probes.features import compiling
 from probes.features.budget import NoRoom
 from probes.features.content_hashes import content_hashes
@@ -24,12 +25,21 @@ from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 
 
+def encode_split(context: Context, split: Split, cost: EncodeCost, members: Tensor | None = None) -> Tensor:
+    """Features of the images of one split (or of ``members``, the held-out part of it), in the order of its samples: see
+    ``kept_embeddings``."""
+    samples = context.data.samples[split]
+    chosen = samples if members is None else [samples[index] for index in members]
+    part = split if members is None else f"held-out part of {split}"
+    paths = [context.data.root / sample.image for sample in chosen]
+    how = context.settings.encoding(context.device.type)
+    return kept_embeddings(context, paths, how, about=f"{context.data.spec.name} ({part})", cost=cost)
+
+
 def kept_embeddings(
     context: Context, paths: Sequence[Path], how: Encoding, *, about: str, cost: EncodeCost | None = None
 ) -> Tensor:
-    """``probes.image_level.encode.encode_images`` of ``paths``, from the feature cache when they are there.
-
-    Where the cache has no room they are encoded all the same, and not kept.
+    """``encode_images`` of ``paths``, from the feature cache when they are there; where it has no room they are not kept.
 
     Args:
         about: name of the set, for people.
@@ -55,9 +65,8 @@ def kept_embeddings(
     identity = {
         "backbone": backbone.identity(), "images": content_key(content_hashes(paths), 64),
         **asdict(how), "size": how.size or backbone.data.size, "device": device.type, "libraries": versions(*WHOLE_IMAGES),
+        **compiling.identity(),
     }  # fmt: skip
-    if compiling.wanted():
-        identity["compiled"] = True
     # for the room it takes: as long as the embedding, or a token for each block and a mean
     width = (how.blocks + 1) * max(backbone.channels) if how.blocks else max(backbone.embed_dim, *backbone.channels)
     key = CacheKey("embeddings", f"{backbone.name} on {about}", identity, ("fp32",), [4 * width] * len(paths))

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
+from backbones.cliptex.cost import count_flops
 from backbones.cliptex.protocols import Silent
 from backbones.errors import NonFiniteLoss, UserError
-from probes.base import Progress
+from probes.base import Context, Progress
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeCost
 from probes.image_level.settings import Encoding, Precision
@@ -68,16 +69,15 @@ def encode_images(
 
 
 def encoder(backbone: Backbone, how: Encoding) -> Callable[[Tensor], Tensor]:
-    """Normalised images → what ``how`` asks for, (N, D)."""
+    """Normalised images → what ``how`` asks for, (N, D); of blocks all class tokens, and the mean of the last patch tokens."""
+
+    def tokens_in_a_row(images: Tensor) -> Tensor:
+        layers = backbone.encode_tokens(images, how.blocks)
+        return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
+
     if how.blocks:
-        return lambda images: tokens_in_a_row(backbone.encode_tokens(images, how.blocks))
+        return tokens_in_a_row
     return backbone.encode_features if how.features == "pre_projection" else backbone.encode_image
-
-
-def tokens_in_a_row(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """(class token (N, C), patch tokens (N, L, C)) of blocks → (N, blocks · C + C): all class tokens, and the mean of the last
-    patch tokens."""
-    return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
 
 
 def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:
@@ -92,13 +92,23 @@ def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]
 def normalised(
     images: Images, batches: Sequence[Sequence[int]], num_workers: int, backbone: Backbone, device: torch.device
 ) -> Iterator[Tensor]:
-    """Batches of items as the backbone takes them: (N, 3, H, W) float32 on ``device``."""
+    """Batches of items, loaded in order, as the backbone takes them: (N, 3, H, W) float32 on ``device``."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
     memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
         255 * torch.tensor(each, device=device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
     )
-    for batch in loader(images, batches, num_workers, device):
+    loaded = DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
+        num_workers=min(num_workers, len(batches)),
+        collate_fn=default_convert,  # ``Images`` makes whole batches itself
+        pin_memory=device.type == "cuda",
+        prefetch_factor=max(2, 256 // max(map(len, batches))) if num_workers and batches else None,
+    )
+    for batch in loaded:
+        if isinstance(batch, str):
+            raise UserError(batch)
         pixels = (batch.to(device, non_blocking=True).float() - mean) / std
         yield pixels.contiguous(memory_format=memory)
 
@@ -129,6 +139,13 @@ def encode_texts(
     return finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 
 
+@torch.inference_mode()
+def text_flops(context: Context, texts: Sequence[str]) -> float:
+    """Floating-point operations of encoding so many texts: one is counted (see ``backbones.cliptex.cost``)."""
+    with autocast(context.device, context.settings.precision):
+        return float(len(texts) * count_flops(lambda: context.backbone.encode_text(texts[:1])))
+
+
 class Images(Dataset[Tensor]):
     """Decoded, resized and centre-cropped images: (3, H, W) uint8."""
 
@@ -150,15 +167,13 @@ class Images(Dataset[Tensor]):
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """A batch; or, since an error from a loader process would arrive as a page of traceback, what went wrong."""
-        try:
-            return torch.stack([self[index] for index in indices])
-        except Exception:
-            for index in indices:
-                try:
-                    self[index]
-                except Exception as error:
-                    return f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed just now?"
-            raise
+        images = []
+        for index in indices:
+            try:
+                images.append(self[index])
+            except Exception as error:
+                return f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed just now?"
+        return torch.stack(images)
 
 
 def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
@@ -168,30 +183,6 @@ def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], 
         (3, *size), interpolation=data.interpolation, crop_pct=1.0 if data.squash else data.crop_pct,
         crop_mode="squash" if data.squash else "center", normalize=False,
     )  # fmt: skip
-
-
-def loader(
-    images: Images, batches: Sequence[Sequence[int]], num_workers: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Batches of items in order. PyTorch gives each loading process one thread."""
-    most = max(map(len, batches), default=1)
-    loaded = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=whole,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=max(2, 256 // most) if num_workers and batches else None,
-    )
-    for batch in loaded:
-        if isinstance(batch, str):
-            raise UserError(batch)
-        yield batch
-
-
-def whole(batch: Any) -> Tensor | str:
-    """``Images`` makes whole batches itself."""
-    return batch
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

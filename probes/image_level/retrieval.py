@@ -22,11 +22,10 @@ from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeCost
-from probes.image_level.classification import encode_split
-from probes.image_level.encode import encode_texts
-from probes.image_level.flops import linear_flops, text_flops
-from probes.image_level.settings import RECALL_AT as AT
-from probes.image_level.settings import RetrievalSettings
+from probes.image_level.embeddings import encode_split
+from probes.image_level.encode import encode_texts, text_flops
+from probes.image_level.linear import linear_flops
+from probes.image_level.settings import RECALL_AT, RetrievalSettings
 
 CHUNK = 4096  # rows and columns of the similarity matrix that are in memory at once (128 MiB); never changes a rank
 TIE = 1e-9  # cosines nearer than this are equal: far above the rounding of float64, far below that of the embeddings
@@ -47,23 +46,20 @@ def run(context: Context) -> TaskResult:
     )
     scored = time.perf_counter()
     i2t, t2i = retrieval_ranks(images, captions, owner, torch.tensor([numbers[text] for text in texts]))
-    return TaskResult(
-        metrics={f"i2t_R@{k}": recall(i2t, k) for k in AT} | {f"t2i_R@{k}": recall(t2i, k) for k in AT},
-        per_image={
-            "image": np.array([sample.image for sample in samples]),
-            "i2t_rank": i2t.numpy(),
-            "t2i_rank": by_image(t2i, owner, len(samples)),
-        },
-        cost=cost.added_to(
-            {
-                "text_seconds": scored - encoded,
-                "eval_seconds": time.perf_counter() - started,
-                "text_flops": text_flops(context, settings, texts),
-                "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
-            }
-        ),
-        notes=[f"{len(samples)} images, {len(texts)} captions ({len(numbers)} different)"],
-    )
+    per_image = {
+        "image": np.array([sample.image for sample in samples]),
+        "i2t_rank": i2t.numpy(),
+        "t2i_rank": by_image(t2i, owner, len(samples)),
+    }
+    costs = cost.added_to({
+        "text_seconds": scored - encoded,
+        "eval_seconds": time.perf_counter() - started,
+        "text_flops": text_flops(context, texts),
+        "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
+    })  # fmt: skip
+    metrics = {f"{way}_R@{k}": recall(ranks, k) for way, ranks in (("i2t", i2t), ("t2i", t2i)) for k in RECALL_AT}
+    notes = [f"{len(samples)} images, {len(texts)} captions ({len(numbers)} different)"]
+    return TaskResult(metrics, per_image, cost=costs, notes=notes)
 
 
 def retrieval_ranks(

@@ -15,28 +15,26 @@ from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
 from probes.features.cost import EncodeCost
-from probes.image_level.classification import encode_split, score, targets
-from probes.image_level.encode import encode_texts
-from probes.image_level.flops import linear_flops, text_flops
-from probes.image_level.settings import ZeroShotSettings
+from probes.image_level.classification import score
+from probes.image_level.embeddings import encode_split
+from probes.image_level.encode import encode_texts, text_flops
+from probes.image_level.linear import linear_flops
 
 Template = Callable[[str], str]
 
 
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
-    settings: ZeroShotSettings = context.settings
-    which, templates = templates_for(settings.templates, context.data.spec)
+    which, templates = templates_for(context.settings.templates, context.data.spec)
     started = time.perf_counter()
     weights = class_embeddings(context, templates)
     prompted, cost = time.perf_counter(), EncodeCost()
     images = normalize(encode_split(context, "val", cost), dim=1)
-    logits = torch.cat([part @ weights.T for part in images.split(4096)])
-    result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
+    result = score(context, torch.cat([part @ weights.T for part in images.split(4096)]))
     result.cost = cost.added_to({
         "text_seconds": prompted - started,
         "eval_seconds": time.perf_counter() - started,
-        "text_flops": text_flops(context, settings, prompts_of(context, templates)),
+        "text_flops": text_flops(context, prompts_of(context, templates)),
         "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
     })  # fmt: skip
     result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
