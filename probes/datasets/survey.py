@@ -64,7 +64,7 @@ def survey(
             hint = found_at or f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
             rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
-        spec = spec.adapt(spec, root) if spec.adapt else spec
+        spec = spec.at(root)
         state, found, messages = look_at(spec, root)
         if full and state != "broken":
             try:
@@ -89,9 +89,9 @@ def look_at(spec: DatasetSpec, root: Path) -> tuple[str, dict[str, int], list[st
             messages.append(str(error))
             continue
         found[split] = len(inventory.present[split])
-        complete &= inventory.is_complete(spec)
+        complete &= inventory.is_complete()
         if inventory.missing[split] or not found[split]:
-            messages.append(inventory.counts(spec))
+            messages.append(inventory.counts())
     if all(found.get(split) for split in SPLITS):
         state = ("complete" if spec.expected else "available") if complete else "partial"
     elif found.get("val") and (runs := UNTRAINED.get(spec.kind)):

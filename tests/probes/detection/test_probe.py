@@ -336,12 +336,12 @@ def real_coco() -> Path:
 
 @pytest.mark.skipif(not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data")
 def test_real_coco_is_read_whole() -> None:
-    from probes.datasets import coco
+    import probes.datasets.coco  # noqa: F401  registers
     from probes.datasets.base import PreparedDataset
     from probes.registry import DATASETS
 
     spec = DATASETS["coco"]
-    samples = {split: coco.list_samples(real_coco(), split) for split in ("train", "val")}
+    samples = {split: spec.list_samples(real_coco(), split) for split in ("train", "val")}
     data = PreparedDataset(spec, real_coco(), samples, partial=True)
     for split in ("train", "val"):
         images = dataset(data, split)

@@ -13,7 +13,7 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import NonFiniteLoss, UserError
 from probes.datasets.base import Sample
 from probes.image_level.classification import score
