@@ -6,13 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+from probes.runner import bridge  # before mmdet, which it prepares
+
+# isort: split
+from mmdet.models import SSDHead
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.runner import bridge
-from probes.runner.bridge import groups_of
 
 Part = dict[str, Any]
 
@@ -74,7 +77,7 @@ def pyramid(
 
 
 def group_norm(out_channels: int) -> Part:
-    return {"type": "GN", "num_groups": groups_of(out_channels), "requires_grad": True}
+    return {"type": "GN", "num_groups": bridge.groups_of(out_channels), "requires_grad": True}
 
 
 def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNNSettings) -> Part:
@@ -112,7 +115,8 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     """
     out_channels, size = settings.out_channels, settings.size
     padded = math.ceil(size / backbone.divisor) * backbone.divisor
-    indices, neck, strides = _ssd_maps(backbone, out_channels)
+    indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
+    own = neck["type"] == "SimpleFeaturePyramid"  # a backbone with several strides needs no neck of its own
     cells = [math.floor(padded / stride) for stride in strides]
     while cells[-1] > 1:
         cells.append(math.ceil(cells[-1] / 2))
@@ -121,7 +125,7 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     shares = [0.07, *steps, 1.05]
     mapper = {
         "type": "ChannelMapper",
-        "in_channels": [out_channels] * len(strides) if neck else [backbone.channels[index] for index in indices],
+        "in_channels": [out_channels] * len(strides) if own else [backbone.channels[index] for index in indices],
         "kernel_size": 1,
         "out_channels": out_channels,
         "norm_cfg": group_norm(out_channels),
@@ -138,13 +142,18 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     )
     model.test_cfg.max_per_img = 100
     parts = {"data_preprocessor": preprocessor(backbone, masks=False), "backbone": {**frozen, "out_indices": indices}}
-    return {**model.to_dict(), **parts, "neck": [neck, mapper] if neck else mapper}
+    return {**model.to_dict(), **parts, "neck": [neck, mapper] if own else mapper}
 
 
-def _ssd_maps(backbone: Backbone, out_channels: int) -> tuple[tuple[int, ...], Part | None, list[float]]:
-    """As ``pyramid``, from stride 8 on; a backbone with several strides needs no neck of its own."""
-    indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
-    return indices, neck if neck["type"] == "SimpleFeaturePyramid" else None, strides
+@MODELS.register_module()
+class PredictingSSDHead(SSDHead):
+    """``SSDHead`` that can predict.
+
+    Since mmdet 3.2 prediction asks every head for its ``loss_cls``, which SSD, computing its loss by itself, has not
+    (mmdetection issues 11063 and 11780).
+    """
+
+    loss_cls = None
 
 
 def _mmdets(file: str) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,8 +24,8 @@ Part = dict[str, Any]  # of a config
 LOAD: Part = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 OWN_MODULES = (
     "probes.detection.coco",
+    "probes.detection.models",
     "probes.detection.per_shape",
-    "probes.detection.ssd_head",
     "probes.runner.batches",
 )
 AT_ONCE = 16  # images of an evaluation's batch at most
@@ -70,13 +71,21 @@ class DetectionProbe:
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError(f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split")
+        notes, train = [], trained.train_dataset
+        if dropped := train.dropped_empty:
+            notes.append(
+                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
+            )
+        if missing := [name for name in self.metrics if name not in trained.metrics]:
+            notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
+        found = Counter(one["image_id"] for one in scores.detections)
         return TaskResult(
-            metrics={name: trained.metrics[name] for name in self.metrics if name in trained.metrics},
+            metrics={name: trained.metrics[name] for name in self.metrics if name not in missing},
             per_image={
                 "image": np.array([names[image] for image in scores.image_ids]),
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
-                "detections": np.array(scores.detection_counts, dtype=np.int64),
-                "objects": np.array(scores.object_counts, dtype=np.int64),
+                "detections": np.array([found[image] for image in scores.image_ids], dtype=np.int64),
+                "objects": scores.class_objects.sum(axis=1),
                 "class_objects": scores.class_objects,
             },
             detections=scores.detections,
@@ -85,25 +94,15 @@ class DetectionProbe:
             ),
             config=self.config(context),
             cost=trained.cost,
-            notes=[*self._notes(trained.metrics, trained.train_dataset), *trained.notes],
+            notes=[*notes, *trained.notes],
         )
-
-    def _notes(self, metrics: Mapping[str, float], train: Any) -> list[str]:
-        notes = []
-        if dropped := train.dropped_empty:
-            notes.append(
-                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
-            )
-        if missing := [name for name in self.metrics if name not in metrics]:
-            notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
-        return notes
 
 
 def detection_config(probe: DetectionProbe, context: Context) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds the shared parts."""
     from mmengine.config import Config
 
-    from probes.detection import coco, models, ssd_head  # noqa: F401 - two register what the config names
+    from probes.detection import coco, models  # noqa: F401 - register what the config names
     from probes.detection.per_shape import per_shape
     from probes.runner import batches  # noqa: F401 - as does this
 

@@ -3,9 +3,9 @@ shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -54,7 +54,6 @@ def encode_maps(
     backbone: nn.Module,
     dtype: str,
     run: EncodeRun,
-    batch_size: int = BATCH,
 ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
     """(item, its maps (C, h, w) on the CPU in ``dtype``, shapes of its image) of all that is ``wanted``.
 
@@ -70,26 +69,26 @@ def encode_maps(
         NonFiniteLoss: a map is not finite.
         UserError: an image cannot be read, or a map does not fit into fp16.
     """
-    about, sizes = f"{backbone.backbone.name} on {images.about}", images.sizes  # type: ignore[union-attr]
+    about = f"{backbone.backbone.name} on {images.about}"  # type: ignore[union-attr]
     run.progress.start(f"encoding {about}", sum(map(len, wanted)))
-    quick = compiling.compiled(backbone, about)
-    pixels = CPU_PIXELS if run.device.type == "cpu" else None
-    if pixels is None:
-        preprocess._non_blocking = True  # type: ignore[assignment]  # images come pinned
-    orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
-    loaded = _loaded(images.load, [item for order in orders for item in order], run, batch_size)
+    quick, on_cpu = compiling.compiled(backbone, about), run.device.type == "cpu"
+    preprocess._non_blocking = not on_cpu  # type: ignore[assignment]  # images come pinned
+    orders = [sorted(shard, key=lambda item: (images.sizes[item], item)) for shard in wanted]
+    loaded = _loaded(images.load, [item for order in orders for item in order], run)
     for order in orders:
-        for items, packed in _batches(islice(loaded, len(order)), batch_size, pixels):
-            batch = preprocess({"inputs": [one["inputs"] for one in packed],
-                                "data_samples": [one["data_samples"] for one in packed]}, False)  # fmt: skip
-            maps = run.cost.run(backbone, batch["inputs"], quick)
-            if not all(bool(one.isfinite().all()) for one in maps):
-                raise NonFiniteLoss(f"feature maps of {about} are not finite")
-            kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
-            for place, (item, sample) in enumerate(zip(items, batch["data_samples"], strict=True)):
-                metadata = {name: _plain(sample.metainfo[name]) for name in META_KEYS if name in sample.metainfo}
-                yield item, [one[place] for one in kept], metadata
-            run.progress.advance(len(items))
+        for shape, alike in groupby(islice(loaded, len(order)), lambda one: one[1]["inputs"].shape):
+            most = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
+            while part := list(islice(alike, most)):
+                batch = preprocess({"inputs": [one["inputs"] for _, one in part],
+                                    "data_samples": [one["data_samples"] for _, one in part]}, False)  # fmt: skip
+                maps = run.cost.run(backbone, batch["inputs"], quick)
+                if not all(bool(one.isfinite().all()) for one in maps):
+                    raise NonFiniteLoss(f"feature maps of {about} are not finite")
+                kept = [one.cpu() for one in as_dtype(maps, dtype, about)]
+                for place, ((item, _), sample) in enumerate(zip(part, batch["data_samples"], strict=True)):
+                    metadata = {name: _plain(sample.metainfo[name]) for name in META_KEYS if name in sample.metainfo}
+                    yield item, [one[place] for one in kept], metadata
+                run.progress.advance(len(part))
 
 
 def keeping(
@@ -110,7 +109,7 @@ def keeping(
         {
             **images.identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
             "data_preprocessor": encoder["data_preprocessor"], "device": run.device.type, "libraries": versions(*DENSE),
-            **({"compiled": True} if compiling.wanted() else {}),
+            **compiling.identity(),
         },
         (dtype,) * len(layers),
         [maps_bytes(backbone, layers, size, dtype) for size in images.sizes],
@@ -161,39 +160,18 @@ class _Items(Dataset[tuple[int, Any]]):
 
 
 def _loaded(
-    load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun, ahead: int
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Items in order, about 2 × ``ahead`` of which are being loaded."""
+    """Items in order, about two batches of which are being loaded."""
     workers = min(run.num_workers, len(order))
     items = DataLoader(
-        _Items(load), batch_size=None, sampler=order, num_workers=workers, collate_fn=_as_it_is,
-        pin_memory=run.device.type == "cuda", prefetch_factor=max(2, 2 * ahead // workers) if workers else None,
+        _Items(load), batch_size=None, sampler=order, num_workers=workers,
+        pin_memory=run.device.type == "cuda", prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
     )  # fmt: skip
     for item, one in items:
         if isinstance(one, UserError):
             raise one
         yield item, one
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _batches(
-    loaded: Iterable[tuple[int, dict[str, Any]]], batch_size: int, pixels: int | None = None
-) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Neighbours of one shape, ``batch_size`` at most, and on a CPU about so many ``pixels``."""
-    items: list[int] = []
-    packed: list[dict[str, Any]] = []
-    for item, one in loaded:
-        most = min(batch_size, max(2, pixels // one["inputs"][0].numel())) if pixels else batch_size
-        if items and (len(items) >= most or one["inputs"].shape != packed[0]["inputs"].shape):
-            yield items, packed
-            items, packed = [], []
-        items.append(item)
-        packed.append(one)
-    if items:
-        yield items, packed
 
 
 def _plain(value: Any) -> Any:
