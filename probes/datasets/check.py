@@ -36,7 +36,7 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
     NAME is the dataset's name or its folder (``nyu`` places nyu-depth and nyu-normal). DIR is the dataset's own
-    folder; one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``) is accepted too.
+    folder, or one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``).
 
     Raises:
         UserError: a NAME that no dataset has, no place given, or nothing there.
@@ -45,23 +45,21 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     for name in data_dirs:
         if name not in known:
             raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, known)}")
-    given = data_dirs.get(spec.name) or data_dirs.get(spec.folder)
-    if given is None and data_root is None:
+    if given := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
+        parts = Path(spec.folder).parts
+        inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts) + 1)]
+        if root := next((path for path in inside if path.is_dir()), None):
+            return root
+        raise UserError(f"--data {spec.name}={given}: no such folder")
+    if data_root is None:
         raise UserError(
             f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data {spec.name}=DIR"
         )
-    if given is None:
-        root = Path(data_root or "") / spec.folder
-        if not root.is_dir():
-            raise UserError(f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass "
-                            f"--data {spec.name}=DIR")  # fmt: skip
+    if (root := Path(data_root) / spec.folder).is_dir():
         return root
-    parts = Path(spec.folder).parts
-    inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts))]
-    root = next((path for path in inside if path.is_dir()), Path(given))
-    if not root.is_dir():
-        raise UserError(f"--data {spec.name}={given}: no such folder")
-    return root
+    raise UserError(
+        f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+    )
 
 
 def prepare(
@@ -74,8 +72,8 @@ def prepare(
     progress: Progress | None = None,
     known_only: bool = False,
 ) -> PreparedDataset:
-    """List, count and decode every sample of the copy at ``root``. The verdict is kept, so that a second call only
-    looks at names, sizes and times of the files.
+    """List, count and decode every sample of the copy at ``root``. The verdict is kept: a second call only looks at names,
+    sizes and times of the files.
 
     Args:
         splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
@@ -149,9 +147,7 @@ class Inventory:
 
     @classmethod
     def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split]) -> Inventory:
-        """List the samples and look whether their files are there. Raises ``UserError`` naming a missing list or
-        folder.
-        """
+        """List the samples and see whether their files are there. Raises ``UserError`` naming a missing list or folder."""
         inventory = cls(spec, root)
         dense = spec.kind in ("segmentation", "depth", "normals")
         for split in splits:
@@ -293,11 +289,9 @@ def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -
     if (wanted := spec.extra.get("captions_per_image")) is None:
         return
     for sample in samples:
-        if len(sample.target) != wanted:
-            raise UserError(
-                f"{spec.name}: {sample.image} in {split} has {len(sample.target)} captions instead of {wanted}; "
-                "get the annotation file again"
-            )
+        if (found := len(sample.target)) != wanted:
+            raise UserError(f"{spec.name}: {sample.image} in {split} has {found} captions instead of {wanted}; "
+                            "get the annotation file again")  # fmt: skip
 
 
 def known_names() -> set[str]:

@@ -59,8 +59,7 @@ def read_json(path: Path) -> Any:
 
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
     """Class names of a dataset of MMSegmentation or MMDetection (of any ``root``). Importing those takes seconds: declare
-    ``functools.partial(mmlab_classes, module, dataset)``, so that it is done when names are asked for.
-    """
+    ``functools.partial(mmlab_classes, module, dataset)``, so that it is done when names are asked for."""
     from probes.runner import ops
 
     ops.install()
@@ -70,16 +69,12 @@ def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
 
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
-    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left
-    out.
-    """
-    top = folder(root, name)
-    found = []
+    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left out."""
+    top, found = folder(root, name), []
     for directory, _, names in os.walk(top, followlinks=True):
-        prefix = Path(directory).relative_to(top).as_posix()
-        for entry in names:
-            if entry.lower().endswith(tuple(suffixes)) and not entry.startswith("."):
-                found.append(entry if prefix == "." else f"{prefix}/{entry}")
+        below = Path(directory).relative_to(top).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [f"{prefix}{n}" for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
     return sorted(found)
 
 
@@ -107,12 +102,10 @@ def _mirrored(images: str, targets: str, parts: Mapping[str, str], root: Path, s
 
 def class_folders(root: Path, split_folder: str) -> list[str]:
     """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder."""
-    names = sorted(
-        entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+    names = [entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."]
     if not names:
         raise UserError(f"{Path(root) / split_folder} has no class folders; expected {split_folder}/<class>/<image>")
-    return names
+    return sorted(names)
 
 
 def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[Sample]:

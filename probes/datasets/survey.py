@@ -59,9 +59,9 @@ def survey(
         except UserError:
             if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
                 raise
-            deeper = sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []
-            found_at = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else ""
-            hint = found_at or f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+            hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+            if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
+                hint = f"found elsewhere: --data {spec.name}={deeper[0]}"
             rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)

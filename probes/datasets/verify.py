@@ -100,9 +100,7 @@ def decoded(data: bytes, what: str, *, only_size: bool = False) -> tuple[Image.I
 
 
 def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset makes
-    'unlabelled'.
-    """
+    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset makes 'unlabelled'."""
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise UserError(f"{path} is a colour picture ({image.mode}); {spec.name} wants one class index a pixel")
     stored = np.unique(np.asarray(image).astype(np.int64))

@@ -1,6 +1,4 @@
-"""Detection probes on kept features: in mmdet's terms the dataset delivers the maps below the trained pyramid, and the
-backbone only reads them. Pyramid, heads, losses and evaluator are those of the uncached config.
-"""
+"""Detection probes on kept features: those below the trained pyramid; see ``probes.features.kept``."""
 
 from __future__ import annotations
 

@@ -71,8 +71,7 @@ def targets(context: Context, split: Split) -> Tensor:
 
 def choose(train: Samples, context: Context) -> tuple[Pair, str, float]:
     """The pair of the grid with the best top-1 on a held-out part of train, why, and the floating-point operations of finding
-    it. ``val`` has no say. Logs ``select/top1/lr_…`` after each epoch.
-    """
+    it. ``val`` has no say. Logs ``select/top1/lr_…`` after each epoch."""
     settings: LinearSettings = context.settings
     grid = grid_of(settings)
     if len(grid) == 1:

@@ -1,5 +1,4 @@
-"""Whole images and texts to embeddings, by a frozen backbone; what linear classification, zero-shot and retrieval
-stand on.
+"""Whole images and texts to embeddings, by a frozen backbone: what linear classification, zero-shot and retrieval stand on.
 
 Decoding and resizing happen in loader processes while the model computes; images travel as bytes and are scaled and
 normalised on the device, so that the loader never is the slow part of it.

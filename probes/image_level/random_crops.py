@@ -83,11 +83,8 @@ class Kind:
 
     name: str
     columns: slice
+    model: Linear
     training: Grid
-
-    @property
-    def model(self) -> Linear:
-        return self.training.model
 
 
 def run(context: Context) -> TaskResult:
@@ -156,7 +153,7 @@ def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
             seed = torch.Generator().manual_seed(seed_of("head", context.seed, name, *map(repr, pair)))
             weight[:, place] = torch.empty(width, classes).normal_(0, 0.01, generator=seed)
         model = Linear(Standardiser.identity(width), weight.to(device), torch.zeros(len(grid), classes, device=device))
-        kinds.append(Kind(name, columns, Grid(model, grid, settings.batch_size, settings.momentum)))
+        kinds.append(Kind(name, columns, model, Grid(model, grid, settings.batch_size, settings.momentum)))
     return kinds
 
 

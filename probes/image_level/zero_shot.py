@@ -1,6 +1,4 @@
-"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section
-3.1).
-"""
+"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
 
 
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
-    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, scaled to unit length
-    again.
-    """
+    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought to unit length again."""
     prompts = prompts_of(context, templates)
     embedded = encode_texts(
         context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
