@@ -15,7 +15,6 @@ from pathlib import Path
 
 from backbones.errors import UserError
 from backbones.files import write_json
-from probes.features.lock import in_use
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -41,7 +40,7 @@ def budget(folder: Path) -> int:
         if not 0 <= gigabytes < float("inf"):
             raise UserError(f"{VARIABLE}={given!r} is not a number of gigabytes; set one such as 20")
         return int(gigabytes * GB)
-    return int(min(DEFAULT_GB * GB, (_free(folder) + sum(map(size_of, stores(folder)))) / 2))
+    return int(min(DEFAULT_GB * GB, (free(folder) + sum(map(size_of, stores(folder)))) / 2))
 
 
 def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[Path], bool]) -> None:
@@ -75,21 +74,14 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
             f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
             f"{gigabytes(allowed)} are in use by this task or other processes; wait for those, or {advice}"
         )
-    if more > _free(folder):
+    if more > free(folder):
         raise NoRoom(
-            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(_free(folder))} are free on the disk of "
+            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free(folder))} are free on the disk of "
             f"{folder}; free some space, set CLIPTEX_HOME to a larger disk, or {advice}"
         )
     write_json(store / "making.json", {"bytes": own + more})
     global reserved
     reserved += more
-
-
-def room(folder: Path) -> int:
-    """Bytes that a new store could take now, if all that nobody uses made room."""
-    used = sum(size_of(store) for store in stores(folder) if in_use(store) or (store / "making.json").exists())
-    removable = sum(map(size_of, stores(folder))) - used
-    return min(budget(folder) - used, _free(folder) + removable)
 
 
 def release(store: Path) -> None:
@@ -139,6 +131,6 @@ def gigabytes(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 10**6:.1f} MB"
 
 
-def _free(folder: Path) -> int:
+def free(folder: Path) -> int:
     """Bytes on the disk that ``folder`` is, or will be, on."""
     return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free

@@ -36,19 +36,18 @@ def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tenso
     """
     if not wanted():
         return function
-    quick: Callable[[Tensor], Result] | None = torch.compile(function)
+    quick = torch.compile(function)
 
     def run(images: Tensor) -> Result:
         nonlocal quick
-        if quick is not None:
-            try:
-                return quick(images)
-            except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
-                result = function(images)  # raises if it is its own error
-                quick = None
-                reason = (str(error).splitlines() or [""])[0][:160]
-                log.warning("%s runs uncompiled: %s: %s", name, type(error).__name__, reason)
-                return result
-        return function(images)
+        try:
+            return quick(images)
+        except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
+            if quick is function:
+                raise
+            result = function(images)  # raises if it is its own error
+            quick, reason = function, (str(error).splitlines() or [""])[0][:160]
+            log.warning("%s runs uncompiled: %s: %s", name, type(error).__name__, reason)
+            return result
 
     return run

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,6 @@ from backbones.files import content_key, home, replacing, sha256_file, write_jso
 from backbones.locks import locked
 from probes.features import budget
 from probes.features.content_hashes import State, memory, remember, remembered, state_of
-from probes.features.lock import in_use, leave, lock_path, reading
 
 VERSION = 3  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
@@ -288,6 +289,55 @@ def _damage(shard: Path, entry: Mapping[str, Any], known: Mapping[str, tuple[Sta
     except OSError as error:
         return f"{shard.name} cannot be read ({error.strerror})"
     return ""
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock of whoever makes, opens or removes a store."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def reading(folder: Path) -> FileLock:
+    """A lock of a reader's own: what is locked in ``readers`` is in use. The caller holds the store's lock.
+
+    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
+    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
+    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
+    """
+    path = folder / "readers" / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock.acquire()
+    return lock
+
+
+def leave(lock: FileLock) -> None:
+    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the lock is its parent's."""
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has the store open. The caller holds the store's lock."""
+    return any(map(_is_held, (folder / "readers").glob("*.lock")))
+
+
+def _is_held(reader: Path) -> bool:
+    lock = FileLock(reader, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except OSError:  # ``Timeout`` among them
+        return True
+    lock.release()
+    return False
+
+
+def room() -> int:
+    """Bytes that a new store could take now, if all that nobody uses made room."""
+    stores = budget.stores(root())
+    used = sum(budget.size_of(one) for one in stores if in_use(one) or (one / "making.json").exists())
+    removable = sum(map(budget.size_of, stores)) - used
+    return min(budget.budget(root()) - used, budget.free(root()) + removable)
 
 
 def remove(folder: Path) -> bool:
