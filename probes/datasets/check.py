@@ -9,18 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.protocols import Progress, Silent
 from backbones.errors import UserError, nearest
-from backbones.files import content_key, home, write_json
+from backbones.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes
 from probes.registry import DATASETS
-
-if TYPE_CHECKING:
-    from probes.base import Progress
 
 VERSION = 1  # raised whenever the checks change: old verdicts no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -101,10 +98,10 @@ def prepare(
     identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
-    verdict = read_verdict(cache)
-    if verdict is None and known_only:
+    verdict = read_object(cache)
+    if not verdict and known_only:
         raise NotExamined(spec.name)
-    if verdict is None:
+    if not verdict:
         journal = Journal(cache.with_suffix(".part"))
         verdict = examine(inventory, journal, workers, progress or Silent())
         write_json(cache, verdict)
@@ -205,15 +202,6 @@ class Inventory:
                     where = f"in both {other} and {split}" if other != split else f"listed twice in {split}"
                     raise UserError(f"{self.spec.name}: {sample.image} is {where}; mend the lists")
                 seen[sample.image] = split
-
-
-def read_verdict(path: Path) -> dict[str, Any] | None:
-    """What was found out before, or nothing when it is not there or not readable."""
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        return verdict if verdict["fingerprint"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Journal:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from backbones.cliptex.protocols import Progress
 from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
-
-if TYPE_CHECKING:
-    from probes.base import Progress
 
 UNTRAINED: Mapping[Kind, str] = {"classification": "zero-shot", "image-text": "retrieval"}  # what needs no train split
 

@@ -195,19 +195,9 @@ def _mask_rcnn_pipelines(settings: MaskRCNNSettings) -> tuple[list[Part], list[P
 def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
     """``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
     resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
-    zoom = [
-        {"type": "Expand", "mean": fill, "to_rgb": True, "ratio_range": (1, 4)},
-        {"type": "MinIoURandomCrop", "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9), "min_crop_size": 0.3},
-    ]
-    color_jitter = [
-        {
-            "type": "PhotoMetricDistortion",
-            "brightness_delta": 32,
-            "contrast_range": (0.5, 1.5),
-            "saturation_range": (0.5, 1.5),
-            "hue_delta": 18,
-        }
-    ]
+    # the amounts are mmdet's defaults, which are SSD's own
+    zoom = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
+    color_jitter = [{"type": "PhotoMetricDistortion"}]
     train: list[Part] = [
         LOAD,
         {"type": "LoadAnnotations", "with_bbox": True},

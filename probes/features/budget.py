@@ -6,7 +6,6 @@ store that is being made counts with its estimated size, so that two processes d
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backbones.errors import UserError
-from backbones.files import write_json
+from backbones.files import read_object, write_json
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -67,8 +66,7 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
         if taken + own + more <= allowed:
             break
         size = size_of(one)
-        if remove(one):
-            taken -= size
+        taken -= size if remove(one) else 0
     if taken + own + more > allowed:
         raise NoRoom(
             f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
@@ -96,11 +94,7 @@ def stores(folder: Path) -> list[Path]:
 
 def size_of(store: Path) -> int:
     """Bytes of a store; of one that is being made, what it will have."""
-    try:
-        promised = int(json.loads((store / "making.json").read_text(encoding="utf-8"))["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        promised = 0
-    return max(_real_size(store), promised)
+    return max(_real_size(store), read_object(store / "making.json").get("bytes", 0))
 
 
 def _real_size(store: Path) -> int:

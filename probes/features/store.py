@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, replacing, sha256_file, write_json
+from backbones.files import content_key, home, read_object, replacing, sha256_file, write_json
 from backbones.locks import locked
 from probes.features import budget
 from probes.features.content_hashes import State, memory, remember, remembered, state_of
@@ -246,22 +246,16 @@ def _write_shard(
 
 def _finished(shard: Path, items: range, known: Mapping[str, tuple[State, str]]) -> dict[str, Any] | None:
     """The manifest's entry of a shard that is whole; None for any other."""
-    try:
-        entry = json.loads(entry_path(shard).read_text(encoding="utf-8"))
-        whole = (entry["first"], entry["items"]) == (items.start, len(items)) and entry["file"] == shard.name
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return entry if whole and not _damage(shard, entry, known) else None
+    entry = read_object(entry_path(shard))
+    whole = entry and (entry["first"], entry["items"]) == (items.start, len(items)) and not _damage(shard, entry, known)
+    return entry if whole else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished store; None where there is none that is whole and of this version."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        told = manifest.pop("sha256")
-        right = content_key(manifest, 64) == told and manifest["version"] == VERSION and manifest["key"] == folder.name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    manifest = read_object(folder / "manifest.json")
+    told = manifest.pop("sha256", "")
+    right = content_key(manifest, 64) == told and manifest["version"] == VERSION and manifest["key"] == folder.name
     return manifest if right else None
 
 
