@@ -45,10 +45,8 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         data, sha256 = read(root / sample.target)
         label, label_size = decoded(data, "label map")
         if label_size != size:
-            raise UserError(
-                f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
-                f"the label maps of {spec.name} do not belong to these images"
-            )
+            raise UserError(f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
+                            f"the label maps of {spec.name} do not belong to these images")  # fmt: skip
         {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}[spec.kind](
             spec, classes, root / sample.target, label
         )
@@ -108,10 +106,8 @@ def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image
     wrong = stored[~((label >= 0) & (label < classes) | (stored == spec.ignore_index) | (stored < -spec.label_offset))]
     if len(wrong):
         first, last = -spec.label_offset, classes - 1 - spec.label_offset
-        raise UserError(
-            f"{path} has label {', '.join(map(str, wrong[:5]))}; "
-            f"{spec.name} stores its {classes} classes as {first}-{last} and {spec.ignore_index} for ignore"
-        )
+        raise UserError(f"{path} has label {', '.join(map(str, wrong[:5]))}; {spec.name} stores its {classes} classes as "
+                        f"{first}-{last} and {spec.ignore_index} for ignore")  # fmt: skip
 
 
 def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
@@ -137,9 +133,8 @@ def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Imag
         raise Unreadable("no pixel has a normal")
     length = float(np.median(np.linalg.norm(valid / 127.5 - 1, axis=1)))
     if not 0.8 < length < 1.2:
-        raise UserError(
-            f"{path} does not hold normals: median length {length:.2f} instead of 1 with {spec.extra['encoding']}"
-        )
+        encoding = spec.extra["encoding"]
+        raise UserError(f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}")
 
 
 def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:

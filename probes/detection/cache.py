@@ -90,10 +90,8 @@ class CachedInstances(FeatureDataset):
         return {"inputs": tuple(self.features[place]), "data_samples": sample}
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        infos = self.infos()
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
-
-        images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
+        images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
         identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
         yield keeping(self.encoder, "mmdet", Images(self.name, self._load, sizes, identity), self.dtype, run)
 

@@ -154,10 +154,6 @@ class CocoMeanAP(BaseMetric):
     image, crowds ignored), computed by faster-coco-eval. The area of a mask result is its mask's. A size without any
     object in the ground truth has no score and is left out of the result.
 
-    Args:
-        ann_file: COCO annotation file.
-        masks: score masks too.
-
     Attributes:
         detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of the original image).
             Each also says what it matched, see ``probes.detection.matches.add_matches``.
@@ -226,8 +222,7 @@ def coco_results(results: Sequence[Mapping[str, Any]], categories: Sequence[int]
 def mean_ap(
     truth: COCO, detections: list[dict[str, Any]], image_ids: Sequence[int], categories: Sequence[int], kind: str
 ) -> dict[str, float]:
-    """``bbox_mAP`` … or ``segm_mAP`` … (``kind`` is ``bbox`` or ``segm``) in per cent; sizes without ground truth are left
-    out.
+    """``bbox_mAP`` … or ``segm_mAP`` … (as ``kind`` says) in per cent; sizes without ground truth are left out.
 
     Raises:
         UserError: the images have no object at all.

@@ -37,9 +37,9 @@ def pyramid(
 ) -> tuple[tuple[int, ...], Part, list[float]]:
     """How a detector's levels come from a backbone's maps.
 
-    A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any other an FPN over
-    the deepest map of each of its strides from ``finest`` on. Both are group-normalised, because the scale of frozen
-    features differs by orders of magnitude from one backbone to the next.
+    A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any other an FPN over the deepest
+    map of each of its strides from ``finest`` on. Both are group-normalised: the scale of frozen features differs by orders of
+    magnitude from one backbone to the next.
 
     Args:
         finest: nominal stride of the finest level.
@@ -85,8 +85,6 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNN
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
-        classes: number of classes.
-        settings: of which those of the model are read.
     """
     channels, proposals = settings.out_channels, settings.proposals
     indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
@@ -121,8 +119,7 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     while cells[-1] > 1:
         cells.append(math.ceil(cells[-1] / 2))
     levels = len(cells)
-    steps = [0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)]
-    shares = [0.07, *steps, 1.05]
+    shares = [0.07, *(0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)), 1.05]
     mapper = {
         "type": "ChannelMapper",
         "in_channels": [out_channels] * len(strides) if own else [backbone.channels[index] for index in indices],

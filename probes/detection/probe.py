@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, PreparedDataset, Split
 from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
@@ -56,12 +55,7 @@ class DetectionProbe:
         return resolved(detection_config(self, context), context).pretty_text
 
     def run(self, context: Context) -> TaskResult:
-        """Train the detector on ``train`` and score ``val`` by COCO's rules.
-
-        Raises:
-            UserError: dataset and settings do not fit the probe.
-            NonFiniteLoss: training broke.
-        """
+        """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.preview import draw_preview
         from probes.runner.training import run_training
 
@@ -108,8 +102,6 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
 
     data, backbone = context.data, context.backbone
     settings: DetectionSettings = context.settings
-    if not isinstance(settings, probe.settings_type):
-        raise UserError(f"{probe.name} takes {probe.settings_type.__name__}, not {type(settings).__name__}")
     frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
     if isinstance(settings, MaskRCNNSettings):
         model = models.mask_rcnn(backbone, frozen, len(data.classes), settings)
@@ -128,11 +120,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     }
     # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few small ones
     room = settings.batch_size * largest if context.device.type == "cuda" else 0
-    evaluator = {
-        "type": "CocoMeanAP",
-        "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
-        "masks": probe.masks,
-    }
+    ann_file = f"{val_set['data_root']}/{val_set['ann_file']}"
     config = Config(
         {
             "custom_imports": {"imports": list(OWN_MODULES)},
@@ -140,7 +128,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
             "model": model,
             "train_dataloader": {"batch_size": settings.batch_size, "dataset": train_set},
             "val_dataloader": {"dataset": {**val_set, "test_mode": True}},
-            "val_evaluator": evaluator,
+            "val_evaluator": {"type": "CocoMeanAP", "ann_file": ann_file, "masks": probe.masks},
             "optim_wrapper": optimizer(settings),
             "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
@@ -164,8 +152,6 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
     The image ids are named unless the split is the complete official one (their list would be long).
     """
     samples = data.samples[split]
-    if not samples:
-        raise UserError(f"{data.spec.name} has no image in its split {split!r}")
     folders = data.spec.extra.get("image_folder", {})
     complete = len(samples) == data.spec.expected.get(split)
     return {

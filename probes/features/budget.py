@@ -52,14 +52,11 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
     Raises:
         NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too little.
     """
-    allowed = budget(folder)
-    own = _real_size(store)
+    allowed, own = budget(folder), _real_size(store)
     advice = f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
     if own + more > allowed:
-        raise NoRoom(
-            f"features of {about} would take {gigabytes(own + more)}, and the cache may hold {gigabytes(allowed)}; "
-            f"{advice}"
-        )
+        raise NoRoom(f"features of {about} would take {gigabytes(own + more)}, and the cache may hold "
+                     f"{gigabytes(allowed)}; {advice}")  # fmt: skip
     others = sorted((one for one in stores(folder) if one != store), key=last_used)
     taken = sum(map(size_of, others))
     for one in others:

@@ -37,9 +37,8 @@ def on_kept_features(
     """``config`` with datasets of kept features.
 
     Args:
-        dtype: that features are kept in: ``fp32``, ``fp16`` or ``bf16``.
-        device: that encodes.
-        dataset: type of the dataset that stands around the one of each loader; a ``FeatureDataset``.
+        dtype, device: see ``FeatureDataset``.
+        dataset: type of the ``FeatureDataset`` that stands around the one of each loader.
         train, val: further arguments of it.
         stack: config of the data preprocessor, which makes a batch of kept maps.
         at_once: images of an evaluation's batch at most.

@@ -122,8 +122,7 @@ class Store:
         return self._part(number)[1][place]
 
     def stacked(self) -> Tensor:
-        """The first tensor of every item, which must all have one shape: mapped if it is a single shard, else copied
-        once."""
+        """The first tensor of every item, all of one shape: mapped if it is a single shard, else copied once."""
         parts: Any = [self._part(number)[0][0] for number in range(len(self._files))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -158,11 +157,11 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
     """The store of ``key``, opened; what is not there yet, or is damaged, is made by ``build``.
 
     Args:
-        build: see ``Builder``; called at most once, with the items of the shards that are missing.
+        build: called at most once, with the items of the shards that are missing.
         wait: called once when another process is making the same store, before waiting for it.
 
     Raises:
-        UserError: it does not fit into the budget or on the disk (see ``probes.features.budget``).
+        NoRoom: it does not fit into the budget or on the disk (see ``probes.features.budget``).
     """
     folder, notes = key.folder, list[str]()
     with locked(lock_path(folder), wait or (lambda: None)):

@@ -94,8 +94,6 @@ def test_bad_input_is_one_line(paths, tmp_path):
     assert encode_images(Colours((30, 30)), paths, CPU, num_workers=0).shape == (21, 8)  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
         encode_images(Colours(), paths, CPU, Encoding(size=(30, 32)))
-    with pytest.raises(UserError, match="fp32 or bf16"):
-        encode_images(Colours(), paths, CPU, Encoding(precision="int4"))
 
 
 def test_embeddings_that_are_not_finite_end_it(paths):
