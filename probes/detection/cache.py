@@ -20,7 +20,6 @@ from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.kept import FeatureDataset, on_kept_features
-from probes.features.precompute import Images, keeping
 from probes.features.store import Builder, CacheKey
 
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
@@ -35,7 +34,7 @@ def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Con
     )
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
     return on_kept_features(
-        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor, at_once=1
+        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor
     )
 
 
@@ -51,6 +50,8 @@ class CachedInstances(FeatureDataset):
         flip: probability that the pipeline flips an image.
         encoder, dtype, device: see ``FeatureDataset``.
     """
+
+    scope = "mmdet"
 
     def __init__(
         self, dataset: Mapping[str, Any], encoder: Mapping[str, Any], dtype: str, flip: float, device: str
@@ -93,9 +94,8 @@ class CachedInstances(FeatureDataset):
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
         images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
         identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
-        yield keeping(self.encoder, "mmdet", Images(self.name, self._load, sizes, identity), self.dtype, run)
+        yield self.maps(sizes, identity, run)
 
-    def _load(self, item: int) -> dict[str, Any]:
-        """The packed image of an item of the store of features, in whichever process."""
+    def load(self, item: int) -> dict[str, Any]:
         index, flipped = divmod(item, len(self.flips))
         return self._pipelines[flipped](self.source.get_data_info(index))

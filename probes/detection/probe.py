@@ -182,7 +182,7 @@ def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part]
     """``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
     resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
     # the amounts are mmdet's defaults, which are SSD's own
-    zoom = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
+    zoom: list[Part] = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
     color_jitter = [{"type": "PhotoMetricDistortion"}]
     train: list[Part] = [
         LOAD,
