@@ -19,7 +19,7 @@ from probes.datasets.base import Split
 from probes.features import compiling
 from probes.features.budget import NoRoom
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.features.store import CacheKey, get_or_build
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
@@ -47,34 +47,31 @@ def kept_embeddings(
     Returns:
         (len(paths), D) float32 on the CPU; mapped, not read, where it is a single file.
     """
-    backbone, device = context.backbone, context.device
-    cost = cost or EncodeCost()
-
-    def encode(chosen: Sequence[Path]) -> Tensor:
-        return encode_images(
-            backbone, chosen, device, how, num_workers=context.num_workers, progress=context.progress, cost=cost
-        )
+    backbone = context.backbone
+    run = EncodeRun(context.device, context.num_workers, context.progress, cost or EncodeCost())
 
     def build(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
         for shard in wanted:
-            for item, embedding in zip(shard, encode([paths[item] for item in shard]), strict=True):
+            for item, embedding in zip(
+                shard, encode_images(backbone, [paths[item] for item in shard], run, how), strict=True
+            ):
                 yield item, [embedding], {}
 
     if not paths:
-        return encode(paths)
+        return encode_images(backbone, paths, run, how)
     identity = {
         "backbone": backbone.identity(), "images": content_key(content_hashes(paths), 64),
-        **asdict(how), "size": how.size or backbone.data.size, "device": device.type, "libraries": versions(*WHOLE_IMAGES),
+        **asdict(how), "size": how.size or backbone.data.size, "device": run.device.type, "libraries": versions(*WHOLE_IMAGES),
         **compiling.identity(),
     }  # fmt: skip
     # for the room it takes: as long as the embedding, or a token for each block and a mean
     width = (how.blocks + 1) * max(backbone.channels) if how.blocks else max(backbone.embed_dim, *backbone.channels)
     key = CacheKey("embeddings", f"{backbone.name} on {about}", identity, ("fp32",), [4 * width] * len(paths))
-    with cost.timed():
+    with run.cost.timed():
         try:
             store = get_or_build(key, build)
         except NoRoom:
-            return encode(paths)
+            return encode_images(backbone, paths, run, how)
     try:
         return store.stacked()
     finally:

@@ -19,32 +19,19 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.protocols import Silent
 from backbones.errors import NonFiniteLoss, UserError
-from probes.base import Context, Progress
+from probes.base import Context
 from probes.features.compiling import compiled
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.image_level.settings import Encoding, Precision
 
-PLAIN, QUIET = Encoding(), Silent()
+PLAIN = Encoding()
 
 
 @torch.inference_mode()
-def encode_images(
-    backbone: Backbone,
-    paths: Sequence[Path],
-    device: torch.device,
-    how: Encoding = PLAIN,
-    *,
-    num_workers: int = 2,
-    progress: Progress = QUIET,
-    cost: EncodeCost | None = None,
-) -> Tensor:
+def encode_images(backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding = PLAIN) -> Tensor:
     """Features of whole images, in the order of ``paths``.
 
-    Args:
-        num_workers: loading processes (0 = in this one); never changes the result.
-        cost: what is encoded is added to it.
     Returns:
         (len(paths), D) float32 on the CPU, not normalised to unit length.
     Raises:
@@ -54,16 +41,16 @@ def encode_images(
     images = Images(paths, fitting(how.size, backbone), backbone.data)
     batches = [range(start, min(start + how.batch_size, len(paths))) for start in range(0, len(paths), how.batch_size)]
     embeddings = torch.empty(0, backbone.embed_dim)
-    progress.start("encoding images", len(images))
-    encode, cost = encoder(backbone, how), cost or EncodeCost()
+    run.progress.start("encoding images", len(images))
+    encode = encoder(backbone, how)
     quick = compiled(encode, backbone.name)
-    for places, pixels in zip(batches, normalised(images, batches, num_workers, backbone, device), strict=True):
-        with autocast(device, how.precision):
-            embedded = cost.run(encode, pixels, quick).float().cpu()
+    for places, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
+        with autocast(run.device, how.precision):
+            embedded = run.cost.run(encode, pixels, quick).float().cpu()
         if not places.start:
             embeddings = torch.empty(len(images), embedded.shape[1])
         embeddings[places.start : places.stop] = embedded
-        progress.advance(len(places))
+        run.progress.advance(len(places))
     return finite(embeddings, f"image embeddings of {backbone.name}")
 
 
@@ -89,38 +76,32 @@ def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]
 
 
 def normalised(
-    images: Images, batches: Sequence[Sequence[int]], num_workers: int, backbone: Backbone, device: torch.device
+    images: Images, batches: Sequence[Sequence[int]], backbone: Backbone, run: EncodeRun
 ) -> Iterator[Tensor]:
-    """Batches of items, loaded in order, as the backbone takes them: (N, 3, H, W) float32 on ``device``."""
+    """Batches of items, loaded in order, as the backbone takes them: (N, 3, H, W) float32 on the device."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
     memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
-        255 * torch.tensor(each, device=device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
+        255 * torch.tensor(each, device=run.device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
     )
     loaded = DataLoader(
         images,
         batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
-        num_workers=min(num_workers, len(batches)),
+        num_workers=min(run.num_workers, len(batches)),
         collate_fn=default_convert,  # ``Images`` makes whole batches itself
-        pin_memory=device.type == "cuda",
-        prefetch_factor=max(2, 256 // max(map(len, batches))) if num_workers and batches else None,
+        pin_memory=run.device.type == "cuda",
+        prefetch_factor=max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None,
     )
     for batch in loaded:
         if isinstance(batch, str):
             raise UserError(batch)
-        pixels = (batch.to(device, non_blocking=True).float() - mean) / std
+        pixels = (batch.to(run.device, non_blocking=True).float() - mean) / std
         yield pixels.contiguous(memory_format=memory)
 
 
 @torch.inference_mode()
 def encode_texts(
-    backbone: Backbone,
-    texts: Sequence[str],
-    device: torch.device,
-    *,
-    batch_size: int = 256,
-    precision: Precision = "fp32",
-    progress: Progress = QUIET,
+    backbone: Backbone, texts: Sequence[str], run: EncodeRun, precision: Precision = "fp32", batch_size: int = 256
 ) -> Tensor:
     """Embeddings of texts, in their order: (len(texts), D) float32 on the CPU, not normalised to unit length.
 
@@ -128,13 +109,13 @@ def encode_texts(
         UserError: the backbone has no text tower.
         NonFiniteLoss: an embedding is not finite.
     """
-    progress.start("encoding texts", len(texts))
+    run.progress.start("encoding texts", len(texts))
     parts = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        with autocast(device, precision):
+        with autocast(run.device, precision):
             parts.append(backbone.encode_text(batch).float().cpu())
-        progress.advance(len(batch))
+        run.progress.advance(len(batch))
     return finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 
 

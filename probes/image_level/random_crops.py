@@ -26,7 +26,7 @@ from backbones.base import DataConfig
 from backbones.errors import NonFiniteLoss
 from backbones.files import replacing, seed_of
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.image_level.classification import (
     Pair,
     at_the_edge,
@@ -165,7 +165,7 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     """
     settings: LinearSettings = context.settings
     backbone, device, length = context.backbone, context.device, settings.batch_size
-    how = settings.encoding(device.type)
+    how, run = settings.encoding(device.type), EncodeRun(device, context.num_workers)
     crops = RandomCrops(paths, fitting(how.size, backbone), backbone.data, context.seed)
     file, whole = context.work_dir / "heads.pt", iterations(context, len(paths))
     epoch = whole // settings.epochs
@@ -175,7 +175,7 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     context.progress.advance(state["iteration"])
     batches = [range(i * length, (i + 1) * length) for i in range(state["iteration"], whole)]
     saved = time.monotonic()
-    for draws, pixels in zip(batches, normalised(crops, batches, context.num_workers, backbone, device), strict=True):
+    for draws, pixels in zip(batches, normalised(crops, batches, backbone, run), strict=True):
         with torch.no_grad(), autocast(device, how.precision):
             parts = [cost.run(encode, part).float() for part in pixels.split(how.batch_size)]
         tokens = torch.cat(parts)

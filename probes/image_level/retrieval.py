@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts, text_flops
 from probes.image_level.linear import linear_flops
@@ -42,9 +42,8 @@ def run(context: Context) -> TaskResult:
     started, cost = time.perf_counter(), EncodeCost()
     images = encode_split(context, "val", cost)
     encoded = time.perf_counter()
-    captions = encode_texts(
-        context.backbone, texts, context.device, precision=settings.precision, progress=context.progress
-    )
+    encoding = EncodeRun(context.device, progress=context.progress)
+    captions = encode_texts(context.backbone, texts, encoding, settings.precision)
     scored = time.perf_counter()
     i2t, t2i = retrieval_ranks(images, captions, owner, torch.tensor([numbers[text] for text in texts]))
     per_image = {

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeCost, EncodeRun
 from probes.image_level.classification import score
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts, text_flops
@@ -63,7 +63,6 @@ def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
     """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought to unit length again."""
     prompts = prompts_of(context, templates)
-    embedded = encode_texts(
-        context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
-    )
+    run = EncodeRun(context.device, progress=context.progress)
+    embedded = encode_texts(context.backbone, prompts, run, context.settings.precision)
     return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)
