@@ -17,7 +17,7 @@ from torch import Tensor
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.linear import Linear, Samples, linear_flops, ranks, stratified_split, train_linear
 from probes.image_level.settings import LinearSettings
@@ -28,9 +28,9 @@ Pair = tuple[float, float]  # learning rate, weight decay
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: LinearSettings = context.settings
-    cost = EncodeCost()
-    features: dict[Split, Tensor] = {"train": encode_split(context, "train", cost)}
-    features["val"] = encode_split(context, "val", cost)
+    encoding = EncodeRun.of(context)
+    features: dict[Split, Tensor] = {"train": encode_split(context, "train", encoding)}
+    features["val"] = encode_split(context, "val", encoding)
     encoded = time.perf_counter()
     train, val = (
         Samples(near(each, context.device), targets(context, split), len(context.data.classes))
@@ -48,7 +48,7 @@ def run(context: Context) -> TaskResult:
     logits = [model.logits(part)[0].cpu() for part, _ in val.batches(4096, context.device)]
     result = score(context, torch.cat(logits))
     width = train.features.shape[1]
-    result.cost = cost.added_to({
+    result.cost = encoding.cost.added_to({
         "train_seconds": trained - encoded,
         "eval_seconds": time.perf_counter() - trained,
         "train_flops": choosing + linear_flops(width, train.classes, settings.epochs * len(train)),

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.base import Backbone
 from backbones.files import content_key
 from backbones.versions import WHOLE_IMAGES, versions
 from probes.base import Context
@@ -19,36 +20,30 @@ from probes.datasets.base import Split
 from probes.features import compiling
 from probes.features.budget import NoRoom
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost, EncodeRun
+from probes.features.cost import EncodeRun
 from probes.features.store import CacheKey, get_or_build
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 
 
-def encode_split(context: Context, split: Split, cost: EncodeCost, members: Tensor | None = None) -> Tensor:
+def encode_split(context: Context, split: Split, run: EncodeRun, members: Tensor | None = None) -> Tensor:
     """Features of the images of one split (or of ``members``, the held-out part of it), in the order of its samples: see
     ``kept_embeddings``."""
     samples = context.data.samples[split]
     chosen = samples if members is None else [samples[index] for index in members]
-    part = split if members is None else f"held-out part of {split}"
+    about = f"{context.data.spec.name} ({split if members is None else f'held-out part of {split}'})"
     paths = [context.data.root / sample.image for sample in chosen]
-    how = context.settings.encoding(context.device.type)
-    return kept_embeddings(context, paths, how, about=f"{context.data.spec.name} ({part})", cost=cost)
+    return kept_embeddings(context.backbone, paths, run, context.settings.encoding(run.device.type), about)
 
 
-def kept_embeddings(
-    context: Context, paths: Sequence[Path], how: Encoding, *, about: str, cost: EncodeCost | None = None
-) -> Tensor:
-    """``encode_images`` of ``paths``, from the feature cache when they are there; where it has no room they are not kept.
+def kept_embeddings(backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding, about: str) -> Tensor:
+    """``encode_images``, from the feature cache when they are there; where it has no room they are not kept.
 
     Args:
         about: name of the set, for people.
-        cost: what had to be encoded is added to it.
     Returns:
         (len(paths), D) float32 on the CPU; mapped, not read, where it is a single file.
     """
-    backbone = context.backbone
-    run = EncodeRun(context.device, context.num_workers, context.progress, cost or EncodeCost())
 
     def build(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
         for shard in wanted:

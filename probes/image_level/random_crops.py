@@ -26,7 +26,7 @@ from backbones.base import DataConfig
 from backbones.errors import NonFiniteLoss
 from backbones.files import replacing, seed_of
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeCost, EncodeRun
+from probes.features.cost import EncodeRun
 from probes.image_level.classification import (
     Pair,
     at_the_edge,
@@ -91,16 +91,16 @@ def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: LinearSettings = context.settings
     grid = grid_of(settings)
-    classes, cost, started = len(context.data.classes), EncodeCost(), time.perf_counter()
+    classes, encoding, started = len(context.data.classes), EncodeRun.of(context), time.perf_counter()
     labels = targets(context, "train")
     kept, held = held_out_split(labels, settings, context.seed)
     paths = [context.data.root / sample.image for sample in context.data.samples["train"]]
     kinds = start(context, grid, classes)
-    with cost.timed():
-        flops = train(context, kinds, [paths[index] for index in kept], labels[kept], cost)
+    with encoding.cost.timed():
+        flops = train(context, kinds, [paths[index] for index in kept], labels[kept], encoding)
     trained = time.perf_counter()
 
-    features = encode_split(context, "train", cost, held)
+    features = encode_split(context, "train", encoding, held)
     scores = [
         pair
         for kind in kinds
@@ -113,10 +113,10 @@ def run(context: Context) -> TaskResult:
     context.log.log_metrics(found, iterations(context, len(kept)))
     best = best_of(scores)
     kind, place = kinds[best // len(grid)], best % len(grid)
-    val = encode_split(context, "val", cost)[:, kind.columns]
+    val = encode_split(context, "val", encoding)[:, kind.columns]
     logits = [kind.model.logits(part.to(context.device))[place].cpu() for part in val.split(1024)]
     result = score(context, torch.cat(logits))
-    result.cost = cost.added_to({
+    result.cost = encoding.cost.added_to({
         "train_seconds": trained - started,
         "eval_seconds": time.perf_counter() - trained,
         "train_flops": flops,
@@ -157,7 +157,7 @@ def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
     return kinds
 
 
-def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, cost: EncodeCost) -> float:
+def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, run: EncodeRun) -> float:
     """Train all heads, from where a killed process has left them; returns the operations of the heads alone.
 
     Raises:
@@ -165,7 +165,7 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     """
     settings: LinearSettings = context.settings
     backbone, device, length = context.backbone, context.device, settings.batch_size
-    how, run = settings.encoding(device.type), EncodeRun(device, context.num_workers)
+    how = settings.encoding(device.type)
     crops = RandomCrops(paths, fitting(how.size, backbone), backbone.data, context.seed)
     file, whole = context.work_dir / "heads.pt", iterations(context, len(paths))
     epoch = whole // settings.epochs
@@ -177,7 +177,7 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     saved = time.monotonic()
     for draws, pixels in zip(batches, normalised(crops, batches, backbone, run), strict=True):
         with torch.no_grad(), autocast(device, how.precision):
-            parts = [cost.run(encode, part).float() for part in pixels.split(how.batch_size)]
+            parts = [run.cost.run(encode, part).float() for part in pixels.split(how.batch_size)]
         tokens = torch.cat(parts)
         truth = labels[[crops.index(draw) for draw in draws]].to(device)
         for number, kind in enumerate(kinds):

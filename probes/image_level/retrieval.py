@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeCost, EncodeRun
+from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts, text_flops
 from probes.image_level.linear import linear_flops
@@ -39,10 +39,9 @@ def run(context: Context) -> TaskResult:
     texts = [settings.template.replace("{}", caption) for sample in samples for caption in sample.target]
     owner = torch.tensor([index for index, sample in enumerate(samples) for _ in sample.target])
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    started, cost = time.perf_counter(), EncodeCost()
-    images = encode_split(context, "val", cost)
+    started, encoding = time.perf_counter(), EncodeRun.of(context)
+    images = encode_split(context, "val", encoding)
     encoded = time.perf_counter()
-    encoding = EncodeRun(context.device, progress=context.progress)
     captions = encode_texts(context.backbone, texts, encoding, settings.precision)
     scored = time.perf_counter()
     i2t, t2i = retrieval_ranks(images, captions, owner, torch.tensor([numbers[text] for text in texts]))
@@ -51,7 +50,7 @@ def run(context: Context) -> TaskResult:
         "i2t_rank": i2t.numpy(),
         "t2i_rank": by_image(t2i, owner, len(samples)),
     }
-    costs = cost.added_to({
+    costs = encoding.cost.added_to({
         "text_seconds": scored - encoded,
         "eval_seconds": time.perf_counter() - started,
         "text_flops": text_flops(context, texts),

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
-from probes.features.cost import EncodeCost, EncodeRun
+from probes.features.cost import EncodeRun
 from probes.image_level.classification import score
 from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import encode_texts, text_flops
@@ -24,12 +24,12 @@ Template = Callable[[str], str]
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     which, templates = templates_for(context.settings.templates, context.data.spec)
-    started = time.perf_counter()
+    started, encoding = time.perf_counter(), EncodeRun.of(context)
     weights = class_embeddings(context, templates)
-    prompted, cost = time.perf_counter(), EncodeCost()
-    images = normalize(encode_split(context, "val", cost), dim=1)
+    prompted = time.perf_counter()
+    images = normalize(encode_split(context, "val", encoding), dim=1)
     result = score(context, torch.cat([part @ weights.T for part in images.split(4096)]))
-    result.cost = cost.added_to({
+    result.cost = encoding.cost.added_to({
         "text_seconds": prompted - started,
         "eval_seconds": time.perf_counter() - started,
         "text_flops": text_flops(context, prompts_of(context, templates)),
@@ -63,6 +63,5 @@ def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
     """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought to unit length again."""
     prompts = prompts_of(context, templates)
-    run = EncodeRun(context.device, progress=context.progress)
-    embedded = encode_texts(context.backbone, prompts, run, context.settings.precision)
+    embedded = encode_texts(context.backbone, prompts, EncodeRun.of(context), context.settings.precision)
     return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)

@@ -35,7 +35,8 @@ def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
     around = replace(
         context(paths[0].parent / "work", recorder=recorder), backbone=registry.create("tiny-cnn", seed=seed)
     )
-    kept = kept_embeddings(around, paths, Encoding(**{"batch_size": 2, **how}), about="toys")
+    run = EncodeRun.of(around)
+    kept = kept_embeddings(around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys")
     return kept, bool(recorder.started)
 
 
