@@ -87,6 +87,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: the text that identities are hashed from."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
@@ -95,6 +104,11 @@ def canonical(value: Any) -> str:
 def content_key(value: Any, length: int = 16) -> str:
     """The first ``length`` hex digits of the sha256 of ``canonical(value)``."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
+    return int(content_key(parts, 16), 16) >> 1
 
 
 def sha256_file(path: Path) -> str:

@@ -4,25 +4,24 @@ Folders are relative to the world's root, which stands in for ``--data-root``.
 """
 
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 from benchmark.mini.layout import DEPTH_UNITS, VOC
 from benchmark.mini.render import IGNORE
 from benchmark.mini.shapes import CLASSES
-from probes.datasets import coco, flickr30k, imagefolder, nyu_depth, nyu_normal, voc
-from probes.datasets.base import DatasetSpec
+from probes.datasets import coco, flickr, imagefolder, nyu, voc
+from probes.datasets.base import DatasetSpec, Lister
 from probes.registry import register_dataset
 
 SPLIT = "probe-train / val of the mini world"
 
 
-def _register(name: str, kind: Any, folder: str, layout: ModuleType, about: str, **more: Any) -> DatasetSpec:
+def _register(name: str, kind: Any, folder: str, list_samples: Lister, about: str, **more: Any) -> DatasetSpec:
     spec = DatasetSpec(
         name=name,
         kind=kind,
         folder=folder,
-        list_samples=layout.list_samples,
+        list_samples=list_samples,
         embedded=True,
         about=f"mini world, {about}",
         **more,
@@ -31,29 +30,29 @@ def _register(name: str, kind: Any, folder: str, layout: ModuleType, about: str,
 
 
 SEG = _register(
-    "mini-seg", "segmentation", VOC, voc, "semantic segmentation: ten classes of objects and background",
+    "mini-seg", "segmentation", VOC, voc.list_samples, "semantic segmentation: ten classes of objects and background",
     classes=("background", *CLASSES), ignore_index=IGNORE, extra={"split": SPLIT},
 )  # fmt: skip
 DET = _register(
-    "mini-det", "detection", "coco", coco, "boxes and instance masks of ten classes",
-    classes=CLASSES, annotations=coco.ANNOTATIONS, extra={"split": SPLIT},
+    "mini-det", "detection", "coco", coco.list_samples, "boxes and instance masks of ten classes",
+    classes=CLASSES, annotations=coco.COCO.annotations, extra={"split": SPLIT},
 )  # fmt: skip
 DEPTH = _register(
-    "mini-depth", "depth", "nyu", nyu_depth, "depth in metres",
+    "mini-depth", "depth", "nyu", nyu.DEPTH.list_samples, "depth in metres",
     extra={"depth_scale": 1 / DEPTH_UNITS, "min_depth": 1e-3, "max_depth": 10.0, "crop": None, "split": SPLIT},
 )  # fmt: skip
 AXES = {"encoding": "n = png / 127.5 - 1", "invalid": (0, 0, 0), "axes": "x right, y up, z towards the camera"}
 NORMAL = _register(
-    "mini-normal", "normals", "nyu", nyu_normal, "surface normals", extra={**AXES, "split": SPLIT}
+    "mini-normal", "normals", "nyu", nyu.NORMAL.list_samples, "surface normals", extra={**AXES, "split": SPLIT}
 )  # fmt: skip
 CLASS = _register(
-    "mini-class", "classification", "imagefolder", imagefolder, "one dominant object of ten classes",
+    "mini-class", "classification", "imagefolder", imagefolder.list_samples, "one dominant object of ten classes",
     classes=imagefolder.classes, extra={"split": "class-train / class-val of the mini world"},
 )  # fmt: skip
 RETRIEVAL = _register(
-    "mini-retrieval", "image-text", "flickr30k", flickr30k,
+    "mini-retrieval", "image-text", "flickr30k", flickr.FLICKR30K.list_samples,
     "five captions an image; train is for watching a training",
-    annotations=flickr30k.ANNOTATIONS,
+    annotations=flickr.FLICKR30K.annotations,
     extra={"captions_per_image": 5, "split": "test"},
 )  # fmt: skip
 

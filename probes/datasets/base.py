@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Kind = Literal["segmentation", "depth", "normals", "detection", "classification", "image-text"]
 Split = Literal["train", "val"]
+Lister = Callable[[Path, Split], list["Sample"]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DatasetSpec:
     name: str
     kind: Kind
     folder: str
-    list_samples: Callable[[Path, Split], list[Sample]]
+    list_samples: Lister
     expected: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] | Callable[[Path], tuple[str, ...]] = ()
     ignore_index: int = 255
@@ -63,6 +64,10 @@ class DatasetSpec:
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
     embedded: bool = False
     about: str = ""
+
+    def at(self, root: Path) -> DatasetSpec:
+        """The declaration as it holds for the copy at ``root``."""
+        return self.adapt(self, root) if self.adapt else self
 
     def class_names(self, root: Path) -> tuple[str, ...]:
         """Names of the classes of the copy at ``root``."""

@@ -4,23 +4,16 @@ To declare yours, copy this file: name it, say where images and label maps lie, 
 dataset that lives outside this package does the same in a module of its own.
 """
 
-from pathlib import Path
-
-from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored
 from probes.registry import register_dataset
-
-
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    return mirrored(root, f"images/{split}", f"annotations/{split}")
-
 
 register_dataset(
     DatasetSpec(
         name="camvid",
         kind="segmentation",
         folder="camvid",
-        list_samples=list_samples,
+        list_samples=mirrored("images/{part}", "annotations/{part}"),  # {part}: train or val
         classes=(
             *("sky", "building", "pole", "road", "pavement", "tree"),
             *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from backbones.cliptex.protocols import Progress, Silent
 from backbones.errors import UserError, nearest
-from backbones.files import content_key, home, write_json
+from backbones.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes
 from probes.registry import DATASETS
 
-if TYPE_CHECKING:
-    from probes.base import Progress
-
 VERSION = 1  # raised whenever the checks change: old verdicts no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
-T = TypeVar("T")
+AT_ONCE = 1000  # samples whose results are written down together
 
 
 class NotExamined(LookupError):
@@ -35,7 +33,7 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
     NAME is the dataset's name or its folder (``nyu`` places nyu-depth and nyu-normal). DIR is the dataset's own
-    folder; one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``) is accepted too.
+    folder, or one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``).
 
     Raises:
         UserError: a NAME that no dataset has, no place given, or nothing there.
@@ -44,23 +42,21 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     for name in data_dirs:
         if name not in known:
             raise UserError(f"--data {name}=…: no dataset {name!r}; {nearest(name, known)}")
-    given = data_dirs.get(spec.name) or data_dirs.get(spec.folder)
-    if given is None and data_root is None:
+    if given := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
+        parts = Path(spec.folder).parts
+        inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts) + 1)]
+        if root := next((path for path in inside if path.is_dir()), None):
+            return root
+        raise UserError(f"--data {spec.name}={given}: no such folder")
+    if data_root is None:
         raise UserError(
             f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data {spec.name}=DIR"
         )
-    if given is None:
-        root = Path(data_root or "") / spec.folder
-        if not root.is_dir():
-            raise UserError(f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass "
-                            f"--data {spec.name}=DIR")  # fmt: skip
+    if (root := Path(data_root) / spec.folder).is_dir():
         return root
-    parts = Path(spec.folder).parts
-    inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts))]
-    root = next((path for path in inside if path.is_dir()), Path(given))
-    if not root.is_dir():
-        raise UserError(f"--data {spec.name}={given}: no such folder")
-    return root
+    raise UserError(
+        f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+    )
 
 
 def prepare(
@@ -73,8 +69,8 @@ def prepare(
     progress: Progress | None = None,
     known_only: bool = False,
 ) -> PreparedDataset:
-    """List, count and decode every sample of the copy at ``root``. The verdict is kept, so that a second call only
-    looks at names, sizes and times of the files.
+    """List, count and decode every sample of the copy at ``root``. The verdict is kept: a second call only looks at names,
+    sizes and times of the files.
 
     Args:
         splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
@@ -89,38 +85,34 @@ def prepare(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
-    spec = spec.adapt(spec, root) if spec.adapt else spec
+    spec = spec.at(root)
     inventory = Inventory.take(spec, root, splits)
-    complete = inventory.is_complete(spec)
+    complete = inventory.is_complete()
     if not complete and not partial:
         raise UserError(
-            f"{spec.name} is not complete: {inventory.counts(spec)}; "
+            f"{spec.name} is not complete: {inventory.counts()}; "
             f"get the rest or pass --partial to run on what is there (in {root})"
         )
-    inventory.must_be_disjoint_and_filled(spec, root)
+    inventory.must_be_disjoint_and_filled()
 
     identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
-    verdict = read_verdict(cache)
-    if verdict is None and known_only:
+    verdict = read_object(cache)
+    if not verdict and known_only:
         raise NotExamined(spec.name)
-    if verdict is None:
+    if not verdict:
         journal = Journal(cache.with_suffix(".part"))
-        verdict = examine(spec, root, inventory, journal, workers, progress)
+        verdict = examine(inventory, journal, workers, progress or Silent())
         write_json(cache, verdict)
         journal.path.unlink(missing_ok=True)
 
     skipped = [(path, reason) for split in splits for path, reason in verdict["skipped"][split]]
     left_out = {path for path, _ in skipped}
-    return PreparedDataset(
-        spec=spec,
-        root=root,
-        samples={s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits},
-        skipped=tuple(skipped),
-        fingerprint=verdict["fingerprint"],
-        partial=not complete,
-    )
+    samples: dict[str, list[Sample]] = {
+        s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits
+    }
+    return PreparedDataset(spec, root, samples, tuple(skipped), verdict["fingerprint"], partial=not complete)
 
 
 def protocol(spec: DatasetSpec, root: Path) -> dict[str, Any]:
@@ -144,16 +136,17 @@ class Inventory:
         stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
     """
 
+    spec: DatasetSpec
+    root: Path
     present: dict[Split, list[Sample]] = field(default_factory=dict)
     missing: dict[Split, list[str]] = field(default_factory=dict)
     stats: list[tuple[str, int, int]] = field(default_factory=list)
 
     @classmethod
     def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split]) -> Inventory:
-        """List the samples and look whether their files are there. Raises ``UserError`` naming a missing list or
-        folder.
-        """
-        inventory = cls()
+        """List the samples and see whether their files are there. Raises ``UserError`` naming a missing list or folder."""
+        inventory = cls(spec, root)
+        dense = spec.kind in ("segmentation", "depth", "normals")
         for split in splits:
             try:
                 listed = spec.list_samples(root, split)
@@ -161,70 +154,54 @@ class Inventory:
                 raise UserError(f"{spec.name}: {error}") from error
             inventory.present[split], inventory.missing[split] = [], []
             for sample in listed:
-                gone = [path for path in files_of(spec, sample) if not inventory.noted(root, split, path)]
+                files = [sample.image, sample.target] if dense else [sample.image]
+                gone = [path for path in files if not inventory.noted(split, path)]
                 if gone:
                     inventory.missing[split].append(gone[0])
                 else:
                     inventory.present[split].append(sample)
-            if split in spec.annotations and spec.kind == "detection":
-                inventory.noted(root, split, spec.annotations[split])
-            elif spec.kind in (
-                "classification",
-                "image-text",
-            ):  # the ground truth is in the listing, not in files of its own
+            if spec.kind == "detection":
+                inventory.noted(split, spec.annotations[split])
+            elif not dense:  # the ground truth is in the listing, not in files of its own
                 targets = content_key([sample.target for sample in listed])
                 inventory.stats.append((f"{split}:{targets}", len(listed), 0))
         return inventory
 
-    def noted(self, root: Path, split: Split, path: str) -> bool:
+    def noted(self, split: Split, path: str) -> bool:
         try:
-            stat = os.stat(f"{root}/{path}")  # noqa: PTH116 – a Path for each of a million files takes minutes
+            stat = os.stat(f"{self.root}/{path}")  # noqa: PTH116 – a Path for each of a million files takes minutes
         except (OSError, ValueError):
             return False
         self.stats.append((f"{split}:{path}", stat.st_size, stat.st_mtime_ns))
         return True
 
-    def is_complete(self, spec: DatasetSpec) -> bool:
+    def is_complete(self) -> bool:
         """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
         return all(
-            len(self.present[split]) == spec.expected.get(split, len(self.present[split])) for split in self.present
+            len(samples) == self.spec.expected.get(split, len(samples)) for split, samples in self.present.items()
         )
 
-    def counts(self, spec: DatasetSpec) -> str:
+    def counts(self) -> str:
         """``train 103 of 1464, val 60 of 1449; no JPEGImages/x.jpg``."""
         text = ", ".join(
-            f"{split} {len(samples)}" + (f" of {spec.expected[split]}" if split in spec.expected else "")
+            f"{split} {len(samples)}" + (f" of {self.spec.expected[split]}" if split in self.spec.expected else "")
             for split, samples in self.present.items()
         )
         gone = [path for paths in self.missing.values() for path in paths]
         return text + (f"; {len(gone)} listed files missing, such as {gone[0]}" if gone else "")
 
-    def must_be_disjoint_and_filled(self, spec: DatasetSpec, root: Path) -> None:
+    def must_be_disjoint_and_filled(self) -> None:
         """No split is empty, and no image occurs twice: a model must not be scored on what it was trained on."""
         for split, samples in self.present.items():
             if not samples:
-                raise UserError(f"{spec.name}: split {split!r} is empty in {root}; {self.counts(spec)}")
+                raise UserError(f"{self.spec.name}: split {split!r} is empty in {self.root}; {self.counts()}")
         seen: dict[str, Split] = {}
         for split, samples in self.present.items():
             for sample in samples:
                 if (other := seen.get(sample.image)) is not None:
                     where = f"in both {other} and {split}" if other != split else f"listed twice in {split}"
-                    raise UserError(f"{spec.name}: {sample.image} is {where}; mend the lists")
+                    raise UserError(f"{self.spec.name}: {sample.image} is {where}; mend the lists")
                 seen[sample.image] = split
-
-
-def files_of(spec: DatasetSpec, sample: Sample) -> list[str]:
-    dense = spec.kind in ("segmentation", "depth", "normals")
-    return [sample.image, sample.target] if dense else [sample.image]
-
-
-def read_verdict(path: Path) -> dict[str, Any] | None:
-    """What was found out before, or nothing when it is not there or not readable."""
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        return verdict if verdict["fingerprint"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Journal:
@@ -250,20 +227,13 @@ class Journal:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
 
 
-def examine(
-    spec: DatasetSpec,
-    root: Path,
-    inventory: Inventory,
-    journal: Journal,
-    workers: int,
-    progress: Progress | None,
-) -> dict[str, Any]:
+def examine(inventory: Inventory, journal: Journal, workers: int, progress: Progress) -> dict[str, Any]:
     """Decode and hash everything: {"fingerprint": hash, "skipped": {split: [(path, reason)]}}."""
+    spec, root = inventory.spec, inventory.root
     classes = len(spec.class_names(root))
     digests: dict[str, list[str]] = {}
     skipped: dict[str, list[tuple[str, str]]] = {}
-    if progress:
-        progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
+    progress.start(f"checking {spec.name}", sum(map(len, inventory.present.values())))
     for split, samples in inventory.present.items():
         truth = coco_truth(spec, root, split) if spec.kind == "detection" else {}
         check_captions(spec, split, samples)
@@ -275,20 +245,17 @@ def examine(
                 return "", str(error)
 
         pending = [sample for sample in samples if f"{split}:{sample.image}" not in journal.known]
-        if progress:
-            progress.advance(len(samples) - len(pending))
-        found: dict[str, tuple[str, str]] = {}
-        try:
-            for sample, result in zip(pending, in_threads(look, pending, workers), strict=True):
-                found[f"{split}:{sample.image}"] = result
-                if progress:
-                    progress.advance()
-                if len(found) == 1000:
+        progress.advance(len(samples) - len(pending))
+        for start in range(0, len(pending), AT_ONCE):
+            part, found = pending[start : start + AT_ONCE], dict[str, tuple[str, str]]()
+            with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding and hashing free the interpreter
+                try:
+                    for sample, result in zip(part, pool.map(look, part), strict=True):
+                        found[f"{split}:{sample.image}"] = result
+                        progress.advance()
+                finally:
                     journal.note(found)
-                    found = {}
-        finally:
-            journal.note(found)
-            content_hashes.save()  # what keeps features of these images need not read them for it
+                    content_hashes.save()  # what keeps features of these images need not read them for it
         results = [(sample.image, *journal.known[f"{split}:{sample.image}"]) for sample in samples]
         digests[split] = [digest for _, digest, reason in results if not reason]
         bad = [(image, reason) for image, _, reason in results if reason]
@@ -310,22 +277,9 @@ def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -
     if (wanted := spec.extra.get("captions_per_image")) is None:
         return
     for sample in samples:
-        if len(sample.target) != wanted:
-            raise UserError(
-                f"{spec.name}: {sample.image} in {split} has {len(sample.target)} captions instead of {wanted}; "
-                "get the annotation file again"
-            )
-
-
-def in_threads(function: Callable[[T], Any], items: Sequence[T], workers: int, chunk: int = 32) -> Iterator[Any]:
-    """``map`` over threads (decoding and hashing free the interpreter), in order; what is left is given up at an error."""
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
-    with ThreadPoolExecutor(workers) as pool:
-        for results in pool.map(lambda part: [*map(function, part)], chunks):
-            yield from results
+        if (found := len(sample.target)) != wanted:
+            raise UserError(f"{spec.name}: {sample.image} in {split} has {found} captions instead of {wanted}; "
+                            "get the annotation file again")  # fmt: skip
 
 
 def known_names() -> set[str]:

@@ -3,18 +3,24 @@
 from functools import partial
 from pathlib import Path
 
+from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.layouts import coco_images, mmlab_classes
+from probes.datasets.layouts import file, folder, mmlab_classes, read_json
 from probes.registry import register_dataset
-
-ANNOTATIONS = {split: f"annotations/instances_{split}2017.json" for split in ("train", "val")}
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    return coco_images(root, ANNOTATIONS[split], f"{split}2017")
+    """Images of ``instances_*.json`` in its order; target = image id."""
+    path, images = file(root, COCO.annotations[split]), f"{split}2017"
+    folder(root, images)
+    content = read_json(path)
+    try:
+        return [Sample(f"{images}/{entry['file_name']}", int(entry["id"])) for entry in content["images"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a COCO annotation file (images need id and file_name: {error!r})") from error
 
 
-register_dataset(
+COCO = register_dataset(
     DatasetSpec(
         name="coco",
         kind="detection",
@@ -22,7 +28,7 @@ register_dataset(
         list_samples=list_samples,
         expected={"train": 118287, "val": 5000},
         classes=partial(mmlab_classes, "mmdet.datasets", "CocoDataset"),
-        annotations=ANNOTATIONS,
+        annotations={split: f"annotations/instances_{split}2017.json" for split in ("train", "val")},
         about="COCO 2017 boxes and instance masks, 80 classes (train2017, val2017, annotations from cocodataset.org)",
     )
 )

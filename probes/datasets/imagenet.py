@@ -1,6 +1,4 @@
-"""ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with ``meta/val.txt``; evaluated
-on val.
-"""
+"""ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with ``meta/val.txt``."""
 
 from pathlib import Path
 
@@ -25,16 +23,10 @@ def classes(root: Path) -> tuple[str, ...]:
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    place = folder(root, split)
-    if any(entry.is_dir() for entry in place.iterdir()):
+    """Of folders, or of the flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in ``meta/<split>.txt``."""
+    if any(entry.is_dir() for entry in folder(root, split).iterdir()):
         return image_folder(root, split, wnids())
-    return listed(root, split)
-
-
-def listed(root: Path, split: Split) -> list[Sample]:
-    """The flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in ``meta/<split>.txt``."""
-    path = file(root, f"meta/{split}.txt")
-    samples = []
+    path, samples = file(root, f"meta/{split}.txt"), []
     for number, line in enumerate(read_lines(path), start=1):
         name, _, label = line.rpartition(" ")
         if not (name and label.isdecimal() and int(label) < 1000):

@@ -1,4 +1,4 @@
-"""How the official layouts list their samples: id lists, mirrored folders, ImageFolder, COCO json, Karpathy json.
+"""How official layouts list their samples: id lists, mirrored folders, ImageFolder.
 
 Nothing is decoded here. Each function names what is missing (folder, list, annotation file) in a ``UserError``;
 whether the single files are there and readable is found out by ``probes.datasets.check``.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import UserError
-from probes.datasets.base import Sample
+from probes.datasets.base import Lister, Sample, Split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -58,8 +59,7 @@ def read_json(path: Path) -> Any:
 
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
     """Class names of a dataset of MMSegmentation or MMDetection (of any ``root``). Importing those takes seconds: declare
-    ``functools.partial(mmlab_classes, module, dataset)``, so that it is done when names are asked for.
-    """
+    ``functools.partial(mmlab_classes, module, dataset)``, so that it is done when names are asked for."""
     from probes.runner import ops
 
     ops.install()
@@ -69,40 +69,43 @@ def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
 
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
-    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left
-    out.
-    """
-    top = folder(root, name)
-    found = []
+    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left out."""
+    top, found = folder(root, name), []
     for directory, _, names in os.walk(top, followlinks=True):
-        prefix = Path(directory).relative_to(top).as_posix()
-        for entry in names:
-            if entry.lower().endswith(tuple(suffixes)) and not entry.startswith("."):
-                found.append(entry if prefix == "." else f"{prefix}/{entry}")
+        below = Path(directory).relative_to(top).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [f"{prefix}{n}" for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
     return sorted(found)
 
 
-def mirrored(root: Path, images: str, targets: str) -> list[Sample]:
-    """Pairs from two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and ``targets/a/b.png``.
+def mirrored(images: str, targets: str, **parts: str) -> Lister:
+    """What lists two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and ``targets/a/b.png``.
 
     A label map without an image is listed too, with the image it should have: nothing is lost in silence.
+
+    Args:
+        images, targets: the folders, relative to the root; ``{part}`` in them becomes the split.
+        parts: split → its name in the folders, where that is another (``val="test"``).
     """
+    return partial(_mirrored, images, targets, parts)
+
+
+def _mirrored(images: str, targets: str, parts: Mapping[str, str], root: Path, split: Split) -> list[Sample]:
+    images, targets = (each.format(part=parts.get(split, split)) for each in (images, targets))
     names = walk(root, images, IMAGE_SUFFIXES)
-    labels = walk(root, targets, (".png",))
     stems = {name.rpartition(".")[0] for name in names}
     suffix = names[0].rpartition(".")[2] if names else "jpg"
-    orphans = [f"{stem}.{suffix}" for label in labels if (stem := label.rpartition(".")[0]) not in stems]
-    return [Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}.png") for name in sorted(names + orphans)]
+    labels = [label.rpartition(".")[0] for label in walk(root, targets, (".png",))]
+    names += [f"{stem}.{suffix}" for stem in labels if stem not in stems]
+    return [Sample(f"{images}/{name}", f"{targets}/{name.rpartition('.')[0]}.png") for name in sorted(names)]
 
 
 def class_folders(root: Path, split_folder: str) -> list[str]:
     """Names of the folders in ``root / split_folder``, sorted: the classes of an ImageFolder."""
-    names = sorted(
-        entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+    names = [entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."]
     if not names:
         raise UserError(f"{Path(root) / split_folder} has no class folders; expected {split_folder}/<class>/<image>")
-    return names
+    return sorted(names)
 
 
 def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[Sample]:
@@ -116,34 +119,3 @@ def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[
         place = f"{split_folder}/{name}"
         samples += [Sample(f"{place}/{image}", index[name]) for image in walk(root, place, IMAGE_SUFFIXES)]
     return samples
-
-
-def coco_images(root: Path, annotations: str, images: str) -> list[Sample]:
-    """Images of a COCO ``instances_*.json`` in its order; target = image id."""
-    path = file(root, annotations)
-    folder(root, images)
-    content = read_json(path)
-    try:
-        return [Sample(f"{images}/{entry['file_name']}", int(entry["id"])) for entry in content["images"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a COCO annotation file (images need id and file_name: {error!r})") from error
-
-
-def karpathy(root: Path, annotations: Sequence[str], images: Sequence[str], split: str) -> list[Sample]:
-    """Images of one ``split`` of a Karpathy ``dataset_*.json``; target = list of raw captions.
-
-    ``annotations`` and ``images`` are the usual places, of which the first that exists is used.
-    """
-    path = file(root, *annotations)
-    place = next((name for name in images if (Path(root) / name).is_dir()), None)
-    if place is None:
-        raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
-    content = read_json(path)
-    try:
-        entries = [entry for entry in content["images"] if entry["split"] == split]
-        return [
-            Sample(f"{place}/{entry['filename']}", [str(sentence["raw"]) for sentence in entry["sentences"]])
-            for entry in entries
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a Karpathy caption file (missing or wrong field: {error!r})") from error

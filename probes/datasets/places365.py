@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
-from probes.datasets.base import DatasetSpec, Sample, Split
-from probes.datasets.imagefolder import folder_names
-from probes.datasets.layouts import image_folder
+from probes.datasets.base import DatasetSpec
+from probes.datasets.imagefolder import folder_names, list_samples
 from probes.registry import register_dataset
 
 
 def classes(root: Path) -> tuple[str, ...]:
     return tuple(name.replace("_", " ").replace("-", " ") for name in folder_names(root))
-
-
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    return image_folder(root, split, folder_names(root))
 
 
 register_dataset(

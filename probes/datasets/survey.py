@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from backbones.cliptex.protocols import Progress
 from backbones.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
-
-if TYPE_CHECKING:
-    from probes.base import Progress
 
 UNTRAINED: Mapping[Kind, str] = {"classification": "zero-shot", "image-text": "retrieval"}  # what needs no train split
 
@@ -59,12 +56,12 @@ def survey(
         except UserError:
             if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
                 raise
-            deeper = sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []
-            found_at = f"found elsewhere: --data {spec.name}={deeper[0]}" if deeper else ""
-            hint = found_at or f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+            hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+            if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
+                hint = f"found elsewhere: --data {spec.name}={deeper[0]}"
             rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
-        spec = spec.adapt(spec, root) if spec.adapt else spec
+        spec = spec.at(root)
         state, found, messages = look_at(spec, root)
         if full and state != "broken":
             try:
@@ -89,9 +86,9 @@ def look_at(spec: DatasetSpec, root: Path) -> tuple[str, dict[str, int], list[st
             messages.append(str(error))
             continue
         found[split] = len(inventory.present[split])
-        complete &= inventory.is_complete(spec)
+        complete &= inventory.is_complete()
         if inventory.missing[split] or not found[split]:
-            messages.append(inventory.counts(spec))
+            messages.append(inventory.counts())
     if all(found.get(split) for split in SPLITS):
         state = ("complete" if spec.expected else "available") if complete else "partial"
     elif found.get("val") and (runs := UNTRAINED.get(spec.kind)):

@@ -39,20 +39,18 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         UserError: the dataset as a whole is not what its declaration says.
     """
     data, sha256 = read(root / sample.image)
-    size = image_size(data)
+    _, size = decoded(data, "image", only_size=True)
     digest = hashlib.sha256(sample.image.encode() + b"\0" + bytes.fromhex(sha256))
     if spec.kind in ("segmentation", "depth", "normals"):
-        label, label_sha256 = read(root / sample.target)
-        looked_at = decode(label)
-        if looked_at.size != size:
-            raise UserError(
-                f"{root / sample.target} is {by(looked_at.size)} but its image is {by(size)}; "
-                f"the label maps of {spec.name} do not belong to these images"
-            )
+        data, sha256 = read(root / sample.target)
+        label, label_size = decoded(data, "label map")
+        if label_size != size:
+            raise UserError(f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
+                            f"the label maps of {spec.name} do not belong to these images")  # fmt: skip
         {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}[spec.kind](
-            spec, classes, root / sample.target, looked_at
+            spec, classes, root / sample.target, label
         )
-        digest.update(bytes.fromhex(label_sha256))
+        digest.update(bytes.fromhex(sha256))
     elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
@@ -82,44 +80,25 @@ def by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def opened(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image that decodes whole. JPEGs are decoded at an eighth of their size: all bytes are
-    read.
-    """
+def decoded(data: bytes, what: str, *, only_size: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+    """An image that decodes whole, and its (width, height). Where ``only_size`` is needed JPEGs are decoded at an eighth of
+    their size: all bytes are read."""
     try:
-        image = opened(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
         size = image.size
-        image.draft("RGB", (1, 1))
+        if only_size:
+            image.draft("RGB", (1, 1))
         image.load()
     except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError and struct.error among them
-        raise Unreadable(f"image cannot be decoded: {first_line(error)}") from error
-    return size
-
-
-def decode(data: bytes) -> Image.Image:
-    """The whole label map."""
-    try:
-        image = opened(data)
-        image.load()
-    except Exception as error:
-        raise Unreadable(f"label map cannot be decoded: {first_line(error)}") from error
-    return image
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
+        raise Unreadable(f"{what} cannot be decoded: {reason}") from error
+    return image, size
 
 
 def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset makes
-    'unlabelled'.
-    """
+    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset makes 'unlabelled'."""
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise UserError(f"{path} is a colour picture ({image.mode}); {spec.name} wants one class index a pixel")
     stored = np.unique(np.asarray(image).astype(np.int64))
@@ -127,10 +106,8 @@ def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image
     wrong = stored[~((label >= 0) & (label < classes) | (stored == spec.ignore_index) | (stored < -spec.label_offset))]
     if len(wrong):
         first, last = -spec.label_offset, classes - 1 - spec.label_offset
-        raise UserError(
-            f"{path} has label {', '.join(map(str, wrong[:5]))}; "
-            f"{spec.name} stores its {classes} classes as {first}-{last} and {spec.ignore_index} for ignore"
-        )
+        raise UserError(f"{path} has label {', '.join(map(str, wrong[:5]))}; {spec.name} stores its {classes} classes as "
+                        f"{first}-{last} and {spec.ignore_index} for ignore")  # fmt: skip
 
 
 def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
@@ -156,9 +133,8 @@ def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Imag
         raise Unreadable("no pixel has a normal")
     length = float(np.median(np.linalg.norm(valid / 127.5 - 1, axis=1)))
     if not 0.8 < length < 1.2:
-        raise UserError(
-            f"{path} does not hold normals: median length {length:.2f} instead of 1 with {spec.extra['encoding']}"
-        )
+        encoding = spec.extra["encoding"]
+        raise UserError(f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}")
 
 
 def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:

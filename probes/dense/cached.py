@@ -27,8 +27,8 @@ from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop, image_size
 from probes.features.kept import FeatureDataset, Part, on_kept_features, part_of
-from probes.features.precompute import Images, keeping
 from probes.features.store import DTYPES, Builder, CacheKey
+from probes.runner.batches import at_once
 
 AT_ONCE = 32  # images of an evaluation's batch at most
 
@@ -36,8 +36,9 @@ AT_ONCE = 32  # images of an evaluation's batch at most
 def cached(config: Config, dtype: str, fixed_crops: int, flip: float, device: torch.device) -> Config:
     """``config`` (of ``probes.dense.config``, with fixed crops) on features that are kept in ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense.cached"]
+    config.val_dataloader.update(at_once(AT_ONCE, device))
     return on_kept_features(
-        config, dtype, device, "CachedDense", stack={"type": "StackFeatures"}, at_once=AT_ONCE,
+        config, dtype, device, "CachedDense", stack={"type": "StackFeatures"},
         train={"fixed_crops": 0 if config.train_dataloader.dataset.test_mode else fixed_crops, "flip": flip},
         val={"fixed_crops": 0, "flip": flip},
     )  # fmt: skip
@@ -55,6 +56,8 @@ class CachedDense(FeatureDataset):
         fixed_crops, flip: see ``probes.features.crops``; 0 for the whole images of a test pipeline.
         encoder, dtype, device: see ``FeatureDataset``.
     """
+
+    scope = "mmseg"
 
     def __init__(
         self,
@@ -107,13 +110,11 @@ class CachedDense(FeatureDataset):
             scale = tuple(part_of(self.pipeline, "Resize")["scale"])
             sizes = [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in infos]
         identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
-        whole = Images(self.name, self._load, sizes, identity)
-        yield keeping(self.encoder, "mmseg", whole, self.dtype, run)
+        yield self.maps(sizes, identity, run)
         if self.fixed_crops:
             yield self._cutting(infos, images, run.progress)
 
-    def _load(self, item: int) -> dict[str, Any]:
-        """The packed image of an item of the store of features, in whichever process."""
+    def load(self, item: int) -> dict[str, Any]:
         return self.source.pipeline(self._info(item))
 
     def _info(self, item: int) -> dict[str, Any]:

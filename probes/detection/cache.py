@@ -1,6 +1,4 @@
-"""Detection probes on kept features: in mmdet's terms the dataset delivers the maps below the trained pyramid, and the
-backbone only reads them. Pyramid, heads, losses and evaluator are those of the uncached config.
-"""
+"""Detection probes on kept features: those below the trained pyramid; see ``probes.features.kept``."""
 
 from __future__ import annotations
 
@@ -22,7 +20,6 @@ from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.kept import FeatureDataset, on_kept_features
-from probes.features.precompute import Images, keeping
 from probes.features.store import Builder, CacheKey
 
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
@@ -37,7 +34,7 @@ def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Con
     )
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
     return on_kept_features(
-        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor, at_once=1
+        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor
     )
 
 
@@ -53,6 +50,8 @@ class CachedInstances(FeatureDataset):
         flip: probability that the pipeline flips an image.
         encoder, dtype, device: see ``FeatureDataset``.
     """
+
+    scope = "mmdet"
 
     def __init__(
         self, dataset: Mapping[str, Any], encoder: Mapping[str, Any], dtype: str, flip: float, device: str
@@ -92,14 +91,11 @@ class CachedInstances(FeatureDataset):
         return {"inputs": tuple(self.features[place]), "data_samples": sample}
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        infos = self.infos()
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
-
-        images = content_key(content_hashes([Path(info["img_path"]) for info in infos]), 64)
+        images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
         identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
-        yield keeping(self.encoder, "mmdet", Images(self.name, self._load, sizes, identity), self.dtype, run)
+        yield self.maps(sizes, identity, run)
 
-    def _load(self, item: int) -> dict[str, Any]:
-        """The packed image of an item of the store of features, in whichever process."""
+    def load(self, item: int) -> dict[str, Any]:
         index, flipped = divmod(item, len(self.flips))
         return self._pipelines[flipped](self.source.get_data_info(index))

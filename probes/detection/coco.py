@@ -157,15 +157,11 @@ class CocoMeanAP(BaseMetric):
     image, crowds ignored), computed by faster-coco-eval. The area of a mask result is its mask's. A size without any
     object in the ground truth has no score and is left out of the result.
 
-    Args:
-        ann_file: COCO annotation file.
-        masks: score masks too.
-
     Attributes:
         detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of the original image).
             Each also says what it matched, see ``probes.detection.matches.add_matches``.
-        image_ids, detection_counts, object_counts: one for each predicted image; crowds are not counted as objects.
-        class_objects: (images, classes) int64, the same by class.
+        image_ids: of the predicted images, in their order.
+        class_objects: (images, classes) int64, the objects of each class that are no crowd.
     """
 
     default_prefix = None
@@ -175,8 +171,6 @@ class CocoMeanAP(BaseMetric):
         self.ann_file, self.masks = ann_file, masks
         self.detections: list[dict[str, Any]] = []
         self.image_ids: list[int] = []
-        self.detection_counts: list[int] = []
-        self.object_counts: list[int] = []
         self.class_objects = np.empty((0, 0), np.int64)
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
@@ -196,16 +190,10 @@ class CocoMeanAP(BaseMetric):
         truth = COCO(self.ann_file)
         categories = category_ids(truth.dataset, self.dataset_meta["classes"])
         self.image_ids = [result["image_id"] for result in results]
-        self.detection_counts = [len(result["scores"]) for result in results]
-        self.object_counts = [
-            sum(not one.get("iscrowd") and one["category_id"] in set(categories) for one in truth.imgToAnns[image])
-            for image in self.image_ids
-        ]
         self.detections = coco_results(results, categories)
-        metrics = mean_ap(truth, self.detections, self.image_ids, categories, "bbox")
-        if self.masks:
-            metrics |= mean_ap(truth, self.detections, self.image_ids, categories, "segm")
-        kinds = ("bbox", "segm") if self.masks else ("bbox",)
+        kinds, metrics = ("bbox", "segm") if self.masks else ("bbox",), dict[str, float]()
+        for kind in kinds:
+            metrics |= mean_ap(truth, self.detections, self.image_ids, categories, kind)
         self.class_objects = add_matches(truth, self.detections, self.image_ids, categories, kinds)
         return metrics
 
@@ -220,31 +208,29 @@ def coco_results(results: Sequence[Mapping[str, Any]], categories: Sequence[int]
     """Predictions of images (``boxes`` x1 y1 x2 y2, ``labels``, ``scores``, perhaps ``masks``) → COCO result list."""
     detections = []
     for result in results:
-        for i, (box, label, score) in enumerate(
-            zip(result["boxes"].tolist(), result["labels"].tolist(), result["scores"].tolist(), strict=True)
-        ):
-            detection = {
+        boxes = np.concatenate(
+            [result["boxes"][:, :2], result["boxes"][:, 2:] - result["boxes"][:, :2]], axis=1
+        ).tolist()
+        for place, (label, score) in enumerate(zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)):
+            one = {
                 "image_id": result["image_id"],
                 "category_id": categories[label],
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "bbox": boxes[place],
                 "score": score,
             }
-            if "masks" in result:
-                detection["segmentation"] = result["masks"][i]
-            detections.append(detection)
+            detections.append(one | ({"segmentation": result["masks"][place]} if "masks" in result else {}))
     return detections
 
 
 def mean_ap(
     truth: COCO, detections: list[dict[str, Any]], image_ids: Sequence[int], categories: Sequence[int], kind: str
 ) -> dict[str, float]:
-    """``bbox_mAP`` … or ``segm_mAP`` … (``kind`` is ``bbox`` or ``segm``) in per cent; sizes without ground truth are left
-    out.
+    """``bbox_mAP`` … or ``segm_mAP`` … (as ``kind`` says) in per cent; sizes without ground truth are left out.
 
     Raises:
         UserError: the images have no object at all.
     """
-    evaluation = COCOeval_faster(truth, results_of(truth, detections, kind), kind, print_function=_silent)
+    evaluation = COCOeval_faster(truth, results_of(truth, detections, kind), kind, print_function=lambda *_: None)
     evaluation.params.imgIds = sorted(image_ids)
     evaluation.params.catIds = list(categories)
     evaluation.run()
@@ -253,7 +239,3 @@ def mean_ap(
     if f"{kind}_mAP" not in scored:
         raise UserError(f"the {len(image_ids)} images to evaluate on have no object; there is nothing to score")
     return scored
-
-
-def _silent(*_: Any) -> None:
-    pass

@@ -6,13 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+from probes.runner import bridge  # before mmdet, which it prepares
+
+# isort: split
+from mmdet.models import SSDHead
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from backbones.base import Backbone
 from backbones.pyramid import SimpleFeaturePyramid
 from probes.detection.settings import MaskRCNNSettings, SSDSettings
-from probes.runner import bridge
-from probes.runner.bridge import groups_of
 
 Part = dict[str, Any]
 
@@ -34,9 +37,9 @@ def pyramid(
 ) -> tuple[tuple[int, ...], Part, list[float]]:
     """How a detector's levels come from a backbone's maps.
 
-    A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any other an FPN over
-    the deepest map of each of its strides from ``finest`` on. Both are group-normalised, because the scale of frozen
-    features differs by orders of magnitude from one backbone to the next.
+    A backbone with one stride (a plain ViT) gets the simple feature pyramid over its last map; any other an FPN over the deepest
+    map of each of its strides from ``finest`` on. Both are group-normalised: the scale of frozen features differs by orders of
+    magnitude from one backbone to the next.
 
     Args:
         finest: nominal stride of the finest level.
@@ -74,7 +77,7 @@ def pyramid(
 
 
 def group_norm(out_channels: int) -> Part:
-    return {"type": "GN", "num_groups": groups_of(out_channels), "requires_grad": True}
+    return {"type": "GN", "num_groups": bridge.groups_of(out_channels), "requires_grad": True}
 
 
 def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNNSettings) -> Part:
@@ -82,8 +85,6 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNN
 
     Args:
         frozen: config of the ``FrozenBackbone``, without ``out_indices``.
-        classes: number of classes.
-        settings: of which those of the model are read.
     """
     channels, proposals = settings.out_channels, settings.proposals
     indices, neck, strides = pyramid(backbone, 4, channels, extra=1)
@@ -112,16 +113,16 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     """
     out_channels, size = settings.out_channels, settings.size
     padded = math.ceil(size / backbone.divisor) * backbone.divisor
-    indices, neck, strides = _ssd_maps(backbone, out_channels)
+    indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
+    own = neck["type"] == "SimpleFeaturePyramid"  # a backbone with several strides needs no neck of its own
     cells = [math.floor(padded / stride) for stride in strides]
     while cells[-1] > 1:
         cells.append(math.ceil(cells[-1] / 2))
     levels = len(cells)
-    steps = [0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)]
-    shares = [0.07, *steps, 1.05]
+    shares = [0.07, *(0.15 + (0.87 - 0.15) * i / max(levels - 2, 1) for i in range(levels - 1)), 1.05]
     mapper = {
         "type": "ChannelMapper",
-        "in_channels": [out_channels] * len(strides) if neck else [backbone.channels[index] for index in indices],
+        "in_channels": [out_channels] * len(strides) if own else [backbone.channels[index] for index in indices],
         "kernel_size": 1,
         "out_channels": out_channels,
         "norm_cfg": group_norm(out_channels),
@@ -138,13 +139,18 @@ def ssd(backbone: Backbone, frozen: Part, classes: int, settings: SSDSettings) -
     )
     model.test_cfg.max_per_img = 100
     parts = {"data_preprocessor": preprocessor(backbone, masks=False), "backbone": {**frozen, "out_indices": indices}}
-    return {**model.to_dict(), **parts, "neck": [neck, mapper] if neck else mapper}
+    return {**model.to_dict(), **parts, "neck": [neck, mapper] if own else mapper}
 
 
-def _ssd_maps(backbone: Backbone, out_channels: int) -> tuple[tuple[int, ...], Part | None, list[float]]:
-    """As ``pyramid``, from stride 8 on; a backbone with several strides needs no neck of its own."""
-    indices, neck, strides = pyramid(backbone, 8, out_channels, extra=0)
-    return indices, neck if neck["type"] == "SimpleFeaturePyramid" else None, strides
+@MODELS.register_module()
+class PredictingSSDHead(SSDHead):
+    """``SSDHead`` that can predict.
+
+    Since mmdet 3.2 prediction asks every head for its ``loss_cls``, which SSD, computing its loss by itself, has not
+    (mmdetection issues 11063 and 11780).
+    """
+
+    loss_cls = None
 
 
 def _mmdets(file: str) -> ConfigDict:

@@ -33,12 +33,9 @@ def draw_preview(
     them, smaller, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Args:
-        path: where to.
-        root: of the dataset.
         ann_file: COCO annotation file.
-        images: image id → path relative to ``root``.
+        images: image id → path relative to ``root``, the dataset's.
         detections: COCO result list; of each image what ``shown`` chooses is drawn.
-        masks: draw masks too.
     """
     truth = COCO(ann_file)
     names = {identity: category["name"] for identity, category in truth.cats.items()}

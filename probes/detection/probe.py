@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, PreparedDataset, Split
 from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
@@ -23,8 +23,8 @@ Part = dict[str, Any]  # of a config
 LOAD: Part = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 OWN_MODULES = (
     "probes.detection.coco",
+    "probes.detection.models",
     "probes.detection.per_shape",
-    "probes.detection.ssd_head",
     "probes.runner.batches",
 )
 AT_ONCE = 16  # images of an evaluation's batch at most
@@ -55,12 +55,7 @@ class DetectionProbe:
         return resolved(detection_config(self, context), context).pretty_text
 
     def run(self, context: Context) -> TaskResult:
-        """Train the detector on ``train`` and score ``val`` by COCO's rules.
-
-        Raises:
-            UserError: dataset and settings do not fit the probe.
-            NonFiniteLoss: training broke.
-        """
+        """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.preview import draw_preview
         from probes.runner.training import run_training
 
@@ -70,13 +65,21 @@ class DetectionProbe:
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
             raise RuntimeError(f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split")
+        notes, train = [], trained.train_dataset
+        if dropped := train.dropped_empty:
+            notes.append(
+                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
+            )
+        if missing := [name for name in self.metrics if name not in trained.metrics]:
+            notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
+        found = Counter(one["image_id"] for one in scores.detections)
         return TaskResult(
-            metrics={name: trained.metrics[name] for name in self.metrics if name in trained.metrics},
+            metrics={name: trained.metrics[name] for name in self.metrics if name not in missing},
             per_image={
                 "image": np.array([names[image] for image in scores.image_ids]),
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
-                "detections": np.array(scores.detection_counts, dtype=np.int64),
-                "objects": np.array(scores.object_counts, dtype=np.int64),
+                "detections": np.array([found[image] for image in scores.image_ids], dtype=np.int64),
+                "objects": scores.class_objects.sum(axis=1),
                 "class_objects": scores.class_objects,
             },
             detections=scores.detections,
@@ -90,32 +93,20 @@ class DetectionProbe:
             ),
             config=self.config(context),
             cost=trained.cost,
-            notes=[*self._notes(trained.metrics, trained.train_dataset), *trained.notes],
+            notes=[*notes, *trained.notes],
         )
-
-    def _notes(self, metrics: Mapping[str, float], train: Any) -> list[str]:
-        notes = []
-        if dropped := train.dropped_empty:
-            notes.append(
-                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
-            )
-        if missing := [name for name in self.metrics if name not in metrics]:
-            notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
-        return notes
 
 
 def detection_config(probe: DetectionProbe, context: Context) -> Config:
     """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds the shared parts."""
     from mmengine.config import Config
 
-    from probes.detection import coco, models, ssd_head  # noqa: F401 - two register what the config names
+    from probes.detection import coco, models  # noqa: F401 - register what the config names
     from probes.detection.per_shape import per_shape
     from probes.runner import batches  # noqa: F401 - as does this
 
     data, backbone = context.data, context.backbone
     settings: DetectionSettings = context.settings
-    if not isinstance(settings, probe.settings_type):
-        raise UserError(f"{probe.name} takes {probe.settings_type.__name__}, not {type(settings).__name__}")
     frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
     if isinstance(settings, MaskRCNNSettings):
         model = models.mask_rcnn(backbone, frozen, len(data.classes), settings)
@@ -134,11 +125,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     }
     # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few small ones
     room = settings.batch_size * largest if context.device.type == "cuda" else 0
-    evaluator = {
-        "type": "CocoMeanAP",
-        "ann_file": f"{val_set['data_root']}/{val_set['ann_file']}",
-        "masks": probe.masks,
-    }
+    ann_file = f"{val_set['data_root']}/{val_set['ann_file']}"
     config = Config(
         {
             "custom_imports": {"imports": list(OWN_MODULES)},
@@ -146,7 +133,7 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
             "model": model,
             "train_dataloader": {"batch_size": settings.batch_size, "dataset": train_set},
             "val_dataloader": {"dataset": {**val_set, "test_mode": True}},
-            "val_evaluator": evaluator,
+            "val_evaluator": {"type": "CocoMeanAP", "ann_file": ann_file, "masks": probe.masks},
             "optim_wrapper": optimizer(settings),
             "param_scheduler": schedule(settings),
             "train_cfg": {"max_iters": settings.max_iters},
@@ -170,8 +157,6 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
     The image ids are named unless the split is the complete official one (their list would be long).
     """
     samples = data.samples[split]
-    if not samples:
-        raise UserError(f"{data.spec.name} has no image in its split {split!r}")
     folders = data.spec.extra.get("image_folder", {})
     complete = len(samples) == data.spec.expected.get(split)
     return {
@@ -201,19 +186,9 @@ def _mask_rcnn_pipelines(settings: MaskRCNNSettings) -> tuple[list[Part], list[P
 def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
     """``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
     resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
-    zoom = [
-        {"type": "Expand", "mean": fill, "to_rgb": True, "ratio_range": (1, 4)},
-        {"type": "MinIoURandomCrop", "min_ious": (0.1, 0.3, 0.5, 0.7, 0.9), "min_crop_size": 0.3},
-    ]
-    color_jitter = [
-        {
-            "type": "PhotoMetricDistortion",
-            "brightness_delta": 32,
-            "contrast_range": (0.5, 1.5),
-            "saturation_range": (0.5, 1.5),
-            "hue_delta": 18,
-        }
-    ]
+    # the amounts are mmdet's defaults, which are SSD's own
+    zoom: list[Part] = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
+    color_jitter = [{"type": "PhotoMetricDistortion"}]
     train: list[Part] = [
         LOAD,
         {"type": "LoadAnnotations", "with_bbox": True},

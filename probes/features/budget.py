@@ -6,7 +6,6 @@ store that is being made counts with its estimated size, so that two processes d
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from backbones.errors import UserError
-from backbones.files import write_json
-from probes.features.lock import in_use
+from backbones.files import read_object, write_json
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -41,8 +39,7 @@ def budget(folder: Path) -> int:
         if not 0 <= gigabytes < float("inf"):
             raise UserError(f"{VARIABLE}={given!r} is not a number of gigabytes; set one such as 20")
         return int(gigabytes * GB)
-    free = shutil.disk_usage(_existing(folder)).free
-    return int(min(DEFAULT_GB * GB, (free + sum(map(size_of, stores(folder)))) / 2))
+    return int(min(DEFAULT_GB * GB, (free(folder) + sum(map(size_of, stores(folder)))) / 2))
 
 
 def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[Path], bool]) -> None:
@@ -55,31 +52,26 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
     Raises:
         NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too little.
     """
-    allowed = budget(folder)
-    own = _real_size(store)
+    allowed, own = budget(folder), _real_size(store)
     advice = f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
     if own + more > allowed:
-        raise NoRoom(
-            f"features of {about} would take {gigabytes(own + more)}, and the cache may hold {gigabytes(allowed)}; "
-            f"{advice}"
-        )
+        raise NoRoom(f"features of {about} would take {gigabytes(own + more)}, and the cache may hold "
+                     f"{gigabytes(allowed)}; {advice}")  # fmt: skip
     others = sorted((one for one in stores(folder) if one != store), key=last_used)
     taken = sum(map(size_of, others))
     for one in others:
         if taken + own + more <= allowed:
             break
         size = size_of(one)
-        if remove(one):
-            taken -= size
+        taken -= size if remove(one) else 0
     if taken + own + more > allowed:
         raise NoRoom(
             f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
             f"{gigabytes(allowed)} are in use by this task or other processes; wait for those, or {advice}"
         )
-    free = shutil.disk_usage(_existing(folder)).free
-    if more > free:
+    if more > free(folder):
         raise NoRoom(
-            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free)} are free on the disk of "
+            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free(folder))} are free on the disk of "
             f"{folder}; free some space, set CLIPTEX_HOME to a larger disk, or {advice}"
         )
     write_json(store / "making.json", {"bytes": own + more})
@@ -87,17 +79,9 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
     reserved += more
 
 
-def room(folder: Path) -> int:
-    """Bytes that a new store could take now, if all that nobody uses made room."""
-    used = sum(size_of(store) for store in stores(folder) if in_use(store) or (store / "making.json").exists())
-    removable = sum(map(size_of, stores(folder))) - used
-    return min(budget(folder) - used, shutil.disk_usage(_existing(folder)).free + removable)
-
-
 def release(store: Path) -> None:
     """The store is finished: from now on its real size counts."""
-    with suppress(FileNotFoundError):
-        (store / "making.json").unlink()
+    (store / "making.json").unlink(missing_ok=True)
 
 
 def stores(folder: Path) -> list[Path]:
@@ -107,11 +91,7 @@ def stores(folder: Path) -> list[Path]:
 
 def size_of(store: Path) -> int:
     """Bytes of a store; of one that is being made, what it will have."""
-    try:
-        promised = int(json.loads((store / "making.json").read_text(encoding="utf-8"))["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        promised = 0
-    return max(_real_size(store), promised)
+    return max(_real_size(store), read_object(store / "making.json").get("bytes", 0))
 
 
 def _real_size(store: Path) -> int:
@@ -142,7 +122,6 @@ def gigabytes(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 10**6:.1f} MB"
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+def free(folder: Path) -> int:
+    """Bytes on the disk that ``folder`` is, or will be, on."""
+    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free

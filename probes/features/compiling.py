@@ -20,6 +20,11 @@ def wanted() -> bool:
     return os.environ.get(SETTING, "") not in ("", "0")
 
 
+def identity() -> dict[str, bool]:
+    """What the identity of kept features says of it."""
+    return {"compiled": True} if wanted() else {}
+
+
 def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tensor], Result]:
     """``function`` by way of ``torch.compile`` where that is wanted and possible, else itself.
 
@@ -31,19 +36,18 @@ def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tenso
     """
     if not wanted():
         return function
-    quick: Callable[[Tensor], Result] | None = torch.compile(function)
+    quick = torch.compile(function)
 
     def run(images: Tensor) -> Result:
         nonlocal quick
-        if quick is not None:
-            try:
-                return quick(images)
-            except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
-                result = function(images)  # raises if it is its own error
-                quick = None
-                reason = (str(error).splitlines() or [""])[0][:160]
-                log.warning("%s runs uncompiled: %s: %s", name, type(error).__name__, reason)
-                return result
-        return function(images)
+        try:
+            return quick(images)
+        except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
+            if quick is function:
+                raise
+            result = function(images)  # raises if it is its own error
+            quick, reason = function, (str(error).splitlines() or [""])[0][:160]
+            log.warning("%s runs uncompiled: %s: %s", name, type(error).__name__, reason)
+            return result
 
     return run

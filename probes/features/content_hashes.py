@@ -36,7 +36,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     hashes = [""] * len(paths)
     with ThreadPoolExecutor(4) as pool:  # reading and hashing free the interpreter
         for folder, members in folders.items():
-            known = _remembered(folder)
+            known = remembered(folder)
             try:
                 states = {index: state_of(paths[index].stat()) for index in members}
                 new = [index for index in members if known.get(paths[index].name, ("",))[0] != states[index]]
@@ -45,7 +45,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
                 raise UserError(f"cannot read {error.filename}: {error.strerror}; was it moved just now?") from error
             for index in members:
                 hashes[index] = found.get(index) or known[paths[index].name][1]
-            _remember((paths[index], states[index], sha256) for index, sha256 in found.items())
+            remember((paths[index], states[index], sha256) for index, sha256 in found.items())
     return hashes
 
 
@@ -66,7 +66,7 @@ def read_and_hash(path: Path) -> tuple[bytes, str]:
 
 def save() -> None:
     """Write down what ``read_and_hash`` has found."""
-    _remember(_pending.pop() for _ in range(len(_pending)))
+    remember(_pending.pop() for _ in range(len(_pending)))
 
 
 def state_of(status: os.stat_result) -> State:
@@ -79,14 +79,15 @@ def _hash(path: Path, state: State) -> str:
     return sha256_file(path)
 
 
-def _memory(folder: Path) -> Path:
+def memory(folder: Path) -> Path:
+    """Where the hashes of a folder's files are remembered."""
     return home() / "content_hashes" / f"{content_key(folder.absolute(), 32)}.jsonl"
 
 
-def _remembered(folder: Path) -> dict[str, tuple[State, str]]:
+def remembered(folder: Path) -> dict[str, tuple[State, str]]:
     """Name → (state, sha256) of the files of a folder; of a name that comes twice the last."""
     known = {}
-    with suppress(OSError), _memory(folder).open(encoding="utf-8") as lines:
+    with suppress(OSError), memory(folder).open(encoding="utf-8") as lines:
         for line in lines:
             with suppress(ValueError):  # cut short by a process that was killed
                 name, *state, sha256 = json.loads(line)
@@ -94,12 +95,13 @@ def _remembered(folder: Path) -> dict[str, tuple[State, str]]:
     return known
 
 
-def _remember(found: Iterable[tuple[Path, State, str]]) -> None:
+def remember(found: Iterable[tuple[Path, State, str]]) -> None:
+    """Write down (file, its state, sha256) for others."""
     folders: dict[Path, list[str]] = defaultdict(list)
     for path, state, sha256 in found:
         folders[path.parent].append(json.dumps([path.name, *state, sha256]) + "\n")
     with suppress(OSError):  # a memory that cannot be written is a slower one
         for folder, lines in folders.items():
-            _memory(folder).parent.mkdir(parents=True, exist_ok=True)
-            with _memory(folder).open("a", encoding="utf-8") as file:
+            memory(folder).parent.mkdir(parents=True, exist_ok=True)
+            with memory(folder).open("a", encoding="utf-8") as file:
                 file.write("".join(["\n", *lines]))  # after a line that a killed process has cut short

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.protocols import Progress, Silent
+from probes.base import Context
 
 
 @dataclass
@@ -83,3 +84,8 @@ class EncodeRun:
     num_workers: int = 2
     progress: Progress = field(default_factory=Silent)
     cost: EncodeCost = field(default_factory=EncodeCost)
+
+    @classmethod
+    def of(cls, context: Context) -> EncodeRun:
+        """That of a task, whose costs begin at nothing."""
+        return cls(context.device, context.num_workers, context.progress)

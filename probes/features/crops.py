@@ -18,8 +18,8 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from backbones.errors import UserError
+from backbones.files import seed_of
 from probes.features.content_hashes import content_hash
-from probes.runner.sampling import seed_of
 
 
 class Crop(NamedTuple):

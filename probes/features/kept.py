@@ -1,26 +1,40 @@
 """Datasets that deliver kept features in the place of images: what dense probes and detection share.
 
 In mmengine's terms the dataset delivers the maps and the backbone only reads them: heads, losses, schedules and evaluators
-are those of the uncached config.
+are those of the uncached config. What is not kept yet is encoded when a set is opened: decoded in loading processes while the
+backbone computes, in batches of one shape.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch.utils.data import Dataset
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from backbones.base import Backbone
+from backbones.errors import NonFiniteLoss, UserError
+from backbones.files import content_key
+from backbones.versions import DENSE, versions
+from probes.base import Context
+from probes.features import compiling
 from probes.features.cost import EncodeRun
-from probes.features.store import Builder, CacheKey, Store, get_or_build
-from probes.runner import batches, bridge
+from probes.features.store import DTYPES, Builder, CacheKey, Store, as_dtype, get_or_build
+from probes.runner import bridge
+from probes.runner.shared_parts import SharedPart
 
 Part = dict[str, Any]  # of a config
-OWN_MODULES = ("probes.features.precompute", "probes.runner.batches")
+BATCH = 32
+CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
+META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
 def on_kept_features(
@@ -32,17 +46,14 @@ def on_kept_features(
     train: Mapping[str, Any],
     val: Mapping[str, Any],
     stack: Mapping[str, Any],
-    at_once: int,
 ) -> Config:
     """``config`` with datasets of kept features.
 
     Args:
-        dtype: that features are kept in: ``fp32``, ``fp16`` or ``bf16``.
-        device: that encodes.
-        dataset: type of the dataset that stands around the one of each loader; a ``FeatureDataset``.
+        dtype, device: see ``FeatureDataset``.
+        dataset: type of the ``FeatureDataset`` that stands around the one of each loader.
         train, val: further arguments of it.
         stack: config of the data preprocessor, which makes a batch of kept maps.
-        at_once: images of an evaluation's batch at most.
     """
     encoder = {"backbone": config.model.backbone, "data_preprocessor": config.model.data_preprocessor}
     config = copy.deepcopy(config)
@@ -53,15 +64,17 @@ def on_kept_features(
         }  # fmt: skip
         loader.num_workers = 0  # reading what is mapped is quicker than passing it between processes
         loader.persistent_workers = False
-    config.val_dataloader.update(batches.at_once(at_once, device))
     config.model.data_preprocessor = dict(stack)
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, *OWN_MODULES]
+    config.custom_imports.imports = [*config.custom_imports.imports, "probes.features.kept", "probes.runner.batches"]
     return config
 
 
 class FeatureDataset(Dataset):
     """A dataset on kept features; what is not kept yet is made when the set is first used.
+
+    Attributes:
+        scope: mmengine's, of the encoder's configs.
 
     Args:
         source: the dataset that stands below, with a pipeline for its images.
@@ -71,6 +84,8 @@ class FeatureDataset(Dataset):
         device: type of the device that encodes (``cpu``, ``cuda``), which is part of the features' identity.
     """
 
+    scope: str
+
     def __init__(self, source: Any, name: str, encoder: Mapping[str, Any], dtype: str, device: str) -> None:
         self.source, self.name = source, name
         self.encoder, self.dtype, self.device = dict(encoder), dtype, device
@@ -79,7 +94,12 @@ class FeatureDataset(Dataset):
 
     @abstractmethod
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        """What is kept: the features, then – where it is kept too – the ground truth."""
+        """What is kept: the features (see ``maps``), then – where it is kept too – the ground truth."""
+
+    @abstractmethod
+    def load(self, item: int) -> dict[str, Any]:
+        """``inputs`` (3, H, W) and ``data_samples`` of an item of the store of features, as a pipeline packs them, in whichever
+        process. Raises ``UserError`` when the image cannot be read."""
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -110,7 +130,7 @@ class FeatureDataset(Dataset):
         return next(self.keys(EncodeRun(torch.device(self.device))))[0].digest
 
     def open(self, run: EncodeRun | None = None) -> None:
-        """Open what is kept, making what is not. Raises as ``get_or_build`` and ``encode_maps`` do."""
+        """Open what is kept, making what is not. Raises as ``get_or_build`` and ``encoded`` do."""
         self.close()
         run = run or EncodeRun(torch.device(self.device))
         waiting = f"waiting for the process that encodes {self.name}"
@@ -128,7 +148,128 @@ class FeatureDataset(Dataset):
         """What the dataset below says of each of its samples."""
         return [self.source.get_data_info(index) for index in range(len(self))]
 
+    def maps(
+        self, sizes: Sequence[tuple[int, ...]], identity: Mapping[str, Any], run: EncodeRun
+    ) -> tuple[CacheKey, Builder]:
+        """What to hand to ``get_or_build`` for the maps of the items.
+
+        Args:
+            sizes: (height, width) of every item, to sort by.
+            identity: what the maps follow from besides the encoder and the type of device, since another one rounds
+                differently: images, pipeline, crops.
+        """
+        with DefaultScope.overwrite_default_scope(self.scope):
+            frozen = MODELS.build(self.encoder["backbone"])
+        backbone, layers = frozen.backbone, list(frozen.out_indices)
+        key = CacheKey(
+            "dense maps",
+            f"{backbone.name} on {self.name}",
+            {
+                **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
+                "data_preprocessor": self.encoder["data_preprocessor"], "device": run.device.type,
+                "libraries": versions(*DENSE), **compiling.identity(),
+            },
+            (self.dtype,) * len(layers),
+            [maps_bytes(backbone, layers, size, self.dtype) for size in sizes],
+        )  # fmt: skip
+        return key, partial(self.encoded, frozen=frozen, sizes=sizes, run=run)
+
+    @torch.inference_mode()
+    def encoded(
+        self, wanted: Sequence[Sequence[int]], frozen: Any, sizes: Sequence[tuple[int, ...]], run: EncodeRun
+    ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
+        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all that is ``wanted``; see ``Builder``.
+
+        Items of one shard come in the order of their sizes, so that they go through the backbone together.
+
+        Raises:
+            NonFiniteLoss: a map is not finite.
+            UserError: an image cannot be read, or a map does not fit into fp16.
+        """
+        with DefaultScope.overwrite_default_scope(self.scope):
+            preprocess = MODELS.build(self.encoder["data_preprocessor"]).to(run.device)
+        frozen = frozen.to(run.device)
+        about, on_cpu = f"{frozen.backbone.name} on {self.name}", run.device.type == "cpu"
+        run.progress.start(f"encoding {about}", sum(map(len, wanted)))
+        quick = compiling.compiled(frozen, about)
+        preprocess._non_blocking = not on_cpu  # images come pinned
+        orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
+        loaded = _loaded(self.load, [item for order in orders for item in order], run)
+        for order in orders:
+            for shape, alike in groupby(islice(loaded, len(order)), lambda one: one[1]["inputs"].shape):
+                most = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
+                while part := list(islice(alike, most)):
+                    batch = preprocess({"inputs": [one["inputs"] for _, one in part],
+                                        "data_samples": [one["data_samples"] for _, one in part]}, False)  # fmt: skip
+                    maps = run.cost.run(frozen, batch["inputs"], quick)
+                    if not all(bool(one.isfinite().all()) for one in maps):
+                        raise NonFiniteLoss(f"feature maps of {about} are not finite")
+                    kept = [one.cpu() for one in as_dtype(maps, self.dtype, about)]
+                    for place, ((item, _), sample) in enumerate(zip(part, batch["data_samples"], strict=True)):
+                        found = sample.metainfo
+                        yield (
+                            item,
+                            [one[place] for one in kept],
+                            {name: _plain(found[name]) for name in META_KEYS if name in found},
+                        )
+                    run.progress.advance(len(part))
+
 
 def part_of(pipeline: list[Part], kind: str) -> Part:
     """The transform of a type in a pipeline's config."""
     return next(part for part in pipeline if part["type"] == kind)
+
+
+def features_key(config: Any, context: Context) -> str:
+    """What the features of a config's datasets are found by, whether they are there yet or not."""
+    bridge.share(context.backbone_config, context.backbone)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        sets = [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+        return content_key([dataset.key() for dataset in sets])
+
+
+@bridge.in_both_scopes("KeptFeatures")
+class KeptFeatures(SharedPart):
+    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
+
+    def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(one.float() for one in maps)
+
+
+def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
+    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
+    height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
+    cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
+    return sum(cells) * DTYPES[dtype].itemsize
+
+
+class _Items(Dataset[tuple[int, Any]]):
+    """What ``load`` makes of an item; or the user's error, which would come from a loading process as a page of traceback."""
+
+    def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
+        self.load = load
+
+    def __getitem__(self, item: int) -> tuple[int, Any]:
+        try:
+            return item, self.load(item)
+        except UserError as error:
+            return item, error
+
+
+def _loaded(
+    load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items in order, about two batches of which are being loaded."""
+    workers = min(run.num_workers, len(order))
+    items = DataLoader(
+        _Items(load), batch_size=None, sampler=order, num_workers=workers,
+        pin_memory=run.device.type == "cuda", prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
+    )  # fmt: skip
+    for item, one in items:
+        if isinstance(one, UserError):
+            raise one
+        yield item, one
+
+
+def _plain(value: Any) -> Any:
+    return [float(part) if isinstance(part, float) else int(part) for part in value]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.errors import UserError
-from backbones.files import content_key, home, replacing, sha256_file, write_json
+from backbones.files import content_key, home, read_object, replacing, sha256_file, write_json
 from backbones.locks import locked
 from probes.features import budget
-from probes.features.lock import in_use, leave, lock_path, reading
+from probes.features.content_hashes import State, memory, remember, remembered, state_of
 
 VERSION = 3  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
-VERIFIED = "verified.json"  # state of each shard when its content was last looked at
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8, "uint16": torch.uint16,
 }  # fmt: skip
@@ -98,13 +98,11 @@ class Store:
 
     Attributes:
         folder: where it is.
-        made: whether (part of) it was made just now.
         notes: what was wrong with it and was mended, one line each.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], lock: FileLock) -> None:
-        self.folder, self.made, self.notes = folder, False, list[str]()
-        self._lock = lock
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], lock: FileLock, notes: Sequence[str] = ()) -> None:
+        self.folder, self.notes, self._lock = folder, notes, lock
         self._kinds, self._items = len(manifest["dtypes"]), manifest["items"]
         self._first = [shard["first"] for shard in manifest["shards"]]
         self._files = [shard["file"] for shard in manifest["shards"]]
@@ -124,8 +122,7 @@ class Store:
         return self._part(number)[1][place]
 
     def stacked(self) -> Tensor:
-        """The first tensor of every item, which must all have one shape: mapped if it is a single shard, else copied
-        once."""
+        """The first tensor of every item, all of one shape: mapped if it is a single shard, else copied once."""
         parts: Any = [self._part(number)[0][0] for number in range(len(self._files))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -160,11 +157,11 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
     """The store of ``key``, opened; what is not there yet, or is damaged, is made by ``build``.
 
     Args:
-        build: see ``Builder``; called at most once, with the items of the shards that are missing.
+        build: called at most once, with the items of the shards that are missing.
         wait: called once when another process is making the same store, before waiting for it.
 
     Raises:
-        UserError: it does not fit into the budget or on the disk (see ``probes.features.budget``).
+        NoRoom: it does not fit into the budget or on the disk (see ``probes.features.budget``).
     """
     folder, notes = key.folder, list[str]()
     with locked(lock_path(folder), wait or (lambda: None)):
@@ -181,24 +178,18 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
         if manifest is None or (made and verify(folder, manifest)):
             raise RuntimeError(f"{folder} was made and is not whole: is something else writing there?")
         budget.touch(folder)
-        store = Store(folder, manifest, reading(folder))
-        store.made, store.notes = made, notes
-        return store
+        return Store(folder, manifest, reading(folder), notes)
 
 
 def _make(key: CacheKey, build: Builder) -> None:
     """Write the shards that are not there whole, then the manifest. The caller holds the lock."""
     folder, shards = key.folder, key.shards
-    with suppress(FileNotFoundError):
-        (folder / "manifest.json").unlink()
+    (folder / "manifest.json").unlink(missing_ok=True)
     for left in folder.glob(".*.tmp"):  # by a process that was killed
         left.unlink()
-    entries: dict[int, dict[str, Any]] = {}
-    for number, items in enumerate(shards):
-        entry = _finished(folder / shard_name(number), items)
-        if entry is not None:
-            entries[number] = entry
-    missing = [number for number in range(len(shards)) if number not in entries]
+    known = remembered(folder)
+    entries = [_finished(folder / shard_name(number), items, known) for number, items in enumerate(shards)]
+    missing = [number for number, entry in enumerate(entries) if entry is None]
     size = sum(key.item_bytes[item] for number in missing for item in shards[number])
     budget.reserve(root(), folder, size, key.about, remove)
     write_json(folder / "key.json", {"kind": key.kind, "about": key.about, "identity": key.identity})
@@ -214,11 +205,9 @@ def _make(key: CacheKey, build: Builder) -> None:
         entries[number] = _write_shard(folder / shard_name(number), key, [found[item] for item in items], items[0])
     manifest = {
         "version": VERSION, "key": key.digest, "kind": key.kind, "about": key.about, "identity": key.identity,
-        "dtypes": list(key.dtypes), "items": len(key.item_bytes), "shards": [entries[n] for n in sorted(entries)],
+        "dtypes": list(key.dtypes), "items": len(key.item_bytes), "shards": entries,
     }  # fmt: skip
     budget.touch(folder)
-    # each was read back when it was hashed
-    write_json(folder / VERIFIED, {entry["file"]: _stat(folder / entry["file"]) for entry in entries.values()})
     write_json(folder / "manifest.json", {**manifest, "sha256": content_key(manifest, 64)})
     budget.release(folder)
 
@@ -247,80 +236,101 @@ def _write_shard(
             tensors |= {f"{kind}.{place}": one.clone() for place, one in enumerate(each)}
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"items": json.dumps([dict(metadata) for _, metadata in items])})
-        size, sha256 = temporary.stat().st_size, sha256_file(temporary)
+        size, sha256 = temporary.stat().st_size, sha256_file(temporary)  # which reads it back
+    remember([(path, state_of(path.stat()), sha256)])
     entry = {"file": path.name, "first": first, "items": len(items), "bytes": size, "sha256": sha256}
     write_json(entry_path(path), entry)
     return entry
 
 
-def _finished(shard: Path, items: range) -> dict[str, Any] | None:
+def _finished(shard: Path, items: range, known: Mapping[str, tuple[State, str]]) -> dict[str, Any] | None:
     """The manifest's entry of a shard that is whole; None for any other."""
-    try:
-        entry = json.loads(entry_path(shard).read_text(encoding="utf-8"))
-        whole = (entry["first"], entry["items"]) == (items.start, len(items)) and entry["file"] == shard.name
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return entry if whole and not _damage(shard, entry) else None
+    entry = read_object(entry_path(shard))
+    whole = entry and (entry["first"], entry["items"]) == (items.start, len(items)) and not _damage(shard, entry, known)
+    return entry if whole else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished store; None where there is none that is whole and of this version."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        told = manifest.pop("sha256")
-        right = content_key(manifest, 64) == told and manifest["version"] == VERSION and manifest["key"] == folder.name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    manifest = read_object(folder / "manifest.json")
+    told = manifest.pop("sha256", "")
+    right = content_key(manifest, 64) == told and manifest["version"] == VERSION and manifest["key"] == folder.name
     return manifest if right else None
 
 
 def verify(folder: Path, manifest: Mapping[str, Any], *, full: bool = False) -> dict[str, str]:
     """File name of each shard that is not what the manifest says → why.
 
-    Sizes are always looked at. Contents are hashed the first time and whenever size, time or inode have changed since;
-    always when ``full``.
+    Sizes are always looked at. Contents are hashed the first time and whenever size, time or inode have changed since (see
+    ``probes.features.content_hashes``); always when ``full``.
     """
-    stamps_file = folder / VERIFIED
+    known = {} if full else remembered(folder)
+    found = {entry["file"]: _damage(folder / entry["file"], entry, known) for entry in manifest["shards"]}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def _damage(shard: Path, entry: Mapping[str, Any], known: Mapping[str, tuple[State, str]]) -> str:
+    """What is wrong with a shard; empty when nothing is. It is not read where its content is ``known``."""
     try:
-        known = {} if full else json.loads(stamps_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    wrong: dict[str, str] = {}
-    stamps: dict[str, Any] = {}
-    for entry in manifest["shards"]:
-        shard = folder / entry["file"]
-        stamp = _stat(shard)
-        if stamp and known.get(entry["file"]) == stamp and stamp[0] == entry["bytes"]:
-            stamps[entry["file"]] = stamp
-        elif reason := _damage(shard, entry):
-            wrong[entry["file"]] = reason
-        else:
-            stamps[entry["file"]] = stamp
-    if stamps != known:
-        with suppress(UserError):  # a read-only cache is a slower one
-            write_json(stamps_file, stamps)
-    return wrong
-
-
-def _stat(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _damage(shard: Path, entry: Mapping[str, Any]) -> str:
-    """What is wrong with a shard; empty when nothing is."""
-    try:
-        size = shard.stat().st_size
-        if size != entry["bytes"]:
-            return f"{shard.name} has {size} bytes instead of {entry['bytes']}"
-        if sha256_file(shard) != entry["sha256"]:
-            return f"the content of {shard.name} has changed"
+        state = state_of(shard.stat())
+        if state[0] != entry["bytes"]:
+            return f"{shard.name} has {state[0]} bytes instead of {entry['bytes']}"
+        if known.get(shard.name) != (state, entry["sha256"]):
+            if sha256_file(shard) != entry["sha256"]:
+                return f"the content of {shard.name} has changed"
+            remember([(shard, state, entry["sha256"])])
     except OSError as error:
         return f"{shard.name} cannot be read ({error.strerror})"
     return ""
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock of whoever makes, opens or removes a store."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def reading(folder: Path) -> FileLock:
+    """A lock of a reader's own: what is locked in ``readers`` is in use. The caller holds the store's lock.
+
+    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
+    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
+    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
+    """
+    path = folder / "readers" / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock.acquire()
+    return lock
+
+
+def leave(lock: FileLock) -> None:
+    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the lock is its parent's."""
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has the store open. The caller holds the store's lock."""
+    return any(map(_is_held, (folder / "readers").glob("*.lock")))
+
+
+def _is_held(reader: Path) -> bool:
+    lock = FileLock(reader, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except OSError:  # ``Timeout`` among them
+        return True
+    lock.release()
+    return False
+
+
+def room() -> int:
+    """Bytes that a new store could take now, if all that nobody uses made room."""
+    stores = budget.stores(root())
+    used = sum(budget.size_of(one) for one in stores if in_use(one) or (one / "making.json").exists())
+    removable = sum(map(budget.size_of, stores)) - used
+    return min(budget.budget(root()) - used, budget.free(root()) + removable)
 
 
 def remove(folder: Path) -> bool:
@@ -329,9 +339,9 @@ def remove(folder: Path) -> bool:
         with locked(lock_path(folder), wait=False):
             if in_use(folder):
                 return False
-            with suppress(FileNotFoundError):  # first what makes it count
-                (folder / "manifest.json").unlink()
+            (folder / "manifest.json").unlink(missing_ok=True)  # first what makes it count
             shutil.rmtree(folder, ignore_errors=True)
+            memory(folder).unlink(missing_ok=True)
     except Timeout:
         return False
     return not folder.exists()

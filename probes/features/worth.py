@@ -11,10 +11,10 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from probes.base import Context
-from probes.features import budget
+from probes.features.budget import gigabytes
 from probes.features.cost import EncodeRun
 from probes.features.kept import part_of
-from probes.features.store import read_manifest, root
+from probes.features.store import read_manifest, room, root
 from probes.runner import bridge
 
 MEMORY = 4e9  # bytes a second of files that stay in memory
@@ -37,9 +37,9 @@ def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
     missing = [key for key in keys if read_manifest(key.folder) is None]
     if not missing:
         return True, "they are there"
-    size, room = sum(sum(key.item_bytes) for key in missing), budget.room(root())
-    if size > room:
-        return False, f"they would take {budget.gigabytes(size)}, and there is room for {budget.gigabytes(room)}"
+    size, most = sum(sum(key.item_bytes) for key in missing), room()
+    if size > most:
+        return False, f"they would take {gigabytes(size)}, and there is room for {gigabytes(most)}"
     encode = seconds_to_encode(frozen, part_of(train.pipeline, "FixedCrop")["crop"], context.device)
     write, read = disk_speed(root())
     if size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
@@ -50,7 +50,7 @@ def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
     anew = (drawn + len(val)) * encode
     return kept < anew, (
         f"an image takes {1000 * encode:.1f} ms to encode, and the disk writes {write / 1e6:.0f} MB/s: about {kept:.0f} s with "
-        f"kept features ({budget.gigabytes(size)}), {anew:.0f} s without"
+        f"kept features ({gigabytes(size)}), {anew:.0f} s without"
     )
 
 

@@ -17,58 +17,45 @@ from torch import Tensor
 from backbones.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
-from probes.features.cost import EncodeCost
-from probes.image_level.embeddings import kept_embeddings
-from probes.image_level.flops import linear_flops
-from probes.image_level.linear import Linear, Samples, Schedule, ranks, stratified_split, train_linear
+from probes.features.cost import EncodeRun
+from probes.image_level.embeddings import encode_split
+from probes.image_level.linear import Linear, Samples, linear_flops, ranks, stratified_split, train_linear
 from probes.image_level.settings import LinearSettings
 
-SPLITS: tuple[Split, ...] = ("train", "val")
+Pair = tuple[float, float]  # learning rate, weight decay
 
 
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
-    cost = EncodeCost()
-    features: dict[str, Tensor] = {split: encode_split(context, split, cost) for split in SPLITS}
+    settings: LinearSettings = context.settings
+    encoding = EncodeRun.of(context)
+    features: dict[Split, Tensor] = {"train": encode_split(context, "train", encoding)}
+    features["val"] = encode_split(context, "val", encoding)
     encoded = time.perf_counter()
     train, val = (
-        Samples(near(features[split], context.device), targets(context, split), len(context.data.classes))
-        for split in SPLITS
+        Samples(near(each, context.device), targets(context, split), len(context.data.classes))
+        for split, each in features.items()
     )
-    pair, why = choose(train, context)
-    model = refit(train, pair, context)
+    pair, why, choosing = choose(train, context)
+    context.progress.start("training the linear classifier", settings.epochs)
+
+    def log(epoch: int, losses: list[float], model: Linear) -> None:
+        context.log.log_metrics({"train/loss": losses[0]}, epoch)
+        context.progress.advance()
+
+    model = train_linear(train, [pair], settings, context.seed, context.device, log)
     trained = time.perf_counter()
     logits = [model.logits(part)[0].cpu() for part, _ in val.batches(4096, context.device)]
-    result = score(torch.cat(logits), val.labels, [sample.image for sample in context.data.samples["val"]])
-    result.cost = cost.added_to({
+    result = score(context, torch.cat(logits))
+    width = train.features.shape[1]
+    result.cost = encoding.cost.added_to({
         "train_seconds": trained - encoded,
         "eval_seconds": time.perf_counter() - trained,
-        **probing_flops(train, len(val), context),
+        "train_flops": choosing + linear_flops(width, train.classes, settings.epochs * len(train)),
+        "eval_flops": linear_flops(width, train.classes, 0, len(val)),
     })  # fmt: skip
     result.notes = [f"learning rate {pair[0]:g}, weight decay {pair[1]:g}: {why}"]
     return result
-
-
-def probing_flops(train: Samples, scored: int, context: Context) -> dict[str, float]:
-    """``train_flops`` (choosing the classifier and training it) and ``eval_flops``."""
-    settings: LinearSettings = context.settings
-    grid, width = len(settings.learning_rates) * len(settings.weight_decays), train.features.shape[1]
-    choosing = 0.0
-    if grid > 1:
-        kept, held = stratified_split(train.labels, settings.holdout, context.seed)
-        choosing = linear_flops(width, grid * train.classes, settings.epochs * len(kept), settings.epochs * len(held))
-    return {
-        "train_flops": choosing + linear_flops(width, train.classes, settings.epochs * len(train)),
-        "eval_flops": linear_flops(width, train.classes, 0, scored),
-    }
-
-
-def encode_split(context: Context, split: Split, cost: EncodeCost) -> Tensor:
-    """Features of the images of one split, in the order of its samples; encoded once for all that ask for them. What had
-    to be encoded is added to ``cost``."""
-    paths = [context.data.root / sample.image for sample in context.data.samples[split]]
-    about = f"{context.data.spec.name} ({split})"
-    return kept_embeddings(context, paths, context.settings.encoding(context.device.type), about=about, cost=cost)
 
 
 def near(features: Tensor, device: torch.device) -> Tensor:
@@ -82,29 +69,38 @@ def targets(context: Context, split: Split) -> Tensor:
     return torch.tensor([sample.target for sample in context.data.samples[split]], dtype=torch.int64)
 
 
-def choose(train: Samples, context: Context) -> tuple[tuple[float, float], str]:
-    """The (learning rate, weight decay) with the best top-1 on a held-out part of train, and why. ``val`` has no say.
-
-    Of equals the one with the lower held-out loss wins. Logs ``select/top1/lr_…`` after each epoch.
-    """
+def choose(train: Samples, context: Context) -> tuple[Pair, str, float]:
+    """The pair of the grid with the best top-1 on a held-out part of train, why, and the floating-point operations of finding
+    it. ``val`` has no say. Logs ``select/top1/lr_…`` after each epoch."""
     settings: LinearSettings = context.settings
-    grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
+    grid = grid_of(settings)
     if len(grid) == 1:
-        return grid[0], "given"
+        return grid[0], "given", 0.0
     kept, held = (replace(train, members=part) for part in held_out_split(train.labels, settings, context.seed))
     latest: list[tuple[float, float]] = []
 
     def look(epoch: int, losses: list[float], model: Linear) -> None:
         latest[:] = held_out_scores(model, held, context.device)
-        names = [f"lr_{rate:g}" + (f"_wd_{decay:g}" if decay else "") for rate, decay in grid]
-        context.log.log_metrics({f"select/top1/{n}": top1 for n, (top1, _) in zip(names, latest, strict=True)}, epoch)
+        found = {f"select/top1/{name_of(pair)}": top1 for pair, (top1, _) in zip(grid, latest, strict=True)}
+        context.log.log_metrics(found, epoch)
         context.progress.advance()
 
     context.progress.start(f"choosing among {len(grid)} linear classifiers", settings.epochs)
-    train_linear(kept, grid, schedule(context), context.device, look)
+    train_linear(kept, grid, settings, context.seed, context.device, look)
     best = best_of(latest)
     why = f"best of {len(grid)} on {len(held)} held-out training images (top1 {latest[best][0]:.1f})"
-    return grid[best], why + at_the_edge(grid[best][0], settings.learning_rates)
+    trained, scored = settings.epochs * len(kept), settings.epochs * len(held)
+    flops = linear_flops(train.features.shape[1], len(grid) * train.classes, trained, scored)
+    return grid[best], why + at_the_edge(grid[best][0], settings.learning_rates), flops
+
+
+def grid_of(settings: LinearSettings) -> list[Pair]:
+    return [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
+
+
+def name_of(pair: Pair) -> str:
+    """``lr_0.05``, ``lr_0.05_wd_0.001``."""
+    return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")
 
 
 def held_out_split(labels: Tensor, settings: LinearSettings, seed: int) -> tuple[Tensor, Tensor]:
@@ -114,23 +110,6 @@ def held_out_split(labels: Tensor, settings: LinearSettings, seed: int) -> tuple
         raise UserError("linear: every class has only one training image, so that no learning rate can be chosen; "
                         "give one with --set learning_rates=0.1")  # fmt: skip
     return kept, held
-
-
-def best_of(scores: Sequence[tuple[float, float]]) -> int:
-    """The place of the best (top-1, loss): the highest top-1, of equals the lowest loss; one that is not finite is last."""
-    return max(range(len(scores)), key=lambda each: (math.isfinite(scores[each][1]), scores[each][0], -scores[each][1]))
-
-
-def at_the_edge(rate: float, rates: Sequence[float]) -> str:
-    """What to say of a chosen rate beyond which a better one may lie."""
-    if len(set(rates)) < 2 or rate not in (min(rates), max(rates)):
-        return ""
-    return f"; the {'lowest' if rate == min(rates) else 'highest'} rate of its grid: a better one may lie beyond it"
-
-
-def schedule(context: Context) -> Schedule:
-    settings: LinearSettings = context.settings
-    return Schedule(settings.epochs, settings.batch_size, settings.momentum, context.seed, settings.standardise)
 
 
 def held_out_scores(model: Linear, held: Samples, device: torch.device) -> list[tuple[float, float]]:
@@ -146,24 +125,23 @@ def held_out_scores(model: Linear, held: Samples, device: torch.device) -> list[
     return list(zip((100 * right / len(held)).tolist(), (loss / len(held)).tolist(), strict=True))
 
 
-def refit(train: Samples, pair: tuple[float, float], context: Context) -> Linear:
-    """One classifier on all of train. Logs ``train/loss`` after each epoch."""
-
-    def log(epoch: int, losses: list[float], model: Linear) -> None:
-        context.log.log_metrics({"train/loss": losses[0]}, epoch)
-        context.progress.advance()
-
-    context.progress.start("training the linear classifier", context.settings.epochs)
-    return train_linear(train, [pair], schedule(context), context.device, log)
+def best_of(scores: Sequence[tuple[float, float]]) -> int:
+    """The place of the best (top-1, loss): the highest top-1, of equals the lowest loss; one that is not finite is last."""
+    return max(range(len(scores)), key=lambda each: (math.isfinite(scores[each][1]), scores[each][0], -scores[each][1]))
 
 
-def score(logits: Tensor, labels: Tensor, images: list[str]) -> TaskResult:
-    """``top1`` and, with more than five classes, ``top5`` in percent; the true class's rank (0 = right) for each image.
+def at_the_edge(rate: float, rates: Sequence[float]) -> str:
+    """What to say of a chosen rate beyond which a better one may lie."""
+    if len(set(rates)) < 2 or rate not in (min(rates), max(rates)):
+        return ""
+    return f"; the {'lowest' if rate == min(rates) else 'highest'} rate of its grid: a better one may lie beyond it"
 
-    (N, C), (N,), N names.
-    """
+
+def score(context: Context, logits: Tensor) -> TaskResult:
+    """``top1`` and, with more than five classes, ``top5`` in percent, of (N, C) scores of ``val``; the true class's rank
+    (0 = right) for each image."""
+    labels = targets(context, "val")
     rank = ranks(logits, labels)
-    metrics = {"top1": 100 * (rank < 1).double().mean().item()}
-    if logits.shape[-1] > 5:
-        metrics["top5"] = 100 * (rank < 5).double().mean().item()
-    return TaskResult(metrics, {"image": np.array(images), "rank": rank.numpy(), "label": labels.numpy()})
+    metrics = {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or logits.shape[1] > 5}
+    images = np.array([sample.image for sample in context.data.samples["val"]])
+    return TaskResult(metrics, {"image": images, "rank": rank.numpy(), "label": labels.numpy()})

@@ -12,60 +12,61 @@ from typing import Any
 
 from torch import Tensor
 
+from backbones.base import Backbone
 from backbones.files import content_key
 from backbones.versions import WHOLE_IMAGES, versions
 from probes.base import Context
+from probes.datasets.base import Split
 from probes.features import compiling
 from probes.features.budget import NoRoom
 from probes.features.content_hashes import content_hashes
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.features.store import CacheKey, get_or_build
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 
 
-def kept_embeddings(
-    context: Context, paths: Sequence[Path], how: Encoding, *, about: str, cost: EncodeCost | None = None
-) -> Tensor:
-    """``probes.image_level.encode.encode_images`` of ``paths``, from the feature cache when they are there.
+def encode_split(context: Context, split: Split, run: EncodeRun, members: Tensor | None = None) -> Tensor:
+    """Features of the images of one split (or of ``members``, the held-out part of it), in the order of its samples: see
+    ``kept_embeddings``."""
+    samples = context.data.samples[split]
+    chosen = samples if members is None else [samples[index] for index in members]
+    about = f"{context.data.spec.name} ({split if members is None else f'held-out part of {split}'})"
+    paths = [context.data.root / sample.image for sample in chosen]
+    return kept_embeddings(context.backbone, paths, run, context.settings.encoding(run.device.type), about)
 
-    Where the cache has no room they are encoded all the same, and not kept.
+
+def kept_embeddings(backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding, about: str) -> Tensor:
+    """``encode_images``, from the feature cache when they are there; where it has no room they are not kept.
 
     Args:
         about: name of the set, for people.
-        cost: what had to be encoded is added to it.
     Returns:
         (len(paths), D) float32 on the CPU; mapped, not read, where it is a single file.
     """
-    backbone, device = context.backbone, context.device
-    cost = cost or EncodeCost()
-
-    def encode(chosen: Sequence[Path]) -> Tensor:
-        return encode_images(
-            backbone, chosen, device, how, num_workers=context.num_workers, progress=context.progress, cost=cost
-        )
 
     def build(wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
         for shard in wanted:
-            for item, embedding in zip(shard, encode([paths[item] for item in shard]), strict=True):
+            for item, embedding in zip(
+                shard, encode_images(backbone, [paths[item] for item in shard], run, how), strict=True
+            ):
                 yield item, [embedding], {}
 
     if not paths:
-        return encode(paths)
+        return encode_images(backbone, paths, run, how)
     identity = {
         "backbone": backbone.identity(), "images": content_key(content_hashes(paths), 64),
-        **asdict(how), "size": how.size or backbone.data.size, "device": device.type, "libraries": versions(*WHOLE_IMAGES),
+        **asdict(how), "size": how.size or backbone.data.size, "device": run.device.type, "libraries": versions(*WHOLE_IMAGES),
+        **compiling.identity(),
     }  # fmt: skip
-    if compiling.wanted():
-        identity["compiled"] = True
     # for the room it takes: as long as the embedding, or a token for each block and a mean
     width = (how.blocks + 1) * max(backbone.channels) if how.blocks else max(backbone.embed_dim, *backbone.channels)
     key = CacheKey("embeddings", f"{backbone.name} on {about}", identity, ("fp32",), [4 * width] * len(paths))
-    with cost.timed():
+    with run.cost.timed():
         try:
             store = get_or_build(key, build)
         except NoRoom:
-            return encode(paths)
+            return encode_images(backbone, paths, run, how)
     try:
         return store.stacked()
     finally:

@@ -1,5 +1,4 @@
-"""Whole images and texts to embeddings, by a frozen backbone; what linear classification, zero-shot and retrieval
-stand on.
+"""Whole images and texts to embeddings, by a frozen backbone: what linear classification, zero-shot and retrieval stand on.
 
 Decoding and resizing happen in loader processes while the model computes; images travel as bytes and are scaled and
 normalised on the device, so that the loader never is the slow part of it.
@@ -10,41 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
-from backbones.cliptex.protocols import Silent
+from backbones.cliptex.cost import count_flops
 from backbones.errors import NonFiniteLoss, UserError
-from probes.base import Progress
+from probes.base import Context
 from probes.features.compiling import compiled
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.image_level.settings import Encoding, Precision
 
-PLAIN, QUIET = Encoding(), Silent()
+PLAIN = Encoding()
 
 
 @torch.inference_mode()
-def encode_images(
-    backbone: Backbone,
-    paths: Sequence[Path],
-    device: torch.device,
-    how: Encoding = PLAIN,
-    *,
-    num_workers: int = 2,
-    progress: Progress = QUIET,
-    cost: EncodeCost | None = None,
-) -> Tensor:
+def encode_images(backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding = PLAIN) -> Tensor:
     """Features of whole images, in the order of ``paths``.
 
-    Args:
-        num_workers: loading processes (0 = in this one); never changes the result.
-        cost: what is encoded is added to it.
     Returns:
         (len(paths), D) float32 on the CPU, not normalised to unit length.
     Raises:
@@ -54,30 +41,29 @@ def encode_images(
     images = Images(paths, fitting(how.size, backbone), backbone.data)
     batches = [range(start, min(start + how.batch_size, len(paths))) for start in range(0, len(paths), how.batch_size)]
     embeddings = torch.empty(0, backbone.embed_dim)
-    progress.start("encoding images", len(images))
-    encode, cost = encoder(backbone, how), cost or EncodeCost()
+    run.progress.start("encoding images", len(images))
+    encode = encoder(backbone, how)
     quick = compiled(encode, backbone.name)
-    for places, pixels in zip(batches, normalised(images, batches, num_workers, backbone, device), strict=True):
-        with autocast(device, how.precision):
-            embedded = cost.run(encode, pixels, quick).float().cpu()
+    for places, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
+        with autocast(run.device, how.precision):
+            embedded = run.cost.run(encode, pixels, quick).float().cpu()
         if not places.start:
             embeddings = torch.empty(len(images), embedded.shape[1])
         embeddings[places.start : places.stop] = embedded
-        progress.advance(len(places))
+        run.progress.advance(len(places))
     return finite(embeddings, f"image embeddings of {backbone.name}")
 
 
 def encoder(backbone: Backbone, how: Encoding) -> Callable[[Tensor], Tensor]:
-    """Normalised images → what ``how`` asks for, (N, D)."""
+    """Normalised images → what ``how`` asks for, (N, D); of blocks all class tokens, and the mean of the last patch tokens."""
+
+    def tokens_in_a_row(images: Tensor) -> Tensor:
+        layers = backbone.encode_tokens(images, how.blocks)
+        return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
+
     if how.blocks:
-        return lambda images: tokens_in_a_row(backbone.encode_tokens(images, how.blocks))
+        return tokens_in_a_row
     return backbone.encode_features if how.features == "pre_projection" else backbone.encode_image
-
-
-def tokens_in_a_row(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """(class token (N, C), patch tokens (N, L, C)) of blocks → (N, blocks · C + C): all class tokens, and the mean of the last
-    patch tokens."""
-    return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
 
 
 def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:
@@ -90,28 +76,32 @@ def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]
 
 
 def normalised(
-    images: Images, batches: Sequence[Sequence[int]], num_workers: int, backbone: Backbone, device: torch.device
+    images: Images, batches: Sequence[Sequence[int]], backbone: Backbone, run: EncodeRun
 ) -> Iterator[Tensor]:
-    """Batches of items as the backbone takes them: (N, 3, H, W) float32 on ``device``."""
+    """Batches of items, loaded in order, as the backbone takes them: (N, 3, H, W) float32 on the device."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on channels-last images
     memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
-        255 * torch.tensor(each, device=device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
+        255 * torch.tensor(each, device=run.device).view(3, 1, 1) for each in (backbone.data.mean, backbone.data.std)
     )
-    for batch in loader(images, batches, num_workers, device):
-        pixels = (batch.to(device, non_blocking=True).float() - mean) / std
+    loaded = DataLoader(
+        images,
+        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
+        num_workers=min(run.num_workers, len(batches)),
+        collate_fn=default_convert,  # ``Images`` makes whole batches itself
+        pin_memory=run.device.type == "cuda",
+        prefetch_factor=max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None,
+    )
+    for batch in loaded:
+        if isinstance(batch, str):
+            raise UserError(batch)
+        pixels = (batch.to(run.device, non_blocking=True).float() - mean) / std
         yield pixels.contiguous(memory_format=memory)
 
 
 @torch.inference_mode()
 def encode_texts(
-    backbone: Backbone,
-    texts: Sequence[str],
-    device: torch.device,
-    *,
-    batch_size: int = 256,
-    precision: Precision = "fp32",
-    progress: Progress = QUIET,
+    backbone: Backbone, texts: Sequence[str], run: EncodeRun, precision: Precision = "fp32", batch_size: int = 256
 ) -> Tensor:
     """Embeddings of texts, in their order: (len(texts), D) float32 on the CPU, not normalised to unit length.
 
@@ -119,14 +109,21 @@ def encode_texts(
         UserError: the backbone has no text tower.
         NonFiniteLoss: an embedding is not finite.
     """
-    progress.start("encoding texts", len(texts))
+    run.progress.start("encoding texts", len(texts))
     parts = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        with autocast(device, precision):
+        with autocast(run.device, precision):
             parts.append(backbone.encode_text(batch).float().cpu())
-        progress.advance(len(batch))
+        run.progress.advance(len(batch))
     return finite(torch.cat(parts), f"text embeddings of {backbone.name}")
+
+
+@torch.inference_mode()
+def text_flops(context: Context, texts: Sequence[str]) -> float:
+    """Floating-point operations of encoding so many texts: one is counted (see ``backbones.cliptex.cost``)."""
+    with autocast(context.device, context.settings.precision):
+        return float(len(texts) * count_flops(lambda: context.backbone.encode_text(texts[:1])))
 
 
 class Images(Dataset[Tensor]):
@@ -150,15 +147,13 @@ class Images(Dataset[Tensor]):
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
         """A batch; or, since an error from a loader process would arrive as a page of traceback, what went wrong."""
-        try:
-            return torch.stack([self[index] for index in indices])
-        except Exception:
-            for index in indices:
-                try:
-                    self[index]
-                except Exception as error:
-                    return f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed just now?"
-            raise
+        images = []
+        for index in indices:
+            try:
+                images.append(self[index])
+            except Exception as error:
+                return f"cannot read {self.path(index)} ({str(error).splitlines()[0]}); was it changed just now?"
+        return torch.stack(images)
 
 
 def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
@@ -170,33 +165,7 @@ def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], 
     )  # fmt: skip
 
 
-def loader(
-    images: Images, batches: Sequence[Sequence[int]], num_workers: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Batches of items in order. PyTorch gives each loading process one thread."""
-    most = max(map(len, batches), default=1)
-    loaded = DataLoader(
-        images,
-        batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=whole,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=max(2, 256 // most) if num_workers and batches else None,
-    )
-    for batch in loaded:
-        if isinstance(batch, str):
-            raise UserError(batch)
-        yield batch
-
-
-def whole(batch: Any) -> Tensor | str:
-    """``Images`` makes whole batches itself."""
-    return batch
-
-
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    if precision not in get_args(Precision):
-        raise UserError(f"precision {precision!r} is not known; choose {' or '.join(get_args(Precision))}")
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

@@ -14,27 +14,9 @@ import torch
 from torch import Tensor
 
 from backbones.errors import NonFiniteLoss
+from probes.image_level.settings import LinearSettings
 
 ROWS = 8192  # of features that are looked at at once where all of them are
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a classifier is trained: SGD with momentum, its learning rate brought to zero by a cosine.
-
-    Attributes:
-        epochs: passes over the features.
-        batch_size: samples a step; capped at the number of samples.
-        momentum: of SGD.
-        seed: of the order of samples, which is the same for every member of a grid.
-        standardise: see ``Standardiser``.
-    """
-
-    epochs: int
-    batch_size: int
-    momentum: float = 0.9
-    seed: int = 0
-    standardise: bool = True
 
 
 @dataclass
@@ -52,22 +34,12 @@ class Samples:
     classes: int
     members: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if self.members is None:
-            self.members = torch.arange(len(self.labels))
-
     def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def indices(self) -> Tensor:
-        """``members``, all of them where nothing else was said."""
-        assert self.members is not None
-        return self.members
+        return len(self.labels if self.members is None else self.members)
 
     def batch(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """(features, labels) of members, on ``device``."""
-        index = self.indices[places]
+        index = places if self.members is None else self.members[places]
         return self.features[index].to(device), self.labels[index].to(device)
 
     def batches(self, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,8 +69,8 @@ class Standardiser:
         return cls(mean.float(), scale.float())
 
     @classmethod
-    def identity(cls, samples: Samples) -> Standardiser:
-        return cls(torch.zeros(samples.features.shape[1]), torch.ones(samples.features.shape[1]))
+    def identity(cls, width: int) -> Standardiser:
+        return cls(torch.zeros(width), torch.ones(width))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean.to(features.device)) * self.scale.to(features.device)
@@ -129,7 +101,6 @@ class Grid:
         grid: G pairs: a peak rate, given for a batch of 256 and scaled with the batch (Goyal et al. 2017), and the decay of
             the weights (not the biases).
         batch_size: samples of a step.
-        momentum: of SGD.
     """
 
     def __init__(
@@ -167,40 +138,49 @@ def cosine(done: float) -> float:
 def train_linear(
     samples: Samples,
     grid: Sequence[tuple[float, float]],
-    schedule: Schedule,
+    settings: LinearSettings,
+    seed: int,
     device: torch.device,
     on_epoch: Callable[[int, list[float], Linear], None] | None = None,
 ) -> Linear:
     """Train one classifier for each (learning rate, weight decay) pair, from zero weights; see ``Grid``.
 
     Args:
+        settings: of which epochs, batch_size, momentum and standardise are read; a cosine takes the rate to zero.
+        seed: of the order of samples, which is the same for every member of the grid.
         on_epoch: called after each epoch with its number from 1, the mean loss of each classifier, and the classifiers.
     Raises:
         NonFiniteLoss: every classifier of the grid diverged. (One that diverges alone is left to lose.)
     """
-    batch = min(schedule.batch_size, len(samples))
+    batch, width = min(settings.batch_size, len(samples)), samples.features.shape[1]
     model = Linear(
-        Standardiser.fit(samples) if schedule.standardise else Standardiser.identity(samples),
-        torch.zeros(samples.features.shape[1], len(grid), samples.classes, device=device),
+        Standardiser.fit(samples) if settings.standardise else Standardiser.identity(width),
+        torch.zeros(width, len(grid), samples.classes, device=device),
         torch.zeros(len(grid), samples.classes, device=device),
     )
-    training = Grid(model, grid, batch, schedule.momentum)
-    order = torch.Generator().manual_seed(schedule.seed)
+    training = Grid(model, grid, batch, settings.momentum)
+    order = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(samples) / batch)
-    for epoch in range(schedule.epochs):
+    for epoch in range(settings.epochs):
         losses = torch.zeros(len(grid), device=device)
         for step, picked in enumerate(torch.randperm(len(samples), generator=order).split(batch)):
             inputs, targets = samples.batch(picked, device)
-            done = (epoch * steps + step) / (schedule.epochs * steps)
+            done = (epoch * steps + step) / (settings.epochs * steps)
             losses += training.step(model.standardise(inputs), targets, cosine(done))
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
-                f"linear: every loss of the grid is not finite in epoch {epoch + 1} of {schedule.epochs}"
+                f"linear: every loss of the grid is not finite in epoch {epoch + 1} of {settings.epochs}"
             )
         if on_epoch:
             on_epoch(epoch + 1, mean, model)
     return model
+
+
+def linear_flops(features: int, classes: int, trained: int, scored: int = 0) -> float:
+    """Of linear classifiers, from the number of samples that they were trained on and only scored on, repetitions counted:
+    a product for the scores and, in training, one for the gradient of the weights."""
+    return 2.0 * features * classes * (2 * trained + scored)
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:

@@ -24,22 +24,23 @@ from torchvision.transforms import Compose, InterpolationMode, PILToTensor, Rand
 
 from backbones.base import DataConfig
 from backbones.errors import NonFiniteLoss
-from backbones.files import content_key, replacing
+from backbones.files import replacing, seed_of
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeCost
+from probes.features.cost import EncodeRun
 from probes.image_level.classification import (
+    Pair,
     at_the_edge,
     best_of,
-    encode_split,
+    grid_of,
     held_out_scores,
     held_out_split,
+    name_of,
     score,
     targets,
 )
-from probes.image_level.embeddings import kept_embeddings
+from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import Images, autocast, encoder, fitting, normalised
-from probes.image_level.flops import linear_flops
-from probes.image_level.linear import Grid, Linear, Samples, Standardiser, cosine
+from probes.image_level.linear import Grid, Linear, Samples, Standardiser, cosine, linear_flops
 from probes.image_level.settings import LinearSettings
 
 SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
@@ -76,74 +77,57 @@ class RandomCrops(Images):
         return self.paths[self.index(draw)]
 
 
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of ``parts`` alone, the same in every process."""
-    return int(content_key(parts, 16), 16) >> 1
-
-
 @dataclass
 class Kind:
     """The heads that read one part of the tokens: ``columns`` of what ``encoder`` gives."""
 
     name: str
     columns: slice
+    model: Linear
     training: Grid
-
-    @property
-    def model(self) -> Linear:
-        return self.training.model
 
 
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: LinearSettings = context.settings
-    grid = [(rate, decay) for rate in settings.learning_rates for decay in settings.weight_decays]
-    classes, cost, started = len(context.data.classes), EncodeCost(), time.perf_counter()
+    grid = grid_of(settings)
+    classes, encoding, started = len(context.data.classes), EncodeRun.of(context), time.perf_counter()
     labels = targets(context, "train")
     kept, held = held_out_split(labels, settings, context.seed)
     paths = [context.data.root / sample.image for sample in context.data.samples["train"]]
     kinds = start(context, grid, classes)
-    with cost.timed():
-        flops = train(context, kinds, [paths[index] for index in kept], labels[kept], cost)
+    with encoding.cost.timed():
+        flops = train(context, kinds, [paths[index] for index in kept], labels[kept], encoding)
     trained = time.perf_counter()
 
-    about = f"{context.data.spec.name} (held-out part of train)"
-    features = kept_embeddings(
-        context, [paths[i] for i in held], settings.encoding(context.device.type), about=about, cost=cost
-    )
+    features = encode_split(context, "train", encoding, held)
     scores = [
-        held_out_scores(kind.model, Samples(features[:, kind.columns], labels[held], classes), context.device)
+        pair
         for kind in kinds
+        for pair in held_out_scores(
+            kind.model, Samples(features[:, kind.columns], labels[held], classes), context.device
+        )
     ]
-    names = [head_name(kind, pair) for kind in kinds for pair in grid]
-    flat = [pair for of_kind in scores for pair in of_kind]
-    context.log.log_metrics(
-        {f"select/top1/{name}": top1 for name, (top1, _) in zip(names, flat, strict=True)},
-        iterations(context, len(kept)),
-    )
-    best = best_of(flat)
+    names = [f"{kind.name}_{name_of(pair)}" for kind in kinds for pair in grid]
+    found = {f"select/top1/{name}": top1 for name, (top1, _) in zip(names, scores, strict=True)}
+    context.log.log_metrics(found, iterations(context, len(kept)))
+    best = best_of(scores)
     kind, place = kinds[best // len(grid)], best % len(grid)
-    val = encode_split(context, "val", cost)[:, kind.columns]
+    val = encode_split(context, "val", encoding)[:, kind.columns]
     logits = [kind.model.logits(part.to(context.device))[place].cpu() for part in val.split(1024)]
-    result = score(torch.cat(logits), targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
-    result.cost = cost.added_to({
+    result = score(context, torch.cat(logits))
+    result.cost = encoding.cost.added_to({
         "train_seconds": trained - started,
         "eval_seconds": time.perf_counter() - trained,
         "train_flops": flops,
         "eval_flops": linear_flops(val.shape[1], classes, 0, len(val)),
     })  # fmt: skip
     result.notes = [
-        f"{names[best]}: best of {len(names)} heads on {len(held)} held-out training images (top1 {flat[best][0]:.1f})"
+        f"{names[best]}: best of {len(names)} heads on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
         + at_the_edge(grid[place][0], settings.learning_rates),
         "DINOv2 itself chooses the head on val",
     ]
     return result
-
-
-def head_name(kind: Kind, pair: tuple[float, float]) -> str:
-    """``blocks_4_avgpool_lr_0.05``."""
-    rate, decay = pair
-    return f"{kind.name}_lr_{rate:g}" + (f"_wd_{decay:g}" if decay else "")
 
 
 def iterations(context: Context, images: int) -> int:
@@ -152,7 +136,7 @@ def iterations(context: Context, images: int) -> int:
     return settings.epochs * (settings.epoch_length or math.ceil(images / settings.batch_size))
 
 
-def start(context: Context, grid: Sequence[tuple[float, float]], classes: int) -> list[Kind]:
+def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
     """The heads before training, each from a seed of its own, so that it is the same whoever else is trained."""
     settings: LinearSettings = context.settings
     how, device = settings.encoding(context.device.type), context.device
@@ -168,25 +152,20 @@ def start(context: Context, grid: Sequence[tuple[float, float]], classes: int) -
         for place, pair in enumerate(grid):
             seed = torch.Generator().manual_seed(seed_of("head", context.seed, name, *map(repr, pair)))
             weight[:, place] = torch.empty(width, classes).normal_(0, 0.01, generator=seed)
-        plain = Standardiser(torch.zeros(width), torch.ones(width))
-        model = Linear(plain, weight.to(device), torch.zeros(len(grid), classes, device=device))
-        kinds.append(Kind(name, columns, Grid(model, grid, settings.batch_size, settings.momentum)))
+        model = Linear(Standardiser.identity(width), weight.to(device), torch.zeros(len(grid), classes, device=device))
+        kinds.append(Kind(name, columns, model, Grid(model, grid, settings.batch_size, settings.momentum)))
     return kinds
 
 
-def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, cost: EncodeCost) -> float:
+def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, run: EncodeRun) -> float:
     """Train all heads, from where a killed process has left them; returns the operations of the heads alone.
 
     Raises:
         NonFiniteLoss: every head diverged; one that does so alone is left to lose.
     """
     settings: LinearSettings = context.settings
-    how, backbone, device, length = (
-        settings.encoding(context.device.type),
-        context.backbone,
-        context.device,
-        settings.batch_size,
-    )
+    backbone, device, length = context.backbone, context.device, settings.batch_size
+    how = settings.encoding(device.type)
     crops = RandomCrops(paths, fitting(how.size, backbone), backbone.data, context.seed)
     file, whole = context.work_dir / "heads.pt", iterations(context, len(paths))
     epoch = whole // settings.epochs
@@ -196,9 +175,9 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     context.progress.advance(state["iteration"])
     batches = [range(i * length, (i + 1) * length) for i in range(state["iteration"], whole)]
     saved = time.monotonic()
-    for draws, pixels in zip(batches, normalised(crops, batches, context.num_workers, backbone, device), strict=True):
+    for draws, pixels in zip(batches, normalised(crops, batches, backbone, run), strict=True):
         with torch.no_grad(), autocast(device, how.precision):
-            parts = [cost.run(encode, part).float() for part in pixels.split(how.batch_size)]
+            parts = [run.cost.run(encode, part).float() for part in pixels.split(how.batch_size)]
         tokens = torch.cat(parts)
         truth = labels[[crops.index(draw) for draw in draws]].to(device)
         for number, kind in enumerate(kinds):
@@ -216,26 +195,19 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
             with replacing(file) as temporary:
                 torch.save(state, temporary)
             saved = time.monotonic()
-    samples = length * whole
-    return sum(
-        len(kind.training.rates) * linear_flops(kind.model.weight.shape[0], kind.model.bias.shape[1], samples)
-        for kind in kinds
-    )
+    shapes = [kind.model.weight.shape for kind in kinds]
+    return sum(grid * linear_flops(width, classes, length * whole) for width, grid, classes in shapes)
 
 
 def load(file: Path, kinds: Sequence[Kind], device: torch.device) -> dict[str, Any]:
     """What training goes on from: ``iteration`` (those done), ``losses`` of the epoch so far, and the heads' tensors, which
     are those of ``kinds``."""
-    tensors = [[kind.model.weight, kind.model.bias, *kind.training.momenta] for kind in kinds]
-    state = {
-        "iteration": 0,
-        "losses": [torch.zeros(len(kind.training.rates), device=device) for kind in kinds],
-        "heads": tensors,
-    }
-    if file.is_file():
-        left = torch.load(file, map_location=device, weights_only=True)
-        for own, others in zip(tensors, left["heads"], strict=True):
-            for tensor, other in zip(own, others, strict=True):
-                tensor.copy_(other)
-        state |= {"iteration": left["iteration"], "losses": left["losses"]}
-    return state
+    heads = [[kind.model.weight, kind.model.bias, *kind.training.momenta] for kind in kinds]
+    losses = [torch.zeros(len(kind.training.rates), device=device) for kind in kinds]
+    if not file.is_file():
+        return {"iteration": 0, "losses": losses, "heads": heads}
+    left = torch.load(file, map_location=device, weights_only=True)
+    for own, others in zip(heads, left["heads"], strict=True):
+        for tensor, other in zip(own, others, strict=True):
+            tensor.copy_(other)
+    return {**left, "heads": heads}

@@ -13,14 +13,16 @@ Precision = Literal["fp32", "bf16"]
 Features = Literal["projected", "pre_projection"]
 
 
+def impossible(settings: object, name: str, wanted: str) -> UserError:
+    return UserError(f"{name}={getattr(settings, name)!r} is not possible; it must be {wanted}")
+
+
 @dataclass(frozen=True)
 class Encoding:
     """What is made of whole images; all of it decides the numbers.
 
     Attributes:
         size: (height, width) in pixels that the backbone sees; None for its own.
-        precision: of the backbone's arithmetic; ``bf16`` by autocast.
-        batch_size: images at once.
         features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's projection.
         blocks: where it is not 0, neither of these: the class tokens of the last so many blocks, shallow to deep, and the mean
             of the last patch tokens.
@@ -51,15 +53,11 @@ class EncodeSettings:
 
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
-            raise UserError(
-                f"size={self.size} is not possible; it must be 1 to {MOST_PIXELS} pixels, or none for the backbone's own size"
-            )
+            raise impossible(self, "size", f"1 to {MOST_PIXELS} pixels, or none for the backbone's own size")
         if self.precision not in get_args(Precision):
-            raise UserError(
-                f"precision={self.precision!r} is not possible; it must be {' or '.join(get_args(Precision))}"
-            )
+            raise impossible(self, "precision", " or ".join(get_args(Precision)))
         if self.encode_batch_size is not None and self.encode_batch_size < 1:
-            raise UserError(f"encode_batch_size={self.encode_batch_size} is not possible; it must be 1 or more")
+            raise impossible(self, "encode_batch_size", "1 or more")
 
     def encoding(self, device: str) -> Encoding:
         """How images are encoded with these settings on a type of device."""
@@ -69,7 +67,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class LinearSettings(EncodeSettings):
-    """Protocol of linear classification.
+    """Protocol of linear classification, besides ``EncodeSettings``.
 
     Attributes:
         features: ``projected``, the global embedding; or ``pre_projection``, what comes before CLIP's projection to the space of
@@ -83,7 +81,6 @@ class LinearSettings(EncodeSettings):
         epoch_length: iterations of an epoch; 0 for a pass over train.
         blocks, average_pool: heads stand on the class tokens of the last so many blocks, without and with the mean of the last
             patch tokens; every pair of both is trained.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     features: Features = "projected"
@@ -112,7 +109,7 @@ class LinearSettings(EncodeSettings):
         if not 0 < self.holdout < 1:
             raise UserError(f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}")
         if self.features not in get_args(Features):
-            raise UserError(f"features={self.features!r} is not possible; it must be {' or '.join(get_args(Features))}")
+            raise impossible(self, "features", " or ".join(get_args(Features)))
         tokens = (*self.blocks, *self.average_pool)
         if self.random_crops and not (self.blocks and self.average_pool and min(self.blocks) > 0):
             raise UserError(
@@ -130,11 +127,10 @@ class LinearSettings(EncodeSettings):
 
 @dataclass(frozen=True)
 class RetrievalSettings(EncodeSettings):
-    """Protocol of retrieval.
+    """Protocol of retrieval, besides ``EncodeSettings``.
 
     Attributes:
         template: what a caption is put into; ``{}`` is the caption as it stands in the dataset.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     template: str = "{}"
@@ -147,13 +143,12 @@ class RetrievalSettings(EncodeSettings):
 
 @dataclass(frozen=True)
 class ZeroShotSettings(EncodeSettings):
-    """Protocol of zero-shot classification.
+    """Protocol of zero-shot classification, besides ``EncodeSettings``.
 
     Attributes:
         templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
             seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), or ``auto``:
             ``openai`` for imagenet and ``photo`` for everything else.
-        size, precision, encode_batch_size: see ``EncodeSettings``.
     """
 
     templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"

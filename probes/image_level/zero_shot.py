@@ -1,6 +1,4 @@
-"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section
-3.1).
-"""
+"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,29 +12,27 @@ from torch.nn.functional import normalize
 from backbones.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
-from probes.features.cost import EncodeCost
-from probes.image_level.classification import encode_split, score, targets
-from probes.image_level.encode import encode_texts
-from probes.image_level.flops import linear_flops, text_flops
-from probes.image_level.settings import ZeroShotSettings
+from probes.features.cost import EncodeRun
+from probes.image_level.classification import score
+from probes.image_level.embeddings import encode_split
+from probes.image_level.encode import encode_texts, text_flops
+from probes.image_level.linear import linear_flops
 
 Template = Callable[[str], str]
 
 
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
-    settings: ZeroShotSettings = context.settings
-    which, templates = templates_for(settings.templates, context.data.spec)
-    started = time.perf_counter()
+    which, templates = templates_for(context.settings.templates, context.data.spec)
+    started, encoding = time.perf_counter(), EncodeRun.of(context)
     weights = class_embeddings(context, templates)
-    prompted, cost = time.perf_counter(), EncodeCost()
-    images = normalize(encode_split(context, "val", cost), dim=1)
-    logits = torch.cat([part @ weights.T for part in images.split(4096)])
-    result = score(logits, targets(context, "val"), [sample.image for sample in context.data.samples["val"]])
-    result.cost = cost.added_to({
+    prompted = time.perf_counter()
+    images = normalize(encode_split(context, "val", encoding), dim=1)
+    result = score(context, torch.cat([part @ weights.T for part in images.split(4096)]))
+    result.cost = encoding.cost.added_to({
         "text_seconds": prompted - started,
         "eval_seconds": time.perf_counter() - started,
-        "text_flops": text_flops(context, settings, prompts_of(context, templates)),
+        "text_flops": text_flops(context, prompts_of(context, templates)),
         "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
     })  # fmt: skip
     result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
@@ -65,11 +61,7 @@ def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
 
 
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
-    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, scaled to unit length
-    again.
-    """
+    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought to unit length again."""
     prompts = prompts_of(context, templates)
-    embedded = encode_texts(
-        context.backbone, prompts, context.device, precision=context.settings.precision, progress=context.progress
-    )
+    embedded = encode_texts(context.backbone, prompts, EncodeRun.of(context), context.settings.precision)
     return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)

@@ -15,13 +15,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
-from backbones.files import content_key
+from backbones.files import seed_of
 from probes.runner import bridge
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
-    return int(content_key(parts, 16), 16) >> 1
 
 
 def seed_iteration(seed: int, iteration: int) -> None:

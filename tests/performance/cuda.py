@@ -21,6 +21,7 @@ def cuda() -> list[Result]:
     import torch
 
     import backbones
+    from probes.features.cost import EncodeRun
     from probes.image_level.encode import autocast, encode_images
     from probes.image_level.settings import Encoding
 
@@ -37,7 +38,7 @@ def cuda() -> list[Result]:
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
                 how = Encoding(precision="bf16", batch_size=BATCH)
-                encode_images(backbone, paths, device, how, num_workers=os.cpu_count() or 1)
+                encode_images(backbone, paths, EncodeRun(device, os.cpu_count() or 1), how)
                 return IMAGES / (time.perf_counter() - started)
 
             def bare(backbone: backbones.Backbone = backbone, images: torch.Tensor = images) -> float:

@@ -16,6 +16,7 @@ def encoding() -> list[Result]:
     import torch
 
     import backbones
+    from probes.features.cost import EncodeRun
     from probes.image_level.encode import encode_images
     from probes.image_level.settings import Encoding
 
@@ -30,7 +31,7 @@ def encoding() -> list[Result]:
 
             def ours(backbone: backbones.Backbone = backbone) -> float:
                 started = time.perf_counter()
-                encode_images(backbone, paths, device, Encoding(batch_size=batch), num_workers=2)
+                encode_images(backbone, paths, EncodeRun(device), Encoding(batch_size=batch))
                 return count / (time.perf_counter() - started)
 
             def bare(backbone: backbones.Backbone = backbone, images: torch.Tensor = images) -> float:

@@ -12,17 +12,12 @@ import torch
 from backbones.base import Backbone
 from backbones.cliptex.protocols import Silent
 from probes.base import Context
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
 from probes.datasets.layouts import mirrored
 from probes.registry import DATASETS, register_dataset
 
 CLASSES = ("red", "green", "blue")
-
-
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Images of ``images/SPLIT`` and their truth in ``truth/SPLIT``."""
-    return mirrored(root, f"images/{split}", f"truth/{split}")
-
+list_samples = mirrored("images/{part}", "truth/{part}")
 
 for _spec in (
     DatasetSpec("bench-seg", "segmentation", "bench-seg", list_samples, classes=CLASSES),

@@ -8,18 +8,14 @@ import cv2
 import numpy as np
 import torch
 
-from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.layouts import mirrored
 from probes.registry import DATASETS, register_dataset
 
 torch.set_num_threads(1)  # such small maps only wait for one another on several
 
 CLASSES = ("red", "green", "blue")
-
-
-def list_samples(root: Path, split: Split) -> list[Sample]:
-    return mirrored(root, f"images/{split}", f"truth/{split}")
-
+list_samples = mirrored("images/{part}", "truth/{part}")
 
 SPECS = {
     "segmentation": DatasetSpec("tiny-seg", "segmentation", "tiny", list_samples, classes=CLASSES),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.datasets import check
 from probes.datasets.check import place, prepare
@@ -387,18 +387,6 @@ def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
     assert len(data.samples["train"]) == 800 and data.spec.extra["train_list"] == "24,231 raw frames"
     (row,) = (row for row in survey(None, {"nyu-depth": root}) if row.name == "nyu-depth")
     assert row.expected["train"] == 24231 and "24,231 raw frames" in row.message
-
-
-def test_in_threads_keeps_order_and_stops_at_an_error():
-    assert list(check.in_threads(lambda n: n * n, range(1000), 3, chunk=7)) == [n * n for n in range(1000)]
-
-    def fails(n):
-        if n == 500:
-            raise UserError("stop")
-        return n
-
-    with pytest.raises(UserError, match="stop"):
-        list(check.in_threads(fails, range(1000), 3, chunk=7))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)")

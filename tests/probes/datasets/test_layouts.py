@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.datasets.base import Sample
 from probes.registry import DATASETS
@@ -165,7 +165,7 @@ def test_class_names_are_read_from_openmmlab_when_asked_for():
     assert {name: len(set(found)) for name, found in names.items()} == {"voc": 21, "ade20k": 150, "coco": 80}
     assert (names["voc"][0], names["voc"][-1]) == ("background", "tvmonitor")
     assert names["ade20k"][7] == "bed" and names["coco"][-1] == "toothbrush"
-    code = "import sys, probes.datasets.shipped; print([m for m in sys.modules if m in ('torch', 'mmseg', 'mmdet')])"
+    code = "import sys, probes.catalog; print([m for m in sys.modules if m in ('torch', 'mmseg', 'mmdet')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.datasets.survey import survey
 from tests.probes.datasets import make

@@ -162,9 +162,6 @@ def test_wrong_data_is_named(root: Path) -> None:
     object.__setattr__(data.samples["train"][0], "target", 12345)
     with pytest.raises(UserError, match="only 11 of the 12 chosen images"):
         dataset(data, "train")
-    data.samples["train"].clear()  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="no image in its split 'train'"):
-        coco_set(data, "train", [])
 
 
 # ---------------------------------------------------------------- the detectors
@@ -320,7 +317,7 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
         assert levels[-1].shape[-2:] == (1, 1)
 
 
-def test_wrong_settings_are_one_line(root: Path, tmp_path: Path) -> None:
+def test_wrong_settings_are_one_line() -> None:
     for settings, changes, message in (
         (SSDSettings(), {"size": "8"}, "size=8 is not possible; it must be 32 to 8192 pixels"),
         (SSDSettings(), {"optimizer": "lamb"}, "must be adamw or sgd"),
@@ -329,8 +326,6 @@ def test_wrong_settings_are_one_line(root: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             with_changes(settings, changes)
-    with pytest.raises(UserError, match="ssd takes SSDSettings, not MaskRCNNSettings"):
-        PROBES["detection/ssd"].config(context(tmp_path, tiny_coco.prepared(root), MaskRCNNSettings()))
 
 
 def real_coco() -> Path:
@@ -340,12 +335,12 @@ def real_coco() -> Path:
 
 @pytest.mark.skipif(not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data")
 def test_real_coco_is_read_whole() -> None:
-    from probes.datasets import coco
+    import probes.datasets.coco  # noqa: F401  registers
     from probes.datasets.base import PreparedDataset
     from probes.registry import DATASETS
 
     spec = DATASETS["coco"]
-    samples = {split: coco.list_samples(real_coco(), split) for split in ("train", "val")}
+    samples = {split: spec.list_samples(real_coco(), split) for split in ("train", "val")}
     data = PreparedDataset(spec, real_coco(), samples, partial=True)
     for split in ("train", "val"):
         images = dataset(data, split)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from backbones.files import home
 from probes.datasets.check import prepare

@@ -11,7 +11,7 @@ import probes.catalog  # noqa: F401
 from probes.dense import group
 from probes.dense.config import dense_config
 from probes.features import budget, worth
-from probes.features.store import root
+from probes.features.store import room, root
 from probes.registry import PROBES
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context
@@ -99,4 +99,4 @@ def test_the_disk_and_the_backbone_are_really_measured(tmp_path, data):
     assert write > 0 and read > 0 and not list(root().iterdir())
     keeps, why = verdict(tmp_path, data, drawn=10**6)
     assert keeps and "ms to encode" in why
-    assert 0 < budget.room(root()) <= budget.budget(root())
+    assert 0 < room() <= budget.budget(root())

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from backbones import registry
+from probes.features.cost import EncodeRun
 from probes.features.store import root
 from probes.image_level.embeddings import kept_embeddings
 from probes.image_level.encode import encode_images
@@ -34,13 +35,14 @@ def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
     around = replace(
         context(paths[0].parent / "work", recorder=recorder), backbone=registry.create("tiny-cnn", seed=seed)
     )
-    kept = kept_embeddings(around, paths, Encoding(**{"batch_size": 2, **how}), about="toys")
+    run = EncodeRun.of(around)
+    kept = kept_embeddings(around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys")
     return kept, bool(recorder.started)
 
 
 def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):
     fresh = encode_images(
-        registry.create("tiny-cnn", seed=3), paths, torch.device("cpu"), Encoding(batch_size=2), num_workers=0
+        registry.create("tiny-cnn", seed=3), paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2)
     )
     first, at_work = encode(paths)
     assert at_work and torch.equal(first, fresh)
@@ -79,6 +81,6 @@ def test_tokens_are_class_tokens_and_the_mean_of_the_last_patches(paths):
     backbone = registry.create("tiny-cnn", seed=3)
     tokens, _ = encode(paths, blocks=2)
     assert tokens.shape == (5, 24 + 32 + 32)
-    embedding = encode_images(backbone, paths, torch.device("cpu"), Encoding(batch_size=2), num_workers=0)
+    embedding = encode_images(backbone, paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2))
     torch.testing.assert_close(tokens[:, 24:56], embedding)  # of a CNN both are the mean of the last map
     torch.testing.assert_close(tokens[:, 56:], embedding)

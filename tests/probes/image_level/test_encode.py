@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
 from backbones.errors import NonFiniteLoss, UserError
+from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_images, encode_texts, prepare
 from probes.image_level.settings import Encoding
 from tests.probes.datasets import make
@@ -50,7 +51,7 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
         ]
     )
     wanted = torch.cat([backbone.encode_image(usual(Image.open(p).convert("RGB"))[None]) for p in paths])
-    found = encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=0)
+    found = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -58,9 +59,9 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(paths, workers):
     backbone = Colours()
-    here = encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=0)
-    assert torch.equal(encode_images(backbone, paths, CPU, Encoding(batch_size=4), num_workers=workers), here)
-    torch.testing.assert_close(encode_images(backbone, paths, CPU, Encoding(batch_size=7), num_workers=workers), here)
+    here = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
+    assert torch.equal(encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=4)), here)
+    torch.testing.assert_close(encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=7)), here)
 
 
 def test_order_size_progress_and_memory_format(paths):
@@ -68,18 +69,18 @@ def test_order_size_progress_and_memory_format(paths):
     formats = []
     encode = backbone.encode_image
     backbone.encode_image = lambda x: formats.append(x.is_contiguous(memory_format=torch.channels_last)) or encode(x)
-    forward = encode_images(backbone, paths, CPU, Encoding(size=(24, 40), batch_size=8), num_workers=2, progress=bar)
+    forward = encode_images(backbone, paths, EncodeRun(CPU, 2, bar), Encoding(size=(24, 40), batch_size=8))
     assert [tuple(shape) for shape in backbone.seen] == [(8, 3, 24, 40), (8, 3, 24, 40), (5, 3, 24, 40)]
     assert all(formats)
     assert bar.started == [("encoding images", 21)]
     assert bar.done == 21
-    backward = encode_images(backbone, paths[::-1], CPU, Encoding(size=(24, 40), batch_size=8), num_workers=2)
+    backward = encode_images(backbone, paths[::-1], EncodeRun(CPU, 2), Encoding(size=(24, 40), batch_size=8))
     torch.testing.assert_close(backward.flip(0), forward)
 
 
 def test_bfloat16_is_near(paths):
-    exact = encode_images(Colours(), paths, CPU, num_workers=0)
-    rough = encode_images(Colours(), paths, CPU, Encoding(precision="bf16"), num_workers=0)
+    exact = encode_images(Colours(), paths, EncodeRun(CPU, 0))
+    rough = encode_images(Colours(), paths, EncodeRun(CPU, 0), Encoding(precision="bf16"))
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
@@ -89,32 +90,30 @@ def test_bad_input_is_one_line(paths, tmp_path):
     broken = make.truncate(make.save(tmp_path / "x.jpg", np.zeros((60, 60, 3), np.uint8)))
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as caught:
-            encode_images(Colours(), [*paths, broken], CPU, num_workers=workers)
+            encode_images(Colours(), [*paths, broken], EncodeRun(CPU, workers))
         assert "\n" not in str(caught.value)
-    assert encode_images(Colours((30, 30)), paths, CPU, num_workers=0).shape == (21, 8)  # its own size is never refused
+    assert encode_images(Colours((30, 30)), paths, EncodeRun(CPU, 0)).shape == (21, 8)  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
-        encode_images(Colours(), paths, CPU, Encoding(size=(30, 32)))
-    with pytest.raises(UserError, match="fp32 or bf16"):
-        encode_images(Colours(), paths, CPU, Encoding(precision="int4"))
+        encode_images(Colours(), paths, EncodeRun(CPU), Encoding(size=(30, 32)))
 
 
 def test_embeddings_that_are_not_finite_end_it(paths):
     backbone = Colours()
     backbone.projection[0, 0] = torch.nan
     with pytest.raises(NonFiniteLoss, match="image embeddings of colours"):
-        encode_images(backbone, paths, CPU, num_workers=0)
+        encode_images(backbone, paths, EncodeRun(CPU, 0))
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
-        encode_texts(backbone, ["red"], CPU)
+        encode_texts(backbone, ["red"], EncodeRun(CPU))
 
 
 def test_no_images_no_embeddings():
-    assert encode_images(Colours(), [], CPU).shape == (0, 8)
+    assert encode_images(Colours(), [], EncodeRun(CPU)).shape == (0, 8)
 
 
 def test_texts_keep_their_order():
     texts = ["red", "green", "blue", "white", "none"]
     one_by_one = torch.cat([Colours().encode_text([text]) for text in texts])
-    torch.testing.assert_close(encode_texts(Colours(), texts, CPU, batch_size=2), one_by_one)
+    torch.testing.assert_close(encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2), one_by_one)
 
 
 @settings(max_examples=80, deadline=None)

@@ -1,6 +1,7 @@
 """A grid of linear classifiers trained at once equals each trained alone, and is chosen without a look at val."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import NonFiniteLoss, UserError
+from probes.datasets.base import Sample
 from probes.image_level.classification import score
-from probes.image_level.linear import Samples, Schedule, Standardiser, ranks, stratified_split, train_linear
+from probes.image_level.linear import Samples, Standardiser, ranks, stratified_split, train_linear
 from probes.image_level.probe import LINEAR
 from probes.image_level.settings import LinearSettings
 from probes.registry import DATASETS
@@ -43,7 +45,8 @@ def blobs(samples=120, width=16, classes=5, seed=0):
 
 def train(rates, decays, features, labels, epochs=4, batch=32, **options):
     grid = list(zip(rates, decays, strict=True))
-    return train_linear(Samples(features, labels, 5), grid, Schedule(epochs, batch, **options), CPU)
+    how = LinearSettings(epochs=epochs, batch_size=batch, **options)
+    return train_linear(Samples(features, labels, 5), grid, how, 0, CPU)
 
 
 def test_together_equals_alone():
@@ -69,7 +72,7 @@ def test_a_diverging_one_does_not_touch_the_others():
 def test_the_hand_written_step_is_torch_sgd():
     features, labels = blobs()
     samples, epochs, batch = Samples(features, labels, 5), 3, 50
-    ours = train_linear(samples, [(0.5, 0.01)], Schedule(epochs, batch, seed=3), CPU)
+    ours = train_linear(samples, [(0.5, 0.01)], LinearSettings(epochs=epochs, batch_size=batch), 3, CPU)
     inputs = Standardiser.fit(samples)(features)
     layer = nn.Linear(16, 5)
     nn.init.zeros_(layer.weight)
@@ -105,7 +108,7 @@ def test_standardised_features_are_those_of_a_batchnorm_without_affine():
     wanted = norm(features.double()).float()
     assert (ours[:, 0] == 0).all()  # the constant one
     torch.testing.assert_close(ours[:, 1:], wanted[:, 1:], rtol=1e-3, atol=1e-3)
-    assert torch.equal(Standardiser.identity(Samples(features, labels, 5))(features), features)
+    assert torch.equal(Standardiser.identity(16)(features), features)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,9 +140,9 @@ def test_ranks_agree_with_sklearn_and_count_ties_against():
 
 
 def test_top5_only_with_more_than_five_classes():
-    labels = torch.tensor([0, 1])
-    assert score(torch.eye(5)[:2], labels, ["a", "b"]).metrics == {"top1": 100.0}
-    result = score(torch.tensor([[0, 1, 2, 3, 4, 5.0], [0, 9, 1, 2, 3, 4.0]]), labels, ["a", "b"])
+    around = SimpleNamespace(data=SimpleNamespace(samples={"val": [Sample("a", 0), Sample("b", 1)]}))
+    assert score(around, torch.eye(5)[:2]).metrics == {"top1": 100.0}
+    result = score(around, torch.tensor([[0, 1, 2, 3, 4, 5.0], [0, 9, 1, 2, 3, 4.0]]))
     assert result.metrics == {"top1": 50.0, "top5": 50.0}
     assert result.per_image["rank"].tolist() == [5, 0]
 

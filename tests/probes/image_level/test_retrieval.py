@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.image_level.probe import RETRIEVAL
 from probes.image_level.retrieval import by_image, recall, retrieval_ranks
@@ -62,9 +62,9 @@ cases = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), 
 
 
 @settings(max_examples=80, deadline=None)
-@given(case=cases, chunk=st.integers(1, 50))
-def test_ranks_are_those_of_brute_force_for_any_chunk(case, chunk):
-    ranks, wanted = retrieval_ranks(*embeddings(*case), chunk=chunk), brute_force(*embeddings(*case))
+@given(case=cases, cells=st.integers(1, 2500))
+def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
+    ranks, wanted = retrieval_ranks(*embeddings(*case), cells=cells), brute_force(*embeddings(*case))
     for found, right in zip(ranks, wanted, strict=True):
         assert found.tolist() == pytest.approx(right)
 
@@ -98,7 +98,7 @@ def test_the_length_of_embeddings_does_not_matter(case, scale):
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_recall_agrees_with_torchmetrics(k):
     images, captions, owner, _ = embeddings(0, 40, 5)
-    i2t, t2i = retrieval_ranks(images, captions, owner, chunk=16)
+    i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
     cosine = torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(captions, dim=1).T
     right = owner[None] == torch.arange(40)[:, None]
     rows = zip(cosine, right, strict=True)
@@ -128,7 +128,7 @@ def test_recall_agrees_with_clip_benchmark_where_no_caption_comes_twice(k):
     """Its ``recall_at_k`` and ``batchify`` need no model; 1.6 from PyPI, where it is installed."""
     oracle = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
     images, captions, owner, _ = embeddings(0, 40, 5)
-    i2t, t2i = retrieval_ranks(images, captions, owner, chunk=16)
+    i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
     unit = [torch.nn.functional.normalize(each, dim=1) for each in (images, captions)]
     scores = unit[1] @ unit[0].T
     pairs = torch.zeros_like(scores, dtype=torch.bool)
@@ -137,7 +137,7 @@ def test_recall_agrees_with_clip_benchmark_where_no_caption_comes_twice(k):
     assert recall(i2t, k) == pytest.approx(100 * (oracle.recall_at_k(scores.T, pairs.T, k) > 0).double().mean().item())
 
 
-def test_memory_is_bounded_by_the_chunk(monkeypatch):
+def test_memory_is_bounded(monkeypatch):
     largest = 0
     product = torch.Tensor.__matmul__
 
@@ -148,8 +148,8 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch):
         return result
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    retrieval_ranks(*embeddings(0, 50, 5), chunk=8)
-    assert 0 < largest <= 64
+    retrieval_ranks(*embeddings(0, 50, 5), cells=640)
+    assert 0 < largest <= 640
 
 
 def test_caption_ranks_by_image():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-import probes.datasets.shipped  # noqa: F401
+import probes.catalog  # noqa: F401
 from backbones.errors import UserError
 from probes.image_level.probe import ZERO_SHOT
 from probes.image_level.zero_shot import class_embeddings, templates_for
