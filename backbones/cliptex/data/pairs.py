@@ -18,14 +18,15 @@ from webdataset.shardlists import expand_urls
 
 from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, BadPair, Pair, PairSource, Shard, Tally
 from backbones.cliptex.data.table import TablePairs
-from backbones.cliptex.data.tar_index import TarIndex, index_tar
+from backbones.cliptex.data.tables import Made, kept_table
+from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.errors import UserError
 from backbones.files import content_key
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index
-IMAGE, CAPTION = 0, 1  # what an index is reduced to
+VERSION = 1  # of the tables of pairs
 
 
 def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None) -> PairSource:
@@ -67,59 +68,82 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None)
 
 
 class TarPairs(PairSource):
-    """Pairs in webdataset tar shards. A key is ``SHARD/KEY``, for example ``00012/000120034``."""
+    """Pairs in webdataset tar shards. A key is ``SHARD/KEY``, for example ``00012/000120034``.
+
+    Where they lie is a table that all processes of a machine share; see ``tables``.
+    """
 
     def __init__(self, name: str, paths: Sequence[Path], progress: Progress) -> None:
         self.name = name
-        shards, skipped = [], []
-        indices: list[TarIndex] = []
-        self._plain = []
-        progress.start("indexing shards", len(paths))
-        start = 0
-        for shard_name, path in zip(_shard_names(paths), paths, strict=True):
-            index, plain, incomplete = _complete(index_tar(path, (*IMAGES, *CAPTIONS)))
-            shards.append(Shard(shard_name, path, start, len(index)))
-            indices.append(index)
-            self._plain.append(plain)
-            skipped += [(f"{shard_name}/{key}", "no image or no caption") for key in incomplete]
-            start += len(index)
-            progress.advance()
-        self.shards, self.skipped, self._indices = tuple(shards), tuple(skipped), indices
+        names = _shard_names(paths)
+        stats = [path.stat() for path in paths]
+        what = [[str(p.resolve()), s.st_size, s.st_mtime_ns, n] for p, s, n in zip(paths, stats, names, strict=True)]
+        self._table = kept_table(
+            "pair-index", [VERSION, what], lambda: _index(paths, names, progress),
+            lambda: progress.start("another process indexes these shards", 1),
+        )  # fmt: skip
+        self.skipped = tuple((key, reason) for key, reason in self._table.facts["skipped"])
+        self._mtimes, starts = [stat.st_mtime_ns for stat in stats], np.cumsum([0, *self._table.facts["counts"]])
+        self.shards = tuple(
+            Shard(name, path, int(first), int(end - first))
+            for name, path, first, end in zip(names, paths, starts[:-1], starts[1:], strict=True)
+        )
+        self.fingerprint = self._table.facts["fingerprint"]
         _check_skipped(self)
-        self.fingerprint = content_key([_fingerprint(indices), [shard.name for shard in shards]], 32)
 
     def key(self, index: int) -> str:
-        shard, entry, row = self._locate(index)
-        return f"{shard.name}/{entry.keys[row].decode()}"
+        return f"{self.shards[self.place_of(index)].name}/{self._table['rows'][index]['key'].decode()}"
 
     def __getitem__(self, index: int) -> Pair:
-        place = self.place_of(index)
-        shard, entry, row = self._locate(index)
+        place, row = self.place_of(index), self._table["rows"][index]
+        shard = self.shards[place]
         try:
-            image, text = entry.read(row, IMAGE), entry.read(row, CAPTION)
+            image, text = (read_member(shard.path, self._mtimes[place], *row[what]) for what in ("image", "caption"))
         except OSError as error:
             raise BadPair(f"cannot read {shard.path} ({error.strerror})") from error
         try:
-            caption = text.decode("utf-8") if self._plain[place][row] else json.loads(text).get("caption")
+            caption = text.decode("utf-8") if row["plain"] else json.loads(text).get("caption")
         except (ValueError, AttributeError) as error:
             raise BadPair(f"caption is not readable ({error})") from error
         if not isinstance(caption, str):
             raise BadPair("json without a caption")
-        return Pair(f"{shard.name}/{entry.keys[row].decode()}", shard.name, caption.strip(), image)
-
-    def _locate(self, index: int) -> tuple[Shard, TarIndex, int]:
-        place = self.place_of(index)
-        return self.shards[place], self._indices[place], index - self.shards[place].start
+        return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 
-def _complete(index: TarIndex) -> tuple[TarIndex, np.ndarray, list[str]]:
-    """The index reduced to samples with ``IMAGE`` and ``CAPTION``; which captions are plain text; keys of the other samples."""
+def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> Made:
+    """A row for each pair – its key in the shard, offset and size of image and caption, and whether the caption is plain text –
+    and of all of them ``counts`` by shard, ``skipped`` samples and a ``fingerprint``."""
+    progress.start("indexing shards", len(paths))
+    digest, skipped, parts = hashlib.sha256(), [], []
+    small = sum(path.stat().st_size for path in paths) <= HASHED_WHOLE_BYTES
+    for path, name in zip(paths, names, strict=True):
+        rows, incomplete = _complete(index_tar(path, (*IMAGES, *CAPTIONS)))
+        digest.update(rows["key"].tobytes())
+        digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
+        if small:
+            digest.update(path.read_bytes())
+        skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
+        parts.append(rows)
+        progress.advance()
+    facts = {
+        "counts": [*map(len, parts)],
+        "skipped": skipped,
+        "fingerprint": content_key([digest.hexdigest(), names], 32),
+    }
+    return {"rows": np.concatenate(parts)}, facts
+
+
+def _complete(index: TarIndex) -> tuple[np.ndarray, list[str]]:
+    """Rows of the table for samples with image and caption, and the keys of the others."""
     there = index.places[..., 1] >= 0
     whole = there[:, :TXT].any(1) & there[:, TXT:].any(1)
-    rows, plain = np.flatnonzero(whole), there[whole, TXT]
-    columns = np.stack([there[whole, :TXT].argmax(1), np.where(plain, TXT, TXT + 1)], 1)
-    others = [key.decode() for key in index.keys[~whole]]
-    return TarIndex(index.path, index.mtime_ns, index.keys[whole], index.places[rows[:, None], columns]), plain, others
+    numbers, plain = np.flatnonzero(whole), there[whole, TXT]
+    types = [("key", index.keys.dtype), ("image", np.int64, 2), ("caption", np.int64, 2), ("plain", bool)]
+    rows = np.empty(len(numbers), types)
+    rows["key"], rows["plain"] = index.keys[whole], plain
+    rows["image"] = index.places[numbers, there[whole, :TXT].argmax(1)]
+    rows["caption"] = index.places[numbers, np.where(plain, TXT, TXT + 1)]
+    return rows, [key.decode() for key in index.keys[~whole]]
 
 
 def _shard_names(paths: Sequence[Path]) -> list[str]:
@@ -140,14 +164,3 @@ def _check_skipped(source: PairSource) -> None:
     tally.check(len(source) + len(source.skipped))
     if not len(source):
         raise UserError(f"no pairs in {source.name}: a sample is KEY.jpg with KEY.txt (or KEY.json with a caption)")
-
-
-def _fingerprint(indices: Sequence[TarIndex]) -> str:
-    digest = hashlib.sha256()
-    total = sum(index.path.stat().st_size for index in indices)
-    for index in indices:
-        digest.update(index.keys.tobytes())
-        digest.update(index.places.tobytes())
-        if total <= HASHED_WHOLE_BYTES:
-            digest.update(index.path.read_bytes())
-    return digest.hexdigest()

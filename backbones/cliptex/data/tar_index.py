@@ -40,40 +40,29 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    @functools.cached_property
-    def _order(self) -> np.ndarray:
-        return np.argsort(self.keys)
 
-    def row(self, key: str) -> int:
-        """Which sample is called ``key``. Raises ``KeyError``."""
-        wanted = np.bytes_(key.encode())
-        place = int(np.searchsorted(self.keys, wanted, sorter=self._order))
-        if place == len(self.keys) or self.keys[self._order[place]] != wanted:
-            raise KeyError(key)
-        return int(self._order[place])
+def read_member(path: Path, mtime_ns: int, offset: int, size: int) -> bytes:
+    """Bytes of a tar. The file stays open; reads that know no position are safe in every thread and worker.
 
-    def read(self, row: int, suffix: int) -> bytes:
-        """The bytes of a member, by the number of its suffix. Raises ``OSError`` where the file ends early.
-
-        The file stays open; reads that know no position are safe in every thread and worker.
-        """
-        offset, size = map(int, self.places[row, suffix])
-        file = _opened(self.path, self.mtime_ns, os.getpid())  # held: another thread may have opened it too
-        data = os.pread(file.fileno(), size, offset)
-        if len(data) != size:
-            raise OSError(0, "it ends early", str(self.path))
-        return data
+    Raises:
+        OSError: the file cannot be read, or ends early.
+    """
+    file = _opened(path, mtime_ns, os.getpid())  # held: another thread may have opened it too
+    data = os.pread(file.fileno(), int(size), int(offset))
+    if len(data) != size:
+        raise OSError(0, "it ends early", str(path))
+    return data
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)  # of those that a shuffling epoch reads at once
 def _opened(path: Path, mtime_ns: int, pid: int) -> io.FileIO:
     return io.FileIO(path)
 
 
-def index_tar(path: Path, suffixes: Sequence[str]) -> TarIndex:
+def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarIndex:
     """The index of a tar, for members with these suffixes (lower case, without the first dot: ``txt``, ``seg.png``).
 
-    Samples without any of them are in the index too, all their sizes -1.
+    Samples without any of them are in the index too, all their sizes -1. ``keep`` it for those who index the same tar again.
 
     Raises:
         UserError: the file is cut off, damaged, compressed, or holds a member twice.
@@ -90,8 +79,9 @@ def index_tar(path: Path, suffixes: Sequence[str]) -> TarIndex:
     for row, parts in enumerate(samples.values()):
         for column, suffix in enumerate(suffixes):
             places[row, column] = parts.get(suffix, (-1, -1))
-    with replacing(cached) as temporary, temporary.open("wb") as file:
-        np.savez(file, keys=keys, places=places)
+    if keep:
+        with replacing(cached) as temporary, temporary.open("wb") as file:
+            np.savez(file, keys=keys, places=places)
     return TarIndex(path, stat.st_mtime_ns, keys, places)
 
 

@@ -9,8 +9,6 @@ Both are written beside their place and renamed, the second last: a shard withou
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +17,6 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from backbones.cliptex.data.tar_index import TarIndex, index_tar
-from backbones.errors import UserError
 from backbones.files import replacing, sha256_file, write_json
 
 VERSION = 3  # 1 had normals with y down, 2 a format of its own
@@ -28,11 +24,6 @@ VERSION = 3  # 1 had normals with y down, 2 a format of its own
 
 class DamagedShard(Exception):
     """A shard file is missing, cut off or has changed; the message says which."""
-
-
-def hash_key(name: str) -> int:
-    """64 bits of a member's key, the same everywhere."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def member_name(shard: str, key: str) -> str:
@@ -145,16 +136,3 @@ def check_shard(root: Path, shard: Mapping[str, Any]) -> None:
         raise DamagedShard(f"{path} is cut off")
     if sha256_file(path) != shard["sha256"]:
         raise DamagedShard(f"{path} has changed on disk")
-
-
-def open_shard(path: Path, suffixes: tuple[str, ...]) -> TarIndex:
-    """The index of a shard's tar; those of the last 64 are kept. Raises ``UserError``."""
-    try:
-        return _opened(path, path.stat().st_mtime_ns, suffixes)
-    except OSError as error:
-        raise UserError(f"cannot read labels {path} ({error.strerror}); run the same label command again") from error
-
-
-@functools.lru_cache(maxsize=64)
-def _opened(path: Path, mtime_ns: int, suffixes: tuple[str, ...]) -> TarIndex:
-    return index_tar(path, suffixes)

@@ -4,11 +4,12 @@
       00000.tar, 00000.tar.json …   see ``shards``
       manifest.json                 written last: who made the labels, counts, failures named, digests of the shards
 
-Reading keeps the indices of few shards, so that memory does not grow with the number of pairs.
+Where the labels lie is a table that all processes of a machine share; see ``data.tables``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from backbones.cliptex.data.tar_index import TarIndex
+from backbones.cliptex.data.tables import Made, Table, kept_table
+from backbones.cliptex.data.tar_index import index_tar, read_member
 from backbones.cliptex.labels.shards import (
     VERSION,
     DamagedShard,
     ShardWriter,
     check_shard,
-    hash_key,
     member_name,
-    open_shard,
     read_summary,
     tar_path,
 )
@@ -154,12 +154,13 @@ class LabelStore:
         shards = self.manifest["shards"]
         self.names = [shard["name"] for shard in shards]
         self.identity: str = content_key([self.manifest["key"], [shard["sha256"] for shard in shards]], 32)
-        self._known = set(self.names)
-        self._where: tuple[np.ndarray, np.ndarray] | None = None
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self._mtimes: list[int] = []
         for shard in shards:
             path = tar_path(self.root, shard["name"])
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            if not path.is_file() or (stat := path.stat()).st_size != shard["bytes"]:
                 raise UserError(f"{path} is missing or cut off; run the same label command again to mend it")
+            self._mtimes.append(stat.st_mtime_ns)
 
     def __len__(self) -> int:
         return int(self.manifest["pairs_out"])
@@ -175,61 +176,63 @@ class LabelStore:
             KeyError: the store has no labels for it (then ``manifest['failed']`` may say why).
             UserError: the bytes on disk have changed.
         """
-        index, row = self._find(key)
-        labels = {}
-        for column, name in enumerate(self.tasks):
-            if index.places[row, column, 1] < 0 or (tasks is not None and name not in tasks):
+        row, labels = self._find(key), {}
+        number, places = int(self._table["shards"][row]), self._table["places"][row]
+        path = tar_path(self.root, self.names[number])
+        for name, (offset, size) in zip(self.tasks, places, strict=True):
+            if size < 0 or (tasks is not None and name not in tasks):
                 continue
             try:
-                labels[name] = find_task(name).decode(index.read(row, column))
+                labels[name] = find_task(name).decode(read_member(path, self._mtimes[number], offset, size))
             except (OSError, ValueError, SyntaxError) as error:  # PIL says all three
                 raise UserError(
-                    f"{name} of {key} in {index.path} is damaged ({error}); run the same label command again to mend it"
+                    f"{name} of {key} in {path} is damaged ({error}); run the same label command again to mend it"
                 ) from error
         return labels
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
         """Which labels there are of the pair ``key``; nothing is decoded."""
         try:
-            index, row = self._find(key)
+            places = self._table["places"][self._find(key)]
         except KeyError:
             return ()
-        return tuple(name for name, there in zip(self.tasks, index.places[row, :, 1] >= 0, strict=True) if there)
-
-    def shard(self, name: str) -> TarIndex:
-        """One shard's index."""
-        return open_shard(tar_path(self.root, name), self._suffixes)
+        return tuple(name for name, there in zip(self.tasks, places[:, 1] >= 0, strict=True) if there)
 
     def keys(self) -> Iterator[str]:
         """What each pair is called in its tar, one shard after another."""
-        for name in self.names:
-            yield from (f"{name}/{key.decode()}" for key in self.shard(name).keys)
+        keys, shards, places = (self._table[name] for name in ("keys", "shards", "places"))
+        for row in np.lexsort((places[..., 0].max(1), shards)):
+            yield f"{self.names[shards[row]]}/{keys[row].decode()}"
 
-    def _find(self, key: str) -> tuple[TarIndex, int]:
+    @functools.cached_property
+    def _table(self) -> Table:
+        what = [VERSION, str(self.root.resolve()), self.identity, self._mtimes]
+        return kept_table("label-index", what, self._index, lambda: None)
+
+    def _index(self) -> Made:
+        """Sorted by key and then shard: ``keys``, ``shards`` (numbers), and ``places``: offset and size of each task's file."""
+        tars = [index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names]
+        keys = np.concatenate([np.empty(0, "S1"), *(tar.keys for tar in tars)])
+        shards = np.repeat(np.arange(len(tars), dtype=np.int32), [len(tar) for tar in tars])
+        places = np.concatenate([np.empty((0, len(self._suffixes), 2), np.int64), *(tar.places for tar in tars)])
+        order = np.lexsort((shards, keys))
+        return {"keys": keys[order], "shards": shards[order], "places": places[order]}, {}
+
+    def _find(self, key: str) -> int:
+        """The row of a pair. Raises ``KeyError``."""
         shard, _, rest = key.rpartition("/")
-        if not (shard in self._known and rest):  # pairs of tar shards are called SHARD/KEY, those of a table are not
-            shard = self._shard_of(member_name("", key))
-        index = self.shard(shard)
-        return index, index.row(member_name(shard, key))
-
-    def _shard_of(self, member: str) -> str:
-        """Shard of a key that does not say it (pairs of a table); 12 bytes a pair are kept for it."""
-        if self._where is None:
-            hashes = [
-                np.array([hash_key(key.decode()) for key in self.shard(name).keys], np.uint64) for name in self.names
-            ]
-            joined = np.concatenate([np.empty(0, np.uint64), *hashes])
-            order = np.argsort(joined)
-            self._where = (
-                joined[order],
-                np.repeat(np.arange(len(hashes), dtype=np.int32), list(map(len, hashes)))[order],
-            )
-        known, numbers = self._where
-        wanted = np.uint64(hash_key(member))
-        place = int(np.searchsorted(known, wanted))
-        if place == len(known) or known[place] != wanted:
-            raise KeyError(member)
-        return self.names[int(numbers[place])]
+        # pairs of tar shards are called SHARD/KEY, those of a table are not
+        number = self._numbers.get(shard) if rest else None
+        wanted = np.bytes_(member_name("" if number is None else shard, key).encode())
+        keys, shards = self._table["keys"], self._table["shards"]
+        if wanted.dtype.itemsize > keys.dtype.itemsize:  # longer than any; numpy would copy all to compare them
+            raise KeyError(key)
+        first, end = (int(np.searchsorted(keys, wanted, side)) for side in ("left", "right"))
+        if number is not None:
+            first += int(np.searchsorted(shards[first:end], number))
+        if first >= end or (number is not None and shards[first] != number):
+            raise KeyError(key)
+        return first
 
 
 def check_labels(root: str | os.PathLike[str]) -> list[str]:
