@@ -28,14 +28,9 @@ META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Config:
     """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are kept in ``dtype``."""
-    train, val = (
-        {"flip": 0.0 if loader.dataset.get("test_mode") else flip}
-        for loader in (config.train_dataloader, config.val_dataloader)
-    )
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
-    return on_kept_features(
-        config, dtype, device, "CachedInstances", train=train, val=val, stack=config.model.data_preprocessor
-    )
+    stack, train, val = config.model.data_preprocessor, {"flip": flip}, {"flip": 0.0}
+    return on_kept_features(config, dtype, device, "CachedInstances", train=train, val=val, stack=stack)
 
 
 @DATASETS.register_module()

@@ -110,13 +110,12 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
     frozen = {"type": "FrozenBackbone", "precision": settings.precision, **context.backbone_config}
     if isinstance(settings, MaskRCNNSettings):
         model = models.mask_rcnn(backbone, frozen, len(data.classes), settings)
-        train, test = _mask_rcnn_pipelines(settings)
         grouped, largest = settings.aspect_ratio_groups, settings.short_side * settings.long_side
     else:
         assert isinstance(settings, SSDSettings)
         model = models.ssd(backbone, frozen, len(data.classes), settings)
-        train, test = _ssd_pipelines(settings, [255 * value for value in backbone.data.mean])
         grouped, largest = False, settings.size**2
+    train, test = _pipelines(settings, [255 * value for value in backbone.data.mean])
     train_set, val_set = coco_set(data, "train", train), coco_set(data, "val", test)
     train_set |= {
         "drop_empty": True,
@@ -170,32 +169,25 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
     }
 
 
-def _mask_rcnn_pipelines(settings: MaskRCNNSettings) -> tuple[list[Part], list[Part]]:
-    resize = {"type": "Resize", "scale": (settings.long_side, settings.short_side), "keep_ratio": True}
+def _pipelines(settings: DetectionSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
+    """Of train and val. ``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
+    zoom: list[Part] = []
+    color_jitter: list[Part] = []
+    if isinstance(settings, MaskRCNNSettings):
+        resize = {"type": "Resize", "scale": (settings.long_side, settings.short_side), "keep_ratio": True}
+    else:
+        assert isinstance(settings, SSDSettings)
+        resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
+        if settings.augment:  # the amounts are mmdet's defaults, which are SSD's own
+            zoom = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
+            color_jitter = [{"type": "PhotoMetricDistortion"}]
     train: list[Part] = [
         LOAD,
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": isinstance(settings, MaskRCNNSettings)},
+        *zoom,
         resize,
         {"type": "RandomFlip", "prob": settings.flip},
-        {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
-        {"type": "PackDetInputs"},
-    ]
-    return train, [LOAD, resize, {"type": "PackDetInputs", "meta_keys": META_KEYS}]
-
-
-def _ssd_pipelines(settings: SSDSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
-    """``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
-    resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
-    # the amounts are mmdet's defaults, which are SSD's own
-    zoom: list[Part] = [{"type": "Expand", "mean": fill}, {"type": "MinIoURandomCrop"}]
-    color_jitter = [{"type": "PhotoMetricDistortion"}]
-    train: list[Part] = [
-        LOAD,
-        {"type": "LoadAnnotations", "with_bbox": True},
-        *(zoom if settings.augment else []),
-        resize,
-        {"type": "RandomFlip", "prob": settings.flip},
-        *(color_jitter if settings.augment else []),
+        *color_jitter,
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
         {"type": "PackDetInputs"},
     ]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.cliptex.cost import count_flops
 from backbones.cliptex.protocols import Progress, Silent
 from probes.base import Context
+from probes.runner.shared_parts import counted
 
 
 @dataclass
@@ -41,9 +41,8 @@ class EncodeCost:
         if shape in self._of_an_image:
             result = (quick or function)(batch)
         else:
-            results: list[Any] = []
-            self._of_an_image[shape] = count_flops(lambda: results.append(function(batch))) / len(batch)
-            (result,) = results
+            result, flops = counted(lambda: function(batch), True)
+            self._of_an_image[shape] = flops / len(batch)
         self.images += len(batch)
         self.flops += len(batch) * self._of_an_image[shape]
         return result

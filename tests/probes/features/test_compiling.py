@@ -11,6 +11,7 @@ from backbones import registry
 from probes.features import compiling
 from probes.features.compiling import SETTING, compiled
 from probes.features.cost import EncodeCost
+from tests.probes import tiny_mmlab  # noqa: F401  registers
 
 
 def test_nothing_is_compiled_unless_asked_for(monkeypatch):
