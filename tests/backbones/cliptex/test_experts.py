@@ -14,7 +14,7 @@ from scipy.integrate import quad
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, load_experts, train_expert
-from backbones.cliptex.experts.base import Expert
+from backbones.cliptex.experts.base import Expert, resize
 from backbones.cliptex.experts.data import CocoImage, load_data, paint
 from backbones.cliptex.experts.dpt import DPT, DPTSettings
 from backbones.cliptex.experts.dpt_conv import DepthOutput
@@ -278,6 +278,13 @@ def test_real_data(real_data):
     normal = load_data(real_data, "normal", "val", 64, Silent())
     floor = normal.target[:, :, -12:].flatten(2)
     assert float(floor[:, 1].mean()) > 0.1  # floors point up
+
+
+def test_resizing_is_antialiased_whichever_side_shrinks():
+    """Fine stripes become their mean, also where the other side grows."""
+    stripes = (torch.arange(900) % 2).float().view(1, 1, 900, 1).expand(1, 1, 900, 300)
+    for maps in (stripes, stripes.transpose(2, 3)):
+        assert (resize(maps, (384, 384)) - 0.5).abs().mean() < 0.05
 
 
 # ---------------------------------------------------------------- training

@@ -125,41 +125,6 @@ def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
         assert torch.equal(both[0][step].tokens, both[1][step].tokens)
 
 
-def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    start = load_start("random", "tiny")
-    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
-
-    def batches(**more):
-        return TrainDataset(
-            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, **more
-        )
-
-    whole = batches()
-    seen = np.concatenate([whole.positions(step)[0] for step in range(len(whole))])
-    train_pairs = set(range(48)) - set(whole.held_out.tolist())
-    assert len(train_pairs) == 41
-    for epoch in range(5):
-        assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
-    halves = [batches(rank=rank, world=2) for rank in range(2)]
-    remembered = batches()
-    assert remembered.remember(toy.Recorder())
-    worked = list(batches().loader(17, workers=2))
-    for step in (17, 20):
-        expected = whole[step]
-        split = [half[step] for half in halves]
-        for name in ("seg", "depth", "normal"):
-            for other in (
-                torch.cat([s.targets[name] for s in split]),
-                remembered[step].targets[name],
-                worked[step - 17].targets[name],
-            ):
-                assert torch.equal(torch.nan_to_num(other.float()), torch.nan_to_num(expected.targets[name].float())), (
-                    name
-                )
-        for other in (torch.cat([s.images for s in split]), remembered[step].images, worked[step - 17].images):
-            assert torch.equal(other, expected.images)
-
-
 def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
     whole = run(recipe, pairs, tmp_path / "whole.safetensors")
