@@ -265,7 +265,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
         there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
         raise UserError(f"{there} in {root}; run: python -m benchmark label --pairs … --out {root}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not readable ({error!r}); remove it and run label again") from error
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise UserError(f"{path} is not readable ({reason}); remove it and run label again") from error
     if manifest["version"] != VERSION:
         raise UserError(
             f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again elsewhere"
