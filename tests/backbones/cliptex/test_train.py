@@ -266,6 +266,13 @@ def test_a_subset_may_be_labelled_on_purpose(pairs, tmp_path):
         run(CLIPTEX, pairs, tmp_path / "x.safetensors", labels=toy.ToyLabels(missing=tuple(keys)))
 
 
+def test_labels_that_are_coarser_than_what_is_learned_are_said(pairs, tmp_path):
+    recipe = replace(CLIPTEX, epochs=0.3)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", labels=toy.ToyLabels(size=12))
+    assert result.notes == ["labels have 12 pixels and are compared at 16: label with label_side=32"]
+    assert run(recipe, pairs, tmp_path / "x.safetensors").notes == []
+
+
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):
     members = {}
     for i in range(120):
