@@ -119,9 +119,13 @@ def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
     """Key of a pair → its file, for pairs that have one."""
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.png"))}
     found = {}
-    for key in map(source.key, range(len(source))):
-        name = PurePosixPath(re.sub(r"#\d+$", "", key)).with_suffix("")  # a table may name an image twice
-        if path := files.get(name.as_posix()) or files.get(name.name):
+    for index in range(len(source)):
+        key = source.key(index)
+        shard = source.shards[source.place_of(index)].name
+        name = PurePosixPath(re.sub(r"#\d+$", "", key.removeprefix(f"{shard}/"))).with_suffix(
+            ""
+        )  # of a table's second caption
+        if path := files.get(f"{shard}/{name}") or files.get(str(name)) or files.get(name.name):
             found[key] = path
     return found
 

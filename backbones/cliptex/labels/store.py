@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from backbones.cliptex.labels.shards import (
     DamagedShard,
     ShardWriter,
     check_shard,
-    hash_key,
     member_name,
     open_shard,
     read_summary,
@@ -155,7 +154,6 @@ class LabelStore:
         self.names = [shard["name"] for shard in shards]
         self.identity: str = content_key([self.manifest["key"], [shard["sha256"] for shard in shards]], 32)
         self._known = set(self.names)
-        self._where: tuple[np.ndarray, np.ndarray] | None = None
         for shard in shards:
             path = tar_path(self.root, shard["name"])
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
@@ -200,36 +198,12 @@ class LabelStore:
         """One shard's index."""
         return open_shard(tar_path(self.root, name), self._suffixes)
 
-    def keys(self) -> Iterator[str]:
-        """What each pair is called in its tar, one shard after another."""
-        for name in self.names:
-            yield from (f"{name}/{key.decode()}" for key in self.shard(name).keys)
-
     def _find(self, key: str) -> tuple[TarIndex, int]:
-        shard, _, rest = key.rpartition("/")
-        if not (shard in self._known and rest):  # pairs of tar shards are called SHARD/KEY, those of a table are not
-            shard = self._shard_of(member_name("", key))
-        index = self.shard(shard)
-        return index, index.row(member_name(shard, key))
-
-    def _shard_of(self, member: str) -> str:
-        """Shard of a key that does not say it (pairs of a table); 12 bytes a pair are kept for it."""
-        if self._where is None:
-            hashes = [
-                np.array([hash_key(key.decode()) for key in self.shard(name).keys], np.uint64) for name in self.names
-            ]
-            joined = np.concatenate([np.empty(0, np.uint64), *hashes])
-            order = np.argsort(joined)
-            self._where = (
-                joined[order],
-                np.repeat(np.arange(len(hashes), dtype=np.int32), list(map(len, hashes)))[order],
-            )
-        known, numbers = self._where
-        wanted = np.uint64(hash_key(member))
-        place = int(np.searchsorted(known, wanted))
-        if place == len(known) or known[place] != wanted:
-            raise KeyError(member)
-        return self.names[int(numbers[place])]
+        for slash in (place for place, letter in enumerate(key) if letter == "/"):  # names of shards may have one too
+            if key[:slash] in self._known:
+                index = self.shard(key[:slash])
+                return index, index.row(member_name(key[slash + 1 :]))
+        raise KeyError(key)
 
 
 def check_labels(root: str | os.PathLike[str]) -> list[str]:

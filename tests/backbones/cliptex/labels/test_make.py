@@ -88,7 +88,9 @@ def test_pairs_of_a_table_are_called_like_their_images(tmp_path):
     (tmp_path / "t.csv").write_text("filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n")
     pairs = open_pairs(tmp_path / "t.csv")
     assert make(pairs, {"seg": tmp_path / "masks"}, tmp_path / "labels")["pairs_out"] == 3
-    np.testing.assert_array_equal(LabelStore(tmp_path / "labels").get("img/1.png#2")["seg"], toy.scene(1)[2]["seg"])
+    np.testing.assert_array_equal(
+        LabelStore(tmp_path / "labels").get("t-00000/img/1.png#2")["seg"], toy.scene(1)[2]["seg"]
+    )
 
 
 @pytest.mark.parametrize(
