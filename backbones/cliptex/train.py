@@ -91,12 +91,12 @@ def train(
             pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=label_size,
             rank=place.rank, world=place.world,
         )  # fmt: skip
-        _check_labels(batches)
+        notes = _check_labels(batches)
         torch.manual_seed(recipe.seed)
         towers = Towers(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
         trainer = Trainer(recipe, towers, batches, place, context, key)
         trainer.run()
-        cost, notes, weights = trainer.cost(), trainer.notes(), trainer.weights()
+        cost, notes, weights = trainer.cost(), notes + trainer.notes(), trainer.weights()
         if place.first:
             extra = {
                 "recipe": recipe.settings(), "key": key, "init": init, "init_sha256": start.digest,
@@ -170,16 +170,19 @@ def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | N
     return TaskHeads(channels, outputs, width)
 
 
-def _check_labels(batches: TrainDataset) -> None:
-    """Labels of other pairs are found out before hours of work, not after."""
+def _check_labels(batches: TrainDataset) -> list[str]:
+    """Labels of other pairs are found out before hours of work, not after; what is said of the others."""
     if batches.labels is None:
-        return
-    pairs, missing = batches.pairs, set(batches.recipe.tasks)
+        return []
+    pairs, labels, missing = batches.pairs, batches.labels, set(batches.recipe.tasks)
     stride = max(1, len(pairs) // 32)
     for index in (index for first in range(stride) for index in range(first, len(pairs), stride)):  # spread ones first
-        missing -= set(batches.labels.tasks_of(pairs.key(index)))
+        missing -= set(labels.tasks_of(pairs.key(index)))
         if not missing:
-            return
+            side = min(min(label.shape[-2:]) for label in labels.get(pairs.key(index), batches.recipe.tasks).values())
+            wanted = batches.label_size
+            coarse = f"labels have {side} pixels and are compared at {wanted}: label with label_side={2 * wanted}"
+            return [coarse] if side < wanted else []
     raise UserError(f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name} first")
 
 

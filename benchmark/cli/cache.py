@@ -161,9 +161,9 @@ def problems(one: CacheEntry) -> Sequence[str]:
         if manifest is None:
             return ["not finished: another process is making it, or was killed while it did"]
         return list(verify(one.path, manifest, full=True).values())
-    if one.kind == "labels":
-        return check_labels(one.path)
     try:
+        if one.kind == "labels":
+            return check_labels(one.path)
         if one.path.suffix in (".safetensors", ".pt", ".pth"):
             read_checkpoint(one.path)
     except UserError as error:

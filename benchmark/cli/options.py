@@ -82,12 +82,12 @@ def comma_separated(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def placed(pairs: Sequence[str]) -> dict[str, Path]:
+def placed(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
     """``["coco=/data/coco"]`` → ``{"coco": Path("/data/coco")}``; raises ``UserError`` for another form."""
     result = {}
     for pair in pairs:
         name, equals, folder = pair.partition("=")
         if not equals or not name or not folder:
-            raise UserError(f"--data {pair!r} is not of the form NAME=DIR")
+            raise UserError(f"{option} {pair!r} is not of the form NAME=DIR")
         result[name] = Path(folder).expanduser()
     return result

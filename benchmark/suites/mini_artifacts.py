@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.recipes import Recipe, find_recipe
+from backbones.errors import UserError
 from backbones.files import content_key, home
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
@@ -59,8 +61,10 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
         stores = sorted(
             (home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime
         )
-        if stores and all(stage.available for stage in stages[1:]):
-            labels = LabelStore(stores[-1].parent)
+        if all(stage.available for stage in stages[1:]):
+            for store in stores:  # the newest that can be read: those of older formats are made again
+                with suppress(UserError):
+                    labels = LabelStore(store.parent)
         shards = -(-config.pairs // config.shard_size)
         stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
     stages += [PreviewStage(f"train clip · seed {seed}", "train", 1, path.is_file()) for seed, path in clips.items()]

@@ -111,7 +111,7 @@ class PairSource:
         return bisect.bisect_right(self.shards, index, key=lambda shard: shard.start) - 1
 
     def key(self, index: int) -> str:
-        """Key of pair ``index``, unique in the source, without reading the pair."""
+        """Key of pair ``index``, ``SHARD/…``, unique in the source, without reading the pair."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Pair:

@@ -15,7 +15,8 @@ ROWS_PER_SHARD = 1000
 
 
 class TablePairs(PairSource):
-    """Pairs listed in a CSV (comma) or TSV (tab) file. A key is the path as written, with ``#2`` the second time."""
+    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard. A key is ``SHARD/PATH``, the path as written,
+    with ``#2`` the second time: ``train-00000/images/7.jpg``."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._root = str(path), path.parent
@@ -41,7 +42,7 @@ class TablePairs(PairSource):
         self.fingerprint = digest.hexdigest()[:32]
 
     def key(self, index: int) -> str:
-        return self._keys[index]
+        return f"{self.shards[self.place_of(index)].name}/{self._keys[index]}"
 
     def __getitem__(self, index: int) -> Pair:
         shard = self.shards[self.place_of(index)]
@@ -52,7 +53,7 @@ class TablePairs(PairSource):
             image = path.read_bytes()
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]} ({error.strerror})") from error
-        return Pair(self._keys[index], shard.name, self._captions[index], image)
+        return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
 
 
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:

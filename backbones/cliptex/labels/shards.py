@@ -26,10 +26,10 @@ class DamagedShard(Exception):
     """A shard file is missing, cut off or has changed; the message says which."""
 
 
-def member_name(shard: str, key: str) -> str:
-    """What a pair is called in the tar of its labels: as in its own tar; pairs of a table by their path, whose dots would end a
-    key."""
-    name = (key.removeprefix(f"{shard}/") if shard else key).replace("%", "%25").replace(".", "%2E")
+def member_name(name: str) -> str:
+    """What a pair ``SHARD/NAME`` is called in the tar of its labels: as in its own tar. Pairs of a table are paths, whose dots
+    would end a key."""
+    name = name.replace("%", "%25").replace(".", "%2E")
     return f"%2F{name[1:]}" if name.startswith("/") else name
 
 
@@ -79,7 +79,7 @@ class ShardWriter:
         Raises:
             ValueError: the key is there already, or there is nothing to append.
         """
-        name = member_name(self._name, key)
+        name = member_name(key.removeprefix(f"{self._name}/"))
         if name in self._keys or not coded:
             raise ValueError(
                 f"labels of {key!r} are in shard {self._name} already" if coded else f"no labels of {key!r}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +176,8 @@ class LabelStore:
             KeyError: the store has no labels for it (then ``manifest['failed']`` may say why).
             UserError: the bytes on disk have changed.
         """
-        row, labels = self._find(key), {}
-        number, places = int(self._table["shards"][row]), self._table["places"][row]
-        path = tar_path(self.root, self.names[number])
+        labels, (number, row) = {}, self._find(key)
+        path, places = tar_path(self.root, self.names[number]), self._table["places"][row]
         for name, (offset, size) in zip(self.tasks, places, strict=True):
             if size < 0 or (tasks is not None and name not in tasks):
                 continue
@@ -193,16 +192,10 @@ class LabelStore:
     def tasks_of(self, key: str) -> tuple[str, ...]:
         """Which labels there are of the pair ``key``; nothing is decoded."""
         try:
-            places = self._table["places"][self._find(key)]
+            places = self._table["places"][self._find(key)[1]]
         except KeyError:
             return ()
         return tuple(name for name, there in zip(self.tasks, places[:, 1] >= 0, strict=True) if there)
-
-    def keys(self) -> Iterator[str]:
-        """What each pair is called in its tar, one shard after another."""
-        keys, shards, places = (self._table[name] for name in ("keys", "shards", "places"))
-        for row in np.lexsort((places[..., 0].max(1), shards)):
-            yield f"{self.names[shards[row]]}/{keys[row].decode()}"
 
     @functools.cached_property
     def _table(self) -> Table:
@@ -210,29 +203,26 @@ class LabelStore:
         return kept_table("label-index", what, self._index, lambda: None)
 
     def _index(self) -> Made:
-        """Sorted by key and then shard: ``keys``, ``shards`` (numbers), and ``places``: offset and size of each task's file."""
+        """``keys``, sorted within each shard, ``places``: offset and size of each task's file, and ``starts`` of the shards."""
         tars = [index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names]
-        keys = np.concatenate([np.empty(0, "S1"), *(tar.keys for tar in tars)])
-        shards = np.repeat(np.arange(len(tars), dtype=np.int32), [len(tar) for tar in tars])
-        places = np.concatenate([np.empty((0, len(self._suffixes), 2), np.int64), *(tar.places for tar in tars)])
-        order = np.lexsort((shards, keys))
-        return {"keys": keys[order], "shards": shards[order], "places": places[order]}, {}
+        orders = [np.argsort(tar.keys) for tar in tars]
+        keys = [np.empty(0, "S1"), *(tar.keys[order] for tar, order in zip(tars, orders, strict=True))]
+        places = [tar.places[order] for tar, order in zip(tars, orders, strict=True)]
+        none = np.empty((0, len(self._suffixes), 2), np.int64)
+        starts = np.cumsum([0, *map(len, tars)])
+        return {"keys": np.concatenate(keys), "places": np.concatenate([none, *places]), "starts": starts}, {}
 
-    def _find(self, key: str) -> int:
-        """The row of a pair. Raises ``KeyError``."""
-        shard, _, rest = key.rpartition("/")
-        # pairs of tar shards are called SHARD/KEY, those of a table are not
-        number = self._numbers.get(shard) if rest else None
-        wanted = np.bytes_(member_name("" if number is None else shard, key).encode())
-        keys, shards = self._table["keys"], self._table["shards"]
-        if wanted.dtype.itemsize > keys.dtype.itemsize:  # longer than any; numpy would copy all to compare them
-            raise KeyError(key)
-        first, end = (int(np.searchsorted(keys, wanted, side)) for side in ("left", "right"))
-        if number is not None:
-            first += int(np.searchsorted(shards[first:end], number))
-        if first >= end or (number is not None and shards[first] != number):
-            raise KeyError(key)
-        return first
+    def _find(self, key: str) -> tuple[int, int]:
+        """(number of the shard, row in the table) of a pair. Raises ``KeyError``."""
+        for slash in (place for place, letter in enumerate(key) if letter == "/"):  # names of shards may have one too
+            if (number := self._numbers.get(key[:slash])) is not None:
+                wanted = np.bytes_(member_name(key[slash + 1 :]).encode())
+                start, end = map(int, self._table["starts"][number : number + 2])
+                row = start + int(np.searchsorted(self._table["keys"][start:end], wanted))
+                if row < end and self._table["keys"][row] == wanted:
+                    return number, row
+                break
+        raise KeyError(key)
 
 
 def check_labels(root: str | os.PathLike[str]) -> list[str]:
@@ -268,7 +258,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
         there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
         raise UserError(f"{there} in {root}; run: python -m benchmark label --pairs … --out {root}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not readable ({error!r}); remove it and run label again") from error
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise UserError(f"{path} is not readable ({reason}); remove it and run label again") from error
     if manifest["version"] != VERSION:
         raise UserError(
             f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again elsewhere"

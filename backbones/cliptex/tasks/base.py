@@ -65,11 +65,12 @@ class Task(ABC):
 
     def from_expert(self, output: np.ndarray) -> np.ndarray:
         """The label of one image from what its expert predicted for it."""
-        return output
+        return output.astype(np.float32) if output.dtype.kind == "f" else output
 
     def unusable(self, label: np.ndarray) -> str:
         """Why a label is of no use at all; empty when it is of use."""
-        return ""
+        lost = label.dtype.kind == "f" and not np.isfinite(label).any()
+        return f"no finite {self.name} from its expert" if lost else ""
 
     @abstractmethod
     def read(self, path: Path) -> np.ndarray:

@@ -39,12 +39,6 @@ class Depth(Task):
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         return warp_depth(maps, geometry, size)
 
-    def from_expert(self, output: np.ndarray) -> np.ndarray:
-        return output.astype(np.float32)
-
-    def unusable(self, label: np.ndarray) -> str:
-        return "" if np.isfinite(label).any() else "no finite depth from its expert"
-
     def read(self, path: Path) -> np.ndarray:
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
         with Image.open(path) as image:

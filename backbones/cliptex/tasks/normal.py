@@ -54,12 +54,6 @@ class Normal(Task):
     def warp(self, maps: Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
         return warp_normals([each.float() / 127 for each in maps], geometry, size)
 
-    def from_expert(self, output: np.ndarray) -> np.ndarray:
-        return output.astype(np.float32)
-
-    def unusable(self, label: np.ndarray) -> str:
-        return "" if np.isfinite(label).any() else "no finite normal from its expert"
-
     def read(self, path: Path) -> np.ndarray:
         """An 8-bit RGB PNG, n = png / 127.5 - 1, axes ``augment.AXES``; (0, 0, 0) is unknown."""
         with Image.open(path) as image:

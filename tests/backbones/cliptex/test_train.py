@@ -132,41 +132,6 @@ def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
         assert torch.equal(both[0][step].tokens, both[1][step].tokens)
 
 
-def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    start = load_start("random", "tiny")
-    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
-
-    def batches(**more):
-        return TrainDataset(
-            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, **more
-        )
-
-    whole = batches()
-    seen = np.concatenate([whole.positions(step)[0] for step in range(len(whole))])
-    train_pairs = set(range(48)) - set(whole.held_out.tolist())
-    assert len(train_pairs) == 41
-    for epoch in range(5):
-        assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
-    halves = [batches(rank=rank, world=2) for rank in range(2)]
-    remembered = batches()
-    assert remembered.remember(toy.Recorder())
-    worked = list(batches().loader(17, workers=2))
-    for step in (17, 20):
-        expected = whole[step]
-        split = [half[step] for half in halves]
-        for name in ("seg", "depth", "normal"):
-            for other in (
-                torch.cat([s.targets[name] for s in split]),
-                remembered[step].targets[name],
-                worked[step - 17].targets[name],
-            ):
-                assert torch.equal(torch.nan_to_num(other.float()), torch.nan_to_num(expected.targets[name].float())), (
-                    name
-                )
-        for other in (torch.cat([s.images for s in split]), remembered[step].images, worked[step - 17].images):
-            assert torch.equal(other, expected.images)
-
-
 def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=8)
     whole = run(recipe, pairs, tmp_path / "whole.safetensors")
@@ -429,6 +394,13 @@ def test_a_subset_may_be_labelled_on_purpose(pairs, tmp_path):
     assert math.isfinite(result.metrics["train/loss_seg"]) and result.metrics["train/loss_seg"] > 0
     with pytest.raises(UserError, match="the labels have no depth for pairs such as"):
         run(CLIPTEX, pairs, tmp_path / "x.safetensors", labels=toy.ToyLabels(missing=tuple(keys)))
+
+
+def test_labels_that_are_coarser_than_what_is_learned_are_said(pairs, tmp_path):
+    recipe = replace(CLIPTEX, epochs=0.3)
+    result = run(recipe, pairs, tmp_path / "w.safetensors", labels=toy.ToyLabels(size=12))
+    assert result.notes == ["labels have 12 pixels and are compared at 16: label with label_side=32"]
+    assert run(recipe, pairs, tmp_path / "x.safetensors").notes == []
 
 
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):

@@ -60,7 +60,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         f.path for f in client.list_artifacts(parent.info.run_id)
     }
     recipe = read_recipe(here / "smoke-linear-best.json")
-    assert recipe.lambda_seg == study.best_params["lambda_seg"] and recipe.epochs == 1.0 and recipe.batch_size == 32
+    assert recipe.weight("seg") == study.best_params["lambda_seg"] and recipe.epochs == 1.0 and recipe.batch_size == 32
 
     assert main([*LAUNCH, "--seeds", "2"]) == 0, "all is done: the table again, and no new run"
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
@@ -166,9 +166,9 @@ def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     }
     assert lambdas == {"lambda_normal": 0.0}
     trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
-    assert (trial.lambda_seg, trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
+    assert (trial.weight("seg"), trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
     base = make_recipe("clip-ft", fixed, {}, 3)
     assert base.tasks == () and (base.lr, base.epochs, base.batch_size) == (2e-5, 2.0, 64)
-    assert base.lambda_clip == RECIPES["clip-ft"].lambda_clip
+    assert base.weight("clip") == RECIPES["clip-ft"].weight("clip")
     with pytest.raises(ValueError, match="lambda must be 0 or more"):
         make_recipe("cliptex", fixed, {"lambda_seg": -1.0}, 0)

@@ -54,7 +54,7 @@ def base(world: Path):
 
 def test_experts_that_were_trained_anew_make_new_labels(world):
     clip, first = base(world)
-    written = {path: path.stat().st_mtime_ns for path in first.root.glob("*.labels")}
+    written = {path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")}
     (folder,) = (world.parent / "home/experts").glob("*-unet-*")
     files = {path: path.read_bytes() for path in (folder / "weights.safetensors", folder / "expert.json")}
 
@@ -73,7 +73,7 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
         path.write_bytes(content)
     _, third = base(world)
     assert (third.root, third.identity) == (first.root, first.identity)
-    assert written and written == {path: path.stat().st_mtime_ns for path in first.root.glob("*.labels")}, "made once"
+    assert written and written == {path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")}, "made once"
 
 
 def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):

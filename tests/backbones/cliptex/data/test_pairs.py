@@ -74,7 +74,11 @@ def test_tables(tmp_path, suffix, delimiter):
         csv.writer(file, delimiter=delimiter).writerows([("filepath", "caption"), *rows])
     pairs = open_pairs(path)
     assert [pairs[i].caption for i in range(6)] == [caption for _, caption in rows]
-    assert pairs.key(0) == "img/0.png" and pairs.key(5) == "img/0.png#2" and pairs[5].shard == "train-00000"
+    assert (
+        pairs.key(0) == "train-00000/img/0.png"
+        and pairs.key(5) == "train-00000/img/0.png#2"
+        and pairs[5].shard == "train-00000"
+    )
     assert np.array_equal(decode_image(pairs[3].image), toy.scene(3)[0])
 
 

@@ -1,0 +1,112 @@
+"""Training batches: a function of seed and step; nothing is lost, nothing bad is trained on, nothing held out is seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from backbones.cliptex.data.dataset import TrainDataset
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.models import load_start
+from backbones.cliptex.recipes import RECIPES
+from tests.backbones.cliptex import toy
+
+CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
+
+
+def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
+    start = load_start("random", "tiny")
+    recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
+
+    def batches(**more):
+        return TrainDataset(
+            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, **more
+        )
+
+    whole = batches()
+    seen = np.concatenate([whole.positions(step)[0] for step in range(len(whole))])
+    train_pairs = set(range(48)) - set(whole.held_out.tolist())
+    assert len(train_pairs) == 41
+    for epoch in range(5):
+        assert set(seen[epoch * 41 : (epoch + 1) * 41].tolist()) == train_pairs
+    halves = [batches(rank=rank, world=2) for rank in range(2)]
+    remembered = batches()
+    assert remembered.remember(toy.Recorder())
+    worked = list(batches().loader(17, workers=2))
+    for step in (17, 20):
+        expected = whole[step]
+        split = [half[step] for half in halves]
+        for name in ("seg", "depth", "normal"):
+            for other in (
+                torch.cat([s.targets[name] for s in split]),
+                remembered[step].targets[name],
+                worked[step - 17].targets[name],
+            ):
+                assert torch.equal(torch.nan_to_num(other.float()), torch.nan_to_num(expected.targets[name].float())), (
+                    name
+                )
+        for other in (torch.cat([s.images for s in split]), remembered[step].images, worked[step - 17].images):
+            assert torch.equal(other, expected.images)
+
+
+def damaged(tmp_path, count=200, corrupt=(), silent=()):
+    members = {}
+    for i in range(count):
+        image, caption, _ = toy.scene(i)
+        members[f"{i:09d}.png"] = b"corrupt" if i in corrupt else toy.encode(image)
+        members[f"{i:09d}.txt"] = b"  " if i in silent else caption.encode()
+    return open_pairs(toy.write_tar(tmp_path / "00000.tar", members))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
+    """Its neighbours are held out: the next one that is trained on takes its place. A bad one that is held out is left out."""
+    start = load_start("random", "tiny")
+    recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
+    whole = damaged(tmp_path / "whole")
+
+    def dataset(pairs):
+        return TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
+
+    held = set(dataset(whole).held_out.tolist())
+    bad = next(i for i in range(200) if i not in held and {i + 1, i + 2} <= held)
+    pairs = damaged(tmp_path / "bad", corrupt=(bad, bad + 1))
+    data, expected = dataset(pairs), next(i for i in range(bad, 200) if i not in held and i != bad)
+    if kept:
+        assert data.remember(toy.Recorder())
+    sample = data._sample(bad)
+    assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(sample.image, toy.scene(expected)[0])
+    assert sum(len(batch.images) for batch in data.validation(16)) == 59
+    assert sum(len(batch.images) for batch in dataset(whole).validation(16)) == 60
+
+
+def test_an_empty_caption_is_not_trained_on(tmp_path):
+    start = load_start("random", "tiny")
+    pairs = damaged(tmp_path, 40, silent=(7,))
+    data = TrainDataset(pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)
+    assert data._sample(7).bad == ("00000/000000007", "its caption is empty")
+    bad = [told for step in range(len(data)) for told in data[step].bad]
+    assert {key for key, _ in bad} == {"00000/000000007"}
+    assert (torch.stack([data._sample(7).tokens]) == data._sample(8).tokens).all()
+
+
+def test_only_labels_that_are_used_are_read(pairs):
+    asked = []
+
+    class Watched(toy.ToyLabels):
+        def get(self, key, tasks=None):
+            asked.append(tasks)
+            return super().get(key, tasks)
+
+    start = load_start("random", "tiny")
+    recipe = CLIPTEX.changed({"lambda_seg": 0.0})
+    batch = TrainDataset(pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)[0]
+    assert set(batch.targets) == {"depth", "normal"} and set(asked) == {("depth", "normal")}

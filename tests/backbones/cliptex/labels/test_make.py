@@ -1,0 +1,127 @@
+"""Labels that people made, from folders of files: found by pair, joined with pseudo-labels, trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.joined import JoinedLabels
+from backbones.cliptex.labels.make import ManualLabels, make_labels
+from backbones.cliptex.labels.store import LabelStore, check_labels
+from backbones.cliptex.protocols import Silent
+from backbones.errors import UserError
+from tests.backbones.cliptex import toy
+
+CLASSES = {"seg": toy.CLASSES}
+
+
+def write_files(root, keys):
+    """The toy world's truth of these pairs, as people keep it."""
+    folders = {name: root / name for name in ("seg", "depth", "normal")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    for key in keys:
+        labels = toy.scene(int(key.split("/")[-1]))[2]
+        name = key.split("/")[-1] + ".png"
+        Image.fromarray(labels["seg"]).save(folders["seg"] / name)
+        Image.fromarray((1000 / labels["depth"]).round().astype(np.uint16)).save(folders["depth"] / name)
+        colours = np.moveaxis(((labels["normal"] + 1) * 127.5).round(), 0, -1).astype(np.uint8)
+        Image.fromarray(colours).save(folders["normal"] / name)
+    return folders
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return open_pairs(toy.write_pairs(tmp_path / "pairs", 12, 3))
+
+
+def make(pairs, folders, out, said=None, **more):
+    manual = ManualLabels(folders, more.pop("classes", CLASSES), **more)
+    return make_labels(pairs, manual, out, Silent(), said.append if said is not None else print)
+
+
+def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
+    keys = [pairs.key(index) for index in (0, 1, 5)]
+    folders = write_files(tmp_path / "mine", keys)
+    (folders["depth"] / "000000000.png").unlink()
+    (folders["seg"] / "elsewhere.png").write_bytes(b"of no pair")
+    said = []
+    manifest = make(pairs, folders, tmp_path / "labels", said)
+    assert (manifest["pairs_in"], manifest["pairs_out"], manifest["failed"]) == (3, 3, [])
+    assert manifest["files"] == {"seg": 3, "depth": 2, "normal": 3}
+    assert said == [f"1 of 4 files in {folders['seg']} belong to no pair"]
+    assert check_labels(tmp_path / "labels") == []
+    store = LabelStore(tmp_path / "labels")
+    assert store.classes == {"seg": list(toy.CLASSES)}
+    assert [key for key in map(pairs.key, range(12)) if store.tasks_of(key)] == keys
+    assert store.tasks_of("00000/000000000") == ("seg", "normal")
+    truth = toy.scene(int(keys[1].split("/")[-1]))[2]
+    labels = store.get(keys[1])
+    np.testing.assert_array_equal(labels["seg"], truth["seg"])
+    unit = (truth["depth"] - truth["depth"].min()) / np.ptp(truth["depth"])
+    assert np.abs(labels["depth"] - unit).max() < 0.002  # what millimetres leave of it
+    assert (labels["normal"] * truth["normal"]).sum(0).min() > np.cos(np.radians(1.5))
+
+    joined = JoinedLabels([store, toy.ToyLabels(("depth",))])
+    assert joined.tasks_of(keys[0]) == ("seg", "normal", "depth") and joined.tasks_of(pairs.key(3)) == ("depth",)
+
+
+def test_again_changes_nothing_and_other_files_are_refused(pairs, tmp_path):
+    folders = write_files(tmp_path / "mine", map(pairs.key, range(12)))
+    first = make(pairs, folders, tmp_path / "labels")
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*.tar")}
+    assert make(pairs, folders, tmp_path / "labels") == first and len(first["shards"]) == 3
+    assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*.tar")}
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folders["seg"] / "000000003.png")
+    with pytest.raises(UserError, match="other experts or pairs"):
+        make(pairs, folders, tmp_path / "labels")
+
+
+def test_pairs_of_a_table_are_called_like_their_images(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "masks/img").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "img" / f"{i}.png").write_bytes(toy.encode(toy.scene(i)[0]))
+        Image.fromarray(toy.scene(i)[2]["seg"]).save(tmp_path / "masks/img" / f"{i}.png")
+    (tmp_path / "t.csv").write_text("filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n")
+    pairs = open_pairs(tmp_path / "t.csv")
+    assert make(pairs, {"seg": tmp_path / "masks"}, tmp_path / "labels")["pairs_out"] == 3
+    np.testing.assert_array_equal(
+        LabelStore(tmp_path / "labels").get("t-00000/img/1.png#2")["seg"], toy.scene(1)[2]["seg"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((32, 32), 3, np.uint8), "it has class 3, and only 3 have names"),
+        (np.zeros((32, 64), np.uint8), "another shape than its image of 32 × 32"),
+        (np.zeros((32, 32, 3), np.uint8), "a mask has one number a pixel"),
+        (None, "cannot identify"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(pairs, tmp_path, mask, message):
+    folders = write_files(tmp_path / "mine", map(pairs.key, range(12)))
+    path = folders["seg"] / "000000004.png"
+    Image.fromarray(mask).save(path) if mask is not None else path.write_bytes(b"no picture")
+    manifest = make(pairs, folders, tmp_path / "labels")
+    assert (manifest["pairs_in"], manifest["pairs_out"]) == (12, 11)
+    ((key, reason),) = manifest["failed"]
+    assert key == "00001/000000004" and message in reason and str(path) in reason
+    path.with_name("000000007.png").write_bytes(b"no picture either")
+    with pytest.raises(UserError, match="2 of 36 files cannot be read"):
+        make(pairs, folders, tmp_path / "others")
+
+
+def test_what_the_user_can_mend(pairs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no \.png in .*empty is called like a pair, such as 00000/000000000"):
+        make(pairs, {"seg": tmp_path / "empty"}, tmp_path / "labels")
+    with pytest.raises(UserError, match="no folder"):
+        make(pairs, {"depth": tmp_path / "none"}, tmp_path / "labels")
+    with pytest.raises(UserError, match="--classes FILE"):
+        make(pairs, {"seg": tmp_path / "empty"}, tmp_path / "labels", classes={})
+    with pytest.raises(UserError, match="no task 'segm'; did you mean seg"):
+        make(pairs, {"segm": tmp_path / "empty"}, tmp_path / "labels")
