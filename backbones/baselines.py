@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backbones.base import Backbone
 from backbones.checkpoint import read_checkpoint
-from backbones.cliptex.recipes import subsets
+from backbones.cliptex.training.recipes import subsets
 from backbones.errors import UserError
 from backbones.registry import Entry, Family, Request, register, register_family
 

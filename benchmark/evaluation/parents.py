@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.base import Backbone, Weights
-from backbones.cliptex.recipes import subsets
+from backbones.cliptex.training.recipes import subsets
 from backbones.errors import UserError
 from backbones.files import content_key
 from benchmark.evaluation.cell import Cell

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import benchmark.mini.datasets  # noqa: F401 – registers mini-seg, mini-det …
-from backbones.cliptex.recipes import subsets
 from backbones.cliptex.tasks import PAPER
+from backbones.cliptex.training.recipes import subsets
 from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
@@ -44,7 +44,7 @@ class Sizes:
     """How much is trained in a mini suite."""
 
     clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
-    init: str  # what that starts from, see backbones.cliptex.models.load_start
+    init: str  # what that starts from, see backbones.cliptex.training.models.load_pretrained_clip
     # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order
     tune: Mapping[str, Any]
     lambdas: Mapping[str, Any]  # further changes to cliptex alone: its λs, where they are not the recipe's

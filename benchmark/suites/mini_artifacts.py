@@ -13,7 +13,7 @@ from typing import Any
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.recipes import Recipe, find_recipe
+from backbones.cliptex.training.recipes import Recipe, find_recipe
 from backbones.errors import UserError
 from backbones.files import content_key, home
 from benchmark.mini import datasets

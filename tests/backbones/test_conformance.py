@@ -11,7 +11,7 @@ from torch import nn
 import backbones
 from backbones import registry
 from backbones.base import state_sha256
-from backbones.cliptex.recipes import subsets
+from backbones.cliptex.training.recipes import subsets
 
 THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
 THIN_CLIP = {"model_args": {"vision_cfg": {"width": 96, "head_width": 32}, "text_cfg": {"width": 64, "layers": 2}}}

@@ -11,7 +11,7 @@ import torch
 
 import backbones
 from backbones import UserError, registry
-from backbones.cliptex.recipes import subsets
+from backbones.cliptex.training.recipes import subsets
 
 NAMED = (
     "beit-b16 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 efficientnet-lite0 mae-b16 random resnet50 siglip"

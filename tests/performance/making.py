@@ -19,19 +19,19 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     import torch
 
     from backbones.cliptex.data.dataset import Batch
-    from backbones.cliptex.heads import TaskHeads
-    from backbones.cliptex.models import Towers, load_start, map_shapes
-    from backbones.cliptex.recipes import RECIPES
-    from backbones.cliptex.steps import Steps
+    from backbones.cliptex.training.heads import TaskHeads
+    from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip, map_shapes
+    from backbones.cliptex.training.recipes import RECIPES
+    from backbones.cliptex.training.step import TrainStep
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start = load_start("random", model)
+    start = load_pretrained_clip("random", model)
     layers, size, shapes = start.data.layers, start.data.size[0], map_shapes(start)
     channels = [count for count, _ in shapes]
     side = 4 * size // min(stride for _, stride in shapes)
     heads = TaskHeads(channels, {"seg": 21, "depth": 1, "normal": 3}, min(256, max(channels) // 2))
-    with_heads = Towers(start.model, layers, heads).to(device).train()
-    without = Towers(start.model, layers, None).to(device).train()
+    with_heads = CLIPWithHeads(start.model, layers, heads).to(device).train()
+    without = CLIPWithHeads(start.model, layers, None).to(device).train()
     generator = torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(pairs, 3, side, side, generator=generator), dim=1)
     batch = Batch(
@@ -43,10 +43,10 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
             "normal": normals,
         },
     ).to(device)
-    cliptex = Steps(with_heads, RECIPES["cliptex"], side, device)
-    clip_ft = Steps(without, RECIPES["clip-ft"], 0, device)
+    cliptex = TrainStep(with_heads, RECIPES["cliptex"], side, device)
+    clip_ft = TrainStep(without, RECIPES["clip-ft"], 0, device)
 
-    def run(steps: Steps) -> None:
+    def run(steps: TrainStep) -> None:
         steps.towers.zero_grad(set_to_none=True)
         losses, _ = steps.backward(batch)
         assert all(bool(loss.isfinite()) for loss in losses.values())
@@ -191,7 +191,7 @@ def loading(size: int = 224, pairs: int = 64) -> list[Result]:
     from backbones.cliptex.data.dataset import TrainDataset
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
-    from backbones.cliptex.recipes import RECIPES
+    from backbones.cliptex.training.recipes import RECIPES
 
     labels = [encode(each) for each in mini_labels(8)]
     random = np.random.default_rng(0)

@@ -21,8 +21,8 @@ from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
 from backbones.cliptex.data.source import BadPair, PairSource, Tally, decode_image
 from backbones.cliptex.protocols import Progress
-from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.recipes import Recipe
 from backbones.errors import UserError
 
 MEMORY_BYTES = 1 << 30
@@ -92,7 +92,7 @@ class _Sample:
 class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
-    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
+    TrainStep run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
     pair comes once in each epoch, and none is left out.
 
     Attributes:

@@ -12,8 +12,8 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones import UserError
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.models import load_start
-from backbones.cliptex.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
+from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
 from backbones.errors import nearest
 from backbones.files import content_key, home
 from backbones.overrides import parse_pairs
@@ -156,7 +156,7 @@ class Bench:
         return {
             "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
             "labels": self.labels.identity,
-            "init": load_start(self.training.init, "mini").digest,
+            "init": load_pretrained_clip(self.training.init, "mini").digest,
             "data": {task.name: content_key(task.protocol(self.data[task.name])) for task in self.tasks},
         }
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from backbones import UserError
-from backbones.cliptex.recipes import Recipe, setting_names
+from backbones.cliptex.training.recipes import Recipe, setting_names
 from backbones.errors import nearest, users_line
 from backbones.files import write_json
 from backbones.overrides import parse_pairs

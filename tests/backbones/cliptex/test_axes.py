@@ -22,7 +22,7 @@ from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
 from probes.dense import data as dense_data
 from probes.registry import DATASETS
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 
 
 def test_all_datasets_of_normals_say_the_same_axes():

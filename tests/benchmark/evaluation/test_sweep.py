@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-from backbones.cliptex.recipes import RECIPES, read_recipe
+from backbones.cliptex.training.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep.bench import SweepOptions, fixed_settings, make_recipe
 from sweeps.study import load_sweep, sole_driver

@@ -38,7 +38,7 @@ TINY = WorldConfig(
 # fmt: on
 
 
-class Steps:
+class TrainStep:
     """A progress bar for tests."""
 
     def __init__(self):
@@ -85,14 +85,14 @@ def test_same_bytes_whatever_the_workers(tiny, tmp_path, monkeypatch):
     assert other != tiny
     assert contents(other) == contents(tiny)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "again"))
-    steps = Steps()
+    steps = TrainStep()
     assert contents(build_world(TINY, progress=steps)) == contents(tiny)
     assert steps.done == steps.total == 55
 
 
 def test_a_finished_world_is_not_rendered_again(tiny, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tiny.parent.parent))
-    before, steps = (tiny / "manifest.json").stat().st_mtime_ns, Steps()
+    before, steps = (tiny / "manifest.json").stat().st_mtime_ns, TrainStep()
     assert build_world(TINY, progress=steps) == tiny
     assert steps.total == 0
     assert (tiny / "manifest.json").stat().st_mtime_ns == before
@@ -244,7 +244,7 @@ def test_a_damaged_world_is_found_and_mended(tiny, copy, damage):
     assert is_complete(copy, TINY)
     damage(copy)
     assert not is_complete(copy, TINY)
-    steps = Steps()
+    steps = TrainStep()
     assert build_world(TINY, progress=steps) == copy
     assert is_complete(copy, TINY)
     assert contents(copy) == contents(tiny)
@@ -281,7 +281,7 @@ if __name__ == "__main__":
     done = len(list(root.glob(".chunks/*.json")))
     assert done > 0
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    steps = Steps()
+    steps = TrainStep()
     assert build_world(TINY, progress=steps) == root
     assert steps.done < 55
     assert contents(root) == contents(tiny)
@@ -290,7 +290,7 @@ if __name__ == "__main__":
 def test_ctrl_c_keeps_what_is_done(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
 
-    class Impatient(Steps):
+    class Impatient(TrainStep):
         def advance(self, steps=1):
             super().advance(steps)
             if self.done > 12:

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from backbones.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.experts import ExpertTraining, expert_stage, expert_unit
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
 SETTINGS = {**toy_experts.SMALL_UNET, "epochs": 0.5}

@@ -18,7 +18,7 @@ from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.labels import LabelRequest, label_stage
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 from tests.forks import Fork, command
 

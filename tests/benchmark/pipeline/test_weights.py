@@ -20,7 +20,8 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.protocols import Silent
 from benchmark.__main__ import main
-from tests.backbones.cliptex import toy, toy_experts
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork, command
 
 ROOT = Path(__file__).parents[3]

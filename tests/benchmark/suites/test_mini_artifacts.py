@@ -15,7 +15,8 @@ from benchmark.execution import Executor
 from benchmark.suites.mini import SIZES, Sizes
 from benchmark.suites.mini_artifacts import _Maker
 from benchmark.suites.registry import Stages
-from tests.backbones.cliptex import toy, toy_experts
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
 KEPT = ("training_key", "accuracy", "seconds", "flops")

@@ -10,8 +10,8 @@ import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.models import load_start
-from backbones.cliptex.recipes import RECIPES
+from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.recipes import RECIPES
 from tests.backbones.cliptex import toy
 
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)
@@ -23,7 +23,7 @@ def pairs(tmp_path_factory):
 
 
 def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs, tmp_path):
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, batch_size=10, epochs=5, val_pairs=7, rotate=5.0)
 
     def batches(**more):
@@ -69,7 +69,7 @@ def damaged(tmp_path, count=200, corrupt=(), silent=()):
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
     """Its neighbours are held out: the next one that is trained on takes its place. A bad one that is held out is left out."""
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
     whole = damaged(tmp_path / "whole")
 
@@ -89,7 +89,7 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
 
 
 def test_an_empty_caption_is_not_trained_on(tmp_path):
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     pairs = damaged(tmp_path, 40, silent=(7,))
     data = TrainDataset(pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)
     assert data._sample(7).bad == ("00000/000000007", "its caption is empty")
@@ -106,7 +106,7 @@ def test_only_labels_that_are_used_are_read(pairs):
             asked.append(tasks)
             return super().get(key, tasks)
 
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     recipe = CLIPTEX.changed({"lambda_seg": 0.0})
     batch = TrainDataset(pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)[0]
     assert set(batch.targets) == {"depth", "normal"} and set(asked) == {("depth", "normal")}

@@ -75,7 +75,7 @@ class EdgeSettings:
 
 
 class EdgeExpert(Expert):
-    """Steps of brightness to the right and down."""
+    """TrainStep of brightness to the right and down."""
 
     name = "edge-finder"
     task = "edges"

@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from backbones.cliptex import tasks
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import EXPERTS
-from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.experts.data import ExpertData, Sample
 from backbones.cliptex.experts.evaluate import evaluate
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.recipes import RECIPES, find_recipe, subsets
-from backbones.cliptex.train import train
+from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
+from backbones.cliptex.training.train import TrainContext, train
 from backbones.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep import launch
 from benchmark.evaluation.sweep.bench import SweepOptions, make_recipe
 from reports.study import parameter_label
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.toy_experts import make_expert
+from tests.backbones.cliptex.experts.toy_experts import make_expert
 
 ENTRY = metadata.EntryPoint("edges", f"{__package__}.edges:TASK", "cliptex_benchmark.tasks")
 EXPERT = metadata.EntryPoint("edge-finder", f"{__package__}.edges:EdgeExpert", "cliptex_benchmark.experts")
@@ -85,7 +86,8 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     found = EXPERTS.find("edge-finder").load("finder").predict(image)["edges"]
     assert np.abs(label - found[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
-    data = ExpertData("edges", image, torch.from_numpy(found + 0.25), (), "f", tmp_path, "val")
+    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    data = ExpertData("edges", [Sample(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1])
     assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {"edge_error": pytest.approx(0.25)}
 
 
@@ -115,7 +117,12 @@ def test_its_lambda_is_swept(labelled, tmp_path):
     recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0].params, seed=0)
     assert recipe.tasks == ("seg", "edges") and recipe.weight("edges") == 10
     result = train(
-        recipe, init="random", pairs=labelled[0], labels=LabelStore("labels"), out=tmp_path / "w.st", workers=0
+        recipe,
+        init="random",
+        pairs=labelled[0],
+        labels=LabelStore("labels"),
+        out=tmp_path / "w.st",
+        context=TrainContext(workers=0),
     )
     assert result.metrics["train/loss_edges"] > 0
     with pytest.raises(UserError, match="--lambdas edge: choose among clip, seg, depth, normal, edges"):

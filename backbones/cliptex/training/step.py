@@ -11,17 +11,17 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.cliptex.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
 from backbones.cliptex.data.dataset import Batch
-from backbones.cliptex.models import Towers
-from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
+from backbones.cliptex.training.models import CLIPWithHeads
+from backbones.cliptex.training.recipes import Recipe
 from backbones.errors import UserError
 
 Losses = dict[str, Tensor]
 
 
-class Steps:
+class TrainStep:
     """Runs the forward and backward passes of a recipe.
 
     Args:
@@ -33,7 +33,7 @@ class Steps:
         UserError: the model cannot trade time for memory (``grad_checkpointing``).
     """
 
-    def __init__(self, towers: Towers, recipe: Recipe, label_size: int, device: torch.device) -> None:
+    def __init__(self, towers: CLIPWithHeads, recipe: Recipe, label_size: int, device: torch.device) -> None:
         self.towers, self.recipe, self.label_size, self.device = towers, recipe, label_size, device
         self.contrast = contrastive_loss(towers.clip)
         clip: Any = towers.clip

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.dataset import Batch, TrainDataset, count_bad
 from backbones.cliptex.data.source import Tally
-from backbones.cliptex.models import Towers
-from backbones.cliptex.optimizer import averaged, build_optimizer, learning_rate, update
-from backbones.cliptex.processes import Place
 from backbones.cliptex.protocols import Progress, RunLog, Silent
-from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.retrieval import recall
-from backbones.cliptex.states import States
-from backbones.cliptex.steps import Steps
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.contrastive import sum_over_ranks
+from backbones.cliptex.training.distributed import DistContext
+from backbones.cliptex.training.models import CLIPWithHeads
+from backbones.cliptex.training.optimizer import averaged, build_optimizer, learning_rate, update
+from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.retrieval import recall
+from backbones.cliptex.training.states import States
+from backbones.cliptex.training.step import TrainStep
 from backbones.errors import NonFiniteLoss
 
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
@@ -56,7 +56,7 @@ class TrainContext:
     log_every: int = 20
     norms_every: int = 100
 
-    def told(self, place: Place, out: Path) -> TrainContext:
+    def told(self, place: DistContext, out: Path) -> TrainContext:
         """The same for one process: only the first speaks; with the folder of states."""
         folder = Path(self.resume_dir) if self.resume_dir else out.with_name(f"{out.name}.resume")
         log, progress = (self.log, self.progress) if place.first else (Silent(), Silent())
@@ -75,12 +75,18 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, towers: Towers, batches: TrainDataset, place: Place, context: TrainContext, key: str
+        self,
+        recipe: Recipe,
+        towers: CLIPWithHeads,
+        batches: TrainDataset,
+        place: DistContext,
+        context: TrainContext,
+        key: str,
     ) -> None:
         self.recipe, self.towers, self.batches, self.place, self.context = recipe, towers, batches, place, context
         self.optimizer = build_optimizer(towers, recipe)
         self.ema = averaged(towers.clip, recipe.ema) if recipe.ema else None
-        self.steps = Steps(towers, recipe, batches.label_size, place.device)
+        self.steps = TrainStep(towers, recipe, batches.label_size, place.device)
         self.states = States(Path(str(context.resume_dir)), key, context.keep_every)
         self.bad, self.unlabelled = Tally(f"pairs of {batches.pairs.name}"), 0
         self.metrics: dict[str, float] = {}
@@ -188,7 +194,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Retrieval among the held-out pairs by what would be exported now; each process embeds its share."""
-        towers = Towers(self.ema.module, (), None) if self.ema else self.towers
+        towers = CLIPWithHeads(self.ema.module, (), None) if self.ema else self.towers
         was_training = towers.training
         towers.eval()
         images, texts = [], []
@@ -237,7 +243,7 @@ class Trainer:
         self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
 
 
-def _flops(steps: Steps, batch: Batch) -> float:
+def _flops(steps: TrainStep, batch: Batch) -> float:
     """Floating-point operations of one process's step; one extra pass, no communication, no trace in the model."""
     buffers = steps.towers.buffers_now()
     part = batch.split(steps.recipe.accumulate)[0]
@@ -278,7 +284,7 @@ class _Window:
         self.losses.append(torch.stack([losses[name] for name in self.names]))
         self.norm, self.images = norm, self.images + images
 
-    def read(self, towers: Towers, lr: float) -> dict[str, float]:
+    def read(self, towers: CLIPWithHeads, lr: float) -> dict[str, float]:
         """Nothing but the rate when all steps since were skipped."""
         read = {"train/lr": lr}
         if self.losses:

@@ -8,12 +8,12 @@ import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.models import Towers, load_start
-from backbones.cliptex.processes import processes
-from backbones.cliptex.recipes import RECIPES, Recipe
-from backbones.cliptex.steps import Steps
-from backbones.cliptex.train import TrainContext, train
+from backbones.cliptex.training.distributed import processes
+from backbones.cliptex.training.heads import TaskHeads
+from backbones.cliptex.training.models import CLIPWithHeads, load_pretrained_clip
+from backbones.cliptex.training.recipes import RECIPES, Recipe
+from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
 
 SETTINGS = {"model": "tiny", "batch_size": 16, "epochs": 1.0, "lr": 1e-3, "head_lr": 1.0, "lambda_depth": 0.5}
@@ -25,15 +25,15 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     torch.manual_seed(0)
     pairs, start, labels = (
         open_pairs(pairs_dir),
-        load_start("random", recipe.model),
+        load_pretrained_clip("random", recipe.model),
         toy.ToyLabels(missing=("00000/000000004",)),
     )
     batches = TrainDataset(
         pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, rank=rank, world=world
     )
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
-    towers = Towers(start.model, start.data.layers, heads)
-    losses, norms = Steps(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)
+    towers = CLIPWithHeads(start.model, start.data.layers, heads)
+    losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)
     assert set(norms) == {"clip", "seg", "depth", "normal"} and all(value > 0 for value in norms.values())
     return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
 

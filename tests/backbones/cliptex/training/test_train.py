@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 import backbones
 from backbones.adapters.open_clip import build_model
 from backbones.baselines import efficientnet_lite0_state
-from backbones.cliptex import models
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
-from backbones.cliptex.models import load_start
-from backbones.cliptex.optimizer import build_optimizer, learning_rate
-from backbones.cliptex.recipes import RECIPES
-from backbones.cliptex.retrieval import recall
-from backbones.cliptex.steps import Steps
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.train import TrainContext, find_trained, train
+from backbones.cliptex.training import models
+from backbones.cliptex.training.models import load_pretrained_clip
+from backbones.cliptex.training.optimizer import build_optimizer, learning_rate
+from backbones.cliptex.training.recipes import RECIPES
+from backbones.cliptex.training.retrieval import recall
+from backbones.cliptex.training.step import TrainStep
+from backbones.cliptex.training.train import TrainContext, find_trained, train
 from backbones.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork
@@ -55,9 +55,9 @@ def newest(folder: Path) -> int:
 
 def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatch):
     trained = {}
-    original = models.Towers.__init__
+    original = models.CLIPWithHeads.__init__
     monkeypatch.setattr(
-        models.Towers, "__init__", lambda self, *a: (trained.update(towers=self), original(self, *a))[1]
+        models.CLIPWithHeads, "__init__", lambda self, *a: (trained.update(towers=self), original(self, *a))[1]
     )
     recorder = toy.Recorder()
     result = run(replace(CLIPTEX, val_pairs=10), pairs, tmp_path / "w.safetensors", log=recorder, progress=recorder)
@@ -121,7 +121,7 @@ def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
     ft = replace(RECIPES["clip-ft"], **TINY)
     result = run(ft, pairs, tmp_path / "ft.safetensors", labels=labels)
     assert labels.reads == 0 and result.key == run(ft, pairs, tmp_path / "ft.safetensors", labels=None).key
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     both = [
         TrainDataset(pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
         for recipe in (ft, CLIPTEX)
@@ -158,7 +158,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
     """A forward pass changes the statistics of batch norms; that of a step which was not finished must not be kept."""
     init = other_tower(tmp_path, "timm")
     whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
-    calls, backward = [], Steps.backward
+    calls, backward = [], TrainStep.backward
 
     def interrupted(self, *args, **more):
         found = backward(self, *args, **more)
@@ -167,7 +167,7 @@ def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeyp
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(Steps, "backward", interrupted)
+    monkeypatch.setattr(TrainStep, "backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(CLIPTEX, pairs, tmp_path / "cut.safetensors", init=init)
     assert newest(tmp_path / "cut.safetensors.resume") == 2
@@ -222,7 +222,7 @@ def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path, monkeypatch):
     whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors")
-    calls, backward = [], Steps.backward
+    calls, backward = [], TrainStep.backward
 
     def broken(self, *args, **more):
         found = backward(self, *args, **more)
@@ -231,7 +231,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path,
             self.towers.clip.logit_scale.grad.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(Steps, "backward", broken)
+    monkeypatch.setattr(TrainStep, "backward", broken)
     recorder = toy.Recorder()
     result = run(CLIPTEX, pairs, tmp_path / "w.safetensors", log=recorder, log_every=1)
     assert result.notes == ["2 of 6 steps were skipped: their gradient was not finite"] and len(calls) == 6
@@ -269,10 +269,10 @@ def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
     recipe = replace(CLIPTEX, ema=0.9, val_pairs=12, epochs=1.0)
     result = run(recipe, pairs, tmp_path / "w.safetensors", log=recorder)
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
     (batch,) = batches.validation()
-    towers = models.Towers(backbone.model, (), None).eval()
+    towers = models.CLIPWithHeads(backbone.model, (), None).eval()
     with torch.no_grad():
         out = towers(batch.images, batch.tokens)
     expected = {f"val/{name}": value for name, value in recall(out["image"], out["text"]).items()}
@@ -297,15 +297,15 @@ def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
 
 def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
     """Gradient caching with drop path: both passes of a micro-batch drop the same."""
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
     for block in start.model.visual.transformer.resblocks:
         block.mlp.add_module("drop", torch.nn.Dropout(0.5))
-    towers = models.Towers(start.model, start.data.layers, None)
+    towers = models.CLIPWithHeads(start.model, start.data.layers, None)
     recipe = replace(RECIPES["clip-ft"], **TINY, accumulate=4)
     batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
-    seen, forward = [], models.Towers.forward
-    monkeypatch.setattr(models.Towers, "forward", lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1])
-    Steps(towers, recipe, 0, torch.device("cpu")).backward(batches[0])
+    seen, forward = [], models.CLIPWithHeads.forward
+    monkeypatch.setattr(models.CLIPWithHeads, "forward", lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1])
+    TrainStep(towers, recipe, 0, torch.device("cpu")).backward(batches[0])
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
@@ -314,16 +314,16 @@ def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
 
 def test_norms_of_pieces_are_those_of_the_whole(pairs):
     def norms(accumulate: int) -> dict[str, float]:
-        start = load_start("random", "tiny")
+        start = load_pretrained_clip("random", "tiny")
         torch.manual_seed(0)
-        towers = models.Towers(
+        towers = models.CLIPWithHeads(
             start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
         )
         recipe = replace(CLIPTEX, accumulate=accumulate)
         batches = TrainDataset(
             pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
         )
-        return Steps(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)[1]
+        return TrainStep(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)[1]
 
     assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 
@@ -355,12 +355,12 @@ def test_unknown_normals_may_be_nan(pairs, tmp_path):
 
 
 def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
-    start = load_start("imagenet", "mini", seed=3)
+    start = load_pretrained_clip("imagenet", "mini", seed=3)
     stored, _ = efficientnet_lite0_state()
     trunk = start.model.visual.trunk.state_dict()
     assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
     assert start.data.mean == (0.5, 0.5, 0.5) and start.licence == "Apache-2.0" and "ImageNet" in start.source
-    other = load_start("random", "mini", seed=3)
+    other = load_pretrained_clip("random", "mini", seed=3)
     assert torch.equal(start.model.token_embedding.weight, other.model.token_embedding.weight)
     assert start.digest != other.digest
     recipe = replace(RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16)
@@ -426,8 +426,8 @@ def test_fine_tuning_at_another_image_size(pairs, tmp_path):
 
 
 def test_optimizer_groups_and_schedule():
-    start = load_start("random", "tiny")
-    towers = models.Towers(start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16))
+    start = load_pretrained_clip("random", "tiny")
+    towers = models.CLIPWithHeads(start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16))
     groups = build_optimizer(towers, CLIPTEX).param_groups
     names = {id(parameter): name for name, parameter in towers.named_parameters()}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
@@ -437,7 +437,7 @@ def test_optimizer_groups_and_schedule():
     assert {"clip.visual.conv1.weight", "heads.shared.0.weight"} <= decayed
     assert {group["multiple"] for group in groups} == {1.0, 10.0}
     config = {**models.TINY_CLIP, "vision_cfg": VISION["timm-vit"]}
-    timm = models.Towers(build_model(config), (), None)
+    timm = models.CLIPWithHeads(build_model(config), (), None)
     names = {id(parameter): name for name, parameter in timm.named_parameters()}
     groups = build_optimizer(timm, CLIPTEX).param_groups
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
@@ -543,7 +543,7 @@ def test_with_a_real_label_store(pairs, tmp_path):
                 file.add(pairs.key(index), encode(toy.scene(int(pairs.key(index).split("/")[1]))[2]))
     writer.finish([writer.finished(shard.name) for shard in pairs.shards])
     store = LabelStore(tmp_path / "labels")
-    start = load_start("random", "tiny")
+    start = load_pretrained_clip("random", "tiny")
 
     def batches(labels):
         return TrainDataset(pairs, labels, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)

@@ -16,7 +16,7 @@ from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 
 SMALL = {
     "size": 64, "encoder": "resnet10t", "pretrained": False, "out_channels": 16, "fc_out_channels": 32,

@@ -37,7 +37,7 @@ class Recipe:
         experts: tasks whose labels are used (see ``tasks``; those of other packages too); the λ of the others counts as 0.
         epochs: passes over the pairs; may be a fraction.
         batch_size: pairs in a step, over all processes and micro-batches together.
-        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. Towers with
+        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. CLIPWithHeads with
             batch norms see each micro-batch (and each process its share) by itself, so there it is not quite the same.
         lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached after the share
             ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.models import TINY_CLIP
-from backbones.cliptex.train import TrainContext, train
+from backbones.cliptex.training.models import TINY_CLIP
+from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step
+from tests.backbones.cliptex.training.ranks import RECIPE, one_rank, one_step
 from tests.forks import ranks
 
 

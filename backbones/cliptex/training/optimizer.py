@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from backbones.cliptex.models import Towers
-from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.training.models import CLIPWithHeads
+from backbones.cliptex.training.recipes import Recipe
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
-def build_optimizer(towers: Towers, recipe: Recipe) -> torch.optim.AdamW:
+def build_optimizer(towers: CLIPWithHeads, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) in four groups: towers and heads, with and without decay.
 
     No decay for anything of fewer than two dimensions (norms, biases, logit scale), nor for what a part of the model says of
@@ -57,7 +57,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def update(towers: Towers, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float) -> float:
+def update(towers: CLIPWithHeads, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float) -> float:
     """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al. 2021, § 2.5; SigLIP's, which
     has a bias beside it, is free).
 

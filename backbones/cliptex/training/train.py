@@ -16,12 +16,12 @@ from backbones.base import state_sha256
 from backbones.checkpoint import read_checkpoint, save_checkpoint
 from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
-from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.models import Start, Towers, load_start, map_shapes
-from backbones.cliptex.processes import processes
-from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.trainer import TrainContext, Trainer
+from backbones.cliptex.training.distributed import processes
+from backbones.cliptex.training.heads import TaskHeads
+from backbones.cliptex.training.models import CLIPWithHeads, PretrainedCLIP, load_pretrained_clip, map_shapes
+from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.trainer import TrainContext, Trainer
 from backbones.errors import UserError
 from backbones.files import content_key
 
@@ -81,7 +81,7 @@ def train(
     if recipe.tasks and labels is None:
         raise UserError(f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give --labels DIR")
     with processes(context.device) as place, torch.random.fork_rng(devices=[]), _tf32(place.device):
-        start = load_start(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+        start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
         key = _key(recipe, start, pairs, labels)
         if done := place.share(_finished(out, key) if place.first else None):
             return done
@@ -93,7 +93,7 @@ def train(
         )  # fmt: skip
         notes = _check_labels(batches)
         torch.manual_seed(recipe.seed)
-        towers = Towers(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
+        towers = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
         trainer = Trainer(recipe, towers, batches, place, context, key)
         trainer.run()
         cost, notes, weights = trainer.cost(), notes + trainer.notes(), trainer.weights()
@@ -123,11 +123,11 @@ def find_trained(
     """
     if not Path(out).is_file():
         return None
-    start = load_start(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+    start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
     return _finished(Path(out), _key(recipe, start, pairs, labels))
 
 
-def _key(recipe: Recipe, start: Start, pairs: PairSource, labels: Labels | None) -> str:
+def _key(recipe: Recipe, start: PretrainedCLIP, pairs: PairSource, labels: Labels | None) -> str:
     init = content_key([start.digest, start.architecture, start.model_config])
     return recipe.key(init, pairs.fingerprint, labels.identity if labels is not None and recipe.tasks else "")
 
@@ -146,7 +146,7 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     return TrainResult(out, checkpoint.sha256, key, extra["metrics"], extra["cost"], extra["notes"], trained=False)
 
 
-def _label_size(recipe: Recipe, start: Start) -> int:
+def _label_size(recipe: Recipe, start: PretrainedCLIP) -> int:
     """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map, at most the image's
     own size."""
     if not recipe.tasks:
@@ -155,7 +155,7 @@ def _label_size(recipe: Recipe, start: Start) -> int:
     return recipe.label_size or min(start.data.size[0], 4 * start.data.size[0] // finest)
 
 
-def _heads(recipe: Recipe, start: Start, labels: Labels | None) -> TaskHeads | None:
+def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> TaskHeads | None:
     if not recipe.tasks or labels is None:
         return None
     outputs = {}

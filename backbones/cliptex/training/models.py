@@ -28,7 +28,7 @@ from backbones.adapters.open_clip import (
 from backbones.adapters.positions import resize_position
 from backbones.base import DataConfig, state_sha256
 from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
-from backbones.cliptex.heads import TaskHeads
+from backbones.cliptex.training.heads import TaskHeads
 from backbones.errors import UserError, nearest
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose ImageNet weights
@@ -56,7 +56,7 @@ MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 
 @dataclass(frozen=True)
-class Start:
+class PretrainedCLIP:
     """Where training starts.
 
     Attributes:
@@ -76,7 +76,7 @@ class Start:
     tokenizer: Callable[[list[str]], Tensor]
 
 
-def load_start(init: str, model: str, *, image_size: int = 0, seed: int = 0) -> Start:
+def load_pretrained_clip(init: str, model: str, *, image_size: int = 0, seed: int = 0) -> PretrainedCLIP:
     """The model to train.
 
     Args:
@@ -102,7 +102,7 @@ def load_start(init: str, model: str, *, image_size: int = 0, seed: int = 0) -> 
             raise UserError(
                 f"--init {init} has no image and text tower of open_clip; start from open_clip/ARCH/PRETRAINED"
             )
-        start = Start(
+        start = PretrainedCLIP(
             backbone.model,
             backbone.architecture,
             backbone.model_config,
@@ -118,7 +118,7 @@ def load_start(init: str, model: str, *, image_size: int = 0, seed: int = 0) -> 
     return start
 
 
-def _new(name: str, seed: int, *, imagenet: bool) -> Start:
+def _new(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
     config = _model_config(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,7 +137,9 @@ def _new(name: str, seed: int, *, imagenet: bool) -> Start:
     data = DataConfig(size=tuple(side), mean=mean, std=std, layers=default_layers(visual))
     arch = Path(name).stem if name.endswith(".json") else f"{name}-clip" if name in MODELS else name
     tokenizer = make_tokenizer(config, backbone=name)
-    return Start(model, f"open_clip/{arch}", config, data, licence, source, state_sha256(model.state_dict()), tokenizer)
+    return PretrainedCLIP(
+        model, f"open_clip/{arch}", config, data, licence, source, state_sha256(model.state_dict()), tokenizer
+    )
 
 
 def _model_config(name: str) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _model_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _resized(start: Start, size: int) -> Start:
+def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
     """The same weights at another image size."""
     visual: Any = start.model.visual
     if not isinstance(visual, VisionTransformer):
@@ -178,7 +180,7 @@ def _resized(start: Start, size: int) -> Start:
     return replace(start, model=model, model_config=config, data=replace(start.data, size=(size, size)))
 
 
-class Towers(nn.Module):
+class CLIPWithHeads(nn.Module):
     """An open_clip model and its task heads: one pass of the image tower serves the contrast and all heads."""
 
     def __init__(self, clip: nn.Module, layers: tuple[int, ...], heads: TaskHeads | None) -> None:
@@ -235,6 +237,6 @@ class Towers(nn.Module):
         return [parameter for parameter in last.parameters() if parameter.requires_grad]
 
 
-def map_shapes(start: Start) -> list[tuple[int, int]]:
+def map_shapes(start: PretrainedCLIP) -> list[tuple[int, int]]:
     """(channels, stride) of each feature map that is read."""
     return list(zip(*feature_maps(start.model.visual, start.data.layers), strict=True))

@@ -23,7 +23,7 @@ from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 
 NAMES = ("unet", "dpt", "nll-angmf")
 QUIET = FitRun(Silent(), Silent())

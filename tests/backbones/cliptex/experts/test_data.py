@@ -9,7 +9,7 @@ from backbones.cliptex.experts.base import resize
 from backbones.cliptex.experts.data import CocoImage, ExpertData, load_data, paint
 from backbones.cliptex.protocols import Silent
 from backbones.errors import UserError
-from tests.backbones.cliptex import toy_experts
+from tests.backbones.cliptex.experts import toy_experts
 
 
 def test_paint_small_things_over_large_ones():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.recipes import RECIPES, find_recipe, subset_recipe, subsets
 from backbones.cliptex.tasks import PAPER
+from backbones.cliptex.training.recipes import RECIPES, find_recipe, subset_recipe, subsets
 from backbones.errors import UserError
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import distributed
 
-from backbones.cliptex.contrastive import world
+from backbones.cliptex.training.contrastive import world
 
 
 @dataclass(frozen=True)
-class Place:
+class DistContext:
     """This process among the others: ``rank`` of ``world``, computing on ``device``."""
 
     rank: int
@@ -54,7 +54,7 @@ def first_process() -> bool:
 
 
 @contextmanager
-def processes(device: str | torch.device) -> Iterator[Place]:
+def processes(device: str | torch.device) -> Iterator[DistContext]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave them at the end.
 
     Without torchrun's environment this is the only process. A group that exists already is used and left alone.
@@ -67,7 +67,7 @@ def processes(device: str | torch.device) -> Iterator[Place]:
     if ours:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Place(*world(), device)
+        yield DistContext(*world(), device)
     finally:
         if ours:
             distributed.destroy_process_group()
