@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Train, export, say how to use the weights."""
-    from backbones.cliptex.processes import first_process
     from backbones.cliptex.recipes import find_recipe
+    from backbones.cliptex.training.processes import first_process
     from benchmark.evaluation.results import must_be_writable
     from benchmark.execution.progress import Bar, console, reporting
     from benchmark.pipeline.weights import TrainingInputs, train_unit

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from backbones.cliptex.processes import first_process
+from backbones.cliptex.training.processes import first_process
 from backbones.files import home
 from benchmark.execution import interrupts
 from benchmark.execution.progress import TaskProgress, console, reporter, reporting

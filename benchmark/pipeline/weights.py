@@ -12,10 +12,10 @@ import backbones
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.processes import first_process
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.train import TrainResult, find_trained, train
+from backbones.cliptex.training.processes import first_process
+from backbones.cliptex.training.train import TrainResult, find_trained, train
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -96,7 +96,7 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     """Train, or find what another process has trained meanwhile; one unit of work, under torchrun one of its processes.
 
     Raises:
-        UserError, NonFiniteLoss: as ``backbones.cliptex.train.train``.
+        UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
         TrialPruned: the training was stopped as a bad trial.
     """
     if not first_process():

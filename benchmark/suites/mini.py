@@ -44,7 +44,7 @@ class Sizes:
     """How much is trained in a mini suite."""
 
     clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
-    init: str  # what that starts from, see backbones.cliptex.models.load_start
+    init: str  # what that starts from, see backbones.cliptex.training.models.load_start
     # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order
     tune: Mapping[str, Any]
     lambdas: Mapping[str, Any]  # further changes to cliptex alone: its λs, where they are not the recipe's

@@ -19,10 +19,10 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     import torch
 
     from backbones.cliptex.data.dataset import Batch
-    from backbones.cliptex.heads import TaskHeads
-    from backbones.cliptex.models import Towers, load_start, map_shapes
     from backbones.cliptex.recipes import RECIPES
-    from backbones.cliptex.steps import Steps
+    from backbones.cliptex.training.heads import TaskHeads
+    from backbones.cliptex.training.models import Towers, load_start, map_shapes
+    from backbones.cliptex.training.steps import Steps
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = load_start("random", model)
@@ -117,14 +117,14 @@ def coding(n: int = 40) -> list[Result]:
 
     from backbones.cliptex.labels.store import encode
     from backbones.cliptex.tasks import find_task
-    from backbones.cliptex.tasks.base import shrink_nearest
+    from backbones.cliptex.tasks.base import resize_nearest
 
     results = []
     for about, labels in {"mini world, 64 px": mini_labels(n), "NYU, 640 × 480": nyu_labels(n)}.items():
         if not labels:
             continue
         started = time.process_time()
-        coded = [encode({name: shrink_nearest(label, 64) for name, label in each.items()}) for each in labels]
+        coded = [encode({name: resize_nearest(label, 64) for name, label in each.items()}) for each in labels]
         written = 1000 * (time.process_time() - started) / len(labels)
         started = time.process_time()
         for each in coded:

@@ -25,7 +25,7 @@ from backbones.cliptex.labels.shards import DamagedShard
 from backbones.cliptex.labels.store import LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.tasks.base import shrink_nearest
+from backbones.cliptex.tasks.base import resize_nearest
 from backbones.errors import UserError
 
 VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
@@ -196,7 +196,7 @@ class Labeller:
         return labels
 
     def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
-        return encode({name: shrink_nearest(label, self.settings.label_side) for name, label in maps.items()})
+        return encode({name: resize_nearest(label, self.settings.label_side) for name, label in maps.items()})
 
 
 def labels_writer(

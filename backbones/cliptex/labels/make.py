@@ -19,7 +19,7 @@ from backbones.cliptex.labels.shards import DamagedShard
 from backbones.cliptex.labels.store import LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
-from backbones.cliptex.tasks.base import Task, shrink_nearest
+from backbones.cliptex.tasks.base import Task, resize_nearest
 from backbones.errors import UserError
 
 VERSION = 1
@@ -143,7 +143,7 @@ def _coded(
     for name in ordered(name for name, files in found.items() if key in files):
         path, task = found[name][key], find_task(name)
         try:
-            labels[name] = shrink_nearest(
+            labels[name] = resize_nearest(
                 _checked(task, task.read(path), manual.classes.get(name, ())), manual.label_side
             )
         except (OSError, ValueError, SyntaxError) as error:  # PIL says all three

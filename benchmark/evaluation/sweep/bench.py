@@ -12,8 +12,8 @@ import benchmark.catalog  # noqa: F401 – registers every dataset, probe and su
 from backbones import UserError
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
-from backbones.cliptex.models import load_start
 from backbones.cliptex.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
+from backbones.cliptex.training.models import load_start
 from backbones.errors import nearest
 from backbones.files import content_key, home
 from backbones.overrides import parse_pairs

@@ -10,8 +10,8 @@ import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.models import load_start
 from backbones.cliptex.recipes import RECIPES
+from backbones.cliptex.training.models import load_start
 from tests.backbones.cliptex import toy
 
 CLIPTEX = replace(RECIPES["cliptex"], model="tiny", batch_size=16, epochs=2.0, lr=1e-3)

@@ -19,7 +19,7 @@ from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.recipes import RECIPES, find_recipe, subsets
-from backbones.cliptex.train import train
+from backbones.cliptex.training.train import train
 from backbones.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep import launch

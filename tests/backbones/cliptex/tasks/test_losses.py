@@ -13,10 +13,10 @@ from open_clip.loss import ClipLoss
 from torch import nn
 from torch.nn import functional as F
 
-from backbones.cliptex.contrastive import cached_gradients, contrastive_loss
 from backbones.cliptex.data.augment import IGNORE
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.depth import depth_loss
+from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss
 
 
 def mean(summed):

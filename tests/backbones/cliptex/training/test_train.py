@@ -16,18 +16,18 @@ from safetensors.torch import load_file
 import backbones
 from backbones.adapters.open_clip import build_model
 from backbones.baselines import efficientnet_lite0_state
-from backbones.cliptex import models
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
-from backbones.cliptex.models import load_start
-from backbones.cliptex.optimizer import build_optimizer, learning_rate
 from backbones.cliptex.recipes import RECIPES
-from backbones.cliptex.retrieval import recall
-from backbones.cliptex.steps import Steps
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.cliptex.train import find_trained, train
+from backbones.cliptex.training import models
+from backbones.cliptex.training.models import load_start
+from backbones.cliptex.training.optimizer import build_optimizer, learning_rate
+from backbones.cliptex.training.retrieval import recall
+from backbones.cliptex.training.steps import Steps
+from backbones.cliptex.training.train import find_trained, train
 from backbones.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork

@@ -9,12 +9,12 @@ import torch
 
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.models import Towers, load_start
-from backbones.cliptex.processes import processes
 from backbones.cliptex.recipes import RECIPES, Recipe
-from backbones.cliptex.steps import Steps
-from backbones.cliptex.train import train
+from backbones.cliptex.training.heads import TaskHeads
+from backbones.cliptex.training.models import Towers, load_start
+from backbones.cliptex.training.processes import processes
+from backbones.cliptex.training.steps import Steps
+from backbones.cliptex.training.train import train
 from tests.backbones.cliptex import toy
 
 SETTINGS = {"model": "tiny", "batch_size": 16, "epochs": 1.0, "lr": 1e-3, "head_lr": 1.0, "lambda_depth": 0.5}

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.cliptex.data.pairs import open_pairs
-from backbones.cliptex.train import train
+from backbones.cliptex.training.train import train
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.ranks import RECIPE, one_rank, one_step
+from tests.backbones.cliptex.training.ranks import RECIPE, one_rank, one_step
 from tests.forks import ranks
 
 

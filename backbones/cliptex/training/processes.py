@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from backbones.cliptex.contrastive import world
+from backbones.cliptex.training.contrastive import world
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones.cliptex.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
 from backbones.cliptex.data.dataset import Batch
-from backbones.cliptex.models import Towers
 from backbones.cliptex.recipes import Recipe
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
+from backbones.cliptex.training.models import Towers
 
 Losses = dict[str, Tensor]
 

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from backbones.base import state_sha256
 from backbones.checkpoint import read_checkpoint, save_checkpoint
-from backbones.cliptex.contrastive import sum_over_ranks
 from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.dataset import Batch, Labels, TrainDataset, count_bad
 from backbones.cliptex.data.source import PairSource, Tally
-from backbones.cliptex.heads import TaskHeads
-from backbones.cliptex.models import Start, Towers, load_start, map_shapes
-from backbones.cliptex.optimizer import average, build_optimizer, learning_rate, update
-from backbones.cliptex.processes import Place, processes
 from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.recipes import Recipe
-from backbones.cliptex.resume import load_state, remove_state, save_state
-from backbones.cliptex.retrieval import recall
-from backbones.cliptex.steps import Steps
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.contrastive import sum_over_ranks
+from backbones.cliptex.training.heads import TaskHeads
+from backbones.cliptex.training.models import Start, Towers, load_start, map_shapes
+from backbones.cliptex.training.optimizer import average, build_optimizer, learning_rate, update
+from backbones.cliptex.training.processes import Place, processes
+from backbones.cliptex.training.resume import load_state, remove_state, save_state
+from backbones.cliptex.training.retrieval import recall
+from backbones.cliptex.training.steps import Steps
 from backbones.errors import NonFiniteLoss, UserError
 from backbones.files import content_key
 

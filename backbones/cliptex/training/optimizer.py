@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.cliptex.models import Towers
 from backbones.cliptex.recipes import Recipe
+from backbones.cliptex.training.models import Towers
 
 MAX_LOGIT_SCALE = math.log(100)
 
