@@ -26,6 +26,7 @@ def main() -> int:
         import tests.performance.formats
         import tests.performance.making
         import tests.performance.probing
+        import tests.performance.reading
         import tests.performance.report
         import tests.performance.run
         import tests.performance.tracking  # noqa: F401

@@ -1,0 +1,115 @@
+"""Reading pairs and their labels at the size of CC3M: what grows with the number of shards, and what does not."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.performance.harness import Result, bench, say
+
+PER_SHARD = 1000
+
+
+@bench
+def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Result]:
+    """10⁴ and 10⁶ tiny pairs with labels in shards of 1,000: microseconds a pair of indexing and of opening what is indexed,
+    private memory a pair, and CPU of reading a pair and its label in the order of an epoch."""
+    rows: dict[str, list[float]] = {}
+    before = os.environ.get("CLIPTEX_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CLIPTEX_HOME"] = f"{folder}/home"
+        try:
+            made = one_shard(Path(folder))
+            for count in shards:
+                for name, value in measured(Path(folder), made, count, reads).items():
+                    rows.setdefault(name, []).append(value)
+        finally:
+            if before is None:
+                os.environ.pop("CLIPTEX_HOME", None)
+            else:
+                os.environ["CLIPTEX_HOME"] = before
+    few, many = (f"{count * PER_SHARD:,}" for count in shards)
+    results = [
+        Result(
+            f"{name}: {many} pairs against {few}", large, small, large / max(small, 1e-9), "<= 1.2",
+            "bytes" if "memory" in name else "µs", 1, f"shards of {PER_SHARD:,}, one file under many names",
+        )
+        for name, (small, large) in rows.items()
+    ]  # fmt: skip
+    for result in results:
+        say(result)
+    return results
+
+
+def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """A tar of pairs, one of their labels, and what is said of the second."""
+    import numpy as np
+    from PIL import Image
+
+    from backbones.cliptex.labels.store import LabelWriter, encode
+
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG")
+    with tarfile.open(folder / "pairs.tar", "w") as tar:
+        for number in range(PER_SHARD):
+            for suffix, content in (("jpg", picture.getvalue()), ("txt", b"a picture")):
+                entry = tarfile.TarInfo(f"{number:09}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    writer = LabelWriter(folder / "one", {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
+    label = encode({"seg": np.zeros((8, 8), np.uint8)})
+    with writer.shard("pairs") as shard:
+        for number in range(PER_SHARD):
+            shard.add(f"pairs/{number:09}", label)
+    summary = writer.finished("pairs")
+    assert summary is not None
+    return folder / "pairs.tar", folder / "one" / "pairs.tar", summary
+
+
+def measured(folder: Path, made: tuple[Path, Path, dict[str, Any]], count: int, reads: int) -> dict[str, float]:
+    """Figures a pair for ``count`` shards, links to one."""
+    import psutil
+
+    from backbones.cliptex.data.pairs import open_pairs
+    from backbones.cliptex.labels.store import LabelStore, LabelWriter
+
+    pairs_tar, labels_tar, summary = made
+    names = [f"{number:05}" for number in range(count)]
+    places = folder / f"pairs-{count}", folder / f"labels-{count}"
+    for place, tar in zip(places, (pairs_tar, labels_tar), strict=True):
+        place.mkdir()
+        for name in names:
+            (place / f"{name}.tar").hardlink_to(tar)
+    writer = LabelWriter(places[1], {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
+    writer.finish([{**summary, "name": name} for name in names])
+    total, process = count * PER_SHARD, psutil.Process()
+
+    def opened() -> tuple[Any, Any]:
+        pairs, store = open_pairs(places[0]), LabelStore(places[1])
+        pairs[0], store.get(pairs.key(0))
+        return pairs, store
+
+    started = time.perf_counter()
+    opened()
+    indexed, held = time.perf_counter(), process.memory_full_info().uss
+    pairs, store = opened()
+    ready, holds = time.perf_counter(), process.memory_full_info().uss
+    order = pairs.epoch_order(0, 0)
+    keys = [(int(index), pairs.key(int(index))) for index in order[: 2 * reads]]
+    for index, key in keys[:reads]:  # opens the files of the first window
+        pairs[index], store.get(key)
+    warm = time.process_time()
+    for index, key in keys[reads:]:
+        pairs[index], store.get(key)
+    read = time.process_time()
+    return {
+        "indexing pairs and labels": 1e6 * (indexed - started) / total,
+        "opening them again": 1e6 * (ready - indexed) / total,
+        "private memory that opening takes, a pair": max(holds - held, 0) / total,
+        "reading a pair and its label": 1e6 * (read - warm) / reads,
+    }
