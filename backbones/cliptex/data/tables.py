@@ -5,10 +5,8 @@ All processes of a machine share their pages, and opening one costs the same wha
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,21 @@ from backbones.locks import lock_file, locked
 Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
 
 
-@dataclass(frozen=True)
 class Table:
-    """Arrays by name, and what is known of them all; cheap to pickle."""
+    """Arrays by name, and ``facts`` on them all; cheap to pickle."""
 
-    file: Path
-    facts: Mapping[str, Any]
+    def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
+        self.file, self.facts = file, facts
+        self._mapped: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return _mapped(self.file.with_suffix(f".{name}.npy"), self.file.stat().st_mtime_ns)
+        if name not in self._mapped:
+            mapped = np.load(self.file.with_suffix(f".{name}.npy"), mmap_mode="r")
+            self._mapped[name] = mapped.view(np.ndarray)  # which is quicker to index
+        return self._mapped[name]
 
-
-@functools.lru_cache(maxsize=32)
-def _mapped(path: Path, mtime_ns: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file, "facts": self.facts, "_mapped": {}}
 
 
 def kept_table(kind: str, what: Any, make: Callable[[], Made], waiting: Callable[[], None]) -> Table:
