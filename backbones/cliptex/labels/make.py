@@ -16,7 +16,7 @@ from PIL import Image
 
 from backbones.cliptex.data.source import BadPair, PairSource, Tally
 from backbones.cliptex.labels.shards import DamagedShard
-from backbones.cliptex.labels.store import LabelWriter, encode
+from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
@@ -39,7 +39,7 @@ class ManualLabels:
 
     folders: Mapping[str, Path]
     classes: Mapping[str, Sequence[str]]
-    label_side: int = 64
+    label_side: int = LABEL_SIDE
 
     def __post_init__(self) -> None:
         for name, folder in self.folders.items():
