@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of the masks' classes, one a line; or those of another label store",
     )
     make.add_argument(
-        "--label-side", type=at_least(0), default=64, help="short side that labels are kept at; 0: as they are"
+        "--label-side", type=at_least(0), default=60, help="short side that labels are kept at; 0: as they are"
     )
     make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the label store")
 

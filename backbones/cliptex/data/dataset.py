@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,7 +56,7 @@ class Batch:
         tokens: (n, L) int64.
         targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
-        unlabelled: how many pairs have no label at all; they count for the contrast alone.
+        unlabelled: how many pairs have no label that is used; they count for the contrast alone.
     """
 
     images: Tensor
@@ -234,11 +235,10 @@ class TrainDataset(Dataset[Batch]):
             raise UserError(f"100 pairs in a row cannot be read from {self.pairs.name}, first {bad}; check the files")
         sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
         if self.labels is not None and labelled:
-            try:
+            with suppress(KeyError):
                 found = self.labels.get(pair.key, self.recipe.tasks)
                 sample.labels = {name: find_task(name).to_tensor(np.asarray(label)) for name, label in found.items()}
-            except KeyError:
-                sample.unlabelled = True
+            sample.unlabelled = not sample.labels
         return sample
 
     def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:

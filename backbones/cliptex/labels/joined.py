@@ -33,15 +33,15 @@ class JoinedLabels:
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """All labels that any store has for ``key``. Raises ``KeyError`` when none has any."""
-        joined: dict[str, np.ndarray] = {}
-        found = False
-        for store in self.stores:
-            wanted = set(store.tasks_of(key)) - set(joined)
-            found |= bool(wanted)
-            wanted &= wanted if tasks is None else set(tasks)
-            joined |= store.get(key, wanted) if wanted else {}
-        if not found:
+        there = self.tasks_of(key)
+        if not there:
             raise KeyError(key)
+        missing = set(there) & set(there if tasks is None else tasks)
+        joined: dict[str, np.ndarray] = {}
+        for store in self.stores:
+            if wanted := missing & set(store.tasks_of(key)):
+                joined |= store.get(key, wanted)
+                missing -= wanted
         return joined
 
     def tasks_of(self, key: str) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.source import BadPair, PairSource, Shard, decode_image
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.labels.shards import DamagedShard
-from backbones.cliptex.labels.store import LabelWriter, encode, store_key
+from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, store_key
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.tasks.base import shrink_nearest
+from backbones.cliptex.tasks.base import resize_nearest
 from backbones.errors import UserError
 
 VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
@@ -47,13 +47,12 @@ class LabelSettings:
 
     Attributes:
         input_side: images are shrunk to this on the short side before experts see them; 0 leaves them as they are.
-        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are. Training
-            reads ``Recipe.label_size`` from a crop: a ViT-B/16 at 224 pixels four labels a patch, 56, from nine tenths of the
-            image, which is 59.
+        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are.
+            What is learned from is ``Recipe.label_size`` pixels of a crop.
     """
 
     input_side: int = 512
-    label_side: int = 64
+    label_side: int = LABEL_SIDE
 
     def __post_init__(self) -> None:
         if min(self.input_side, self.label_side) < 0:
@@ -196,7 +195,7 @@ class Labeller:
         return labels
 
     def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
-        return encode({name: shrink_nearest(label, self.settings.label_side) for name, label in maps.items()})
+        return encode({name: resize_nearest(label, self.settings.label_side) for name, label in maps.items()})
 
 
 def labels_writer(

@@ -16,10 +16,10 @@ from PIL import Image
 
 from backbones.cliptex.data.source import BadPair, PairSource, Tally
 from backbones.cliptex.labels.shards import DamagedShard
-from backbones.cliptex.labels.store import LabelWriter, encode
+from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
-from backbones.cliptex.tasks.base import Task, shrink_nearest
+from backbones.cliptex.tasks.base import Task, resize_nearest
 from backbones.errors import UserError
 
 VERSION = 1
@@ -39,7 +39,7 @@ class ManualLabels:
 
     folders: Mapping[str, Path]
     classes: Mapping[str, Sequence[str]]
-    label_side: int = 64
+    label_side: int = LABEL_SIDE
 
     def __post_init__(self) -> None:
         for name, folder in self.folders.items():
@@ -143,7 +143,7 @@ def _coded(
     for name in ordered(name for name, files in found.items() if key in files):
         path, task = found[name][key], find_task(name)
         try:
-            labels[name] = shrink_nearest(
+            labels[name] = resize_nearest(
                 _checked(task, task.read(path), manual.classes.get(name, ())), manual.label_side
             )
         except (OSError, ValueError, SyntaxError) as error:  # PIL says all three

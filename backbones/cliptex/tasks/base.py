@@ -104,7 +104,7 @@ class Task(ABC):
         """(h, w, 3) uint8 of a label, for people; ``image`` (H, W, 3) uint8 is what it labels. Black is unknown."""
 
 
-def shrink_nearest(label: np.ndarray, side: int) -> np.ndarray:
+def resize_nearest(label: np.ndarray, side: int) -> np.ndarray:
     """A label brought to ``side`` pixels on the short side, if it is larger and ``side`` is not 0: the value in the middle of
     each cell, for a mean over an edge would be a depth, a direction or a class that is not there."""
     height, width = label.shape[-2:]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.labels.shards import DamagedShard, tar_path
-from backbones.cliptex.labels.store import LabelStore, LabelWriter, check_labels, encode
+from backbones.cliptex.labels.store import LABEL_SIDE, LabelStore, LabelWriter, check_labels, encode
 from backbones.errors import UserError
 from tests.forks import Fork
 
@@ -258,5 +258,5 @@ def test_a_tar_without_what_was_said_of_it_does_not_count(tmp_path):
 
 def test_smooth_labels_are_small():
     """The goal is 12 kB for three labels of an image, at the resolution that they are kept at."""
-    sizes = [sum(map(len, encode(smooth_labels(seed, 64)).values())) for seed in range(5)]
+    sizes = [sum(map(len, encode(smooth_labels(seed, LABEL_SIDE)).values())) for seed in range(5)]
     assert np.mean(sizes) < 12_000

@@ -14,7 +14,7 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from backbones.cliptex.tasks import find_task
-from backbones.cliptex.tasks.base import shrink_nearest
+from backbones.cliptex.tasks.base import resize_nearest
 
 SIDES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -114,11 +114,11 @@ def test_edges_are_never_averaged():
     thing = (y - 30) ** 2 + (x - 41) ** 2 < 400
     normal = np.where(thing, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None])
     for side in (64, 40, 33, 7):
-        small = shrink_nearest(np.where(thing, 1.0, 0.0), side)
+        small = resize_nearest(np.where(thing, 1.0, 0.0), side)
         assert small.shape == (side, round(90 * side / 70)) and set(np.unique(small)) == {0.0, 1.0}
-        assert len(np.unique(shrink_nearest(normal, side).reshape(3, -1), axis=1).T) == 2
-    assert shrink_nearest(thing, 0) is thing and shrink_nearest(thing, 70) is thing
-    columns = shrink_nearest(np.broadcast_to(np.arange(80.0), (40, 80)), 20)
+        assert len(np.unique(resize_nearest(normal, side).reshape(3, -1), axis=1).T) == 2
+    assert resize_nearest(thing, 0) is thing and resize_nearest(thing, 70) is thing
+    columns = resize_nearest(np.broadcast_to(np.arange(80.0), (40, 80)), 20)
     np.testing.assert_array_equal(columns[0], 2 * np.arange(40) + 1)
 
 
