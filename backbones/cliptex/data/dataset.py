@@ -52,7 +52,7 @@ class Batch:
     """One process's share of a step.
 
     Attributes:
-        images: (n, 3, S, S) float32, normalised.
+        images: (n, 3, S, S) uint8 RGB, a quarter of what normalised ones take on their way; see ``TrainDataset.on``.
         tokens: (n, L) int64.
         targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
@@ -75,10 +75,16 @@ class Batch:
         ]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on ``device``."""
-        targets = {name: target.to(device, non_blocking=True) for name, target in self.targets.items()}
-        images, tokens = self.images.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True)
-        return Batch(images, tokens, targets, self.bad, self.unlabelled)
+        """The same on ``device``; from pinned memory nobody waits for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU reads by itself; PyTorch's loader calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        targets = {name: function(target) for name, target in self.targets.items()}
+        return Batch(function(self.images), function(self.tokens), targets, self.bad, self.unlabelled)
 
 
 @dataclass
@@ -198,13 +204,21 @@ class TrainDataset(Dataset[Batch]):
         self._cache = cache
         return True
 
-    def loader(self, start: int, workers: int) -> Iterator[Batch]:
-        """Batches from ``start`` to the last; in worker processes unless they are in memory."""
+    def loader(self, start: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
+        """Batches from ``start`` to the last; in worker processes unless they are in memory; pinned for a GPU."""
         if self._cache is not None or workers == 0:
-            return (self[step] for step in range(start, self.steps))
+            batches = (self[step] for step in range(start, self.steps))
+            return (batch.pin_memory() for batch in batches) if pin else batches
+        steps = range(start, self.steps)
         return iter(
-            DataLoader(self, batch_size=None, sampler=range(start, self.steps), num_workers=workers, prefetch_factor=2)
+            DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=2, pin_memory=pin)
         )
+
+    def on(self, batch: Batch, device: torch.device) -> Batch:
+        """A batch on ``device``, its images float32 and normalised as the image tower wants them."""
+        batch = batch.to(device)
+        batch.images = batch.images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
+        return batch
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -243,7 +257,7 @@ class TrainDataset(Dataset[Batch]):
 
     def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
         images = crop_images([sample.image for sample in samples], geometry, self.size, self.interpolation)
-        batch = Batch(images.float().sub_(self.mean).div_(self.std), torch.stack([sample.tokens for sample in samples]))
+        batch = Batch(images, torch.stack([sample.tokens for sample in samples]))
         batch.bad = [sample.bad for sample in samples if sample.bad]
         batch.unlabelled = sum(sample.unlabelled for sample in samples)
         for name in self.recipe.tasks if self.labels is not None else ():

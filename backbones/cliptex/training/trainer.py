@@ -113,7 +113,7 @@ class Trainer:
         self._began = saved = time.perf_counter()
         self._buffers = self.towers.buffers_now()
         try:
-            for batch in batches.loader(self.step, context.workers):
+            for batch in batches.loader(self.step, context.workers, pin=self.place.device.type == "cuda"):
                 self._train_on(batch)
                 last = self.step == batches.steps
                 if len(batches.held_out) and (last or self.step % batches.steps_per_epoch == 0):
@@ -166,7 +166,7 @@ class Trainer:
         torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout and drop path
         count_bad(batch, self.bad)
         self.bad.check(len(self.batches.pairs))
-        batch = batch.to(place.device)
+        batch = self.batches.on(batch, place.device)
         if not self.flops_per_step:
             self.flops_per_step = _flops(self.steps, batch) * place.world
         lr = learning_rate(recipe, step, self.batches.steps)
@@ -199,7 +199,7 @@ class Trainer:
         towers.eval()
         images, texts = [], []
         for batch in self.batches.validation():
-            batch = batch.to(self.place.device)
+            batch = self.batches.on(batch, self.place.device)
             with self.steps.autocast():
                 out = towers(batch.images, batch.tokens)
             images.append(out["image"].float().cpu())

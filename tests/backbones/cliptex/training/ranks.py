@@ -33,7 +33,9 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
     )
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
     towers = CLIPWithHeads(start.model, start.data.layers, heads)
-    losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)
+    losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(
+        batches.on(batches[0], torch.device("cpu")), norms=True
+    )
     assert set(norms) == {"clip", "seg", "depth", "normal"} and all(value > 0 for value in norms.values())
     return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
 

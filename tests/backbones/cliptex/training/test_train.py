@@ -32,6 +32,7 @@ from backbones.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork
 
+CPU = torch.device("cpu")
 TINY = {"model": "tiny", "batch_size": 16, "epochs": 2.0, "lr": 1e-3}
 CLIPTEX = replace(RECIPES["cliptex"], **TINY)
 
@@ -271,7 +272,7 @@ def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
     start = load_pretrained_clip("random", "tiny")
     batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
-    (batch,) = batches.validation()
+    (batch,) = (batches.on(one, CPU) for one in batches.validation())
     towers = models.CLIPWithHeads(backbone.model, (), None).eval()
     with torch.no_grad():
         out = towers(batch.images, batch.tokens)
@@ -305,7 +306,7 @@ def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
     batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
     seen, forward = [], models.CLIPWithHeads.forward
     monkeypatch.setattr(models.CLIPWithHeads, "forward", lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1])
-    TrainStep(towers, recipe, 0, torch.device("cpu")).backward(batches[0])
+    TrainStep(towers, recipe, 0, CPU).backward(batches.on(batches[0], CPU))
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(first["image"], second["image"]) and second["image"].requires_grad
@@ -323,7 +324,7 @@ def test_norms_of_pieces_are_those_of_the_whole(pairs):
         batches = TrainDataset(
             pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
         )
-        return TrainStep(towers, recipe, 16, torch.device("cpu")).backward(batches[0], norms=True)[1]
+        return TrainStep(towers, recipe, 16, CPU).backward(batches.on(batches[0], CPU), norms=True)[1]
 
     assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 
