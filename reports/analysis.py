@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -75,13 +75,14 @@ class Analysis:
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
 
-    def tasks(self, backbone: str, columns: Iterable[Column] = ()) -> dict[str, str]:
+    def tasks(self, backbone: str) -> dict[str, str]:
         """Task → verdict; of several protocols what they agree on or what is decided, ``tie`` where they contradict."""
         found: dict[str, set[str]] = {}
-        for column in columns or self.selection.columns:
+        for column in self.selection.columns:
             if told := self.verdict(backbone, column):
                 found.setdefault(column.task, set()).add(told)
-        return {task: _agreed(told) for task, told in found.items()}
+        agreed = {task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()}
+        return {task: told.pop() if len(told) == 1 else "tie" for task, told in agreed.items()}
 
     def best(self, column: Column, metric: str) -> str:
         """The backbone that beats every other one there, at a level at which all columns together hold; '' when no one does."""
@@ -99,13 +100,6 @@ class Analysis:
         mine = self.samples[leader, column, metric]
         gaps = (combine([contrast(mine, self.samples[b, column, metric])]) for b in there if b != leader)
         return leader if all(gap.at(level).verdict(sign) == "win" for gap in gaps) else ""
-
-
-def _agreed(told: set[str]) -> str:
-    decided = told & {"win", "loss"}
-    if len(decided) == 1:
-        return decided.pop()
-    return "tie" if decided or "tie" in told else "unknown"
 
 
 def shown_metrics(column: Column) -> list[str]:
@@ -276,36 +270,3 @@ def _ranks(analysis: Analysis) -> None:
 def shared_columns(analysis: Analysis, backbones: Sequence[str]) -> list[Column]:
     """Columns in which all of these backbones have a number."""
     return [c for c in analysis.selection.columns if all((b, c, c.main) in analysis.samples for b in backbones)]
-
-
-@dataclass(frozen=True)
-class Power:
-    """What a task's validation set and seeds can tell.
-
-    Attributes:
-        images, seeds: in the comparisons; 0 images where their noise is not known.
-        smallest: the difference of the main metric that is told from none with 80 % probability, typical over backbones.
-        undecided: (backbone, how many seeds would decide a difference of the measured size; None: only more images).
-    """
-
-    column: Column
-    images: int
-    seeds: int
-    smallest: float
-    undecided: list[tuple[str, int | None]]
-
-
-def power(analysis: Analysis) -> list[Power]:
-    """For each column with a known difference."""
-    found = []
-    for column in analysis.selection.columns:
-        gaps = {
-            b: gap for b in analysis.selection.backbones
-            if (gap := analysis.differences.get((b, column, column.main))) is not None and gap.known
-        }  # fmt: skip
-        if gaps:
-            undecided = [(b, gap.seeds_to_decide()) for b, gap in gaps.items() if gap.verdict() == "tie"]
-            smallest = float(np.median([gap.detectable() for gap in gaps.values()]))
-            images, seeds = (min(getattr(gap, name) for gap in gaps.values()) for name in ("images", "seeds"))
-            found.append(Power(column, images, seeds, smallest, undecided))
-    return found

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.analysis import Analysis, Gain, power
+from reports.analysis import Analysis, Gain
 from reports.selection import Column
 from reports.stats.gains import by_task, interquartile_mean
+from reports.stats.intervals import Estimate
 from reports.tables import number
 
 
@@ -124,28 +125,30 @@ def _line(analysis: Analysis, name: str) -> str:
 
 
 def power_lines(analysis: Analysis) -> list[str]:
-    """What each task's validation set and seeds can tell apart, and what would decide the rest."""
+    """The smallest difference that each task's images and seeds tell apart (typical over backbones), and what would decide the
+    rest."""
     lines = []
-    for one in power(analysis):
-        unit = one.column.metric(one.column.main).unit
-        seeds = _count(one.seeds, "seed")
-        have = (
-            f"{_count(one.images, 'image')} and {seeds}"
-            if one.images
-            else f"{seeds} (the noise of images is not known)"
+    for column in analysis.selection.columns:
+        found = {b: analysis.differences.get((b, column, column.main)) for b in analysis.selection.backbones}
+        gaps = {name: gap for name, gap in found.items() if gap is not None and gap.known}
+        if not gaps:
+            continue
+        images, seeds = (min(getattr(gap, name) for gap in gaps.values()) for name in ("images", "seeds"))
+        have = f"{_count(images, 'image') if images else 'unknown noise of images'} and {_count(seeds, 'seed')}"
+        size = (
+            f"{np.median([gap.detectable() for gap in gaps.values()]):.2g} {column.metric(column.main).unit}".rstrip()
         )
-        size = f"{one.smallest:.2g}{' ' + unit if unit else ''}"
-        line = f"{one.column.title}: {have} tell {size} apart in 80 % of such comparisons"
-        if one.undecided:
-            rest = [
-                f"{name} {'with more seeds, to know their noise,' if one.seeds == 1 else f'with {count} seeds'}"
-                if count or one.seeds == 1
-                else f"{name} only with more images"
-                for name, count in one.undecided
-            ]
+        line = f"{column.title}: {have} tell {size} apart in 80 % of such comparisons"
+        if rest := [f"{name} {_would_decide(gap)}" for name, gap in gaps.items() if gap.verdict() == "tie"]:
             line += f"; undecided, and decided if differences stay as they are: {', '.join(rest)}"
         lines.append(line + ".")
     return lines
+
+
+def _would_decide(gap: Estimate) -> str:
+    if gap.seeds == 1:
+        return "with more seeds, to know their noise"
+    return f"with {count} seeds" if (count := gap.seeds_to_decide()) else "only with more images"
 
 
 def _list(names: Sequence[str], most: int = 6) -> str:

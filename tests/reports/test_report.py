@@ -454,5 +454,9 @@ def test_many_differences_are_not_decided_one_by_one_and_the_tone_follows_the_me
     told = verdict(analysis)
     assert told.tone == "open" and "cannot be told from clip" in told.headline
     assert any("8 differences and 1 mean gain are judged together" in note for note in caveats(analysis))
-    (line,) = [line for line in power_lines(analysis) if line.startswith("set-0/linear: 3 seeds")]
+    (line,) = [
+        line
+        for line in power_lines(analysis)
+        if line.startswith("set-0/linear: unknown noise of images and 3 seeds tell")
+    ]
     assert re.search(r"undecided, and decided if differences stay as they are: mine with \d+ seeds", line)
