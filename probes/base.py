@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from backbones.cliptex.protocols import Progress, RunLog
 from probes.datasets.base import Kind, PreparedDataset, Split
+from reports.metrics import Metric
 
 MOST_PIXELS = 8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
 
@@ -84,7 +85,7 @@ class Probe(Protocol):
         kind: kind of dataset it is for.
         version: raised whenever the same settings would give other numbers; part of the task's identity.
         settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
-        metrics: names of what ``run`` returns, the main one first, each with +1 (higher is better) or -1.
+        metrics: what ``run`` returns by name, the main one first: unit, range, direction and label, recorded with each number.
         needs_text: whether the backbone must have a text tower.
         splits: those that it reads; (``val``,) where nothing is trained.
     """
@@ -93,7 +94,7 @@ class Probe(Protocol):
     kind: Kind
     version: int
     settings_type: type
-    metrics: Mapping[str, int]
+    metrics: Mapping[str, Metric]
     needs_text: bool
     splits: tuple[Split, ...]
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reports.metrics import SHOWN, bounds
-from reports.per_image import ImageScores, load_scores
 from reports.query import Scored, Store
 from reports.selection import Column, Selection
-from reports.statistics import (
-    DRAWS,
-    Estimate,
-    Sample,
-    difference,
-    enlarged,
-    estimate,
-    has_ratio,
-    image_draws,
-    mean_ranks,
-    relative_gain,
-)
+from reports.stats.gains import by_task, has_ratio, interquartile_mean, probability_of_improvement, without_noise
+from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, estimate
+from reports.stats.multiplicity import joint_level, sidak
+from reports.stats.per_image import ImageScores, load_scores
+from reports.stats.resampling import RESAMPLES, Contrast, Sample, contrast, image_weights
 
 AGREES = 1e-3  # of its size: by how much a metric and what its per-image scores give may differ
+
+Key = tuple[str, Column, str]  # backbone, column, metric
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A backbone's gain over the baseline in percent, over tasks; several protocols of a task are averaged first.
+
+    Attributes:
+        typical: interquartile mean over tasks.
+        mean: over all of them.
+        improvement: probability that a run of the backbone beats one of the baseline on a task.
+        columns: over which.
+    """
+
+    typical: Estimate
+    mean: Estimate
+    improvement: float
+    columns: list[Column]
 
 
 @dataclass
@@ -33,34 +42,50 @@ class Analysis:
     """All numbers of a report.
 
     Attributes:
-        estimates: (backbone, column, metric) → the number.
-        differences: the same keys → number - the baseline's.
+        estimates: the numbers, each with its own 95 % interval.
+        differences: number - the baseline's, each at ``level``: those of main metrics hold together.
+        task_gains: differences of main metrics in percent of the baseline's number, so that more is better.
+        level: at which each of ``comparisons`` differences of main metrics is judged, ``gain_level`` each mean gain: the chance
+            of any false one is 5 %, half of it for differences and half for mean gains, which are few (see ``multiplicity``).
         scores: (backbone, column) → per-image scores of its first seed (for choosing pictures).
-        gains: backbone → mean relative gain over the baseline in percent, and over which columns.
-        ranks: backbone → mean rank over the columns that all have.
-        notes: what must be known to believe the numbers, one line each.
+        images: column → how many its numbers are computed from.
+        ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
+        left_out: column → why it is in no mean gain.
+        doubted: numbers that their per-image scores do not give back.
     """
 
     selection: Selection
-    samples: dict[tuple[str, Column, str], Sample] = field(default_factory=dict)
-    estimates: dict[tuple[str, Column, str], Estimate] = field(default_factory=dict)
-    differences: dict[tuple[str, Column, str], Estimate] = field(default_factory=dict)
+    samples: dict[Key, Sample] = field(default_factory=dict)
+    estimates: dict[Key, Estimate] = field(default_factory=dict)
+    differences: dict[Key, Estimate] = field(default_factory=dict)
     scores: dict[tuple[str, Column], ImageScores] = field(default_factory=dict)
     images: dict[Column, int] = field(default_factory=dict)
-    gains: dict[str, tuple[Estimate, list[Column]]] = field(default_factory=dict)
     task_gains: dict[tuple[str, Column], Estimate] = field(default_factory=dict)
-    ranks: dict[str, Estimate] = field(default_factory=dict)
-    no_ratio: list[Column] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    gains: dict[str, Gain] = field(default_factory=dict)
+    ranks: dict[str, float] = field(default_factory=dict)
+    left_out: dict[Column, str] = field(default_factory=dict)
+    level: float = LEVEL / 2
+    gain_level: float = LEVEL / 2
+    comparisons: int = 0
+    doubted: list[str] = field(default_factory=list)
     _best: dict[tuple[Column, str], str] = field(default_factory=dict)
 
     def verdict(self, backbone: str, column: Column) -> str:
-        """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline; '' where there is a hole."""
+        """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline; '' without a number."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
 
+    def tasks(self, backbone: str) -> dict[str, str]:
+        """Task → verdict; of several protocols what they agree on or what is decided, ``tie`` where they contradict."""
+        found: dict[str, set[str]] = {}
+        for column in self.selection.columns:
+            if told := self.verdict(backbone, column):
+                found.setdefault(column.task, set()).add(told)
+        agreed = {task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()}
+        return {task: told.pop() if len(told) == 1 else "tie" for task, told in agreed.items()}
+
     def best(self, column: Column, metric: str) -> str:
-        """The backbone that beats every other one there, each by its own paired interval; '' when no one does."""
+        """The backbone that beats every other one there, at a level at which all columns together hold; '' when no one does."""
         key = column, metric
         if key not in self._best:
             self._best[key] = self._find_best(column, metric)
@@ -70,24 +95,22 @@ class Analysis:
         there = [b for b in self.selection.backbones if (b, column, metric) in self.samples]
         if len(there) < 2:
             return ""
-        sign = column.sign(metric)
+        sign, level = column.sign(metric), sidak(len(self.selection.columns))
         leader = max(there, key=lambda b: sign * self.estimates[b, column, metric].value)
         mine = self.samples[leader, column, metric]
-        rest = (self.samples[b, column, metric] for b in there if b != leader)
-        return leader if all(difference(mine, other).verdict(sign) == "win" for other in rest) else ""
+        gaps = (combine([contrast(mine, self.samples[b, column, metric])]) for b in there if b != leader)
+        return leader if all(gap.at(level).verdict(sign) == "win" for gap in gaps) else ""
 
 
 def shown_metrics(column: Column) -> list[str]:
     """Metrics of a column that the detailed tables show, the main one first."""
-    have = [name for name, _ in column.directions]
-    wanted = [name for name in SHOWN.get(column.kind, have[:3]) if name in have]
-    return list(dict.fromkeys([column.main, *wanted])) if have else []
+    return [name for name, one in column.metrics if one.shown or name == column.main]
 
 
 def analyse(
-    store: Store, selection: Selection, *, draws: int = DRAWS, advance: Callable[[], None] = lambda: None
+    store: Store, selection: Selection, *, resamples: int = RESAMPLES, advance: Callable[[], None] = lambda: None
 ) -> Analysis:
-    """Read per-image scores, draw images, and compute all that a report says.
+    """Read per-image scores, resample, and compute all that a report says.
 
     Args:
         advance: called once for each backbone of each column.
@@ -97,7 +120,6 @@ def analyse(
     """
     analysis = Analysis(selection)
     weights: dict[tuple[str, ...], np.ndarray] = {}
-    doubted: list[str] = []
     for column in selection.columns:
         for backbone in selection.backbones:
             cells = selection.cells.get((backbone, column), [])
@@ -105,178 +127,146 @@ def analyse(
                 scores = [load_scores(store, cell.run, cell.kind) for cell in cells]
                 if scores[0] is not None:
                     analysis.scores[backbone, column] = scores[0]
-                    analysis.images[column] = len(scores[0].images)
-                _sample(analysis, backbone, column, cells, scores, weights, draws, doubted)
+                _sample(analysis, (backbone, column), cells, scores, weights, resamples)
             advance()
         if len(weights) > 2:  # tasks of one dataset come one after another; more need not be kept
             weights = dict(list(weights.items())[-2:])
-    for key, sample in analysis.samples.items():
-        analysis.estimates[key] = estimate(sample).within(*bounds(key[2]))
-        base = analysis.samples.get((selection.baseline, *key[1:]))
-        if base is not None and key[0] != selection.baseline:
-            analysis.differences[key] = difference(sample, base)
-    _gains(analysis)
-    _ranks(analysis)
-    _believe(analysis, doubted)
+    conclude(analysis)
     return analysis
 
 
 def _sample(
     analysis: Analysis,
-    backbone: str,
-    column: Column,
+    where: tuple[str, Column],
     cells: Sequence[Scored],
     scores: Sequence[ImageScores | None],
     weights: dict[tuple[str, ...], np.ndarray],
-    draws: int,
-    doubted: list[str],
+    resamples: int,
 ) -> None:
+    backbone, column = where
     whole = [score for score in scores if score is not None]
     same = len(whole) == len(cells) and len({score.images for score in whole}) == 1
     for metric in shown_metrics(column):
         have = [number for number, cell in enumerate(cells) if np.isfinite(cell.metrics.get(metric, np.nan))]
         if not have:
             continue
-        values = np.array([cells[number].metrics[metric] for number in have])
-        drawn = None
-        most = min((score.most_draws for score in whole), default=0)
-        if same and all(metric in score.metrics for score in whole):
-            images = whole[0].images
-            if images not in weights:
-                weights[images] = image_draws(images, draws)
-            rows: list[np.ndarray] = []
-            for number, value in zip(have, values, strict=True):
-                compute = whole[number].metrics[metric]
-                again = float(compute(np.ones((1, len(images)), np.float32))[0])
-                if not abs(again - value) <= AGREES * max(1.0, abs(value)):
-                    doubted.append(
-                        f"{backbone} · {column.title} · {metric} (stored {value:.4g}, from images {again:.4g})"
-                    )
-                    rows = []
-                    break
-                rows.append(enlarged(compute(weights[images][:most]), again, len(images)))
-            drawn = np.stack(rows) if rows else None
         seeds = tuple(cells[number].seed for number in have)
-        analysis.samples[backbone, column, metric] = Sample(seeds, values, drawn)
+        values = np.array([cells[number].metrics[metric] for number in have])
+        drawn, images = None, whole[0].images if same else ()
+        if same and all(metric in score.metrics for score in whole):
+            if images not in weights:
+                weights[images] = image_weights(images, resamples)
+            used = weights[images][: min(score.most_resamples for score in whole)]
+            ones = np.ones((1, len(images)), np.float32)
+            computed = [whole[number].metrics[metric] for number in have]
+            again = np.array([float(compute(ones)[0]) for compute in computed])
+            if (wrong := np.flatnonzero(~(np.abs(again - values) <= AGREES * np.abs(values) + 1e-6))).size:
+                told = f"stored {values[wrong[0]]:.4g}, from images {again[wrong[0]]:.4g}"
+                analysis.doubted.append(f"{backbone} · {column.title} · {metric} ({told})")
+            else:
+                drawn = np.stack([compute(used) for compute in computed])
+                there = np.isfinite(drawn).all(axis=0)  # a resample may hold nothing to score
+                drawn = np.where(there, drawn, values[:, None]) if there.sum() >= FEW else None
+        count = len(images) if drawn is not None else 0
+        analysis.images[column] = max(count, analysis.images.get(column, 0))
+        analysis.samples[backbone, column, metric] = Sample(seeds, values, drawn, count)
 
 
-def _gains(analysis: Analysis) -> None:
-    selection = analysis.selection
-    base = selection.baseline
-    usable: list[Column] = []
-    for column in selection.columns:
-        found = analysis.estimates.get((base, column, column.main))
-        if found is None:
+def conclude(analysis: Analysis) -> None:
+    """Everything that follows from the samples: intervals, differences, gains, and the level at which they hold together."""
+    base = analysis.selection.baseline
+    gaps: dict[Key, Contrast] = {}
+    for key, sample in analysis.samples.items():
+        _, column, metric = key
+        declared = column.metric(metric)
+        ends = (-np.inf if declared.low is None else declared.low), (np.inf if declared.high is None else declared.high)
+        analysis.estimates[key] = replace(estimate(sample), least=ends[0], most=ends[1])
+        theirs = analysis.samples.get((base, column, metric))
+        if theirs is not None and key[0] != base:
+            gaps[key] = contrast(sample, theirs)
+    analysis.differences = {key: combine([gap]) for key, gap in gaps.items()}
+    main = {key: gap for key, gap in gaps.items() if key[2] == key[1].main}
+    scaled = _scaled(analysis, main)
+    resampled = _gains(analysis, scaled)
+    judged = [analysis.differences[key] for key in main]
+    analysis.comparisons = sum(one.known for one in judged)
+    level = analysis.level = joint_level(judged, [gap.deviations() for gap in main.values()], LEVEL / 2)
+    at = analysis.gain_level = joint_level([gain.typical for gain in analysis.gains.values()], resampled, LEVEL / 2)
+    analysis.differences = {key: gap.at(level) for key, gap in analysis.differences.items()}
+    analysis.task_gains = {where: combine([gap]).at(level) for where, gap in scaled.items()}
+    for name, gain in analysis.gains.items():
+        analysis.gains[name] = replace(gain, typical=gain.typical.at(at), mean=gain.mean.at(at))
+    _ranks(analysis)
+
+
+def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, Column], Contrast]:
+    """Differences in percent of the baseline's number on the same seeds, where that is well away from zero."""
+    found = {}
+    for (backbone, column, metric), gap in gaps.items():
+        base = analysis.samples[analysis.selection.baseline, column, metric]
+        own = analysis.estimates[analysis.selection.baseline, column, metric]
+        if not has_ratio(own):
+            analysis.left_out[column] = f"{analysis.selection.baseline} is too near zero there"
             continue
-        (usable if has_ratio(found) else analysis.no_ratio).append(column)
-    for backbone in selection.backbones:
-        if backbone == base:
-            continue
-        mine = [column for column in usable if (backbone, column, column.main) in analysis.samples]
+        shared = [seed for seed in base.seeds if seed in analysis.samples[backbone, column, metric].seeds]
+        value = base.of(shared).values.mean() if shared and len(gap.samples) == 1 else base.values.mean()
+        declared = column.metric(metric)
+        found[backbone, column] = gap.times(100 * declared.direction / max(abs(value), declared.floor))
+    return found
+
+
+def _gains(analysis: Analysis, scaled: dict[tuple[str, Column], Contrast]) -> list[np.ndarray | None]:
+    """Each backbone's gain; returns what resampling the images adds to it.
+
+    A task of which nothing is known, or too few images, would decide without a measure of its noise: it is left out where there
+    are others.
+    """
+    resampled: list[np.ndarray | None] = []
+    base = analysis.selection.baseline
+    for name in analysis.selection.backbones:
+        mine = {column: gap for (backbone, column), gap in scaled.items() if backbone == name}
+        unsure = {column: told for column, gap in mine.items() if (told := _unsure(gap))}
+        known = len(unsure) < len(mine)
+        if known:
+            analysis.left_out |= unsure
+            mine = {column: gap for column, gap in mine.items() if column not in unsure}
         if not mine:
             continue
-        pairs = [
-            (analysis.samples[backbone, column, column.main], analysis.samples[base, column, column.main])
-            for column in mine
-        ]
-        signs = [column.sign(column.main) for column in mine]
-        analysis.gains[backbone] = relative_gain([m for m, _ in pairs], [b for _, b in pairs], signs), mine
-        for column, (own, theirs), sign in zip(mine, pairs, signs, strict=True):
-            analysis.task_gains[backbone, column] = relative_gain([own], [theirs], [sign])
+        gaps, tasks = list(mine.values()), by_task([column.task for column in mine])
+        typical = lambda values, tasks=tasks: interquartile_mean(tasks @ values)
+        mean = lambda values, tasks=tasks: (tasks @ values).mean(axis=0)
+        values = np.array([gap.value for gap in gaps])
+        noise = np.array([sum(part.variance for part in combine([gap]).parts) for gap in gaps])
+        around = without_noise(values, noise)
+        found = [combine(gaps, typical, around), combine(gaps, mean)]
+        if not known:
+            found = [replace(one, parts=(), images=0) for one in found]
+        pairs = [(analysis.samples[name, c, c.main], analysis.samples[base, c, c.main], c.sign(c.main)) for c in mine]
+        analysis.gains[name] = Gain(found[0], found[1], probability_of_improvement(pairs), list(mine))
+        resampled.append(typical(around[:, None] + deviations(gaps)) if found[0].images else None)
+    return resampled
+
+
+def _unsure(gap: Contrast) -> str:
+    """Why a gain must not count in a mean; '' where it may."""
+    if not gap.known:
+        return "nothing is known of its noise"
+    return f"it has fewer than {FEW} images" if 0 < gap.images < FEW else ""
 
 
 def _ranks(analysis: Analysis) -> None:
     selection = analysis.selection
-    shared = [
-        column
-        for column in selection.columns
-        if all((backbone, column, column.main) in analysis.samples for backbone in selection.backbones)
-    ]
-    if shared and len(selection.backbones) > 1:
-        samples = {b: [analysis.samples[b, column, column.main] for column in shared] for b in selection.backbones}
-        analysis.ranks = mean_ranks(samples, [column.sign(column.main) for column in shared])
-
-
-def _believe(analysis: Analysis, doubted: list[str]) -> None:
-    """Whatever a reader should know before believing the numbers."""
-    selection = analysis.selection
-    notes = analysis.notes
-    counts = {name: len(seeds) for name, seeds in selection.seeds.items()}
-    if max(counts.values()) == 1:
-        notes.append("One seed: the intervals hold the noise of images, not of training. Run with --seeds 3 or more.")
-    elif len({tuple(seeds) for seeds in selection.seeds.values()}) > 1:
-        told = ", ".join(f"{name} {', '.join(map(str, seeds))}" for name, seeds in selection.seeds.items())
-        notes.append(
-            f"Seeds differ ({told}); a difference is paired by seed only where both sides have the same seeds."
-            + (" Of a backbone with one seed the noise of training is not known." if min(counts.values()) == 1 else "")
-        )
-    cells = [cell for found in selection.cells.values() for cell in found]
-    partial = sorted(
-        {cell.run.tags.get("dataset", "") for cell in cells if cell.run.tags.get("data.partial") == "true"}
+    shared = shared_columns(analysis, selection.backbones)
+    if not shared or len(selection.backbones) < 2:
+        return
+    values = np.array(
+        [[c.sign(c.main) * analysis.estimates[b, c, c.main].value for c in shared] for b in selection.backbones]
     )
-    if partial:
-        notes.append(f"Partial data: {', '.join(partial)}. These numbers cannot be compared with published ones.")
-    presets = {
-        (cell.run.tags["task"], cell.run.tags.get("preset", "own"), cell.run.tags.get("differs", "")) for cell in cells
-    }
-    notes += [
-        f"{task} {differs or f'has the settings of {preset}'} (what else its source does: list protocols)."
-        for task, preset, differs in sorted(presets)
-        if preset != "own"
-    ]
-    few = sorted((count, column.title) for column, count in analysis.images.items() if count < 100)
-    if few:
-        notes.append(
-            f"Few images: {few[0][1]} is scored on {few[0][0]}"
-            + (f", {len(few) - 1} other task{'s' if len(few) > 2 else ''} on fewer than 100" if len(few) > 1 else "")
-            + f". Intervals of so few images are {'far' if few[0][0] < 20 else 'a little'} too narrow."
-        )
-    without: dict[str, list[str]] = defaultdict(list)
-    for (backbone, column, metric), found in analysis.estimates.items():
-        if metric == column.main and not found.images:
-            without[column.title].append(backbone)
-    if without:
-        notes.append(
-            f"No per-image scores for {', '.join(without)}: there only the noise of seeds is known"
-            + (", which one seed does not show." if min(counts.values()) == 1 else ".")
-        )
-    partly = {
-        column: None
-        for name, (found, columns) in analysis.gains.items()
-        if found.known
-        for column in columns
-        if not analysis.task_gains[name, column].known
-    }
-    if partly:
-        told = ", ".join(column.title for column in partly)
-        notes.append(f"The interval of the mean relative gain is too narrow: nothing is known of the noise of {told}.")
-    decisions = [
-        gap for (_, column, metric), gap in analysis.differences.items() if metric == column.main and gap.known
-    ]
-    if len(decisions) >= 10:
-        notes.append(
-            f"{len(decisions)} comparisons, each at 95 %: about {len(decisions) / 20:.0f} would be decided by chance if all "
-            "backbones were equal."
-        )
-    if doubted:
-        notes.append(
-            f"Per-image scores do not give back the stored number and are not used: {'; '.join(doubted[:3])}"
-            + (f"; and {len(doubted) - 3} more" if len(doubted) > 3 else "")
-        )
-    if analysis.no_ratio:
-        notes.append(
-            f"Left out of the mean relative gain, because {selection.baseline} is too near zero there: "
-            f"{', '.join(column.title for column in analysis.no_ratio)}."
-        )
-    if selection.holes:
-        count = len(selection.holes)
-        notes.append(f"{count} hole{'s' if count > 1 else ''}: see the dashes in the tables for the reasons.")
-    commits = sorted({run.tags["git.commit"] for run in selection.parents.values() if run.tags.get("git.commit")})
-    if any(commit.endswith("+dirty") for commit in commits):
-        notes.append("Some runs were made with uncommitted changes in the code.")
-    if len(commits) > 1:
-        notes.append(f"Runs of {len(commits)} versions of the code stand side by side (see provenance).")
-    several = sorted({column.task for column in selection.columns if column.letter})
-    if several:
-        notes.append(f"{', '.join(several)} ran under several protocols, each in its own column (A, B …).")
-    notes += [note[0].upper() + note[1:] + "." for note in selection.notes]
+    better = (values[None] > values[:, None]).sum(axis=1) + 0.5 * ((values[None] == values[:, None]).sum(axis=1) - 1)
+    mean = by_task([column.task for column in shared]) @ (1 + better.T)
+    analysis.ranks = dict(zip(selection.backbones, mean.mean(axis=0).tolist(), strict=True))
+
+
+def shared_columns(analysis: Analysis, backbones: Sequence[str]) -> list[Column]:
+    """Columns in which all of these backbones have a number."""
+    return [c for c in analysis.selection.columns if all((b, c, c.main) in analysis.samples for b in backbones)]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reports.report import Report
 
 FORMATS = ("html", "md", "csv", "latex")
+SUMMED = ("value", "base", "baseline", "confirmed", "noise")
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -37,14 +38,15 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.title}", "", report.subtitle, "", f"**{report.verdict.headline}**", ""]
     lines += [f"* {line}" for line in report.verdict.lines] + [""]
     if report.notes:
-        lines += ["## Whether to believe it", "", *(f"* {note}" for note in report.notes), ""]
+        lines += ["## Caveats", "", *(f"* {note}" for note in report.notes), ""]
     if report.overview:
         lines += ["## At a glance", "", *_markdown_overview(report), ""]
         lines += [
-            f"Value, 95 % interval; then the difference to {report.baseline}: ▲ better, ▼ worse, = undecided, ? no interval. "
-            "Bold: better than every other backbone by its interval.",
+            f"Value, 95 % interval; then the difference to {report.baseline}, whose intervals hold together at 95 %: ▲ better, "
+            "▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better than every other backbone.",
             "",
         ]
+        lines += ["## What these images and seeds can tell apart", "", *(f"* {line}" for line in report.power), ""]
     for table in report.tables:
         lines += [f"## {table.title}", "", *_markdown_table(table), ""]
     for view in report.studies:
@@ -60,15 +62,19 @@ def markdown(report: Report) -> str:
             lines.append(_row([_plain(trial.name), *params, *values, _plain(trial.state)]))
         lines.append("")
         if view.study.summary:
-            lines += [_row(["what", "best", "value", "base", "clip-ft", "noise (s)"]), _row(["---"] * 6)]
+            lines += [
+                _row(["what", "best", "value", "base", "clip-ft", "again", "noise", "verdict"]),
+                _row(["---"] * 8),
+            ]
             for row in view.study.summary:
-                numbers = [number(_float(row.get(key)), 3) for key in ("value", "base", "baseline", "noise")]
+                numbers = [number(_float(row.get(key)), 3) for key in SUMMED]
                 lines.append(
                     _row(
                         [
                             _plain(f"{row.get('what')} {row.get('metric') or ''}".strip()),
                             _plain(str(row.get("best"))),
                             *numbers,
+                            row.get("verdict") or "",
                         ]
                     )
                 )
@@ -123,7 +129,7 @@ def csv_values(report: Report) -> dict[str, str]:
         out = csv.writer(buffer, lineterminator="\n")
         out.writerow(
             ["backbone", "task", "protocol", "metric", "direction", "value", "low", "high", "standard_error", "seeds",
-             "difference", "difference_low", "difference_high", "verdict", "best", "hole", "runs"]
+             "difference", "difference_low", "difference_high", "detectable", "verdict", "best", "hole", "runs"]
         )  # fmt: skip
         seen = set()
         for table in [t for t in report.tables if t.id != "experts"]:
@@ -152,7 +158,7 @@ def csv_values(report: Report) -> dict[str, str]:
 def _values(name: str, cell: TableCell, head: Head) -> list[object]:
     found, gap = cell.estimate, cell.difference
     numbers = [found.value, found.low, found.high, found.error] if found else [float("nan")] * 4
-    gaps = [gap.value, gap.low, gap.high] if gap else [float("nan")] * 3
+    gaps = [gap.value, gap.low, gap.high, gap.detectable()] if gap else [float("nan")] * 4
     return [
         name, head.column.title, head.column.protocol, head.metric, head.sign, *map(_exact, numbers),
         found.seeds if found else 0, *map(_exact, gaps), cell.verdict, "yes" if cell.best else "", cell.hole,

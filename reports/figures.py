@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.analysis import Analysis
+from reports.analysis import Analysis, shared_columns
 from reports.query import Store, StoredRun
 from reports.selection import Column
 from reports.tables import Head, interval, number, overview
@@ -62,26 +62,29 @@ def forest(analysis: Analysis) -> Figure | None:
     columns = [c for c in selection.columns if any((b, c) in analysis.task_gains for b in others)]
     if not others or not columns:
         return None
-    labels = [*reversed([column.title for column in columns]), "mean of all"]
+    labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: place for place, label in enumerate(labels)}
     paint, marks = colours(analysis), _symbols(analysis)
     data = []
     for place, name in enumerate(others):
         shift = 0.5 * ((place + 0.5) / len(others) - 0.5)
         points = [(c.title, analysis.task_gains[name, c]) for c in columns if (name, c) in analysis.task_gains]
-        points.append(("mean of all", analysis.gains[name][0]))
+        points.append(("mean gain", analysis.gains[name].typical))
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": name,
                 "x": [p.value for _, p in points], "y": [rows[label] - shift for label, _ in points],
                 "error_x": _bars([p for _, p in points], paint[name]),
-                "marker": {"color": paint[name], "symbol": marks[name], "size": 8},
-                "text": [f"{label}<br>{name}: {number(p.value, 1, True)} % {interval(p, 1, True)}" for label, p in points],
+                "marker": {"color": paint[name], "symbol": [marks[name] + "-open" * (not p.known) for _, p in points], "size": 8},
+                "text": [f"{label}<br>{name}: {number(p.value, 1, True)} % {interval(p, 1, True) or 'no interval'}"
+                         for label, p in points],
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )  # fmt: skip
     # One wild interval must not squeeze all others: the axis holds the values and reasonable arms, longer ones run out of it.
-    values = np.array([g.value for g in analysis.task_gains.values()] + [g.value for g, _ in analysis.gains.values()])
+    values = np.array(
+        [g.value for g in analysis.task_gains.values()] + [gain.typical.value for gain in analysis.gains.values()]
+    )
     arms = [x for g in analysis.task_gains.values() if g.known for x in (g.low - g.value, g.high - g.value)]
     reach = 2.5 * float(np.median(np.abs(arms))) if arms else 1.0
     low, high = min(values.min() - reach, 0), max(values.max() + reach, 0)
@@ -106,8 +109,8 @@ def forest(analysis: Analysis) -> Figure | None:
     return Figure(
         "forest",
         f"Gain over {selection.baseline}, task by task",
-        "Relative change of each task's main metric, turned so that right is better, with its 95 % interval from paired draws. "
-        "A bar that crosses the line decides nothing.",
+        "Change of each task's main metric in percent of the baseline's, turned so that right is better; all intervals hold "
+        "together at 95 %. The interval contains zero where a bar crosses the line; an open mark has no interval.",
         told,
         {"data": data, "layout": layout},
         130 + max(len(rows) * (16 + 13 * len(others)), 120),
@@ -162,7 +165,11 @@ def _bar_chart(name: str, head: Head, there: Sequence[tuple[str, Any]], paint: d
 
 
 def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
-    """Backbone → seconds of experts, labelling, training and probing, means over its seeds (probing: over all its tasks)."""
+    """Backbone → seconds of experts, labelling, training and probing, means over its seeds.
+
+    Probing is summed over the tasks that all backbones have, so that who lacks a task does not look cheap; of several protocols
+    of a task the mean counts.
+    """
     found: dict[str, dict[str, float]] = {}
     names = {"experts": "experts_seconds", "labelling": "label_seconds", "training": "train_seconds"}
     for name in analysis.selection.backbones:
@@ -172,19 +179,13 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
             for what, key in names.items()
             if (values := [run.metrics[f"cost/{key}"] for run in parents if f"cost/{key}" in run.metrics])
         }
-        probing = [
-            float(np.mean(seconds))
-            for column in analysis.selection.columns
-            if (
-                seconds := [
-                    cell.cost["seconds"]
-                    for cell in analysis.selection.cells.get((name, column), [])
-                    if "seconds" in cell.cost
-                ]
-            )
-        ]
+        probing: dict[str, list[float]] = {}
+        for column in shared_columns(analysis, analysis.selection.backbones):
+            seconds = [c.cost["seconds"] for c in analysis.selection.cells[name, column] if "seconds" in c.cost]
+            if seconds:
+                probing.setdefault(column.task, []).append(float(np.mean(seconds)))
         if probing:
-            parts["probing"] = float(np.sum(probing))
+            parts["probing"] = float(sum(map(np.mean, probing.values())))
         if parts:
             found[name] = parts
     return found
@@ -199,14 +200,15 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
     paint, marks = colours(analysis), _symbols(analysis)
     data = []
     for name in there:
-        gain = analysis.gains[name][0] if name in analysis.gains else None
+        gain = analysis.gains[name].typical if name in analysis.gains else None
         parts = ", ".join(f"{what} {_seconds(value)}" for what, value in spent[name].items())
         value = gain.value if gain else 0.0
         data.append(
             {
                 "type": "scatter", "mode": "markers+text", "name": name, "x": [sum(spent[name].values())], "y": [value],
                 "error_y": _bars([gain], paint[name]) if gain else {"visible": False},
-                "marker": {"color": paint[name], "symbol": marks[name], "size": 11}, "text": [name],
+                "marker": {"color": paint[name], "symbol": marks[name] + "-open" * bool(gain and not gain.known), "size": 11},
+                "text": [name],
                 "textposition": "middle right", "cliponaxis": False,
                 "hovertemplate": f"{name}: {number(value, 1, True)} %<br>{parts}<extra></extra>",
             }
@@ -218,7 +220,8 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
     }  # fmt: skip
     told = "; ".join(f"{name}: {_seconds(sum(spent[name].values()))}" for name in there)
     caption = (
-        "Mean relative gain against all that was spent on it here, means over seeds. Up and left is better. "
+        "Mean gain against all that was spent on it here, means over seeds, probing on tasks that all have. "
+        "Up and left is better. "
         "What weights cost that were made elsewhere is not known, and is not in it."
     )
     return Figure("cost", "Gain against cost", caption, told, {"data": data, "layout": layout})
@@ -244,7 +247,7 @@ def cost_parts(analysis: Analysis) -> Figure | None:
         "margin": {"l": 10, "r": 12, "t": 10, "b": 46}, "legend": _LEGEND, "showlegend": True,
     }  # fmt: skip
     told = "; ".join(f"{n}: " + ", ".join(f"{p} {_seconds(v)}" for p, v in spent[n].items()) for n in spent)
-    caption = "Seconds of each part, means over seeds; probing is the sum over tasks."
+    caption = "Seconds of each part, means over seeds; probing is the sum over the tasks that all have."
     return Figure(
         "cost-parts", "Where the time went", caption, told, {"data": data, "layout": layout}, 130 + 42 * len(names)
     )
@@ -317,8 +320,8 @@ def _bars(estimates: Sequence[Any], colour: str) -> dict[str, Any]:
     """Plotly's asymmetric error bars."""
     return {
         "type": "data", "symmetric": False, "color": colour, "thickness": 1.4, "width": 4,
-        "array": [e.high - e.value if e.known else 0 for e in estimates],
-        "arrayminus": [e.value - e.low if e.known else 0 for e in estimates],
+        "array": [e.high - e.value if e.known else None for e in estimates],  # none is drawn: no interval is not one of width 0
+        "arrayminus": [e.value - e.low if e.known else None for e in estimates],
     }  # fmt: skip
 
 

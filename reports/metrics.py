@@ -1,28 +1,64 @@
-"""Metrics as a report writes them: their words, units, bounds, and which are shown."""
+"""What a metric is, declared where its probe is registered and recorded with each number: reports keep no list of their own."""
 
 from __future__ import annotations
 
-UNITS = {  # all others are percent
-    "rmse": "m", "normal_mean": "°", "normal_median": "°", "normal_image_mean": "°", "abs_rel": "", "log10": "",
-}  # fmt: skip
-WORDS = {
-    "normal_mean": "mean angle", "normal_median": "median angle",
-    "normal_image_mean": "mean angle of an image", "normal_11.25": "within 11.25°", "abs_rel": "AbsRel",
-    "rmse": "RMSE", "delta1": "δ < 1.25", "top1": "top-1", "top5": "top-5", "bbox_mAP": "box mAP", "segm_mAP": "mask mAP",
-    "i2t_R@1": "I→T R@1", "i2t_R@5": "I→T R@5", "i2t_R@10": "I→T R@10",
-    "t2i_R@1": "T→I R@1", "t2i_R@5": "T→I R@5", "t2i_R@10": "T→I R@10",
-}  # fmt: skip
-SHOWN = {  # metrics of each kind in the detailed tables
-    "segmentation": ("mIoU", "mAcc"),
-    "detection": ("bbox_mAP", "segm_mAP"),
-    "depth": ("abs_rel", "rmse", "delta1"),
-    "normals": ("normal_mean", "normal_median", "normal_11.25"),
-    "classification": ("top1", "top5"),
-    "image-text": ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10"),
-}
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+TAG = "metrics.declared"
+# what runs of older stores did not say
+OLDER_UNITS = {"rmse": "m", "normal_mean": "°", "normal_median": "°", "normal_image_mean": "°"}
+OLDER_LOWER = (*OLDER_UNITS, "abs_rel", "log10")  # less is better; of sweeps that did not say it
+OLDER_PERCENT = re.compile(r"mIoU|mAcc|aAcc|(bbox|segm)_\w+|delta\d|normal_[\d.]+|top\d|[it]2[it]_R@\d+")
 
 
-def bounds(metric: str) -> tuple[float, float]:
-    """The values that a metric can take: an interval is cut there."""
-    unit = UNITS.get(metric, "%")
-    return 0.0, {"%": 100.0, "°": 180.0}.get(unit, float("inf"))
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a probe; the default is a score in percent.
+
+    Attributes:
+        direction: +1 where higher is better, else -1.
+        unit: as it is written after the number; '' for a bare number.
+        low, high: what it can be, None where there is no end.
+        label: for people; '' is its name.
+        shown: whether tables show it beside the main one, which they always do.
+    """
+
+    direction: int = 1
+    unit: str = "%"
+    low: float | None = 0.0
+    high: float | None = 100.0
+    label: str = ""
+    shown: bool = False
+
+    @property
+    def floor(self) -> float:
+        """What a baseline counts as at least when a change is relative to it: one point of a score, next to nothing of others."""
+        return 1.0 if self.unit == "%" else 1e-6
+
+
+def declare(metrics: Mapping[str, Metric]) -> str:
+    """Metrics, the main one first, as the tag ``TAG`` of a run holds them."""
+    default = asdict(Metric())
+    return json.dumps(
+        {name: {k: v for k, v in asdict(one).items() if v != default[k]} for name, one in metrics.items()},
+        ensure_ascii=False, separators=(",", ":"),
+    )  # fmt: skip
+
+
+def declared(tags: Mapping[str, str]) -> dict[str, Metric]:
+    """The metrics of a run, the main one first; runs of older stores say directions only (``mIoU:+1,…``)."""
+    if TAG in tags:
+        return {name: Metric(**told) for name, told in json.loads(tags[TAG]).items()}
+    found: dict[str, Metric] = {}
+    for pair in filter(None, tags.get("directions", "").split(",")):
+        name, _, sign = pair.rpartition(":")
+        percent = OLDER_PERCENT.fullmatch(name) is not None
+        unit = "%" if percent else OLDER_UNITS.get(name, "")
+        direction = -1 if sign.startswith("-") else 1
+        found[name] = Metric(
+            direction, unit, 0.0 if percent else None, 100.0 if percent else None, shown=len(found) < 3
+        )
+    return found

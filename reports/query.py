@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlparse
 import pandas as pd
 
 from reports.errors import TrackingError, instead
+from reports.metrics import Metric, declared
 from reports.store import connect, metric_key, metric_name, tracking_uri
 
 PAGE = 1000  # runs a request
@@ -60,7 +61,7 @@ class Scored:
     """One task's numbers of one backbone and one seed: a child run, as the report sees it.
 
     Attributes:
-        metrics, directions: name → value, and +1 (higher is better) or -1; the main metric first.
+        metrics, declared: name → value, and what the metric is; the main one first.
         cost: name → value of what was measured (``seconds``, ``train_seconds`` …).
         status: MLflow's; only ``FINISHED`` has numbers.
         reason: why it has none.
@@ -77,7 +78,7 @@ class Scored:
     status: str
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    directions: Mapping[str, int] = field(default_factory=dict)
+    declared: Mapping[str, Metric] = field(default_factory=dict)
 
     @property
     def cost(self) -> dict[str, float]:
@@ -198,17 +199,14 @@ def scored(runs: Sequence[StoredRun]) -> list[Scored]:
 
 def _scored(run: StoredRun, backbone: str = "", parent: str = "") -> Scored:
     tags = run.tags
-    directions = {}
-    for pair in filter(None, tags.get("directions", "").split(",")):
-        name, _, sign = pair.rpartition(":")
-        directions[name] = -1 if sign.startswith("-") else 1
+    known = declared(tags)
     finished = run.status == "FINISHED"
-    names = [name for name in directions if name in run.metrics] if finished else []
+    names = [name for name in known if name in run.metrics] if finished else []
     seed = tags.get("seed", "")
     return Scored(
         run, backbone or tags.get("backbone", "?"), parent or run.parent, tags.get("weights.sha256", ""), tags["task"],
         tags.get("kind", ""), tags["protocol"], int(seed) if seed.lstrip("-").isdigit() else 0, run.status,
-        "" if finished else why(run), {name: run.metrics[name] for name in names}, directions,
+        "" if finished else why(run), {name: run.metrics[name] for name in names}, known,
     )  # fmt: skip
 
 
@@ -229,7 +227,7 @@ def tidy(cells: Sequence[Scored]) -> pd.DataFrame:
     rows = [
         (
             *(cell.backbone, cell.weights, cell.task, cell.kind, cell.protocol, cell.seed, name, value),
-            *(cell.directions[name], cell.run.metrics.get("cost/seconds", float("nan"))),
+            *(cell.declared[name].direction, cell.run.metrics.get("cost/seconds", float("nan"))),
             *(cell.run.id, cell.parent, cell.run.experiment),
         )
         for cell in cells

@@ -11,6 +11,7 @@ from typing import Any
 
 from reports import figures as drawing
 from reports.analysis import Analysis, analyse
+from reports.caveats import caveats
 from reports.errors import TrackingError
 from reports.export import FORMATS, csv_values, latex, markdown, write_text
 from reports.figures import Figure
@@ -18,7 +19,7 @@ from reports.gallery import Gallery, galleries
 from reports.provenance import Provenance, provenance
 from reports.query import Store, StoredRun
 from reports.selection import Column, default_experiments, select
-from reports.statistics import DRAWS
+from reports.stats.resampling import RESAMPLES
 from reports.store import hide_password
 from reports.study import (
     STUDY_TAG,
@@ -33,7 +34,7 @@ from reports.study import (
     value_text,
 )
 from reports.tables import Table, experts_table, interval, number, overview, sections
-from reports.verdict import Verdict, verdict
+from reports.verdict import Verdict, gain_words, power_lines, verdict
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Report:
     date: str
     made_by: str
     ui_url: str = ""
-    draws: int = DRAWS
+    resamples: int = RESAMPLES
     analysis: Analysis | None = None
     study: bool = False
     overview: Table | None = None
@@ -93,6 +94,7 @@ class Report:
     galleries: list[Gallery] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
+    power: list[str] = field(default_factory=list)
     colours: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -137,8 +139,8 @@ class Report:
         analysis, found = self.analysis, []
         for name in analysis.selection.backbones:
             rank = analysis.ranks.get(name)
-            told = [analysis.verdict(name, column) for column in analysis.selection.columns]
-            words = {"win": "won", "loss": "lost", "tie": "undecided", "unknown": "without interval"}
+            told = list(analysis.tasks(name).values())
+            words = {"win": "won", "loss": "lost", "tie": "undecided", "unknown": "without a verdict"}
             counts = [
                 f"{told.count(key)} {word}" for key, word in words.items() if told.count(key) or key in ("win", "loss")
             ]
@@ -147,10 +149,11 @@ class Report:
                 {
                     "name": name,
                     "baseline": name == self.baseline,
-                    "gain": f"{number(gain[0].value, 1, True)} %" if gain else "no common task",
-                    "interval": interval(gain[0], 1, True) if gain else "",
+                    "gain": f"{number(gain.typical.value, 1, True)} %" if gain else "no common task",
+                    "interval": interval(gain.typical, 1, True) if gain else "",
+                    "beside": gain_words(gain).partition(", ")[2] if gain else "",
                     "count": ", ".join(counts),
-                    "rank": f"mean rank {number(rank.value, 2)} {interval(rank, 2)}" if rank else "",
+                    "rank": f"mean rank {number(rank, 2)}" if rank else "",
                 }
             )
         return found
@@ -171,7 +174,7 @@ class Request:
     study: str | None = None
     tracking_uri: str | None = None
     ui_url: str = ""
-    draws: int = DRAWS
+    resamples: int = RESAMPLES
     like: Sequence[str] = ()
 
 
@@ -202,7 +205,7 @@ def build(
     )  # fmt: skip
     steps = len(selection.columns) * len(selection.backbones)
     start("per-image scores", steps)
-    analysis = analyse(store, selection, draws=request.draws, advance=advance)
+    analysis = analyse(store, selection, resamples=request.resamples, advance=advance)
     start("figures and pictures", len(selection.columns) + 3)
     curves = drawing.training_curves(store, analysis, advance)
     tables = sections(analysis)
@@ -223,10 +226,11 @@ def build(
         subtitle=f"{names} · {len(tasks)} task{'s' if len(tasks) != 1 else ''} · seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))} · {count} finished task runs · {_now()}",
         verdict=verdict(analysis), store=hide_password(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url,
-        draws=request.draws, analysis=analysis, overview=overview(analysis), tables=tables, studies=studies,
+        resamples=request.resamples, analysis=analysis, power=power_lines(analysis), overview=overview(analysis), tables=tables,
+        studies=studies,
         forest=drawing.forest(analysis), bars=drawing.task_bars(analysis),
         cost_figures=[figure for figure in found if figure is not None], curves=curves,
-        galleries=galleries(store, analysis), provenance=provenance(store, selection), notes=[*analysis.notes, *elsewhere],
+        galleries=galleries(store, analysis), provenance=provenance(store, selection), notes=[*caveats(analysis), *elsewhere],
         colours=drawing.colours(analysis),
     )  # fmt: skip
 
@@ -252,7 +256,7 @@ def _study_report(store: Store, request: Request) -> Report:
         lines.append(f"Varied: {', '.join(parameter_label(name) for name in study.varied)}.")
     notes = [note + "." for note in study.notes]
     notes.append(
-        "Trials have one seed each. The noise of seeds is measured on the base setting, where the sweep did so (noise below)."
+        "Trials have one seed each; the winner and the base setting were run again on fresh seeds where the sweep was told to."
     )
     return Report(
         title=f"λ search: {study.name}",

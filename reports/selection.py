@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from reports.errors import TrackingError, instead
+from reports.metrics import TAG, Metric
 from reports.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
@@ -29,13 +30,14 @@ class Column:
     """A task under one protocol: numbers in one column can be compared.
 
     Attributes:
+        metrics: by name, the main one first.
         letter: told apart by it where a task has several protocols (``A``, ``B`` …), else empty.
     """
 
     task: str
     kind: str
     protocol: str
-    directions: tuple[tuple[str, int], ...]
+    metrics: tuple[tuple[str, Metric], ...]
     letter: str = ""
 
     @property
@@ -45,11 +47,15 @@ class Column:
     @property
     def main(self) -> str:
         """Name of the main metric."""
-        return self.directions[0][0] if self.directions else ""
+        return self.metrics[0][0] if self.metrics else ""
 
     def sign(self, metric: str) -> int:
         """+1 where higher is better, else -1."""
-        return dict(self.directions).get(metric, 1)
+        return self.metric(metric).direction
+
+    def metric(self, name: str) -> Metric:
+        """What is declared of a metric."""
+        return dict(self.metrics)[name]
 
 
 @dataclass
@@ -134,7 +140,7 @@ def select(
     if not backbones and chosen_baseline in names:
         names = [chosen_baseline, *(name for name in names if name != chosen_baseline)]
 
-    kept, notes = _newest(cells)
+    kept, notes = _newest(cells, runs)
     columns = _columns(kept, [cell for cell in cells if not cell.metrics])
     grid: dict[tuple[str, Column], list[Scored]] = defaultdict(list)
     place = {(column.task, column.protocol): column for column in columns}
@@ -185,12 +191,19 @@ def _of(cells: Sequence[Scored], name: str) -> list[Scored]:
     ]
 
 
-def _newest(cells: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
-    """Of equal cells the newest; of a backbone's seed only its newest weights: no row mixes two sets of weights."""
+def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Scored], list[str]]:
+    """Of equal cells the newest; of a backbone's seed only the weights that were run last: no row mixes two sets of weights.
+
+    A run that finds its cells finished makes none anew, so the last run of weights is that of their parent.
+    """
     finished = sorted((cell for cell in cells if cell.metrics), key=lambda cell: (cell.run.started, cell.run.id))
-    weights: dict[tuple[str, int], str] = {}
-    for cell in finished:
-        weights[cell.backbone, cell.seed] = cell.weights
+    there = {(cell.backbone, str(cell.seed), cell.weights) for cell in finished}
+    used = [(cell.run.started, cell.backbone, str(cell.seed), cell.weights) for cell in finished]
+    for run in runs:
+        who = tuple(run.tags.get(tag, "") for tag in ("backbone", "seed", "weights.sha256"))
+        if run.is_parent and who in there:
+            used.append((run.started, *who))
+    weights = {(backbone, int(seed)): sha for _, backbone, seed, sha in sorted(used)}
     kept: dict[tuple, Scored] = {}
     older, replaced = Counter[str](), 0
     for cell in finished:
@@ -229,7 +242,7 @@ def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[Column]:
     first: dict[tuple[str, str], Scored] = {}
     for cell in sorted(cells, key=lambda cell: cell.run.started):
         known = first.get((cell.task, cell.protocol))
-        if known is None or len(cell.directions) > len(known.directions):
+        if known is None or _declares(cell) > _declares(known):
             first[cell.task, cell.protocol] = cell
     latest = {cell.task: cell for cell in sorted(broken, key=lambda cell: cell.run.started)}
     for task in latest.keys() - {task for task, _ in first}:
@@ -241,8 +254,13 @@ def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[Column]:
     for (task, protocol), cell in first.items():
         several = protocols[task]
         letter = _letter(several.index(protocol)) if len(several) > 1 else ""
-        columns.append(Column(task, cell.kind, protocol, tuple(cell.directions.items()), letter))
+        columns.append(Column(task, cell.kind, protocol, tuple(cell.declared.items()), letter))
     return sorted(columns, key=_paper_order)
+
+
+def _declares(cell: Scored) -> tuple[bool, int]:
+    """How much a run says of its metrics."""
+    return TAG in cell.run.tags, len(cell.declared)
 
 
 def _letter(place: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy as np
 
 from reports.errors import TrackingError, instead
 from reports.figures import BASE, COLOURS, SYMBOLS, Figure
+from reports.metrics import OLDER_LOWER
 from reports.provenance import read_json
 from reports.query import Store, StoredRun, why
 from reports.tables import number
 
-STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, the runs that measure noise a `noise.of`
+STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, cells that were run again an `again`
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
-LOWER = ("abs_rel", "rmse", "log10", "normal_mean", "normal_median", "normal_image_mean")  # less is better
 LAMBDAS = ("lambda_clip", "lambda_seg", "lambda_depth", "lambda_normal")  # in this order; others after them
-SUMMARY = ("what", "metric", "sign", "best", "value", "base", "baseline", "noise")  # of a line of summary.json
+# of a line of summary.json
+SUMMARY = ("what", "metric", "sign", "best", "value", "base", "baseline", "confirmed", "noise", "verdict")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Trial:
     params: dict[str, float | str]
     objectives: dict[str, float]
     state: str = "complete"
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it keeps the sweep's constraint."""
+        return self.run.metrics.get("constraint/zero-shot", 0.0) <= 0
 
 
 @dataclass
@@ -63,10 +69,10 @@ class Study:
         return [trial for trial in self.trials if trial.objectives]
 
     def best(self, objective: str) -> Trial | None:
-        """The trial with the best value of an objective."""
+        """The trial with the best value of an objective, of those that keep the constraint where any does."""
         there = [trial for trial in self.complete if objective in trial.objectives]
         sign = self.directions[objective]
-        return max(there, key=lambda trial: sign * trial.objectives[objective], default=None)
+        return max(there, key=lambda trial: (trial.allowed, sign * trial.objectives[objective]), default=None)
 
     def front(self) -> list[Trial]:
         """Trials that no other one beats in every objective (all of them finite)."""
@@ -100,7 +106,8 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
 def build_study(name: str, runs: Sequence[StoredRun], store: Store | None = None) -> Study:
     """A study from its runs: those tagged as trials, and the parent of all, whose summary is read when ``store`` is given."""
     parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
-    directions: dict[str, int] = {}
+    told = filter(None, parent.tags.get("directions", "").split(",")) if parent else ()
+    directions = {name: -1 if sign == "-1" else 1 for name, _, sign in (one.rpartition(":") for one in told)}
     trials: dict[tuple, Trial] = {}
     replaced = 0
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
@@ -109,7 +116,7 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store | None = None
         values = {k.removeprefix("objective/"): v for k, v in run.metrics.items() if k.startswith("objective/")}
         finished = run.status == "FINISHED" and values
         for key in values:
-            directions.setdefault(key, -1 if key.rpartition("/")[2] in LOWER else 1)
+            directions.setdefault(key, -1 if key.rpartition("/")[2] in OLDER_LOWER else 1)
         state = "complete" if finished else "no value" if run.status == "FINISHED" else why(run)
         params = {key: _number(value) for key, value in run.params.items()}
         trial = Trial(run, run.tags["trial"], params, values if finished else {}, state)
@@ -124,8 +131,8 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store | None = None
     notes = [f"{replaced} trials ran the same cell again; the newest finished one counts"] if replaced else []
     if broken := [trial for trial in found if not trial.objectives]:
         notes.append(f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}")
-    told = read_json(store, parent, "summary.json") if store is not None and parent is not None else []
-    lines = [line for line in told if isinstance(line, dict)] if isinstance(told, list) else []
+    summed = read_json(store, parent, "summary.json") if store is not None and parent is not None else []
+    lines = [line for line in summed if isinstance(line, dict)] if isinstance(summed, list) else []
     rows = [{key: line.get(key) for key in SUMMARY} for line in lines]
     return Study(name, parent, found, directions, varied, notes, rows)
 
@@ -314,23 +321,20 @@ def study_rows(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     return names, rows
 
 
-def beyond_noise(row: Mapping[str, Any]) -> bool | None:
-    """Whether best and base of a line of the summary differ by more than twice the noise of a difference of two seeds, 2 √2 s;
-    None where a number is missing."""
-    if not all(isinstance(row[key], int | float) and math.isfinite(row[key]) for key in ("value", "base", "noise")):
-        return None
-    return abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"]
-
-
 def _clear(study: Study, objective: str) -> str:
-    """How the best trial stands to the noise of seeds, as the end of a sentence."""
+    """How the best trial stood against the base setting on fresh seeds, as the end of a sentence."""
     label = objective_label(objective).removesuffix(" (%)")
-    row = next((r for r in study.summary if not r["metric"] and str(r["what"]).startswith(label)), None)
-    clear = beyond_noise(row) if row is not None else None
-    if row is None or clear is None:
-        return "; how large the noise of seeds is, is not known"
-    told = "more" if clear else "no more"
-    return f"; it differs from the base setting ({number(row['base'], 2)}) by {told} than the noise of seeds"
+    row = next((r for r in study.summary if not r["metric"] and str(r["what"]).startswith(label)), {})
+    if row.get("best") == "base":
+        return ""
+    gap = f"{number(row['confirmed'], 2, True)} to the base setting" if isinstance(row.get("confirmed"), float) else ""
+    told = {
+        "clear": f"; run again on fresh seeds it is better ({gap})",
+        "within noise": f"; run again on fresh seeds the difference is within noise ({gap})",
+    }
+    return told.get(
+        row.get("verdict") or "", "; that was not confirmed on fresh seeds, and the best of many is also the luckiest"
+    )
 
 
 def study_headline(study: Study) -> str:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reports.analysis import Analysis, shown_metrics
-from reports.metrics import UNITS, WORDS
 from reports.selection import Column
-from reports.statistics import Estimate
+from reports.stats.intervals import Estimate
 
 SECTIONS = (
     ("segmentation", "Semantic segmentation", lambda c: c.kind == "segmentation"),
@@ -38,11 +37,11 @@ class Head:
 
     @property
     def unit(self) -> str:
-        return UNITS.get(self.metric, "%")
+        return self.column.metric(self.metric).unit
 
     @property
     def words(self) -> str:
-        return WORDS.get(self.metric, self.metric)
+        return self.column.metric(self.metric).label or self.metric
 
 
 @dataclass(frozen=True)

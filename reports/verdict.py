@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.analysis import Analysis
+import numpy as np
+
+from reports.analysis import Analysis, Gain
 from reports.selection import Column
+from reports.stats.gains import by_task, interquartile_mean
+from reports.stats.intervals import Estimate
 from reports.tables import number
 
 
@@ -15,7 +19,8 @@ class Verdict:
     """What the report says first.
 
     Attributes:
-        tone: ``better``, ``worse``, ``mixed``, ``open`` (nothing can be told) or ``alone``.
+        tone: ``better`` or ``worse`` where the interval of the mean gain leaves out zero, ``mixed`` where only single tasks are
+            decided, ``open`` (nothing can be told) or ``alone``.
         headline: one sentence.
         lines: one sentence for each backbone.
     """
@@ -26,107 +31,124 @@ class Verdict:
 
 
 def verdict(analysis: Analysis) -> Verdict:
-    """Judge every backbone against the baseline; the headline is about the one with the highest mean relative gain."""
+    """Judge every backbone against the baseline; the headline is about the one with the highest mean gain.
+
+    All of it is judged at ``analysis.level``, whichever backbone is looked at after the numbers are known.
+    """
     selection = analysis.selection
     base = selection.baseline
     others = [name for name in selection.backbones if name != base]
     if not others:
-        count = sum((base, column) in selection.cells for column in selection.columns)
+        count = len({column.task for column in selection.columns if (base, column) in selection.cells})
         return Verdict(
             "alone", f"Only {base} has results ({_count(count, 'task')}): nothing to compare it with yet.", []
         )
-    judged = {name: _judge(analysis, name) for name in others}
+    judged = {name: list(analysis.tasks(name).values()) for name in others}
     common = [c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)]
-    leader = max(others, key=lambda name: (_gain(analysis, name, common), judged[name]["win"] - judged[name]["loss"]))
-    tone = _tone(analysis, leader, judged[leader])
-    lines = [_line(analysis, name, judged[name]) for name in others]
-    if tone == "open" and len(others) > 1 and not any(j["win"] or j["loss"] for j in judged.values()):
-        compared = max(sum(j.values()) for j in judged.values())
-        gain = _gain_words(analysis, leader)
-        best = f"; highest is {leader}: {gain}" if gain else ""
+    leader = max(others, key=lambda name: (_gain(analysis, name, common), judged[name].count("win")))
+    tones = {name: _tone(analysis, name, judged[name]) for name in others}
+    tone = tones[leader]
+    lines = [_line(analysis, name) for name in others]
+    if set(tones.values()) == {"open"} and len(others) > 1:
+        compared = max(map(len, judged.values()))
+        best = f"; highest is {leader}: {words}" if (words := _gain_words(analysis, leader)) else ""
         return Verdict(tone, f"No backbone can be told from {base} on any of {_count(compared, 'task')}{best}.", lines)
-    return Verdict(tone, _headline(analysis, leader, judged[leader], tone, len(others), common), lines)
+    return Verdict(tone, _headline(analysis, leader, judged[leader], common), lines)
 
 
 def _gain(analysis: Analysis, name: str, common: Sequence[Column]) -> float:
-    """Mean relative gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
+    """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
     if common:
-        return sum(analysis.task_gains[name, column].value for column in common) / len(common)
-    return analysis.gains[name][0].value if name in analysis.gains else float("-inf")
+        gains = np.array([[analysis.task_gains[name, column].value] for column in common])
+        return float(interquartile_mean(by_task([column.task for column in common]) @ gains)[0])
+    return analysis.gains[name].typical.value if name in analysis.gains else float("-inf")
 
 
-def _judge(analysis: Analysis, name: str) -> dict[str, int]:
-    told = [analysis.verdict(name, column) for column in analysis.selection.columns]
-    return {word: told.count(word) for word in ("win", "loss", "tie", "unknown")}
+def _tone(analysis: Analysis, name: str, told: Sequence[str]) -> str:
+    overall = analysis.gains[name].typical.verdict() if name in analysis.gains else "unknown"
+    return {"win": "better", "loss": "worse"}.get(overall, "mixed" if {"win", "loss"} & set(told) else "open")
 
 
-def _tone(analysis: Analysis, name: str, count: dict[str, int]) -> str:
-    overall = analysis.gains[name][0].verdict() if name in analysis.gains else "unknown"
-    if count["win"] and not count["loss"] and overall != "loss":
-        return "better"
-    if count["loss"] and not count["win"] and overall != "win":
-        return "worse"
-    if count["win"] and count["loss"]:
-        return "better" if overall == "win" and count["win"] > count["loss"] else "mixed"
-    return "open"
-
-
-def _headline(
-    analysis: Analysis, name: str, count: dict[str, int], tone: str, others: int, common: Sequence[Column]
-) -> str:
-    base = analysis.selection.baseline
-    compared = sum(count.values())
+def _headline(analysis: Analysis, name: str, told: Sequence[str], common: Sequence[Column]) -> str:
+    base, others = analysis.selection.baseline, len(analysis.selection.backbones) - 1
     gain = _gain_words(analysis, name)
     best = name
     if others > 1 and name in analysis.gains:
-        fewer = 0 < len(common) < max(len(columns) for _, columns in analysis.gains.values())
-        over = f" on {_count(len(common), 'task')} that all have" if fewer else ""
+        fewer = 0 < len(common) < max(len(each.columns) for each in analysis.gains.values())
+        over = f" on {_count(len({c.task for c in common}), 'task')} that all have" if fewer else ""
         best = f"Of {others} backbones, {name} has the highest mean gain{over}: it"
-    if not compared:
+    if not told:
         return f"{name} and {base} share no task: nothing can be compared."
-    of = f"{count['win']} of {_count(compared, 'task')}"
-    if tone == "better":
-        losses = "loses none" if not count["loss"] else f"loses {count['loss']}"
-        words = f"{best} is better than {base} on {of} and {losses}"
-    elif tone == "worse":
-        words = f"{best} is worse than {base} on {count['loss']} of {_count(compared, 'task')} and better on none"
-    elif tone == "mixed":
-        words = f"{best} is better than {base} on {of} and worse on {count['loss']}"
+    wins, losses, tasks = told.count("win"), told.count("loss"), _count(len(told), "task")
+    if wins:
+        words = (
+            f"{best} is better than {base} on {wins} of {tasks} and {f'worse on {losses}' if losses else 'loses none'}"
+        )
+    elif losses:
+        words = f"{best} is worse than {base} on {losses} of {tasks} and better on none"
     else:
-        words = f"{best} cannot be told from {base} on any of {_count(compared, 'task')}"
+        words = f"{best} cannot be told from {base} on any of {tasks}"
     seeds = analysis.selection.seeds
-    one = len(seeds[name]) == 1 or len(seeds[base]) == 1
+    one = min(len(seeds[name]), len(seeds[base])) == 1
     return f"{words}{'; ' + gain if gain else ''}{'; one seed, so without the noise of training' if one else ''}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:
-    if name not in analysis.gains:
-        return ""
-    found, columns = analysis.gains[name]
-    text = f"mean relative gain {number(found.value, 1, True)} %"
-    if found.known:
-        text += f" (95 % interval {number(found.low, 1, True)} to {number(found.high, 1, True)})"
-    compared = sum(1 for column in analysis.selection.columns if analysis.verdict(name, column))
-    return text + (f" over {len(columns)} of them" if len(columns) < compared else "")
+    """The mean gain with its interval, and what else tells of it."""
+    gain = analysis.gains.get(name)
+    return "" if gain is None else f"mean gain {gain_words(gain)}{_left(analysis, name, gain)}"
 
 
-def _line(analysis: Analysis, name: str, count: dict[str, int]) -> str:
-    columns = analysis.selection.columns
-    named = {
-        word: [column.title for column in columns if analysis.verdict(name, column) == word] for word in ("win", "loss")
-    }
+def gain_words(gain: Gain) -> str:
+    """Interquartile mean, interval, plain mean, probability of improvement."""
+    found = gain.typical
+    text = f"{number(found.value, 1, True)} %"
+    text += f" ({number(found.low, 1, True)} to {number(found.high, 1, True)})" if found.known else " (no interval)"
+    return f"{text}, plain mean {number(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
+
+
+def _left(analysis: Analysis, name: str, gain: Gain) -> str:
+    tasks, compared = len({column.task for column in gain.columns}), len(analysis.tasks(name))
+    return f", over {tasks} of them" if tasks < compared else ""
+
+
+def _line(analysis: Analysis, name: str) -> str:
+    told = analysis.tasks(name)
+    words = {"win": "better on", "loss": "worse on", "tie": "undecided", "unknown": "without a verdict"}
     parts = []
-    if count["win"]:
-        parts.append(f"better on {_list(named['win'])}")
-    if count["loss"]:
-        parts.append(f"worse on {_list(named['loss'])}")
-    if count["tie"]:
-        parts.append(f"{count['tie']} undecided")
-    if count["unknown"]:
-        parts.append(f"{count['unknown']} without an interval")
-    told = "; ".join(parts) or "no task in common"
+    for key, word in words.items():
+        tasks = [task for task, found in told.items() if found == key]
+        if tasks:
+            parts.append(f"{word} {_list(tasks)}" if key in ("win", "loss") else f"{len(tasks)} {word}")
     gain = _gain_words(analysis, name)
-    return f"{name}: {told}{'; ' + gain if gain else ''}."
+    return f"{name}: {'; '.join(parts) or 'no task in common'}{'; ' + gain if gain else ''}."
+
+
+def power_lines(analysis: Analysis) -> list[str]:
+    """The smallest difference that each task's images and seeds tell apart (typical over backbones), and what would decide the
+    rest."""
+    lines = []
+    for column in analysis.selection.columns:
+        found = {b: analysis.differences.get((b, column, column.main)) for b in analysis.selection.backbones}
+        gaps = {name: gap for name, gap in found.items() if gap is not None and gap.known}
+        if not gaps:
+            continue
+        images, seeds = (min(getattr(gap, name) for gap in gaps.values()) for name in ("images", "seeds"))
+        have = f"{_count(images, 'image') if images else 'unknown noise of images'} and {_count(seeds, 'seed')}"
+        size = (
+            f"{np.median([gap.detectable() for gap in gaps.values()]):.2g} {column.metric(column.main).unit}".rstrip()
+        )
+        line = f"{column.title}: {have} tell {size} apart in 80 % of such comparisons"
+        if rest := [f"{name} {_would_decide(gap)}" for name, gap in gaps.items() if gap.verdict() == "tie"]:
+            line += f"; undecided, and decided if differences stay as they are: {', '.join(rest)}"
+        lines.append(line + ".")
+    return lines
+
+
+def _would_decide(gap: Estimate) -> str:
+    if gap.seeds == 1:
+        return "with more seeds, to know their noise"
+    return f"with {count} seeds" if (count := gap.seeds_to_decide()) else "only with more images"
 
 
 def _list(names: Sequence[str], most: int = 6) -> str:

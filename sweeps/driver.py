@@ -114,7 +114,7 @@ class _Driver:
         study = self.sweep.study
         left = [t for t in self.sweep.trials(TrialState.RUNNING) if t._trial_id not in self.begun]
         for found in left or self.sweep.trials(TrialState.WAITING):
-            study.sampler = sampler_for(self.sweep.space, found.number)
+            study.sampler = sampler_for(self.sweep, found.number)
             trial = optuna.Trial(study, found._trial_id) if left else study.ask()
             self.begun.add(trial._trial_id)
             return trial
@@ -176,4 +176,5 @@ class _Driver:
         gains = task_gains(result.metrics, baseline, self.sweep.tasks)
         run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})
         run.log_metrics({f"objective/{name}": value for name, value in values.items()})
+        run.log_metrics({"constraint/zero-shot": self.sweep.too_much_lost(result.metrics)})
         return list(values.values())

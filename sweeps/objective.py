@@ -1,20 +1,19 @@
-"""What a sweep optimises: relative gains over a baseline, sign-aware, or any metric of any task."""
+"""What a sweep optimises: the typical relative gain over a baseline, as reports define it, or any metric of any task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
+import numpy as np
+
 from backbones.errors import UserError
+from reports.stats.gains import interquartile_mean, relative_gain
 
 Direction = Literal["maximize", "minimize"]
 Metrics = Mapping[str, Mapping[str, float]]
-# A gain relative to almost nothing says nothing: scores in percent count as at least one point.
-LEAST_SCORE = 1.0
-LEAST_ERROR = 1e-6
 GROUPS = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}  # name → for people
 
 
@@ -25,10 +24,12 @@ class ObjectiveTask:
     Attributes:
         metrics: name → +1 (higher is better) or -1; the main one first.
         group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (what needs the text tower) or ``linear``.
+        floor: of the main metric: what the baseline counts as at least (see ``relative_gain``).
     """
 
     metrics: Mapping[str, int]
     group: Literal["dense", "zero-shot", "linear"]
+    floor: float = 1.0
 
     @property
     def main(self) -> str:
@@ -46,8 +47,9 @@ class Objective:
 
     Attributes:
         name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
-        tasks: those whose gains are averaged; for a metric the one task.
-        metrics, signs: of each of ``tasks``: its metric, and +1 (higher is better) or -1.
+        tasks: those whose gains are averaged (their interquartile mean); for a metric the one task.
+        metrics, signs, floors: of each of ``tasks``: its metric, +1 (higher is better) or -1, and what the baseline counts as
+            at least.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Objective:
     tasks: Sequence[str]
     metrics: Sequence[str]
     signs: Sequence[int]
+    floors: Sequence[float] = ()
 
     @property
     def sign(self) -> int:
@@ -74,7 +77,8 @@ class Objective:
         found = self._values(metrics, "the trial")
         if self.name not in GROUPS:
             return found[0]
-        return fmean(map(relative_gain, found, self._values(baseline, "the baseline"), self.signs))
+        gains = map(relative_gain, found, self._values(baseline, "the baseline"), self.signs, self.floors)
+        return float(interquartile_mean(np.array(list(gains))[:, None])[0])
 
     def _values(self, metrics: Metrics, whose: str) -> list[float]:
         values = []
@@ -85,36 +89,28 @@ class Objective:
         return values
 
 
-def relative_gain(value: float, base: float, sign: int) -> float:
-    """How much better ``value`` is than ``base``, in percent of ``base``: positive is better, whichever way the metric runs.
-
-    For ``sign`` +1 (scores in percent) the base counts as at least one point, for -1 (errors) as at least 1e-6.
-    """
-    least = LEAST_SCORE if sign > 0 else LEAST_ERROR
-    return 100.0 * sign * (value - base) / max(abs(base), least)
-
-
 def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, ObjectiveTask]) -> dict[str, float]:
     """Task → relative gain of its main metric, for those that both have."""
     gains = {}
     for name, task in tasks.items():
         value, base = (side.get(name, {}).get(task.main, math.nan) for side in (metrics, baseline))
         if math.isfinite(value) and math.isfinite(base):
-            gains[name] = relative_gain(value, base, task.sign)
+            gains[name] = relative_gain(value, base, task.sign, task.floor)
     return gains
 
 
 def make_objectives(names: Sequence[str], tasks: Mapping[str, ObjectiveTask]) -> tuple[Objective, ...]:
-    """Objectives by name, over the chosen tasks.
+    """Objectives by name, over the chosen tasks; by default ``dense``, or ``gain`` where no task is dense.
 
     Raises:
         UserError: an unknown objective, task or metric, or a group without a task.
     """
     made = []
-    for name in dict.fromkeys(names or ("gain",)):
+    default = "dense" if any(task.group == "dense" for task in tasks.values()) else "gain"
+    for name in dict.fromkeys(names or (default,)):
         task, _, metric = name.rpartition("/")
         if name in GROUPS:
-            parts = [(each, t.main, t.sign) for each, t in tasks.items() if name in ("gain", t.group)]
+            parts = [(each, t.main, t.sign, t.floor) for each, t in tasks.items() if name in ("gain", t.group)]
             if not parts:
                 raise UserError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
         elif task not in tasks:
@@ -123,8 +119,8 @@ def make_objectives(names: Sequence[str], tasks: Mapping[str, ObjectiveTask]) ->
         elif metric not in tasks[task].metrics:
             raise UserError(f"--objective {name}: {task} has {', '.join(tasks[task].metrics)}")
         else:
-            parts = [(task, metric, tasks[task].metrics[metric])]
-        chosen, metrics, signs = map(list, zip(*parts, strict=True))
+            parts = [(task, metric, tasks[task].metrics[metric], tasks[task].floor)]
+        chosen, metrics, signs, floors = map(list, zip(*parts, strict=True))
         direction: Direction = "maximize" if name in GROUPS or signs[0] > 0 else "minimize"
-        made.append(Objective(name, direction, chosen, metrics, signs))
+        made.append(Objective(name, direction, chosen, metrics, signs, floors))
     return tuple(made)

@@ -26,7 +26,7 @@ from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
 from sweeps.space import Space, cell_name
 from sweeps.storage import open_storage, storage_url
 
-VERSION = 2  # of what a study stores
+VERSION = 3  # of what a study stores
 BEAT = 20.0  # seconds between the driver's signs of life
 
 
@@ -63,6 +63,7 @@ class Sweep:
     objectives: tuple[Objective, ...]
     tasks: Mapping[str, ObjectiveTask]
     prune: str
+    constraint: Objective | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +78,16 @@ class Sweep:
     def baseline(self) -> Metrics:
         """clip-ft's, empty until it is measured."""
         return self.metadata.get("baseline", {})
+
+    def too_much_lost(self, metrics: Metrics) -> float:
+        """By how many percent zero-shot lost more than it may; 0 or less for a trial that may be chosen.
+
+        Raises:
+            ValueError: a metric is missing.
+        """
+        if self.constraint is None:
+            return 0.0
+        return -self.constraint.value(metrics, self.baseline) - self.metadata["identity"]["zero_shot_loss"]
 
     def note(self, key: str, value: Any) -> None:
         """Store something with the study (anything JSON holds)."""
@@ -251,14 +262,26 @@ def _sweep(url: str, study: optuna.Study) -> Sweep:
         raise UserError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
     space = Space.from_identity(identity["space"], int(stored["trials"]))
     tasks = {name: ObjectiveTask(**told) for name, told in stored["tasks"].items()}
-    return Sweep(url, study, space, make_objectives(identity["objectives"], tasks), tasks, identity["prune"])
+    objectives = make_objectives(identity["objectives"], tasks)
+    constraint = None  # where zero-shot is no objective it must not be lost
+    if "zero_shot_loss" in identity and any(task.group == "zero-shot" for task in tasks.values()):
+        (zero_shot,) = make_objectives(["zero-shot"], tasks)
+        aimed = {task for objective in objectives for task in objective.tasks}
+        constraint = None if aimed & set(zero_shot.tasks) else zero_shot
+    return Sweep(url, study, space, objectives, tasks, identity["prune"], constraint)
 
 
-def sampler_for(space: Space, number: int) -> optuna.samplers.BaseSampler:
+def sampler_for(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw what was drawn before."""
+    space = sweep.space
     seed = (space.seed * 1_000_003 + number) % 2**32
     if space.search == "tpe":  # constant_liar: trials under way count, or all would look at the same place
-        return optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=True)
+        lost = lambda trial: (sweep.too_much_lost(trial.user_attrs.get("metrics", sweep.baseline)),)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=seed, multivariate=False, constant_liar=True, constraints_func=lost if sweep.constraint else None
+            )
     if space.search == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)

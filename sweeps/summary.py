@@ -1,19 +1,21 @@
-"""Where a sweep stands, and what it found: which λ is best for which task, and whether that is more than noise."""
+"""Where a sweep stands, and what it found: which λ is best for which task, and whether that was confirmed on fresh seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
 
 from sweeps.objective import Metrics, task_gains
-from sweeps.space import short
+from sweeps.space import Value, short
 from sweeps.study import Sweep, cell_of
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -71,10 +73,16 @@ def complete(sweep: Sweep) -> list[FrozenTrial]:
     return sweep.trials(TrialState.COMPLETE)
 
 
+def may_be_chosen(sweep: Sweep, trial: FrozenTrial) -> bool:
+    """Whether a trial keeps zero-shot, where that is no objective."""
+    return sweep.too_much_lost(trial.user_attrs.get("metrics", {})) <= 0
+
+
 def best_trial(sweep: Sweep) -> FrozenTrial | None:
-    """The trial that is best by the first objective; the earlier one when two are equal."""
+    """The trial that is best by the first objective of those that keep zero-shot (of all when none does); the earlier one when
+    two are equal."""
     sign = sweep.objectives[0].sign
-    return max(complete(sweep), key=lambda t: (sign * t.values[0], -t.number), default=None)
+    return max(complete(sweep), key=lambda t: (may_be_chosen(sweep, t), sign * t.values[0], -t.number), default=None)
 
 
 def pareto_front(sweep: Sweep) -> list[FrozenTrial]:
@@ -83,26 +91,10 @@ def pareto_front(sweep: Sweep) -> list[FrozenTrial]:
     return sorted(sweep.study.best_trials, key=lambda trial: trial.number) if several else []
 
 
-def base_trial(sweep: Sweep) -> FrozenTrial | None:
-    """The base cell's, where it was tried."""
-    return next((trial for trial in complete(sweep) if trial.params == sweep.space.base), None)
-
-
-def reference(sweep: Sweep) -> FrozenTrial | None:
-    """The trial whose noise is measured: the base cell's, else the best."""
-    return base_trial(sweep) or best_trial(sweep)
-
-
-def noise_values(sweep: Sweep) -> dict[int, Metrics]:
-    """Seed → metrics of the reference cell, its own trial's included."""
-    trial = reference(sweep)
-    if trial is None:
-        return {}
-    found = {int(sweep.space.seed): trial.user_attrs.get("metrics", {})}
-    for key, value in sweep.metadata.items():
-        if key.startswith("noise.") and value["params"] == trial.params:
-            found[int(key.partition(".")[2])] = value["metrics"]
-    return dict(sorted(found.items()))
+def run_again(sweep: Sweep, params: Mapping[str, Value]) -> dict[int, Metrics]:
+    """Fresh seed → metrics of a cell that was run again on it."""
+    found = [value for key, value in sweep.metadata.items() if key.startswith("again.") and value["params"] == params]
+    return {value["seed"]: value["metrics"] for value in found}
 
 
 def summary(sweep: Sweep) -> pd.DataFrame:
@@ -110,13 +102,13 @@ def summary(sweep: Sweep) -> pd.DataFrame:
 
     Columns: ``what`` and ``metric`` (a task and its main metric, or an objective and ''), ``sign`` (+1 when higher is better),
     ``best`` (params of the best trial, for people), ``trial`` (its number), then numbers, NaN where there is none: ``value`` of
-    the best trial, ``base`` of the base cell, ``baseline`` of clip-ft, ``noise`` (standard deviation of the reference
-    cell's value over seeds).
+    the best trial, ``base`` of the base cell, ``baseline`` of clip-ft, ``confirmed`` (mean difference of winner and base on the
+    fresh seeds), ``noise`` (standard deviation of the base cell over all its seeds); and ``verdict`` (see ``_verdict``).
     """
     columns = {objective.label: ("", objective.sign) for objective in sweep.objectives}
     columns |= {name: (task.main, task.sign) for name, task in sweep.tasks.items()}
 
-    def values_of(metrics: Sequence[Metrics]) -> pd.DataFrame:
+    def values_of(metrics: list[Metrics]) -> pd.DataFrame:
         rows = [{name: each.get(name, {}).get(metric) for name, (metric, _) in columns.items()} for each in metrics]
         for row, each in zip(rows, metrics, strict=True):
             for objective in sweep.objectives:
@@ -124,28 +116,49 @@ def summary(sweep: Sweep) -> pd.DataFrame:
                     row[objective.label] = objective.value(each, sweep.baseline)
         return pd.DataFrame(rows, columns=list(columns), dtype=float)
 
-    trials = complete(sweep)
+    trials, winner, base = complete(sweep), best_trial(sweep), sweep.space.base
     values = values_of([trial.user_attrs.get("metrics", {}) for trial in trials])
-    base = values.loc[[trial.params == sweep.space.base for trial in trials]].mean()
-    baseline, noise = values_of([sweep.baseline]).iloc[0], values_of(list(noise_values(sweep).values())).std()
+    at_base = values.loc[[trial.params == base for trial in trials]]
+    (baseline,) = values_of([sweep.baseline]).to_dict("records")
+    mine, theirs = run_again(sweep, winner.params if winner else {}), run_again(sweep, base)
+    noise = pd.concat([at_base, values_of(list(theirs.values()))]).std()
+    fresh = sorted(mine.keys() & theirs.keys())
+    gaps = values_of([mine[seed] for seed in fresh]) - values_of([theirs[seed] for seed in fresh])
     signs = pd.Series({what: sign for what, (_, sign) in columns.items()})
-    best: Any = (values * signs).dropna(axis=1, how="all").idxmax()  # the earlier one when two are equal
-    rows = [
-        {
-            "what": what, "metric": columns[what][0], "sign": columns[what][1], "trial": trials[number].number,
-            "best": short(trials[number].params, sweep.space.base), "value": values[what][number], "base": base[what],
-            "baseline": baseline[what], "noise": noise[what],
-        }
-        for what, number in best.items()
-    ]  # fmt: skip
+    allowed = values.copy()
+    kept = [may_be_chosen(sweep, trial) for trial in trials]
+    if any(kept):
+        allowed.loc[~np.array(kept), [objective.label for objective in sweep.objectives]] = np.nan
+    best: Any = (allowed * signs).dropna(axis=1, how="all").idxmax()  # the earlier one when two are equal
+    rows = []
+    for what, number in best.items():
+        trial, (metric, sign) = trials[number], columns[what]
+        won = winner is not None and trial.number == winner.number
+        gap = gaps[what].dropna().to_numpy() if won else np.empty(0)
+        others = max(1, len(trials) - 1) * (len(sweep.tasks) if metric else 1)
+        rows.append(
+            {
+                "what": what, "metric": metric, "sign": sign, "trial": trial.number, "best": short(trial.params, base),
+                "value": values[what][number], "base": at_base[what].mean(), "baseline": baseline[what],
+                "confirmed": gap.mean() if gap.size else math.nan, "noise": noise[what],
+                "verdict": "" if trial.params == base else _verdict(sign * gap, others),
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """Whether best and base of a row of ``summary`` differ by more than twice the noise of a difference (√2 · noise)."""
-    if math.isnan(row["noise"]) or math.isnan(row["base"]) or row["value"] == row["base"]:
-        return ""
-    return "clear" if abs(row["value"] - row["base"]) > 2 * math.sqrt(2) * row["noise"] else "within noise"
+def _verdict(gaps: np.ndarray, compared: int) -> str:
+    """``clear`` where the best cell beats the base cell on fresh seeds, else ``within noise``; ``not confirmed`` without those.
+
+    Student's paired t at 5 %, divided by the number of comparisons: the best of many is also the luckiest on these images.
+
+    Args:
+        gaps: (S,) how much better it is with each fresh seed.
+    """
+    if len(gaps) < 2:
+        return "not confirmed"
+    reach = stats.t.isf(0.025 / compared, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
+    return "clear" if gaps.mean() > reach else "within noise"
 
 
 def trial_table(sweep: Sweep) -> pd.DataFrame:
@@ -157,6 +170,7 @@ def trial_table(sweep: Sweep) -> pd.DataFrame:
         cell = short(trial.params, sweep.space.base) if trial.params else trial.user_attrs.get("cell", "")
         values = trial.values if trial.number in best else [math.nan] * len(sweep.objectives)
         state = trial.state.name.lower() + (" ◆ Pareto" if trial.number in front else "")
+        state += " (loses zero-shot)" if trial.number in best and not may_be_chosen(sweep, trial) else ""
         if trial.state == TrialState.FAIL:
             state += f": {trial.user_attrs.get('failure', '')}"
         gains = task_gains(trial.user_attrs.get("metrics", {}), sweep.baseline, sweep.tasks)

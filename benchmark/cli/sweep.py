@@ -40,10 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vary", **REPEATED, metavar="KEY=A,B|LOW:HIGH",
         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)")
     add("--trials", type=int, metavar="N", help="trials of a sampler; may grow later (default: 40)")
-    add("--objective", **several, metavar="NAME", help="gain: mean relative gain over clip-ft on all tasks (default); "
-        "dense, zero-shot: on those tasks; or TASK/METRIC. Repeated: a Pareto front")
+    add("--objective", **several, metavar="NAME", help="dense: interquartile mean of relative gains over clip-ft on dense tasks "
+        "(default; gain where there is none); zero-shot, gain: on those, on all; or TASK/METRIC. Repeated: a Pareto front")
+    add("--zero-shot-loss", type=float, metavar="PERCENT", help="a trial that loses more than that in zero-shot, against "
+        "clip-ft, is not chosen, where zero-shot is no objective (default: 5)")
     add("--prune", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
-    add("--seeds", type=at_least(1), metavar="N", help="seeds of the base cell, for the noise (default: 3)")
+    add("--confirm", type=at_least(0), metavar="SEEDS", help="fresh seeds on which winner and base cell are run again and "
+        "compared; no winner is clear without (default: 3)")
     add("--seed", type=int, help="of training and probing (default: 0)")
     add("--set", **REPEATED, dest="overrides", metavar="KEY=VALUE", help="a recipe setting that all trials share")
     add("--set-task", **REPEATED, dest="task_overrides", metavar="KEY=VALUE", help="change a setting of the tasks")

@@ -26,6 +26,7 @@ from benchmark.execution.progress import reporter
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
+from reports.metrics import TAG, declare
 from reports.store import metric_name
 from reports.tracking import Run, Tracker
 
@@ -179,7 +180,7 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         "preset": getattr(task.settings, "protocol", "own"),
         "differs": "; ".join(task.deviations(data)),
         "metrics": ",".join(task.probe.metrics),
-        "directions": ",".join(f"{name}:{sign:+d}" for name, sign in task.probe.metrics.items()),
+        TAG: declare(task.probe.metrics),
     }
     params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
     with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:

@@ -13,7 +13,6 @@ from rich.table import Table
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.execution.progress import console
-from reports.metrics import SHOWN
 
 
 def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
@@ -27,7 +26,8 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
     for name in names:
         table.add_column(escape(name), justify="right")
     for task in tasks:
-        shown = [(name, sign) for name, sign in task.probe.metrics.items() if name in SHOWN[task.spec.kind]]
+        main = next(iter(task.probe.metrics))
+        shown = [(name, one.direction) for name, one in task.probe.metrics.items() if one.shown or name == main]
         for number, (metric, sign) in enumerate(shown):
             texts, means = [], []
             for name in names:

@@ -30,7 +30,8 @@ def constant_note(
         evaluator: config of the metric that gave ``metrics``.
         per_image: what it kept of each image: segmentation is scored from ``label``.
     """
-    main, sign = next(iter(probe.metrics.items()))
+    main = next(iter(probe.metrics))
+    sign = probe.metrics[main].direction
     if not np.isfinite(metrics[main]):
         return []
     key = (data.spec.name, str(data.root), data.fingerprint, str(sorted(evaluator.items(), key=str)))

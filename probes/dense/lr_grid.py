@@ -70,7 +70,8 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
 
 
 def _best(probe: Probe, context: Context, found: Mapping[float, Member | Exception], held: int) -> Choice | Exception:
-    main, sign = next(iter(probe.metrics.items()))
+    main = next(iter(probe.metrics))
+    sign = probe.metrics[main].direction
     trained = {rate: one for rate, one in found.items() if isinstance(one, Member)}
     if not trained:
         return next(one for one in found.values() if isinstance(one, Exception))

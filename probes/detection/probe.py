@@ -14,6 +14,7 @@ from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, PreparedDataset, Split
 from probes.detection.settings import DetectionSettings, MaskRCNNSettings, SSDSettings
 from probes.runner.settings import optimizer, schedule
+from reports.metrics import Metric
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -37,7 +38,7 @@ class DetectionProbe:
 
     name: str
     settings_type: type
-    metrics: Mapping[str, int]
+    metrics: Mapping[str, Metric]
     kind: Kind = "detection"
     version: int = 3
     needs_text: bool = False

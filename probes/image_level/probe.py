@@ -12,6 +12,7 @@ from probes.base import Context, TaskResult
 from probes.datasets.base import Kind, Split
 from probes.image_level.settings import RECALL_AT, LinearSettings, RetrievalSettings, ZeroShotSettings
 from probes.registry import register_probe
+from reports.metrics import Metric
 
 
 @dataclass
@@ -21,7 +22,7 @@ class ImageLevelProbe:
     name: str
     kind: Kind
     settings_type: type
-    metrics: Mapping[str, int]
+    metrics: Mapping[str, Metric]
     needs_text: bool
     splits: tuple[Split, ...]
     module: str
@@ -47,8 +48,12 @@ class ImageLevelProbe:
         return replace(import_module(f"probes.image_level.{module}").run(context), config=self.config(context))
 
 
-TOP = {"top1": 1, "top5": 1}
-RECALLS = {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in RECALL_AT}
+TOP = {f"top{k}": Metric(label=f"top-{k}", shown=True) for k in (1, 5)}
+RECALLS = {
+    f"{way}_R@{k}": Metric(label=f"{words} R@{k}", shown=True)
+    for way, words in (("i2t", "I→T"), ("t2i", "T→I"))
+    for k in RECALL_AT
+}
 LINEAR, ZERO_SHOT, RETRIEVAL = (
     ImageLevelProbe("linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"),
     ImageLevelProbe("zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from reports.study import beyond_noise
 from reports.tables import MARKS, Head, TableCell, interval, number
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ def render(report: Report) -> str:
     environment.filters |= {"number": number}
     environment.globals |= {
         "cell": functools.partial(cell_view, report), "run_link": functools.partial(run_link, report.ui_url),
-        "beyond_noise": beyond_noise,
         "figure_json": _script_safe({figure.id: figure.spec for figure in report.figures()}),
     }  # fmt: skip
     template = environment.get_template("page.html.j2")

@@ -39,7 +39,7 @@ from backbones import Entry
 from backbones.cliptex.experts import Expert
 from benchmark.execution import Executor
 from benchmark.suites.registry import Suite
-from probes.base import TaskResult
+from probes.base import Metric, TaskResult
 from probes.datasets.base import DatasetSpec, Sample
 
 GREY = Entry("grey", "one grey map", "MIT", lambda request: None)
@@ -60,7 +60,7 @@ class Cluster(Executor):
 SUITE = Suite("my-suite", "mine", {"voc/linear": {}})
 
 class Probe:
-    name, kind, version, settings_type, metrics = "my-probe", "segmentation", 1, SimpleNamespace, {"mIoU": 1}
+    name, kind, version, settings_type, metrics = "my-probe", "segmentation", 1, SimpleNamespace, {"mIoU": Metric()}
     needs_text, splits = False, ("val",)
     def config(self, context):
         return ""

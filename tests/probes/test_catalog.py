@@ -41,7 +41,7 @@ def test_probes_keep_the_contract(place):
     assert probe.kind in get_args(Kind)
     assert probe.version >= 1
     assert probe.metrics
-    assert set(probe.metrics.values()) <= {1, -1}
+    assert {metric.direction for metric in probe.metrics.values()} <= {1, -1}
     assert isinstance(probe.needs_text, bool)
     assert probe.splits in (("train", "val"), ("val",))
     settings = probe.settings_type()

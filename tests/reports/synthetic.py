@@ -12,15 +12,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from reports.metrics import TAG, Metric, declare
 from reports.query import StoredRun
 from reports.tracking import Tracker
 
-SIGNS = {
-    "segmentation": {"mIoU": 1, "mAcc": 1, "aAcc": 1},
-    "depth": {"abs_rel": -1, "rmse": -1, "log10": -1, "delta1": 1},
-    "classification": {"top1": 1, "top5": 1},
-    "image-text": {f"{way}_R@{k}": 1 for way in ("i2t", "t2i") for k in (1, 5, 10)},
-}
+METRICS = {
+    "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
+    "depth": {
+        "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"), "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
+        "log10": Metric(-1, "", 0.0, None), "delta1": Metric(label="δ < 1.25", shown=True),
+    },
+    "classification": {"top1": Metric(label="top-1"), "top5": Metric(label="top-5", shown=True)},
+    "image-text": {f"{way}_R@{k}": Metric(shown=True) for way in ("i2t", "t2i") for k in (1, 5, 10)},
+}  # fmt: skip
 TASKS = {"voc/linear": "segmentation", "nyu-depth/linear": "depth", "imagenet/linear": "classification",
          "flickr30k/retrieval": "image-text"}  # fmt: skip
 
@@ -93,7 +97,7 @@ def write_run(
                 "task": task, "dataset": task.split("/")[0], "kind": kind, "probe": task.split("/")[1], "backbone": backbone,
                 "weights.sha256": sha, "seed": str(seed), "suite": tracker.experiment, "protocol": f"{protocol}-{task}",
                 "cell": f"{backbone}-{task}-{seed}-{protocol}", "data.fingerprint": f"f-{task}", "data.partial": "false",
-                "directions": ",".join(f"{name}:{sign:+d}" for name, sign in SIGNS[kind].items()),
+                TAG: declare(METRICS[kind]),
                 **(task_tags or {}).get(task, {}),
             }  # fmt: skip
             try:

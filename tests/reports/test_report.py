@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,16 +16,19 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from reports import figures as drawing
 from reports.analysis import analyse
 from reports.attach import attach_report
+from reports.caveats import caveats
 from reports.errors import TrackingError
 from reports.html.page import render
+from reports.metrics import TAG, Metric, declare, declared
 from reports.query import Store
 from reports.report import Request, _under_protocols_of, build, write
 from reports.selection import select
-from reports.tables import number
+from reports.tables import number, overview
 from reports.tracking import Tracker
-from reports.verdict import verdict
+from reports.verdict import power_lines, verdict
 from tests.reports.synthetic import stored_run, write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
@@ -53,11 +58,13 @@ def store(tmp_path_factory):
         write_run(tracker, "clip", 0, same(0.45), failing={"nyu-depth/linear": "loss is nan <b>&"})
         write_run(tracker, "cliptex-seg", 0, {"voc/linear": 0.58}, tags={"experts": "seg"})
         write_run(tracker, "clip-ft", 0, {"voc/linear": 0.3}, protocol="quick")
-        with tracker.run("sweep lambdas", tags={"study": "lambdas", "stage": "sweep"}) as sweep:
+        with tracker.run(
+            "sweep lambdas", tags={"study": "lambdas", "stage": "sweep", "directions": "dense:+1,zero-shot:+1"}
+        ) as sweep:
             rows = [{"what": "dense gain over clip-ft (%)", "metric": "", "sign": 1, "best": "lambda_seg=0.1", "value": 1.1,
-                     "base": 0.2, "baseline": 0.0, "noise": 0.1, "trial": 1},
+                     "base": 0.2, "baseline": 0.0, "confirmed": 0.8, "noise": 0.1, "trial": 1, "verdict": "clear"},
                     {"what": "voc/linear", "metric": "mIoU", "sign": 1, "best": "lambda_seg=0.1", "value": 41.0, "base": 40.0,
-                     "baseline": 38.0, "noise": 0.2, "trial": 1}]  # fmt: skip
+                     "baseline": 38.0, "confirmed": math.nan, "noise": 0.2, "trial": 1, "verdict": "not confirmed"}]  # fmt: skip
             sweep.log_json(rows, "summary.json")
         for number_, (seg, depth) in enumerate([(0.1, 0.1), (0.1, 1), (1, 0.1), (1, 1)]):
             values = {"objective/dense": seg + depth, "objective/zero-shot": -seg}
@@ -123,7 +130,7 @@ def test_numbers_in_the_page_are_means_of_mlflows(store, report, rows):
                 continue
             runs = [store.client.get_run(run) for run in cell["data-runs"].split()]
             task = runs[0].data.tags["task"]
-            main = runs[0].data.tags["directions"].split(":")[0].replace("@", "_at_")
+            main = next(iter(declared(runs[0].data.tags))).replace("@", "_at_")
             assert {run.data.tags["protocol"] for run in runs} == {runs[0].data.tags["protocol"]}, (
                 "one protocol a number"
             )
@@ -136,15 +143,21 @@ def test_numbers_in_the_page_are_means_of_mlflows(store, report, rows):
 def test_the_verdict_is_what_the_intervals_say(report):
     assert report.baseline == "clip-ft"
     assert report.verdict.tone == "better"
-    assert (
-        "it is better than clip-ft on 3 of 4 tasks and loses none; mean relative gain +35." in report.verdict.headline
-    )
+    assert "it is better than clip-ft on 3 of 4 tasks and loses none; mean gain +27." in report.verdict.headline
     analysis = report.analysis
     told = {c.title: analysis.verdict("cliptex", c) for c in analysis.selection.columns}
     assert told == {"voc/linear (A)": "win", "voc/linear (B)": "", "nyu-depth/linear": "win", "imagenet/linear": "tie",
                     "flickr30k/retrieval": "win"}  # fmt: skip
-    gain, over = analysis.gains["cliptex"]
-    assert 0 < gain.low < gain.value < gain.high and len(over) == 4
+    gain = analysis.gains["cliptex"]
+    assert 0 < gain.typical.low < gain.typical.value < gain.mean.value and len(gain.columns) == 4
+    assert gain.improvement == pytest.approx(3.5 / 4, abs=0.05), "imagenet is even"
+    for key, gap in analysis.differences.items():  # mark, table and forest plot are one interval
+        where = key[:2]
+        if key[2] == key[1].main and where in analysis.task_gains:
+            shown, base = analysis.task_gains[where], analysis.estimates["clip-ft", *key[1:]].value
+            assert shown.verdict() == analysis.verdict(*where)
+            if gap.seeds == analysis.estimates["clip-ft", *key[1:]].seeds:
+                assert shown.reach == pytest.approx(100 * gap.reach / base)
     assert any(note.startswith("One seed") or "Seeds differ" in note for note in report.notes)
 
 
@@ -286,8 +299,8 @@ def test_the_study_in_the_experiment_and_alone(store, report):
     assert "0" not in front, "trial 1 has the same zero-shot gain and a higher dense one"
     alone = build(Request(study="lambdas", tracking_uri=store.uri))
     html = render(alone)
-    assert html.count(">more than noise<") == 2
-    assert "it differs from the base setting (0.20) by more than the noise of seeds" in alone.verdict.headline
+    assert html.count(">clear<") == html.count(">not confirmed<") == 1
+    assert "run again on fresh seeds it is better (+0.80 to the base setting)" in alone.verdict.headline
     assert "λ search: lambdas" in html and 'data-figure="heat-lambda_seg-lambda_depth"' in html
     with pytest.raises(TrackingError, match=r"no study 'lambda'.*did you mean 'lambdas'"):
         build(Request(study="lambda", tracking_uri=store.uri))
@@ -354,7 +367,7 @@ def test_the_headline_compares_gains_over_the_tasks_that_all_have(store):
         for seed in range(3)
     ]
     analysis = analyse(Store(store.uri), select(runs, ["x"]))
-    assert analysis.gains["narrow"][0].value > analysis.gains["wide"][0].value
+    assert analysis.gains["narrow"].typical.value > analysis.gains["wide"].typical.value
     headline = verdict(analysis).headline
     assert headline.startswith(
         "Of 2 backbones, wide has the highest mean gain on 1 task that all have: it is better than clip-ft on 1 of 2 tasks"
@@ -362,3 +375,88 @@ def test_the_headline_compares_gains_over_the_tasks_that_all_have(store):
     assert "one seed" not in headline
     alone = verdict(analyse(Store(store.uri), select([run for run in runs if run.tags["seed"] == "0"], ["x"])))
     assert alone.tone == "open", "one seed without scores of images decides nothing"
+
+
+def with_metric(run, metric: Metric, name: str = "mIoU"):
+    return replace(run, tags={**run.tags, TAG: declare({name: metric})})
+
+
+def test_a_metric_of_a_third_party_is_what_it_declares(store):
+    error = Metric(-1, "px", 0.0, None, "end-point error")
+    runs = [
+        with_metric(stored_run(10 * place + seed, name, "flow/linear", seed, value + 30.0 * seed), error)
+        for place, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
+        for seed in range(3)
+    ]
+    analysis = analyse(Store(store.uri), select(runs, ["x"]))
+    (column,) = analysis.selection.columns
+    (head,) = overview(analysis).heads
+    assert (head.words, head.unit, head.sign) == ("end-point error", "px", -1)
+    assert analysis.estimates["clip", column, "mIoU"].high > 430, "it is no percentage that ends at 100"
+    assert analysis.verdict("mine", column) == "win"
+
+
+def test_runs_of_older_stores_say_directions_only():
+    found = declared({"directions": "abs_rel:-1,rmse:-1,delta1:+1,log10:-1,elo:+1"})
+    assert [(one.direction, one.unit, one.high) for one in found.values()] == [
+        (-1, "", None), (-1, "m", None), (1, "%", 100.0), (-1, "", None), (1, "", None)
+    ]  # fmt: skip
+    assert [one.shown for one in found.values()] == [True, True, True, False, False]
+    assert declared({TAG: declare(found)}) == found
+
+
+def test_scores_that_do_not_give_back_a_small_number_are_not_used(tmp_path):
+    """An AbsRel of 0.05 that is off by 2 %."""
+    tracker = Tracker("off", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    write_run(tracker, "clip", 0, {"nyu-depth/linear": 0.9})
+    (child,) = tracker.search("tags.task = 'nyu-depth/linear'")
+    tracker.client.log_metric(child.info.run_id, "abs_rel", child.data.metrics["abs_rel"] + 0.001)
+    report = build(Request(experiments=["off"], tracking_uri=tracker.uri))
+    (column,) = report.analysis.selection.columns
+    assert child.data.metrics["abs_rel"] < 0.25
+    assert not report.analysis.estimates["clip", column, "abs_rel"].known
+    assert report.analysis.estimates["clip", column, "rmse"].known
+    assert any("do not give back the stored number" in note for note in report.notes)
+
+
+def test_costs_are_of_the_tasks_that_all_have_and_of_one_protocol_each(store):
+    values = [("clip", "voc/linear", "p"), ("clip", "voc/linear", "q"), ("clip", "ade20k/linear", "p"),
+              ("mine", "voc/linear", "p"), ("mine", "voc/linear", "q")]  # fmt: skip
+    runs = [
+        stored_run(place, name, task, 0, 50.0 + place, protocol=protocol)
+        for place, (name, task, protocol) in enumerate(values)
+    ]
+    analysis = analyse(Store(store.uri), select(runs, ["x"]))
+    assert drawing.costs(analysis) == {"clip": {"probing": 1.0}, "mine": {"probing": 1.0}}, "each run took one second"
+
+
+def test_an_unknown_interval_is_drawn_open_and_without_bars(store):
+    runs = [stored_run(place, name, "voc/linear", 0, 50.0 + place) for place, name in enumerate(("clip", "mine"))]
+    figure = drawing.forest(analyse(Store(store.uri), select(runs, ["x"])))
+    (data,) = figure.spec["data"]
+    assert data["error_x"]["array"] == [None, None]
+    assert all(symbol.endswith("-open") for symbol in data["marker"]["symbol"])
+
+
+def test_many_differences_are_not_decided_one_by_one_and_the_tone_follows_the_mean_gain(store):
+    """One task of eight would be won at 95 %; together with the others it is not."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for task in range(8):
+        for place, name in enumerate(("clip", "mine")):
+            for seed in range(3):
+                value = 50 + (0.3 * rng.normal() if task else place * (0.8 + 0.2 * seed))
+                runs.append(stored_run(100 * task + 10 * place + seed, name, f"set-{task}/linear", seed, value))
+    analysis = analyse(Store(store.uri), select(runs, ["x"]))
+    first = analysis.selection.columns[0]
+    gap = analysis.differences["mine", first, "mIoU"]
+    assert gap.at(0.05).verdict() == "win" and gap.verdict() == "tie"
+    told = verdict(analysis)
+    assert told.tone == "open" and "cannot be told from clip" in told.headline
+    assert any("8 differences and 1 mean gain are judged together" in note for note in caveats(analysis))
+    (line,) = [
+        line
+        for line in power_lines(analysis)
+        if line.startswith("set-0/linear: unknown noise of images and 3 seeds tell")
+    ]
+    assert re.search(r"undecided, and decided if differences stay as they are: mine with \d+ seeds", line)

@@ -76,6 +76,23 @@ def test_no_row_mixes_two_sets_of_weights():
     assert {b for b, _ in old.cells} == {"clip@w", "clip@new"}
 
 
+def test_going_back_to_older_weights_shows_the_older_ones():
+    """A, B, A again: the third run finds A's cells finished and makes none anew."""
+
+    def run_of(sha: str, started: int):
+        tags = {"run.key": sha, "backbone": "clip", "seed": "0", "weights.sha256": sha}
+        return replace(BASE[0], id=f"parent-{started}", tags=tags, metrics={}, started=started)
+
+    runs = [
+        run_of("a", 1000), stored_run(1001, "clip", "voc/linear", 0, 40.0, weights="a"),
+        run_of("b", 2000), stored_run(2001, "clip", "voc/linear", 0, 50.0, weights="b"),
+    ]  # fmt: skip
+    assert numbers(runs) == {("clip", "voc/linear", "p", 0): 50.0}
+    assert numbers([*runs, run_of("a", 3000)]) == {("clip", "voc/linear", "p", 0): 40.0}
+    assert numbers([*runs, run_of("c", 3000)]) == {("clip", "voc/linear", "p", 0): 50.0}, "c has no number yet"
+    assert numbers([*runs, run_of("a", 3000)], backbones=["clip@b"]) == {("clip@b", "voc/linear", "p", 0): 50.0}
+
+
 def test_two_protocols_are_two_columns_with_letters():
     other = [stored_run(70 + s, "clip", "voc/linear", s, 20.0, protocol="q") for s in (0, 1)]
     selection = select([*BASE, *other], ["x"])

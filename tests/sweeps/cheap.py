@@ -19,7 +19,7 @@ from sweeps.study import Plan, Sweep, load_sweep, sole_driver, start_sweep
 
 TASKS = {
     "seg/linear": ObjectiveTask({"mIoU": 1, "aAcc": 1}, "dense"),
-    "depth/linear": ObjectiveTask({"abs_rel": -1}, "dense"),
+    "depth/linear": ObjectiveTask({"abs_rel": -1}, "dense", 1e-6),
     "class/zero-shot": ObjectiveTask({"top1": 1}, "zero-shot"),
 }
 BASELINE = {
@@ -46,10 +46,13 @@ def start(
     search: str = "linear",
     objectives: Sequence[str] = ("gain",),
     prune: str = "",
+    zero_shot_loss: float | None = None,
     **space: Any,
 ) -> Sweep:
     """A study on the cheap tasks, with their baseline."""
-    identity = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
+    identity: dict[str, Any] = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
+    if zero_shot_loss is not None:
+        identity["zero_shot_loss"] = zero_shot_loss
     plan = Plan(make_space(Wanted(search, **space)), make_objectives(objectives, TASKS), TASKS, identity, prune)
     sweep = start_sweep(name, storage, plan)
     sweep.note("baseline", BASELINE)

@@ -7,26 +7,25 @@ import math
 import pytest
 
 from backbones.errors import UserError
-from sweeps.objective import make_objectives, relative_gain, task_gains
+from sweeps.objective import make_objectives, task_gains
 from tests.sweeps.cheap import BASELINE, TASKS, measure
 
 BASE = dict.fromkeys(("lambda_clip", "lambda_seg", "lambda_depth", "lambda_normal"), 1.0)
 
 
-def test_better_is_positive_whichever_way_the_metric_runs():
-    assert relative_gain(33.0, 30.0, 1) == pytest.approx(10.0)
-    assert relative_gain(0.27, 0.30, -1) == pytest.approx(10.0)
-    assert relative_gain(33.0, 30.0, -1) == pytest.approx(-10.0), "an angle that grew is a loss"
-    assert relative_gain(2.0, 0.0, 1) == 200.0, "relative to at least one point"
-
-
-def test_mean_gain_is_over_main_metrics_of_all_tasks():
-    (gain,) = make_objectives([], TASKS)
+def test_mean_gain_is_the_interquartile_mean_over_main_metrics_of_all_tasks():
+    (gain,) = make_objectives(["gain"], TASKS)
     metrics = measure({**BASE, "lambda_seg": 0.1})
-    by_hand = (100 * (30 - 28) / 28 + 100 * (0.32 - 0.30) / 0.32 + 0.0) / 3
-    assert gain.value(metrics, BASELINE) == pytest.approx(by_hand)
+    by_hand = sorted([100 * (30 - 28) / 28, 100 * (0.32 - 0.30) / 0.32, 0.0])
+    assert gain.value(metrics, BASELINE) == pytest.approx((by_hand[0] + 4 * by_hand[1] + by_hand[2]) / 6)
     assert gain.value(BASELINE, BASELINE) == 0.0
-    assert sum(task_gains(metrics, BASELINE, TASKS).values()) / 3 == pytest.approx(by_hand)
+    assert sorted(task_gains(metrics, BASELINE, TASKS).values()) == pytest.approx(by_hand)
+
+
+def test_the_default_is_dense_where_there_is_any():
+    assert [objective.name for objective in make_objectives([], TASKS)] == ["dense"]
+    (only,) = make_objectives([], {"class/zero-shot": TASKS["class/zero-shot"]})
+    assert only.name == "gain"
 
 
 def test_several_objectives_and_any_metric():

@@ -6,6 +6,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from backbones.errors import UserError
@@ -13,7 +14,7 @@ from sweeps.driver import Evaluation
 from sweeps.plots import write_plots
 from sweeps.storage import storage_url
 from sweeps.study import differences, load_sweep
-from sweeps.summary import best_recipe, best_trial, pareto_front, summary, trial_table, verdict
+from sweeps.summary import _verdict, best_recipe, best_trial, complete, pareto_front, summary, trial_table
 from tests.sweeps.cheap import completed, finish, measure, start
 
 
@@ -117,23 +118,81 @@ def test_a_new_storage_is_made_once_however_many_come_first(name, storage):
     assert made == [f"study-{number}" if name else "one" for number in range(4)]
 
 
-def test_summary_names_the_best_lambda_of_each_task_with_noise(url, tracker):
-    sweep = start(url)
+def again(sweep, params, seed: int, iou: float) -> None:
+    """A cell that was run again with a fresh seed, as ``sweep launch`` notes it."""
+    metrics = {**measure(params), "seg/linear": {"mIoU": iou, "aAcc": 61.0}}
+    sweep.note(f"again.{seed}.{iou}", {"params": params, "seed": seed, "metrics": metrics})
+
+
+def test_summary_names_the_best_lambda_of_each_task_and_what_fresh_seeds_say(url, tracker):
+    sweep = start(url, objectives=("seg/linear/mIoU",))
     finish(sweep, tracker)
-    base = measure(sweep.space.base)
-    for seed, shift in ((1, 0.2), (2, -0.2)):
-        metrics = {**base, "seg/linear": {"mIoU": 29 + shift, "aAcc": 61.0}}
-        sweep.note(f"noise.{seed}", {"params": sweep.space.base, "metrics": metrics})
     rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
     seg = rows["seg/linear"]
     assert (seg["best"], seg["value"], seg["base"], seg["baseline"]) == ("λseg 0.1", 30.0, 29.0, 28.0)
-    assert seg["noise"] == pytest.approx(0.2)
-    assert verdict(seg) == "clear"
-    assert rows["depth/linear"]["best"] == "base"
-    assert verdict(rows["depth/linear"]) == ""
-    assert rows["mean gain over clip-ft (%)"]["best"] == "λseg 0.1"
+    assert seg["verdict"] == rows["seg/linear/mIoU"]["verdict"] == "not confirmed", "one trial's value tells nothing"
+    assert (rows["depth/linear"]["best"], rows["depth/linear"]["verdict"]) == ("base", "")
     wanted = {**sweep.space.base, "recipe": "cliptex", "epochs": 2.0, "lambda_seg": 0.1}
     assert best_recipe(sweep, best_trial(sweep)) == wanted
+
+    best, base = best_trial(sweep).params, sweep.space.base
+    for seed, noise in ((1, 0.2), (2, -0.2), (3, 0.0)):
+        again(sweep, best, seed, 30.0 + noise)
+        again(sweep, base, seed, 29.0 + noise + 0.01 * seed)
+    rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
+    row = rows["seg/linear/mIoU"]
+    assert row["confirmed"] == pytest.approx(1.0 - 0.02) and row["verdict"] == "clear"
+    assert row["noise"] == pytest.approx(np.std([29.0, 29.21, 28.82, 29.03], ddof=1))
+
+    for seed in (4, 5):  # seeds differ by more than winner and base do
+        again(sweep, best, seed, 27.0)
+        again(sweep, base, seed, 28.0)
+    verdicts = {row["what"]: row["verdict"] for row in summary(sweep).to_dict("records")}
+    assert verdicts["seg/linear/mIoU"] == verdicts["seg/linear"] == "within noise"
+
+
+def test_the_best_of_equal_cells_is_rarely_clear(url, tracker):
+    """Nine equal cells, five fresh seeds: the level is divided by the cells that were tried."""
+    sweep = start(url, objectives=("seg/linear/mIoU",))
+    rng = np.random.default_rng(0)
+
+    async def noisy(params, run, pruning):
+        return Evaluation({**measure(params), "seg/linear": {"mIoU": 30 + rng.normal(), "aAcc": 61.0}})
+
+    finish(sweep, tracker, noisy)
+    assert (trial := best_trial(sweep)).params != sweep.space.base
+    gaps = rng.normal(0, 1.4, (2000, 5))
+    clear = [_verdict(each, len(complete(sweep)) - 1) == "clear" for each in gaps]
+    assert np.mean(clear) <= 0.05 / 8, "one side of two"
+    assert _verdict(np.array([5.0, 5.1, 5.2]), 8) == "clear" and _verdict(np.array([5.0]), 1) == "not confirmed"
+    assert trial.values[0] > 30
+
+
+def test_a_trial_that_loses_zero_shot_is_not_chosen(url, tracker):
+    """The default objective looks at dense tasks alone; zero-shot must not pay for them."""
+    wanted = {"search": "linear", "objectives": (), "lambdas": ("clip",), "values": (0.1, 10.0)}
+    free, held = start(url, "free", **wanted), start(url, "held", zero_shot_loss=5.0, **wanted)
+
+    async def traded(params, run, pruning):
+        metrics = measure({**params, "lambda_clip": 1.0})
+        metrics["seg/linear"]["mIoU"] += params["lambda_clip"]
+        metrics["class/zero-shot"] = {"top1": 50.0 - params["lambda_clip"]}
+        return Evaluation(metrics)
+
+    for sweep in (free, held):
+        finish(sweep, tracker, traded)
+        assert sweep.objectives[0].name == "dense"
+    assert best_trial(free).params["lambda_clip"] == 10.0, "20 % of zero-shot are lost"
+    assert best_trial(held).params["lambda_clip"] == 1.0
+    rows = {row["what"]: row for row in summary(held).to_dict("records")}
+    assert rows["dense gain over clip-ft (%)"]["best"] == "base" and rows["seg/linear"]["best"] == "λclip 10"
+    assert trial_table(held)["state"].str.contains("loses zero-shot").sum() == 1
+    assert (
+        start(url, "aimed", **{**wanted, "objectives": ("dense", "zero-shot")}, zero_shot_loss=5.0).constraint is None
+    )
+    tpe = start(url, "tpe", search="tpe", trials=3, objectives=("dense",), lambdas=("clip",), zero_shot_loss=5.0)
+    finish(tpe, tracker, traded)
+    assert completed(tpe) and all("constraints" in trial.system_attrs for trial in tpe.trials())
 
 
 def test_several_objectives_give_a_pareto_front(url, tracker):

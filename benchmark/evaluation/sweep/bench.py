@@ -48,10 +48,11 @@ class SweepOptions(Wanted):
     data_root: Path | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
-    seeds: int = 3
+    confirm: int = 3
     study: str = ""
     storage: str | None = None
-    objective: Sequence[str] = ("gain",)
+    objective: Sequence[str] = ()
+    zero_shot_loss: float = 5.0
     prune: str = ""
     executor: ExecutorSpec = field(default_factory=ExecutorSpec)
     experiment: str = ""
@@ -89,7 +90,9 @@ def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
     found = {}
     for task in tasks:
         group: Any = "dense" if task.spec.kind in DENSE_KINDS else "zero-shot" if task.probe.needs_text else "linear"
-        found[task.name] = ObjectiveTask(dict(task.probe.metrics), group)
+        metrics = task.probe.metrics
+        floor = next(iter(metrics.values())).floor
+        found[task.name] = ObjectiveTask({name: one.direction for name, one in metrics.items()}, group, floor)
     return found
 
 

@@ -1,4 +1,4 @@
-"""``sweep launch``: prepare once, drive the cells through an executor, measure the noise of seeds, sum up."""
+"""``sweep launch``: prepare once, drive the cells through an executor, confirm the winner on fresh seeds, sum up."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives
 from sweeps.plots import write_plots
 from sweeps.pruning import Pruning
-from sweeps.space import Value, make_space, short
+from sweeps.space import Value, cell_name, make_space, short
 from sweeps.storage import storage_url
 from sweeps.study import Plan, Sweep, load_sweep, must_agree, must_be_free, sole_driver, start_sweep
-from sweeps.summary import best_recipe, best_trial, noise_values, progress, reference, summary
+from sweeps.summary import best_recipe, best_trial, progress, run_again, summary
 
 VALIDATED = tuple(f"val/{way}_R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))  # retrieval; more is better
 
@@ -63,8 +63,13 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
     bench = await sweep_bench.prepare_bench(options, Stages(options.suite, tracker.experiment, executor))
     plan = replace(plan, inputs={**plan.inputs, "content": bench.content()})
     sweep = start_sweep(options.name, options.storage, plan)
-    params = {"search": options.search, "cells": len(sweep.space.cells()), "objectives": ",".join(options.objective)}
+    params = {
+        "search": options.search,
+        "cells": len(sweep.space.cells()),
+        "objectives": ",".join(o.name for o in sweep.objectives),
+    }
     tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
+    tags["directions"] = ",".join(f"{objective.name}:{objective.sign:+d}" for objective in sweep.objectives)
     with sole_driver(sweep):
         resume = earlier_run(tracker, sweep.metadata.get("mlflow", {}).get("run"))
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
@@ -74,7 +79,7 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
             await under_way.baseline()
             tell = lambda line: say(f"  {line}")
             await drive(sweep, under_way.evaluate, tracker, parent, width=executor.width, say=tell)
-            await under_way.noise(range(options.seed + 1, options.seed + options.seeds))
+            await under_way.confirm(range(options.seed + 1, options.seed + 1 + options.confirm))
             _finish(sweep, parent, options.recipe_file)
     return sweep, tracker
 
@@ -105,26 +110,28 @@ class _Sweeping:
                 raise UserError(told) from None
         self.sweep.note("baseline", result.metrics)
 
-    async def noise(self, seeds: Sequence[int]) -> None:
-        """The reference cell with further seeds. The cells are finished by now: a seed that breaks is a line, not the end."""
-        missing = [seed for seed in seeds if seed not in noise_values(self.sweep)]
-        ended = await asyncio.gather(*map(self._seed, missing), return_exceptions=True)
-        for seed, error in zip(missing, ended, strict=True):
+    async def confirm(self, seeds: Sequence[int]) -> None:
+        """The winner and the base cell again, on the same fresh seeds: what won among many won by luck, too. The cells are
+        finished by now: one that breaks is a line, not the end."""
+        best, base = best_trial(self.sweep), self.sweep.space.base
+        if best is None or best.params == base:
+            return
+        wanted = [(p, s) for s in seeds for p in (best.params, base) if s not in run_again(self.sweep, p)]
+        ended = await asyncio.gather(*(self._again(*each) for each in wanted), return_exceptions=True)
+        for (_, seed), error in zip(wanted, ended, strict=True):
             if error is None:
                 continue
             if not isinstance(error, Exception) or users_line(error) is not None:
                 raise error
             say(f"seed {seed} was not measured: {first_line(error)}", style="yellow")
 
-    async def _seed(self, seed: int) -> None:
-        trial = reference(self.sweep)
-        if trial is None:
-            return
-        recipe = sweep_bench.make_recipe("cliptex", self.fixed, trial.params, seed)
-        name = f"noise · {short(trial.params, self.sweep.space.base)} · seed {seed}"
-        tags = {"noise.of": str(trial.number), "seed": str(seed)}
-        result, run = await self._measure(name, recipe, tags, trial.params)
-        self.sweep.note(f"noise.{seed}", {"params": trial.params, "metrics": result.metrics, "run": run})
+    async def _again(self, params: Mapping[str, Value], seed: int) -> None:
+        recipe = sweep_bench.make_recipe("cliptex", self.fixed, params, seed)
+        cell = cell_name(params)
+        name = f"again · {short(params, self.sweep.space.base)} · seed {seed}"
+        result, run = await self._measure(name, recipe, {"again": cell, "seed": str(seed)}, params)
+        told = {"params": dict(params), "seed": seed, "metrics": result.metrics, "run": run}
+        self.sweep.note(f"again.{seed}.{cell}", told)
 
     async def _measure(
         self, name: str, recipe: Recipe, tags: Mapping[str, str], params: Mapping[str, Value]
@@ -167,7 +174,8 @@ def _plan(options: SweepOptions) -> Plan:
     if prune and any(not_prunable.values()):
         raise UserError(f"--prune {next(told for told, is_so in not_prunable.items() if is_so)}")
     versions = {task.name: {"version": task.probe.version, "settings": asdict(task.settings)} for task in tasks}
-    return Plan(space, objectives, known_tasks, {"suite": options.suite, "tasks": versions, "fixed": fixed}, prune)
+    inputs = {"suite": options.suite, "tasks": versions, "fixed": fixed, "zero_shot_loss": options.zero_shot_loss}
+    return Plan(space, objectives, known_tasks, inputs, prune)
 
 
 def _finish(sweep: Sweep, parent: Run, out: Path) -> None:

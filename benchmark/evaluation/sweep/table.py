@@ -11,7 +11,7 @@ from benchmark.evaluation.table import number
 from benchmark.execution.progress import console
 from sweeps.space import short
 from sweeps.study import Sweep
-from sweeps.summary import best_trial, noise_values, pareto_front, progress, summary, trial_table, verdict
+from sweeps.summary import best_trial, may_be_chosen, pareto_front, progress, run_again, summary, trial_table
 
 say = partial(console.print, markup=False)
 
@@ -39,24 +39,20 @@ def show_trials(sweep: Sweep) -> None:
 
 
 def summary_text(sweep: Sweep) -> str:
-    """Objectives and tasks, each with its best λ, beside the base cell and clip-ft, with the noise; '' before the first."""
-    rows = summary(sweep)
-    if rows.empty:
+    """Objectives and tasks, each with its best λ, beside the base cell and clip-ft, and whether that is more than noise; ''
+    before the first."""
+    rows, best = summary(sweep), best_trial(sweep)
+    if best is None or rows.empty:
         return ""
     found: list[Any] = rows.to_dict("records")
     rows["what"] += [f" {row['metric']} {'↑' if row['sign'] > 0 else '↓'}" for row in found]
-    rows[""] = [verdict(row) for row in found]
-    names = {
-        "what": "",
-        "best": "best λ",
-        "value": "value",
-        "base": "all λ at base",
-        "baseline": "clip-ft",
-        "noise": "noise",
-    }
-    rows = rows[[*names, ""]].rename(columns=names)
-    title = f"best λ for each task (noise: standard deviation over {len(noise_values(sweep))} seeds)"
-    return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}"
+    names = {"what": "", "best": "best λ", "value": "value", "base": "all λ at base", "baseline": "clip-ft",
+             "confirmed": "again", "noise": "noise", "verdict": " "}  # fmt: skip
+    rows = rows[list(names)].rename(columns=names)
+    fresh = len(run_again(sweep, best.params).keys() & run_again(sweep, sweep.space.base).keys())
+    title = f"best λ for each task (again: winner - base over {fresh} fresh seeds; noise: standard deviation of base over seeds)"
+    kept = "" if may_be_chosen(sweep, best) else "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
+    return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}{kept}"
 
 
 def show_best(sweep: Sweep) -> None:

@@ -26,7 +26,7 @@ def test_every_task_of_every_suite_can_be_planned(name):
     assert [task.name for task in tasks] == list(SUITES[name].tasks)
     for task in tasks:
         assert task.probe.metrics, f"{task.name} has a main metric"
-        assert set(task.probe.metrics.values()) <= {1, -1}
+        assert {metric.direction for metric in task.probe.metrics.values()} <= {1, -1}
 
 
 def test_suite_and_user_settings_come_together():

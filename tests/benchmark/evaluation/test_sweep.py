@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -15,7 +16,13 @@ from optuna.trial import TrialState
 from backbones.cliptex.training.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep.bench import SweepOptions, fixed_settings, make_recipe
+from benchmark.evaluation.sweep.launch import _Sweeping
+from reports.tracking import Tracker
+from sweeps.driver import Evaluation
+from sweeps.space import LAMBDAS
 from sweeps.study import load_sweep, sole_driver
+from sweeps.summary import best_trial, run_again, summary
+from tests.sweeps import cheap
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
 SMOKE = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--seed", "7"]
@@ -29,15 +36,28 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def url(here):
+    return f"sqlite:///{here}/sweeps.db"
+
+
+@pytest.fixture
+def tracker(here):
+    return Tracker("cheap", f"sqlite:///{here}/mlflow.db")
+
+
 @pytest.mark.slow
 def test_a_sweep_from_launch_to_recipe(here, capsys):
-    assert main([*LAUNCH, "--seeds", "2"]) == 0
+    assert main([*LAUNCH, "--confirm", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "smoke-linear: 2 of 2 cells done" in shown and "over 2 seeds" in shown
+    assert "smoke-linear: 2 of 2 cells done" in shown
     assert "report: " in shown
     study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
+    confirmed = study.best_params["lambda_seg"] != 1.0  # else the base cell won
+    assert f"over {2 * confirmed} fresh seeds" in shown
+    assert len([key for key in study.user_attrs if key.startswith("again.")]) == 4 * confirmed
     client = MlflowClient(study.user_attrs["mlflow"]["uri"])
     experiment = client.get_experiment_by_name("sweep-smoke")
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
@@ -62,7 +82,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     recipe = read_recipe(here / "smoke-linear-best.json")
     assert recipe.weight("seg") == study.best_params["lambda_seg"] and recipe.epochs == 1.0 and recipe.batch_size == 32
 
-    assert main([*LAUNCH, "--seeds", "2"]) == 0, "all is done: the table again, and no new run"
+    assert main([*LAUNCH, "--confirm", "2"]) == 0, "all is done: the table again, and no new run"
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     capsys.readouterr()
     assert main(["sweep", "status"]) == 0
@@ -79,7 +99,19 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
 
     # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell, and its trials
     # go to two processes
-    more = [*LAUNCH, "--study", "more", "--values", "0.1,1,10", "--seeds", "1", "--jobs", "2", "--storage", "more.log"]
+    more = [
+        *LAUNCH,
+        "--study",
+        "more",
+        "--values",
+        "0.1,1,10",
+        "--confirm",
+        "0",
+        "--jobs",
+        "2",
+        "--storage",
+        "more.log",
+    ]
     assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 0
     assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
     second = load_sweep("more", "more.log").study
@@ -101,11 +133,41 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
 @pytest.mark.slow
 def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
     several = ["--set", "epochs=4", "--set", "val_pairs=32", "--prune", "val/i2t_R@1"]
-    assert main([*SMOKE, "--search", "random", "--trials", "4", "--seeds", "1", "--jobs", "2", *several]) == 0
+    assert main([*SMOKE, "--search", "random", "--trials", "4", "--confirm", "0", "--jobs", "2", *several]) == 0
     assert "4 of 4 cells done" in capsys.readouterr().out
     trials = load_sweep(None, None).trials()
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(trial.intermediate_values for trial in trials)
+
+
+def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
+    """Only once each, and one that breaks is left out."""
+    sweep = cheap.start(url, objectives=("seg/linear/mIoU",))
+    cheap.finish(sweep, tracker)
+    measured = []
+
+    class Cheap:
+        async def measure(self, recipe, parent, pruning=None):
+            measured.append((recipe.lambda_seg, recipe.seed))
+            if recipe.seed == 3 and measured.count((recipe.lambda_seg, 3)) == 1:
+                raise RuntimeError("the loss became NaN")
+            found = cheap.measure({f"lambda_{name}": getattr(recipe, f"lambda_{name}") for name in LAMBDAS})
+            found["seg/linear"]["mIoU"] += 0.1 * recipe.seed
+            return Evaluation(found, {"train.run": "there"})
+
+    with tracker.run("sweep") as parent:
+        sweeping = _Sweeping(sweep, Cheap(), tracker, parent)
+        for count in (1, 2, 3, 3):
+            asyncio.run(sweeping.confirm(range(1, 1 + count)))
+        assert sorted(set(measured)) == [(cell, seed) for cell in (0.1, 1.0) for seed in (1, 2, 3)]
+        assert len(measured) == 8, "seed 3 broke once in each cell"
+    base, best = sweep.space.base, best_trial(sweep).params
+    assert run_again(sweep, base).keys() == run_again(sweep, best).keys() == {1, 2, 3}
+    rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
+    assert rows["seg/linear/mIoU"]["confirmed"] == pytest.approx(1.0) and rows["seg/linear/mIoU"]["verdict"] == "clear"
+    runs = tracker.search("tags.again != ''")
+    assert sorted(run.info.status for run in runs) == ["FAILED"] * 2 + ["FINISHED"] * 6
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.id}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +186,7 @@ def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
         (["--init", "random"], "leave out --init"),
         (["--jobs", "-1"], "--jobs"),
         (["--num-workers", "-1"], "--num-workers"),
-        (["--seeds", "0"], "--seeds"),
+        (["--confirm", "-1"], "--confirm"),
         (["--executor", "slrm"], "no executor 'slrm'"),
         (["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"], "every lambda is 0"),
         (["--vary", "name=a,b"], "no setting to choose"),

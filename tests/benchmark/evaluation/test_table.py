@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.table import show
 from benchmark.execution.progress import console
+from reports.metrics import Metric
 
 
 def test_masks_have_a_row_of_their_own():
-    metrics = {"bbox_mAP": 1, "bbox_mAP_50": 1, "segm_mAP": 1}
+    metrics = {"bbox_mAP": Metric(), "bbox_mAP_50": Metric(), "segm_mAP": Metric(shown=True)}
     task = SimpleNamespace(
         name="coco/mask-rcnn", spec=SimpleNamespace(kind="detection"), probe=SimpleNamespace(metrics=metrics)
     )
@@ -23,7 +24,9 @@ def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(m
     monkeypatch.setattr(console, "_width", 40)
     spec = SimpleNamespace(kind="depth")
     task = SimpleNamespace(
-        name="a-dataset-with-a-name/linear", spec=spec, probe=SimpleNamespace(metrics={"abs_rel": -1, "rmse": -1})
+        name="a-dataset-with-a-name/linear",
+        spec=spec,
+        probe=SimpleNamespace(metrics={"abs_rel": Metric(-1), "rmse": Metric(-1, shown=True)}),
     )
     cells = [
         Cell(

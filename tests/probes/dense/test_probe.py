@@ -100,7 +100,7 @@ def test_the_panel_shows_images_in_their_colours(tmp_path):
 def test_the_linear_probe_learns_what_is_in_the_colours(tmp_path, kind, metric, better):
     before, _ = run(tmp_path / "short", kind, "linear", lr=1e-5, max_iters=1, layers="all")
     after, made = run(tmp_path / "long", kind, "linear", lr=0.05, max_iters=40, feature_stride=4)
-    sign = METRICS[kind][metric]
+    sign = METRICS[kind][metric].direction
     assert sign * after.metrics[metric] > sign * better, after.metrics
     assert sign * after.metrics[metric] > sign * before.metrics[metric]
     curve = made.log.curve("train/loss")

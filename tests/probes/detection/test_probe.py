@@ -23,7 +23,7 @@ from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.probe import coco_set
 from probes.registry import PROBES
 from probes.runner.training import STATE
-from reports.per_image import image_scores
+from reports.stats.per_image import image_scores
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 

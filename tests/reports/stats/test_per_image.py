@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score, recall_score
 
-from reports.per_image import image_scores
+from reports.stats.per_image import image_scores
 
 RNG = np.random.default_rng(0)
 IMAGES = np.array([f"{n}.png" for n in (3, 1, 2, 0, 4)])  # not sorted, on purpose

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from probes.detection.matches import add_matches
-from reports.average_precision import Matches, image_f1
+from reports.stats.average_precision import Matches, image_f1
 
 CATEGORIES = [3, 7, 9]
 

@@ -1,6 +1,6 @@
-"""Per-image scores → a task's metrics over any draw of images, as the probe computes them over all.
+"""Per-image scores → a task's metrics over any resample of images, as the probe computes them over all.
 
-Retrieval keeps the ranks found among all images and captions: the query is drawn, the gallery stays whole.
+Retrieval keeps the ranks found among all images and captions: the query is resampled, the gallery stays whole.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from reports.average_precision import Matches, image_f1
 from reports.errors import damaged
 from reports.query import Store, StoredRun
+from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
-DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × draws: a fifth of a second
+DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × resamples: a fifth of a second
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class ImageScores:
 
     Attributes:
         images: names, sorted; the columns of weights.
-        metrics: metric → function from weights (R, N), how often each image is in each draw, to values (R,).
+        metrics: metric → function from weights (R, N), how often each image is in each resample, to values (R,).
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
-        most_draws: more draws than this would take too long.
+        most_resamples: more resamples than this would take too long.
     """
 
     images: tuple[str, ...]
@@ -40,7 +40,7 @@ class ImageScores:
     each: np.ndarray
     each_name: str
     each_sign: int
-    most_draws: int = 1_000_000
+    most_resamples: int = 1_000_000
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
@@ -157,7 +157,7 @@ def _detection(
     if detections is None or "class_objects" not in arrays:
         return None
     metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
-    right = sum(bin(one.get("bbox_hits", 0)).count("1") for one in detections)  # what a draw costs grows with these
+    right = sum(bin(one.get("bbox_hits", 0)).count("1") for one in detections)  # what a resample costs grows with these
     most = int(np.clip(DETECTION_WORK / max(right, 1), 200, 1000))
     for kind in ("bbox", "segm"):
         if kind == "segm" and not any("segm_hits" in one for one in detections):

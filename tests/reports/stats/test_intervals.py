@@ -1,0 +1,224 @@
+"""Intervals over seeds and images: each noise counts once, pairing pairs, and nothing is decided without cause."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.stats.intervals import Estimate, Part, combine, estimate, half_width
+from reports.stats.per_image import image_scores
+from reports.stats.resampling import Contrast, Sample, contrast, image_weights
+
+
+def sample(scores: np.ndarray, weights: np.ndarray, seeds=None) -> Sample:
+    """``scores`` (S, N): the metric is the mean over images."""
+    count = scores.shape[1]
+    return Sample(tuple(seeds or range(len(scores))), scores.mean(axis=1), scores @ weights.T / count, count)
+
+
+def names(count: int) -> list[str]:
+    return [f"{number}.jpg" for number in range(count)]
+
+
+def difference(mine: Sample, other: Sample) -> Estimate:
+    return combine([contrast(mine, other)])
+
+
+def test_resamples_are_of_as_many_images_and_the_same_for_the_same_images():
+    weights = image_weights(names(50), 400)
+    assert weights.shape == (400, 50) and (weights.sum(axis=1) == 50).all()
+    assert (weights == image_weights(names(50), 400)).all()
+    assert (weights != image_weights(names(51), 400)[:, :50]).any()
+    assert weights.mean() == 1 and weights.var() == pytest.approx(1 - 1 / 50, abs=0.05), "multinomial counts"
+
+
+def test_one_seed_is_scipys_bootstrap_with_students_quantile():
+    values = np.random.default_rng(0).gamma(2.0, 3.0, 200)
+    found = estimate(sample(values[None], image_weights(names(200), 4000)))
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1))
+    assert found.images == 200 and found.seeds == 1 and np.isnan(found.error)
+    assert np.sqrt(found.parts[0].variance) == pytest.approx(theirs.standard_error * np.sqrt(200 / 199), rel=0.05)
+    assert found.reach == pytest.approx(stats.t.ppf(0.975, 199) * np.sqrt(found.parts[0].variance))
+    low, high = theirs.confidence_interval
+    assert found.low == pytest.approx(low, abs=0.1) and found.high == pytest.approx(high, abs=0.1)
+
+
+def test_seeds_alone_are_students_t():
+    values = np.array([40.0, 42.0, 45.0])
+    found = estimate(Sample((0, 1, 2), values))
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.error == pytest.approx(stats.sem(values)) and not found.images
+    only = estimate(Sample((0,), values[:1]))
+    assert not only.known and only.verdict() == "unknown"
+
+
+@pytest.mark.parametrize("level", [0.05, 0.001])
+def test_a_half_width_lies_between_welch_and_quadrature_and_is_exact_for_one_part(level):
+    images, seeds = Part(2.0, 99), Part(1.0, 2, 3)
+    welch = np.sqrt(3) * stats.t.isf(level / 2, 9 / (4 / 99 + 1 / 2))
+    safe = np.sqrt(2 * stats.t.isf(level / 2, 99) ** 2 + stats.t.isf(level / 2, 2) ** 2)
+    assert welch < half_width([images, seeds], level) < safe
+    for part in (images, seeds):
+        assert half_width([part], level) == pytest.approx(np.sqrt(part.variance) * stats.t.isf(level / 2, part.df))
+    assert half_width([Part(0.0, 5)], level) == 0
+
+
+def test_what_is_of_one_seed_on_one_image_counts_once():
+    """The variance of the mean of 4 × 400 independent scores, however it is looked at."""
+    rng, weights = np.random.default_rng(1), image_weights(names(400), 500)
+    found = [estimate(sample(rng.normal(0, 1, (4, 400)), weights)) for _ in range(60)]
+    total = np.mean([sum(part.variance for part in one.parts) for one in found])
+    assert total == pytest.approx(1 / 1600, rel=0.25)
+    apart = estimate(sample(np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0), weights))
+    assert apart.parts[0].variance == pytest.approx(1 / 400, rel=0.25) and apart.parts[1].variance == 0
+
+
+@pytest.mark.parametrize(("seeds", "seed_noise", "image_noise"), [(1, 0.0, 3.0), (3, 1.0, 3.0), (3, 0.0, 0.0)])
+def test_a_95_percent_interval_covers_95_percent(seeds, seed_noise, image_noise):
+    """Truth: the mean over all images and seeds there could be; with much of what is of one seed on one image."""
+    rng = np.random.default_rng(3)
+    count, tries = 100, 400
+    weights = image_weights(names(count), 300)
+    covered = 0
+    for _ in range(tries):
+        scores = 30 + rng.normal(0, image_noise, count) + rng.normal(0, seed_noise, (seeds, 1))
+        found = estimate(sample(scores + rng.normal(0, 3.0, (seeds, count)), weights))
+        covered += found.low <= 30 <= found.high
+    assert 0.915 <= covered / tries <= 0.985, covered / tries  # 3.3 binomial standard errors
+
+
+def test_paired_differences_are_narrower_than_their_sides_and_rarely_decide_between_equals():
+    rng = np.random.default_rng(4)
+    count, tries, seeds = 100, 300, 3
+    weights = image_weights(names(count), 300)
+    wins, widths = 0, []
+    for _ in range(tries):
+        common = 50 + rng.normal(0, 5, count) + rng.normal(0, 1, (seeds, 1))
+        a, b = (sample(common + rng.normal(0, 1, (seeds, count)), weights) for _ in range(2))
+        wins += difference(a, b).verdict() == "win"
+        widths.append(difference(a, b).reach / estimate(a).reach)
+    assert wins / tries <= 0.05 and np.median(widths) < 0.35
+
+
+def test_a_real_difference_is_found_and_a_loss_is_one_where_less_is_better():
+    rng = np.random.default_rng(5)
+    weights = image_weights(names(200), 300)
+    hard = rng.normal(0, 5, 200)
+    a, b = (sample(base + hard + rng.normal(0, 1, (3, 200)), weights) for base in (52, 50))
+    assert difference(a, b).verdict() == "win" and difference(a, b).verdict(-1) == "loss"
+    assert difference(b, a).verdict(-1) == "win" and difference(a, a).verdict() == "tie"
+
+
+def test_one_image_decides_nothing_and_fewer_than_twenty_neither():
+    better = np.full((1, 19), 60.0) + np.arange(19)
+    weights = image_weights(names(19), 100)
+    assert difference(sample(better, weights), sample(better - 30, weights)).verdict() == "unknown"
+    one = image_weights(names(1), 100)
+    assert not difference(sample(better[:, :1], one), sample(better[:, :1] - 30, one)).known
+
+
+def test_value_and_noise_come_from_the_seeds_that_both_have():
+    mine, base = np.array([51.0, 51.5, 52.0, 10.0, 90.0]), np.array([50.0, 50.6, 51.1])
+    found = difference(Sample((0, 1, 2, 3, 4), mine), Sample((0, 1, 2), base))
+    paired = stats.ttest_rel(mine[:3], base)
+    assert found.value == pytest.approx(np.mean(mine[:3] - base)) and found.seeds == 3
+    assert found.low == pytest.approx(paired.confidence_interval(0.95).low)
+
+
+def test_other_seeds_are_not_paired_and_one_seed_has_no_noise_of_seeds():
+    values = np.array([40.0, 50.0, 60.0])
+    same = difference(Sample((0, 1, 2), values + 1), Sample((0, 1, 2), values))
+    other = difference(Sample((0, 1, 2), values + 1), Sample((3, 4, 5), values))
+    assert same.value == other.value == 1 and same.verdict() == "win" and other.verdict() == "tie"
+    assert other.error == pytest.approx(np.sqrt(2) * stats.sem(values))
+    assert stats.ttest_ind(values + 1, values, equal_var=False).confidence_interval(0.95).high <= other.high
+    single = difference(Sample((0, 1, 2), values), Sample((1,), values[:1]))
+    assert single.value == 10.0 and not single.known
+
+
+def test_images_of_one_side_alone_are_no_noise_of_a_pair():
+    weights = image_weights(names(50), 100)
+    drawn = sample(np.random.default_rng(10).normal(50, 5, (1, 50)), weights)
+    bare = Sample((0,), np.array([49.0]))
+    assert not difference(drawn, bare).known
+
+
+def test_tasks_on_the_same_images_keep_their_correlation():
+    """Two tasks whose errors cancel have a mean without noise; independent resamples would give it some."""
+    rng = np.random.default_rng(6)
+    weights = image_weights(names(100), 500)
+    noise = rng.normal(0, 5, 100)
+    up, down = (Contrast((sample((50 + way * noise)[None], weights),)) for way in (1, -1))
+    mean = lambda values: values.mean(axis=0)
+    assert combine([up, down], mean).reach < 1e-3 < 0.5 < combine([up, up], mean).reach
+
+
+def test_seeds_are_common_to_tasks_and_a_task_with_one_seed_takes_no_noise_from_the_others():
+    seeds = np.array([-80.0, 0.0, 80.0])
+    one, same, single = Sample((0, 1, 2), seeds), Sample((0, 1, 2), seeds), Sample((0,), seeds[:1])
+    mean = lambda values: values.mean(axis=0)
+    together = combine([Contrast((one,)), Contrast((same,))], mean)
+    assert together.error == pytest.approx(stats.sem(seeds)), "what moves both tasks does not average out"
+    some = combine([Contrast((one,)), Contrast((single,))], mean)
+    assert some.error == pytest.approx(stats.sem(seeds) / 2)
+    fewer = combine([Contrast((one,)), Contrast((Sample((0, 1), seeds[:2]),))], mean)
+    apart = (stats.sem(seeds) ** 2 + stats.sem(seeds[:2]) ** 2) / 4
+    assert fewer.error**2 > 0.9 * apart and fewer.parts[0].df == 1
+
+
+def test_an_interval_stays_where_the_number_can_be():
+    part = (Part(1.0, 1000),)
+    assert Estimate(1.0, part, least=0.0, most=100.0).low == 0
+    assert Estimate(99.0, part, least=0.0, most=100.0).high == 100
+    assert Estimate(-3.0, part, least=0.0).low == -3.0, "a number that is outside stays in its interval"
+    assert np.isnan(Estimate(1.0, least=0.0).low)
+
+
+def test_power_is_the_share_of_such_differences_that_are_told_apart():
+    rng = np.random.default_rng(7)
+    parts = (Part(1.0, 1e6),)
+    size = Estimate(0.0, parts).detectable()
+    assert size == pytest.approx(1.96 + 0.8416, abs=1e-3)
+    told = [Estimate(value, parts).verdict() == "win" for value in rng.normal(size, 1, 4000)]
+    assert np.mean(told) == pytest.approx(0.8, abs=0.03)
+
+
+def test_seeds_that_would_decide():
+    gap = Estimate(2.0, (Part(0.2, 199), Part(1.0, 2, 3)), seeds=3)
+    count = gap.seeds_to_decide()
+    assert gap.verdict() == "tie" and count is not None
+    reach = [half_width([Part(0.2, 199), Part(3 / n, n - 1, n)], 0.05) for n in (count - 1, count)]
+    assert reach[0] >= 2.0 > reach[1]
+    assert Estimate(2.0, (Part(4.0, 199), Part(1.0, 2, 3)), seeds=3).seeds_to_decide() is None, "images do not grow"
+
+
+def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
+    """Areas are summed before they are divided: of many more images than the validation set holds, what it estimates."""
+    rng = np.random.default_rng(8)
+    count, tries, many = 100, 300, 40_000
+    weights = image_weights(names(count), 300)
+
+    def areas(images: int) -> dict[str, np.ndarray]:
+        label = rng.integers(0, 400, (images, 4))
+        hit = (label * rng.beta(4, 2, (images, 1))).astype(int)  # hard and easy images
+        return {
+            "image": np.array(names(images)),
+            "intersection": hit,
+            "prediction": hit + np.roll(label - hit, 1, axis=1),
+            "label": label,
+        }
+
+    def miou(found: dict[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+        scores = image_scores("segmentation", found)
+        assert scores is not None
+        return scores.metrics["mIoU"](times)
+
+    (truth,) = miou(areas(many), np.ones((1, many)))
+    covered = 0
+    for _ in range(tries):
+        found = areas(count)
+        one = estimate(Sample((0,), miou(found, np.ones((1, count))), miou(found, weights)[None], count))
+        covered += one.low <= truth <= one.high
+    assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors

@@ -1,0 +1,42 @@
+"""A small part of the simulated reports of ``docs/statistics.md``, and all of them when slow tests run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.simulation.__main__ import HEADS, PAGE, WORLDS
+from tests.simulation.world import World, run
+
+
+@pytest.mark.parametrize(
+    "world",
+    [World(3, 5, images=60), World(3, 5, images=60, seeds=((0, 1, 2, 3, 4), (0, 1, 2)), single=1, interaction=20.0)],
+    ids=["null", "unequal seeds, one task with one, much interaction"],
+)
+def test_equal_backbones_are_told_apart_in_few_reports(world):
+    found = run(world, 60, np.random.default_rng(0))
+    assert found.false <= 0.1, "at 5 %, six of sixty is passed once in eight hundred"
+    assert min(found.numbers, found.differences, found.gains) >= 0.9
+    assert max(found.numbers, found.differences) <= 0.99
+
+
+def test_a_better_backbone_is_found():
+    found = run(World(3, 5, effect=8.0), 15, np.random.default_rng(0))
+    assert found.right >= 0.8 and found.false <= 0.1
+
+
+def test_the_page_has_a_row_for_each_world():
+    rows = [line.split("|")[1:-1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in rows[1:]] == list(WORLDS)
+    assert all(len(row) == 1 + len(HEADS) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORLDS)
+def test_false_reports_and_coverage(name):
+    world, share = WORLDS[name]
+    found = run(world, int(100 * share), np.random.default_rng(2))
+    assert found.false <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / found.reports)
+    for covered in (found.numbers, found.differences, found.gains):
+        assert covered >= 0.9
