@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 from backbones.errors import UserError, nearest
 from backbones.plugins import Registry, of_type
 from probes.base import Probe
@@ -17,8 +20,9 @@ def register_probe(probe: Probe) -> Probe:
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Add a dataset. Raises ``ValueError`` when its name is taken."""
-    return DATASETS.register(spec.name, spec)
+    """Add a dataset, which the calling module declares. Raises ``ValueError`` when its name is taken."""
+    declared = replace(spec, module=spec.module or sys._getframe(1).f_globals["__name__"])
+    return DATASETS.register(spec.name, declared)
 
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:

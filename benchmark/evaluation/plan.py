@@ -88,7 +88,7 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
         if "protocol" in changes:
             changes = {**given, **find_preset(changes["protocol"], spec, probe).settings, **fitting}
         settings = with_changes(probe.settings_type(), changes)
-        if "max_iters" in fitting and (epochs := getattr(settings, "epochs", 0)):
+        if "max_iters" in fitting and "epochs" not in fitting and (epochs := getattr(settings, "epochs", 0)):
             raise UserError(
                 f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set epochs=0 as well, or epochs"
             )

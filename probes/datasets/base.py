@@ -49,6 +49,7 @@ class DatasetSpec:
             ``PreparedDataset.spec`` is right.
         embedded: made by the suite that uses it; ``data check`` does not look for it among a user's data.
         about: one line for ``list``: what it is, where to get it.
+        module: that declares it, which configs import; ``register_dataset`` finds it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DatasetSpec:
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
     embedded: bool = False
     about: str = ""
+    module: str = ""
 
     def at(self, root: Path) -> DatasetSpec:
         """The declaration as it holds for the copy at ``root``."""

@@ -99,7 +99,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         }
 
     # importing it registers the dataset that the config names
-    declared_in = getattr(spec.list_samples, "__module__", "probes.catalog")
+    declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
     config = Config({
         "default_scope": "mmseg",
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
