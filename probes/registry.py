@@ -9,8 +9,20 @@ from backbones.errors import UserError, nearest
 from backbones.plugins import Registry, of_type
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
+from reports.metrics import Metric
 
-PROBES: Registry[Probe] = Registry("probe", "probes", of_type(Probe, lambda probe: f"{probe.kind}/{probe.name}"))
+_is_probe = of_type(Probe, lambda probe: f"{probe.kind}/{probe.name}")
+
+
+def _declares_metrics(given: str, probe: Probe) -> Probe:
+    """A ``check`` of entry points: a package from before metrics were declared is told what to do."""
+    _is_probe(given, probe)
+    if not all(isinstance(metric, Metric) for metric in probe.metrics.values()):
+        raise TypeError(f"metrics of {given} must be given as probes.base.Metric (direction, unit, range, label)")
+    return probe
+
+
+PROBES: Registry[Probe] = Registry("probe", "probes", _declares_metrics)
 DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", of_type(DatasetSpec))
 
 

@@ -53,7 +53,7 @@ def verdict(analysis: Analysis) -> Verdict:
         compared = max(map(len, judged.values()))
         best = f"; highest is {leader}: {words}" if (words := _gain_words(analysis, leader)) else ""
         return Verdict(tone, f"No backbone can be told from {base} on any of {_count(compared, 'task')}{best}.", lines)
-    return Verdict(tone, _headline(analysis, leader, judged[leader], common), lines)
+    return Verdict(tone, _headline(analysis, leader, tone, common), lines)
 
 
 def _gain(analysis: Analysis, name: str, common: Sequence[Column]) -> float:
@@ -69,8 +69,9 @@ def _tone(analysis: Analysis, name: str, told: Sequence[str]) -> str:
     return {"win": "better", "loss": "worse"}.get(overall, "mixed" if {"win", "loss"} & set(told) else "open")
 
 
-def _headline(analysis: Analysis, name: str, told: Sequence[str], common: Sequence[Column]) -> str:
+def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[Column]) -> str:
     base, others = analysis.selection.baseline, len(analysis.selection.backbones) - 1
+    told = list(analysis.tasks(name).values())
     gain = _gain_words(analysis, name)
     best = name
     if others > 1 and name in analysis.gains:
@@ -86,6 +87,8 @@ def _headline(analysis: Analysis, name: str, told: Sequence[str], common: Sequen
         )
     elif losses:
         words = f"{best} is worse than {base} on {losses} of {tasks} and better on none"
+    elif tone in ("better", "worse"):
+        words = f"{best} is {tone} than {base} on average, and cannot be told from it on any single one of {tasks}"
     else:
         words = f"{best} cannot be told from {base} on any of {tasks}"
     seeds = analysis.selection.seeds
@@ -133,13 +136,16 @@ def power_lines(analysis: Analysis) -> list[str]:
         gaps = {name: gap for name, gap in found.items() if gap is not None and gap.known}
         if not gaps:
             continue
-        images, seeds = (min(getattr(gap, name) for gap in gaps.values()) for name in ("images", "seeds"))
-        have = f"{_count(images, 'image') if images else 'unknown noise of images'} and {_count(seeds, 'seed')}"
+        images, seeds = (sorted({getattr(gap, name) for gap in gaps.values()}) for name in ("images", "seeds"))
+        fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
+        have = f"{_count(images[0], 'image') if images[0] else 'unknown noise of images'} and {fewest}{_count(seeds[-1], 'seed')}"
         size = (
             f"{np.median([gap.detectable() for gap in gaps.values()]):.2g} {column.metric(column.main).unit}".rstrip()
         )
         line = f"{column.title}: {have} tell {size} apart in 80 % of such comparisons"
-        if rest := [f"{name} {_would_decide(gap)}" for name, gap in gaps.items() if gap.verdict() == "tie"]:
+        if rest := [
+            f"{name} {_would_decide(gap)}" for name, gap in gaps.items() if gap.value and gap.verdict() == "tie"
+        ]:
             line += f"; undecided, and decided if differences stay as they are: {', '.join(rest)}"
         lines.append(line + ".")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from PIL import Image
 
 from reports.metrics import TAG, Metric, declare
 from reports.query import StoredRun
+from reports.stats.average_precision import Matches
 from reports.tracking import Tracker
 
 METRICS = {
@@ -22,11 +24,16 @@ METRICS = {
         "abs_rel": Metric(-1, "", 0.0, None, "AbsRel"), "rmse": Metric(-1, "m", 0.0, None, "RMSE", True),
         "log10": Metric(-1, "", 0.0, None), "delta1": Metric(label="δ < 1.25", shown=True),
     },
+    "normals": {
+        "normal_mean": Metric(-1, "°", 0.0, 180.0), "normal_11.25": Metric(shown=True),
+        "normal_median": Metric(-1, "°", 0.0, 180.0, shown=True),
+    },
+    "detection": {"bbox_mAP": Metric(label="box mAP")},
     "classification": {"top1": Metric(label="top-1"), "top5": Metric(label="top-5", shown=True)},
     "image-text": {f"{way}_R@{k}": Metric(shown=True) for way in ("i2t", "t2i") for k in (1, 5, 10)},
 }  # fmt: skip
 TASKS = {"voc/linear": "segmentation", "nyu-depth/linear": "depth", "imagenet/linear": "classification",
-         "flickr30k/retrieval": "image-text"}  # fmt: skip
+         "flickr30k/retrieval": "image-text", "nyu-normal/linear": "normals", "coco/ssd": "detection"}  # fmt: skip
 
 
 def arrays(kind: str, quality: float, seed: int, images: int = 60) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -56,6 +63,31 @@ def arrays(kind: str, quality: float, seed: int, images: int = 60) -> tuple[dict
         error = 1.1 - good
         each = {"abs_rel": error, "rmse": 2 * error, "log10": error / 3, "delta1": 100 * good}
         return names | each | {"pixels": np.full(images, 100)}, {k: float(v.mean()) for k, v in each.items()}
+    if kind == "normals":
+        pixels = world.integers(400, 900, images)
+        each = [rng.gamma(2.0, 40 * (1.05 - one), count).clip(0, 180) for one, count in zip(good, pixels, strict=True)]
+        scores = {
+            "pixels": pixels,
+            "normal_mean": np.array([one.mean() for one in each]),
+            "normal_11.25": np.array([100 * (one < 11.25).mean() for one in each]),
+            "error_histogram": np.stack([np.histogram(one, 1800, (0, 180))[0] for one in each]),
+        }
+        every = np.concatenate(each)
+        metrics = {
+            "normal_mean": every.mean(),
+            "normal_11.25": 100 * (every < 11.25).mean(),
+            "normal_median": np.median(every),
+        }
+        return names | scores, metrics
+    if kind == "detection":  # one object and one detection an image, right up to some IoU threshold
+        found = []
+        for number in range(images):
+            right = {"image_id": number, "class": 0, "score": float(rng.random()), "bbox_ignored": 0}
+            found.append({**right, "bbox_hits": (1 << int(10 * good[number])) - 1})
+        scores = {"image_id": np.arange(images), "class_objects": np.ones((images, 1), int)}
+        matches = Matches(scores["image_id"], scores["class_objects"], found, "bbox")
+        names["found"] = np.array([json.dumps(one) for one in found])
+        return names | scores, {"bbox_mAP": 100 * float(matches.precision(np.ones((1, images))).mean())}
     if kind == "classification":
         rank = np.where(good > 0.5 + world.uniform(-0.4, 0.4, images), 0, 7)
         return names | {"rank": rank, "label": np.zeros(images, int)}, {
@@ -109,6 +141,11 @@ def write_run(
                     for step in range(3):
                         child.log_metrics({"train/loss": 3.0 - step}, step)
                     with TemporaryDirectory() as scratch:
+                        if "found" in scores:
+                            pack = Path(scratch) / "detections.json.gz"
+                            found = [json.loads(one) for one in scores.pop("found")]
+                            pack.write_bytes(gzip.compress(json.dumps(found).encode()))
+                            child.log_file(pack)
                         path = Path(scratch) / "per_image.npz"
                         np.savez_compressed(path, **scores)  # type: ignore[arg-type]
                         child.log_file(path)

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import pytest
 
 from reports import figures as drawing
-from reports.analysis import analyse
+from reports.analysis import analyse, shown_metrics
 from reports.attach import attach_report
 from reports.caveats import caveats
 from reports.errors import TrackingError
@@ -29,6 +29,7 @@ from reports.selection import select
 from reports.tables import number, overview
 from reports.tracking import Tracker
 from reports.verdict import power_lines, verdict
+from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
 
 TASKS = ("voc/linear", "nyu-depth/linear", "imagenet/linear", "flickr30k/retrieval")
@@ -375,6 +376,23 @@ def test_the_headline_compares_gains_over_the_tasks_that_all_have(store):
     assert "one seed" not in headline
     alone = verdict(analyse(Store(store.uri), select([run for run in runs if run.tags["seed"] == "0"], ["x"])))
     assert alone.tone == "open", "one seed without scores of images decides nothing"
+
+
+def test_the_scores_of_every_kind_give_back_its_metrics_and_an_interval(tmp_path):
+    tracker = Tracker("kinds", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for seed in range(2):
+        for name, quality in (("clip", 0.5), ("cliptex", 0.8)):
+            write_run(tracker, name, seed, dict.fromkeys(KINDS, quality))
+    report = build(Request(experiments=["kinds"], tracking_uri=tracker.uri))
+    analysis = report.analysis
+    assert analysis.doubted == [] and not any("No per-image scores" in note for note in report.notes)
+    assert {c.kind for c in analysis.selection.columns} == set(KINDS.values()) and len(report.tables) == 5
+    shown = {(c.kind, name) for c in analysis.selection.columns for name in shown_metrics(c)}
+    assert {(column.kind, metric) for _, column, metric in analysis.estimates} == shown
+    for (_, column, metric), found in analysis.estimates.items():
+        assert found.images == 60 and (found.low < found.high or found.value == 100), (column, metric)
+    for gap in analysis.differences.values():
+        assert gap.images == 60 and gap.seeds == 2
 
 
 def with_metric(run, metric: Metric, name: str = "mIoU"):

@@ -15,9 +15,9 @@ from tests.simulation.world import World, run
     ids=["null", "unequal seeds, one task with one, much interaction"],
 )
 def test_equal_backbones_are_told_apart_in_few_reports(world):
-    found = run(world, 60, np.random.default_rng(0))
-    assert found.false <= 0.1, "at 5 %, six of sixty is passed once in eight hundred"
-    assert min(found.numbers, found.differences, found.gains) >= 0.9
+    found = run(world, 30, np.random.default_rng(0))
+    assert found.false <= 0.1, "at 5 %, more than three of thirty are false once in sixteen"
+    assert min(found.numbers, found.differences, found.gains) >= 0.88
     assert max(found.numbers, found.differences) <= 0.99
 
 
@@ -39,4 +39,4 @@ def test_false_reports_and_coverage(name):
     found = run(world, int(100 * share), np.random.default_rng(2))
     assert found.false <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / found.reports)
     for covered in (found.numbers, found.differences, found.gains):
-        assert covered >= 0.9
+        assert covered >= 0.95 - 3.3 * np.sqrt(0.05 * 0.95 / found.reports)

@@ -11,6 +11,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from probes.registry import find_task
+from reports.metrics import declared
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
@@ -58,6 +60,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
         assert {child.data.tags["task"] for child in children} == {"camvid/linear", "imagefolder/linear"}
         for child in children:
             task = child.data.tags["task"]
+            assert declared(child.data.tags) == dict(find_task(task)[1].metrics)
             for metric, value in told["backbones"][name][task].items():
                 assert child.data.metrics[metric] == pytest.approx(value)
                 assert parent.data.metrics[f"{task}/{metric}"] == pytest.approx(value)
