@@ -70,6 +70,6 @@ def make(
             image, truth = draw(kind, blobs(random, *shape))
             cv2.imwrite(str(root / f"images/{split}/{number:03}.png"), image)
             cv2.imwrite(str(root / f"truth/{split}/{number:03}.png"), truth)
-    spec = SPECS[kind]
+    spec = DATASETS[SPECS[kind].name]
     samples = {split: spec.list_samples(root, split) for split in ("train", "val")}
     return PreparedDataset(spec, root, samples, fingerprint=f"{kind}-{seed}")
