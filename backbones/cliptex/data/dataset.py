@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
-from backbones.cliptex.data.source import BadPair, PairSource, Tally, decode_image
+from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
@@ -30,12 +30,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class Labels(Protocol):
-    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives.
-
-    Attributes:
-        identity: digest of all labels.
-        classes: task → names of its classes, by index.
-    """
+    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives and describes."""
 
     identity: str
     classes: Mapping[str, Sequence[str]]
@@ -93,7 +88,7 @@ class _Sample:
 class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
-    TrainStep run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
+    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
     pair comes once in each epoch, and none is left out.
 
     Attributes:
@@ -156,19 +151,10 @@ class TrainDataset(Dataset[Batch]):
         indices, epochs = self.positions(step)
         samples = [self._sample(int(index)) for index in indices]
         sizes = [sample.image.shape[:2] for sample in samples]
-        drawn = [
-            random_geometry(
-                indices[epochs == epoch],
-                [size for size, e in zip(sizes, epochs, strict=True) if e == epoch],
-                seed=recipe.seed,
-                epoch=int(epoch),
-                scale=recipe.crop_scale,
-                flip=recipe.flip,
-                rotate=recipe.rotate,
-            )
-            for epoch in np.unique(epochs)
-        ]
-        geometry = Geometry(*(torch.cat([getattr(g, name) for g in drawn]) for name in ("box", "flip", "angle")))
+        geometry = random_geometry(
+            indices.tolist(), sizes, seed=recipe.seed, epoch=epochs,
+            scale=recipe.crop_scale, flip=recipe.flip, rotate=recipe.rotate,
+        )  # fmt: skip
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
@@ -189,7 +175,6 @@ class TrainDataset(Dataset[Batch]):
         if largest * len(self.pairs) > MEMORY_BYTES:
             return False
         progress.start("reading pairs", len(self.pairs))
-
         cache = []
         with ThreadPoolExecutor(threads) as pool:
             for sample in pool.map(self._read, range(len(self.pairs))):
@@ -261,9 +246,3 @@ def _pick_held_out(total: int, recipe: Recipe) -> np.ndarray:
 
 def _bytes(sample: _Sample) -> int:
     return sample.image.nbytes + sum(t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values()))
-
-
-def count_bad(batch: Batch, bad: Tally) -> None:
-    """Add what a batch could not read to the tally."""
-    for key, reason in batch.bad:
-        bad.add(key, reason)

@@ -48,7 +48,7 @@ class Depth(Task):
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A 16-bit grey PNG, near is light. TrainStep of the square root are finest where inverse depth is small, where a step of
+        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth is small, where a step of
         it is many metres."""
         known = np.isfinite(label)
         low, high = (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
