@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import DataConfig
@@ -71,9 +72,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on ``device``."""
-        targets = {name: target.to(device, non_blocking=True) for name, target in self.targets.items()}
-        images, tokens = self.images.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True)
-        return Batch(images, tokens, targets, self.bad, self.unlabelled)
+        tensors = {"images": self.images, "tokens": self.tokens, "targets": self.targets}
+        return replace(self, **tree_map(lambda tensor: tensor.to(device, non_blocking=True), tensors))
 
 
 @dataclass

@@ -21,7 +21,6 @@ class Normal(Task):
     """Directions, learned by their angle."""
 
     name = "normal"
-    about = "surface normals: x right, y up, z towards the camera"
     suffix = "webp"
     quantisation = "octahedral, 2 × 8 bits: at most 0.95 degrees"
     missing = torch.zeros(3, 1, 1, dtype=torch.int8)
