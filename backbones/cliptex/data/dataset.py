@@ -116,7 +116,10 @@ class TrainDataset(Dataset[Batch]):
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
         # the smallest crop still has as many pixels as the input, so nothing is enlarged
         self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
-        self.held_out = np.sort(_pick_held_out(len(pairs), recipe))
+        if recipe.val_pairs > len(pairs) // 2:
+            raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {len(pairs)} pairs; lower it")
+        order = np.random.default_rng([recipe.seed, 7919]).permutation(len(pairs))
+        self.held_out = np.sort(order[: recipe.val_pairs])
         self._held_out = frozenset(self.held_out.tolist())
         self.count = len(pairs) - len(self.held_out)
         if self.count < recipe.batch_size:
@@ -236,12 +239,6 @@ class TrainDataset(Dataset[Batch]):
             maps = [sample.labels.get(name, task.missing) for sample in samples]
             batch.targets[name] = task.warp(maps, geometry, self.label_size)
         return batch
-
-
-def _pick_held_out(total: int, recipe: Recipe) -> np.ndarray:
-    if recipe.val_pairs > total // 2:
-        raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
-    return np.random.default_rng([recipe.seed, 7919]).permutation(total)[: recipe.val_pairs]
 
 
 def _bytes(sample: _Sample) -> int:

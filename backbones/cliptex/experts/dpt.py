@@ -20,7 +20,7 @@ from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
-from backbones.cliptex.experts.midas import MARK, from_midas
+from backbones.cliptex.experts.midas import from_midas
 from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.tasks.depth import depth_loss
 from backbones.errors import UserError, first_line
@@ -200,7 +200,8 @@ class DPT(Expert):
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
-        model: Any = _from_midas(Path(source)) if Path(source).is_file() else _from_transformers(source)
+        path = Path(source)
+        model: Any = from_midas(read_checkpoint(path).state, path) if path.is_file() else _from_transformers(source)
         expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
         expert.source = source
         return expert.freeze(device)
@@ -215,13 +216,6 @@ class DPT(Expert):
             mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),
             std=tuple(given.get("image_std", (0.5, 0.5, 0.5))),
         )
-
-
-def _from_midas(path: Path) -> DPTForDepthEstimation:
-    state = read_checkpoint(path).state
-    if MARK not in state:
-        raise UserError(f"{path} is no DPT of MiDaS ({MARK} is missing); give dpt_large_384.pt or dpt_hybrid_384.pt")
-    return from_midas(state, path)
 
 
 def _from_transformers(source: str) -> DPTForDepthEstimation:
