@@ -56,15 +56,10 @@ class TimmBackbone(Backbone):
         self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self._at(images).forward_intermediates(
-            images,
-            indices=list(self.data.layers),
-            norm=self._norm,
-            stop_early=True,
-            intermediates_only=True,
+        return tuple(self._at(images).forward_intermediates(
+            images, indices=list(self.data.layers), norm=self._norm, stop_early=True, intermediates_only=True,
             output_fmt="NCHW",
-        )
-        return tuple(maps)
+        ))  # fmt: skip
 
     def encode_image(self, images: Tensor) -> Tensor:
         model = self._at(images)

@@ -174,17 +174,15 @@ class DPT(Expert):
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S, S)."""
-        return resize(
-            self.net(pixel_values=(images - self.mean) / self.std).predicted_depth[:, None], images.shape[-2:]
-        )[:, 0]
+        depth = self.net(pixel_values=(images - self.mean) / self.std).predicted_depth
+        return resize(depth[:, None], images.shape[-2:])[:, 0]
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size = images.shape[-2:]
         # a hybrid's convolutional backbone has no patch of its own, but its ViT has
-        patch = (
-            getattr(getattr(self.net.config, "backbone_config", None), "patch_size", 0) or self.net.config.patch_size
-        )
+        config = self.net.config
+        patch = getattr(getattr(config, "backbone_config", None), "patch_size", 0) or config.patch_size
         side = max(1, round(self.settings.size / patch)) * patch  # square, as transformers' own processor makes it
         depth = self(resize(images.to(self.device).float() / 255, (side, side)))
         return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}

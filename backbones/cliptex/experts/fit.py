@@ -86,11 +86,8 @@ class FitRun:
 def fit(
     model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
 ) -> Spent:
-    """``optimise`` on dense targets, augmented together with their images.
-
-    Args:
-        loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
-    """
+    """``optimise`` on dense targets, augmented together with their images. ``loss_of``: (augmented images (B, 3, S, S) float in
+    [0, 1], their target) → scalar loss."""
 
     def loss_at(step: int) -> Tensor:
         images, target = batch(data, settings, run.seed, step)
@@ -102,10 +99,8 @@ def fit(
 def optimise(
     model: nn.Module, loss_at: Callable[[int], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
 ) -> Spent:
-    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients.
-
-    Args:
-        loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
+    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients. ``loss_at``: step →
+    scalar loss of that step's batch, a function of the seed and the step.
 
     Raises:
         UserError: the loss became NaN or infinite; says at which step.

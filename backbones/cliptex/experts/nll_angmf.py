@@ -69,9 +69,8 @@ class NllAngMF(UNetExpert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        mean, kappa = (
-            self._refined(images) if isinstance(self.net, UncertaintyGuided) else angmf.split(self.outputs(images))
-        )
+        refined = isinstance(self.net, UncertaintyGuided)
+        mean, kappa = self._refined(images) if refined else angmf.split(self.outputs(images))
         return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
 
     def _refined(self, images: Tensor) -> tuple[Tensor, Tensor]:

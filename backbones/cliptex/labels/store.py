@@ -139,7 +139,6 @@ class LabelStore:
     """A finished store, read by key. Cheap to pickle and to share with worker processes.
 
     Attributes:
-        root: its folder.
         manifest: as ``LabelWriter.finish`` wrote it.
         identity: digest of what the labels are (experts, pairs and every shard's bytes).
         tasks: what is labelled; classes: task → names of its classes, by index.
