@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.errors import UserError
 from backbones.files import content_key
 from backbones.versions import versions
 
@@ -114,8 +116,6 @@ class Backbone(nn.Module, ABC):
 
     def _check_blocks(self, wanted: int, there: int) -> None:
         if wanted > there:
-            from backbones.errors import UserError
-
             raise UserError(
                 f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted}; ask for fewer"
             )
@@ -126,8 +126,6 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: the backbone has no text tower (``has_text`` is False).
         """
-        from backbones.errors import UserError
-
         raise UserError(f"backbone {self.name!r} has no text tower; choose one that has, such as clip")
 
     def train(self, mode: bool = True) -> Backbone:
@@ -157,8 +155,6 @@ class Backbone(nn.Module, ABC):
 
 def state_sha256(state: dict[str, Tensor]) -> str:
     """Digest of a state dict: names, dtypes, shapes and bytes, in name order; the same on every device."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -37,14 +37,12 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
 
 
 def build_timm(request: Request) -> Backbone:
-    """See ``backbones.adapters.timm.build``."""
     from backbones.adapters import timm
 
     return timm.build(request)
 
 
 def build_open_clip(request: Request) -> Backbone:
-    """See ``backbones.adapters.open_clip.build``."""
     from backbones.adapters import open_clip
 
     return open_clip.build(request)
@@ -60,7 +58,7 @@ def build_random(request: Request) -> Backbone:
 
 
 def build_from_checkpoint(request: Request) -> Backbone:
-    """``cliptex`` and ``clip-ft``: whatever architecture the user's checkpoint remembers."""
+    """``cliptex`` and ``clip-ft``, where no checkpoint says what they are."""
     name, checkpoint = request.name, request.checkpoint
     if request.random:
         return build_open_clip(request)
@@ -69,12 +67,9 @@ def build_from_checkpoint(request: Request) -> Backbone:
             f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` "
             f"and pass --weights FILE, or use --suite mini, which makes them on the way"
         )
-    if checkpoint.architecture is None:
-        raise UserError(
-            f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH --weights FILE"
-        )
-    build = build_timm if checkpoint.architecture.startswith("timm/") else build_open_clip
-    return build(Request(name, {}, checkpoint, seed=request.seed, any_architecture=True))
+    raise UserError(
+        f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH --weights FILE"
+    )
 
 
 def _open_clip(name: str, about: str, licence: str, arch: str, pretrained: str, download: str, **settings: Any) -> None:
@@ -136,11 +131,13 @@ register(
 )
 
 _CHECKPOINT: Mapping[str, Any] = {"architecture": "open_clip/ViT-B-16", "layers": VIT_B_LAYERS}
-register(Entry("clip-ft", "CLIP fine-tuned on the corpus with the contrastive loss alone; --weights FILE", "your own",
-               build_from_checkpoint, _CHECKPOINT))  # fmt: skip
-register(Entry("cliptex", "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX); --weights FILE", "your own",
-               build_from_checkpoint, _CHECKPOINT))  # fmt: skip
+_TRAINED = {
+    "clip-ft": "CLIP fine-tuned on the corpus with the contrastive loss alone",
+    "cliptex": "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)",
+}
 for _name, _experts in subsets().items():
-    if _name != "cliptex":
-        _about = f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations; --weights FILE"
-        register(Entry(_name, _about, "your own", build_from_checkpoint, _CHECKPOINT))
+    _TRAINED.setdefault(_name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations")
+for _name, _about in _TRAINED.items():
+    register(
+        Entry(_name, f"{_about}; --weights FILE", "your own", build_from_checkpoint, _CHECKPOINT, any_architecture=True)
+    )

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.base import Backbone, DataConfig, state_sha256
-from backbones.errors import UserError
+from backbones.base import DataConfig, state_sha256
+from backbones.errors import UserError, first_line
 from backbones.files import replacing
 
 FORMAT_VERSION = 1
@@ -27,16 +27,17 @@ _SUBMODULES = ("", "visual.trunk.", "visual.", "backbone.", "encoder.", "model."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights read from a file, finite and whole.
+    """Weights of a file, and all that is needed to build the model again.
 
     Attributes:
-        path: where they came from.
-        state: name → CPU tensor, as the library's model names them.
-        architecture: ``timm/resnet18``, ``open_clip/ViT-B-16-quickgelu`` …; None when the file does not say.
+        path: of the file, usually ``*.safetensors``.
+        state: name → tensor, as the library's model names them.
+        architecture: ``timm/NAME`` or ``open_clip/NAME`` (which may be invented: ``model_config`` decides); None when the file
+            does not say.
         model_config: what builds the architecture: open_clip's whole model config (``quick_gelu`` included), or keyword
             arguments of ``timm.create_model``.
-        data: how images are prepared; None when the file does not say.
-        licence, source: of the weights, as the file says.
+        data: how images are prepared, and which layers are read; None when the file does not say.
+        licence, source: of the weights.
         extra: whatever the maker added (recipe, λs, steps …), JSON.
         sha256: ``state_sha256(state)`` that the file remembers, checked; empty when it remembers none.
     """
@@ -52,64 +53,33 @@ class Checkpoint:
     sha256: str = ""
 
 
-def save_checkpoint(
-    path: str | Path,
-    backbone_or_state: Backbone | Mapping[str, Tensor],
-    *,
-    architecture: str | None = None,
-    model_config: Mapping[str, Any] | None = None,
-    data: DataConfig | None = None,
-    licence: str | None = None,
-    source: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> str:
-    """Write weights with all that is needed to build the model again, whole or not at all.
-
-    Args:
-        path: where to, usually ``*.safetensors``.
-        backbone_or_state: a backbone made by one of the adapters (the other arguments then default to its own), or the
-            state dict of an open_clip or timm model, with the library's own names.
-        architecture: ``open_clip/NAME`` or ``timm/NAME``; open_clip names may be invented, ``model_config`` decides.
-        model_config: open_clip's model config (``embed_dim``, ``vision_cfg``, ``text_cfg``, ``quick_gelu`` …), or
-            keyword arguments of ``timm.create_model``.
-        data: how images are prepared, and which layers are read.
-        licence, source: of the weights.
-        extra: anything else worth remembering, as JSON.
+def save_checkpoint(checkpoint: Checkpoint) -> str:
+    """Write weights with their architecture, model config and data config to ``checkpoint.path``, whole or not at all.
 
     Returns:
         the digest of the state dict (``state_sha256``), which is stored with it and checked when it is read.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
-        ValueError: a state dict was given without its architecture, model config or data config.
+        ValueError: the architecture or the data config is not said.
     """
-    if isinstance(backbone_or_state, Backbone):
-        backbone: Any = backbone_or_state
-        state = backbone.model_state()
-        architecture = architecture or backbone.architecture
-        model_config = backbone.model_config if model_config is None else model_config
-        data = data or backbone.data
-        licence = licence or backbone.weights.licence
-        source = source or backbone.weights.source
-    else:
-        state = dict(backbone_or_state)
-    if architecture is None or model_config is None or data is None:
-        raise ValueError("a state dict is saved with its architecture, model_config and data")
+    if checkpoint.architecture is None or checkpoint.data is None:
+        raise ValueError("weights are saved with their architecture, model_config and data")
     # safetensors refuses tensors that share memory (tied weights); each is written in full
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
     digest = state_sha256(state)
     metadata = {
         "format": "pt",
         "format_version": str(FORMAT_VERSION),
-        "architecture": architecture,
-        "model_config": json.dumps(dict(model_config)),
-        "data": json.dumps(asdict(data)),
-        "licence": licence or "unknown",
-        "source": source or "",
-        "extra": json.dumps(dict(extra or {})),
+        "architecture": checkpoint.architecture,
+        "model_config": json.dumps(checkpoint.model_config),
+        "data": json.dumps(asdict(checkpoint.data)),
+        "licence": checkpoint.licence,
+        "source": checkpoint.source,
+        "extra": json.dumps(checkpoint.extra),
         "sha256": digest,
     }
-    with replacing(Path(path)) as temporary:
+    with replacing(checkpoint.path) as temporary:
         save_file(state, temporary, metadata=metadata)
     return digest
 
@@ -167,6 +137,37 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, arch
     model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
 
 
+def check_architecture(
+    checkpoint: Checkpoint, architecture: str, model_config: Mapping[str, Any] | None = None
+) -> None:
+    """Raises ``UserError`` when the checkpoint remembers another architecture, or a model config (where one is given) that
+    differs; says where the two first do."""
+    remembered = checkpoint.architecture
+    if remembered is None:
+        return
+    there, here = (_flat(config or {}) for config in (checkpoint.model_config, model_config))
+    comparable = model_config is not None and remembered.split("/")[0] == architecture.split("/")[0]
+    differing = [key for key in sorted(there.keys() | here.keys()) if comparable and there.get(key) != here.get(key)]
+    if remembered == architecture and not differing:
+        return
+    where = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differing[:3])
+    raise UserError(
+        f"{checkpoint.path} holds {remembered}, not {architecture}{f' ({where})' if where else ''}; "
+        f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as ``{"vision_cfg.width": 64 …}``; settings that say nothing are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value not in (None, False):
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 def _is_safetensors(path: Path) -> bool:
     """By suffix, or by content: eight bytes of header length, then a JSON object."""
     with path.open("rb") as file:
@@ -180,7 +181,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is truncated or damaged ({_first_line(error)}); copy or download it again") from error
+        raise UserError(f"{path} is truncated or damaged ({first_line(error)}); copy or download it again") from error
     if "format_version" not in metadata:
         return Checkpoint(path, _unwrap(state))
     if metadata["format_version"] != str(FORMAT_VERSION):
@@ -188,28 +189,24 @@ def _read_safetensors(path: Path) -> Checkpoint:
             f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the version that wrote it"
         )
     try:
+        stored = json.loads(metadata["data"]).items()
+        data: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored}
         remembered = Checkpoint(
             path,
             state,
             architecture=metadata["architecture"],
             model_config=json.loads(metadata["model_config"]),
-            data=data_from_dict(json.loads(metadata["data"])),
+            data=DataConfig(**data),
             licence=metadata["licence"],
             source=metadata["source"],
             extra=json.loads(metadata["extra"]),
             sha256=metadata["sha256"],
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); copy or download it again") from error
+        raise UserError(f"{path} is damaged ({first_line(error)}); copy or download it again") from error
     if state_sha256(state) != remembered.sha256:
         raise UserError(f"{path} is damaged (its tensors are not those it was saved with); copy or download it again")
     return remembered
-
-
-def data_from_dict(values: Mapping[str, Any]) -> DataConfig:
-    """A ``DataConfig`` from its JSON form."""
-    fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-    return DataConfig(**fields)
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -226,7 +223,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript archive; save its state_dict() as safetensors instead") from error
         raise UserError(
-            f"{path} is truncated, damaged or no weights file ({_first_line(error)}); get it again"
+            f"{path} is truncated, damaged or no weights file ({first_line(error)}); get it again"
         ) from error
     return _unwrap(loaded)
 
@@ -242,8 +239,3 @@ def _unwrap(loaded: Any) -> dict[str, Tensor]:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

@@ -20,10 +20,18 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: ``did you mean a, b?``, or the whole list when nothing is near."""
+    """A hint for an unknown ``name``: ``did you mean a, b?``, or when nothing is near the whole list, of which a long one
+    is cut."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
+    more = f" and {len(known) - 50} more" if len(known) > 50 else ""
+    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known[:50])}{more}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:150] if lines else type(error).__name__
 
 
 def users_line(error: BaseException) -> str | None:

@@ -29,9 +29,8 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool
     """While the block runs, no other process is in a block with the same lock file; yields whether there was a wait.
 
     Args:
-        path: the lock file; see ``lock_file``.
+        path: see ``lock_file``.
         waiting: called once when another process has the lock.
-        wait: otherwise a lock that another process has is a ``filelock.Timeout``.
 
     Raises:
         UserError: no lock can be had there (a folder that cannot be written, a file system without locks).

@@ -31,11 +31,11 @@ class Request:
 
     Attributes:
         name: the name without ``random/`` in front of it (``clip``, ``timm/resnet18`` …).
-        settings: of the entry (see there); empty for a family.
+        settings: of the entry (see there); empty for a family; ``architecture`` and ``model_config`` where the checkpoint
+            decides.
         checkpoint: the user's own weights, read and checked, or None for the default ones.
         random: initialise from ``seed`` instead of loading anything.
         seed: of the random initialisation; the caller's random state is left alone either way.
-        any_architecture: build what the checkpoint remembers instead of what the name says.
     """
 
     name: str
@@ -43,7 +43,6 @@ class Request:
     checkpoint: Checkpoint | None = None
     random: bool = False
     seed: int = 0
-    any_architecture: bool = False
 
 
 Builder = Callable[[Request], Backbone]
@@ -61,6 +60,7 @@ class Entry:
         settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``, ``open_clip/…``),
             ``pretrained`` (the library's tag) and the paper-size ``layers`` and ``size``.
         download: hub repository or address that the default weights come from; empty when nothing is downloaded.
+        any_architecture: the user's weights say what is built, not the name.
     """
 
     name: str
@@ -69,17 +69,13 @@ class Entry:
     build: Builder
     settings: Mapping[str, Any] = field(default_factory=dict)
     download: str = ""
+    any_architecture: bool = False
 
 
 @dataclass(frozen=True)
 class Family:
-    """All names that start with ``prefix`` and a slash.
-
-    Attributes:
-        prefix: ``timm``, ``open_clip``.
-        pattern: how its names are written, for messages and ``list backbones``.
-        build: makes any of them. Raises ``UserError`` naming the nearest when it does not know the rest of the name.
-    """
+    """All names that start with ``prefix`` and a slash; ``pattern`` is how they are written, for messages and lists. ``build``
+    makes any of them, or raises ``UserError`` naming the nearest."""
 
     prefix: str
     pattern: str
@@ -143,15 +139,16 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
         raise UserError(f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}")
     checkpoint = read_checkpoint(weights) if weights is not None else None
     build, settings = entry.build, entry.settings
-    if any_architecture and checkpoint is not None and checkpoint.architecture is not None:
+    if (any_architecture or entry.any_architecture) and checkpoint is not None and checkpoint.architecture is not None:
         family = FAMILIES.get(checkpoint.architecture.partition("/")[0])
         if family is None:
             raise UserError(
                 f"{checkpoint.path} remembers an architecture of no known family, {checkpoint.architecture!r}; "
                 f"install the package that brings it"
             )
-        build, settings = family.build, {}
-    request = Request(base, settings, checkpoint, random, seed, any_architecture)
+        build = family.build
+        settings = {"architecture": checkpoint.architecture, "model_config": checkpoint.model_config}
+    request = Request(base, settings, checkpoint, random, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -14,13 +14,8 @@ TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
 
 def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = True) -> Path:
-    """The first of ``files`` that the hub repository has, downloaded unless it is in the local cache.
-
-    Args:
-        repo: ``timm/resnet18.a1_in1k`` …
-        files: names in order of preference, safetensors first.
-        backbone: for the message.
-        weights: whether ``--weights FILE`` could stand in for it.
+    """The first of ``files`` that the hub repository has, downloaded unless it is in the local cache. ``weights``: whether
+    ``--weights FILE`` could stand in for it.
 
     Raises:
         UserError: the hub cannot be reached or refuses; says which file to put where.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +24,8 @@ from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, to
 from backbones.adapters.positions import attention_pool, embed_patches, grid_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
-from backbones.checkpoint import Checkpoint, fit_state
-from backbones.errors import UserError
+from backbones.checkpoint import Checkpoint, check_architecture, fit_state
+from backbones.errors import UserError, nearest
 from backbones.registry import Request
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -57,7 +56,8 @@ class OpenClipBackbone(Backbone):
         self.embed_dim = self.model_config["embed_dim"]
         self.channels, self.strides = feature_maps(self.visual, data.layers)
         self.divisor = max(self.strides)
-        self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if _resizes_by_copy(self.visual) else None
+        by_copy = isinstance(self.visual, TimmModel) and hasattr(self.visual.trunk, "set_input_size")
+        self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if by_copy else None
 
     @property
     def visual(self) -> Any:
@@ -138,11 +138,6 @@ class OpenClipBackbone(Backbone):
     def _at(self, images: Tensor) -> Any:
         return self._sized.at(images.shape[-2], images.shape[-1]) if self._sized else self.visual
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OpenClipBackbone:
-        if self._sized:
-            self._sized.clear()
-        return super()._apply(fn, recurse)
-
 
 def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callable[[list[str]], Tensor]:
     """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, carried by open_clip, or the one it names.
@@ -174,24 +169,19 @@ def build(request: Request) -> Backbone:
     """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture`` is open_clip's.
 
     Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes to
-    open_clip's model config, by section), ``licence``, ``layers``, ``size``.
+    open_clip's model config, by section), ``model_config`` (in its place), ``licence``, ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
     """
     settings, checkpoint = request.settings, request.checkpoint
-    if request.any_architecture and checkpoint is not None and checkpoint.architecture is not None:
-        arch, tag = checkpoint.architecture.removeprefix("open_clip/"), ""
-        config = checkpoint.model_config
-    else:
-        full = settings.get("architecture", request.name).removeprefix("open_clip/")
-        arch, _, tag = full.partition("/")
-        tag = settings.get("pretrained", tag)
-        config = _library_config(arch, settings.get("model_args", {}))
-        if tag:
-            _check_tag(arch, tag, config)
-        if checkpoint is not None:
-            _check_architecture(checkpoint, arch, config)
+    arch, _, tag = settings.get("architecture", request.name).removeprefix("open_clip/").partition("/")
+    tag = settings.get("pretrained", tag)
+    config = settings.get("model_config") or _library_config(arch, settings.get("model_args", {}))
+    if tag:
+        _check_tag(arch, tag, config)
+    if checkpoint is not None:
+        check_architecture(checkpoint, f"open_clip/{arch}", config)
     pretrained = cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag)) if tag else {}
     # before the model is built, so that a missing network shows at once
     file = _pretrained_file(pretrained, request.name) if tag and checkpoint is None and not request.random else None
@@ -257,9 +247,7 @@ def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError`` naming the nearest."""
     config = open_clip.get_model_config(arch)
     if config is None:
-        close = difflib.get_close_matches(arch, open_clip.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "see open_clip.list_models()"
-        raise UserError(f"open_clip has no model {arch!r}; {hint}")
+        raise UserError(f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}")
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, Mapping) else value
     return config
@@ -277,35 +265,6 @@ def _check_tag(arch: str, tag: str, config: Mapping[str, Any]) -> None:
     ):
         other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
         raise UserError(f"weights {tag!r} were trained with the other activation; ask for open_clip/{other}/{tag}")
-
-
-def _check_architecture(checkpoint: Checkpoint, arch: str, config: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` when the checkpoint remembers another architecture; says where the two first differ."""
-    if checkpoint.architecture is None:
-        return
-    there, here = _flat(checkpoint.model_config), _flat(config)
-    if checkpoint.architecture.startswith("open_clip/"):
-        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    else:
-        differing = []
-    if checkpoint.architecture == f"open_clip/{arch}" and not differing:
-        return
-    where = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differing[:3])
-    raise UserError(
-        f"{checkpoint.path} holds {checkpoint.architecture}, not open_clip/{arch}{f' ({where})' if where else ''}; "
-        f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
-    )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as ``{"vision_cfg.width": 64 …}``; settings that say nothing are left out."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value not in (None, False):
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _pretrained_file(pretrained: Mapping[str, Any], backbone: str) -> Path:
@@ -365,7 +324,3 @@ def normalizes(visual: Any, layers: Sequence[int]) -> bool:
     if isinstance(visual, VisionTransformer):
         return visual.attn_pool is None
     return len(set(feature_maps(visual, layers)[1])) == 1
-
-
-def _resizes_by_copy(visual: Any) -> bool:
-    return isinstance(visual, TimmModel) and hasattr(visual.trunk, "set_input_size")

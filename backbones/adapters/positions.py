@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
+from torch.func import functional_call
 
 
 def grid_of(visual: VisionTransformer, images: Tensor) -> tuple[int, int]:
@@ -51,12 +51,5 @@ def _resize_width(grid: Tensor, width: int) -> Tensor:
 def attention_pool(pool: Any, features: Tensor) -> Tensor:
     """CLIP ResNet's attention pooling of (N, C, h, w) features, position embedding interpolated to (h, w)."""
     side = math.isqrt(len(pool.positional_embedding) - 1)
-    new = (features.shape[-2], features.shape[-1])
-    if new == (side, side):
-        return pool(features)
-    sized = copy.copy(pool)  # shallow: shares every tensor but the one replaced here
-    sized._parameters = dict(pool._parameters)
-    sized._parameters["positional_embedding"] = nn.Parameter(
-        resize_position(pool.positional_embedding, (side, side), new), requires_grad=False
-    )
-    return sized(features)
+    position = resize_position(pool.positional_embedding, (side, side), (features.shape[-2], features.shape[-1]))
+    return functional_call(pool, {"positional_embedding": position}, (features,))

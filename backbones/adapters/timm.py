@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +15,15 @@ from backbones.adapters.hub import hub_file
 from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
-from backbones.checkpoint import Checkpoint, fit_state
-from backbones.errors import UserError
+from backbones.checkpoint import Checkpoint, check_architecture, fit_state
+from backbones.errors import UserError, nearest
 from backbones.registry import Request
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmBackbone(Backbone):
-    """A timm model, whole (its ImageNet head, where it has one, gives ``classifier_logits``).
+    """A timm model, whole, with its ImageNet head where it has one.
 
     Feature maps come from ``forward_intermediates``, in a plain ViT through the model's own final norm after each block
     read (as DINOv2's ``get_intermediate_layers`` does); the embedding is ``forward_head(…, pre_logits=True)``.
@@ -57,15 +56,10 @@ class TimmBackbone(Backbone):
         self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self._at(images).forward_intermediates(
-            images,
-            indices=list(self.data.layers),
-            norm=self._norm,
-            stop_early=True,
-            intermediates_only=True,
+        return tuple(self._at(images).forward_intermediates(
+            images, indices=list(self.data.layers), norm=self._norm, stop_early=True, intermediates_only=True,
             output_fmt="NCHW",
-        )
-        return tuple(maps)
+        ))  # fmt: skip
 
     def encode_image(self, images: Tensor) -> Tensor:
         model = self._at(images)
@@ -78,21 +72,10 @@ class TimmBackbone(Backbone):
         self._check_blocks(blocks, len(model.feature_info))
         return tokens_of(model, images, blocks)
 
-    def classifier_logits(self, images: Tensor) -> Tensor:
-        """Logits of the model's own classifier, (N, classes).
-
-        Raises:
-            UserError: these weights have no classifier (``num_classes`` is 0).
-        """
-        if not cast(Any, self.model).num_classes:
-            raise UserError(f"backbone {self.name!r} has no classifier of its own")
-        return self._at(images)(images)
-
     def identity(self) -> dict[str, Any]:
         identity = super().identity()
-        identity["model_config"].pop(
-            "num_classes", None
-        )  # the classifier is no part of it, and the weights' digest has it
+        # the classifier is no part of it, and the weights' digest has it
+        identity["model_config"].pop("num_classes", None)
         return identity
 
     def model_state(self) -> dict[str, Tensor]:
@@ -129,10 +112,6 @@ class TimmBackbone(Backbone):
             )
         return self.model if self._any_size or self._fixed else self._sized.at(*size)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TimmBackbone:
-        self._sized.clear()
-        return super()._apply(fn, recurse)
-
 
 def build(request: Request) -> Backbone:
     """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
@@ -145,21 +124,14 @@ def build(request: Request) -> Backbone:
         UserError: see ``backbones.create``.
     """
     settings, checkpoint = request.settings, request.checkpoint
-    remembered = request.any_architecture and checkpoint is not None and checkpoint.architecture is not None
-    if remembered and checkpoint is not None:
-        full = cast(str, checkpoint.architecture).removeprefix("timm/")
-    else:
-        full = settings.get("architecture", request.name).removeprefix("timm/")
-    arch, _, tag = full.partition(".")
+    arch, _, tag = settings.get("architecture", request.name).removeprefix("timm/").partition(".")
     tag = settings.get("pretrained", tag)
     _check_name(arch, tag)
     kwargs = dict(settings.get("model_args", {}))
-    if checkpoint is not None:
-        kwargs |= checkpoint.model_config
-        _check_architecture(checkpoint, arch)
-        kwargs = {**_head(arch, checkpoint), **kwargs}
     name = f"{arch}.{tag}" if tag else arch
     if checkpoint is not None:
+        check_architecture(checkpoint, f"timm/{arch}")
+        kwargs = {**_head(arch, checkpoint), **kwargs, **checkpoint.model_config}
         model = _create(name, kwargs)
         fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"timm/{arch}")
         source, licence = str(checkpoint.path), checkpoint.licence
@@ -183,21 +155,10 @@ def build(request: Request) -> Backbone:
 def _check_name(arch: str, tag: str) -> None:
     """Raises ``UserError`` naming the nearest when timm has no such model, or no such weights of it."""
     if not timm.is_model(arch):
-        close = difflib.get_close_matches(arch, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise UserError(f"timm has no model {arch!r}; {hint}")
+        raise UserError(f"timm has no model {arch!r}; {nearest(arch, timm.list_models())}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in tags:
         raise UserError(f"timm has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}")
-
-
-def _check_architecture(checkpoint: Checkpoint, arch: str) -> None:
-    """Raises ``UserError`` when the checkpoint remembers another architecture."""
-    if checkpoint.architecture not in (None, f"timm/{arch}"):
-        raise UserError(
-            f"{checkpoint.path} holds {checkpoint.architecture}, not timm/{arch}; "
-            f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
-        )
 
 
 def _head(arch: str, checkpoint: Checkpoint) -> dict[str, int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from backbones import DataConfig
+from backbones import Checkpoint, DataConfig, save_checkpoint
 from backbones.adapters.open_clip import build_model
 
 CONFIG: dict[str, Any] = {
@@ -23,3 +24,10 @@ def mini_clip(seed: int = 0, **changes: Any) -> torch.nn.Module:
     """An open_clip model of ``CONFIG``, randomly initialised, frozen."""
     torch.manual_seed(seed)
     return build_model(copy.deepcopy(CONFIG) | changes).eval().requires_grad_(False)
+
+
+def save_backbone(path: Path, backbone: Any) -> str:
+    """What the adapters made, as a checkpoint; its digest."""
+    made = backbone.weights
+    described = backbone.architecture, dict(backbone.model_config), backbone.data, made.licence, made.source
+    return save_checkpoint(Checkpoint(path, backbone.model_state(), *described))

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 
 import backbones
-from backbones import UserError, load_checkpoint, save_checkpoint
+from backbones import Checkpoint, UserError, load_checkpoint, save_checkpoint
 from backbones.base import state_sha256
-from tests.backbones.mini import CONFIG, DATA, mini_clip
+from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
 
 TEXTS = ["a red sphere", "two boxes on a table in a room that is described at far too great a length for the context"]
 
@@ -28,14 +28,16 @@ TEXTS = ["a red sphere", "two boxes on a table in a room that is described at fa
 def mini(tmp_path) -> Path:
     path = tmp_path / "mini.safetensors"
     save_checkpoint(
-        path,
-        mini_clip().state_dict(),
-        architecture="open_clip/mini-clip",
-        model_config=CONFIG,
-        data=DATA,
-        licence="MIT",
-        source="trained here",
-        extra={"recipe": "clip", "lambda_clip": 1.0},
+        Checkpoint(
+            path,
+            mini_clip().state_dict(),
+            architecture="open_clip/mini-clip",
+            model_config=CONFIG,
+            data=DATA,
+            licence="MIT",
+            source="trained here",
+            extra={"recipe": "clip", "lambda_clip": 1.0},
+        )
     )
     return path
 
@@ -47,7 +49,7 @@ def lite_bytes(kind: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         if kind == "ours":
-            save_checkpoint(path, state, architecture="timm/x", model_config={}, data=DATA)
+            save_checkpoint(Checkpoint(path, state, "timm/x", {}, DATA))
         elif kind == "safetensors":
             save_file(state, path)
         else:
@@ -76,7 +78,7 @@ def test_a_custom_clip_comes_back_whole(mini, name):
 def test_a_backbone_saves_itself(mini, tmp_path):
     first = backbones.create("efficientnet-lite0", weights=mini, any_architecture=True)
     assert first.architecture == "open_clip/mini-clip"
-    digest = save_checkpoint(tmp_path / "again.safetensors", first)
+    digest = save_backbone(tmp_path / "again.safetensors", first)
     second = backbones.create("cliptex", weights=tmp_path / "again.safetensors")
     assert digest == first.weights.sha256 == second.weights.sha256
     assert first.key() == second.key()
@@ -85,7 +87,7 @@ def test_a_backbone_saves_itself(mini, tmp_path):
 
 def test_a_timm_backbone_saves_itself(tmp_path):
     first = backbones.create("random/timm/resnet18", seed=3)
-    save_checkpoint(tmp_path / "r.safetensors", first)
+    save_backbone(tmp_path / "r.safetensors", first)
     for second in (
         backbones.create("timm/resnet18", weights=tmp_path / "r.safetensors"),
         backbones.create("clip", weights=tmp_path / "r.safetensors", any_architecture=True),
@@ -99,7 +101,7 @@ def test_quick_gelu_is_part_of_who_it_is(tmp_path):
     for quick in (False, True):
         files.append(tmp_path / f"{quick}.safetensors")
         config = {**CONFIG, "quick_gelu": quick}
-        save_checkpoint(files[-1], mini_clip().state_dict(), architecture="open_clip/m", model_config=config, data=DATA)
+        save_checkpoint(Checkpoint(files[-1], mini_clip().state_dict(), "open_clip/m", config, DATA))
     exact, quick = (backbones.create("cliptex", weights=file) for file in files)
     assert exact.weights.sha256 == quick.weights.sha256
     assert exact.key() != quick.key()
@@ -115,7 +117,7 @@ def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", plain)
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini-quickgelu", {**CONFIG})
     path = tmp_path / "tuned.safetensors"
-    save_checkpoint(path, backbones.create("open_clip/Mini-quickgelu"))
+    save_backbone(path, backbones.create("open_clip/Mini-quickgelu"))
     with pytest.raises(
         UserError, match=r"holds open_clip/Mini-quickgelu, not open_clip/Mini .quick_gelu is True, not None"
     ):
@@ -143,13 +145,12 @@ def test_another_head_is_no_other_architecture(tmp_path):
     model = timm.create_model("test_vit", num_classes=7)
     save_file(model.state_dict(), tmp_path / "tuned.safetensors")
     backbone = backbones.create("timm/test_vit", weights=tmp_path / "tuned.safetensors")
-    assert backbone.classifier_logits(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
+    assert backbone.model(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
     headless = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     save_file(headless, tmp_path / "headless.safetensors")
     backbone = backbones.create("timm/test_vit", weights=tmp_path / "headless.safetensors")
-    with pytest.raises(UserError, match="no classifier"):
-        backbone.classifier_logits(torch.zeros(1, 3, 160, 160))
-    backbones.save_checkpoint(tmp_path / "again.safetensors", backbone)
+    assert backbone.model.num_classes == 0
+    save_backbone(tmp_path / "again.safetensors", backbone)
     assert backbones.create("timm/test_vit", weights=tmp_path / "again.safetensors").key() == backbone.key()
 
 
@@ -187,7 +188,7 @@ def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
         backbones.create("timm/resnet18", weights=mini)
     with pytest.raises(UserError, match="does not say its architecture"):
         backbones.create("cliptex", weights=resnet)
-    save_checkpoint(tmp_path / "alien.st", {"w": torch.ones(1)}, architecture="alien/net", model_config={}, data=DATA)
+    save_checkpoint(Checkpoint(tmp_path / "alien.st", {"w": torch.ones(1)}, "alien/net", {}, DATA))
     with pytest.raises(UserError, match="no known family"):
         backbones.create("cliptex", weights=tmp_path / "alien.st", any_architecture=True)
 
@@ -243,12 +244,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
 def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        save_checkpoint(
-            tmp_path / "file" / "w.st", {"w": torch.ones(1)}, architecture="timm/x", model_config={}, data=DATA
-        )
+        save_checkpoint(Checkpoint(tmp_path / "file" / "w.st", {"w": torch.ones(1)}, "timm/x", {}, DATA))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(ValueError, match="architecture"):
-        save_checkpoint(tmp_path / "w.st", {"w": torch.ones(1)})
+        save_checkpoint(Checkpoint(tmp_path / "w.st", {"w": torch.ones(1)}))
 
 
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])
@@ -314,7 +313,7 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path, layers):
         ("timm/test_vit", timm.create_model("test_vit"), "timm/test_vit", {}),
     ):
         data = dataclasses.replace(DATA, layers=layers)
-        save_checkpoint(path, model.state_dict(), architecture=architecture, model_config=config, data=data)
+        save_checkpoint(Checkpoint(path, model.state_dict(), architecture, config, data))
         with pytest.raises(UserError) as caught:
             backbones.create(name, weights=path)
         assert "\n" not in str(caught.value)
@@ -323,7 +322,7 @@ def test_layers_that_the_model_has_not_are_refused(tmp_path, layers):
 def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     strange = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "from_the_future": 3}}
-    save_checkpoint(path, mini_clip().state_dict(), architecture="open_clip/Mini", model_config=strange, data=DATA)
+    save_checkpoint(Checkpoint(path, mini_clip().state_dict(), "open_clip/Mini", strange, DATA))
     with pytest.raises(UserError, match=r"w\.safetensors remembers .*from_the_future.*save it again"):
         backbones.create("cliptex", weights=path)
 
@@ -337,7 +336,7 @@ _SHAPES = st.lists(st.integers(0, 4), max_size=3)
 def test_any_state_dict_comes_back(tmp_path, layout):
     state = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in layout.items()}
     path = tmp_path / "any.safetensors"
-    save_checkpoint(path, state, architecture="timm/x", model_config={"a": [1, 2]}, data=DATA)
+    save_checkpoint(Checkpoint(path, state, "timm/x", {"a": [1, 2]}, DATA))
     read = load_checkpoint(path)
     assert read.state.keys() == state.keys()
     for name, tensor in state.items():
@@ -349,7 +348,7 @@ def test_any_state_dict_comes_back(tmp_path, layout):
 def test_tied_and_strided_tensors_are_written_in_full(tmp_path):
     weight = torch.arange(12.0).reshape(3, 4)
     path = tmp_path / "tied.safetensors"
-    save_checkpoint(path, {"a": weight, "b": weight, "t": weight.T}, architecture="timm/x", model_config={}, data=DATA)
+    save_checkpoint(Checkpoint(path, {"a": weight, "b": weight, "t": weight.T}, "timm/x", {}, DATA))
     state = load_checkpoint(path).state
     assert torch.equal(state["a"], state["b"])
     assert torch.equal(state["t"], weight.T)

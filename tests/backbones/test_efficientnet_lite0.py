@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import backbones
+from tests.backbones.mini import save_backbone
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_random_is_the_same_architecture(tmp_path):
     assert random.architecture == real.architecture
     assert random.data == real.data
     assert random.weights.sha256 != real.weights.sha256
-    backbones.save_checkpoint(tmp_path / "real.safetensors", real)
+    save_backbone(tmp_path / "real.safetensors", real)
     with pytest.raises(backbones.UserError, match="takes no weights"):
         backbones.create("random", weights=tmp_path / "real.safetensors")
 
@@ -60,7 +61,7 @@ def test_recognises_imagenet_classes(backbone, real_data):
     with torch.inference_mode():
         for start in range(0, len(labelled), 50):
             batch = labelled[start : start + 50]
-            logits = backbone.classifier_logits(torch.stack([prepare(Image.open(p).convert("RGB")) for _, p in batch]))
+            logits = backbone.model(torch.stack([prepare(Image.open(p).convert("RGB")) for _, p in batch]))
             own = logits.gather(1, torch.tensor([[index] for index, _ in batch]))
             ranks.append((logits > own).sum(1))
     rank = torch.cat(ranks)
@@ -72,6 +73,6 @@ def test_recognises_imagenet_classes(backbone, real_data):
 def test_classifier_is_the_embeddings_linear_map(backbone):
     images = torch.randn(2, 3, 96, 64)
     with torch.inference_mode():
-        logits = backbone.classifier_logits(images)
+        logits = backbone.model(images)
         head = backbone.model.classifier
         torch.testing.assert_close(logits, backbone.encode_image(images) @ head.weight.T + head.bias)

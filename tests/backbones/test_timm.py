@@ -11,6 +11,7 @@ import torch
 import backbones
 from backbones import UserError
 from backbones.adapters.layers import evenly_spaced
+from tests.backbones.mini import save_backbone
 
 ARCHITECTURES = ["test_vit", "resnet18", "test_efficientnet", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"]
 ARCHITECTURES += ["vit_relpos_small_patch16_224", "deit3_small_patch16_224", "test_convnext", "mobilenetv3_small_050"]
@@ -50,7 +51,6 @@ def test_the_library_s_own_numbers_at_the_native_size(backbone):
         embedding = backbone.encode_image(images)
         torch.testing.assert_close(embedding, model.forward_head(model.forward_features(images), pre_logits=True))
         torch.testing.assert_close(embedding, model.forward_head(final, pre_logits=True), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(backbone.classifier_logits(images), model(images))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 3), (4, 1)])
@@ -92,7 +92,8 @@ def test_another_pooling_is_another_backbone(tmp_path):
     found = []
     for pool in ("avg", "max"):
         path = tmp_path / f"{pool}.safetensors"
-        backbones.save_checkpoint(path, made, model_config={**made.model_config, "global_pool": pool})
+        made.model_config = {"global_pool": pool}
+        save_backbone(path, made)
         found.append(backbones.create("timm/test_resnet", weights=path))
     images = torch.randn(1, 3, 64, 64)
     assert not torch.allclose(*(each.encode_image(images) for each in found))

@@ -45,7 +45,7 @@ def random_geometry(
     sizes: Sequence[tuple[int, int]],
     *,
     seed: int,
-    epoch: int,
+    epoch: int | np.ndarray,
     scale: tuple[float, float] = (0.9, 1.0),
     flip: float = 0.5,
     rotate: float = 0.0,
@@ -55,14 +55,15 @@ def random_geometry(
     Args:
         indices: the images' indices in their source.
         sizes: (height, width) of each, any unit.
+        epoch: of all, or of each.
         scale: range of the crop's area, as a share of the largest square that fits.
         flip: probability of a flip.
         rotate: rotations are uniform in ± this many degrees.
     """
     box = np.empty((len(indices), 4), np.float32)
     draws = np.empty((len(indices), 5))
-    for row, index in enumerate(indices):
-        draws[row] = np.random.Generator(np.random.Philox(key=[seed, (epoch << 40) + int(index)])).random(5)
+    for row, (index, number) in enumerate(zip(indices, np.broadcast_to(epoch, len(indices)), strict=True)):
+        draws[row] = np.random.Generator(np.random.Philox(key=[seed, (int(number) << 40) + int(index)])).random(5)
     height, width = np.asarray(sizes, np.float64).T
     side = np.minimum(height, width) * np.sqrt(scale[0] + draws[:, 0] * (scale[1] - scale[0]))
     box[:, 2], box[:, 3] = side / width, side / height

@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import DataConfig
 from backbones.cliptex.data.augment import Geometry, centre_geometry, crop_images, random_geometry
-from backbones.cliptex.data.source import BadPair, PairSource, Tally, decode_image
+from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
@@ -30,12 +31,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class Labels(Protocol):
-    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives.
-
-    Attributes:
-        identity: digest of all labels.
-        classes: task → names of its classes, by index.
-    """
+    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives and describes."""
 
     identity: str
     classes: Mapping[str, Sequence[str]]
@@ -83,8 +79,8 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        targets = {name: function(target) for name, target in self.targets.items()}
-        return Batch(function(self.images), function(self.tokens), targets, self.bad, self.unlabelled)
+        tensors = {"images": self.images, "tokens": self.tokens, "targets": self.targets}
+        return replace(self, **tree_map(function, tensors))
 
 
 @dataclass
@@ -99,7 +95,7 @@ class _Sample:
 class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
-    TrainStep run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
+    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
     pair comes once in each epoch, and none is left out.
 
     Attributes:
@@ -127,7 +123,10 @@ class TrainDataset(Dataset[Batch]):
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
         # the smallest crop still has as many pixels as the input, so nothing is enlarged
         self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
-        self.held_out = np.sort(_pick_held_out(len(pairs), recipe))
+        if recipe.val_pairs > len(pairs) // 2:
+            raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {len(pairs)} pairs; lower it")
+        order = np.random.default_rng([recipe.seed, 7919]).permutation(len(pairs))
+        self.held_out = np.sort(order[: recipe.val_pairs])
         self._held_out = frozenset(self.held_out.tolist())
         self.count = len(pairs) - len(self.held_out)
         if self.count < recipe.batch_size:
@@ -162,19 +161,10 @@ class TrainDataset(Dataset[Batch]):
         indices, epochs = self.positions(step)
         samples = [self._sample(int(index)) for index in indices]
         sizes = [sample.image.shape[:2] for sample in samples]
-        drawn = [
-            random_geometry(
-                indices[epochs == epoch],
-                [size for size, e in zip(sizes, epochs, strict=True) if e == epoch],
-                seed=recipe.seed,
-                epoch=int(epoch),
-                scale=recipe.crop_scale,
-                flip=recipe.flip,
-                rotate=recipe.rotate,
-            )
-            for epoch in np.unique(epochs)
-        ]
-        geometry = Geometry(*(torch.cat([getattr(g, name) for g in drawn]) for name in ("box", "flip", "angle")))
+        geometry = random_geometry(
+            indices.tolist(), sizes, seed=recipe.seed, epoch=epochs,
+            scale=recipe.crop_scale, flip=recipe.flip, rotate=recipe.rotate,
+        )  # fmt: skip
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
@@ -195,7 +185,6 @@ class TrainDataset(Dataset[Batch]):
         if largest * len(self.pairs) > MEMORY_BYTES:
             return False
         progress.start("reading pairs", len(self.pairs))
-
         cache = []
         with ThreadPoolExecutor(threads) as pool:
             for sample in pool.map(self._read, range(len(self.pairs))):
@@ -267,17 +256,5 @@ class TrainDataset(Dataset[Batch]):
         return batch
 
 
-def _pick_held_out(total: int, recipe: Recipe) -> np.ndarray:
-    if recipe.val_pairs > total // 2:
-        raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
-    return np.random.default_rng([recipe.seed, 7919]).permutation(total)[: recipe.val_pairs]
-
-
 def _bytes(sample: _Sample) -> int:
     return sample.image.nbytes + sum(t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values()))
-
-
-def count_bad(batch: Batch, bad: Tally) -> None:
-    """Add what a batch could not read to the tally."""
-    for key, reason in batch.bad:
-        bad.add(key, reason)

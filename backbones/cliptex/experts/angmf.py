@@ -27,13 +27,8 @@ def angle(mean: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
 def nll(mean: Tensor, kappa: Tensor, normal: Tensor, dim: int = 1) -> Tensor:
     """−log p(n | μ, κ) (eq. 5 there, with the constant 2π kept so that it is a density).
 
-    Args:
-        mean: unit vectors μ along ``dim``, (…, 3, …).
-        kappa: concentration κ ≥ 0, the shape of ``mean`` without ``dim``.
-        normal: unit vectors n, as ``mean``.
-
-    Returns:
-        the shape of ``kappa``. Stable for every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
+    ``mean`` and ``normal`` are unit vectors along ``dim``, ``kappa`` ≥ 0 and the result have their shape without it. Stable for
+    every κ: log(1 + exp(−κπ)) is a softplus, κ² + 1 a ``log1p``.
     """
     theta = angle(mean, normal, dim)
     return -torch.log1p(kappa.square()) + kappa * theta + F.softplus(-math.pi * kappa) + math.log(2 * math.pi)

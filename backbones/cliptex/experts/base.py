@@ -21,7 +21,7 @@ from backbones.base import state_sha256
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
 from backbones.files import replacing, write_json
 
 BACKGROUND = "background"
@@ -127,7 +127,7 @@ class Expert(nn.Module, ABC):
         try:
             expert.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold the weights of expert {cls.name!r} ({_line(error)})") from error
+            raise UserError(f"{path} does not hold the weights of expert {cls.name!r} ({first_line(error)})") from error
         if state_sha256(expert.state_dict()) != config["sha256"]:
             raise UserError(f"{path} has changed since it was written; train or fetch the expert again")
         expert.source = str(config.get("source", source))
@@ -148,16 +148,15 @@ def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if name is not None and config["name"] != name:
-            raise UserError(f"{folder} holds expert {config['name']!r}, not {name!r}")
+        found = config["name"]
     except FileNotFoundError:
         raise UserError(
             f"no expert in {folder} ({CONFIG} is missing); make one: python -m benchmark experts train"
         ) from None
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not readable ({_line(error)}); train or fetch the expert again") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({first_line(error)}); train or fetch the expert again") from error
+    if name not in (None, found):
+        raise UserError(f"{folder} holds expert {found!r}, not {name!r}")
     return config
 
 
@@ -166,7 +165,9 @@ def read_settings(kind: type, values: Mapping[str, Any]) -> Any:
     try:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except TypeError as error:
-        raise UserError(f"{CONFIG} was written by another version ({_line(error)}); train the expert again") from error
+        raise UserError(
+            f"{CONFIG} was written by another version ({first_line(error)}); train the expert again"
+        ) from error
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -194,7 +195,3 @@ def _run_in_bf16(module: nn.Module) -> None:
         return tree_map_only(Tensor, Tensor.float, found)
 
     module.forward = run
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

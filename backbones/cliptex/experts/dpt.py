@@ -12,16 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DPTConfig, DPTForDepthEstimation
+from transformers.modeling_outputs import DepthEstimatorOutput
+from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 from transformers.utils import logging as transformers_logging
 
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.dpt_conv import ConvDPT
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
-from backbones.cliptex.experts.midas import MARK, from_midas
+from backbones.cliptex.experts.midas import from_midas
+from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.errors import UserError
+from backbones.errors import UserError, first_line
+
+STRIDES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,45 @@ class DPTSettings(FitSettings):
             "backbone_out_indices": layers,
             # maps at strides 4, 8, 16 and 32 whatever the patch (the paper's patch is 16), so that the output has the
             # input's size
-            "reassemble_factors": [max(self.patch // stride, self.patch / stride) for stride in (4, 8, 16, 32)],
+            "reassemble_factors": [max(self.patch // stride, self.patch / stride) for stride in STRIDES],
             "neck_hidden_sizes": list(self.neck),
             "fusion_hidden_size": self.fusion,
             "is_hybrid": False,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
         }
+
+
+class ConvDPT(nn.Module):
+    """DPT's decoder over a convolutional encoder, as MiDaS v2.1 small has it (EfficientNet-Lite; Ranftl et al., TPAMI 2022):
+    a timm encoder's maps at strides 4, 8, 16 and 32 into transformers' own fusion blocks and depth head. Quick to train, because
+    the encoder can start from ImageNet weights.
+
+    Attributes:
+        config: the ``DPTConfig`` of neck and head.
+        mean, std: statistics of the encoder's input.
+    """
+
+    def __init__(self, encoder: str, *, pretrained: bool, fusion: int) -> None:
+        super().__init__()
+        self.encoder, self.mean, self.std = timm_encoder(encoder, pretrained)
+        found = dict(zip(self.encoder.feature_info.reduction(), self.encoder.feature_info.channels(), strict=True))
+        self.places = [list(found).index(stride) for stride in STRIDES]
+        self.config = DPTConfig(
+            neck_hidden_sizes=[found[stride] for stride in STRIDES],
+            fusion_hidden_size=fusion,
+            patch_size=max(STRIDES),
+            readout_type="ignore",
+            reassemble_factors=[1, 1, 1, 1],
+        )
+        self.neck = DPTNeck(self.config)
+        self.neck.reassemble_stage = None  # as for every hierarchical encoder: its maps are maps already
+        self.head = DPTDepthEstimationHead(self.config)
+
+    def forward(self, pixel_values: Tensor) -> DepthEstimatorOutput:
+        """Normalised RGB (N, 3, H, W), sides multiples of 32 → relative inverse depth (N, H, W)."""
+        maps: Any = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
+        return DepthEstimatorOutput(predicted_depth=self.head(self.neck([maps[place] for place in self.places])))
 
 
 class DPT(Expert):
@@ -138,17 +174,15 @@ class DPT(Expert):
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S, S)."""
-        return resize(
-            self.net(pixel_values=(images - self.mean) / self.std).predicted_depth[:, None], images.shape[-2:]
-        )[:, 0]
+        depth = self.net(pixel_values=(images - self.mean) / self.std).predicted_depth
+        return resize(depth[:, None], images.shape[-2:])[:, 0]
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
         size = images.shape[-2:]
         # a hybrid's convolutional backbone has no patch of its own, but its ViT has
-        patch = (
-            getattr(getattr(self.net.config, "backbone_config", None), "patch_size", 0) or self.net.config.patch_size
-        )
+        config = self.net.config
+        patch = getattr(getattr(config, "backbone_config", None), "patch_size", 0) or config.patch_size
         side = max(1, round(self.settings.size / patch)) * patch  # square, as transformers' own processor makes it
         depth = self(resize(images.to(self.device).float() / 255, (side, side)))
         return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}
@@ -164,7 +198,8 @@ class DPT(Expert):
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
-        model: Any = _from_midas(Path(source)) if Path(source).is_file() else _from_transformers(source)
+        path = Path(source)
+        model: Any = from_midas(read_checkpoint(path).state, path) if path.is_file() else _from_transformers(source)
         expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
         expert.source = source
         return expert.freeze(device)
@@ -181,13 +216,6 @@ class DPT(Expert):
         )
 
 
-def _from_midas(path: Path) -> DPTForDepthEstimation:
-    state = read_checkpoint(path).state
-    if MARK not in state:
-        raise UserError(f"{path} is no DPT of MiDaS ({MARK} is missing); give dpt_large_384.pt or dpt_hybrid_384.pt")
-    return from_midas(state, path)
-
-
 def _from_transformers(source: str) -> DPTForDepthEstimation:
     """By hub name or folder; transformers reads safetensors, else a torch file without unpickling it."""
     level = transformers_logging.get_verbosity()
@@ -198,7 +226,7 @@ def _from_transformers(source: str) -> DPTForDepthEstimation:
         )
     except Exception as error:  # transformers and the hub raise nearly anything
         raise UserError(
-            f"no DPT at {source!r} ({str(error).strip().splitlines()[0][:140]}); give a folder with config.json "
+            f"no DPT at {source!r} ({first_line(error)}); give a folder with config.json "
             f"and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
         ) from error
     finally:

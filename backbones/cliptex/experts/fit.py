@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import state_sha256
-from backbones.cliptex.cost import StepCounter
+from backbones.cliptex.cost import count_flops
 from backbones.cliptex.data.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
+from backbones.cliptex.training.states import States
 from backbones.errors import UserError
-from backbones.files import content_key, replacing
+from backbones.files import content_key
 
 SAVE_STEPS, SAVE_SECONDS = 500, 60.0
 _WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}
@@ -71,7 +73,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class FitRun:
-    """One training: where curves and progress go, its seed, its device, and the file that its state is saved to every
+    """One training: where curves and progress go, its seed, its device, and the folder that its state is saved to every
     ``SAVE_STEPS`` steps and every minute, and resumed from."""
 
     log: RunLog
@@ -84,11 +86,8 @@ class FitRun:
 def fit(
     model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
 ) -> Spent:
-    """``optimise`` on dense targets, augmented together with their images.
-
-    Args:
-        loss_of: (augmented images (B, 3, S, S) float in [0, 1], their target) → scalar loss.
-    """
+    """``optimise`` on dense targets, augmented together with their images. ``loss_of``: (augmented images (B, 3, S, S) float in
+    [0, 1], their target) → scalar loss."""
 
     def loss_at(step: int) -> Tensor:
         images, target = batch(data, settings, run.seed, step)
@@ -100,10 +99,8 @@ def fit(
 def optimise(
     model: nn.Module, loss_at: Callable[[int], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
 ) -> Spent:
-    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients.
-
-    Args:
-        loss_at: step → scalar loss of that step's batch, a function of the seed and the step.
+    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients. ``loss_at``: step →
+    scalar loss of that step's batch, a function of the seed and the step.
 
     Raises:
         UserError: the loss became NaN or infinite; says at which step.
@@ -114,46 +111,58 @@ def optimise(
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    key = content_key([repr(settings), run.seed, data.fingerprint, state_sha256(model.state_dict())])
-    spent = _resume(run.state, key, model, optimizer)
-    counter, began, earlier = StepCounter(), time.monotonic(), spent.seconds
+    states, spent = None, Spent()
+    if run.state is not None:
+        key = content_key([repr(settings), run.seed, data.fingerprint, state_sha256(model.state_dict())])
+        states = States(run.state, key)
+        if found := states.newest():
+            model.load_state_dict(found["model"])
+            optimizer.load_state_dict(found["optimizer"])
+            spent = Spent(**found["spent"])
+    began, earlier = time.monotonic(), spent.seconds
     saved = began
-    run.progress.start(f"training the {data.task} expert", steps)
-    run.progress.advance(spent.steps)
-    for step in range(spent.steps, steps):
-        rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(run.seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
-        if not spent.flops_per_step:
-            counter.start()
-        try:
-            loss = loss_at(step)
-            value = float(loss.detach())
-            if math.isfinite(value):
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-        finally:
-            if counter.stop():
-                spent.flops_per_step = float(counter.flops)
+
+    value = math.nan
+
+    def backward(step: int) -> None:
+        nonlocal value
+        loss = loss_at(step)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
                 f"the loss of the {data.task} expert is not finite at step {step + 1}; try a lower lr (--set lr=…)"
             )
-        nn.utils.clip_grad_norm_([*decayed, *others], 5.0)
-        optimizer.step()
-        spent.steps, spent.seconds = step + 1, earlier + time.monotonic() - began
-        run.progress.advance()
-        if (step + 1) % max(1, steps // 200) == 0:
-            run.log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
-        if run.state is not None and ((step + 1) % SAVE_STEPS == 0 or time.monotonic() - saved > SAVE_SECONDS):
-            saved = time.monotonic()
-            with replacing(run.state) as temporary:
-                whole = {"key": key, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **vars(spent)}
-                torch.save(whole, temporary)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    run.progress.start(f"training the {data.task} expert", steps)
+    run.progress.advance(spent.steps)
+    try:
+        for step in range(spent.steps, steps):
+            rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(run.seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
+            if spent.flops_per_step:
+                backward(step)
+            else:
+                spent.flops_per_step = float(count_flops(partial(backward, step)))
+            nn.utils.clip_grad_norm_([*decayed, *others], 5.0)
+            optimizer.step()
+            spent.steps, spent.seconds = step + 1, earlier + time.monotonic() - began
+            run.progress.advance()
+            if (step + 1) % max(1, steps // 200) == 0:
+                run.log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
+            if states and ((step + 1) % SAVE_STEPS == 0 or time.monotonic() - saved > SAVE_SECONDS):
+                saved = time.monotonic()
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "spent": vars(spent)}
+                states.save(step + 1, state)
+    finally:
+        if states:
+            states.finish()
     model.eval()
-    if run.state is not None:
-        run.state.unlink(missing_ok=True)
+    if states:
+        states.remove()
     return spent
 
 
@@ -199,18 +208,3 @@ def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tens
     noise = torch.from_numpy(random.standard_normal(images.shape, np.float32))
     level = torch.from_numpy((0.05 * strength * random.random((count, 1, 1, 1))).astype(np.float32))
     return (images + level * noise).clamp(0, 1)
-
-
-def _resume(state: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> Spent:
-    """Load a saved state of the same training, if there is one; what was spent till there."""
-    if state is None or not state.is_file():
-        return Spent()
-    try:
-        saved = torch.load(state, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged state is as good as none: training begins again
-        return Spent()
-    if saved["key"] != key or "steps" not in saved:
-        return Spent()
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return Spent(saved["steps"], saved["seconds"], saved["flops_per_step"])

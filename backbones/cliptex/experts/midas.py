@@ -52,7 +52,9 @@ def from_midas(state: Mapping[str, Tensor], path: Path) -> DPTForDepthEstimation
     try:
         config = midas_config(state)
     except KeyError as error:
-        raise UserError(f"{path} is no DPT of MiDaS with a ViT: it has no {error}; give dpt_large_384.pt") from error
+        raise UserError(
+            f"{path} is no DPT of MiDaS with a ViT: it has no {error}; give dpt_large_384.pt or dpt_hybrid_384.pt"
+        ) from error
     model = DPTForDepthEstimation(config)
     fit_state(model, renamed(state, config.is_hybrid), path=path, architecture="a DPT of MiDaS with a ViT")
     return model

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
+from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,6 @@ from backbones.cliptex.experts.fit import FitRun, fit
 from backbones.cliptex.experts.uncertainty_guided import STRIDE, Norm, UncertaintyGuided
 from backbones.cliptex.experts.unet import UNetExpert, UNetSettings, scaled
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
 
 
@@ -68,9 +69,8 @@ class NllAngMF(UNetExpert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        mean, kappa = (
-            self._refined(images) if isinstance(self.net, UncertaintyGuided) else angmf.split(self.outputs(images))
-        )
+        refined = isinstance(self.net, UncertaintyGuided)
+        mean, kappa = self._refined(images) if refined else angmf.split(self.outputs(images))
         return {"normal": mean.cpu().numpy(), "confidence": kappa.cpu().numpy()}
 
     def _refined(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from backbones.cliptex.experts.base import CONFIG, read_config
-from backbones.cliptex.experts.data import load_data
-from backbones.cliptex.experts.evaluate import evaluate
+from backbones.cliptex.experts.base import CONFIG, Expert, read_config
+from backbones.cliptex.experts.data import ExpertData, load_data
 from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.registry import find_expert
+from backbones.cliptex.protocols import Progress, Silent
+from backbones.cliptex.tasks import find_task
 from backbones.errors import UserError
 from backbones.files import content_key
 from backbones.overrides import with_changes
@@ -29,8 +31,8 @@ def train_expert(
 
     Args:
         data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal) in their official layouts, train and val.
-        run: seed, device, log and progress; its state is kept in ``out``.
-        settings: changes to the expert's settings (``size``, ``epochs`` …), values or text.
+        run: its state is kept in ``out``.
+        settings: changes to the expert's settings, values or text.
 
     Returns:
         ``expert.json`` of the folder: identity, ``accuracy``, ``images``, ``seconds`` and ``flops`` of the training. An
@@ -60,7 +62,7 @@ def train_expert(
     torch.manual_seed(run.seed)
     expert = kind.create(chosen, train.classes)
     expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {run.seed}"
-    expert.train_on(train, replace(run, state=out / "training-state.pt"))
+    expert.train_on(train, replace(run, state=out / "training-state"))
     # a resumed training took longer than this process
     seconds = expert.spent.seconds if expert.spent else time.monotonic() - started
     flops = expert.spent.flops if expert.spent else 0.0
@@ -77,3 +79,34 @@ def train_expert(
         flops=flops,
     )
     return read_config(out)
+
+
+def evaluate(
+    expert: Expert, data: ExpertData, *, batch_size: int = 32, progress: Progress | None = None
+) -> dict[str, float]:
+    """How right an expert's hard labels are against truth: what its task scores, see ``Task.score``."""
+    progress = progress or Silent()
+    progress.start(f"measuring the {expert.task} expert", len(data))
+    kept: dict[str, list[np.ndarray]] = {}
+    truths = []
+    for images, real in data.batches(batch_size):
+        for name, maps in expert.predict(images).items():
+            kept.setdefault(name, []).append(maps)
+        truths.append(real.numpy())
+        progress.advance(len(images))
+    labels, truth = {name: np.concatenate(parts) for name, parts in kept.items()}, np.concatenate(truths)
+    task = find_task(expert.task)
+    if task.has_classes:
+        truth = _renumbered(truth, data.classes, expert)
+    return task.score(labels, truth, len(expert.classes))
+
+
+def _renumbered(truth: np.ndarray, classes: tuple[str, ...], expert: Expert) -> np.ndarray:
+    """Truth in the expert's own class numbers, by name; classes that it does not know are not scored."""
+    if classes == expert.classes:
+        return truth
+    table = np.full(256, 65535, np.int64)
+    for place, name in enumerate(classes):
+        if name in expert.classes:
+            table[place] = expert.classes.index(name)
+    return table[truth]

@@ -1,5 +1,5 @@
-"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015), and what
-the experts that are one share."""
+"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015), what the
+experts that are one share, and ``unet``, a plain semantic segmenter for where instances are not needed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.cliptex.experts.base import Expert, resize
-from backbones.cliptex.experts.fit import FitSettings
-from backbones.errors import UserError, nearest
+from backbones.cliptex.data.augment import IGNORE as UNLABELLED
+from backbones.cliptex.experts.base import Expert, hard_classes, resize
+from backbones.cliptex.experts.data import ExpertData
+from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
+from backbones.errors import UserError, first_line, nearest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights come with a package that is installed with ours
 LONGEST = 8
@@ -142,18 +146,54 @@ def timm_encoder(
     more: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 0}
     try:
         model: Any = timm.create_model(name, pretrained=pretrained and not packaged, **more)
-    except UserError:
-        raise
     except Exception as error:  # the hub raises nearly anything without a network
         raise UserError(
-            f"cannot get {name!r} from timm ({str(error).splitlines()[0][:120]}); use {PACKAGED} or pretrained=false"
+            f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or pretrained=false"
         ) from error
     if packaged:
         from backbones.baselines import efficientnet_lite0_state
 
-        model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
-        missing = set(model.state_dict()) - set(efficientnet_lite0_state()[0])
-        assert not missing, missing
-    config = timm.get_pretrained_cfg(name)
-    mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return model, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        found = model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
+        assert not found.missing_keys, found.missing_keys
+    data = resolve_model_data_config(model)
+    return model, data["mean"], data["std"]
+
+
+@dataclass(frozen=True)
+class UNetSegSettings(UNetSettings):
+    """Attributes (besides those of ``UNetSettings``): ``score_threshold``: pixels whose likeliest class has a lower
+    probability are ignored; ``balance``: 0 counts every pixel alike, 1 every class, as often as it is seen to the power of
+    -balance."""
+
+    score_threshold: float = 0.5
+    balance: float = 0.0
+
+
+class UNetSeg(UNetExpert):
+    """Semantic segmentation by a U-Net: background and the classes of a COCO file."""
+
+    name = "unet"
+    task = "seg"
+    settings_type = UNetSegSettings
+    settings: UNetSegSettings
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        scores = self.outputs(images).softmax(1)
+        return {"seg": hard_classes(scores, self.settings.score_threshold, self.ignore_index)}
+
+    def train_on(self, data: ExpertData, run: FitRun) -> None:
+        weight = _class_weights(data, self.settings.balance).to(run.device)
+
+        def loss(images: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED)
+
+        self.spent = fit(self, loss, data, self.settings, run)
+
+
+def _class_weights(data: ExpertData, balance: float) -> Tensor:
+    """(classes,) weights whose mean over the labelled pixels is 1; most pixels are background."""
+    share = data.pixels[: len(data.classes)].float()
+    share /= share.sum()
+    weight = share.clamp(min=1e-6) ** -balance
+    return weight / (weight * share).sum()

@@ -7,10 +7,10 @@ and pairs is kept. Memory is constant, and nothing is lost in silence: pairs in 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,6 @@ from backbones.cliptex.tasks.base import resize_nearest
 from backbones.errors import UserError
 
 VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
-
-
-@dataclass
-class _Cost:
-    """What one shard took: seconds in all and in each expert, and FLOPs of one image by expert."""
-
-    images: int = 0
-    seconds: float = 0.0
-    expert_seconds: dict[str, float] = field(default_factory=dict)
-    flops_per_image: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +51,8 @@ class LabelSettings:
 
 @dataclass(frozen=True)
 class LabelledShard:
-    """What became of a shard.
-
-    Attributes:
-        failed: (key, reason) of each pair without labels.
-        images, seconds: how many were labelled just now, and how long it took; 0 when its labels were there.
-    """
+    """What became of a shard: (key, reason) of each pair without labels; how many images were labelled just now, and how long
+    it took, 0 when its labels were there."""
 
     failed: tuple[tuple[str, str], ...]
     images: int = 0
@@ -95,7 +81,7 @@ class Labeller:
         self.source, self.experts, self.writer, self.settings = source, list(experts), writer, settings
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
-        self.cost = _Cost()
+        self.images, self.seconds = 0, dict.fromkeys((expert.name for expert in experts), 0.0)
 
     def label(self, shard: Shard, progress: Progress, say: Callable[[str], None] = lambda line: None) -> LabelledShard:
         """Label one shard, unless its labels are there; ``say`` is told, in a line, of one that has to be made again."""
@@ -103,13 +89,11 @@ class Labeller:
             return found
         progress.start(f"labelling {shard.name}", shard.count)
         with ThreadPoolExecutor(self.num_workers) as pool:
-            failed = self._write(shard, pool, progress)
-        return LabelledShard(tuple(failed), self.cost.images, self.cost.seconds)
+            return self._write(shard, pool, progress)
 
-    def _write(self, shard: Shard, pool: ThreadPoolExecutor, progress: Progress) -> list[tuple[str, str]]:
-        """Write one shard; (key, reason) of what failed."""
+    def _write(self, shard: Shard, pool: ThreadPoolExecutor, progress: Progress) -> LabelledShard:
         started = time.monotonic()
-        self.cost = _Cost(expert_seconds=dict.fromkeys((expert.name for expert in self.experts), 0.0))
+        self.images, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
         failed: list[tuple[str, str]] = []
         with self.writer.shard(shard.name) as file:
             written: deque[tuple[str, Future[dict[str, bytes]]]] = deque()
@@ -136,10 +120,11 @@ class Labeller:
                         written.append((key, pool.submit(self._encode, maps)))
                 drain(2 * self.batch_size)
             drain(0)
-            self.cost.seconds = time.monotonic() - started
-            self.cost.flops_per_image = self.flops
-            file.extra["cost"] = vars(self.cost)
-        return failed
+            seconds = time.monotonic() - started
+            # of the shard: seconds in all and in each expert, and FLOPs of one image by expert
+            of_experts = {"expert_seconds": self.seconds, "flops_per_image": self.flops}
+            file.extra["cost"] = {"images": self.images, "seconds": seconds, **of_experts}
+        return LabelledShard(tuple(failed), self.images, seconds)
 
     def _batches(
         self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, str], None]
@@ -148,13 +133,10 @@ class Labeller:
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
         ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
         indices = self.source.iter_shard(shard)
-        pending = 0
 
         def full(shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
-            group = waiting.pop(shape)
-            return [key for key, _ in group], torch.from_numpy(np.stack([image for _, image in group])).permute(
-                0, 3, 1, 2
-            )
+            keys, images = zip(*waiting.pop(shape), strict=True)
+            return list(keys), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
         while True:
             while len(ahead) < 2 * self.num_workers + self.batch_size and (index := next(indices, None)) is not None:
@@ -168,14 +150,10 @@ class Labeller:
                 fail(key, str(error))
                 continue
             waiting.setdefault(image.shape, []).append((key, image))
-            pending += 1
-            if len(waiting[image.shape]) == self.batch_size:
-                pending -= self.batch_size
-                yield full(image.shape)
-            elif pending > 8 * self.batch_size:  # many sizes: the fullest batch goes, so that memory stays bounded
-                shape = max(waiting, key=lambda found: len(waiting[found]))
-                pending -= len(waiting[shape])
-                yield full(shape)
+            fullest = max(waiting, key=lambda shape: len(waiting[shape]))
+            # of many sizes the fullest batch goes before it is full, so that memory stays bounded
+            if len(waiting[fullest]) == self.batch_size or sum(map(len, waiting.values())) > 8 * self.batch_size:
+                yield full(fullest)
         for shape in list(waiting):
             yield full(shape)
 
@@ -190,8 +168,8 @@ class Labeller:
         for expert in self.experts:
             started = time.monotonic()
             labels[expert.task] = expert.predict(images)[expert.task]
-            self.cost.expert_seconds[expert.name] += time.monotonic() - started
-        self.cost.images += len(images)
+            self.seconds[expert.name] += time.monotonic() - started
+        self.images += len(images)
         return labels
 
     def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
@@ -224,11 +202,7 @@ def labels_writer(
 
 def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> LabelledShard | None:
     """The shard when its labels are there and whole; says so when they are there but not whole."""
-    try:
-        found = writer.finished(shard.name)
-    except DamagedShard as damage:
-        say(f"{damage}: labelling shard {shard.name} again")
-        return None
+    found = writer.finished(shard.name, say)
     return LabelledShard(tuple((key, reason) for key, reason in found["failed"])) if found else None
 
 
@@ -241,12 +215,11 @@ def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
     """
     shards = [found for shard in source.shards if (found := writer.finished(shard.name))]
     if len(shards) < len(source.shards):
-        raise DamagedShard(f"{len(source.shards) - len(shards)} shards are missing in {writer.root}")
+        raise DamagedShard(f"{len(source.shards) - len(shards)} shards are missing or damaged in {writer.root}")
     costs = [shard["cost"] for shard in shards]
-    seconds: dict[str, float] = {}
+    seconds: Counter[str] = Counter()
     for cost in costs:
-        for name, value in cost["expert_seconds"].items():
-            seconds[name] = seconds.get(name, 0.0) + value
+        seconds.update(cost["expert_seconds"])
     per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
     images = sum(cost["images"] for cost in costs)
     total = {

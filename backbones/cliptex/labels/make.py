@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from backbones.cliptex.data.source import BadPair, PairSource, Tally
-from backbones.cliptex.labels.shards import DamagedShard
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
@@ -85,12 +84,9 @@ def make_labels(
     progress.start("making labels", len(source.shards))
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         for shard in source.shards:
-            keys = [
-                (i, key)
-                for i in source.iter_shard(shard)
-                if any((key := source.key(i)) in each for each in found.values())
-            ]
-            if keys and (summary := _finished(writer, shard.name)) is None:
+            pairs = [(index, source.key(index)) for index in source.iter_shard(shard)]
+            keys = [(index, key) for index, key in pairs if any(key in files for files in found.values())]
+            if keys and (summary := writer.finished(shard.name)) is None:
                 with writer.shard(shard.name) as file:
                     coded = pool.map(lambda pair: _coded(source, pair[0], pair[1], found, manual), keys)
                     for (_, key), one in zip(keys, coded, strict=True):
@@ -98,7 +94,7 @@ def make_labels(
                             file.fail(key, one)
                         else:
                             file.add(key, one)
-                summary = _finished(writer, shard.name)
+                summary = writer.finished(shard.name)
             if keys and summary:
                 summaries.append(summary)
                 for key, reason in summary["failed"]:
@@ -108,13 +104,6 @@ def make_labels(
     return writer.finish(summaries, files={name: len(files) for name, files in found.items()})
 
 
-def _finished(writer: LabelWriter, name: str) -> dict[str, Any] | None:
-    try:
-        return writer.finished(name)
-    except DamagedShard:  # written again
-        return None
-
-
 def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
     """Key of a pair → its file, for pairs that have one."""
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.png"))}
@@ -122,11 +111,10 @@ def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
     for index in range(len(source)):
         key = source.key(index)
         shard = source.shards[source.place_of(index)].name
-        name = PurePosixPath(re.sub(r"#\d+$", "", key.removeprefix(f"{shard}/"))).with_suffix(
-            ""
-        )  # of a table's second caption
-        if path := files.get(f"{shard}/{name}") or files.get(str(name)) or files.get(name.name):
-            found[key] = path
+        path = re.sub(r"#\d+$", "", key.removeprefix(f"{shard}/"))  # the number of a table's second caption
+        name = PurePosixPath(path).with_suffix("")
+        if file := files.get(f"{shard}/{name}") or files.get(str(name)) or files.get(name.name):
+            found[key] = file
     return found
 
 
@@ -143,9 +131,8 @@ def _coded(
     for name in ordered(name for name, files in found.items() if key in files):
         path, task = found[name][key], find_task(name)
         try:
-            labels[name] = resize_nearest(
-                _checked(task, task.read(path), manual.classes.get(name, ())), manual.label_side
-            )
+            label = _checked(task, task.read(path), manual.classes.get(name, ()))
+            labels[name] = resize_nearest(label, manual.label_side)
         except (OSError, ValueError, SyntaxError) as error:  # PIL says all three
             return f"{path}: {error}"
         high, wide = labels[name].shape[-2:]

@@ -21,14 +21,8 @@ LOOKED_AT = 10_000  # pairs among which labelled ones are looked for
 
 
 def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[str]:
-    """Write a picture with ``n`` pairs of ``source``, evenly spread, a row each: image and whatever labels there are, as their
-    tasks draw them. Black is unknown.
-
-    Args:
-        out: the file, as its suffix says (``.png``, ``.jpg``, ``.webp`` …).
-
-    Returns:
-        the keys shown.
+    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, evenly spread, a row each: image and
+    whatever labels there are, as their tasks draw them. Black is unknown. Returns the keys shown.
 
     Raises:
         UserError: no finished store, none of the pairs has labels in it, or a suffix of no picture.
@@ -40,9 +34,8 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
     rows: list[list[Image.Image]] = []
     titles: list[str] = []
     keys: list[str] = []
-    for index in _spread(
-        [index for index in _spread(range(len(source)), LOOKED_AT) if store.tasks_of(source.key(index))], n
-    ):
+    labelled = [index for index in _spread(range(len(source)), LOOKED_AT) if store.tasks_of(source.key(index))]
+    for index in _spread(labelled, n):
         try:
             pair = source[index]
             image, maps = decode_image(pair.image), store.get(pair.key)

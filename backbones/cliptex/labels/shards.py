@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from webdataset import TarWriter
@@ -34,44 +33,14 @@ def member_name(name: str) -> str:
 
 
 class ShardWriter:
-    """One shard being written. A context: leaving it normally puts its files in their place, an error leaves nothing."""
+    """One shard being written, see ``writing_shard``. ``extra``: what else the small file shall say."""
 
-    def __init__(self, root: Path, name: str, identity: str) -> None:
-        self._path, self._name, self._identity = tar_path(root, name), name, identity
+    def __init__(self, name: str, tar: TarWriter) -> None:
+        self.extra: dict[str, Any] = {}
+        self._name, self._tar = name, tar
         self._keys: set[str] = set()
         self._failed: list[list[str]] = []
         self._bytes: dict[str, int] = {}
-        self.extra: dict[str, Any] = {}  # what else the small file shall say
-
-    def __enter__(self) -> ShardWriter:
-        for left in self._path.parent.glob(f".{self._path.name}.*.tmp"):  # of a labelling that was killed
-            left.unlink(missing_ok=True)
-        self._replacing = replacing(self._path)
-        self._temporary = self._replacing.__enter__()
-        self._file = self._temporary.open("wb")
-        self._tar = TarWriter(self._file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._tar.close()
-                self._file.close()
-                told = self._summary()
-                summary_path(self._path).unlink(missing_ok=True)  # it speaks of a tar that is replaced now
-            else:
-                with contextlib.suppress(Exception):  # what it still had to write is of no use
-                    self._tar.close()
-        except BaseException as own:
-            self._file.close()
-            self._replacing.__exit__(type(own), own, own.__traceback__)
-            raise
-        self._file.close()
-        self._replacing.__exit__(kind, error, trace)
-        if kind is None:
-            write_json(summary_path(self._path), told)
 
     def add(self, key: str, coded: Mapping[str, bytes]) -> None:
         """Append one pair's labels, as ``encode`` gives them.
@@ -94,17 +63,37 @@ class ShardWriter:
         """Name a pair that has no labels, and why: count in = count out + failures."""
         self._failed.append([key, reason])
 
-    def _summary(self) -> dict[str, Any]:
-        return {
+    def counts(self) -> dict[str, Any]:
+        """What the small file says of the pairs."""
+        return {"pairs": len(self._keys), "failed": self._failed, "task_bytes": self._bytes, **self.extra}
+
+
+@contextlib.contextmanager
+def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]:
+    """A shard to write. Leaving the block normally puts its files in their place, an error leaves nothing."""
+    path = tar_path(root, name)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
+        left.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            tar = TarWriter(file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
+            writer = ShardWriter(name, tar)
+            try:
+                yield writer
+            except BaseException:
+                with contextlib.suppress(Exception):  # what it still had to write is of no use
+                    tar.close()
+                raise
+            tar.close()
+        told = {
             "version": VERSION,
-            "identity": self._identity,
-            "sha256": sha256_file(self._temporary),
-            "bytes": self._temporary.stat().st_size,
-            "pairs": len(self._keys),
-            "failed": self._failed,
-            "task_bytes": self._bytes,
-            **self.extra,
+            "identity": identity,
+            "sha256": sha256_file(temporary),
+            "bytes": temporary.stat().st_size,
+            **writer.counts(),
         }
+        summary_path(path).unlink(missing_ok=True)  # it speaks of a tar that is replaced now
+    write_json(summary_path(path), told)
 
 
 def tar_path(root: Path, name: str) -> Path:

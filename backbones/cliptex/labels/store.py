@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from backbones.cliptex.labels.shards import (
     member_name,
     read_summary,
     tar_path,
+    writing_shard,
 )
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.errors import UserError
@@ -63,11 +65,9 @@ class LabelWriter:
     """Writes a store, shard by shard, in any order and from any number of processes; ``finish`` once at the end.
 
     Args:
-        root: the store's folder.
         identity: what makes the labels what they are (experts, their weights, the pairs), JSON-able; a finished shard
             is kept by a resumed labelling only if it was written under the same identity.
         classes: task → names of its classes by index.
-        tasks: what is labelled.
 
     Raises:
         UserError: the folder holds labels of another identity or of an older version.
@@ -91,23 +91,23 @@ class LabelWriter:
                 f"{self.root} holds labels of other experts or pairs; choose another --out, or remove that folder"
             )
 
-    def finished(self, name: str) -> dict[str, Any] | None:
-        """What is said of the shard, if it is there, whole and of this identity; None if it is not there.
-
-        Raises:
-            DamagedShard: a file is there but is no such shard; write it again.
-        """
-        summary = read_summary(self.root, name)
-        if summary is None:
+    def finished(self, name: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
+        """What is said of the shard, if it is there, whole and of this identity; None if it has to be written. ``say`` is told,
+        in a line, of one that has to be written again."""
+        try:
+            if (summary := read_summary(self.root, name)) is None:
+                return None
+            if summary["identity"] != self.key:
+                raise DamagedShard(f"{tar_path(self.root, name)} was made by other experts or from other pairs")
+            check_shard(self.root, summary)
+            return summary
+        except DamagedShard as damage:
+            say(f"{damage}: labelling shard {name} again")
             return None
-        if summary["identity"] != self.key:
-            raise DamagedShard(f"{tar_path(self.root, name)} was made by other experts or from other pairs")
-        check_shard(self.root, summary)
-        return summary
 
-    def shard(self, name: str) -> ShardWriter:
+    def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
         """Begin (again) the shard ``name``."""
-        return ShardWriter(self.root, name, self.key)
+        return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
         """Write and return the manifest over all shards, as ``finished`` gives them; ``extra`` goes into it (costs …)."""
@@ -139,7 +139,6 @@ class LabelStore:
     """A finished store, read by key. Cheap to pickle and to share with worker processes.
 
     Attributes:
-        root: its folder.
         manifest: as ``LabelWriter.finish`` wrote it.
         identity: digest of what the labels are (experts, pairs and every shard's bytes).
         tasks: what is labelled; classes: task → names of its classes, by index.

@@ -24,7 +24,7 @@ class Task(ABC):
 
     Attributes:
         name: of the task, of its λ (``lambda_NAME``), of its files (``KEY.NAME.SUFFIX``) and of what its expert predicts.
-        about: one line for lists.
+        about: one line for lists, unless the registration has one.
         suffix: of the files that ``encode`` makes; viewers go by it.
         quantisation: what ``encode`` loses, in words.
         has_classes: whether labels are numbers of classes, whose names a label store keeps.

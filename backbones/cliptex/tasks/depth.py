@@ -23,7 +23,6 @@ class Depth(Task):
     """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
 
     name = "depth"
-    about = "relative inverse depth, larger is nearer"
     quantisation = "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
     missing = torch.full((1, 1), math.nan)
 
@@ -48,7 +47,7 @@ class Depth(Task):
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A 16-bit grey PNG, near is light. TrainStep of the square root are finest where inverse depth is small, where a step of
+        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth is small, where a step of
         it is many metres."""
         known = np.isfinite(label)
         low, high = (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
@@ -106,7 +105,7 @@ def depth_loss(prediction: Tensor, target: Tensor, *, gradient_weight: float = 0
     aligned, _ = _align(prediction.float(), mask)
     residual = torch.where(mask, aligned - aligned_target, 0.0)
     total = (residual.abs().sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)).sum()
-    for k in range(scales if gradient_weight else 0):
+    for k in range(scales):
         r, m = residual[:, :: 2**k, :: 2**k], mask[:, :: 2**k, :: 2**k]
         pixels = m.sum((1, 2)).clamp(min=1)
         for dim in (1, 2):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import Geometry, warp_normals
+from backbones.cliptex.experts.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed, Task
 
 
@@ -21,7 +22,6 @@ class Normal(Task):
     """Directions, learned by their angle."""
 
     name = "normal"
-    about = "surface normals: x right, y up, z towards the camera"
     suffix = "webp"
     quantisation = "octahedral, 2 × 8 bits: at most 0.95 degrees"
     missing = torch.zeros(3, 1, 1, dtype=torch.int8)
@@ -35,18 +35,13 @@ class Normal(Task):
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
         """Angle in radians (the angular loss of Bae et al. 2021, ICCV, eq. 4), summed over labelled pixels, and their number.
 
-        It is atan2(|n × n*|, n · n*), which is arccos(n · n*) with a gradient that stays finite where both agree.
-
         Args:
             prediction: (N, 3, H, W), of any length.
             target: (N, 3, H, W) unit normals, zero where unknown.
         """
         known = _known(target)
-        prediction = F.normalize(prediction.float(), dim=1, eps=1e-6)
-        cross = torch.linalg.cross(prediction, target.float(), dim=1)
-        sine = (cross * cross).sum(1).add(1e-12).sqrt()
-        angle = torch.atan2(sine, (prediction * target.float()).sum(1))
-        return torch.where(known, angle, 0.0).sum(), known.sum().float()
+        angles = angle(F.normalize(prediction.float(), dim=1, eps=1e-6), target.float())
+        return torch.where(known, angles, 0.0).sum(), known.sum().float()
 
     def count(self, target: Tensor) -> Tensor:
         return _known(target).sum().float()
@@ -98,8 +93,6 @@ class Normal(Task):
             "normal_11.25": 100 * float(np.mean(angles < 11.25)),
         }
         if "confidence" in outputs:
-            from backbones.cliptex.experts.angmf import expected_angle
-
             expected = expected_angle(torch.from_numpy(outputs["confidence"][known])).mean()
             metrics["kappa_expected"] = math.degrees(float(expected))
         return metrics

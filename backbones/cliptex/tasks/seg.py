@@ -21,7 +21,6 @@ class Segmentation(Task):
     """Pixel-wise classes, learned by cross-entropy."""
 
     name = "seg"
-    about = "semantic segmentation: one class a pixel, 255 ignored"
     has_classes = True
     missing = torch.full((1, 1), IGNORE, dtype=torch.int16)
 

@@ -57,18 +57,12 @@ MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 @dataclass(frozen=True)
 class PretrainedCLIP:
-    """Where training starts.
-
-    Attributes:
-        model: an open_clip model in training mode, float32, on the CPU.
-        architecture, model_config, data, licence, source: as ``backbones.save_checkpoint`` takes them.
-        digest: identity of the initial weights.
-        tokenizer: texts → (N, context_length) int64.
-    """
+    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU, described as in
+    ``backbones.Checkpoint``; ``digest``: identity of its weights; ``tokenizer``: texts → (N, context_length) int64."""
 
     model: nn.Module
     architecture: str
-    model_config: Mapping[str, Any]
+    model_config: dict[str, Any]
     data: DataConfig
     licence: str
     source: str
@@ -93,11 +87,7 @@ def load_pretrained_clip(init: str, model: str, *, image_size: int = 0, seed: in
         start = _new(model, seed, imagenet=init == "imagenet")
     else:
         is_file = Path(init).is_file()
-        backbone = (
-            backbones.create("cliptex", weights=init, any_architecture=True)
-            if is_file
-            else backbones.create(init, seed=seed)
-        )
+        backbone = backbones.create("cliptex", weights=init) if is_file else backbones.create(init, seed=seed)
         if not isinstance(backbone, OpenClipBackbone) or not backbone.has_text:
             raise UserError(
                 f"--init {init} has no image and text tower of open_clip; start from open_clip/ARCH/PRETRAINED"
@@ -105,7 +95,7 @@ def load_pretrained_clip(init: str, model: str, *, image_size: int = 0, seed: in
         start = PretrainedCLIP(
             backbone.model,
             backbone.architecture,
-            backbone.model_config,
+            dict(backbone.model_config),
             backbone.data,
             backbone.weights.licence,
             backbone.weights.source if not is_file else Path(init).name,
@@ -169,7 +159,7 @@ def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
         )
     if size % visual.patch_size[0]:
         raise UserError(f"image_size {size} is no multiple of the patch size {visual.patch_size[0]}")
-    config = deepcopy(dict(start.model_config))
+    config = deepcopy(start.model_config)
     config["vision_cfg"]["image_size"] = size
     model = build_model(config)
     state = start.model.state_dict()

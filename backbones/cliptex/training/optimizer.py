@@ -59,11 +59,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def update(towers: CLIPWithHeads, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float) -> float:
     """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al. 2021, § 2.5; SigLIP's, which
-    has a bias beside it, is free).
-
-    Returns:
-        the gradient's norm before it was clipped.
-    """
+    has a bias beside it, is free); the gradient's norm before it was clipped."""
     parameters = [parameter for parameter in towers.parameters() if parameter.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip or math.inf).item()
     if math.isfinite(norm):

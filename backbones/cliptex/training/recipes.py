@@ -37,7 +37,7 @@ class Recipe:
         experts: tasks whose labels are used (see ``tasks``; those of other packages too); the λ of the others counts as 0.
         epochs: passes over the pairs; may be a fraction.
         batch_size: pairs in a step, over all processes and micro-batches together.
-        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. CLIPWithHeads with
+        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. Models with
             batch norms see each micro-batch (and each process its share) by itself, so there it is not quite the same.
         lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached after the share
             ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;
@@ -100,17 +100,17 @@ class Recipe:
         must(0 <= self.warmup < 1 and 0 <= self.ema < 1, "warmup and ema must be in [0, 1)")
         must(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "crop_scale must be low,high with 0 < low <= high <= 1")
         must(0 <= self.flip <= 1, "flip is a probability, between 0 and 1")
-        counts = (
-            self.image_size,
-            self.label_size,
-            self.head_width,
-            self.val_pairs,
-            self.weight_decay,
-            self.grad_clip,
-            self.rotate,
-        )
-        must(min(counts) >= 0, "sizes, val_pairs, weight_decay, grad_clip and rotate must not be negative")
-        must(self.seed >= 0, "seed must not be negative")
+        for each in (
+            "image_size",
+            "label_size",
+            "head_width",
+            "val_pairs",
+            "weight_decay",
+            "grad_clip",
+            "rotate",
+            "seed",
+        ):
+            must(getattr(self, each) >= 0, f"{each} must not be negative")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -129,11 +129,8 @@ class Recipe:
         return {"name": plain.pop("name"), **{LAMBDA + loss: self.weight(loss) for loss in losses}, **plain}
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with other settings, by the names of ``settings``; text is read as the setting's own type.
-
-        Raises:
-            UserError: an unknown setting (names the nearest), or a value that does not fit.
-        """
+        """A copy with other settings, by the names of ``settings``; text is read as the setting's own type. Raises
+        ``UserError`` for an unknown setting (names the nearest) or a value that does not fit."""
         known = setting_names()
         if unknown := [name for name in changes if name not in known]:
             raise UserError(f"no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
@@ -147,16 +144,11 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: two recipes that train the same thing have one identity."""
-        without = {"name", "experts", *WITHOUT_EFFECT} | (
-            set() if self.tasks else {"head_lr", "head_width", "label_size"}
-        )
-        settings = {name: value for name, value in self.settings().items() if name not in without}
-        weights = {loss: self.weight(loss) for loss in ("clip", *self.tasks)}
-        return {
-            "version": VERSION,
-            "lambdas": weights,
-            **{k: v for k, v in settings.items() if not k.startswith(LAMBDA)},
-        }
+        without = {"name", "experts", "lambdas", *WITHOUT_EFFECT}
+        if not self.tasks:
+            without |= {"head_lr", "head_width", "label_size"}
+        settings = {name: value for name, value in asdict(self).items() if name not in without}
+        return {"version": VERSION, "lambdas": {loss: self.weight(loss) for loss in ("clip", *self.tasks)}, **settings}
 
     def key(self, init: str, pairs: str, labels: str) -> str:
         """Identity of the weights that this recipe makes of these inputs (digests); the name does not count."""
@@ -185,14 +177,6 @@ def subsets(tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
     return {"cliptex" if chosen == PAPER else f"cliptex-{'-'.join(chosen)}": chosen for chosen in found}
 
 
-def subset_recipe(name: str) -> Recipe:
-    """The recipe of a name in ``subsets``: ``cliptex`` with only these experts. Raises ``UserError`` for another name."""
-    known = subsets()
-    if name not in known:
-        raise UserError(f"no subset of experts {name!r}; {nearest(name, known)}")
-    return replace(RECIPES["cliptex"], name=name, experts=known[name])
-
-
 def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with ``--set`` changes.
 
@@ -204,14 +188,15 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: no such recipe or file, an unknown setting (names the nearest), or a value that does not fit.
     """
+    known = subsets()
     if name in RECIPES:
         recipe = RECIPES[name]
-    elif name in subsets():
-        recipe = subset_recipe(name)
+    elif name in known:
+        recipe = replace(RECIPES["cliptex"], name=name, experts=known[name])
     elif name.endswith((".json", ".toml")):
         recipe = read_recipe(Path(name))
     else:
-        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *subsets()])}, or a .json or .toml file")
+        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *known])}, or a .json or .toml file")
     return recipe.changed(parse_pairs(changes))
 
 
@@ -231,11 +216,11 @@ def read_recipe(path: Path) -> Recipe:
     if base not in RECIPES:
         raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(str(base), RECIPES)}")
     # through text, so that a file's values are checked exactly as those of --set
-    known = setting_names()
     plain = {
         key: ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
         for key, value in settings.items()
     }
-    if unknown := [key for key in plain if key not in known]:
-        raise UserError(f"recipe {path}: no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
-    return RECIPES[base].changed({"name": path.stem, **plain})
+    try:
+        return RECIPES[base].changed({"name": path.stem, **plain})
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error

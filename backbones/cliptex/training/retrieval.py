@@ -9,15 +9,8 @@ CHUNK = 1024
 
 
 def recall(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Recall@k, both ways, of pairs whose i-th image belongs to the i-th text.
-
-    Args:
-        image, text: (N, d) unit-length embeddings.
-
-    Returns:
-        ``i2t_R@k`` and ``t2i_R@k`` in percent. Ties count against the true partner, so constant embeddings score 0, as
-        NaN does.
-    """
+    """Recall@k in percent, both ways (``i2t_R@k``, ``t2i_R@k``), of (N, d) unit-length embeddings whose i-th image belongs to the
+    i-th text. Ties count against the true partner, so constant embeddings score 0, as NaN does."""
     metrics: dict[str, float] = {}
     for name, queries, targets in (("i2t", image, text), ("t2i", text, image)):
         better = []

@@ -22,12 +22,8 @@ Losses = dict[str, Tensor]
 
 
 class TrainStep:
-    """Runs the forward and backward passes of a recipe.
-
-    Args:
-        towers: the model, on its device; compiled, if the recipe says so, and wrapped for DDP here.
-        recipe: λs, micro-batches and precision.
-        label_size: side of the dense predictions; 0 without tasks.
+    """Runs the forward and backward passes of a recipe on ``towers``, compiled if it says so and wrapped for DDP here.
+    ``label_size``: side of the dense predictions; 0 without tasks.
 
     Raises:
         UserError: the model cannot trade time for memory (``grad_checkpointing``).
@@ -43,9 +39,8 @@ class TrainStep:
             except (AttributeError, AssertionError, NotImplementedError) as error:
                 raise UserError("this model has no gradient checkpointing; set grad_checkpointing=false") from error
         self.parallel: nn.Module = towers
-        if (
-            world()[1] > 1 and device.type == "cuda"
-        ):  # one process's batch norms see its share alone; gloo has no better
+        # one process's batch norms see its share alone; gloo has no better
+        if world()[1] > 1 and device.type == "cuda":
             self.parallel = self.towers = convert_sync_batchnorm(towers)
         if recipe.compile:
             self.parallel = torch.compile(self.parallel)  # type: ignore[assignment]

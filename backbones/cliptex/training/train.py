@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from backbones.base import state_sha256
-from backbones.checkpoint import read_checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.tasks import find_task
@@ -33,11 +33,10 @@ class TrainResult:
     """What a training ends with.
 
     Attributes:
-        path: the exported weights: ``backbones.create("cliptex", weights=path, any_architecture=True)``.
-        sha256: digest of their tensors.
+        path, sha256: the exported weights, and the digest of their tensors.
         key: identity of recipe, initial weights, pairs and labels.
         metrics: last losses and validation retrieval.
-        cost: ``train_seconds``, ``train_flops``, ``flops_per_step``, ``images_per_second``, ``steps``.
+        cost: see ``Trainer.cost``.
         notes: things the user should know, one line each (unreadable pairs, skipped steps …).
         trained: False when the weights were there already.
     """
@@ -66,12 +65,9 @@ def train(
     that of one process up to the order of sums (and, on CPUs, up to batch norms, which see each process's share by itself).
 
     Args:
-        recipe: what to do; see ``recipes``.
-        init: ``random``, ``open_clip/ARCH/PRETRAINED`` or a weights file of this suite.
-        pairs: image-caption pairs.
+        init: see ``load_pretrained_clip``.
         out: where the weights go (safetensors).
-        labels: pseudo-labels (``LabelStore``, ``JoinedLabels``); read only when a task counts.
-        context: where and how it is computed; never changes the result beyond rounding.
+        labels: ``LabelStore`` or ``JoinedLabels``; read only when a task counts.
 
     Raises:
         UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable pairs.
@@ -104,10 +100,12 @@ def train(
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
                 "metrics": trainer.metrics, "cost": cost, "notes": notes,
             }  # fmt: skip
+            source = f"{recipe.name} from {start.source}"
             save_checkpoint(
-                out, weights, architecture=start.architecture, model_config=start.model_config, data=start.data,
-                licence=start.licence, source=f"{recipe.name} from {start.source}", extra=extra,
-            )  # fmt: skip
+                Checkpoint(
+                    out, weights, start.architecture, start.model_config, start.data, start.licence, source, extra
+                )
+            )
             trainer.states.remove()
         place.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
@@ -116,11 +114,8 @@ def train(
 def find_trained(
     recipe: Recipe, *, init: str, pairs: PairSource, out: str | Path, labels: Labels | None = None
 ) -> TrainResult | None:
-    """What ``train`` would return at once because ``out`` holds these very weights; None when it would have to train.
-
-    Raises:
-        UserError: the initial weights cannot be had.
-    """
+    """What ``train`` would return at once because ``out`` holds these very weights; None when it would have to train. Raises
+    ``UserError`` when the initial weights cannot be had."""
     if not Path(out).is_file():
         return None
     start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
@@ -147,8 +142,7 @@ def _finished(out: Path, key: str) -> TrainResult | None:
 
 
 def _label_size(recipe: Recipe, start: PretrainedCLIP) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map, at most the image's
-    own size."""
+    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map, at most the image's."""
     if not recipe.tasks:
         return 0
     finest = min(stride for _, stride in map_shapes(start))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.dataset import Batch, TrainDataset, count_bad
+from backbones.cliptex.data.dataset import Batch, TrainDataset
 from backbones.cliptex.data.source import Tally
 from backbones.cliptex.protocols import Progress, RunLog, Silent
 from backbones.cliptex.tasks import find_task
@@ -64,15 +64,8 @@ class TrainContext:
 
 
 class Trainer:
-    """One training of ``towers`` on ``batches``, by ``run``.
-
-    Args:
-        context: with its ``resume_dir``.
-        key: identity of the training: only its own states are gone on from.
-
-    Attributes:
-        metrics: last losses and validation retrieval; step: how many are done; states: on disk.
-    """
+    """One training of ``towers`` on ``batches``, by ``run``; only from states of the same ``key`` is gone on. ``metrics``: last
+    losses and validation retrieval."""
 
     def __init__(
         self,
@@ -126,9 +119,8 @@ class Trainer:
                 context.progress.advance()
         except KeyboardInterrupt:
             if self.place.first and not self._changing and self.step < batches.steps:
-                self.towers.put_back(
-                    self._buffers
-                )  # the forward pass of a step that was not finished counts for nothing
+                # the forward pass of a step that was not finished counts for nothing
+                self.towers.put_back(self._buffers)
                 self._save()
             raise
         finally:
@@ -139,7 +131,7 @@ class Trainer:
         return dict((self.ema.module if self.ema else self.towers.clip).state_dict())
 
     def cost(self) -> dict[str, float]:
-        """See ``TrainResult.cost``."""
+        """Seconds and FLOPs over all processes, ``images_per_second`` and ``steps``."""
         seconds, steps = self._seconds(), self.batches.steps
         return {
             "train_seconds": seconds,
@@ -164,7 +156,7 @@ class Trainer:
     def _train_on(self, batch: Batch) -> None:
         recipe, step, place = self.recipe, self.step, self.place
         torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout and drop path
-        count_bad(batch, self.bad)
+        self.bad.bad |= dict(batch.bad)
         self.bad.check(len(self.batches.pairs))
         batch = self.batches.on(batch, place.device)
         if not self.flops_per_step:

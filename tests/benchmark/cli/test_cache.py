@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from backbones import save_checkpoint
+from backbones import Checkpoint, save_checkpoint
 from benchmark.__main__ import main
 from benchmark.evaluation.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
@@ -20,10 +20,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     (tmp_path / "mini" / "abc").mkdir(parents=True)
     (tmp_path / "mini" / "abc" / "picture.png").write_bytes(bytes(1000))
-    save_checkpoint(
-        tmp_path / "weights" / "clip.safetensors", mini_clip().state_dict(), architecture="open_clip/Mini",
-        model_config=CONFIG, data=DATA,
-    )  # fmt: skip
+    path = tmp_path / "weights" / "clip.safetensors"
+    save_checkpoint(Checkpoint(path, mini_clip().state_dict(), "open_clip/Mini", CONFIG, DATA))
     return tmp_path
 
 

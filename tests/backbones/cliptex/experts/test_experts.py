@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from transformers import DPTConfig, DPTForDepthEstimation
+from transformers.modeling_outputs import DepthEstimatorOutput
 
 from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, fit, load_experts, train_expert
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.dpt import DPT, DPTSettings
-from backbones.cliptex.experts.dpt_conv import DepthOutput
 from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.protocols import Silent
@@ -312,12 +312,13 @@ def test_training_is_the_same_resumed_or_not(tmp_path, monkeypatch):
     whole = train_expert("nll-angmf", root, tmp_path / "whole", QUIET, settings)
     with pytest.raises(KeyboardInterrupt):
         train_expert("nll-angmf", root, tmp_path / "cut", FitRun(Silent(), _Stop(7)), settings)
-    saved = torch.load(tmp_path / "cut" / "training-state.pt", weights_only=True)
+    (state,) = (tmp_path / "cut" / "training-state").iterdir()
+    saved = torch.load(state, weights_only=True)["spent"]
     assert saved["steps"] == 5
     rest = train_expert("nll-angmf", root, tmp_path / "cut", QUIET, settings)
     assert rest["sha256"] == whole["sha256"]
     assert rest["flops"] == whole["flops"] > 1e7 and rest["seconds"] > saved["seconds"] > 0
-    assert not (tmp_path / "cut" / "training-state.pt").exists()
+    assert not (tmp_path / "cut" / "training-state").exists()
 
 
 def test_a_loss_that_breaks_says_so(tmp_path):
@@ -347,7 +348,7 @@ def test_a_hybrid_dpt_predicts():
             self.config = config
 
         def forward(self, pixel_values):
-            return DepthOutput(pixel_values.mean(1))
+            return DepthEstimatorOutput(predicted_depth=pixel_values.mean(1))
 
     expert = DPT(DPTSettings(size=64), model=Net())
     expert.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN as MEAN
+from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch.nn import functional as F
 
 from backbones.cliptex.experts import load_experts
-from backbones.cliptex.experts.nll_angmf import MEAN, STD, NllAngMF
+from backbones.cliptex.experts.nll_angmf import NllAngMF
 from backbones.cliptex.experts.uncertainty_guided import UncertaintyGuided
 from backbones.errors import UserError
 

@@ -14,7 +14,7 @@ from backbones.cliptex import tasks
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.experts.data import ExpertData, Sample
-from backbones.cliptex.experts.evaluate import evaluate
+from backbones.cliptex.experts.training import evaluate
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore

@@ -503,7 +503,7 @@ def saved_model(folder: Path, config: dict, side: int, layers: tuple[int, ...]) 
     torch.manual_seed(0)
     data = backbones.DataConfig((side, side), (0.5,) * 3, (0.5,) * 3, layers=layers)
     path, state = folder / "init.safetensors", build_model(config).state_dict()
-    backbones.save_checkpoint(path, state, architecture="open_clip/toy", model_config=config, data=data)
+    backbones.save_checkpoint(backbones.Checkpoint(path, state, "open_clip/toy", config, data))
     return str(path)
 
 
