@@ -13,7 +13,12 @@ from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_leas
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``label``."""
     add = parser.add_argument
-    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add(
+        "--pairs",
+        required=True,
+        metavar="SHARDS|CSV",
+        help="webdataset tars ('cc3m/{00000..00331}.tar', also https:// and s3://), CSV or TSV",
+    )
     add(
         "--experts",
         required=True,

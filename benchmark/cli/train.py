@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet (the recipe's model, its timm image "
         "tower with ImageNet weights)",
     )
-    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add(
+        "--pairs",
+        required=True,
+        metavar="SHARDS|CSV",
+        help="webdataset tars ('cc3m/{00000..00331}.tar', also https:// and s3://), CSV or TSV",
+    )
     add("--labels", type=Path, metavar="DIR", help="pseudo-labels made by `label`")
     add("--manual-labels", type=Path, metavar="DIR", help="labels that come before the experts' where a pair has some")
     add("--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)")
