@@ -6,7 +6,8 @@ import asyncio
 import functools
 import itertools
 from collections import deque
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import PairSource, Tally
+from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.labels.labeller import (
     LabelledShard,
@@ -26,7 +28,7 @@ from backbones.cliptex.labels.labeller import (
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from backbones.errors import UserError
-from backbones.files import home
+from backbones.files import content_key, home
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -78,6 +80,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
     experts = load_experts(list(request.experts), "cpu")
     params = {"experts": ",".join(expert.name for expert in experts), "pairs": source.name, "count": len(source)}
     writer = labels_writer(source, experts, request.settings, request.folder)
+    kind = experts_kind(experts, request.settings)
     del experts  # from here on they are the units' business
     async with one_maker_async(writer.root):
         tally, missing = Tally("images"), deque[int]()
@@ -89,7 +92,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        tags = {"labels.file": str(writer.root)}
+        tags = {"labels.file": str(writer.root), "experts.kind": kind}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
@@ -119,6 +122,11 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             store = LabelStore(writer.root)
             _log(run, store, source)
     return store.manifest
+
+
+def experts_kind(experts: Sequence[Expert], settings: LabelSettings) -> str:
+    """What makes two labellings equally quick: experts and their settings, whatever their weights, and sizes."""
+    return content_key([sorted([expert.name, asdict(expert.settings)] for expert in experts), asdict(settings)])
 
 
 def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:
@@ -161,7 +169,12 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
         {
             "cost/label_seconds": cost["seconds"],
             "cost/label_flops": cost["flops"],
+            "cost/images_per_second": cost["images"] / max(cost["seconds"], 1e-9),
             **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            **{
+                f"cost/images_per_second/{name}": cost["images"] / max(s, 1e-9)
+                for name, s in cost["expert_seconds"].items()
+            },
             "cost/disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
             "bytes_per_image": manifest["bytes_per_image"],
         }

@@ -31,7 +31,7 @@ TXT = len(IMAGES)  # the number of that suffix in an index
 VERSION = 1  # of the tables of pairs
 
 
-def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None) -> PairSource:
+def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None, *, keep: bool = True) -> PairSource:
     """Open pairs.
 
     Args:
@@ -40,6 +40,7 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None)
             or ``.tsv`` file with a header and the columns ``filepath`` and ``caption`` (paths relative to the file). Shards
             may lie on a server, ``https://HOST/cc3m/{00000..00331}.tar`` or ``s3://…``, and are read there (see ``remote``).
         progress: shown while shards are indexed for the first time (about a second for 10,000 pairs, then cached).
+        keep: what was indexed; otherwise nothing is written.
 
     Raises:
         UserError: nothing is there, a shard or table is malformed, over 1 % of the pairs lack image or caption, or a server
@@ -79,7 +80,7 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None)
         )
     remote = iter(find_remote([path for path in paths if isinstance(path, str)]))
     tars = [path if isinstance(path, Path) else next(remote) for path in paths]
-    return TarPairs(shown(text) if is_remote(text) else text, tars, progress or Silent())
+    return TarPairs(shown(text) if is_remote(text) else text, tars, progress or Silent(), keep)
 
 
 class TarPairs(PairSource):
@@ -88,14 +89,14 @@ class TarPairs(PairSource):
     Where they lie is a table that all processes of a machine share; see ``tables``.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path | RemoteFile], progress: Progress) -> None:
+    def __init__(self, name: str, paths: Sequence[Path | RemoteFile], progress: Progress, keep: bool = True) -> None:
         self.name = name
         names = _shard_names(paths)
         identities = [tar_identity(path) for path in paths]
         what = [[*identity, name] for identity, name in zip(identities, names, strict=True)]
         self._table = kept_table(
-            "pair-index", [VERSION, what], lambda: _index(paths, names, progress),
-            lambda: progress.start("another process indexes these shards", 1),
+            "pair-index", [VERSION, what], lambda: _index(paths, names, progress, keep),
+            (lambda: progress.start("another process indexes these shards", 1)) if keep else None,
         )  # fmt: skip
         self.skipped = tuple((key, reason) for key, reason in self._table.facts["skipped"])
         self._versions = [version for _, _, version in identities]
@@ -129,7 +130,7 @@ class TarPairs(PairSource):
         return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 
-def _index(paths: Sequence[Path | RemoteFile], names: Sequence[str], progress: Progress) -> Made:
+def _index(paths: Sequence[Path | RemoteFile], names: Sequence[str], progress: Progress, keep: bool) -> Made:
     """A row for each pair – its key in the shard, offset and size of image and caption, and whether the caption is plain text –
     and of all of them ``counts`` by shard, ``skipped`` samples and a ``fingerprint``."""
     progress.start("indexing shards", len(paths))
@@ -137,7 +138,7 @@ def _index(paths: Sequence[Path | RemoteFile], names: Sequence[str], progress: P
     small = sum(tar_identity(path)[1] for path in paths) <= HASHED_WHOLE_BYTES
     # servers are waited for, disks are not
     with ThreadPoolExecutor(AT_ONCE if any(isinstance(path, RemoteFile) for path in paths) else 1) as pool:
-        indices = pool.map(lambda path: index_tar(path, (*IMAGES, *CAPTIONS)), paths)
+        indices = pool.map(lambda path: index_tar(path, (*IMAGES, *CAPTIONS), keep=keep), paths)
         for path, name, index in zip(paths, names, indices, strict=True):
             rows, incomplete = _complete(index)
             digest.update(rows["key"].tobytes())

@@ -222,10 +222,13 @@ def labels_writer(
     return LabelWriter(root, identity, [expert.task for expert in experts], classes)
 
 
-def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> LabelledShard | None:
-    """The shard when its labels are there and whole; says so when they are there but not whole."""
+def finished_shard(
+    writer: LabelWriter, shard: Shard, say: Callable[[str], None], *, hashed: bool = True
+) -> LabelledShard | None:
+    """The shard when its labels are there and whole (by their size alone unless ``hashed``); says so when they are there but
+    not whole."""
     try:
-        found = writer.finished(shard.name)
+        found = writer.finished(shard.name, hashed=hashed)
     except DamagedShard as damage:
         say(f"{damage}: labelling shard {shard.name} again")
         return None

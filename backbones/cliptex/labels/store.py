@@ -91,8 +91,9 @@ class LabelWriter:
                 f"{self.root} holds labels of other experts or pairs; choose another --out, or remove that folder"
             )
 
-    def finished(self, name: str) -> dict[str, Any] | None:
-        """What is said of the shard, if it is there, whole and of this identity; None if it is not there.
+    def finished(self, name: str, *, hashed: bool = True) -> dict[str, Any] | None:
+        """What is said of the shard, if it is there, whole and of this identity; None if it is not there. Its every byte is
+        read, unless not ``hashed``.
 
         Raises:
             DamagedShard: a file is there but is no such shard; write it again.
@@ -102,7 +103,7 @@ class LabelWriter:
             return None
         if summary["identity"] != self.key:
             raise DamagedShard(f"{tar_path(self.root, name)} was made by other experts or from other pairs")
-        check_shard(self.root, summary)
+        check_shard(self.root, summary, hashed=hashed)
         return summary
 
     def shard(self, name: str) -> ShardWriter:

@@ -37,7 +37,7 @@ class TrainResult:
         sha256: digest of their tensors.
         key: identity of recipe, initial weights, pairs and labels.
         metrics: last losses and validation retrieval.
-        cost: ``train_seconds``, ``train_flops``, ``flops_per_step``, ``images_per_second``, ``steps``.
+        cost: ``train_seconds``, ``train_flops``, ``flops_per_step``, ``images_per_second`` (of all ``processes``), ``steps``.
         notes: things the user should know, one line each (unreadable pairs, skipped steps …).
         trained: False when the weights were there already.
     """

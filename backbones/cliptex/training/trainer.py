@@ -147,6 +147,7 @@ class Trainer:
             "flops_per_step": self.flops_per_step,
             "images_per_second": steps * self.recipe.batch_size / seconds,
             "steps": float(steps),
+            "processes": float(self.place.world),
         }
 
     def notes(self) -> list[str]:
