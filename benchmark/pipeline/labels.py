@@ -6,8 +6,7 @@ import asyncio
 import functools
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import PairSource, Tally
-from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import load_experts
 from backbones.cliptex.labels.labeller import (
     LabelledShard,
@@ -80,7 +78,6 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
     experts = load_experts(list(request.experts), "cpu")
     params = {"experts": ",".join(expert.name for expert in experts), "pairs": source.name, "count": len(source)}
     writer = labels_writer(source, experts, request.settings, request.folder)
-    kind = experts_kind(experts, request.settings)
     del experts  # from here on they are the units' business
     async with one_maker_async(writer.root):
         tally, missing = Tally("images"), deque[int]()
@@ -92,7 +89,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        tags = {"labels.file": str(writer.root), "experts.kind": kind}
+        tags = {"labels.file": str(writer.root), "labelling.kind": labelling_kind(writer)}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
@@ -124,9 +121,13 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
     return store.manifest
 
 
-def experts_kind(experts: Sequence[Expert], settings: LabelSettings) -> str:
-    """What makes two labellings equally quick: experts and their settings, whatever their weights, and sizes."""
-    return content_key([sorted([expert.name, asdict(expert.settings)] for expert in experts), asdict(settings)])
+def labelling_kind(writer: LabelWriter) -> str:
+    """What makes two labellings equally quick: experts and sizes, whatever the experts' weights and classes."""
+    experts = [
+        {key: value for key, value in expert.items() if key not in ("sha256", "classes")}
+        for expert in writer.identity["experts"]
+    ]
+    return content_key([experts, writer.identity["settings"]])
 
 
 def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:

@@ -23,7 +23,7 @@ from benchmark.evaluation.measured import earlier_runs
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.progress import console
 from benchmark.pipeline.estimate import Work, duration
-from benchmark.pipeline.labels import LabelRequest, experts_kind
+from benchmark.pipeline.labels import LabelRequest, labelling_kind
 from benchmark.pipeline.weights import TrainingInputs, open_labels, speed_filter
 from probes.features.budget import gigabytes
 from reports.store import tracking_uri
@@ -71,7 +71,7 @@ def preview_label(request: LabelRequest, spec: ExecutorSpec) -> None:
         if not missing:
             done = (writer.root / MANIFEST).is_file()
             return _say("nothing is left to do" if done else f"only {writer.root / MANIFEST} is left to write")
-        kind = f"tags.stage = 'label' and tags.`experts.kind` = '{experts_kind(experts, request.settings)}'"
+        kind = f"tags.stage = 'label' and tags.`labelling.kind` = '{labelling_kind(writer)}'"
         runs = earlier_runs(Tracker.existing(request.experiment), executor, kind)
         sizes = [size for run in runs if (size := run.get("bytes_per_image"))]
         needs = executor.needs("label")

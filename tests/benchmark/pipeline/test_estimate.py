@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from benchmark.__main__ import main
@@ -41,6 +44,13 @@ def test_the_table_of_the_command(capsys):
         ["1", "10.0 h", "4.0 h", "14.0 h", "10 + 4", "3.6 GB"],
         ["10", "60 min", "24 min", "84 min", "10 + 4", "3.6 GB"],
     ]
+
+
+def test_the_table_in_the_documentation_is_what_its_command_prints(capsys):
+    page = (Path(__file__).parents[3] / "docs/scale.md").read_text(encoding="utf-8")
+    (command,) = [line for line in page.splitlines() if " benchmark estimate " in line]
+    assert main(shlex.split(command)[3:]) == 0
+    assert capsys.readouterr().out in page
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from probes.features.budget import gigabytes
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 from tests.forks import Fork, command
+from tests.servers import FileServer
 
 NAMES = ("unet", "dpt", "nll-angmf")
 
@@ -168,6 +169,16 @@ def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
     assert check_labels("kept-labels") == [] and LabelStore("kept-labels").identity == LabelStore("labels").identity
     changed = {name for name, time in before.items() if (Path("kept-labels") / name).stat().st_mtime_ns != time}
     assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
+
+
+def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'cliptex-benchmark[remote]'")
+    with FileServer(here) as server:
+        there = f"{server.address}/pairs/{{00000..00003}}.tar"
+        assert stage(request("labels", pairs=there, experiment="server")) == LabelStore("labels").manifest
+        assert runs_of("server") == [], "nothing was labelled again"
+        manifest = stage(request("server-labels", pairs=there, experiment="server"))
+    assert manifest["shards"] == LabelStore("labels").manifest["shards"], "byte for byte"
 
 
 def test_many_unreadable_images_end_it_early(tmp_path):

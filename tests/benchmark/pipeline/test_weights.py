@@ -123,8 +123,8 @@ def test_dry_run_says_what_is_left_and_makes_nothing(here, capsys):
     Path("begun.safetensors.resume/state-000000060.pt").touch()
     begun = told("begun.safetensors")
     assert begun[1].startswith("it goes on from step 60") and begun[3].startswith(f"about {duration(30 * 16 / speed)},")
-    assert main(["train", *TRAIN, "--out", "x.st", "--dry-run", "--set", "batch_size=64"]) == 2
-    assert "more than the 48 training pairs" in capsys.readouterr().err
+    assert main(["train", *TRAIN, "--out", "x.st", "--dry-run", "--set", "val_pairs=40"]) == 2
+    assert "more than half of 48 pairs" in capsys.readouterr().err
 
 
 @pytest.mark.slow
