@@ -27,6 +27,7 @@ COMMANDS = {
     "labels": "check or draw pseudo-labels",
     "sweep": "search λs with Optuna: launch, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
+    "estimate": "hours, GPU-hours and disk of labelling and training on many GPUs",
     "cache": "big things that can be made again: list, remove, check",
     "report": "compare what is in MLflow: one page, and tables for a paper",
     "ui": "MLflow's own UI on the right store",

@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 def free_port() -> int:
@@ -48,3 +51,77 @@ def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
+
+
+NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # as S3 says it
+
+
+class FileServer(ThreadingHTTPServer):
+    """Files of a folder over HTTP, as any object store gives them: ranges, ETags and conditions; a context manager.
+
+    Attributes:
+        address: where it answers; ranges, etags, conditions: whether it knows of them; busy: how many requests it refuses
+        with 503 from now on; asked: (method, path, range) of each request.
+    """
+
+    def __init__(self, folder: Path, *, ranges: bool = True, etags: bool = True, conditions: bool = True) -> None:
+        super().__init__(("127.0.0.1", 0), _Files)
+        self.folder, self.ranges, self.etags, self.conditions = folder, ranges, etags, conditions
+        self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
+        self.asked: list[tuple[str, str, str]] = []
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def __enter__(self) -> FileServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients may hang up."""
+
+
+class _Files(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FileServer
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, body: bool) -> None:
+        server, asked = self.server, self.headers.get("Range", "")
+        path = server.folder / urlsplit(self.path).path.lstrip("/")
+        server.asked.append((self.command, self.path, asked))
+        if server.closed:
+            self.close_connection = True
+            return None
+        if server.busy or not path.is_file():
+            server.busy = max(0, server.busy - 1)
+            return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
+        data, etag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
+        headers = {"ETag": etag} if server.etags else {}
+        if server.conditions and self.headers.get("If-Match", etag) != etag:
+            return self._send(412, b"", headers)
+        if server.ranges and asked:
+            first, last = (int(word) for word in asked.removeprefix("bytes=").split("-"))
+            part = data[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+            return self._send(206 if part else 416, part, headers)
+        return self._send(200, data, headers, body)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool = True) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and self.command != "HEAD":
+            self.wfile.write(data)

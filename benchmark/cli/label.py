@@ -7,13 +7,18 @@ import os
 from pathlib import Path
 
 from backbones.errors import UserError
-from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, at_least, executor_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``label``."""
     add = parser.add_argument
-    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add(
+        "--pairs",
+        required=True,
+        metavar="SHARDS|CSV",
+        help="webdataset tars ('cc3m/{00000..00331}.tar', also on https:// or s3://), CSV or TSV",
+    )
     add(
         "--experts",
         required=True,
@@ -25,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=at_least(1), default=32)
     add("--experiment", default="label", help="MLflow experiment (default: label)")
     add_execution(parser)
+    add_dry_run(parser)
     add_tracking(parser)
 
 
@@ -41,6 +47,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import console
     from benchmark.pipeline.labels import LabelRequest, label_stage
+    from benchmark.pipeline.preview import preview_label
     from benchmark.pipeline.stage import driving
     from reports.store import using
 
@@ -49,6 +56,10 @@ def main(options: argparse.Namespace) -> int:
         options.pairs, tuple(split_names([options.experts])), options.out,
         with_changes(LabelSettings(), parse_pairs(options.overrides)), options.batch_size, experiment=options.experiment,
     )  # fmt: skip
+    if options.dry_run:
+        with using(options.tracking_uri):
+            preview_label(request, spec)
+        return 0
     with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         manifest = asyncio.run(label_stage(request, executor))
     console.print(

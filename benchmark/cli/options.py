@@ -35,6 +35,12 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Whether only to look."""
+    about = "print what is done and to do, how long that takes and how large it gets; makes nothing"
+    parser.add_argument("--dry-run", action="store_true", help=about)
+
+
 def add_execution(parser: argparse.ArgumentParser) -> None:
     """Who runs the units of work, and on what."""
     add = parser.add_argument

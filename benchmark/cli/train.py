@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, at_least, executor_spec
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -27,13 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet (the recipe's model, its timm image "
         "tower with ImageNet weights)",
     )
-    add("--pairs", required=True, metavar="SHARDS|CSV", help="webdataset tars ('cc3m/{00000..00331}.tar'), CSV or TSV")
+    add(
+        "--pairs",
+        required=True,
+        metavar="SHARDS|CSV",
+        help="webdataset tars ('cc3m/{00000..00331}.tar', also on https:// or s3://), CSV or TSV",
+    )
     add("--labels", type=Path, metavar="DIR", help="pseudo-labels made by `label`")
     add("--manual-labels", type=Path, metavar="DIR", help="labels that come before the experts' where a pair has some")
     add("--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the recipe")
     add("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
     add_execution(parser)
+    add_dry_run(parser)
     add(
         "--save-every",
         type=at_least(0, float),
@@ -63,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     from reports.tracking import Tracker
 
     spec = executor_spec(options)
-    if not options.out.is_file():
+    if not options.out.is_file() and not options.dry_run:
         must_be_writable(options.out, "--out")
     overrides = list(options.overrides) + ([f"experts={options.experts}"] if options.experts else [])
     recipe = find_recipe(options.recipe, overrides)
@@ -72,6 +78,13 @@ def main(options: argparse.Namespace) -> int:
         labels=tuple(path.absolute() for path in (options.manual_labels, options.labels) if path is not None),
         save_seconds=options.save_every, keep_every=options.keep_every, experiment=options.experiment,
     )  # fmt: skip
+    if options.dry_run:
+        from benchmark.pipeline.preview import preview_train
+
+        jobs = 1 if spec.name == "local" else spec.jobs
+        with using(options.tracking_uri):
+            preview_train(inputs, replace(spec, jobs=jobs, several_nodes=True))
+        return 0
     with using(options.tracking_uri):
         here = replace(inputs, device=spec.device, num_workers=2 if spec.num_workers is None else spec.num_workers)
         if "RANK" not in os.environ:

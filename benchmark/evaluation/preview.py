@@ -17,11 +17,13 @@ from backbones import UserError
 from backbones.cliptex.protocols import Silent
 from benchmark.evaluation.cell import finished_cell
 from benchmark.evaluation.data import prepare_data
-from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.evaluation.device import choose_device
 from benchmark.evaluation.groups import task_groups
+from benchmark.evaluation.measured import earlier_runs
 from benchmark.evaluation.runner import RunOptions, RunPlan, make_plan
 from benchmark.execution import Bar, Executor, make_executor
 from benchmark.execution.progress import console
+from benchmark.pipeline.estimate import duration
 from benchmark.suites.registry import PreviewStage, SuitePreview
 from probes.base import Context
 from probes.datasets.base import PreparedDataset
@@ -112,7 +114,7 @@ def dry_run(options: RunOptions) -> None:
         def line(name: str, kind: str, parts: Sequence[tuple[float, float] | None], units: int = 1) -> _Line:
             asked, known = executor.needs(kind), [part for part in parts if part is not None]
             seconds, size = (sum(part[number] for part in known) for number in (0, 1))
-            took = f"about {_time(seconds)}" if len(known) == len(parts) else "time unknown"
+            took = f"about {duration(seconds)}" if len(known) == len(parts) else "time unknown"
             where = executor.where(**asked)
             console.print(f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False)
             return _Line(name, units, asked["gpus"], seconds, size, len(known) == len(parts))
@@ -167,14 +169,8 @@ def _measured(
     tracker: Tracker | None, executor: Executor, filter_string: str, metric: str
 ) -> tuple[float, float] | None:
     """Median seconds and most bytes of earlier runs on this kind of device, None where there is none."""
-    try:
-        device = choose_device(executor.device)
-    except UserError:
-        return None
-    if tracker is None or (executor.has_gpus and device.type == "cpu"):
-        return None  # how quick other machines' GPUs are is not known here
-    filter_string += f" and tags.`device.kind` = '{device_kind(device)}' and attributes.status = 'FINISHED'"
-    runs = [run.data.metrics for run in tracker.search(filter_string) if metric in run.data.metrics]
+    found = earlier_runs(tracker, executor, f"{filter_string} and attributes.status = 'FINISHED'")
+    runs = [run for run in found if metric in run]
     if not runs:
         return None
     return statistics.median(run[metric] for run in runs), max(run.get("cost/disk_bytes", 0.0) for run in runs)
@@ -187,14 +183,9 @@ def _say_sums(lines: Sequence[_Line], at_once: int) -> None:
     if seconds := sum(line.seconds for line in lines):
         on_gpus = sum(line.seconds * line.gpus for line in lines)
         size = gigabytes(sum(line.size for line in lines))
-        told += f": about {_time(seconds / at_once)} with {at_once} at once, {size} on disk"
+        told += f": about {duration(seconds / at_once)} with {at_once} at once, {size} on disk"
         told += f", {on_gpus / 3600:.1f} GPU-hours" if on_gpus else ""
     console.print(told, markup=False)
     if unknown := [line.name for line in lines if not line.is_known]:
         names = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
         console.print(f"not counted, since no earlier run on this kind of device is in MLflow: {names}", markup=False)
-
-
-def _time(seconds: float) -> str:
-    size, unit = (1, "s") if seconds < 90 else (60, "min") if seconds < 5400 else (3600, "h")
-    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"

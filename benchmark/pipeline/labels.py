@@ -26,7 +26,7 @@ from backbones.cliptex.labels.labeller import (
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from backbones.errors import UserError
-from backbones.files import home
+from backbones.files import content_key, home
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -89,7 +89,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             await asyncio.sleep(0)
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
-        tags = {"labels.file": str(writer.root)}
+        tags = {"labels.file": str(writer.root), "labelling.kind": labelling_kind(writer)}
         with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
             steps = itertools.count(1)
 
@@ -119,6 +119,15 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             store = LabelStore(writer.root)
             _log(run, store, source)
     return store.manifest
+
+
+def labelling_kind(writer: LabelWriter) -> str:
+    """What makes two labellings equally quick: experts and sizes, whatever the experts' weights and classes."""
+    experts = [
+        {key: value for key, value in expert.items() if key not in ("sha256", "classes")}
+        for expert in writer.identity["experts"]
+    ]
+    return content_key([experts, writer.identity["settings"]])
 
 
 def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:
@@ -161,7 +170,12 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
         {
             "cost/label_seconds": cost["seconds"],
             "cost/label_flops": cost["flops"],
+            "cost/images_per_second": cost["images"] / max(cost["seconds"], 1e-9),
             **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            **{
+                f"cost/images_per_second/{name}": cost["images"] / max(s, 1e-9)
+                for name, s in cost["expert_seconds"].items()
+            },
             "cost/disk_bytes": manifest["bytes_per_image"] * manifest["pairs_out"],
             "bytes_per_image": manifest["bytes_per_image"],
         }

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backbones
+from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.distributed import first_process
-from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
@@ -86,6 +87,26 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | N
     return TrainedWeights(**vars(found), run=run.info.run_id if run is not None else "")
 
 
+def architecture_of(inputs: TrainingInputs) -> str:
+    """What is trained, as far as a training's speed goes; nothing is fetched."""
+    if Path(inputs.init).is_file():
+        return read_checkpoint(inputs.init).architecture or inputs.init
+    built = inputs.recipe.model if inputs.init in ("random", "imagenet") else inputs.init
+    return f"open_clip/{built.removeprefix('open_clip/').partition('/')[0]}"
+
+
+def speed_filter(inputs: TrainingInputs) -> str:
+    """The MLflow filter for trainings that are as quick as this one on the same device."""
+    settings = inputs.recipe.settings()
+    same = {
+        "tags.stage": "train",
+        "tags.architecture": architecture_of(inputs),
+        "tags.experts": ",".join(inputs.recipe.tasks),
+        **{f"params.{name}": str(settings[name]) for name in ("image_size", "precision", *WITHOUT_EFFECT)},
+    }
+    return " and ".join(f"{name} = '{value}'" for name, value in same.items() if value)
+
+
 async def train_stage(inputs: TrainingInputs, executor: Executor, priority: int = 0) -> TrainedWeights:
     """``train_unit`` through an executor, which says where and how it computes."""
     inputs = replace(inputs, device=executor.device, num_workers=executor.num_workers)
@@ -128,6 +149,7 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
     params = {k: v for k, v in recipe.settings().items() if k != "name"}
     name = f"train {recipe.name} · seed {recipe.seed}"
     tags = {"recipe": recipe.name, "seed": str(recipe.seed), "backbone": recipe.name, "experts": ",".join(recipe.tasks)}
+    tags["architecture"] = architecture_of(inputs)
     tags["device.kind"] = device_kind(choose_device(inputs.device))
     parent = Run(tracker, inputs.parent, "") if inputs.parent else None
     with stage_run(tracker, "train", name, tags, params, parent) as run:

@@ -123,22 +123,15 @@ class TrainDataset(Dataset[Batch]):
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
         # the smallest crop still has as many pixels as the input, so nothing is enlarged
         self.short_side = math.ceil(self.size / math.sqrt(recipe.crop_scale[0]))
-        if recipe.val_pairs > len(pairs) // 2:
-            raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {len(pairs)} pairs; lower it")
+        self.count, self.steps = training_size(recipe, pairs)
         order = np.random.default_rng([recipe.seed, 7919]).permutation(len(pairs))
         self.held_out = np.sort(order[: recipe.val_pairs])
         self._held_out = frozenset(self.held_out.tolist())
-        self.count = len(pairs) - len(self.held_out)
-        if self.count < recipe.batch_size:
-            raise UserError(
-                f"batch_size {recipe.batch_size} is more than the {self.count} training pairs of {pairs.name}; lower it"
-            )
         if recipe.batch_size % (world * recipe.accumulate):
             raise UserError(
                 f"batch_size {recipe.batch_size} does not divide into {world} processes × {recipe.accumulate} parts"
             )
         self.rank, self.world = rank, world
-        self.steps = math.ceil(recipe.epochs * self.count / recipe.batch_size)
         self.steps_per_epoch = math.ceil(self.count / recipe.batch_size)
         self._orders: dict[int, np.ndarray] = {}
         self._cache: list[_Sample] | None = None
@@ -254,6 +247,19 @@ class TrainDataset(Dataset[Batch]):
             maps = [sample.labels.get(name, task.missing) for sample in samples]
             batch.targets[name] = task.warp(maps, geometry, self.label_size)
         return batch
+
+
+def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
+    """How many of the pairs are trained on, and in how many steps. Raises ``UserError`` when they are too few."""
+    total = len(pairs)
+    if recipe.val_pairs > total // 2:
+        raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
+    count = total - recipe.val_pairs
+    if count < recipe.batch_size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is more than the {count} training pairs of {pairs.name}; lower it"
+        )
+    return count, math.ceil(recipe.epochs * count / recipe.batch_size)
 
 
 def _bytes(sample: _Sample) -> int:

@@ -11,15 +11,17 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from webdataset.shardlists import expand_urls
 
+from backbones.cliptex.data.remote import AT_ONCE, RemoteFile, find_remote, is_remote, shown
 from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, BadPair, Pair, PairSource, Shard, Tally
 from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Made, kept_table
-from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member
+from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.errors import UserError
 from backbones.files import content_key
@@ -29,26 +31,31 @@ TXT = len(IMAGES)  # the number of that suffix in an index
 VERSION = 1  # of the tables of pairs
 
 
-def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None) -> PairSource:
+def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None, *, keep: bool = True) -> PairSource:
     """Open pairs.
 
     Args:
         source: tar shards as a brace pattern (``cc3m/{00000..00331}.tar``), a glob (``cc3m/*.tar``) or their folder,
             each sample ``KEY.jpg`` (or png, webp) with ``KEY.txt``, or ``KEY.json`` with a ``caption``; or one ``.csv``
-            or ``.tsv`` file with a header and the columns ``filepath`` and ``caption`` (paths relative to the file).
+            or ``.tsv`` file with a header and the columns ``filepath`` and ``caption`` (paths relative to the file). Shards
+            may lie on a server, ``https://HOST/cc3m/{00000..00331}.tar`` or ``s3://…``, and are read there (see ``remote``).
         progress: shown while shards are indexed for the first time (about a second for 10,000 pairs, then cached).
+        keep: what was indexed; otherwise nothing is written.
 
     Raises:
-        UserError: nothing is there, a shard or table is malformed, or over 1 % of the pairs lack image or caption.
+        UserError: nothing is there, a shard or table is malformed, over 1 % of the pairs lack image or caption, or a server
+            is not reached or cannot give parts of a file.
     """
     text = os.fspath(source)
     if "\0" in text:
         raise UserError(f"--pairs {text!r} has a NUL character in it; no file has such a name")
     if text.endswith((".csv", ".tsv")):
+        if is_remote(text):
+            raise UserError(f"a table is read on this machine, with its images: copy {shown(text)}, or give tar shards")
         return TablePairs(Path(text))
     if Path(text).is_dir():
         text = f"{glob.escape(text)}/*.tar"
-    paths: list[Path] = []
+    paths: list[Path | str] = []
     try:
         patterns = expand_urls(text)
     except ValueError as error:  # braceexpand's UnbalancedBracesError
@@ -56,15 +63,24 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None)
             f"--pairs {text!r} is no pattern of shards ({error}); write it as 'cc3m/{{00000..00331}}.tar'"
         ) from None
     for pattern in patterns:
+        if is_remote(pattern):
+            if "*" in pattern:
+                raise UserError(
+                    f"shards on a server are named by braces, {{00000..00331}}.tar, not by '*': {shown(pattern)}"
+                )
+            paths.append(pattern)
+            continue
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (absolute patterns)
         if not found:
             raise UserError(f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file")
         paths += map(Path, found)
-    if missing := [path for path in paths if not path.is_file()]:
+    if missing := [path for path in paths if isinstance(path, Path) and not path.is_file()]:
         raise UserError(
             f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; check --pairs {text!r}"
         )
-    return TarPairs(text, paths, progress or Silent())
+    remote = iter(find_remote([path for path in paths if isinstance(path, str)]))
+    tars = [path if isinstance(path, Path) else next(remote) for path in paths]
+    return TarPairs(shown(text) if is_remote(text) else text, tars, progress or Silent(), keep)
 
 
 class TarPairs(PairSource):
@@ -73,17 +89,18 @@ class TarPairs(PairSource):
     Where they lie is a table that all processes of a machine share; see ``tables``.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], progress: Progress) -> None:
+    def __init__(self, name: str, paths: Sequence[Path | RemoteFile], progress: Progress, keep: bool = True) -> None:
         self.name = name
         names = _shard_names(paths)
-        stats = [path.stat() for path in paths]
-        what = [[str(p.resolve()), s.st_size, s.st_mtime_ns, n] for p, s, n in zip(paths, stats, names, strict=True)]
+        identities = [tar_identity(path) for path in paths]
+        what = [[*identity, name] for identity, name in zip(identities, names, strict=True)]
         self._table = kept_table(
-            "pair-index", [VERSION, what], lambda: _index(paths, names, progress),
-            lambda: progress.start("another process indexes these shards", 1),
+            "pair-index", [VERSION, what], lambda: _index(paths, names, progress, keep),
+            (lambda: progress.start("another process indexes these shards", 1)) if keep else None,
         )  # fmt: skip
         self.skipped = tuple((key, reason) for key, reason in self._table.facts["skipped"])
-        self._mtimes, starts = [stat.st_mtime_ns for stat in stats], np.cumsum([0, *self._table.facts["counts"]])
+        self._versions = [version for _, _, version in identities]
+        starts = np.cumsum([0, *self._table.facts["counts"]])
         self.shards = tuple(
             Shard(name, path, int(first), int(end - first))
             for name, path, first, end in zip(names, paths, starts[:-1], starts[1:], strict=True)
@@ -96,11 +113,14 @@ class TarPairs(PairSource):
 
     def __getitem__(self, index: int) -> Pair:
         place, row = self.place_of(index), self._table["rows"][index]
-        shard = self.shards[place]
+        shard, tar, places = self.shards[place], self.shards[place].path, (row["image"], row["caption"])
         try:
-            image, text = (read_member(shard.path, self._mtimes[place], *row[what]) for what in ("image", "caption"))
+            if isinstance(tar, RemoteFile):
+                image, text = tar.read(places)
+            else:
+                image, text = (read_member(tar, self._versions[place], *each) for each in places)
         except OSError as error:
-            raise BadPair(f"cannot read {shard.path} ({error.strerror})") from error
+            raise BadPair(f"cannot read {tar} ({error.strerror})") from error
         try:
             caption = text.decode("utf-8") if row["plain"] else json.loads(text).get("caption")
         except (ValueError, AttributeError) as error:
@@ -110,21 +130,25 @@ class TarPairs(PairSource):
         return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 
-def _index(paths: Sequence[Path], names: Sequence[str], progress: Progress) -> Made:
+def _index(paths: Sequence[Path | RemoteFile], names: Sequence[str], progress: Progress, keep: bool) -> Made:
     """A row for each pair – its key in the shard, offset and size of image and caption, and whether the caption is plain text –
     and of all of them ``counts`` by shard, ``skipped`` samples and a ``fingerprint``."""
     progress.start("indexing shards", len(paths))
     digest, skipped, parts = hashlib.sha256(), [], []
-    small = sum(path.stat().st_size for path in paths) <= HASHED_WHOLE_BYTES
-    for path, name in zip(paths, names, strict=True):
-        rows, incomplete = _complete(index_tar(path, (*IMAGES, *CAPTIONS)))
-        digest.update(rows["key"].tobytes())
-        digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
-        if small:
-            digest.update(path.read_bytes())
-        skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
-        parts.append(rows)
-        progress.advance()
+    small = sum(tar_identity(path)[1] for path in paths) <= HASHED_WHOLE_BYTES
+    # servers are waited for, disks are not
+    with ThreadPoolExecutor(AT_ONCE if any(isinstance(path, RemoteFile) for path in paths) else 1) as pool:
+        indices = pool.map(lambda path: index_tar(path, (*IMAGES, *CAPTIONS), keep=keep), paths)
+        for path, name, index in zip(paths, names, indices, strict=True):
+            rows, incomplete = _complete(index)
+            digest.update(rows["key"].tobytes())
+            digest.update(np.stack([rows["image"], rows["caption"]], 1).tobytes())
+            if small:
+                with path.open("rb") as file:
+                    digest.update(file.read())
+            skipped += [(f"{name}/{key}", "no image or no caption") for key in incomplete]
+            parts.append(rows)
+            progress.advance()
     facts = {
         "counts": [*map(len, parts)],
         "skipped": skipped,
@@ -146,7 +170,7 @@ def _complete(index: TarIndex) -> tuple[np.ndarray, list[str]]:
     return rows, [key.decode() for key in index.keys[~whole]]
 
 
-def _shard_names(paths: Sequence[Path]) -> list[str]:
+def _shard_names(paths: Sequence[Path | RemoteFile]) -> list[str]:
     """File stems, or ``folder/stem`` where stems repeat."""
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):

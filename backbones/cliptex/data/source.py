@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backbones.cliptex.data.remote import RemoteFile
 from backbones.errors import UserError
 
 MAX_BAD_SHARE = 0.01
@@ -32,7 +33,7 @@ class Shard:
     """A part of a source that is read in one go: pairs ``start`` to ``start + count`` (exclusive) of the source."""
 
     name: str
-    path: Path
+    path: Path | RemoteFile
     start: int
     count: int
 

@@ -1,7 +1,7 @@
 """Tar files in the webdataset convention, indexed once and then read at random: ``KEY.SUFFIX`` → bytes.
 
 A key ends at the first dot of the file's name. An index (keys, offsets, sizes) is kept under ``$CLIPTEX_HOME`` by path, size and
-time of its tar, so that a shard of ten thousand samples is walked once.
+time of its tar (or URL, size and ETag), so that a shard of ten thousand samples is walked once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from backbones.cliptex.data.remote import RemoteFile
 from backbones.errors import UserError
 from backbones.files import content_key, home, replacing
 
@@ -27,13 +29,10 @@ class TarIndex:
     """Where the members of a tar lie.
 
     Attributes:
-        path, mtime_ns: the tar, as it was indexed.
         keys: (N,) bytes, in the order of the tar.
         places: (N, number of suffixes, 2) int64, offset and size of each member; size -1 where there is none.
     """
 
-    path: Path
-    mtime_ns: int
     keys: np.ndarray
     places: np.ndarray
 
@@ -41,13 +40,14 @@ class TarIndex:
         return len(self.keys)
 
 
-def read_member(path: Path, mtime_ns: int, offset: int, size: int) -> bytes:
-    """Bytes of a tar. The file stays open; reads that know no position are safe in every thread and worker.
+def read_member(path: Path, version: int | str, offset: int, size: int) -> bytes:
+    """Bytes of a tar of this machine, of the version that ``tar_identity`` gives. The file stays open; reads that
+    know no position are safe in every thread and worker.
 
     Raises:
         OSError: the file cannot be read, or ends early.
     """
-    file = _opened(path, mtime_ns, os.getpid())  # held: another thread may have opened it too
+    file = _opened(path, version, os.getpid())  # held: another thread may have opened it too
     data = os.pread(file.fileno(), int(size), int(offset))
     if len(data) != size:
         raise OSError(0, "it ends early", str(path))
@@ -55,25 +55,33 @@ def read_member(path: Path, mtime_ns: int, offset: int, size: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)  # of those that a shuffling epoch reads at once
-def _opened(path: Path, mtime_ns: int, pid: int) -> io.FileIO:
+def _opened(path: Path, version: int | str, pid: int) -> io.FileIO:
     return io.FileIO(path)
 
 
-def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarIndex:
+def tar_identity(tar: Path | RemoteFile) -> tuple[str, int, int | str]:
+    """Where a tar is, its size in bytes, and its version (time of the last change in ns, or what its server says)."""
+    if isinstance(tar, RemoteFile):
+        return tar.url, tar.size, tar.version
+    stat = tar.stat()
+    return str(tar.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = True) -> TarIndex:
     """The index of a tar, for members with these suffixes (lower case, without the first dot: ``txt``, ``seg.png``).
 
     Samples without any of them are in the index too, all their sizes -1. ``keep`` it for those who index the same tar again.
 
     Raises:
-        UserError: the file is cut off, damaged, compressed, or holds a member twice.
+        UserError: the file is cut off, damaged, compressed, holds a member twice, or its server does not give it.
     """
-    stat = path.stat()
-    kept = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, VERSION, *suffixes]
-    cached = home() / "tar-index" / f"{content_key(kept)}.npz"
+    identity = tar_identity(path)
+    cached = home() / "tar-index" / f"{content_key([*identity, VERSION, *suffixes])}.npz"
     if cached.is_file():
         with np.load(cached, allow_pickle=False) as arrays:
-            return TarIndex(path, stat.st_mtime_ns, arrays["keys"], arrays["places"])
-    samples = _walk(path, stat.st_size)
+            return TarIndex(arrays["keys"], arrays["places"])
+    with path.open("rb") as file:
+        samples = _walk(file, str(path), identity[1])
     keys = np.array([key.encode() for key in samples], dtype=np.bytes_)
     places = np.full((len(samples), len(suffixes), 2), -1, np.int64)
     for row, parts in enumerate(samples.values()):
@@ -82,49 +90,48 @@ def index_tar(path: Path, suffixes: Sequence[str], *, keep: bool = True) -> TarI
     if keep:
         with replacing(cached) as temporary, temporary.open("wb") as file:
             np.savez(file, keys=keys, places=places)
-    return TarIndex(path, stat.st_mtime_ns, keys, places)
+    return TarIndex(keys, places)
 
 
-def _walk(path: Path, size: int) -> dict[str, dict[str, tuple[int, int]]]:
+def _walk(file: IO[bytes], name: str, size: int) -> dict[str, dict[str, tuple[int, int]]]:
     """Key → suffix → (offset, size), in the order of the tar."""
-    if not _has_end_mark(path, size):  # tarfile would take a shard cut between two members for a whole one
-        raise UserError(f"shard {path} is cut off or no uncompressed tar file; fetch it again")
+    if not _has_end_mark(file, size):  # tarfile would take a shard cut between two members for a whole one
+        raise UserError(f"shard {name} is cut off or no uncompressed tar file; fetch it again")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    file.seek(0)
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
-                folder, _, name = member.name.rpartition("/")
-                key, _, suffix = name.partition(".")
+                folder, _, base = member.name.rpartition("/")
+                key, _, suffix = base.partition(".")
                 parts = samples.setdefault(f"{folder}/{key}" if folder.strip("./") else key, {})
                 if suffix.lower() in parts:
-                    raise UserError(f"{path} holds {member.name} twice; keys must be unique in a shard")
+                    raise UserError(f"{name} holds {member.name} twice; keys must be unique in a shard")
                 if member.offset_data + member.size > size:
-                    raise UserError(f"shard {path} ends in the middle of {member.name}; fetch it again")
+                    raise UserError(f"shard {name} ends in the middle of {member.name}; fetch it again")
                 parts[suffix.lower()] = (member.offset_data, member.size)
             end = archive.offset
-        if not _only_zeros(path, end):  # tarfile takes a damaged header for the end, and so the rest for nothing
-            raise UserError(f"shard {path} is damaged at byte {end}; fetch it again")
+        if not _only_zeros(file, end):  # tarfile takes a damaged header for the end, and so the rest for nothing
+            raise UserError(f"shard {name} is damaged at byte {end}; fetch it again")
     except tarfile.TarError as error:
-        raise UserError(f"shard {path} is not a readable, uncompressed tar file ({error}); fetch it again") from error
+        raise UserError(f"shard {name} is not a readable, uncompressed tar file ({error}); fetch it again") from error
     return samples
 
 
-def _has_end_mark(path: Path, size: int) -> bool:
+def _has_end_mark(file: IO[bytes], size: int) -> bool:
     """Whether the file ends with a block of zeros, as every whole tar file does."""
     if size < tarfile.BLOCKSIZE or size % tarfile.BLOCKSIZE:
         return False
-    with path.open("rb") as file:
-        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-        return not any(file.read())
+    file.seek(size - tarfile.BLOCKSIZE)
+    return not any(file.read(tarfile.BLOCKSIZE))
 
 
-def _only_zeros(path: Path, start: int) -> bool:
+def _only_zeros(file: IO[bytes], start: int) -> bool:
     """Whether nothing but zeros follows from byte ``start`` on."""
-    with path.open("rb") as file:
-        file.seek(start)
-        while piece := file.read(1 << 20):
-            if any(piece):
-                return False
+    file.seek(start)
+    while piece := file.read(1 << 20):
+        if any(piece):
+            return False
     return True

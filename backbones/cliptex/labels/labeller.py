@@ -200,9 +200,12 @@ def labels_writer(
     return LabelWriter(root, identity, [expert.task for expert in experts], classes)
 
 
-def finished_shard(writer: LabelWriter, shard: Shard, say: Callable[[str], None]) -> LabelledShard | None:
-    """The shard when its labels are there and whole; says so when they are there but not whole."""
-    found = writer.finished(shard.name, say)
+def finished_shard(
+    writer: LabelWriter, shard: Shard, say: Callable[[str], None], *, hashed: bool = True
+) -> LabelledShard | None:
+    """The shard when its labels are there and whole (by their size alone unless ``hashed``); says so when they are there but
+    not whole."""
+    found = writer.finished(shard.name, say, hashed=hashed)
     return LabelledShard(tuple((key, reason) for key, reason in found["failed"])) if found else None
 
 

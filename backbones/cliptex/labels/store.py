@@ -91,15 +91,17 @@ class LabelWriter:
                 f"{self.root} holds labels of other experts or pairs; choose another --out, or remove that folder"
             )
 
-    def finished(self, name: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any] | None:
-        """What is said of the shard, if it is there, whole and of this identity; None if it has to be written. ``say`` is told,
-        in a line, of one that has to be written again."""
+    def finished(
+        self, name: str, say: Callable[[str], None] = lambda line: None, *, hashed: bool = True
+    ) -> dict[str, Any] | None:
+        """What is said of the shard, if it is there, whole (every byte is read, unless not ``hashed``) and of this identity; None
+        if it has to be written. ``say`` is told, in a line, of one that has to be written again."""
         try:
             if (summary := read_summary(self.root, name)) is None:
                 return None
             if summary["identity"] != self.key:
                 raise DamagedShard(f"{tar_path(self.root, name)} was made by other experts or from other pairs")
-            check_shard(self.root, summary)
+            check_shard(self.root, summary, hashed=hashed)
             return summary
         except DamagedShard as damage:
             say(f"{damage}: labelling shard {name} again")

@@ -131,7 +131,7 @@ class Trainer:
         return dict((self.ema.module if self.ema else self.towers.clip).state_dict())
 
     def cost(self) -> dict[str, float]:
-        """Seconds and FLOPs over all processes, ``images_per_second`` and ``steps``."""
+        """Seconds and FLOPs over all ``processes``, ``images_per_second`` and ``steps``."""
         seconds, steps = self._seconds(), self.batches.steps
         return {
             "train_seconds": seconds,
@@ -139,6 +139,7 @@ class Trainer:
             "flops_per_step": self.flops_per_step,
             "images_per_second": steps * self.recipe.batch_size / seconds,
             "steps": float(steps),
+            "processes": float(self.place.world),
         }
 
     def notes(self) -> list[str]:

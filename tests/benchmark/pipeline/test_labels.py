@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,13 @@ from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.errors import UserError
 from benchmark.__main__ import main
+from benchmark.pipeline.estimate import duration
 from benchmark.pipeline.labels import LabelRequest, label_stage
+from probes.features.budget import gigabytes
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 from tests.forks import Fork, command
+from tests.servers import FileServer
 
 NAMES = ("unet", "dpt", "nll-angmf")
 
@@ -86,6 +90,46 @@ def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     assert run.metrics["cost/label_seconds"] > run.metrics["cost/label_seconds/dpt"] > 0
 
 
+def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, monkeypatch):
+    """Of a labelling that was never begun, of one that was interrupted, and of one that is done."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("pairs", "experts"):
+        Path(name).symlink_to(here / name)
+
+    def told(*more: str) -> list[str]:
+        before = listing(tmp_path)
+        assert main([*label_command("labels", "whole"), "--dry-run", *more]) == 0
+        assert listing(tmp_path) == before
+        return capsys.readouterr().out.splitlines()
+
+    unknown = told()
+    assert unknown[0] == "48 pairs in 4 shards: 0 labelled, 4 to do (48 pairs)"
+    assert unknown[1] == "  to do · label: 4 units, local, 1 core, 1 at once"
+    assert unknown[2].startswith("time unknown") and unknown[3].startswith("disk: unknown")
+
+    shutil.copytree(here / "labels", "labels", ignore=shutil.ignore_patterns("manifest.json", "00002*"))
+    store = f"sqlite:///{here}/mlflow.db"
+    (run,) = MlflowClient(store).search_runs([MlflowClient(store).get_experiment_by_name("whole").experiment_id])
+    metrics = run.data.metrics
+    speed = metrics["cost/images_per_second"]
+    assert speed == pytest.approx(48 / metrics["cost/label_seconds"]) and metrics["cost/images_per_second/dpt"] > speed
+    left = told("--tracking-uri", store)
+    assert left[0] == "48 pairs in 4 shards: 3 labelled, 1 to do (12 pairs)"
+    assert left[2] == f"about {duration(12 / speed)}, at {speed:.3g} images/s on each as measured in 1 runs"
+    assert left[3] == f"disk: {gigabytes(12 * metrics['bytes_per_image'])}"
+    others = told("--tracking-uri", store, "--set", "label_side=16")
+    assert "made by other experts or from other pairs" in others[0] and any("time unknown" in line for line in others)
+
+    shutil.copytree(here / "labels", "labels", dirs_exist_ok=True)
+    assert told() == ["48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)", "nothing is left to do"]
+
+
+def listing(folder: Path) -> dict[Path, int]:
+    """All that is in a folder, and when it was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 @pytest.mark.slow
 def test_two_processes_write_the_labels_of_one(here):
     """One run in MLflow, with a picture; two stages for the same folder at once make it once."""
@@ -125,6 +169,16 @@ def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
     assert check_labels("kept-labels") == [] and LabelStore("kept-labels").identity == LabelStore("labels").identity
     changed = {name for name, time in before.items() if (Path("kept-labels") / name).stat().st_mtime_ns != time}
     assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
+
+
+def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'cliptex-benchmark[remote]'")
+    with FileServer(here) as server:
+        there = f"{server.address}/pairs/{{00000..00003}}.tar"
+        assert stage(request("labels", pairs=there, experiment="server")) == LabelStore("labels").manifest
+        assert runs_of("server") == [], "nothing was labelled again"
+        manifest = stage(request("server-labels", pairs=there, experiment="server"))
+    assert manifest["shards"] == LabelStore("labels").manifest["shards"], "byte for byte"
 
 
 def test_many_unreadable_images_end_it_early(tmp_path):
