@@ -10,7 +10,7 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from probes.detection.matches import add_matches
-from tests.reports.test_average_precision import CATEGORIES, as_coco, scene
+from tests.reports.stats.test_average_precision import CATEGORIES, as_coco, scene
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
