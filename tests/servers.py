@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -60,13 +61,14 @@ class FileServer(ThreadingHTTPServer):
     """Files of a folder over HTTP, as any object store gives them: ranges, ETags and conditions; a context manager.
 
     Attributes:
-        address: where it answers; ranges, etags, conditions: whether it knows of them; busy: how many requests it refuses
-        with 503 from now on; asked: (method, path, range) of each request.
+        address: where it answers; ranges, conditions: whether it knows of them.
+        version: how it says a file's, ``ETag``, ``Last-Modified`` or not at all.
+        busy: how many requests it refuses with 503 from now on; asked: (method, path, range) of each request.
     """
 
-    def __init__(self, folder: Path, *, ranges: bool = True, etags: bool = True, conditions: bool = True) -> None:
+    def __init__(self, folder: Path, *, ranges: bool = True, version: str = "ETag", conditions: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Files)
-        self.folder, self.ranges, self.etags, self.conditions = folder, ranges, etags, conditions
+        self.folder, self.ranges, self.version, self.conditions = folder, ranges, version, conditions
         self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
         self.asked: list[tuple[str, str, str]] = []
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -86,6 +88,7 @@ class FileServer(ThreadingHTTPServer):
 
 class _Files(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else head and body of an answer are 40 ms apart
     server: FileServer
 
     def do_HEAD(self) -> None:
@@ -108,8 +111,11 @@ class _Files(BaseHTTPRequestHandler):
             server.busy = max(0, server.busy - 1)
             return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
         data, etag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
-        headers = {"ETag": etag} if server.etags else {}
-        if server.conditions and self.headers.get("If-Match", etag) != etag:
+        date = formatdate(path.stat().st_mtime, usegmt=True)
+        headers = {server.version: {"ETag": etag}.get(server.version, date)} if server.version else {}
+        if server.conditions and (
+            self.headers.get("If-Match", etag) != etag or self.headers.get("If-Unmodified-Since", date) != date
+        ):
             return self._send(412, b"", headers)
         if server.ranges and asked:
             first, last = (int(word) for word in asked.removeprefix("bytes=").split("-"))

@@ -6,6 +6,8 @@ version; each member is read with its tar header, so that a shard that was repla
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import tarfile
 import time
@@ -135,16 +137,23 @@ def _find(url: str) -> RemoteFile:
 
 
 def _filesystem(url: str) -> Any:
-    """fsspec's own instance of this process: it keeps one, and makes another after a fork."""
-    import fsspec
-
+    """fsspec's side of it, one for each protocol and process."""
     protocol = url.partition("://")[0]
     try:
-        return fsspec.filesystem(protocol)
+        return _instance(protocol, os.getpid())
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{protocol}:// cannot be read here ({error}); pip install 'cliptex-benchmark[remote]', or copy the shards to a disk"
         ) from error
+
+
+@functools.cache
+def _instance(protocol: str, pid: int) -> Any:
+    """Kept by process: after a fork the child makes its own, and keeps its parent's unused. To let go of it would end its
+    connections, whose events the parent then waits for in vain: both have one epoll."""
+    import fsspec
+
+    return fsspec.filesystem(protocol, skip_instance_cache=True)
 
 
 @contextmanager

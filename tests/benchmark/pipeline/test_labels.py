@@ -125,6 +125,22 @@ def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, mon
     assert told() == ["48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)", "nothing is left to do"]
 
 
+def test_dry_run_counts_gpu_hours_and_spreads_shards_over_gpus(capsys, monkeypatch):
+    """Two pretended GPUs, whose kind labelled 48 images in an hour before."""
+    monkeypatch.setattr("benchmark.evaluation.measured.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("benchmark.evaluation.measured.device_kind", lambda device: "a GPU")
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+    (whole,) = runs_of("whole")
+    tags = {"stage": "label", "device.kind": "a GPU", "labelling.kind": whole.data.tags["labelling.kind"]}
+    run = client.create_run(client.create_experiment("gpus"), tags=tags)
+    client.log_metric(run.info.run_id, "label/images_per_second", 48 / 3600)  # and it was interrupted
+    more = ["--device", "auto", "--jobs", "0", "--executor-arg", "gpus=0,1", "--dry-run"]
+    assert main([*label_command("none", "gpus"), *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  to do · label: 4 units, local, 1 GPU and 2 cores, 2 at once"
+    assert lines[2] == "about 30 min, 1.0 GPU-hours, at 0.0133 images/s on each as measured in 1 runs"
+
+
 def listing(folder: Path) -> dict[Path, int]:
     """All that is in a folder, and when it was changed."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
