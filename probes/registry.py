@@ -33,8 +33,9 @@ def register_probe(probe: Probe) -> Probe:
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Add a dataset, which the calling module declares. Raises ``ValueError`` when its name is taken."""
-    declared = replace(spec, module=spec.module or sys._getframe(1).f_globals["__name__"])
-    return DATASETS.register(spec.name, declared)
+    if not spec.module:
+        spec = replace(spec, module=sys._getframe(1).f_globals["__name__"])
+    return DATASETS.register(spec.name, spec)
 
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:

@@ -17,7 +17,7 @@ from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
-from probes.base import TaskResult
+from probes.base import Metric, TaskResult
 from probes.registry import register_probe
 from tests.benchmark.other_package import installed, registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
@@ -44,7 +44,7 @@ class NoSettings:
 class Buggy:
     """A probe that raises."""
 
-    name, kind, version, settings_type, metrics = "buggy", "classification", 1, NoSettings, {"top1": 1}
+    name, kind, version, settings_type, metrics = "buggy", "classification", 1, NoSettings, {"top1": Metric()}
     needs_text, splits = False, ("val",)
 
     def __init__(self, error: Exception) -> None:
@@ -163,13 +163,14 @@ VANISH = """
 import os, signal
 from dataclasses import dataclass
 from benchmark.suites.registry import Suite
+from probes.base import Metric
 
 @dataclass(frozen=True)
 class NoSettings:
     pass
 
 class Probe:
-    name, kind, version, settings_type, metrics = "vanish", "classification", 1, NoSettings, {"top1": 1}
+    name, kind, version, settings_type, metrics = "vanish", "classification", 1, NoSettings, {"top1": Metric()}
     needs_text, splits = False, ("val",)
     def config(self, context):
         return ""

@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_its_reason(here, capsys):
         "0",
     ]
     assert main([*CAMVID, *wild, "--experiment", "nan"]) == 1
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     runs = client.search_runs([client.get_experiment_by_name("nan").experiment_id])
     assert {r.info.status for r in runs} == {"FAILED"}
     assert any("not finite" in r.data.tags["failure"] for r in runs)

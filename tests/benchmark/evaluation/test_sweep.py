@@ -148,10 +148,10 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
 
     class Cheap:
         async def measure(self, recipe, parent, pruning=None):
-            measured.append((recipe.lambda_seg, recipe.seed))
-            if recipe.seed == 3 and measured.count((recipe.lambda_seg, 3)) == 1:
+            measured.append((recipe.weight("seg"), recipe.seed))
+            if recipe.seed == 3 and measured.count((recipe.weight("seg"), 3)) == 1:
                 raise RuntimeError("the loss became NaN")
-            found = cheap.measure({f"lambda_{name}": getattr(recipe, f"lambda_{name}") for name in LAMBDAS})
+            found = cheap.measure({f"lambda_{name}": recipe.weight(name) for name in LAMBDAS})
             found["seg/linear"]["mIoU"] += 0.1 * recipe.seed
             return Evaluation(found, {"train.run": "there"})
 

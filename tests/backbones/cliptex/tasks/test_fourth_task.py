@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_it_is_trained_and_reported(labelled):
     words = ["train", "--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels"]
     changes = [word for change in [*USED, "lambda_edges=2"] for word in ("--set", change)]
     assert main([*words, *changes, "--device", "cpu", "--jobs", "1", "--out", "w.safetensors"]) == 0
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert run.data.tags["experts"] == "seg,edges" and run.data.params["lambda_edges"] == "2.0"
     assert {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"} <= set(run.data.metrics)
