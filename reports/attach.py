@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reports.errors import TrackingError
+from reports.export import write
 from reports.query import local_folder
-from reports.report import Request, build, write
+from reports.report import Request, build
 from reports.store import connect, tracking_uri
 
 FOLDER = "report"

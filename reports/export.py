@@ -1,4 +1,4 @@
-"""The same tables as Markdown, CSV and LaTeX."""
+"""A report as files: the page, and the same tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reports.errors import TrackingError
 from reports.query import tidy
 from reports.tables import MARKS, Head, Table, TableCell, interval, number
 
@@ -31,6 +33,36 @@ def write_text(path: Path, text: str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list[Path]:
+    """Write the report into the folder ``out``; returns the files, the page (``index.html``) first.
+
+    Raises:
+        TrackingError: an unknown format, or the folder cannot be written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise TrackingError(f"no format {name!r}; there are {', '.join(FORMATS)}")
+    written = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in formats:
+            if name == "html":
+                from reports.html.page import render
+
+                written.append(write_text(out / "index.html", render(report)))
+            elif name == "md":
+                written.append(write_text(out / "report.md", markdown(report)))
+            elif name == "csv":
+                written += [write_text(out / file, text) for file, text in csv_values(report).items()]
+            else:
+                written.append(write_text(out / "tables.tex", latex(report)))
+    except OSError as error:
+        raise TrackingError(
+            f"cannot write the report to {out}: {error.strerror or error}; give another --out"
+        ) from error
+    return written
 
 
 def markdown(report: Report) -> str:

@@ -6,14 +6,11 @@ import datetime
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from reports import figures as drawing
 from reports.analysis import Analysis, analyse
 from reports.caveats import caveats
-from reports.errors import TrackingError
-from reports.export import FORMATS, csv_values, latex, markdown, write_text
 from reports.figures import Figure
 from reports.gallery import Gallery, galleries
 from reports.provenance import Provenance, provenance
@@ -269,36 +266,6 @@ def _study_report(store: Store, request: Request) -> Report:
 def _view(study: Study) -> StudyView:
     names, rows = study_rows(study)
     return StudyView(study, study_headline(study), study_figures(study), names, rows)
-
-
-def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list[Path]:
-    """Write the report into the folder ``out``; returns the files, the page (``index.html``) first.
-
-    Raises:
-        TrackingError: an unknown format, or the folder cannot be written.
-    """
-    for name in formats:
-        if name not in FORMATS:
-            raise TrackingError(f"no format {name!r}; there are {', '.join(FORMATS)}")
-    written = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in formats:
-            if name == "html":
-                from reports.html.page import render
-
-                written.append(write_text(out / "index.html", render(report)))
-            elif name == "md":
-                written.append(write_text(out / "report.md", markdown(report)))
-            elif name == "csv":
-                written += [write_text(out / file, text) for file, text in csv_values(report).items()]
-            else:
-                written.append(write_text(out / "tables.tex", latex(report)))
-    except OSError as error:
-        raise TrackingError(
-            f"cannot write the report to {out}: {error.strerror or error}; give another --out"
-        ) from error
-    return written
 
 
 def _now() -> str:

@@ -28,7 +28,7 @@ def imports(package: str) -> dict[str, set[str]]:
     return graph
 
 
-@pytest.mark.parametrize("package", ["benchmark", "sweeps", "probes", "backbones"])
+@pytest.mark.parametrize("package", ["benchmark", "sweeps", "probes", "backbones", "reports"])
 def test_no_two_files_import_each_other(package: str) -> None:
     graph = imports(package)
     assert len(graph) > 8 and any(graph.values()), "it looks at the real files"

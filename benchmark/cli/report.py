@@ -41,8 +41,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import Bar, console
     from reports.errors import TrackingError
-    from reports.export import FORMATS
-    from reports.report import Request, build, write
+    from reports.export import FORMATS, write
+    from reports.report import Request, build
 
     formats = split_names([options.format])
     if not formats:

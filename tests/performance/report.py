@@ -16,7 +16,8 @@ BACKBONES, TASKS, SEEDS, IMAGES = 10, 40, 5, 200
 @bench
 def report() -> list[Result]:
     """Seconds of a whole report over 2,000 synthetic runs; the goal is half a minute."""
-    from reports.report import Request, build, write
+    from reports.export import write
+    from reports.report import Request, build
 
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{Path(folder).resolve()}/mlflow.db"

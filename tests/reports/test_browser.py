@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
+from reports.export import write
 from reports.metrics import declared
-from reports.report import Request, build, write
+from reports.report import Request, build
 from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 

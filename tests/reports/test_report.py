@@ -21,10 +21,11 @@ from reports.analysis import analyse, shown_metrics
 from reports.attach import attach_report
 from reports.caveats import caveats
 from reports.errors import TrackingError
+from reports.export import write
 from reports.html.page import render
 from reports.metrics import TAG, Metric, declare, declared
 from reports.query import Store
-from reports.report import Request, _under_protocols_of, build, write
+from reports.report import Request, _under_protocols_of, build
 from reports.selection import select
 from reports.tables import number, overview
 from reports.tracking import Tracker
