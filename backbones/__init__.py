@@ -5,7 +5,7 @@ What needs torch is imported when it is asked for: commands that only list names
 
 from typing import TYPE_CHECKING, Any
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone, DataConfig, Weights
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    modules = [import_module(f"backbones.{each}") for each in ("baselines", "registry", "base", "checkpoint")]
+    modules = [import_module(f"backbones.{each}") for each in ("named", "registry", "base", "checkpoint")]
     return next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import UserError
-from backbones.files import content_key
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 from backbones.versions import versions
 
 

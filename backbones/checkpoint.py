@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
-from backbones.errors import UserError, first_line
-from backbones.files import replacing
+from backbones.utils.errors import UserError, first_line
+from backbones.utils.files import replacing
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")

@@ -6,7 +6,7 @@ A package adds a backbone of its own without touching this code by declaring an 
     cliptex_benchmark.backbones =
         my-net = my_package.backbone:ENTRY
 
-where ``ENTRY`` is an ``Entry``; see ``backbones.plugins``.
+where ``ENTRY`` is an ``Entry``; see ``backbones.utils.plugins``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 
 from backbones.base import Backbone
 from backbones.checkpoint import Checkpoint, read_checkpoint
-from backbones.errors import UserError
-from backbones.plugins import Registry, of_type
+from backbones.utils.errors import UserError
+from backbones.utils.plugins import Registry, of_type
 
 
 @dataclass(frozen=True)

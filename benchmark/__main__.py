@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from backbones.errors import UserError, users_line
+from backbones.utils.errors import UserError, users_line
 from benchmark.execution import interrupts
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from backbones.files import replacing
+from backbones.utils.files import replacing
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reports.query import Scored, Store
+from reports.mlflow.query import Scored, Store
 from reports.selection import Column, Selection
 from reports.stats.gains import by_task, has_ratio, interquartile_mean, probability_of_improvement, without_noise
 from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, estimate

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reports.errors import TrackingError
-from reports.export import write
-from reports.query import local_folder
+from reports.mlflow.client import connect, tracking_uri
+from reports.mlflow.query import local_folder
+from reports.render.export import write
 from reports.report import Request, build
-from reports.store import connect, tracking_uri
 
 FOLDER = "report"
 

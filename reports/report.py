@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports import figures as drawing
 from reports.analysis import Analysis, analyse
-from reports.caveats import caveats
-from reports.figures import Figure
-from reports.gallery import Gallery, galleries
-from reports.provenance import Provenance, provenance
-from reports.query import Store, StoredRun
-from reports.selection import Column, default_experiments, select
-from reports.stats.resampling import RESAMPLES
-from reports.store import hide_password
-from reports.study import (
+from reports.mlflow.client import hide_password
+from reports.mlflow.query import Store, StoredRun
+from reports.parts import figures as drawing
+from reports.parts.caveats import caveats
+from reports.parts.figures import Figure
+from reports.parts.gallery import Gallery, galleries
+from reports.parts.provenance import Provenance, provenance
+from reports.parts.study import (
     STUDY_TAG,
     Study,
     build_study,
@@ -30,8 +28,10 @@ from reports.study import (
     study_rows,
     value_text,
 )
-from reports.tables import Table, experts_table, interval, number, overview, sections
-from reports.verdict import Verdict, gain_words, power_lines, verdict
+from reports.parts.tables import Table, experts_table, interval, number, overview, sections
+from reports.parts.verdict import Verdict, gain_words, power_lines, verdict
+from reports.selection import Column, default_experiments, select
+from reports.stats.resampling import RESAMPLES
 
 
 @dataclass

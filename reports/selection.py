@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from reports.errors import TrackingError, instead
 from reports.metrics import TAG, Metric
-from reports.query import Scored, Store, StoredRun, scored
+from reports.mlflow.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from backbones.errors import users_line
-from reports.tracking import Run, Tracker
+from backbones.utils.errors import users_line
+from reports.mlflow.run import Run, Tracker
 from sweeps.errors import TrialPruned, first_line
 from sweeps.objective import task_gains
 from sweeps.pruning import Pruning

@@ -1,6 +1,6 @@
 """The errors of a sweep."""
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 
 class NoSweep(UserError):

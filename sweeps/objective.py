@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from reports.stats.gains import interquartile_mean, relative_gain
 
 Direction = Literal["maximize", "minimize"]

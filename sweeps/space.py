@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from backbones.cliptex.tasks import PAPER, task_names
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")

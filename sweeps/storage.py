@@ -15,9 +15,9 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from backbones.errors import UserError
-from backbones.locks import lock_file, locked
-from reports.store import hide_password
+from backbones.utils.errors import UserError
+from backbones.utils.locks import lock_file, locked
+from reports.mlflow.client import hide_password
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"

@@ -17,10 +17,10 @@ import pandas as pd
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from backbones.errors import UserError
-from backbones.locks import lock_file, locked
-from reports.heartbeat import SILENT, gone, this_process
-from reports.store import hide_password
+from backbones.utils.errors import UserError
+from backbones.utils.locks import lock_file, locked
+from reports.mlflow.client import hide_password
+from reports.mlflow.heartbeat import SILENT, gone, this_process
 from sweeps.errors import NoSweep
 from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
 from sweeps.space import Space, cell_name

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 

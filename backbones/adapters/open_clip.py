@@ -25,8 +25,8 @@ from backbones.adapters.positions import attention_pool, embed_patches, grid_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
-from backbones.errors import UserError, nearest
 from backbones.registry import Request
+from backbones.utils.errors import UserError, nearest
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 

@@ -16,8 +16,8 @@ from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
 from backbones.base import Backbone, DataConfig, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
-from backbones.errors import UserError, nearest
 from backbones.registry import Request
+from backbones.utils.errors import UserError, nearest
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 

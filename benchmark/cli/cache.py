@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backbones.errors import UserError, nearest
-from backbones.files import home
-from backbones.locks import lock_file, locked
+from backbones.utils.errors import UserError, nearest
+from backbones.utils.files import home
+from backbones.utils.locks import lock_file, locked
 from benchmark.execution.progress import Bar, console
 from probes.features.budget import budget, gigabytes, last_used
 

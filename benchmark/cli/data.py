@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """One line a dataset; exit code 0 even when some are absent, since not everybody needs all."""
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-    from backbones.errors import UserError
+    from backbones.utils.errors import UserError
     from benchmark.execution.progress import Bar, console
     from probes.datasets.survey import survey
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.cli.options import comma_separated
 
 

@@ -45,11 +45,11 @@ def main(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     import asyncio
 
-    from backbones.overrides import parse_pairs
+    from backbones.utils.overrides import parse_pairs
     from benchmark.execution.progress import console
     from benchmark.pipeline.experts import ExpertTraining, expert_stage
     from benchmark.pipeline.stage import driving
-    from reports.store import using
+    from reports.mlflow.client import using
 
     inputs = ExpertTraining(
         options.name, options.data.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, at_least, executor_spec
 
 
@@ -43,13 +43,13 @@ def main(options: argparse.Namespace) -> int:
     import asyncio
 
     from backbones.cliptex.labels.labeller import LabelSettings
-    from backbones.overrides import parse_pairs, with_changes
+    from backbones.utils.overrides import parse_pairs, with_changes
     from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import console
     from benchmark.pipeline.labels import LabelRequest, label_stage
     from benchmark.pipeline.preview import preview_label
     from benchmark.pipeline.stage import driving
-    from reports.store import using
+    from reports.mlflow.client import using
 
     spec = executor_spec(options)
     request = LabelRequest(

@@ -90,7 +90,7 @@ def _make(options: argparse.Namespace) -> int:
 def _classes(path: Path) -> dict[str, list[str]]:
     """Task → names of its classes; those of a text file are for every task."""
     from backbones.cliptex.labels.store import LabelStore
-    from backbones.errors import UserError
+    from backbones.utils.errors import UserError
 
     if path.is_dir():
         return {task: list(names) for task, names in LabelStore(path).classes.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -64,7 +64,7 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
 
 def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     """What ``add_execution`` was told. Raises ``UserError`` for a setting of another form."""
-    from backbones.overrides import parse_pairs
+    from backbones.utils.overrides import parse_pairs
     from benchmark.execution import ExecutorSpec
 
     settings = parse_pairs(options.executor_arg)

@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import Bar, console
     from reports.errors import TrackingError
-    from reports.export import FORMATS, write
+    from reports.render.export import FORMATS, write
     from reports.report import Request, build
 
     formats = split_names([options.format])

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.cli.options import REPEATED, add_data, add_execution, add_tracking, at_least, executor_spec, placed
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation import runner
     from benchmark.evaluation.table import show
     from benchmark.execution.progress import console
-    from reports.store import hide_password, using
+    from reports.mlflow.client import hide_password, using
 
     if options.compile:
         os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too

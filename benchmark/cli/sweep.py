@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> int:
     """One of launch, status, best, show."""
     if options.what == "launch":
         return _launch(options)
-    from backbones.files import write_json
+    from backbones.utils.files import write_json
     from benchmark.evaluation.sweep import table
     from sweeps.study import load_sweep
     from sweeps.summary import best_recipe, best_trial
@@ -103,8 +103,8 @@ def _launch(options: argparse.Namespace) -> int:
     from benchmark.evaluation.sweep import launch as launching
     from benchmark.evaluation.sweep import table
     from reports.attach import say_report
+    from reports.mlflow.client import hide_password, using
     from reports.report import Request
-    from reports.store import hide_password, using
     from sweeps.storage import storage_url
     from sweeps.summary import best_trial
 
@@ -134,7 +134,7 @@ def _launch(options: argparse.Namespace) -> int:
 
 def _sweep_options(options: argparse.Namespace) -> SweepOptions:
     """What was given, the rest as ``SweepOptions`` has it. Raises ``UserError`` for a setting of another form."""
-    from backbones.overrides import fields_of, parse_pairs
+    from backbones.utils.overrides import fields_of, parse_pairs
     from benchmark.evaluation.sweep.bench import SweepOptions
 
     given = {name: value for name, value in vars(options).items() if value is not None}

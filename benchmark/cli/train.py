@@ -65,8 +65,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation.results import must_be_writable
     from benchmark.execution.progress import Bar, console, reporting
     from benchmark.pipeline.weights import TrainingInputs, train_unit
-    from reports.store import using
-    from reports.tracking import Tracker
+    from reports.mlflow.client import using
+    from reports.mlflow.run import Tracker
 
     spec = executor_spec(options)
     if not options.out.is_file() and not options.dry_run:

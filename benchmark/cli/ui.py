@@ -21,7 +21,7 @@ def main(options: argparse.Namespace) -> int:
 
     from benchmark.execution.progress import console
     from reports.errors import TrackingError
-    from reports.store import connect, hide_password, tracking_uri
+    from reports.mlflow.client import connect, hide_password, tracking_uri
 
     uri = tracking_uri(options.tracking_uri)
     if uri.startswith(("http://", "https://")):

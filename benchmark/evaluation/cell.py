@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from backbones import Backbone, UserError
-from backbones.files import content_key, home, write_json
-from backbones.locks import lock_file, locked
+from backbones.utils.files import content_key, home, write_json
+from backbones.utils.locks import lock_file, locked
 from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
@@ -27,8 +27,8 @@ from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResu
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
 from reports.metrics import TAG, declare
-from reports.store import metric_name
-from reports.tracking import Run, Tracker
+from reports.mlflow.client import metric_name
+from reports.mlflow.run import Run, Tracker
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.execution.task import GPUS
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbones.cliptex.protocols import Silent
-from backbones.errors import users_line
-from backbones.files import content_key
+from backbones.utils.errors import users_line
+from backbones.utils.files import content_key
 from benchmark.evaluation.cell import CellContext
 from benchmark.evaluation.plan import PlannedTask
 from probes.base import GroupedProbe

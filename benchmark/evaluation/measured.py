@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 
 
 def earlier_runs(tracker: Tracker | None, executor: Executor, filter_string: str) -> list[Mapping[str, float]]:

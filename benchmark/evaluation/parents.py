@@ -12,16 +12,16 @@ from typing import Any
 
 from backbones.base import Backbone, Weights
 from backbones.cliptex.training.recipes import subsets
-from backbones.errors import UserError
-from backbones.files import content_key
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask, find_planned
 from benchmark.evaluation.table import number
 from benchmark.suites.registry import MadeBackbone
 from probes.datasets.base import PreparedDataset
-from reports import heartbeat
-from reports.store import metric_key
-from reports.tracking import Run, Tracker, environment
+from reports.mlflow import heartbeat
+from reports.mlflow.client import metric_key
+from reports.mlflow.run import Run, Tracker, environment
 
 
 @dataclass(frozen=True)

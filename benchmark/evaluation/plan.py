@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from backbones import Backbone, UserError
-from backbones.errors import nearest
-from backbones.files import content_key
-from backbones.overrides import fields_of, with_changes
+from backbones.utils.errors import nearest
+from backbones.utils.files import content_key
+from backbones.utils.overrides import fields_of, with_changes
 from backbones.versions import PROBING, versions
 from benchmark.suites.registry import Suite, settings_in
 from probes.base import Probe

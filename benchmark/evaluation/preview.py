@@ -29,8 +29,8 @@ from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotExamined
 from probes.features.budget import gigabytes
-from reports.store import tracking_uri
-from reports.tracking import Tracker
+from reports.mlflow.client import tracking_uri
+from reports.mlflow.run import Tracker
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from backbones.overrides import fields_of
+from backbones.utils.overrides import fields_of
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.groups import task_groups

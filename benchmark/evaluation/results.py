@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
-from reports.store import hide_password
-from reports.tracking import Tracker
+from reports.mlflow.client import hide_password
+from reports.mlflow.run import Tracker
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rich.markup import escape
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
-from backbones.errors import NonFiniteLoss, users_line
-from backbones.files import write_json
-from backbones.overrides import parse_pairs
+from backbones.utils.errors import NonFiniteLoss, users_line
+from backbones.utils.files import write_json
+from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.cell import Cell, finished_cell
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
@@ -27,7 +27,7 @@ from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
 from probes.registry import find_task
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 from sweeps.errors import first_line
 
 

@@ -13,7 +13,7 @@ from rich.traceback import Traceback
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.errors import NonFiniteLoss, users_line
+from backbones.utils.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.device import choose_device
@@ -22,7 +22,7 @@ from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.table import number
 from benchmark.execution.progress import console, reporter
 from benchmark.suites.registry import find_suite
-from reports.tracking import Run, Tracker
+from reports.mlflow.run import Run, Tracker
 from sweeps.errors import first_line
 
 

@@ -25,12 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from backbones.errors import UserError, nearest
-from backbones.files import home, writing
-from backbones.plugins import Registry, of_type
+from backbones.utils.errors import UserError, nearest
+from backbones.utils.files import home, writing
+from backbones.utils.plugins import Registry, of_type
 from benchmark.execution.progress import Bar, ProgressLine, console
 from benchmark.execution.task import Outcome, Task, software, threads_of_a_task
-from reports.heartbeat import read
+from reports.mlflow.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
 PREEMPTIONS = 20  # times that a unit which was asked to stop, and saved what it had, is run again

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from reports.heartbeat import Heartbeat
+from reports.mlflow.heartbeat import Heartbeat
 
 console = Console(highlight=False, soft_wrap=True)
 

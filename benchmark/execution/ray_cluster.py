@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, cores, execute

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import UserError
-from backbones.files import home
+from backbones.utils.errors import UserError
+from backbones.utils.files import home
 from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.interrupts import ASKED
 from benchmark.execution.progress import Bar

@@ -15,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from backbones.errors import UserError, users_line
+from backbones.utils.errors import UserError, users_line
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
-from reports.heartbeat import Heartbeat
-from reports.tracking import environment
+from reports.mlflow.heartbeat import Heartbeat
+from reports.mlflow.run import environment
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_TASK_GPUS"  # how many the task of this process, or of its parent, was given

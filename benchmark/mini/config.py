@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from backbones.files import content_key
+from backbones.utils.files import content_key
 from benchmark.mini.captions import CaptionNoise
 
 VERSION = 2  # raised whenever the same config would give other bytes

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import UserError
-from backbones.files import home, write_json, write_text, writing
+from backbones.utils.errors import UserError
+from backbones.utils.files import home, write_json, write_text, writing
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout

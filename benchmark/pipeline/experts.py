@@ -18,7 +18,7 @@ from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 
 
 @dataclass(frozen=True)

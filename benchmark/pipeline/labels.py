@@ -25,13 +25,13 @@ from backbones.cliptex.labels.labeller import (
 )
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
-from backbones.errors import UserError
-from backbones.files import content_key, home
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home
 from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker_async, stage_run
-from reports.tracking import Run, Tracker
+from reports.mlflow.run import Run, Tracker
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from benchmark.pipeline.estimate import Work, duration
 from benchmark.pipeline.labels import LabelRequest, labelling_kind
 from benchmark.pipeline.weights import TrainingInputs, open_labels, speed_filter
 from probes.features.budget import gigabytes
-from reports.store import tracking_uri
-from reports.tracking import Tracker
+from reports.mlflow.client import tracking_uri
+from reports.mlflow.run import Tracker
 
 SPEEDS = ("cost/images_per_second", "label/images_per_second")  # of what has ended, and of what was interrupted
 

@@ -7,12 +7,12 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from pathlib import Path
 from typing import Any
 
-from backbones.locks import lock_file, locked, locked_async
+from backbones.utils.locks import lock_file, locked, locked_async
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter, reporting
-from reports.store import tracking_uri
-from reports.tracking import Run, Tracker, git_commit
+from reports.mlflow.client import tracking_uri
+from reports.mlflow.run import Run, Tracker, git_commit
 
 
 @contextmanager

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from backbones.cliptex.training.distributed import first_process
-from backbones.files import home
+from backbones.utils.files import home
 from benchmark.execution import interrupts
 from benchmark.execution.progress import TaskProgress, console, reporter, reporting
 from benchmark.execution.task import THREADS, Outcome
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
-from reports.heartbeat import Heartbeat, read
+from reports.mlflow.heartbeat import Heartbeat, read
 
 NEWS = 5.0  # seconds that a signal to the job may take from node to node
 # SLURM sends its signals to torchrun and its processes too, and torchrun kills these where they should save: only this

@@ -21,8 +21,8 @@ from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
-from reports.store import hide_password
-from reports.tracking import Run, Tracker, environment
+from reports.mlflow.client import hide_password
+from reports.mlflow.run import Run, Tracker, environment
 from sweeps.errors import TrialPruned
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
-from backbones.errors import UserError
-from backbones.files import content_key, home
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
@@ -24,7 +24,7 @@ from benchmark.pipeline.labels import LabelRequest, label_stage
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
 from benchmark.suites.mini import MADE, SIZES, SUBSETS, Sizes
 from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:

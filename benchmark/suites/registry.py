@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.plugins import Registry, of_type
+from backbones.utils.plugins import Registry, of_type
 
 if TYPE_CHECKING:
     from benchmark.execution import Executor

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
-from backbones.errors import UserError, nearest
-from backbones.files import content_key, home, read_object, write_json
+from backbones.utils.errors import UserError, nearest
+from backbones.utils.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes

@@ -7,7 +7,7 @@ places. ``val`` is the test split, which retrieval is scored on; a sample's targ
 from functools import partial
 from pathlib import Path
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.registry import register_dataset

@@ -7,7 +7,7 @@ either.
 
 from pathlib import Path
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import class_folders, image_folder, read_json, read_lines
 from probes.registry import register_dataset

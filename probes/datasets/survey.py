@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS

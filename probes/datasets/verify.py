@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.errors import UserError
-from backbones.files import canonical
+from backbones.utils.errors import UserError
+from backbones.utils.files import canonical
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.features.content_hashes import read_and_hash

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 import probes.dense.metrics
 import probes.features.crops  # noqa: F401  both register what the config names, as the next two do
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec
 from probes.dense.data import pipelines

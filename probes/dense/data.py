@@ -28,7 +28,7 @@ from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.datasets.base import DatasetSpec
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size

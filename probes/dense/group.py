@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from backbones.files import content_key, write_json
+from backbones.utils.files import content_key, write_json
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note

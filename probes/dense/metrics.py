@@ -20,7 +20,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 
 def class_areas(prediction: Tensor, label: Tensor, classes: int, ignore_index: int) -> dict[str, Tensor]:

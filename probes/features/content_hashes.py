@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from backbones.errors import UserError
-from backbones.files import content_key, home, sha256_file
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home, sha256_file
 
 State = tuple[int, int, int]  # size, time of the last change in ns, inode
 _pending: list[tuple[Path, State, str]] = []

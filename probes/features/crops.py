@@ -17,8 +17,8 @@ from mmcv.transforms import BaseTransform, Resize
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from backbones.errors import UserError
-from backbones.files import seed_of
+from backbones.utils.errors import UserError
+from backbones.utils.files import seed_of
 from probes.features.content_hashes import content_hash
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
-from backbones.errors import NonFiniteLoss, UserError
-from backbones.files import content_key
+from backbones.utils.errors import NonFiniteLoss, UserError
+from backbones.utils.files import content_key
 from backbones.versions import DENSE, versions
 from probes.base import Context
 from probes.features import compiling

@@ -27,9 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones.errors import UserError
-from backbones.files import content_key, home, read_object, replacing, sha256_file, write_json
-from backbones.locks import locked
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home, read_object, replacing, sha256_file, write_json
+from backbones.utils.locks import locked
 from probes.features import budget
 from probes.features.content_hashes import State, memory, remember, remembered, state_of
 

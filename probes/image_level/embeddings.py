@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.base import Backbone
-from backbones.files import content_key
+from backbones.utils.files import content_key
 from backbones.versions import WHOLE_IMAGES, versions
 from probes.base import Context
 from probes.datasets.base import Split

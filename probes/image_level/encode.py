@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
 from backbones.cliptex.cost import count_flops
-from backbones.errors import NonFiniteLoss, UserError
+from backbones.utils.errors import NonFiniteLoss, UserError
 from probes.base import Context
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeRun

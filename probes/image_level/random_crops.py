@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, PILToTensor, RandomHorizontalFlip, RandomResizedCrop
 
 from backbones.base import DataConfig
-from backbones.errors import NonFiniteLoss
-from backbones.files import replacing, seed_of
+from backbones.utils.errors import NonFiniteLoss
+from backbones.utils.files import replacing, seed_of
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level.classification import (

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backbones.errors import UserError
-from backbones.plugins import Registry, of_type
+from backbones.utils.errors import UserError
+from backbones.utils.plugins import Registry, of_type
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.registry import tasks

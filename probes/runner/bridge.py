@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.base import Backbone
-from backbones.errors import UserError
-from backbones.files import content_key
 from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 from probes.runner import ops
 from probes.runner.shared_parts import SharedPart
 

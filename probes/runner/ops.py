@@ -20,7 +20,7 @@ import torch
 import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 NAME = "mmcv._ext"
 

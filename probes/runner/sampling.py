@@ -15,7 +15,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
-from backbones.files import seed_of
+from backbones.utils.files import seed_of
 from probes.runner import bridge
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 SCHEDULES = ("poly", "cosine", "quarter-cosine", "onecycle", "steps")
 

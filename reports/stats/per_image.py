@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reports.errors import damaged
-from reports.query import Store, StoredRun
+from reports.mlflow.query import Store, StoredRun
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray

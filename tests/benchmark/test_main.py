@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.__main__ import COMMANDS, main, parser
 from benchmark.cli import ui
 

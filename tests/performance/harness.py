@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backbones.files import write_json, write_text
+from backbones.utils.files import write_json, write_text
 from benchmark.execution.progress import console
 
 
@@ -110,7 +110,7 @@ def merged(results: list[Result], folder: Path) -> list[Result]:
 
 def markdown(results: list[Result]) -> str:
     """The table, with the machine it was measured on."""
-    from reports.tracking import environment
+    from reports.mlflow.run import environment
 
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["packages"].items())

@@ -16,7 +16,7 @@ BACKBONES, TASKS, SEEDS, IMAGES = 10, 40, 5, 200
 @bench
 def report() -> list[Result]:
     """Seconds of a whole report over 2,000 synthetic runs; the goal is half a minute."""
-    from reports.export import write
+    from reports.render.export import write
     from reports.report import Request, build
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def fill(uri: str, folder: Path) -> None:
     """A store with ``BACKBONES`` × ``TASKS`` × ``SEEDS`` finished tasks of ``IMAGES`` images each."""
     from mlflow.entities import Metric, RunTag
 
-    from reports.store import connect
+    from reports.mlflow.client import connect
 
     client = connect(uri)
     experiment = client.create_experiment("bench", artifact_location=str(folder / "artifacts"))

@@ -31,8 +31,8 @@ def run() -> list[Result]:
     """One cell of the smoke suite, trained for 300 iterations, with every call into tracking timed."""
     from benchmark.evaluation import runner
     from benchmark.execution import ExecutorSpec
-    from reports import tracking
-    from reports.store import using
+    from reports.mlflow import run as tracking
+    from reports.mlflow.client import using
 
     clock = {"inside": 0.0, "depth": 0}
 

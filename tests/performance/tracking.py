@@ -12,7 +12,7 @@ from tests.performance.harness import Result, alternate, bench
 @bench
 def tracking() -> list[Result]:
     """2,000 steps of three curves through ``Run.log_metrics`` against ``MlflowClient.log_metric`` one by one."""
-    from reports.tracking import Tracker
+    from reports.mlflow.run import Tracker
 
     with tempfile.TemporaryDirectory() as folder:
         tracker = Tracker("bench", f"sqlite:///{Path(folder).resolve()}/mlflow.db")

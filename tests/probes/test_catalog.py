@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.errors import UserError
-from backbones.files import canonical
+from backbones.utils.errors import UserError
+from backbones.utils.files import canonical
 from probes.datasets.base import Kind
 from probes.registry import DATASETS, PROBES, find_task
 

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-import backbones.baselines  # noqa: F401  registers the families of names
+import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
-from backbones.errors import UserError
-from backbones.overrides import fields_of, with_changes
+from backbones.utils.errors import UserError
+from backbones.utils.overrides import fields_of, with_changes
 from probes.protocols.base import OWN, PROTOCOLS, Preset, Protocol, changed, find_preset, register_protocol
 from probes.registry import PROBES, find_task
 from probes.runner.bridge import FrozenBackbone

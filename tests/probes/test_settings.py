@@ -3,8 +3,8 @@
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.errors import UserError
-from backbones.overrides import fields_of, with_changes
+from backbones.utils.errors import UserError
+from backbones.utils.overrides import fields_of, with_changes
 from probes.registry import PROBES
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from reports.metrics import TAG, Metric, declare
-from reports.query import StoredRun
+from reports.mlflow.query import StoredRun
+from reports.mlflow.run import Tracker
 from reports.stats.average_precision import Matches
-from reports.tracking import Tracker
 
 METRICS = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from reports.export import write
 from reports.metrics import declared
+from reports.mlflow.run import Tracker
+from reports.render.export import write
 from reports.report import Request, build
-from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
 CHROMIUM = (

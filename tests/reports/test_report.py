@@ -16,20 +16,20 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from reports import figures as drawing
 from reports.analysis import analyse, shown_metrics
 from reports.attach import attach_report
-from reports.caveats import caveats
 from reports.errors import TrackingError
-from reports.export import write
-from reports.html.page import render
 from reports.metrics import TAG, Metric, declare, declared
-from reports.query import Store
+from reports.mlflow.query import Store
+from reports.mlflow.run import Tracker
+from reports.parts import figures as drawing
+from reports.parts.caveats import caveats
+from reports.parts.tables import number, overview
+from reports.parts.verdict import power_lines, verdict
+from reports.render.export import write
+from reports.render.page import render
 from reports.report import Request, _under_protocols_of, build
 from reports.selection import select
-from reports.tables import number, overview
-from reports.tracking import Tracker
-from reports.verdict import power_lines, verdict
 from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports.errors import TrackingError
-from reports.query import tidy
+from reports.mlflow.query import tidy
 from reports.selection import select
 from tests.reports.synthetic import stored_run
 

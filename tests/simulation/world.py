@@ -9,9 +9,9 @@ import numpy as np
 
 from reports.analysis import Analysis, conclude
 from reports.metrics import Metric
+from reports.parts.verdict import verdict
 from reports.selection import Column, Selection
 from reports.stats.resampling import Sample
-from reports.verdict import verdict
 
 RESAMPLES = 300
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from reports.tracking import Run, Tracker
+from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluate, Evaluation, drive
 from sweeps.objective import ObjectiveTask, make_objectives
 from sweeps.space import Wanted, make_space

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 
 KINDS = ("sqlite", "postgres", "journal")
 

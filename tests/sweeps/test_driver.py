@@ -13,8 +13,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from backbones.errors import UserError
-from reports.heartbeat import SILENT, this_process
+from backbones.utils.errors import UserError
+from reports.mlflow.heartbeat import SILENT, this_process
 from sweeps.driver import FAILURES, Evaluation
 from sweeps.study import load_sweep
 from sweeps.summary import progress

@@ -25,7 +25,7 @@ from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 MEMORY_BYTES = 1 << 30
 

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 BLOCK = 1 << 22  # bytes of one request while a shard is indexed: members that are smaller are quicker read than skipped
 GAP = 1 << 16  # bytes between two members that are quicker read along than asked for apart

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.cliptex.data.remote import RemoteFile
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 MAX_BAD_SHARE = 0.01
 HASHED_WHOLE_BYTES = 1 << 29

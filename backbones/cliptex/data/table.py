@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, MAX_BAD_SHARE, BadPair, Pair, PairSource, Shard
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")

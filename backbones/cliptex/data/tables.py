@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from backbones.files import content_key, home, replacing, write_json
-from backbones.locks import lock_file, locked
+from backbones.utils.files import content_key, home, replacing, write_json
+from backbones.utils.locks import lock_file, locked
 
 Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
 

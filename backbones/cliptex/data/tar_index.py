@@ -18,8 +18,8 @@ from typing import IO
 import numpy as np
 
 from backbones.cliptex.data.remote import RemoteFile
-from backbones.errors import UserError
-from backbones.files import content_key, home, replacing
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home, replacing
 
 VERSION = 3  # of what is kept
 

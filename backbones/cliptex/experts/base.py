@@ -21,8 +21,8 @@ from backbones.base import state_sha256
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun
-from backbones.errors import UserError, first_line
-from backbones.files import replacing, write_json
+from backbones.utils.errors import UserError, first_line
+from backbones.utils.files import replacing, write_json
 
 BACKGROUND = "background"
 IGNORE = 255  # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16

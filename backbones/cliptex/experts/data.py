@@ -23,8 +23,8 @@ from torch import Tensor
 
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from backbones.errors import UserError
-from backbones.files import content_key
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 
 Split = Literal["train", "val"]
 IGNORE = 255

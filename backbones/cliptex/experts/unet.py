@@ -18,7 +18,7 @@ from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import Expert, hard_classes, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
-from backbones.errors import UserError, first_line, nearest
+from backbones.utils.errors import UserError, first_line, nearest
 
 PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights come with a package that is installed with ours
 LONGEST = 8
@@ -151,7 +151,7 @@ def timm_encoder(
             f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or pretrained=false"
         ) from error
     if packaged:
-        from backbones.baselines import efficientnet_lite0_state
+        from backbones.named import efficientnet_lite0_state
 
         found = model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
         assert not found.missing_keys, found.missing_keys

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from backbones.cliptex.data.dataset import Labels
-from backbones.errors import UserError
-from backbones.files import content_key
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 
 
 class JoinedLabels:

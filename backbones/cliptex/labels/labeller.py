@@ -26,7 +26,7 @@ from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, stor
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
 

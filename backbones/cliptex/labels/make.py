@@ -19,7 +19,7 @@ from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 VERSION = 1
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
-from backbones.errors import UserError, nearest
-from backbones.files import replacing
+from backbones.utils.errors import UserError, nearest
+from backbones.utils.files import replacing
 
 TILE = 160
 GAP = 4

@@ -32,8 +32,8 @@ from backbones.cliptex.labels.shards import (
     writing_shard,
 )
 from backbones.cliptex.tasks import find_task, ordered
-from backbones.errors import UserError
-from backbones.files import content_key, write_json
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, write_json
 
 MANIFEST = "manifest.json"
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56, of at least nine tenths of

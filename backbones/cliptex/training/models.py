@@ -29,7 +29,7 @@ from backbones.adapters.positions import resize_position
 from backbones.base import DataConfig, state_sha256
 from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.errors import UserError, nearest
+from backbones.utils.errors import UserError, nearest
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose ImageNet weights
 # (``--init imagenet``) are installed with this project. A ViT from nothing learns no shapes from so few pairs. Most of

@@ -16,7 +16,7 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.contrastive import cached_gradients, contrastive_loss, sum_over_ranks, world
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 Losses = dict[str, Tensor]
 

@@ -22,8 +22,8 @@ from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import CLIPWithHeads, PretrainedCLIP, load_pretrained_clip, map_shapes
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext, Trainer
-from backbones.errors import UserError
-from backbones.files import content_key
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key
 
 __all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
 

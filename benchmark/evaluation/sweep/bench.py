@@ -14,9 +14,9 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
-from backbones.errors import nearest
-from backbones.files import content_key, home
-from backbones.overrides import parse_pairs
+from backbones.utils.errors import nearest
+from backbones.utils.files import content_key, home
+from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
 from benchmark.evaluation.probing import Probing

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from backbones import UserError
 from backbones.cliptex.training.recipes import Recipe, setting_names
-from backbones.errors import nearest, users_line
-from backbones.files import write_json
-from backbones.overrides import parse_pairs
+from backbones.utils.errors import nearest, users_line
+from backbones.utils.files import write_json
+from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.results import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
@@ -21,8 +21,8 @@ from benchmark.evaluation.sweep.table import say, summary_text
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
-from reports.store import hide_password
-from reports.tracking import Run, Tracker
+from reports.mlflow.client import hide_password
+from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive, earlier_run
 from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives

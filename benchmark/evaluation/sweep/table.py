@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.evaluation.table import number
 from benchmark.execution.progress import console
 from sweeps.space import short

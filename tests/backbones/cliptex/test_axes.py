@@ -16,7 +16,7 @@ from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import find_task
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene

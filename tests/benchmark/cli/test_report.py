@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 from tests.probes.datasets.make import make_imagefolder
 from tests.reports.synthetic import write_run
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import benchmark.catalog  # noqa: F401
-from backbones.errors import NonFiniteLoss
+from backbones.utils.errors import NonFiniteLoss
 from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor

@@ -17,7 +17,7 @@ from backbones.cliptex.training.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep.bench import SweepOptions, fixed_settings, make_recipe
 from benchmark.evaluation.sweep.launch import _Sweeping
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.space import LAMBDAS
 from sweeps.study import load_sweep, sole_driver

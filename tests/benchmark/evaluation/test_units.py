@@ -13,13 +13,13 @@ from mlflow.tracking import MlflowClient
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from backbones.overrides import parse_pairs
+from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.cell import cell_locks
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import cell_key, plan_tasks
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import find_suite
-from reports.tracking import Tracker
+from reports.mlflow.run import Tracker
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from backbones.files import home
+from backbones.utils.files import home
 from benchmark.execution.progress import console
 from tests.cluster import ray_cluster, slurm, slurm_config
 

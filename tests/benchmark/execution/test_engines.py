@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from backbones.errors import UserError
-from backbones.files import home
+from backbones.utils.errors import UserError
+from backbones.utils.files import home
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import Watched, busiest, gone, until_true

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.mini import datasets, world
 from benchmark.mini.config import CONFIGS, SPLITS, WorldConfig, chunks_of
 from benchmark.mini.layout import VOC, encode_normals, run_lengths

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.experts import ExpertTraining, expert_stage, expert_unit
 from tests.backbones.cliptex.experts import toy_experts

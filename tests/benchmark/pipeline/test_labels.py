@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.estimate import duration
 from benchmark.pipeline.labels import LabelRequest, label_stage

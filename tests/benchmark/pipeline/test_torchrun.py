@@ -14,7 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from backbones.files import home
+from backbones.utils.files import home
 from benchmark.__main__ import main
 from tests.backbones.cliptex import toy
 from tests.cluster import slurm, slurm_config

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.datasets.base import Sample
 from probes.registry import DATASETS
 from tests.probes.datasets import make

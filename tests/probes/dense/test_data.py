@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.dense.data import DenseDataset, RandomBrightness, pipelines, read_depth, read_labels, read_normals
 from probes.dense.settings import SegmentationSettings
 from tests.probes import tiny_dense

@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-import backbones.baselines  # noqa: F401  registers
+import backbones.named  # noqa: F401  registers
 from probes.detection import MaskRCNNSettings
 from probes.detection.coco import CocoInstances
 from probes.detection.probe import detection_config

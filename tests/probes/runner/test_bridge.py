@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.runner import bridge as mmlab
 from tests.probes.tiny_mmlab import TinyBackbone
 

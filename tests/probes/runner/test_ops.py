@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from probes.runner import ops
 
 OURS = ops.install()

@@ -18,8 +18,8 @@ from torch import nn
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
-from backbones.errors import NonFiniteLoss, UserError
-from backbones.overrides import with_changes
+from backbones.utils.errors import NonFiniteLoss, UserError
+from backbones.utils.overrides import with_changes
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth

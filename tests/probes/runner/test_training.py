@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.errors import NonFiniteLoss
+from backbones.utils.errors import NonFiniteLoss
 from probes.runner.sampling import EndlessSampler, SeededSamples
 from probes.runner.training import STATE, resolved, run_training
 from tests.probes.tiny_mmlab import Recorder, context

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from tests.backbones.cliptex import toy
 
 

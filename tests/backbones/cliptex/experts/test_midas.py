@@ -12,7 +12,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.midas import midas_config, renamed
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 
 
 class Residual(nn.Module):

@@ -11,7 +11,7 @@ from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.make import ManualLabels, make_labels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
-from backbones.errors import UserError
+from backbones.utils.errors import UserError
 from tests.backbones.cliptex import toy
 
 CLASSES = {"seg": toy.CLASSES}

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.adapters.open_clip import build_model
-from backbones.baselines import efficientnet_lite0_state
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
@@ -27,7 +26,8 @@ from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainContext, find_trained, train
-from backbones.errors import NonFiniteLoss, UserError
+from backbones.named import efficientnet_lite0_state
+from backbones.utils.errors import NonFiniteLoss, UserError
 from tests.backbones.cliptex import toy
 from tests.forks import Fork
 

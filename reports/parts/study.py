@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from reports.errors import TrackingError, instead
-from reports.figures import BASE, COLOURS, SYMBOLS, Figure
 from reports.metrics import OLDER_LOWER
-from reports.provenance import read_json
-from reports.query import Store, StoredRun, why
-from reports.tables import number
+from reports.mlflow.query import Store, StoredRun, why
+from reports.parts.figures import BASE, COLOURS, SYMBOLS, Figure
+from reports.parts.provenance import read_json
+from reports.parts.tables import number
 
 STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, cells that were run again an `again`
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}

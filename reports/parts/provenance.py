@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.errors import damaged
-from reports.query import Store, StoredRun
+from reports.mlflow.query import Store, StoredRun
 from reports.selection import Column, Selection
 
 

@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy
 
 from reports.errors import TrackingError
-from reports.query import Store, scored, tidy, why
+from reports.mlflow.query import Store, scored, tidy, why
+from reports.mlflow.run import Tracker
 from reports.report import Request, build
 from reports.selection import default_experiments
-from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
 GOOD = {"voc/linear": 0.6, "flickr30k/retrieval": 0.55}
@@ -55,7 +55,7 @@ def test_sqlite(filled):
 
 
 def test_more_runs_than_a_page(filled, monkeypatch):
-    monkeypatch.setattr("reports.query.PAGE", 2)
+    monkeypatch.setattr("reports.mlflow.query.PAGE", 2)
     assert len(Store(filled.uri).runs(["paper"])) == 9
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from backbones.files import write_text
+from backbones.utils.files import write_text
 from reports.errors import TrackingError
-from reports.store import connect, hide_password, metric_key, metric_name, tracking_uri
-from reports.tracking import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
+from reports.mlflow.client import connect, hide_password, metric_key, metric_name, tracking_uri
+from reports.mlflow.run import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
 from tests.forks import Fork
 
 

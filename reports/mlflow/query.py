@@ -14,7 +14,7 @@ import pandas as pd
 
 from reports.errors import TrackingError, instead
 from reports.metrics import Metric, declared
-from reports.store import connect, metric_key, metric_name, tracking_uri
+from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
 
 PAGE = 1000  # runs a request
 PARENT_TAG = "mlflow.parentRunId"

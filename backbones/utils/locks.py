@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from backbones.errors import UserError
-from backbones.files import content_key, home
+from backbones.utils.errors import UserError
+from backbones.utils.files import content_key, home
 
 
 def lock_file(name: str, what: object) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.errors import UserError, users_line
-from backbones.files import replacing, write_text
+from backbones.utils.errors import UserError, users_line
+from backbones.utils.files import replacing, write_text
 
 
 def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from reports.analysis import Analysis, shared_columns
-from reports.query import Store, StoredRun
+from reports.mlflow.query import Store, StoredRun
+from reports.parts.tables import Head, interval, number, overview
 from reports.selection import Column
-from reports.tables import Head, interval, number, overview
 
 # Okabe and Ito's colours for all kinds of colour vision, the dark blue first; the baseline is grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#666A2E", "#C0392B")

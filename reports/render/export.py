@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.errors import TrackingError
-from reports.query import tidy
-from reports.tables import MARKS, Head, Table, TableCell, interval, number
+from reports.mlflow.query import tidy
+from reports.parts.tables import MARKS, Head, Table, TableCell, interval, number
 
 if TYPE_CHECKING:
     from reports.report import Report
@@ -49,7 +49,7 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
         out.mkdir(parents=True, exist_ok=True)
         for name in formats:
             if name == "html":
-                from reports.html.page import render
+                from reports.render.page import render
 
                 written.append(write_text(out / "index.html", render(report)))
             elif name == "md":

@@ -13,13 +13,13 @@ from pathlib import Path
 import filelock
 import pytest
 
-from backbones.errors import UserError
-from backbones.locks import lock_file, locked
+from backbones.utils.errors import UserError
+from backbones.utils.locks import lock_file, locked
 
 WORK = """
 import sys, time
 from pathlib import Path
-from backbones.locks import locked
+from backbones.utils.locks import locked
 path, journal, name, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 def note(what):
     with journal.open("a") as file:

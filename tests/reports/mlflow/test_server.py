@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reports.query import Store
+from reports.mlflow.query import Store
+from reports.mlflow.run import Tracker
 from reports.report import Request, build
-from reports.tracking import Tracker
 from tests.reports.synthetic import write_run
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reports import heartbeat
-from reports.heartbeat import (
+from reports.mlflow import heartbeat
+from reports.mlflow.heartbeat import (
     FILE_TAG,
     HOME_TAG,
     LIMIT,
@@ -30,7 +30,7 @@ from reports.heartbeat import (
 @pytest.fixture
 def dead() -> str:
     """The name of a process of this machine that is no more."""
-    command = "from reports.heartbeat import this_process; print(this_process())"
+    command = "from reports.mlflow.heartbeat import this_process; print(this_process())"
     root = str(Path(__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True, cwd=root

@@ -9,7 +9,7 @@ import filelock
 import pytest
 
 from reports.errors import TrackingError
-from reports.store import _one_at_a_time, connect
+from reports.mlflow.client import _one_at_a_time, connect
 
 
 @pytest.fixture

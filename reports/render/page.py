@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from reports.tables import MARKS, Head, TableCell, interval, number
+from reports.parts.tables import MARKS, Head, TableCell, interval, number
 
 if TYPE_CHECKING:
     from reports.report import Report
@@ -95,4 +95,4 @@ def _plotly() -> str:
 
 @functools.cache
 def _source(name: str) -> str:
-    return (files("reports.html") / name).read_text(encoding="utf-8")
+    return (files("reports.render") / name).read_text(encoding="utf-8")

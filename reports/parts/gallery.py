@@ -12,7 +12,7 @@ import numpy as np
 
 from reports.analysis import Analysis
 from reports.errors import damaged
-from reports.query import Store, StoredRun
+from reports.mlflow.query import Store, StoredRun
 from reports.selection import Column
 
 KINDS = ("segmentation", "detection", "depth", "normals")

@@ -1,7 +1,7 @@
 """Writing runs to MLflow: parents and children, batched metrics, artifacts, and honest endings.
 
 The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an interrupted one KILLED; one
-whose process vanished (kill -9, power) is found at the next start and closed (see ``reports.heartbeat``). None stays RUNNING
+whose process vanished (kill -9, power) is found at the next start and closed (``reports.mlflow.heartbeat``). None stays RUNNING
 for ever.
 """
 
@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reports import heartbeat
 from reports.errors import TrackingError
-from reports.store import connect, metric_key, tracking_uri
+from reports.mlflow import heartbeat
+from reports.mlflow.client import connect, metric_key, tracking_uri
 
 FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched

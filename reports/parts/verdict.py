@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import Analysis, Gain
+from reports.parts.tables import number
 from reports.selection import Column
 from reports.stats.gains import by_task, interquartile_mean
 from reports.stats.intervals import Estimate
-from reports.tables import number
 
 
 @dataclass(frozen=True)

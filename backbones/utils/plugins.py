@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from backbones.errors import UserError, nearest
+from backbones.utils.errors import UserError, nearest
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import DISK_FULL, UserError
+from backbones.utils.errors import DISK_FULL, UserError
 
 
 def home() -> Path:

@@ -14,8 +14,8 @@ from torch import Tensor
 from backbones.base import Backbone
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.training.recipes import subsets
-from backbones.errors import UserError
 from backbones.registry import Entry, Family, Request, register, register_family
+from backbones.utils.errors import UserError
 
 # blocks of a 12-block ViT whose maps are read; what DINOv2 and DPT read of a ViT-B
 VIT_B_LAYERS = (2, 5, 8, 11)
