@@ -31,7 +31,7 @@ from reports.mlflow.heartbeat import (
 def dead() -> str:
     """The name of a process of this machine that is no more."""
     command = "from reports.mlflow.heartbeat import this_process; print(this_process())"
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     return subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True, cwd=root
     ).stdout.strip()
