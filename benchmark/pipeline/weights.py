@@ -14,7 +14,7 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.distributed import first_process
+from backbones.cliptex.training.distributed import end_with_launcher, first_process
 from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.evaluation.device import choose_device, device_kind
@@ -121,6 +121,7 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
         UserError, NonFiniteLoss: as ``backbones.cliptex.training.train.train``.
         TrialPruned: the training was stopped as a bad trial.
     """
+    end_with_launcher()
     if not first_process():
         return TrainedWeights(**vars(_train(inputs, None)))
     tracker = Tracker(inputs.experiment)

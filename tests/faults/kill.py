@@ -1,12 +1,14 @@
-"""kill -9 at random points, then the same command: identical metrics, every cell once, nothing RUNNING.
+"""kill -9 at random points, then the same command: identical results, every cell once, nothing RUNNING.
 
-``python -m tests.faults.kill --executor local|slurm|ray --points 20 --seed 0`` prints a line a point and a summary; exit 1 where
-one failed. SLURM and Ray must be there (``SLURM_CONF``, ``pip install 'cliptex-benchmark[scale]'``).
+``python -m tests.faults.kill --command run|sweep|label|train --executor local|slurm|ray --jobs 2 --points 20 --seed 0`` prints
+a line a point and a summary; exit 1 where one failed. ``train`` with ``--jobs 2`` is two processes under torchrun. SLURM and
+Ray must be there (``SLURM_CONF``, ``pip install 'cliptex-benchmark[scale]'``).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -21,6 +23,9 @@ from pathlib import Path
 import psutil
 from mlflow.tracking import MlflowClient
 
+from backbones.checkpoint import read_checkpoint
+from backbones.cliptex.labels.store import LabelStore
+from tests.backbones.cliptex.experts import toy_experts
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
 
@@ -28,16 +33,38 @@ RUN = ["run", "--suite", "own", "--task", "camvid/linear,camvid/pspnet,imagefold
 RUN += ["--backbone", "random,efficientnet-lite0", "--device", "cpu", "--num-workers", "1"]
 RUN += [word for each in ("max_iters=40", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
 SWEEP = ["sweep", "launch", "--suite", "smoke", "--task", "mini-class/zero-shot", "--device", "cpu", "--seeds", "1"]
-# what a worker's command line says, by executor
+LABEL = ["label", "--pairs", "pairs", "--device", "cpu", "--batch-size", "4", "--experts"]
+LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
+TRAIN = [
+    "train",
+    "--recipe",
+    "cliptex",
+    "--init",
+    "random",
+    "--pairs",
+    "pairs",
+    "--labels",
+    "labels",
+    "--device",
+    "cpu",
+]
+TRAIN += [word for each in ("model=tiny", "batch_size=16", "epochs=40") for word in ("--set", each)]
+TRAIN += ["--save-every", "0.2", "--num-workers", "1"]
+COMMANDS = {"run": RUN, "sweep": SWEEP, "label": LABEL, "train": TRAIN}
+# what a worker's command line says, by executor; of one process of torchrun its own module
 WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmark"]
+RANK = "-m benchmark train"
 
 
 class Faults:
     """One command on one executor, killed again and again."""
 
-    def __init__(self, executor: str, folder: Path, uri: str, words: list[str]) -> None:
+    def __init__(self, executor: str, folder: Path, uri: str, command: str, jobs: int) -> None:
         self.executor, self.folder, self.client = executor, folder, MlflowClient(uri)
-        self.words = [*words, "--executor", executor, *(["--jobs", "2"] if executor != "ray" else [])]
+        self.words, self.torchrun = COMMANDS[command], command == "train" and jobs > 1
+        if not self.torchrun:
+            self.words = [*self.words, "--executor", executor, *(["--jobs", str(jobs)] if executor != "ray" else [])]
         root = str(Path(__file__).parents[2])
         self.environment = {
             **os.environ, "MLFLOW_TRACKING_URI": uri, "CLIPTEX_HOME": str(folder / "home"), "PYTHONPATH": root,
@@ -46,8 +73,12 @@ class Faults:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """The command, with results of its own, in a session of its own."""
-        extra = ["--study", name] if self.words[0] == "sweep" else ["--json", f"{name}.json"]
-        command = [sys.executable, "-m", "benchmark", *self.words, "--experiment", name, *extra]
+        results = {
+            "sweep": ["--study", name], "run": ["--json", f"{name}.json"], "label": ["--out", name],
+            "train": ["--out", f"{name}.safetensors"],
+        }  # fmt: skip
+        module = TORCHRUN if self.torchrun else ["-m", "benchmark"]
+        command = [sys.executable, *module, *self.words, "--experiment", name, *results[self.words[0]]]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
@@ -62,8 +93,14 @@ class Faults:
 
     def results(self, name: str) -> object:
         """What the command ended with."""
-        if self.words[0] != "sweep":
+        if self.words[0] == "run":
             return json.loads((self.folder / f"{name}.json").read_text())["backbones"]
+        if self.words[0] == "train":
+            return read_checkpoint(self.folder / f"{name}.safetensors").sha256
+        if self.words[0] == "label":
+            tars = sorted((self.folder / name).glob("*.tar"))
+            bytes_of = [hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars]
+            return LabelStore(self.folder / name).identity, bytes_of
         import optuna
 
         study = optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder}/sweeps.db")
@@ -88,17 +125,18 @@ class Faults:
     def workers(self, driver: int) -> list[psutil.Process]:
         """Workers under way, of this command alone."""
         found = []
-        for process in psutil.process_iter(["cmdline", "environ"]):
+        sign = RANK if self.torchrun else WORKERS[self.executor]
+        for process in psutil.process_iter(["pid", "cmdline", "environ"]):
             words = " ".join(process.info["cmdline"] or [])
             ours = (process.info["environ"] or {}).get("CLIPTEX_HOME") == str(self.folder / "home")
-            if WORKERS[self.executor] in words and "IDLE" not in words and (ours or self.executor == "ray"):
+            if sign in words and "IDLE" not in words and process.pid != driver and (ours or self.executor == "ray"):
                 found.append(process)
         return found
 
     def wrong(self, name: str) -> str:
         """What of a finished command is not as that of an undisturbed one."""
         if self.results(name) != self.results("whole"):
-            return "other metrics"
+            return "other results"
         runs = self.client.search_runs([self.client.get_experiment_by_name(name).experiment_id])
         if left := [run.info.run_name for run in runs if run.info.status not in ("FINISHED", "KILLED")]:
             return f"not ended: {left}"
@@ -108,11 +146,23 @@ class Faults:
         return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
 
 
+def make_inputs(command: str, folder: Path) -> None:
+    """The data that a command reads, into ``folder``."""
+    if command == "run":
+        make_camvid(folder / "camvid", n_train=6, n_val=4)
+        make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
+    elif command in ("label", "train"):
+        toy_experts.write_shards(folder / "pairs", 6, 16)
+        for expert in toy_experts.all_experts():
+            expert.save(folder / "experts" / expert.name)
+
+
 def main() -> int:
-    """All points of one executor."""
+    """All points of one command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--executor", default="local", choices=WORKERS)
-    parser.add_argument("--command", default="run", choices=("run", "sweep"))
+    parser.add_argument("--command", default="run", choices=COMMANDS)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -120,9 +170,10 @@ def main() -> int:
     failures = 0
     with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
         folder = Path(scratch)
-        make_camvid(folder / "camvid", n_train=6, n_val=4)
-        make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
-        faults = Faults(options.executor, folder, uri, RUN if options.command == "run" else SWEEP)
+        make_inputs(options.command, folder)
+        if options.command == "train":
+            Faults("local", folder, uri, "label", 1).whole("labels")
+        faults = Faults(options.executor, folder, uri, options.command, options.jobs)
         seconds = faults.whole("whole")
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         for number in range(options.points):
@@ -130,7 +181,9 @@ def main() -> int:
             wrong = faults.point(f"point{number}", after, victim)
             failures += bool(wrong)
             print(f"{number} · {victim} after {after:.1f} s · {wrong or 'as undisturbed'}", flush=True)
-    print(f"{options.executor} · {options.command}: {options.points} points, {failures} failures")
+    print(
+        f"{options.executor} · {options.command} · {options.jobs} processes: {options.points} points, {failures} failures"
+    )
     return 1 if failures else 0
 
 

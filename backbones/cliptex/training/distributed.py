@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +53,21 @@ class DistContext:
 def first_process() -> bool:
     """Whether this process speaks for all, before the group is formed: the only one, or the first of torchrun's."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def end_with_launcher() -> None:
+    """Let this process end when torchrun, which started it, is gone (kill -9): it would wait half an hour for a meeting point
+    that torchrun kept, and hold the lock for which the same command, started again, waits. Without torchrun: nothing."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="launcher").start()
 
 
 @contextmanager

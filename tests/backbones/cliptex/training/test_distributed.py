@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,8 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.models import TINY_CLIP
 from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.ranks import RECIPE, one_rank, one_step
-from tests.forks import ranks
+from tests.backbones.cliptex.training.ranks import RECIPE, launch, one_rank, one_step
+from tests.forks import Fork, ranks
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,10 @@ def test_accumulation_is_one_large_step(pairs_dir):
     assert set(gradients) == set(pieces_gradients) and "clip.logit_scale" in gradients
     for name, gradient in gradients.items():
         assert torch.allclose(pieces_gradients[name], gradient, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
+    launcher = Fork(launch, tmp_path, output=tmp_path / "said", environment={"TORCHELASTIC_RUN_ID": "a"})
+    launcher.wait_for(tmp_path, "watching")
+    launcher.signal(signal.SIGKILL)
+    assert launcher.end(10) == -signal.SIGKILL  # waits for all of its session
