@@ -1,0 +1,13 @@
+"""``python -m benchmark``, and its work from Python: ``from benchmark import evaluate, compare``."""
+
+from typing import Any
+
+__all__ = ["compare", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from benchmark import api  # imported when asked for: commands start without it
+
+    return getattr(api, name)

@@ -44,6 +44,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self._things[name] = thing
         return thing
 
+    def forget(self, name: str) -> None:
+        """Take a thing out again, if it is there."""
+        self._things.pop(name, None)
+
     def later(self, name: str, value: str, about: str) -> None:
         """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it, one line."""
         self._later[name] = EntryPoint(name, value, self.group), about

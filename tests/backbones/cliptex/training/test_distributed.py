@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.training.distributed import end_with_launcher
 from backbones.cliptex.training.models import TINY_CLIP
 from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
@@ -73,3 +75,11 @@ def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
     launcher.wait_for(tmp_path, "watching")
     launcher.signal(signal.SIGKILL)
     assert launcher.end(10) == -signal.SIGKILL  # waits for all of its session
+
+
+def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused.getsockname()[1])}  # nobody listens there
+        environment = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True", **place}
+        assert Fork(end_with_launcher, output=tmp_path / "said", environment=environment).end(10) == 1

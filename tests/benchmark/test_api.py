@@ -1,0 +1,118 @@
+"""The suite from Python: modules and names in, frames, per-image scores and the report out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import mlflow
+import pytest
+import torch
+from torch import nn
+
+from backbones import BACKBONES, DataConfig, UserError
+from benchmark import compare, evaluate
+from reports.mlflow.query import Store
+from tests.probes.datasets.make import make_camvid, make_imagefolder
+
+TASKS = ["imagefolder/linear", "camvid/linear"]
+IMAGES = DataConfig((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SETTINGS = {"epochs": 1, "size": 32, "max_iters": 4, "batch_size": 2}
+
+
+class Patches(nn.Module):
+    """One map at stride 8."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, channels, 8, 8)
+
+    def forward(self, images):
+        return self.conv(images).relu()
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Tiny data in two layouts, a store, and what every evaluation here shares."""
+    folder = tmp_path_factory.mktemp("api")
+    make_camvid(folder / "camvid", n_train=4, n_val=4)
+    make_imagefolder(folder / "imagefolder", n_train=8, n_val=12)
+    store = f"sqlite:///{folder}/mlflow.db"
+    data = {name: folder / name for name in ("camvid", "imagefolder")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("CLIPTEX_HOME", str(folder / "home"))
+        yield {"tracking_uri": store, "data": data, "settings": SETTINGS, "device": "cpu", "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def results(options):
+    return evaluate(Patches(), TASKS, suite="own", images=IMAGES, **options)
+
+
+def test_a_module_is_probed_and_left_as_it_was(options, results):
+    frame = results.frame
+    assert set(frame.task) == set(TASKS) and set(frame.backbone) == {"patches"} and set(frame.status) == {"done"}
+    assert frame.value[frame.metric.isin(["top1", "mIoU"])].between(0, 100).all()
+    assert "patches" not in BACKBONES
+    module = Patches()
+    again = evaluate(module, TASKS, suite="own", images=IMAGES, **options)
+    assert set(again.frame.status) == {"cached"} and again.table().equals(results.table())
+    assert all(each.requires_grad for each in module.parameters())
+
+
+def test_other_weights_are_other_cells(options, results):
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv = nn.Conv2d(3, 6, 8, 8)
+
+        def forward(self, images):
+            return self.conv(images)
+
+    settings = {key: value for key, value in SETTINGS.items() if key != "epochs"}
+    other = evaluate(Patches(), TASKS[1], suite="own", images=IMAGES, name="other", **{**options, "settings": settings})
+    assert set(other.frame.status) == {"done"}
+
+
+def test_per_image_scores_and_metrics_of_another_run(options, results):
+    scores = results.per_image("imagefolder/linear")
+    assert len(scores) == 48 and scores.image.is_unique
+    with pytest.raises(UserError, match="imagefolder/linear"):
+        results.per_image("imagefolder/lineer")
+    mlflow.set_tracking_uri(options["tracking_uri"])
+    with mlflow.start_run() as run:
+        results.to_mlflow(step=7)
+    logged = mlflow.MlflowClient().get_metric_history(run.info.run_id, "camvid/linear/mIoU")
+    assert [(each.value, each.step) for each in logged] == [
+        (results.table().loc[("camvid/linear", "mIoU"), "patches"], 7)
+    ]
+    with pytest.raises(UserError, match="no MLflow run is active"):
+        results.to_mlflow()
+
+
+def test_compared_in_one_report(options, results, tmp_path):
+    """From inside an event loop, as a notebook has one."""
+
+    async def cell():
+        return compare(results, "random", baseline="patches", suite="own", **{**options, "tasks": TASKS})
+
+    comparison = asyncio.run(cell())
+    assert set(comparison.results.frame.backbone) == {"patches", "random"}
+    assert "random" in comparison.verdict()
+    page = comparison.report(tmp_path).read_text()
+    assert "patches" in page and "imagefolder/linear" in page
+    runs = Store(options["tracking_uri"]).runs([results.experiment])
+    assert {run.id for run in runs} >= set(comparison.results.frame.run)
+
+
+def test_what_is_wrong_is_said(options):
+    with pytest.raises(UserError, match=r"whole strides of 32 × 32 images, not \(1, 3, 5, 5\)"):
+        evaluate(nn.AdaptiveAvgPool2d(5), TASKS, suite="own", images=IMAGES, **options)
+    with pytest.raises(UserError, match="no option 'sede'; did you mean seed"):
+        evaluate("random", TASKS, sede=1)
+    with pytest.raises(UserError, match="in this process"):
+        evaluate(Patches(), TASKS, jobs=2, images=IMAGES)
+    with pytest.raises(UserError, match="for modules"):
+        evaluate("random", TASKS, name="mine")
