@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from backbones import Backbone, UserError
-from backbones.utils.files import content_key, home, write_json
+from backbones.utils.files import content_key, home, read_object, write_json
 from backbones.utils.locks import lock_file, locked
 from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
@@ -27,8 +27,10 @@ from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResu
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
 from reports.metrics import TAG, declare
-from reports.mlflow.client import metric_name
+from reports.mlflow.client import metric_key
 from reports.mlflow.run import Run, Tracker
+
+STARTED = "cell.json"  # in a cell's scratch folder: the run that it was begun in
 
 
 @dataclass
@@ -57,8 +59,8 @@ def finished_cell(
     run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed), **under)
     if run is None:
         return None
-    stored = {metric_name(key): value for key, value in run.data.metrics.items()}
-    metrics = {name: stored[name] for name in run.data.tags.get("metrics", "").split(",") if name in stored}
+    stored, names = run.data.metrics, run.data.tags.get("metrics", "").split(",")
+    metrics = {name: stored[metric_key(name)] for name in names if metric_key(name) in stored}
     return Cell(backbone.name, task.name, seed, "cached", metrics, run_id=run.info.run_id)
 
 
@@ -183,12 +185,21 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         TAG: declare(task.probe.metrics),
     }
     params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
-    with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:
-        run.log_dataset(
-            task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
-            **{split: len(s) for split, s in data.samples.items()},
-        )  # fmt: skip
-        yield context.of_task(task, data, work_dir, run, reporter()), run
+    with _work_dir(cell) as work_dir:
+        # one that was stopped, or broke, goes on in its own run: its curves are in one piece
+        begun = tracker.known(read_object(work_dir / STARTED).get("run"))
+        resume = begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
+        how = {"tags": tags, "params": params, "parent": context.parent, "resume": resume, "monitored": True}
+        with tracker.run(task.name, **how) as run:
+            write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
+            log_probed(run, data)
+            yield context.of_task(task, data, work_dir, run, reporter()), run
+
+
+def log_probed(run: Run, data: PreparedDataset) -> None:
+    """The dataset of a task, with the sizes of its splits, as an input of a run."""
+    sizes = {split: len(samples) for split, samples in data.samples.items()}
+    run.log_dataset(data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes)
 
 
 def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> Cell:
@@ -258,7 +269,6 @@ def _work_dir(cell: str) -> Iterator[Path]:
         raise UserError(
             f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
         ) from error
-    write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

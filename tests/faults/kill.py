@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from mlflow.tracking import MlflowClient
 
+from reports.mlflow.client import Client
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
 
@@ -36,7 +36,7 @@ class Faults:
     """One command on one executor, killed again and again."""
 
     def __init__(self, executor: str, folder: Path, uri: str, words: list[str]) -> None:
-        self.executor, self.folder, self.client = executor, folder, MlflowClient(uri)
+        self.executor, self.folder, self.client = executor, folder, Client(uri)
         self.words = [*words, "--executor", executor, *(["--jobs", "2"] if executor != "ray" else [])]
         root = str(Path(__file__).parents[2])
         self.environment = {

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
 from probes.registry import find_task
 from reports.metrics import declared
+from reports.mlflow.client import Client
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
@@ -49,7 +49,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert told["suite"] == "own"
     assert told["seed"] == 0
     assert set(told["backbones"]) == {"random", "efficientnet-lite0"}
-    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    client = Client(told["mlflow"]["tracking_uri"])
     experiment = client.get_experiment_by_name("own")
     for name, run_id in told["mlflow"]["run_ids"].items():
         parent = client.get_run(run_id)
@@ -133,7 +133,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
     assert main([*words, "--json", str(tmp_path / "resumed.json")]) == 0
     resumed = json.loads((tmp_path / "resumed.json").read_text())
     assert resumed["backbones"] == undisturbed
-    client = MlflowClient(resumed["mlflow"]["tracking_uri"])
+    client = Client(resumed["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert {r.info.status for r in runs} == {"FINISHED", "KILLED"}
 
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_its_reason(here, capsys):
         "0",
     ]
     assert main([*CAMVID, *wild, "--experiment", "nan"]) == 1
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     runs = client.search_runs([client.get_experiment_by_name("nan").experiment_id])
     assert {r.info.status for r in runs} == {"FAILED"}
     assert any("not finite" in r.data.tags["failure"] for r in runs)
@@ -215,6 +215,6 @@ def test_other_data_never_join_the_numbers_of_the_first(tmp_path, monkeypatch):
     assert main([*command, "second.json"]) == 0
     first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("first", "second"))
     assert first["mlflow"]["run_ids"] != second["mlflow"]["run_ids"]
-    client = MlflowClient(first["mlflow"]["tracking_uri"])
+    client = Client(first["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name("own").experiment_id], "tags.task = 'camvid/linear'")
     assert len({run.data.tags["protocol"] for run in runs}) == len(runs) == 2
