@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from probes.datasets.base import PreparedDataset
 from probes.features import budget
 from reports.metrics import TAG, declare
 from reports.mlflow.client import metric_key
+from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
 
 STARTED = "cell.json"  # in a cell's scratch folder: the run that it was begun in
@@ -82,6 +84,11 @@ class CellContext:
     device: torch.device
     num_workers: int
 
+    @cached_property
+    def model(self) -> str:
+        """The backbone's LoggedModel."""
+        return log_backbone(self.tracker, self.backbone)
+
     def of_task(
         self, task: PlannedTask, data: PreparedDataset, work_dir: Path, log: RunLog, progress: Progress
     ) -> Context:
@@ -134,7 +141,7 @@ def run_cells(
                     if isinstance(result, Exception):
                         raise result
                     result.cost |= {"seconds": seconds, "disk_bytes": disk, "peak_memory_mb": peak_mb(context.device)}
-                    outcome = _finish(task, told, run, result)
+                    outcome = _finish(task, told, run, result, context.model)
             except Exception as error:
                 outcome = error
             ended(task, outcome)
@@ -193,7 +200,24 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         with tracker.run(task.name, **how) as run:
             write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
             log_probed(run, data)
+            run.log_models(inputs=[context.model])
             yield context.of_task(task, data, work_dir, run, reporter()), run
+
+
+def log_backbone(tracker: Tracker, backbone: Backbone, trained_by: str = "") -> str:
+    """The id of a backbone's LoggedModel, made where these weights have none in this experiment."""
+    weights = backbone.weights
+    params = {
+        "architecture": backbone.architecture,
+        "parameters": sum(one.numel() for one in backbone.parameters()),
+        "image_size": "x".join(map(str, backbone.data.size)),
+        "embed_dim": backbone.embed_dim,
+        "channels": backbone.channels,
+        "strides": backbone.strides,
+        "text": backbone.has_text,
+    }
+    tags = {"backbone": backbone.name, "weights.source": weights.source, "weights.licence": weights.licence}
+    return logged_model(tracker, backbone.name, weights.sha256, params, tags, trained_by)
 
 
 def log_probed(run: Run, data: PreparedDataset) -> None:
@@ -202,7 +226,7 @@ def log_probed(run: Run, data: PreparedDataset) -> None:
     run.log_dataset(data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes)
 
 
-def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> Cell:
+def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, model: str) -> Cell:
     """Write what came out into the run."""
     missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
     if missing:
@@ -210,7 +234,11 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> C
     result.notes += task.deviations(told.data)
     if told.data.skipped:
         result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
-    _write(run, result, task.protocol(told.data))
+    protocol = task.protocol(told.data)
+    # the Models page has a column for each "dataset": a task under one protocol is what can be compared
+    scored = {"model_id": model, "dataset_name": task.name, "dataset_digest": content_key(protocol)[:36]}
+    run.log_metrics(result.metrics, **scored)
+    _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
     for log in sorted(told.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(told.work_dir).parts[:-2]]))
@@ -221,7 +249,6 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> C
 
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
-    run.log_metrics(result.metrics)
     run.log_metrics({f"cost/{name}": value for name, value in result.cost.items()})
     run.log_json(protocol, "protocol.json")
     run.log_json({k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json")

@@ -21,6 +21,7 @@ from benchmark.suites.registry import MadeBackbone
 from probes.datasets.base import PreparedDataset
 from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key
+from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.run import Run, Tracker, environment
 from reports.mlflow.views import MAIN_TAG
 
@@ -33,6 +34,7 @@ class Parent:
         name, architecture, weights, identity: of the backbone, which itself (gigabytes, perhaps) need not be kept.
         overrides: ``--set`` of the run; part of its identity.
         made: how the backbone is made, and what that cost.
+        model: id of its LoggedModel.
     """
 
     suite: str
@@ -45,6 +47,7 @@ class Parent:
     made: MadeBackbone
     tasks: Sequence[PlannedTask]
     data: Mapping[str, PreparedDataset]
+    model: str
 
     @classmethod
     def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
@@ -87,6 +90,7 @@ class Parent:
             "weights.source": self.weights.source,
             "weights.licence": self.weights.licence,
             "run.key": self.key,
+            MODEL_TAG: self.model,
             "train.run": self.made.run,
             "experts": ",".join(subsets().get(self.name, ())),
             MAIN_TAG: ",".join(f"{task.name}/{next(iter(task.probe.metrics))}" for task in self.tasks),
@@ -110,6 +114,7 @@ class Parent:
             "run.json",
         )  # fmt: skip
         if earlier is None:
+            run.log_models(inputs=[self.model])
             run.log_metrics({f"cost/{name}": value for name, value in self.made.cost.items()})
         for used in {(d.spec.name, d.fingerprint): d for d in self.data.values()}.values():
             log_probed(run, used)

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
@@ -287,6 +287,15 @@ class Run:
             profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
         )
         self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+        """Link LoggedModels, by id, that the run works with or has made."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        if inputs:
+            self.tracker.client.log_inputs(self.id, models=[LoggedModelInput(one) for one in inputs])
+        if outputs:
+            self.tracker.client.log_outputs(self.id, [LoggedModelOutput(one, step=0) for one in outputs])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file as an artifact, whole or not at all."""
