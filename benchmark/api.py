@@ -95,7 +95,7 @@ class Results:
         if run_id is None and mlflow.active_run() is None:
             raise UserError("no MLflow run is active; start one with mlflow.start_run(), or give run_id")
         means = self.frame.groupby(["task", "metric"], sort=False).value.mean()
-        metrics = {metric_key("/".join(pair)): value for pair, value in means.to_dict().items()}
+        metrics = {metric_key(f"{pair[0]}/{pair[1]}"): value for pair, value in means.to_dict().items()}
         mlflow.log_metrics(metrics, step=step, run_id=run_id)
 
     def report(self, out: str | Path = "report", baseline: str | None = None) -> Path:

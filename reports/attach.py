@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 
 from reports.errors import TrackingError
 from reports.mlflow.client import connect, tracking_uri
+from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
+from reports.mlflow.views import save_view
 from reports.render.export import write
 from reports.report import Request, build
 
@@ -16,7 +18,8 @@ FOLDER = "report"
 
 
 def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Path("report")) -> Path:
-    """Build a report, store its page as ``report/index.html`` in each of the runs, and say where it can be opened.
+    """Build a report, store its page as ``report/index.html`` in each of the runs, and say where it can be opened. What it
+    compared goes to the model registry, and the experiment's saved view gets its tasks.
 
     Args:
         fallback: folder for a copy where the store's artifacts are on another machine.
@@ -26,6 +29,12 @@ def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Pat
     """
     report = build(request)
     client = connect(tracking_uri(request.tracking_uri))
+    if report.analysis is not None:
+        found = report.analysis.selection
+        gains = {name: gain.typical.value for name, gain in report.analysis.gains.items()}
+        register(client, found.parents, found.baseline, gains)
+        for experiment in {run.experiment_id for run in found.parents.values()}:
+            save_view(client, experiment)
     with TemporaryDirectory() as scratch:
         (page,) = write(report, Path(scratch))
         for run_id in run_ids:

@@ -191,7 +191,8 @@ def build(
     if request.study:
         return _study_report(store, request)
     experiments = list(request.experiments) or default_experiments(store)
-    runs = store.runs(experiments)
+    named = [*request.backbones, *filter(None, [request.baseline])] if request.backbones else []
+    runs = store.runs_about(experiments, named, request.tasks)
     in_study = {run.id for run in runs if run.tags.get(STUDY_TAG)}
     while more := {run.id for run in runs if run.parent in in_study and run.id not in in_study}:
         in_study |= more  # a trial's tasks are compared with other trials, not with finished backbones
@@ -200,6 +201,7 @@ def build(
         counted,
         experiments, request.backbones, request.baseline, request.tasks,
     )  # fmt: skip
+    store.fetch((cell.run for cells in selection.cells.values() for cell in cells), "per_image.npz")
     steps = len(selection.columns) * len(selection.backbones)
     start("per-image scores", steps)
     analysis = analyse(store, selection, resamples=request.resamples, advance=advance)

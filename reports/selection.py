@@ -89,21 +89,14 @@ def default_experiments(store: Store) -> list[str]:
         TrackingError: no task was ever finished in this store.
     """
     known = store.experiments()
-    latest: dict[str, int] = {}
-    for name in known:
-        page = store.client.search_runs(
-            [known[name]],
-            "attributes.status = 'FINISHED' and tags.protocol != ''",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
+    wanted, newest = "attributes.status = 'FINISHED' and tags.protocol != ''", ["attributes.start_time DESC"]
+    for identities in ([known["mini"]] if "mini" in known else [], list(known.values())):
+        page = store.client.search_runs(identities, wanted, max_results=1, order_by=newest) if identities else []
         if len(page):
-            latest[name] = page[0].info.start_time
-    if not latest:
-        raise TrackingError(
-            f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first, or give --tracking-uri"
-        )
-    return ["mini"] if "mini" in latest else [max(latest, key=lambda name: latest[name])]
+            return [name for name, identity in known.items() if identity == page[0].info.experiment_id]
+    raise TrackingError(
+        f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first, or give --tracking-uri"
+    )
 
 
 def select(

@@ -88,16 +88,6 @@ async def drive(
             await asyncio.gather(*under_way, return_exceptions=True)
 
 
-def earlier_run(tracker: Tracker, run_id: str | None) -> str | None:
-    """The id of a run that can be taken up – in this store and experiment, not deleted – or None."""
-    try:
-        info = tracker.client.get_run(run_id).info if run_id else None
-    except Exception:
-        return None
-    there = info and info.lifecycle_stage == "active" and info.experiment_id == tracker.experiment_id
-    return run_id if there else None
-
-
 @dataclass
 class _Driver:
     sweep: Sweep
@@ -127,7 +117,7 @@ class _Driver:
         cell = str(attrs.get("cell", ""))
         name = f"trial {trial.number} · {short(params, sweep.space.base)}"
         tags = {"study": sweep.name, "trial": str(trial.number), "cell.params": cell, "suite": tracker.experiment}
-        resume = earlier_run(tracker, attrs.get("mlflow.run"))
+        resume = attrs.get("mlflow.run") if tracker.known(attrs.get("mlflow.run")) else None
         pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune) if sweep.prune else None
         try:
             with tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:

@@ -1,8 +1,9 @@
-"""``ui``: MLflow's own UI on the right store, on loopback."""
+"""``ui``: MLflow's own UI on the right store, on loopback, opened on an experiment's runs."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``ui``."""
     add_tracking(parser)
     parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--experiment", metavar="NAME", help="what it opens on (default: as `report` chooses)")
+    parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -24,19 +27,59 @@ def main(options: argparse.Namespace) -> int:
     from reports.mlflow.client import connect, hide_password, tracking_uri
 
     uri = tracking_uri(options.tracking_uri)
-    if uri.startswith(("http://", "https://")):
-        console.print(f"the store is a server with its own UI: open {uri}")
-        return 0
     connect(uri)  # makes and migrates a new database, says what is wrong with a bad one
+    if uri.startswith(("http://", "https://")):
+        link = _link(uri, uri, options.experiment)
+        console.print(f"the store is a server with its own UI: open {link}", soft_wrap=True, markup=False)
+        _open(link, options)
+        return 0
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", options.port)) == 0:
             raise TrackingError(f"port {options.port} is taken; choose another with --port")
-    console.print(f"MLflow on {hide_password(uri)}: open http://127.0.0.1:{options.port} (Ctrl-C ends it)")
+    link = _link(f"http://127.0.0.1:{options.port}", uri, options.experiment)
+    console.print(f"MLflow on {hide_password(uri)}: open {link} (Ctrl-C ends it)", soft_wrap=True, markup=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(options.port)])
     try:
+        _open(link, options, server)
         return server.wait()
     except KeyboardInterrupt:
         server.terminate()
         server.wait()
         return 0
+
+
+def _link(ui: str, uri: str, experiment: str | None) -> str:
+    """The runs of an experiment; without one, MLflow's first page: an experiment alone would open on its language-model view."""
+    from reports.errors import TrackingError
+    from reports.mlflow.query import Store
+    from reports.mlflow.views import runs_link, save_view
+    from reports.selection import default_experiments
+
+    store = Store(uri)
+    try:
+        (name,) = [experiment] if experiment else default_experiments(store)
+    except TrackingError:  # nothing was run yet
+        return ui
+    identity = store.experiment_ids([name])[name]
+    save_view(store.client, identity)
+    return runs_link(ui, store.client, identity)
+
+
+def _open(link: str, options: argparse.Namespace, server: subprocess.Popen | None = None) -> None:
+    """Show it in the user's browser, where there is a screen, as soon as the server answers."""
+    import time
+    import urllib.request
+    import webbrowser
+
+    screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if options.no_open or not screen:
+        return
+    while server is not None and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{options.port}/health", timeout=2).close()
+            break
+        except OSError:
+            time.sleep(0.3)
+    if server is None or server.poll() is None:
+        webbrowser.open(link)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from backbones import Backbone, UserError
-from backbones.utils.files import content_key, home, write_json
+from backbones.utils.files import content_key, home, read_object, write_json
 from backbones.utils.locks import lock_file, locked
 from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
@@ -27,8 +28,11 @@ from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResu
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
 from reports.metrics import TAG, declare
-from reports.mlflow.client import metric_name
+from reports.mlflow.client import metric_key
+from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
+
+STARTED = "cell.json"  # in a cell's scratch folder: the run that it was begun in
 
 
 @dataclass
@@ -57,8 +61,8 @@ def finished_cell(
     run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed), **under)
     if run is None:
         return None
-    stored = {metric_name(key): value for key, value in run.data.metrics.items()}
-    metrics = {name: stored[name] for name in run.data.tags.get("metrics", "").split(",") if name in stored}
+    stored, names = run.data.metrics, run.data.tags.get("metrics", "").split(",")
+    metrics = {name: stored[metric_key(name)] for name in names if metric_key(name) in stored}
     return Cell(backbone.name, task.name, seed, "cached", metrics, run_id=run.info.run_id)
 
 
@@ -79,6 +83,11 @@ class CellContext:
     seed: int
     device: torch.device
     num_workers: int
+
+    @cached_property
+    def model(self) -> str:
+        """The backbone's LoggedModel."""
+        return log_backbone(self.tracker, self.backbone)
 
     def of_task(
         self, task: PlannedTask, data: PreparedDataset, work_dir: Path, log: RunLog, progress: Progress
@@ -132,7 +141,7 @@ def run_cells(
                     if isinstance(result, Exception):
                         raise result
                     result.cost |= {"seconds": seconds, "disk_bytes": disk, "peak_memory_mb": peak_mb(context.device)}
-                    outcome = _finish(task, told, run, result)
+                    outcome = _finish(task, told, run, result, context.model)
             except Exception as error:
                 outcome = error
             ended(task, outcome)
@@ -183,15 +192,41 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         TAG: declare(task.probe.metrics),
     }
     params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
-    with _work_dir(cell) as work_dir, tracker.run(task.name, tags=tags, params=params, parent=context.parent) as run:
-        run.log_dataset(
-            task.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()),
-            **{split: len(s) for split, s in data.samples.items()},
-        )  # fmt: skip
-        yield context.of_task(task, data, work_dir, run, reporter()), run
+    with _work_dir(cell) as work_dir:
+        # one that was stopped, or broke, goes on in its own run: its curves are in one piece
+        begun = tracker.known(read_object(work_dir / STARTED).get("run"))
+        resume = begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
+        how = {"tags": tags, "params": params, "parent": context.parent, "resume": resume, "monitored": True}
+        with tracker.run(task.name, **how) as run:
+            write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
+            log_probed(run, data)
+            run.log_models(inputs=[context.model])
+            yield context.of_task(task, data, work_dir, run, reporter()), run
 
 
-def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> Cell:
+def log_backbone(tracker: Tracker, backbone: Backbone, trained_by: str = "") -> str:
+    """The id of a backbone's LoggedModel, made where these weights have none in this experiment."""
+    weights = backbone.weights
+    params = {
+        "architecture": backbone.architecture,
+        "parameters": sum(one.numel() for one in backbone.parameters()),
+        "image_size": "x".join(map(str, backbone.data.size)),
+        "embed_dim": backbone.embed_dim,
+        "channels": backbone.channels,
+        "strides": backbone.strides,
+        "text": backbone.has_text,
+    }
+    tags = {"backbone": backbone.name, "weights.source": weights.source, "weights.licence": weights.licence}
+    return logged_model(tracker, backbone.name, weights.sha256, params, tags, trained_by)
+
+
+def log_probed(run: Run, data: PreparedDataset) -> None:
+    """The dataset of a task, with the sizes of its splits, as an input of a run."""
+    sizes = {split: len(samples) for split, samples in data.samples.items()}
+    run.log_dataset(data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes)
+
+
+def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, model: str) -> Cell:
     """Write what came out into the run."""
     missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
     if missing:
@@ -199,7 +234,11 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> C
     result.notes += task.deviations(told.data)
     if told.data.skipped:
         result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
-    _write(run, result, task.protocol(told.data))
+    protocol = task.protocol(told.data)
+    # the Models page has a column for each "dataset": a task under one protocol is what can be compared
+    scored = {"model_id": model, "dataset_name": task.name, "dataset_digest": content_key(protocol)[:36]}
+    run.log_metrics(result.metrics, **scored)
+    _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
     for log in sorted(told.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(told.work_dir).parts[:-2]]))
@@ -210,7 +249,6 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult) -> C
 
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
-    run.log_metrics(result.metrics)
     run.log_metrics({f"cost/{name}": value for name, value in result.cost.items()})
     run.log_json(protocol, "protocol.json")
     run.log_json({k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json")
@@ -258,7 +296,6 @@ def _work_dir(cell: str) -> Iterator[Path]:
         raise UserError(
             f"cannot write {folder}: {error.strerror}; set CLIPTEX_HOME to a folder you can write"
         ) from error
-    write_json(folder / "cell.json", {"cell": cell, "started": time.strftime("%Y-%m-%dT%H:%M:%S")})
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

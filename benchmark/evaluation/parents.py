@@ -14,14 +14,16 @@ from backbones.base import Backbone, Weights
 from backbones.cliptex.training.recipes import subsets
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key
-from benchmark.evaluation.cell import Cell
+from benchmark.evaluation.cell import Cell, log_probed
 from benchmark.evaluation.plan import PlannedTask, find_planned
 from benchmark.evaluation.table import number
 from benchmark.suites.registry import MadeBackbone
 from probes.datasets.base import PreparedDataset
 from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key
+from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.run import Run, Tracker, environment
+from reports.mlflow.views import MAIN_TAG
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Parent:
         name, architecture, weights, identity: of the backbone, which itself (gigabytes, perhaps) need not be kept.
         overrides: ``--set`` of the run; part of its identity.
         made: how the backbone is made, and what that cost.
+        model: id of its LoggedModel.
     """
 
     suite: str
@@ -44,6 +47,7 @@ class Parent:
     made: MadeBackbone
     tasks: Sequence[PlannedTask]
     data: Mapping[str, PreparedDataset]
+    model: str
 
     @classmethod
     def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
@@ -77,7 +81,6 @@ class Parent:
 
     def open(self, tracker: Tracker, earlier: Any | None, device: str) -> AbstractContextManager[Run]:
         """The run, for a ``with`` block."""
-        env = environment()
         tags = {
             "backbone": self.name,
             "architecture": self.architecture,
@@ -87,11 +90,10 @@ class Parent:
             "weights.source": self.weights.source,
             "weights.licence": self.weights.licence,
             "run.key": self.key,
+            MODEL_TAG: self.model,
             "train.run": self.made.run,
             "experts": ",".join(subsets().get(self.name, ())),
-            "git.commit": env["git.commit"],
-            "mlflow.source.git.commit": env["git.commit"].partition("+")[0],
-            "mlflow.source.name": "python -m benchmark run",
+            MAIN_TAG: ",".join(f"{task.name}/{next(iter(task.probe.metrics))}" for task in self.tasks),
             **self.protocols(),
         }
         params = {"backbone": self.name, "suite": self.suite, "seed": self.seed, "device": device, **self.overrides}
@@ -112,15 +114,18 @@ class Parent:
             "run.json",
         )  # fmt: skip
         if earlier is None:
+            run.log_models(inputs=[self.model])
             run.log_metrics({f"cost/{name}": value for name, value in self.made.cost.items()})
         for used in {(d.spec.name, d.fingerprint): d for d in self.data.values()}.values():
-            run.log_dataset(used.spec.name, used.fingerprint, "probing", source=str(used.root.resolve()))
+            log_probed(run, used)
 
     def end(self, run: Run, cells: Sequence[Cell], earlier: Any | None) -> None:
         """Metrics of all cells, a table as description, and the honest status."""
-        run.log_metrics({f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()})
+        before = earlier.data.metrics if earlier is not None else {}
+        found = {f"{cell.task}/{name}": value for cell in cells for name, value in cell.metrics.items()}
+        run.log_metrics({name: value for name, value in found.items() if before.get(metric_key(name)) != value})
         run.set_tags({f"cached.{c.task.replace('/', '.')}": c.run_id for c in cells if c.status == "cached"})
-        run.describe(self._note(cells, earlier.data.metrics if earlier is not None else {}))
+        run.describe(self._note(cells, before))
         run.flush()
         broken = [cell for cell in cells if cell.status == "failed"]
         if broken:

@@ -17,7 +17,7 @@ from backbones import Backbone, UserError
 from backbones.utils.errors import NonFiniteLoss, users_line
 from backbones.utils.files import write_json
 from backbones.utils.overrides import parse_pairs
-from benchmark.evaluation.cell import Cell, finished_cell
+from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.probing import Probing
@@ -179,8 +179,9 @@ class _Evaluation:
         cells = self._known(backbone, seed)
         left = [task for task in plan.tasks if task.name not in cells]
         parent = Parent.of(
-            backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data
-        )
+            backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data,
+            model=log_backbone(tracker, backbone, made.run),
+        )  # fmt: skip
         name = backbone.name
         del backbone  # gigabytes, perhaps, while others are loaded
         earlier = None if self.options.force else parent.earlier(tracker)

@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections import deque
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -90,7 +90,9 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
         if not missing and (writer.root / MANIFEST).is_file():
             return LabelStore(writer.root).manifest
         tags = {"labels.file": str(writer.root), "labelling.kind": labelling_kind(writer)}
-        with stage_run(Tracker(request.experiment), "label", f"label {source.name}", tags, params) as run:
+        with stage_run(
+            Tracker(request.experiment), "label", f"label {PurePath(source.name).name}", tags, params
+        ) as run:
             steps = itertools.count(1)
 
             async def label() -> None:

@@ -12,7 +12,7 @@ from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter, reporting
 from reports.mlflow.client import tracking_uri
-from reports.mlflow.run import Run, Tracker, git_commit
+from reports.mlflow.run import Run, Tracker
 
 
 @contextmanager
@@ -46,10 +46,8 @@ def stage_run(
     parent: Run | None = None,
 ) -> Iterator[Run]:
     """An MLflow run for a stage (under ``parent``)."""
-    about = {"stage": stage, "suite": tracker.experiment, "mlflow.source.name": f"python -m benchmark {stage}", **tags}
-    if commit := git_commit():
-        about["git.commit"] = commit
-    with tracker.run(name, tags=about, params=params, parent=parent) as run, as_interrupt():
+    about = {"stage": stage, "suite": tracker.experiment, **tags}
+    with tracker.run(name, tags=about, params=params, parent=parent, monitored=True) as run, as_interrupt():
         yield run
 
 

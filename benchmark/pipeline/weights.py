@@ -22,6 +22,7 @@ from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
 from reports.mlflow.client import hide_password
+from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker, environment
 from sweeps.errors import TrialPruned
 
@@ -172,10 +173,17 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
             {"recipe": recipe.settings(), "init": inputs.init, "environment": environment(), "notes": result.notes},
             "train.json",
         )
-        # the many trials of a sweep stay in CLIPTEX_HOME alone
+        # those of a sweep's many trials, and enormous ones, stay where they are: MLflow has their path and sha256
         kept = parent is None and result.path.stat().st_size <= MOST_BYTES
         # a recipe file's name may be any: it is loaded as the recipe's own backbone only where one has its name
         name = recipe.name if recipe.name in backbones.names() else "cliptex"
+        about = {
+            "backbone": recipe.name,
+            "weights.source": str(result.path.absolute()),
+            "weights.artifact": f"runs:/{run.id}/weights/{result.path.name}" if kept else "",
+        }
+        facts = {"architecture": tags["architecture"], "seed": recipe.seed, **params}
+        run.log_models(outputs=[logged_model(tracker, recipe.name, result.sha256, facts, about, run.id)])
         if kept:
             run.log_file(result.path, "weights")
             run.log_text(LOADER.format(name=name, file=result.path.name), "weights/load.py")
@@ -196,7 +204,7 @@ def load():
     weights = Path(__file__).with_name({file!r})
     return backbones.create({name!r}, weights=str(weights), any_architecture=True)
 '''
-MOST_BYTES = 200_000_000  # of weights that are kept in MLflow; bigger ones stay where they are, by path
+MOST_BYTES = 4_000_000_000  # of weights that are copied to MLflow: a ViT-L is; bigger ones are kept by reference
 
 
 def _how_to_load(result: TrainResult, recipe: str, name: str, run_id: str, uri: str) -> str:

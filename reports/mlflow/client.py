@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock
 from reports.errors import TrackingError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+PREFIX = "cliptex."  # of our own tags as MLflow has them; everywhere else they are named without it
 # What MLflow answers to a wrong call; everything else is the store's own trouble: unreachable, full, forbidden.
 CALLERS_FAULT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
@@ -57,7 +58,9 @@ def using(given: str | None = None) -> Iterator[str]:
 
 
 class Client:
-    """An ``MlflowClient`` (all its methods) whose errors are a ``TrackingError`` when it is the store that fails."""
+    """An ``MlflowClient`` (all its methods) whose errors are a ``TrackingError`` when it is the store that fails, and which
+    writes, finds and returns runs with our own tags, ``PREFIX`` being between it and the store. Tags without it, as older
+    versions of this suite wrote them, are read alike."""
 
     def __init__(self, uri: str) -> None:
         from mlflow.tracking import MlflowClient
@@ -83,6 +86,52 @@ class Client:
                 ) from error
 
         return call
+
+    def search_runs(
+        self, experiment_ids: Sequence[str], filter_string: str = "", *, older: bool = False, **options: Any
+    ) -> Any:
+        """As MLflow's; where a filter on our own tags finds nothing, what an older version wrote is looked for (``older``: that
+        alone)."""
+        search = self.__getattr__("search_runs")
+        prefixed = filter_string if older else OWN_TAG.sub(rf"tags.`{PREFIX}\2`", filter_string)
+        page = search(experiment_ids, prefixed, **options)
+        if not page and prefixed != filter_string and not options.get("page_token"):
+            page = search(experiment_ids, filter_string, **options)
+        for run in page:
+            _without_prefix(run.data.tags)
+        return page
+
+    def get_run(self, run_id: str) -> Any:
+        """As MLflow's."""
+        run = self.__getattr__("get_run")(run_id)
+        _without_prefix(run.data.tags)
+        return run
+
+    def create_run(self, experiment_id: str, *, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
+        """As MLflow's."""
+        named = {tag_key(name): value for name, value in (tags or {}).items()}
+        return self.__getattr__("create_run")(experiment_id, tags=named, **options)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """All in one request; values are cut at 5,000 characters."""
+        from mlflow.entities import RunTag
+
+        found = [RunTag(tag_key(name), str(value)[:5000]) for name, value in tags.items()]
+        for start in range(0, len(found), 100):
+            self.log_batch(run_id, tags=found[start : start + 100])
+
+
+OWN_TAG = re.compile(rf"tags\.(`?)(?!mlflow\.|{re.escape(PREFIX)})([\w.-]+)\1")  # in a filter
+
+
+def tag_key(name: str) -> str:
+    """A tag's name in MLflow."""
+    return name if name.startswith(("mlflow.", PREFIX)) else PREFIX + name
+
+
+def _without_prefix(tags: dict[str, str]) -> None:
+    for name in [name for name in tags if name.startswith(PREFIX)]:
+        tags[name.removeprefix(PREFIX)] = tags.pop(name)
 
 
 def connect(uri: str) -> Client:
@@ -162,9 +211,9 @@ def metric_key(name: str) -> str:
     return name.replace("@", "_at_").replace("+", "")
 
 
-def metric_name(key: str) -> str:
-    """The inverse of ``metric_key``, for names without ``+``."""
-    return key.replace("_at_", "@")
+def metric_name(key: str, known: Iterable[str] = ()) -> str:
+    """The inverse of ``metric_key``, for ``known`` names (those that a run declares) and recalls (``R@1``)."""
+    return next((name for name in known if metric_key(name) == key), re.sub(r"(?<=R)_at_(?=\d+$)", "@", key))
 
 
 def hide_password(uri: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +15,13 @@ import pandas as pd
 
 from reports.errors import TrackingError, instead
 from reports.metrics import Metric, declared
-from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
+from reports.mlflow.client import PREFIX, connect, metric_key, metric_name, tag_key, tracking_uri
 
 PAGE = 1000  # runs a request
+THREADS = 8  # requests at the same time
+ANY = "*"  # of a filter: whatever the tag's value
+MOST_FILTERS = 64  # requests that a filtered reading may take
+REFERS = ("cached.", "reused.", "train.run")  # tags whose values are ids of other runs
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
 COLUMNS = (
@@ -103,7 +108,6 @@ class Store:
             raise TrackingError(f"there is no MLflow store at {self.uri}; run something first, or give --tracking-uri")
         self.client = connect(self.uri)
         self._scratch = TemporaryDirectory(prefix="cliptex-report-")
-        self._fetched: dict[tuple[str, str], Path] = {}
         self._listed: dict[tuple[str, str], set[str]] = {}
 
     def experiments(self) -> dict[str, str]:
@@ -116,54 +120,132 @@ class Store:
             if not token:
                 return found
 
-    def runs(self, experiments: Sequence[str], filter_string: str = "") -> list[StoredRun]:
-        """All runs of the named experiments, oldest first.
+    def experiment_ids(self, names: Sequence[str]) -> dict[str, str]:
+        """Name → id of the named experiments. Raises ``TrackingError`` for one that does not exist; names the nearest."""
+        known = self.experiments()
+        for name in names:
+            if name not in known:
+                raise TrackingError(f"no experiment {name!r} in the MLflow store; {instead(name, known)}")
+        return {name: known[name] for name in names}
+
+    def runs(self, experiments: Sequence[str], *filters: Mapping[str, str]) -> list[StoredRun]:
+        """Runs of the named experiments, oldest first: all of them, or those that have all the tags of one of ``filters``, and
+        what these refer to (cells that were finished before, the training of their weights). The store filters; pages are read
+        at the same time.
+
+        Args:
+            filters: tag → value, ``ANY`` for whatever it is (``{"backbone": "clip", "task": "voc/linear"}``).
 
         Raises:
             TrackingError: an experiment does not exist; names the nearest.
         """
-        known = self.experiments()
-        for name in experiments:
-            if name not in known:
-                raise TrackingError(f"no experiment {name!r} in the MLflow store; {instead(name, known)}")
-        names = {known[name]: name for name in experiments}
-        runs: list[StoredRun] = []
-        token = None
-        while names:
-            page = self.client.search_runs(
-                list(names), filter_string, max_results=PAGE, page_token=token, order_by=["attributes.start_time ASC"]
-            )
-            runs.extend(_plain(run, names) for run in page)
-            token = page.token
-            if not token:
-                break
-        return runs
+        names = {identity: name for name, identity in self.experiment_ids(experiments).items()}
+        if not names:
+            return []
+        found = self._search(names, [_terms(one) for one in filters] or [""])
+        # MLflow knows no "or": what an older version wrote, without our prefix, is asked for where there is any
+        if filters and len(
+            self.client.search_runs(list(names), "tags.`weights.sha256` != ''", older=True, max_results=1)
+        ):
+            older = [_terms(one).replace(f"tags.`{PREFIX}", "tags.`") for one in filters]
+            found |= self._search(names, older, older=True)
+        referred = {value for run in found.values() for tag, value in run.tags.items() if tag.startswith(REFERS)}
+        missing = sorted(referred - found.keys()) if filters else []
+        chunks = [
+            ", ".join(f"'{one}'" for one in missing[start : start + 100]) for start in range(0, len(missing), 100)
+        ]
+        found |= self._search(names, [f"attributes.run_id IN ({chunk})" for chunk in chunks])
+        return sorted(found.values(), key=lambda run: (run.started, run.id))
+
+    def runs_about(
+        self, experiments: Sequence[str], backbones: Sequence[str] = (), tasks: Sequence[str] = ()
+    ) -> list[StoredRun]:
+        """``runs`` that say something of these backbones (``NAME`` or ``NAME@SHA``) and tasks, or that belong to a study; all
+        where nothing is named, or where something that is named is not there: whoever reports that says what is."""
+        named = list(dict.fromkeys(name.partition("@")[0] for name in backbones))
+        who = [{"backbone": name} for name in named] or [{}]
+        what = [{"task": name} for name in tasks] or [{}]
+        if len(who) * len(what) > MOST_FILTERS:  # of the two the one that is fewer requests
+            who, what = (who, [{}]) if len(named or [*who, *what]) <= len(what) else ([{}], what)
+        filters = [{**one, **other} for one in who for other in what]
+        if not all(filters):
+            return self.runs(experiments)
+        if what != [{}]:  # the runs of a backbone that have no task
+            filters += [{**one, "run.key": ANY} for one in who]
+        runs = self.runs(experiments, *filters, {"study": ANY})
+        there = {run.tags.get("backbone") for run in runs} | {run.tags.get("task") for run in runs}
+        return runs if there.issuperset([*named, *tasks]) else self.runs(experiments)
+
+    def _search(self, names: Mapping[str, str], filters: Sequence[str], **how: bool) -> dict[str, StoredRun]:
+        """Id → run; of what does not fit a page, sixteen parts are read at the same time, by the first digit of their ids."""
+        found: dict[str, StoredRun] = {}
+
+        def pages(filter_string: str, first_only: bool = False) -> str | None:
+            token = None
+            while True:
+                page = self.client.search_runs(list(names), filter_string, max_results=PAGE, page_token=token, **how)
+                found.update({run.info.run_id: _plain(run, names) for run in page})
+                token = page.token
+                if first_only or not token:
+                    return token
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            more = list(pool.map(lambda one: pages(one, first_only=True), filters))
+            parts = [
+                " and ".join(filter(None, [one, f"attributes.run_id LIKE '{digit}%'"]))
+                for one, token in zip(filters, more, strict=True) if token for digit in "0123456789abcdef"
+            ]  # fmt: skip
+            list(pool.map(pages, parts))
+        return found
 
     def history(self, run_id: str, metric: str, most: int = 160) -> tuple[list[int], list[float]]:
         """Steps and values of a training curve, thinned to about ``most`` points (first and last are kept)."""
         points = sorted(self.client.get_metric_history(run_id, metric_key(metric)), key=lambda m: (m.step, m.timestamp))
-        stride = max(1, -(-len(points) // most))
-        kept = points[::stride] + ([points[-1]] if points and (len(points) - 1) % stride else [])
-        return [m.step for m in kept], [m.value for m in kept]
+        curve = list(
+            {point.step: point.value for point in points}.items()
+        )  # a training that went on repeats some steps
+        stride = max(1, -(-len(curve) // most))
+        kept = curve[::stride] + ([curve[-1]] if curve and (len(curve) - 1) % stride else [])
+        return [step for step, _ in kept], [value for _, value in kept]
 
     def artifact(self, run: StoredRun, name: str) -> Path | None:
-        """A file of a run on this disk (fetched when the store is elsewhere), or None where the run has none."""
+        """A file of a run on this disk, or None where the run has none. What is fetched of a finished run, which does not change
+        any more, is kept for later reports, by the run's id."""
         local = local_folder(run.artifacts)
         if local is not None:
             return local / name if (local / name).is_file() else None
-        key = (run.id, name)
-        if key not in self._fetched:
-            folder = name.rpartition("/")[0]
-            # artifact stores say "not there" in many ways: ask before fetching
-            if (run.id, folder) not in self._listed:
-                found = self.client.list_artifacts(run.id, folder or None)
-                self._listed[run.id, folder] = {one.path for one in found}
-            if name not in self._listed[run.id, folder]:
-                return None
-            place = Path(self._scratch.name) / run.id
-            place.mkdir(exist_ok=True)
-            self._fetched[key] = Path(self.client.download_artifacts(run.id, name, str(place)))
-        return self._fetched[key]
+        place = (_kept() if run.status == "FINISHED" else Path(self._scratch.name)) / run.id
+        if (place / name).is_file():
+            return place / name
+        folder = name.rpartition("/")[0]
+        # artifact stores say "not there" in many ways: ask before fetching
+        if (run.id, folder) not in self._listed:
+            found = self.client.list_artifacts(run.id, folder or None)
+            self._listed[run.id, folder] = {one.path for one in found}
+        if name not in self._listed[run.id, folder]:
+            return None
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place) as scratch:
+            Path(self.client.download_artifacts(run.id, name, scratch)).replace(place / name)
+        return place / name
+
+    def fetch(self, runs: Iterable[StoredRun], *names: str) -> None:
+        """``artifact`` of many at the same time, where the store's are elsewhere."""
+        away = [(run, name) for run in runs for name in names if local_folder(run.artifacts) is None]
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda one: self.artifact(*one), away))
+
+
+def _kept() -> Path:
+    """Where artifacts of other machines are kept: as for all of the suite's caches, ``$CLIPTEX_HOME``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cliptex"
+    return Path(os.environ.get("CLIPTEX_HOME") or cache).expanduser() / "artifacts"
+
+
+def _terms(tags: Mapping[str, str]) -> str:
+    """A filter as MLflow writes it."""
+    wanted = {tag_key(name): value.replace("'", "") for name, value in tags.items()}
+    return " and ".join(f"tags.`{name}` " + ("!= ''" if v == ANY else f"= '{v}'") for name, v in wanted.items())
 
 
 def local_folder(uri: str) -> Path | None:
@@ -176,10 +258,11 @@ def local_folder(uri: str) -> Path | None:
 
 def _plain(run: Any, experiments: Mapping[str, str]) -> StoredRun:
     info, data = run.info, run.data
+    names = declared(data.tags)
     return StoredRun(
         info.run_id, info.run_name or "", experiments[info.experiment_id], info.experiment_id, info.status,
         info.start_time or 0, info.end_time or 0, info.artifact_uri or "", data.tags, data.params,
-        {metric_name(key): value for key, value in data.metrics.items()},
+        {metric_name(key, names): v for key, v in data.metrics.items() if not key.startswith("system/")},
     )  # fmt: skip
 
 

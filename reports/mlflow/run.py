@@ -8,24 +8,28 @@ for ever.
 from __future__ import annotations
 
 import contextlib
+import functools
+import getpass
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePath
 from typing import Any
 
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
-from reports.mlflow.client import connect, metric_key, tracking_uri
+from reports.mlflow.client import connect, metric_key, tag_key, tracking_uri
 
 FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
@@ -90,7 +94,7 @@ class Tracker:
 
     def close(self, run_id: str, reason: str) -> None:
         """End a run as KILLED whose process cannot, or must not, end it itself."""
-        self.client.set_tag(run_id, FAILURE_TAG, reason)
+        self.client.set_tags(run_id, {FAILURE_TAG: reason})
         self.client.set_terminated(run_id, "KILLED")
 
     def search(self, filter_string: str) -> list[Any]:
@@ -116,6 +120,15 @@ class Tracker:
         runs = self.search(" and ".join(["attributes.status = 'FINISHED'", *terms]))
         return runs[0] if runs else None
 
+    def known(self, run_id: str | None) -> Any | None:
+        """A run by its id, if it is in this store and experiment and not deleted; else None."""
+        try:
+            run = self.client.get_run(run_id) if run_id else None
+        except Exception:
+            return None
+        here = run and run.info.lifecycle_stage == "active" and run.info.experiment_id == self.experiment_id
+        return run if here else None
+
     @contextmanager
     def run(
         self,
@@ -125,6 +138,7 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         parent: Run | None = None,
         resume: str | None = None,
+        monitored: bool = False,
     ) -> Iterator[Run]:
         """A run for the length of a ``with`` block.
 
@@ -133,24 +147,24 @@ class Tracker:
             tags, params: written at the start; params are short typed facts, the whole config belongs in an artifact.
             parent: the run under which it nests.
             resume: id of an earlier run to take up again instead of starting a new one.
+            monitored: keep MLflow's system metrics (CPU, memory, GPU, disk, network), a point a minute.
         """
-        tags = {key: value for key, value in {**heartbeat.tags(), **(tags or {})}.items() if value != ""}
+        tags = {k: v for k, v in {**_provenance(), **heartbeat.tags(), **(tags or {})}.items() if v != ""}
         if parent is not None:
             tags[PARENT_TAG] = parent.id
         if resume:
             run_id = resume
             self.client.update_run(run_id, status="RUNNING", name=name)
-            for key, value in tags.items():
-                self.client.set_tag(run_id, key, value)
+            self.client.set_tags(run_id, tags)
             with contextlib.suppress(Exception):
-                self.client.delete_tag(run_id, FAILURE_TAG)
+                self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
         else:
             run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         run = Run(self, run_id, name)
         try:
             if params and not resume:
                 run.log_params(params)
-            with _beating(run):
+            with _beating(run), _monitoring(run) if monitored else nullcontext():
                 yield run
             run.flush()
         except BaseException as error:
@@ -162,7 +176,7 @@ class Tracker:
             with contextlib.suppress(Exception):  # the first error is the one to show
                 run.flush()
             with contextlib.suppress(Exception):
-                self.client.set_tag(run_id, FAILURE_TAG, reason)
+                self.client.set_tags(run_id, {FAILURE_TAG: reason})
             with contextlib.suppress(Exception):
                 self.client.set_terminated(run_id, status)
             raise
@@ -180,13 +194,31 @@ def _beating(run: Run) -> Iterator[None]:
     def beat() -> None:
         while not over.wait(MLFLOW_BEAT):
             with contextlib.suppress(Exception):
-                run.tracker.client.set_tag(run.id, heartbeat.TIME_TAG, f"{time.time():.0f}")
+                run.set_tags({heartbeat.TIME_TAG: f"{time.time():.0f}"})
 
     threading.Thread(target=beat, name="mlflow-heartbeat", daemon=True).start()
     try:
         yield
     finally:
         over.set()
+
+
+@contextmanager
+def _monitoring(run: Run) -> Iterator[None]:
+    """MLflow's monitor of this machine, which stops with the run; where it cannot look or write, work goes on."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    monitor = None
+    with contextlib.suppress(Exception):
+        monitor = SystemMetricsMonitor(run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri)
+        monitor.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            if monitor is not None:
+                monitor.finish()
 
 
 class Run:
@@ -214,40 +246,56 @@ class Run:
         for start in range(0, len(entities), 100):
             self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record finite values at ``step``; NaN is missing, not a number, and is left out."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, **scored: str) -> None:
+        """Record finite values at ``step``; NaN is missing, not a number, and is left out.
+
+        Args:
+            scored: what was scored on what, for MLflow's Models page: ``model_id``, ``dataset_name``, ``dataset_digest``.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             value = float(value)
             if value == value and abs(value) != float("inf"):
-                self._buffer.append(Metric(metric_key(name), value, now, int(step)))
+                self._buffer.append(Metric(metric_key(name), value, now, int(step), **scored))
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags (values are cut at 5,000 characters)."""
-        from mlflow.entities import RunTag
-
-        self.tracker.client.log_batch(self.id, tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()])
+        self.tracker.client.set_tags(self.id, tags)
 
     def describe(self, markdown: str) -> None:
         """The run's description in the MLflow UI."""
         self.set_tags({"mlflow.note.content": markdown})
 
-    def log_dataset(self, name: str, digest: str, context: str, *, source: str = "", **profile: Any) -> None:
-        """Record that a dataset was used, from which folder (shown in the UI's Datasets column, with ``profile``)."""
+    def log_dataset(self, name: str, digest: str, context: str, *, source: str = "", **profile: int) -> None:
+        """Record that a dataset was used, from where (shown in the UI's Datasets column). MLflow keeps what was said of a digest
+        first.
+
+        Args:
+            name: a short one: of a path, its last part counts. profile: sizes, of splits say; their sum is ``num_rows``.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
-            name=name,
+            name=PurePath(name).name,
             digest=digest[:36],
             source_type="local",
             source=json.dumps({"uri": source}),
-            profile=json.dumps(profile),
+            profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
         )
         self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
+        """Link LoggedModels, by id, that the run works with or has made."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        if inputs:
+            self.tracker.client.log_inputs(self.id, models=[LoggedModelInput(one) for one in inputs])
+        if outputs:
+            self.tracker.client.log_outputs(self.id, [LoggedModelOutput(one, step=0) for one in outputs])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file as an artifact, whole or not at all."""
@@ -302,6 +350,24 @@ class Run:
                 ) from error
 
 
+def _provenance() -> dict[str, str]:
+    """Who started what, of which code: tags of every run."""
+    place, *words = sys.argv or [""]
+    command = f" {words[0]}" if words and Path(place).parent.name == "benchmark" else ""
+    user = ""
+    with contextlib.suppress(Exception):  # a container may have a user without a name
+        user = getpass.getuser()
+    commit = git_commit()
+    return {
+        "mlflow.user": user,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": f"python -m benchmark{command}",
+        "mlflow.source.git.commit": commit.partition("+")[0],
+        "git.commit": commit,
+    }
+
+
+@functools.cache
 def git_commit(folder: Path | None = None) -> str:
     """The commit of the checkout that ``folder`` (default: this package's) is in, ``+dirty`` when it has changes, or ''."""
     git = shutil.which("git")

@@ -12,7 +12,7 @@ import numpy as np
 
 from reports.errors import TrackingError, instead
 from reports.metrics import OLDER_LOWER
-from reports.mlflow.query import Store, StoredRun, why
+from reports.mlflow.query import ANY, Store, StoredRun, why
 from reports.parts.figures import BASE, COLOURS, SYMBOLS, Figure
 from reports.parts.provenance import read_json
 from reports.parts.tables import number
@@ -93,9 +93,9 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
         TrackingError: there is none of that name, or none of its trials is finished.
     """
     every = list(experiments) or list(store.experiments())
-    mine = store.runs(every, f"tags.`{STUDY_TAG}` = '{name.replace(chr(39), '')}'")
+    mine = store.runs(every, {STUDY_TAG: name})
     if not mine:
-        known = {run.tags[STUDY_TAG] for run in store.runs(every, f"tags.`{STUDY_TAG}` != ''")}
+        known = {run.tags[STUDY_TAG] for run in store.runs(every, {STUDY_TAG: ANY})}
         raise TrackingError(f"no study {name!r} in the MLflow store; {instead(name, known)}")
     study = build_study(name, mine, store)
     if not study.complete:

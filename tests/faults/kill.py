@@ -21,10 +21,10 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from mlflow.tracking import MlflowClient
 
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.labels.store import LabelStore
+from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
@@ -61,7 +61,7 @@ class Faults:
     """One command on one executor, killed again and again."""
 
     def __init__(self, executor: str, folder: Path, uri: str, command: str, jobs: int) -> None:
-        self.executor, self.folder, self.client = executor, folder, MlflowClient(uri)
+        self.executor, self.folder, self.client = executor, folder, Client(uri)
         self.words, self.torchrun = COMMANDS[command], command == "train" and jobs > 1
         if not self.torchrun:
             self.words = [*self.words, "--executor", executor, *(["--jobs", str(jobs)] if executor != "ray" else [])]

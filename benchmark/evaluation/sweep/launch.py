@@ -23,7 +23,7 @@ from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
 from reports.mlflow.client import hide_password
 from reports.mlflow.run import Run, Tracker
-from sweeps.driver import Evaluation, drive, earlier_run
+from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives
 from sweeps.plots import write_plots
@@ -71,7 +71,8 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
     tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
     tags["directions"] = ",".join(f"{objective.name}:{objective.sign:+d}" for objective in sweep.objectives)
     with sole_driver(sweep):
-        resume = earlier_run(tracker, sweep.metadata.get("mlflow", {}).get("run"))
+        earlier = tracker.known(sweep.metadata.get("mlflow", {}).get("run"))
+        resume = earlier.info.run_id if earlier else None
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
             where = {"uri": hide_password(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
             sweep.note("mlflow", where)

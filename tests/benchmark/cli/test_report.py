@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from tests.probes.datasets.make import make_imagefolder
 from tests.reports.synthetic import write_run
@@ -122,7 +122,7 @@ def test_a_run_ends_with_its_report(tmp_path, monkeypatch, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
     page = Path(line.removeprefix("report: "))
     assert page.name == "index.html" and "imagefolder/linear" in page.read_text()
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = Client(f"sqlite:///{tmp_path}/mlflow.db")
     (parent,) = [
         run
         for run in client.search_runs([client.get_experiment_by_name("own").experiment_id])

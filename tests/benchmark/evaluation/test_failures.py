@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 import benchmark.catalog  # noqa: F401
 from backbones.utils.errors import NonFiniteLoss
@@ -19,6 +18,7 @@ from benchmark.execution.local import LocalExecutor
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
 from probes.base import Metric, TaskResult
 from probes.registry import register_probe
+from reports.mlflow.client import Client
 from tests.benchmark.other_package import installed, registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -68,7 +68,7 @@ def here(tmp_path, monkeypatch):
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client = Client(f"sqlite:///{Path.cwd()}/mlflow.db")
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 

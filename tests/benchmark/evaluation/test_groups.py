@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from reports.mlflow.client import Client
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid
 
@@ -33,9 +33,7 @@ def results(name: str) -> dict:
 
 
 def children(experiment: str) -> list:
-    client = MlflowClient(
-        f"sqlite:///{Path.cwd()}/mlflow.db"
-    )  # a relative one is remembered with the folder of the first
+    client = Client(f"sqlite:///{Path.cwd()}/mlflow.db")  # a relative one is remembered with the folder of the first
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return [run for run in runs if "task" in run.data.tags]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlflow.tracking import MlflowClient
-
 import benchmark.catalog  # noqa: F401
 from benchmark.__main__ import main
 from benchmark.suites.registry import MadeBackbone, Suite, SuiteArtifacts, register_suite
+from reports.mlflow.client import Client
 from tests.benchmark.other_package import registries
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
@@ -37,7 +36,7 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(tmp_path, m
             assert main(["run", "--suite", "pair", "--task", task, *FAST]) == 0
             ids.append(json.loads(Path("out.json").read_text())["mlflow"]["run_ids"]["random"])
     assert ids[0] == ids[1]
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = Client(f"sqlite:///{tmp_path}/mlflow.db")
     parent = client.get_run(ids[0])
     assert {"camvid/linear/mIoU", "imagefolder/linear/top1"} <= set(parent.data.metrics)
     assert len(client.get_metric_history(ids[0], "cost/train_seconds")) == 1

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import time
+import zlib
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
 from probes.registry import find_task
 from reports.metrics import declared
+from reports.mlflow.client import Client
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
@@ -49,8 +51,9 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert told["suite"] == "own"
     assert told["seed"] == 0
     assert set(told["backbones"]) == {"random", "efficientnet-lite0"}
-    client = MlflowClient(told["mlflow"]["tracking_uri"])
+    client = Client(told["mlflow"]["tracking_uri"])
     experiment = client.get_experiment_by_name("own")
+    parents = told["mlflow"]["run_ids"].values()
     for name, run_id in told["mlflow"]["run_ids"].items():
         parent = client.get_run(run_id)
         assert parent.info.status == "FINISHED"
@@ -74,8 +77,10 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     shown = capsys.readouterr().out
     assert "camvid/linear" in shown
     assert "mIoU" in shown
+    check_models(client, experiment.experiment_id, told)
 
     before = len(client.search_runs([experiment.experiment_id]))
+    points = {run_id: len(client.get_metric_history(run_id, "camvid/linear/mIoU")) for run_id in parents}
     started = time.perf_counter()
     assert run("--backbone", "random,efficientnet-lite0", "--json", "again.json") == 0
     assert time.perf_counter() - started < 30
@@ -83,11 +88,36 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert again == told, "nothing changed, so nothing is run again and the same runs are named"
     assert len(client.search_runs([experiment.experiment_id])) == before
     assert "finished before" in capsys.readouterr().out
+    for run_id in parents:
+        assert len(client.get_metric_history(run_id, "camvid/linear/mIoU")) == points[run_id] == 1, "no point twice"
 
     assert run("--backbone", "random", "--force", "--json", "forced.json") == 0
     forced = json.loads(Path("forced.json").read_text())
     assert forced["backbones"]["random"] == told["backbones"]["random"], "same seed, same metrics"
     assert forced["mlflow"]["run_ids"] != told["mlflow"]["run_ids"]
+    check_models(client, experiment.experiment_id, told)
+
+
+def check_models(client: Client, experiment: str, told: dict) -> None:
+    """MLflow's Models page has one row for each backbone, with its metrics by task; the registry its versions; the view is there."""
+    models = client.search_logged_models([experiment])
+    assert sorted(model.name for model in models) == ["efficientnet-lite0", "random"], "weights are found again"
+    for model in models:
+        assert model.status == "READY" and int(model.params["parameters"]) > 1000
+        by_task = {(one.dataset_name, one.key): one.value for one in model.metrics}
+        for task, metrics in told["backbones"][model.name].items():
+            for metric, value in metrics.items():
+                assert by_task[task, metric] == pytest.approx(value)
+        registered = client.get_registered_model(model.name)
+        assert {"best"} <= set(registered.aliases) <= {"best", "baseline"}
+        (version,) = client.search_model_versions(f"name = '{model.name}'")
+        assert version.tags["cliptex.weights.sha256"] == model.tags["cliptex.weights.sha256"]
+    assert client.get_model_version_by_alias("random", "baseline").version
+    view = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.cliptex"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert "metrics.`camvid/linear/mIoU`" in state["selectedColumns"]
+    (run, *_) = client.search_runs([experiment], state["searchFilter"])
+    assert "camvid/linear/mIoU" in run.data.metrics
 
 
 KILLED = ["run", "--suite", "own", "--task", "camvid/linear", "--data-root", ".", "--backbone", "random"]
@@ -133,9 +163,13 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
     assert main([*words, "--json", str(tmp_path / "resumed.json")]) == 0
     resumed = json.loads((tmp_path / "resumed.json").read_text())
     assert resumed["backbones"] == undisturbed
-    client = MlflowClient(resumed["mlflow"]["tracking_uri"])
+    client = Client(resumed["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert {r.info.status for r in runs} == {"FINISHED", "KILLED"}
+    assert [r.info.status for r in runs] == ["FINISHED"] * 2, "parent and cell went on in their own runs"
+    (cell,) = [r for r in runs if "cell" in r.data.tags]
+    steps = {m.step for m in client.get_metric_history(cell.info.run_id, "train/loss")}
+    lost = set(range(1, max(steps) + 1)) - steps  # what a killed process had not sent yet
+    assert max(steps) == 40 and len(lost) < (20 if number == signal.SIGKILL else 1), "the curve is in one piece"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +230,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_its_reason(here, capsys):
         "0",
     ]
     assert main([*CAMVID, *wild, "--experiment", "nan"]) == 1
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     runs = client.search_runs([client.get_experiment_by_name("nan").experiment_id])
     assert {r.info.status for r in runs} == {"FAILED"}
     assert any("not finite" in r.data.tags["failure"] for r in runs)
@@ -215,6 +249,6 @@ def test_other_data_never_join_the_numbers_of_the_first(tmp_path, monkeypatch):
     assert main([*command, "second.json"]) == 0
     first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("first", "second"))
     assert first["mlflow"]["run_ids"] != second["mlflow"]["run_ids"]
-    client = MlflowClient(first["mlflow"]["tracking_uri"])
+    client = Client(first["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name("own").experiment_id], "tags.task = 'camvid/linear'")
     assert len({run.data.tags["protocol"] for run in runs}) == len(runs) == 2

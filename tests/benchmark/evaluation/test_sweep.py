@@ -10,13 +10,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
 from backbones.cliptex.training.recipes import RECIPES, read_recipe
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep.bench import SweepOptions, fixed_settings, make_recipe
 from benchmark.evaluation.sweep.launch import _Sweeping
+from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from sweeps.driver import Evaluation
 from sweeps.space import LAMBDAS
@@ -58,7 +58,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     confirmed = study.best_params["lambda_seg"] != 1.0  # else the base cell won
     assert f"over {2 * confirmed} fresh seeds" in shown
     assert len([key for key in study.user_attrs if key.startswith("again.")]) == 4 * confirmed
-    client = MlflowClient(study.user_attrs["mlflow"]["uri"])
+    client = Client(study.user_attrs["mlflow"]["uri"])
     experiment = client.get_experiment_by_name("sweep-smoke")
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

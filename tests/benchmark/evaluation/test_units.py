@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 import backbones
 import benchmark.catalog  # noqa: F401
@@ -19,6 +18,7 @@ from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import cell_key, plan_tasks
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import find_suite
+from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder
@@ -62,7 +62,7 @@ def cells() -> list[str]:
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_cell_once(here):
     """Both have begun, and wait for cells that a third process works on, before either can run one."""
-    client = MlflowClient(Tracker("own").uri)
+    client = Client(Tracker("own").uri)
     experiment = client.get_experiment_by_name("own").experiment_id
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.experts import ExpertTraining, expert_stage, expert_unit
+from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 
@@ -26,7 +26,7 @@ def world(tmp_path, monkeypatch) -> Path:
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
 

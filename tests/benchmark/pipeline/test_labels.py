@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.labeller import LabelSettings
@@ -21,6 +20,7 @@ from benchmark.__main__ import main
 from benchmark.pipeline.estimate import duration
 from benchmark.pipeline.labels import LabelRequest, label_stage
 from probes.features.budget import gigabytes
+from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on
 from tests.forks import Fork, command
@@ -66,7 +66,7 @@ def stage(request: LabelRequest, jobs: int = 1) -> dict:
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     found = client.get_experiment_by_name(experiment)
     return client.search_runs([found.experiment_id]) if found else []
 
@@ -110,7 +110,7 @@ def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, mon
 
     shutil.copytree(here / "labels", "labels", ignore=shutil.ignore_patterns("manifest.json", "00002*"))
     store = f"sqlite:///{here}/mlflow.db"
-    (run,) = MlflowClient(store).search_runs([MlflowClient(store).get_experiment_by_name("whole").experiment_id])
+    (run,) = Client(store).search_runs([Client(store).get_experiment_by_name("whole").experiment_id])
     metrics = run.data.metrics
     speed = metrics["cost/images_per_second"]
     assert speed == pytest.approx(48 / metrics["cost/label_seconds"]) and metrics["cost/images_per_second/dpt"] > speed
@@ -129,7 +129,7 @@ def test_dry_run_counts_gpu_hours_and_spreads_shards_over_gpus(capsys, monkeypat
     """Two pretended GPUs, whose kind labelled 48 images in an hour before."""
     monkeypatch.setattr("benchmark.evaluation.measured.choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr("benchmark.evaluation.measured.device_kind", lambda device: "a GPU")
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
     (whole,) = runs_of("whole")
     tags = {"stage": "label", "device.kind": "a GPU", "labelling.kind": whole.data.tags["labelling.kind"]}
     run = client.create_run(client.create_experiment("gpus"), tags=tags)
@@ -159,7 +159,7 @@ def test_two_processes_write_the_labels_of_one(here):
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.metrics["label/images_per_second"] > 0
-    artifacts = {each.path for each in MlflowClient(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)}
+    artifacts = {each.path for each in Client(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)}
     assert artifacts == {"manifest.json", "pictures"}
 
 

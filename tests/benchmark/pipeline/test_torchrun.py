@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from backbones.utils.files import home
 from benchmark.__main__ import main
+from reports.mlflow.client import Client
 from tests.backbones.cliptex import toy
 from tests.cluster import slurm, slurm_config
 from tests.servers import mlflow_server
@@ -67,14 +67,14 @@ def training(name: str):
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    client = Client(os.environ["MLFLOW_TRACKING_URI"])
     found = client.get_experiment_by_name(experiment)
     return client.search_runs([found.experiment_id]) if found else []
 
 
 def first_step(run) -> int:
     """The step that a run began with."""
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    client = Client(os.environ["MLFLOW_TRACKING_URI"])
     return client.get_metric_history(run.info.run_id, "train/lambda_clip")[0].step
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 import backbones
@@ -22,6 +21,7 @@ from backbones.cliptex.protocols import Silent
 from benchmark.__main__ import main
 from benchmark.pipeline.estimate import duration
 from probes.features.budget import gigabytes
+from reports.mlflow.client import Client
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork, command
@@ -74,7 +74,7 @@ def in_a_new_python(*arguments: str) -> str:
 
 
 def runs_of(experiment: str) -> list:
-    client = MlflowClient(
+    client = Client(
         f"sqlite:///{Path('mlflow.db').resolve()}"
     )  # MLflow keeps stores by URI, and other tests have this name
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
@@ -190,7 +190,7 @@ def test_weights_of_any_recipe_have_a_loader_that_works(here, recipe, tmp_path):
     assert main([*words, *small]) == 0
     (run,) = runs_of(recipe)
     note = run.data.tags["mlflow.note.content"]
-    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    client = Client(f"sqlite:///{here}/mlflow.db")
     client.download_artifacts(run.info.run_id, "weights", str(tmp_path))
     places: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
     exec((tmp_path / "weights/load.py").read_text(), places[0])

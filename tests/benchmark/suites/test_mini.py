@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from benchmark.__main__ import main
+from reports.mlflow.client import Client
 
 TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
 
@@ -23,7 +23,7 @@ def test_smoke_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert main([*command, "first.json"]) == 0
     first = json.loads(Path("first.json").read_text())
     assert set(first["backbones"]) == {"clip", "clip-ft", "cliptex"}
-    client = MlflowClient(first["mlflow"]["tracking_uri"])
+    client = Client(first["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name("smoke").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     stages = [run.data.tags["stage"] for run in runs if "stage" in run.data.tags]

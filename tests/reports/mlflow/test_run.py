@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 from backbones.utils.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.client import connect, hide_password, metric_key, metric_name, tracking_uri
+from reports.mlflow.query import Store
 from reports.mlflow.run import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
 from tests.forks import Fork
 
@@ -70,11 +72,16 @@ def test_endings(uri, error, status, reason):
     assert stored.data.metrics == {"train/loss": 3.0}, "what was logged before the end is kept"
 
 
-def test_resume_takes_the_same_run_up_again(uri):
+def test_resume_takes_the_same_run_up_again(uri, monkeypatch):
     tracker = Tracker("resume", uri)
     with pytest.raises(RuntimeError), tracker.run("r") as run:
         raise RuntimeError("first try")
-    with tracker.run("r", resume=run.id) as again:
+    asked = []
+    batch = tracker.client._client.log_batch
+    monkeypatch.setattr(tracker.client._client, "log_batch", lambda *a, **k: asked.append(k) or batch(*a, **k))
+    tags = {f"tag{number}": str(number) for number in range(30)}
+    with tracker.run("r", resume=run.id, tags=tags) as again:
+        assert len(asked) == 1, "tags are set in one request"
         assert tracker.client.get_run(run.id).info.status == "RUNNING"
     stored = tracker.client.get_run(again.id)
     assert again.id == run.id
@@ -201,6 +208,48 @@ def test_names_that_mlflow_admits():
     assert metric_name("abs_rel") == "abs_rel"
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert hide_password("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_our_tags_have_one_prefix_and_every_run_says_who_started_what(uri):
+    tracker = Tracker("tags", uri)
+    with (
+        tracker.run("parent", tags={"backbone": "x", "metrics.main": "a/b"}) as parent,
+        tracker.run("child", parent=parent),
+    ):
+        pass
+    for run in tracker.client._client.search_runs([tracker.experiment_id]):
+        ours = {name for name in run.data.tags if not name.startswith("mlflow.")}
+        assert ours and all(name.startswith("cliptex.") for name in ours)
+        assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.runName"} <= set(run.data.tags)
+        assert run.data.tags.get("cliptex.git.commit", "") == git_commit()
+    assert [run.info.run_id for run in tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")] == [
+        parent.id
+    ]
+    tracker.client._client.create_run(tracker.experiment_id, tags={"backbone": "old"})
+    (old,) = tracker.search("tags.backbone = 'old'")
+    assert old.data.tags["backbone"] == "old", "what an older version wrote is found, too"
+
+
+def test_a_run_is_monitored_and_the_reader_leaves_that_out(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    tracker = Tracker("monitored", uri)
+    with tracker.run("r", monitored=True) as run:
+        run.log_metrics({"mAP_at_50": 3.0, "val/i2t_R@1": 2.0})
+        while not any(name.startswith("system/") for name in tracker.client.get_run(run.id).data.metrics):
+            time.sleep(0.1)
+    (stored,) = Store(uri).runs(["monitored"])
+    assert stored.metrics == {"mAP_at_50": 3.0, "val/i2t_R@1": 2.0}
+
+
+def test_a_dataset_keeps_the_sizes_of_its_splits_and_no_path(uri):
+    tracker = Tracker("sizes", uri)
+    with tracker.run("r") as run:
+        run.log_dataset("/some/where/{00000..00003}.tar", "d1", "training", pairs=7)
+        run.log_dataset("voc", "d2", "probing", source="/data/voc", train=5, val=2)
+    found = {one.dataset.name: one.dataset for one in tracker.client.get_run(run.id).inputs.dataset_inputs}
+    assert set(found) == {"{00000..00003}.tar", "voc"}
+    assert json.loads(found["voc"].profile) == {"num_rows": 7, "train": 5, "val": 2}
 
 
 def test_git_commit_outside_a_checkout_is_empty(tmp_path):

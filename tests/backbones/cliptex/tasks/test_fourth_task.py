@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from backbones.cliptex import tasks
@@ -26,6 +25,7 @@ from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep import launch
 from benchmark.evaluation.sweep.bench import SweepOptions, make_recipe
+from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import make_expert
@@ -96,7 +96,7 @@ def test_it_is_trained_and_reported(labelled):
     words = ["train", "--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels"]
     changes = [word for change in [*USED, "lambda_edges=2"] for word in ("--set", change)]
     assert main([*words, *changes, "--device", "cpu", "--jobs", "1", "--out", "w.safetensors"]) == 0
-    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert run.data.tags["experts"] == "seg,edges" and run.data.params["lambda_edges"] == "2.0"
     assert {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"} <= set(run.data.metrics)

@@ -1,0 +1,59 @@
+"""A saved view of an experiment's runs in MLflow's UI: one row for each backbone and seed, one column and bar for each task.
+
+MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link names one. What it holds is what the
+UI's own "Save view" writes there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import zlib
+from typing import Any
+
+from reports.mlflow.client import PREFIX, Client, metric_key
+
+VIEW = "cliptex"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+MAIN_TAG = "metrics.main"  # of a parent run: its tasks' main metrics, as it has them
+MOST = 100  # columns; MLflow takes 20,000 characters
+
+
+def save_view(client: Client, experiment_id: str) -> None:
+    """Write the view of an experiment, with the tasks of its newest parent runs."""
+    runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
+    names = dict.fromkeys(metric_key(name) for run in runs for name in run.data.tags[MAIN_TAG].split(","))
+    state = json.dumps(_state(list(names)[:MOST]))
+    now = int(time.time() * 1000)
+    packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
+    view = {"name": "Backbones by task", "createdAt": now, "updatedAt": now, "state": packed}
+    client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
+
+
+def runs_link(ui: str, client: Client, experiment_id: str) -> str:
+    """The address of an experiment's runs in the UI at ``ui``, in the saved view where it has one."""
+    saved = VIEW_TAG in client.get_experiment(experiment_id).tags
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs" + (f"?viewStateShareKey={VIEW}" if saved else "")
+
+
+def _state(metrics: list[str]) -> dict[str, Any]:
+    columns = ["attributes.`Models`", "attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
+    charts = [
+        {
+            "type": "BAR", "uuid": f"main-{place}", "metricSectionId": "main", "metricKey": name, "displayName": name,
+            "runsCountToCompare": 20, "deleted": False, "isGenerated": False,
+        }
+        for place, name in enumerate(metrics)
+    ]  # fmt: skip
+    section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
+    return {
+        "searchFilter": f"tags.`{PREFIX}run.key` != ''",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": columns,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }
