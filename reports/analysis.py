@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reports.mlflow.query import Scored, Store
-from reports.selection import Column, Selection
+from reports.selection import Selection, TaskProtocol
 from reports.stats.gains import by_task, has_ratio, interquartile_mean, probability_of_improvement, without_noise
 from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, estimate
 from reports.stats.multiplicity import joint_level, sidak
-from reports.stats.per_image import ImageScores, load_scores
+from reports.stats.per_image import ClassScores, ImageScores, load_scores
 from reports.stats.resampling import RESAMPLES, Contrast, Sample, contrast, image_weights
 
 AGREES = 1e-3  # of its size: by how much a metric and what its per-image scores give may differ
 
-Key = tuple[str, Column, str]  # backbone, column, metric
+Key = tuple[str, TaskProtocol, str]  # backbone, column, metric
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Gain:
     typical: Estimate
     mean: Estimate
     improvement: float
-    columns: list[Column]
+    columns: list[TaskProtocol]
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Analysis:
             of any false one is 5 %, half of it for differences and half for mean gains, which are few (see ``multiplicity``).
         scores: (backbone, column) → per-image scores of its first seed (for choosing pictures).
         images: column → how many its numbers are computed from.
+        classes: (backbone, column) → the metric of each class, one for each seed.
         ranks: backbone → mean rank over the tasks that all have (1 = best; ties share).
         left_out: column → why it is in no mean gain.
         doubted: numbers that their per-image scores do not give back.
@@ -58,19 +59,20 @@ class Analysis:
     samples: dict[Key, Sample] = field(default_factory=dict)
     estimates: dict[Key, Estimate] = field(default_factory=dict)
     differences: dict[Key, Estimate] = field(default_factory=dict)
-    scores: dict[tuple[str, Column], ImageScores] = field(default_factory=dict)
-    images: dict[Column, int] = field(default_factory=dict)
-    task_gains: dict[tuple[str, Column], Estimate] = field(default_factory=dict)
+    scores: dict[tuple[str, TaskProtocol], ImageScores] = field(default_factory=dict)
+    images: dict[TaskProtocol, int] = field(default_factory=dict)
+    classes: dict[tuple[str, TaskProtocol], list[ClassScores]] = field(default_factory=dict)
+    task_gains: dict[tuple[str, TaskProtocol], Estimate] = field(default_factory=dict)
     gains: dict[str, Gain] = field(default_factory=dict)
     ranks: dict[str, float] = field(default_factory=dict)
-    left_out: dict[Column, str] = field(default_factory=dict)
+    left_out: dict[TaskProtocol, str] = field(default_factory=dict)
     level: float = LEVEL / 2
     gain_level: float = LEVEL / 2
     comparisons: int = 0
     doubted: list[str] = field(default_factory=list)
-    _best: dict[tuple[Column, str], str] = field(default_factory=dict)
+    _best: dict[tuple[TaskProtocol, str], str] = field(default_factory=dict)
 
-    def verdict(self, backbone: str, column: Column) -> str:
+    def verdict(self, backbone: str, column: TaskProtocol) -> str:
         """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline; '' without a number."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
@@ -84,14 +86,14 @@ class Analysis:
         agreed = {task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()}
         return {task: told.pop() if len(told) == 1 else "tie" for task, told in agreed.items()}
 
-    def best(self, column: Column, metric: str) -> str:
+    def best(self, column: TaskProtocol, metric: str) -> str:
         """The backbone that beats every other one there, at a level at which all columns together hold; '' when no one does."""
         key = column, metric
         if key not in self._best:
             self._best[key] = self._find_best(column, metric)
         return self._best[key]
 
-    def _find_best(self, column: Column, metric: str) -> str:
+    def _find_best(self, column: TaskProtocol, metric: str) -> str:
         there = [b for b in self.selection.backbones if (b, column, metric) in self.samples]
         if len(there) < 2:
             return ""
@@ -102,7 +104,7 @@ class Analysis:
         return leader if all(gap.at(level).verdict(sign) == "win" for gap in gaps) else ""
 
 
-def shown_metrics(column: Column) -> list[str]:
+def shown_metrics(column: TaskProtocol) -> list[str]:
     """Metrics of a column that the detailed tables show, the main one first."""
     return [name for name, one in column.metrics if one.shown or name == column.main]
 
@@ -127,6 +129,7 @@ def analyse(
                 scores = [load_scores(store, cell.run, cell.kind) for cell in cells]
                 if scores[0] is not None:
                     analysis.scores[backbone, column] = scores[0]
+                analysis.classes[backbone, column] = [s.classes for s in scores if s is not None and s.classes]
                 _sample(analysis, (backbone, column), cells, scores, weights, resamples)
             advance()
         if len(weights) > 2:  # tasks of one dataset come one after another; more need not be kept
@@ -137,7 +140,7 @@ def analyse(
 
 def _sample(
     analysis: Analysis,
-    where: tuple[str, Column],
+    where: tuple[str, TaskProtocol],
     cells: Sequence[Scored],
     scores: Sequence[ImageScores | None],
     weights: dict[tuple[str, ...], np.ndarray],
@@ -172,8 +175,12 @@ def _sample(
         analysis.samples[backbone, column, metric] = Sample(seeds, values, drawn, count)
 
 
-def conclude(analysis: Analysis) -> None:
-    """Everything that follows from the samples: intervals, differences, gains, and the level at which they hold together."""
+def conclude(analysis: Analysis, chance: float = LEVEL) -> None:
+    """Everything that follows from the samples: intervals, differences, gains, and the level at which they hold together.
+
+    Args:
+        chance: of any false statement among them, if all backbones were equal.
+    """
     base = analysis.selection.baseline
     gaps: dict[Key, Contrast] = {}
     for key, sample in analysis.samples.items():
@@ -190,8 +197,8 @@ def conclude(analysis: Analysis) -> None:
     resampled = _gains(analysis, scaled)
     judged = [analysis.differences[key] for key in main]
     analysis.comparisons = sum(one.known for one in judged)
-    level = analysis.level = joint_level(judged, [gap.deviations() for gap in main.values()], LEVEL / 2)
-    at = analysis.gain_level = joint_level([gain.typical for gain in analysis.gains.values()], resampled, LEVEL / 2)
+    level = analysis.level = joint_level(judged, [gap.deviations() for gap in main.values()], chance / 2)
+    at = analysis.gain_level = joint_level([gain.typical for gain in analysis.gains.values()], resampled, chance / 2)
     analysis.differences = {key: gap.at(level) for key, gap in analysis.differences.items()}
     analysis.task_gains = {where: combine([gap]).at(level) for where, gap in scaled.items()}
     for name, gain in analysis.gains.items():
@@ -199,7 +206,7 @@ def conclude(analysis: Analysis) -> None:
     _ranks(analysis)
 
 
-def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, Column], Contrast]:
+def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, TaskProtocol], Contrast]:
     """Differences in percent of the baseline's number on the same seeds, where that is well away from zero."""
     found = {}
     for (backbone, column, metric), gap in gaps.items():
@@ -215,7 +222,7 @@ def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, Co
     return found
 
 
-def _gains(analysis: Analysis, scaled: dict[tuple[str, Column], Contrast]) -> list[np.ndarray | None]:
+def _gains(analysis: Analysis, scaled: dict[tuple[str, TaskProtocol], Contrast]) -> list[np.ndarray | None]:
     """Each backbone's gain; returns what resampling the images adds to it.
 
     A task of which nothing is known, or too few images, would decide without a measure of its noise: it is left out where there
@@ -267,6 +274,6 @@ def _ranks(analysis: Analysis) -> None:
     analysis.ranks = dict(zip(selection.backbones, mean.mean(axis=0).tolist(), strict=True))
 
 
-def shared_columns(analysis: Analysis, backbones: Sequence[str]) -> list[Column]:
+def shared_columns(analysis: Analysis, backbones: Sequence[str]) -> list[TaskProtocol]:
     """Columns in which all of these backbones have a number."""
     return [c for c in analysis.selection.columns if all((b, c, c.main) in analysis.samples for b in backbones)]

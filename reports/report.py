@@ -6,65 +6,23 @@ import datetime
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from reports.analysis import Analysis, analyse
 from reports.mlflow.client import hide_password
 from reports.mlflow.query import Store, StoredRun
 from reports.parts import figures as drawing
 from reports.parts.caveats import caveats
-from reports.parts.figures import Figure
+from reports.parts.classes import ClassTable, class_tables
+from reports.parts.figures import Figure, Look
 from reports.parts.gallery import Gallery, galleries
+from reports.parts.pairs import Pair, all_pairs
 from reports.parts.provenance import Provenance, provenance
-from reports.parts.study import (
-    STUDY_TAG,
-    Study,
-    build_study,
-    find_study,
-    objective_label,
-    parameter_label,
-    study_figures,
-    study_headline,
-    study_rows,
-    value_text,
-)
-from reports.parts.tables import Table, experts_table, interval, number, overview, sections
-from reports.parts.verdict import Verdict, gain_words, power_lines, verdict
-from reports.selection import Column, default_experiments, select
+from reports.parts.published import Published, published
+from reports.parts.study import STUDY_TAG, Study, build_study, find_study, parameter_label
+from reports.parts.tables import Table, count, experts_table, overview, sections
+from reports.parts.verdict import Verdict, power_lines, verdict
+from reports.selection import TaskProtocol, default_experiments, select
 from reports.stats.resampling import RESAMPLES
-
-
-@dataclass
-class StudyView:
-    """A study with its figures and table."""
-
-    study: Study
-    headline: str
-    figures: list[Figure]
-    names: list[str]
-    rows: list[dict[str, Any]]
-
-    @property
-    def params(self) -> list[str]:
-        return self.study.varied or sorted({name for trial in self.study.trials for name in trial.params})
-
-    @staticmethod
-    def label(name: str) -> str:
-        return parameter_label(name)
-
-    @staticmethod
-    def objective(name: str) -> str:
-        return objective_label(name)
-
-    def facts(self) -> list[tuple[str, str]]:
-        """What is known of the sweep as a whole."""
-        tags = self.study.parent.tags if self.study.parent else {}
-        keys = {"suite": "suite", "storage": "storage", "git.commit": "code", "best.trial": "best trial"}
-        return [(words, tags[key]) for key, words in keys.items() if tags.get(key)]
-
-    @staticmethod
-    def text(value: float | str) -> str:
-        return value_text(value)
 
 
 @dataclass
@@ -83,7 +41,10 @@ class Report:
     study: bool = False
     overview: Table | None = None
     tables: list[Table] = field(default_factory=list)
-    studies: list[StudyView] = field(default_factory=list)
+    classes: list[ClassTable] = field(default_factory=list)
+    pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
+    published: list[Published] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
     forest: Figure | None = None
     bars: list[Figure] = field(default_factory=list)
     cost_figures: list[Figure] = field(default_factory=list)
@@ -92,68 +53,46 @@ class Report:
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
-    colours: dict[str, str] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
         return self.analysis.selection.baseline if self.analysis else ""
 
     @property
-    def several_seeds(self) -> bool:
-        return self.analysis is not None and any(len(seeds) > 1 for seeds in self.analysis.selection.seeds.values())
+    def backbones(self) -> list[str]:
+        return self.analysis.selection.backbones if self.analysis else []
 
     @property
-    def lettered(self) -> bool:
-        """Whether some task ran under several protocols."""
-        return self.analysis is not None and any(column.letter for column in self.analysis.selection.columns)
+    def columns(self) -> list[TaskProtocol]:
+        return self.analysis.selection.columns if self.analysis else []
 
     def figures(self) -> list[Figure]:
         """Every figure of the page."""
         own = [self.forest] if self.forest else []
-        return [*own, *self.bars, *self.cost_figures, *self.curves, *(f for view in self.studies for f in view.figures)]
+        return [
+            *own,
+            *self.bars,
+            *self.cost_figures,
+            *self.curves,
+            *(f for study in self.studies for f in study.figures),
+        ]
 
     def sections(self) -> list[tuple[str, str]]:
         """(anchor, title) of what there is."""
         found = [("verdict", "Verdict")]
         found += [("glance", "At a glance"), ("tables", "Tables")] if self.overview else []
+        found += [("pairs", "All pairs")] if self.pairs else []
+        found += [("published", "Published")] if self.published else []
         found += [(f"study-{place + 1}", "λ search") for place, _ in enumerate(self.studies)]
         found += [("figures", "Figures")] if self.bars or self.cost_figures or self.curves else []
         found += [("gallery", "Gallery")] if self.galleries else []
         return [*found, ("provenance", "Provenance")]
 
-    def kinds(self) -> list[str]:
-        """Kinds of tasks, in order."""
-        return list(dict.fromkeys(column.kind for column in self.analysis.selection.columns)) if self.analysis else []
-
-    def decided(self, column: Column) -> bool:
+    def decided(self, column: TaskProtocol) -> bool:
         """Whether some backbone wins or loses there."""
         assert self.analysis is not None
-        return any(self.analysis.verdict(b, column) in ("win", "loss") for b in self.analysis.selection.backbones)
-
-    def facts(self) -> list[dict[str, Any]]:
-        """One small card for each backbone: gain, wins and losses, mean rank."""
-        assert self.analysis is not None
-        analysis, found = self.analysis, []
-        for name in analysis.selection.backbones:
-            rank = analysis.ranks.get(name)
-            told = list(analysis.tasks(name).values())
-            words = {"win": "won", "loss": "lost", "tie": "undecided", "unknown": "without a verdict"}
-            counts = [
-                f"{told.count(key)} {word}" for key, word in words.items() if told.count(key) or key in ("win", "loss")
-            ]
-            gain = analysis.gains.get(name)
-            found.append(
-                {
-                    "name": name,
-                    "baseline": name == self.baseline,
-                    "gain": f"{number(gain.typical.value, 1, True)} %" if gain else "no common task",
-                    "interval": interval(gain.typical, 1, True) if gain else "",
-                    "beside": gain_words(gain).partition(", ")[2] if gain else "",
-                    "count": ", ".join(counts),
-                    "rank": f"mean rank {number(rank, 2)}" if rank else "",
-                }
-            )
-        return found
+        return any(self.analysis.verdict(b, column) in ("win", "loss") for b in self.backbones)
 
 
 @dataclass(frozen=True)
@@ -161,7 +100,8 @@ class Request:
     """What a report shall be about; see ``python -m benchmark report --help``.
 
     Attributes:
-        like: ids of parent runs: only numbers of the protocols that these ran under. Default: all protocols.
+        like: ids of parent runs: only numbers of the protocols that these ran under and, of their backbones and seeds, of
+            their weights. Default: all.
     """
 
     experiments: Sequence[str] = ()
@@ -196,78 +136,72 @@ def build(
     in_study = {run.id for run in runs if run.tags.get(STUDY_TAG)}
     while more := {run.id for run in runs if run.parent in in_study and run.id not in in_study}:
         in_study |= more  # a trial's tasks are compared with other trials, not with finished backbones
-    counted, elsewhere = _under_protocols_of(request.like, [run for run in runs if run.id not in in_study])
-    selection = select(
-        counted,
-        experiments, request.backbones, request.baseline, request.tasks,
-    )  # fmt: skip
+    counted, elsewhere = _as_in(request.like, [run for run in runs if run.id not in in_study])
+    selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     store.fetch((cell.run for cells in selection.cells.values() for cell in cells), "per_image.npz")
-    steps = len(selection.columns) * len(selection.backbones)
-    start("per-image scores", steps)
+    start("per-image scores", len(selection.columns) * len(selection.backbones))
     analysis = analyse(store, selection, resamples=request.resamples, advance=advance)
     start("figures and pictures", len(selection.columns) + 3)
     curves = drawing.training_curves(store, analysis, advance)
-    tables = sections(analysis)
-    if (experts := experts_table(analysis)) is not None:
-        tables.append(experts)
-    found = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
-    studies = []
-    for name in sorted({run.tags[STUDY_TAG] for run in runs if run.tags.get(STUDY_TAG)}):
-        study = build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
-        if study.complete:
-            studies.append(_view(study))
-    count = sum(len(cells) for cells in selection.cells.values())
+    studies = [
+        build_study(name, [run for run in runs if run.tags.get(STUDY_TAG) == name], store)
+        for name in sorted({run.tags[STUDY_TAG] for run in runs if run.tags.get(STUDY_TAG)})
+    ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
-    names = ", ".join(selection.backbones)
-    tasks = {column.task for column in selection.columns}
+    facts = [
+        ", ".join(selection.backbones), count(len({column.task for column in selection.columns}), "task"),
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+        f"{sum(map(len, selection.cells.values()))} finished task runs", _now(),
+    ]  # fmt: skip
+    figures = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
     return Report(
-        title=f"Comparison of backbones: {', '.join(experiments)}",
-        subtitle=f"{names} · {len(tasks)} task{'s' if len(tasks) != 1 else ''} · seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))} · {count} finished task runs · {_now()}",
-        verdict=verdict(analysis), store=hide_password(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url,
-        resamples=request.resamples, analysis=analysis, power=power_lines(analysis), overview=overview(analysis), tables=tables,
-        studies=studies,
-        forest=drawing.forest(analysis), bars=drawing.task_bars(analysis),
-        cost_figures=[figure for figure in found if figure is not None], curves=curves,
-        galleries=galleries(store, analysis), provenance=provenance(store, selection), notes=[*caveats(analysis), *elsewhere],
-        colours=drawing.colours(analysis),
+        f"Comparison of backbones: {', '.join(experiments)}", " · ".join(facts), verdict(analysis),
+        store=hide_password(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url, resamples=request.resamples,
+        analysis=analysis, power=power_lines(analysis), overview=overview(analysis),
+        tables=[*sections(analysis), *filter(None, [experts_table(analysis)])], classes=class_tables(analysis),
+        pairs=all_pairs(analysis), published=published(analysis), studies=[study for study in studies if study.complete],
+        forest=drawing.forest(analysis), bars=drawing.task_bars(analysis), cost_figures=list(filter(None, figures)),
+        curves=curves, galleries=galleries(store, analysis), provenance=provenance(store, selection),
+        notes=[*caveats(analysis), *elsewhere], looks=drawing.looks(analysis),
     )  # fmt: skip
 
 
-def _under_protocols_of(like: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
-    """The runs without those under another protocol than ``like`` had, and what to tell of these."""
+def _as_in(like: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
+    """The runs without those under another protocol than ``like`` had, or of other weights, and what to tell of these: a page
+    attached to a run says what the run itself said."""
     wanted = {value for run in runs if run.id in like for tag, value in run.tags.items() if tag.startswith("protocol.")}
+    weights = {_who(run): run.tags.get("weights.sha256") for run in runs if run.id in like}
     if not wanted:
         return runs, []
-    kept = [run for run in runs if run.tags.get("protocol", "") in {"", *wanted}]
-    others = {run.tags["protocol"] for run in runs if run.tags.get("protocol")} - wanted
-    told = f"Runs under {len(others)} other protocols are left out here; python -m benchmark report shows them."
-    return kept, [told] if others else []
+    same = [
+        run for run in runs if (sha := run.tags.get("weights.sha256")) is None or weights.get(_who(run), sha) == sha
+    ]
+    kept = [run for run in same if run.tags.get("protocol", "") in {"", *wanted}]
+    others = {run.tags["protocol"] for run in same if run.tags.get("protocol")} - wanted
+    told = [f"Runs under {count(len(others), 'other protocol')} are left out here"] if others else []
+    told += ["Runs of other weights under the same names are left out here"] if len(same) < len(runs) else []
+    return kept, [f"{one}; python -m benchmark report shows them." for one in told]
+
+
+def _who(run: StoredRun) -> tuple[str, str]:
+    return run.tags.get("backbone", ""), run.tags.get("seed", "")
 
 
 def _study_report(store: Store, request: Request) -> Report:
     assert request.study is not None
     study = find_study(store, request.study, request.experiments)
-    view = _view(study)
     best = study.best(next(iter(study.directions)))
     lines = [f"{len(study.complete)} of {len(study.trials)} trials are finished."]
     if len(study.varied) > 1:
         lines.append(f"Varied: {', '.join(parameter_label(name) for name in study.varied)}.")
-    notes = [note + "." for note in study.notes]
-    notes.append(
-        "Trials have one seed each; the winner and the base setting were run again on fresh seeds where the sweep was told to."
+    again = (
+        "Trials have one seed each; winner and base setting were run again on fresh seeds where the sweep was told to."
     )
     return Report(
-        title=f"λ search: {study.name}",
-        subtitle=f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
-        verdict=Verdict("open", view.headline, lines), store=hide_password(store.uri), date=_now(), made_by=_command(),
-        ui_url=request.ui_url, study=True, studies=[view], notes=notes,
+        f"λ search: {study.name}", f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
+        Verdict("open", study.headline, lines), store=hide_password(store.uri), date=_now(), made_by=_command(),
+        ui_url=request.ui_url, study=True, studies=[study], notes=[*(f"{note}." for note in study.notes), again],
     )  # fmt: skip
-
-
-def _view(study: Study) -> StudyView:
-    names, rows = study_rows(study)
-    return StudyView(study, study_headline(study), study_figures(study), names, rows)
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Which runs count: of one backbone, task, protocol and seed the newest finished one; holes with their reason."""
+"""Which runs count: of one backbone, task, protocol and seed the newest finished one; what is missing, with its reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATASETS = (
 
 
 @dataclass(frozen=True)
-class Column:
+class TaskProtocol:
     """A task under one protocol: numbers in one column can be compared.
 
     Attributes:
@@ -63,8 +63,8 @@ class Selection:
     """What a report is about.
 
     Attributes:
-        cells: (backbone, column) → the finished cells that count, by seed; missing where there is none.
-        holes: (backbone, column) → why there is no number.
+        cells: (backbone, column) → the finished cells that count, by seed; none where there is none.
+        missing: (backbone, column) → why there is no number.
         seeds: backbone → its seeds.
         parents: (backbone, seed) → the newest parent run.
         notes: what was left out and why, one line each.
@@ -73,9 +73,9 @@ class Selection:
     experiments: list[str]
     backbones: list[str]
     baseline: str
-    columns: list[Column]
-    cells: dict[tuple[str, Column], list[Scored]]
-    holes: dict[tuple[str, Column], str]
+    columns: list[TaskProtocol]
+    cells: dict[tuple[str, TaskProtocol], list[Scored]]
+    missing: dict[tuple[str, TaskProtocol], str]
     seeds: dict[str, list[int]]
     parents: dict[tuple[str, int], StoredRun]
     runs: dict[str, StoredRun]
@@ -135,7 +135,7 @@ def select(
 
     kept, notes = _newest(cells, runs)
     columns = _columns(kept, [cell for cell in cells if not cell.metrics])
-    grid: dict[tuple[str, Column], list[Scored]] = defaultdict(list)
+    grid: dict[tuple[str, TaskProtocol], list[Scored]] = defaultdict(list)
     place = {(column.task, column.protocol): column for column in columns}
     for cell in kept:
         grid[cell.backbone, place[cell.task, cell.protocol]].append(cell)
@@ -149,7 +149,7 @@ def select(
                 parents[key] = by_id[cell.parent]
     seeds = {name: sorted({cell.seed for cell in kept if cell.backbone == name}) for name in names}
     planned = _planned(runs, names)
-    holes = {
+    missing = {
         (name, column): _why(name, column, cells, kept, planned)
         for name in names
         for column in columns
@@ -158,7 +158,7 @@ def select(
     return Selection(
         list(experiments), names, chosen_baseline, columns,
         {key: sorted(found, key=lambda cell: cell.seed) for key, found in grid.items()},
-        holes, seeds, parents, by_id, notes,
+        missing, seeds, parents, by_id, notes,
     )  # fmt: skip
 
 
@@ -227,10 +227,10 @@ def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Sc
     return list(kept.values()), notes
 
 
-def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[Column]:
+def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[TaskProtocol]:
     """One for each task and protocol, in the paper's order; several protocols of a task get letters, oldest first.
 
-    A task that nobody finished is a column of holes, under the protocol that was tried last.
+    A task that nobody finished is a column without numbers, under the protocol that was tried last.
     """
     first: dict[tuple[str, str], Scored] = {}
     for cell in sorted(cells, key=lambda cell: cell.run.started):
@@ -247,7 +247,7 @@ def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[Column]:
     for (task, protocol), cell in first.items():
         several = protocols[task]
         letter = _letter(several.index(protocol)) if len(several) > 1 else ""
-        columns.append(Column(task, cell.kind, protocol, tuple(cell.declared.items()), letter))
+        columns.append(TaskProtocol(task, cell.kind, protocol, tuple(cell.declared.items()), letter))
     return sorted(columns, key=_paper_order)
 
 
@@ -266,7 +266,7 @@ def _letter(place: int) -> str:
     return text
 
 
-def _paper_order(column: Column) -> tuple:
+def _paper_order(column: TaskProtocol) -> tuple:
     dataset, _, probe = column.task.partition("/")
 
     def place(name: str, order: Sequence[str]) -> int:
@@ -290,7 +290,11 @@ def _planned(runs: Sequence[StoredRun], names: Sequence[str]) -> dict[str, dict[
 
 
 def _why(
-    name: str, column: Column, cells: Sequence[Scored], kept: Sequence[Scored], planned: dict[str, dict[str, bool]]
+    name: str,
+    column: TaskProtocol,
+    cells: Sequence[Scored],
+    kept: Sequence[Scored],
+    planned: dict[str, dict[str, bool]],
 ) -> str:
     mine = [cell for cell in cells if cell.backbone == name and cell.task == column.task]
     broken = [cell for cell in mine if cell.protocol == column.protocol and not cell.metrics]

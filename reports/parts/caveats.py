@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from reports.analysis import Analysis
+from reports.parts.tables import count
 from reports.stats.intervals import FEW
 
 SOME = 100  # images: fewer are said
@@ -39,9 +40,9 @@ def _data(analysis: Analysis) -> Iterator[str]:
     for task, preset, differs in sorted(presets):
         if preset != "own":
             yield f"{task} {differs or f'has the settings of {preset}'} (what else its source does: list protocols)."
-    few = sorted((count, column.title) for column, count in analysis.images.items() if 0 < count < SOME)
+    few = sorted((images, column.title) for column, images in analysis.images.items() if 0 < images < SOME)
     if few:
-        others = f", {_count(len(few) - 1, 'other task')} on fewer than {SOME}" if len(few) > 1 else ""
+        others = f", {count(len(few) - 1, 'other task')} on fewer than {SOME}" if len(few) > 1 else ""
         nothing = f" Below {FEW} images nothing is decided." if few[0][0] < FEW else ""
         yield f"Few images: {few[0][1]} is scored on {few[0][0]}{others}.{nothing}"
 
@@ -76,7 +77,7 @@ def _noise(analysis: Analysis) -> Iterator[str]:
 def _comparisons(analysis: Analysis) -> Iterator[str]:
     if analysis.comparisons > 1:
         yield (
-            f"{analysis.comparisons} differences and {_count(len(analysis.gains), 'mean gain')} are judged together: if all "
+            f"{analysis.comparisons} differences and {count(len(analysis.gains), 'mean gain')} are judged together: if all "
             "backbones were equal, one report in twenty would call any of them better or worse. So a difference has an interval "
             f"of {_percent(analysis.level)}, a mean gain one of {_percent(analysis.gain_level)}; numbers have 95 %."
         )
@@ -89,13 +90,13 @@ def _comparisons(analysis: Analysis) -> Iterator[str]:
 
 def _code(analysis: Analysis) -> Iterator[str]:
     selection = analysis.selection
-    if selection.holes:
-        yield f"{_count(len(selection.holes), 'missing number')}: see the dashes in the tables for the reasons."
+    if selection.missing:
+        yield f"{count(len(selection.missing), 'missing number')}: the tables say why."
     commits = sorted({run.tags["git.commit"] for run in selection.parents.values() if run.tags.get("git.commit")})
     if any(commit.endswith("+dirty") for commit in commits):
         yield "Some runs were made with uncommitted changes in the code."
     if len(commits) > 1:
-        yield f"Runs of {len(commits)} versions of the code stand side by side (see provenance)."
+        yield f"Numbers come from {len(commits)} versions of the code (see provenance)."
     several = sorted({column.task for column in selection.columns if column.letter})
     if several:
         yield f"{', '.join(several)} ran under several protocols, each in its own column (A, B …); in means a task counts once."
@@ -105,7 +106,3 @@ def _code(analysis: Analysis) -> Iterator[str]:
 
 def _percent(level: float) -> str:
     return f"{100 * (1 - level):.{1 if level > 0.01 else 2}f} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -13,13 +13,17 @@ import numpy as np
 
 from reports.analysis import Analysis, shared_columns
 from reports.mlflow.query import Store, StoredRun
-from reports.parts.tables import Head, interval, number, overview
-from reports.selection import Column
+from reports.parts.tables import MetricColumn, interval, number, overview
+from reports.selection import TaskProtocol
 
 # Okabe and Ito's colours for all kinds of colour vision, the dark blue first; the baseline is grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#666A2E", "#C0392B")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down", "pentagon", "x")
+# of the first ten others, the next ten …: no two backbones look alike
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+PATTERNS = ("", "/", "x", "-", "+", ".")
 BASE = "#8A8F98"
+LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
 FEW = 40  # tasks × backbones × seeds of training curves at most: each is a request
 
 
@@ -42,17 +46,25 @@ class Figure:
     height: int = 340
 
 
-def colours(analysis: Analysis) -> dict[str, str]:
-    """Backbone → its colour, the same all over a report."""
+@dataclass(frozen=True)
+class Look:
+    """How a backbone looks all over a report: on points, on lines and on bars."""
+
+    colour: str
+    symbol: str
+    dash: str
+    pattern: str
+
+
+def looks(analysis: Analysis) -> dict[str, Look]:
+    """Backbone → its look. Each ten have the same colours, but other symbols, dashes and patterns."""
     others = [name for name in analysis.selection.backbones if name != analysis.selection.baseline]
-    return {
-        analysis.selection.baseline: BASE,
-        **{name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)},
-    }
-
-
-def _symbols(analysis: Analysis) -> dict[str, str]:
-    return {name: SYMBOLS[place % len(SYMBOLS)] for place, name in enumerate(analysis.selection.backbones)}
+    found = {analysis.selection.baseline: Look(BASE, "circle", "solid", "")}
+    for place, name in enumerate(others):
+        turn, colour = divmod(place, len(COLOURS))
+        symbol = SYMBOLS[(colour + 1 + turn) % len(SYMBOLS)]
+        found[name] = Look(COLOURS[colour], symbol, DASHES[turn % len(DASHES)], PATTERNS[turn % len(PATTERNS)])
+    return found
 
 
 def forest(analysis: Analysis) -> Figure | None:
@@ -64,7 +76,7 @@ def forest(analysis: Analysis) -> Figure | None:
         return None
     labels = [*reversed([column.title for column in columns]), "mean gain"]
     rows = {label: place for place, label in enumerate(labels)}
-    paint, marks = colours(analysis), _symbols(analysis)
+    paint = looks(analysis)
     data = []
     for place, name in enumerate(others):
         shift = 0.5 * ((place + 0.5) / len(others) - 0.5)
@@ -74,9 +86,9 @@ def forest(analysis: Analysis) -> Figure | None:
             {
                 "type": "scatter", "mode": "markers", "name": name,
                 "x": [p.value for _, p in points], "y": [rows[label] - shift for label, _ in points],
-                "error_x": _bars([p for _, p in points], paint[name]),
-                "marker": {"color": paint[name], "symbol": [marks[name] + "-open" * (not p.known) for _, p in points], "size": 8},
-                "text": [f"{label}<br>{name}: {number(p.value, 1, True)} % {interval(p, 1, True) or 'no interval'}"
+                "error_x": _bars([p for _, p in points], paint[name].colour),
+                "marker": _marker(paint[name], [p.known for _, p in points], 8),
+                "text": [f"{label}<br>{name}: {number(p.value, 1, True)} % {interval(p.low, p.high, 1, True) or 'no interval'}"
                          for label, p in points],
                 "hovertemplate": "%{text}<extra></extra>",
             }
@@ -99,7 +111,7 @@ def forest(analysis: Analysis) -> Figure | None:
             {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": len(rows) - 1.5, "y1": len(rows) - 1.5,
              "line": {"color": "var:line", "width": 1}},
         ],
-        "margin": {"l": 10, "r": 12, "t": 8, "b": 46}, "showlegend": len(others) > 1, "legend": _LEGEND,
+        "margin": {"l": 10, "r": 12, "t": 8, "b": 46}, "showlegend": len(others) > 1, "legend": LEGEND,
     }  # fmt: skip
     told = "; ".join(
         f"{name}: " + ", ".join(f"{c.title} {number(analysis.task_gains[name, c].value, 1, True)} %" for c in columns
@@ -117,12 +129,14 @@ def forest(analysis: Analysis) -> Figure | None:
     )
 
 
-_LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"}
+def _marker(look: Look, known: Sequence[bool], size: int) -> dict[str, Any]:
+    """A point without an interval is open."""
+    return {"color": look.colour, "symbol": [look.symbol + "-open" * (not one) for one in known], "size": size}
 
 
 def task_bars(analysis: Analysis) -> list[Figure]:
     """One small bar chart for each task."""
-    paint = colours(analysis)
+    paint = looks(analysis)
     figures = []
     for place, head in enumerate(overview(analysis).heads):
         key = [(b, (b, head.column, head.metric)) for b in analysis.selection.backbones]
@@ -133,14 +147,17 @@ def task_bars(analysis: Analysis) -> list[Figure]:
     return figures
 
 
-def _bar_chart(name: str, head: Head, there: Sequence[tuple[str, Any]], paint: dict[str, str]) -> Figure:
+def _bar_chart(name: str, head: MetricColumn, there: Sequence[tuple[str, Any]], paint: dict[str, Look]) -> Figure:
     unit = f" ({head.unit})" if head.unit else ""
     better = "more is better" if head.sign > 0 else "less is better"
-    told = [f"{number(e.value, head.digits)} {interval(e, head.digits)}" for _, e in there]
+    told = [f"{number(e.value, head.digits)} {interval(e.low, e.high, head.digits) or 'no interval'}" for _, e in there]
     data = [
         {
             "type": "bar", "x": [b for b, _ in there], "y": [e.value for _, e in there],
-            "marker": {"color": [paint[b] for b, _ in there]}, "error_y": _bars([e for _, e in there], "var:text"),
+            "marker": {"color": [paint[b].colour for b, _ in there],
+                       "pattern": {"shape": [paint[b].pattern for b, _ in there], "size": 6},
+                       "opacity": [1.0 if e.known else 0.45 for _, e in there]},
+            "error_y": _bars([e for _, e in there], "var:text"),
             "text": told, "textposition": "none", "hovertemplate": "%{x}: %{text}<extra></extra>", "width": 0.62,
         }
     ]  # fmt: skip
@@ -157,7 +174,7 @@ def _bar_chart(name: str, head: Head, there: Sequence[tuple[str, Any]], paint: d
     return Figure(
         name,
         head.column.title,
-        f"{head.words}{unit}, {better}",
+        f"{head.words}{unit}, {better}{'' if all(e.known for _, e in there) else '; pale: no interval'}",
         ", ".join(f"{b} {t}" for (b, _), t in zip(there, told, strict=True)),
         {"data": data, "layout": layout},
         210,
@@ -197,7 +214,7 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
     there = [b for b in analysis.selection.backbones if b in spent and (b in analysis.gains or b == _base(analysis))]
     if len(there) < 2:
         return None
-    paint, marks = colours(analysis), _symbols(analysis)
+    paint = looks(analysis)
     data = []
     for name in there:
         gain = analysis.gains[name].typical if name in analysis.gains else None
@@ -206,8 +223,8 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         data.append(
             {
                 "type": "scatter", "mode": "markers+text", "name": name, "x": [sum(spent[name].values())], "y": [value],
-                "error_y": _bars([gain], paint[name]) if gain else {"visible": False},
-                "marker": {"color": paint[name], "symbol": marks[name] + "-open" * bool(gain and not gain.known), "size": 11},
+                "error_y": _bars([gain], paint[name].colour) if gain else {"visible": False},
+                "marker": _marker(paint[name], [gain is None or gain.known], 11),
                 "text": [name],
                 "textposition": "middle right", "cliponaxis": False,
                 "hovertemplate": f"{name}: {number(value, 1, True)} %<br>{parts}<extra></extra>",
@@ -244,7 +261,7 @@ def cost_parts(analysis: Analysis) -> Figure | None:
     ]  # fmt: skip
     layout = {
         "barmode": "stack", "xaxis": {"title": {"text": "seconds"}}, "yaxis": {"showgrid": False, "automargin": True},
-        "margin": {"l": 10, "r": 12, "t": 10, "b": 46}, "legend": _LEGEND, "showlegend": True,
+        "margin": {"l": 10, "r": 12, "t": 10, "b": 46}, "legend": LEGEND, "showlegend": True,
     }  # fmt: skip
     told = "; ".join(f"{n}: " + ", ".join(f"{p} {_seconds(v)}" for p, v in spent[n].items()) for n in spent)
     caption = "Seconds of each part, means over seeds; probing is the sum over the tasks that all have."
@@ -261,7 +278,7 @@ def training_curves(store: Store, analysis: Analysis, advance: Callable[[], None
         run = analysis.selection.runs.get(parent.tags.get("train.run", ""))
         if run is not None and "train/loss" in run.metrics:
             runs.append((name, seed, run))
-    paint = colours(analysis)
+    paint = looks(analysis)
     if runs:
         data = []
         for name, seed, run in runs[:FEW]:
@@ -287,7 +304,7 @@ def training_curves(store: Store, analysis: Analysis, advance: Callable[[], None
     return figures
 
 
-def _with_curves(analysis: Analysis) -> list[Column]:
+def _with_curves(analysis: Analysis) -> list[TaskProtocol]:
     cells = analysis.selection.cells
     return [
         c
@@ -298,11 +315,12 @@ def _with_curves(analysis: Analysis) -> list[Column]:
     ]
 
 
-def _curve(store: Store, run: StoredRun, metric: str, name: str, colour: str, seed: int) -> dict[str, Any]:
+def _curve(store: Store, run: StoredRun, metric: str, name: str, look: Look, seed: int) -> dict[str, Any]:
     steps, values = store.history(run.id, metric)
     return {
         "type": "scatter", "mode": "lines" if len(steps) > 1 else "markers", "name": name, "legendgroup": name, "x": steps,
-        "y": [float(f"{v:.5g}") for v in values], "line": {"color": colour, "width": 1.4}, "marker": {"color": colour},
+        "y": [float(f"{v:.5g}") for v in values], "line": {"color": look.colour, "dash": look.dash, "width": 1.4},
+        "marker": {"color": look.colour, "symbol": look.symbol},
         "hovertemplate": f"{name}, seed {seed}: %{{y:.4g}} at step %{{x}}<extra></extra>",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy as np
 from reports.analysis import Analysis
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
-from reports.selection import Column
+from reports.selection import TaskProtocol
 
 KINDS = ("segmentation", "detection", "depth", "normals")
 EVEN, WORST, APART = 4, 2, 2  # rows of each sort
@@ -44,7 +44,7 @@ class Row:
 class Gallery:
     """The rows of one task."""
 
-    column: Column
+    column: TaskProtocol
     score_name: str
     rows: list[Row]
     legend: str = ""
@@ -82,7 +82,7 @@ def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Ga
     return made
 
 
-def _packs(store: Store, analysis: Analysis, column: Column, only_first: bool = False) -> dict[str, _Pack]:
+def _packs(store: Store, analysis: Analysis, column: TaskProtocol, only_first: bool = False) -> dict[str, _Pack]:
     packs = {}
     for backbone in analysis.selection.backbones:
         for cell in analysis.selection.cells.get((backbone, column), [])[:1]:
@@ -103,7 +103,7 @@ def _packs(store: Store, analysis: Analysis, column: Column, only_first: bool = 
     return packs
 
 
-def _gallery(store: Store, analysis: Analysis, column: Column, budget: int) -> tuple[Gallery | None, int]:
+def _gallery(store: Store, analysis: Analysis, column: TaskProtocol, budget: int) -> tuple[Gallery | None, int]:
     packs = _packs(store, analysis, column)
     names = [name for name in next(iter(packs.values())).index if all(name in pack.index for pack in packs.values())]
     if not names:
@@ -142,7 +142,7 @@ def _gallery(store: Store, analysis: Analysis, column: Column, budget: int) -> t
 
 
 def _scores(
-    analysis: Analysis, column: Column, backbones: list[str], names: list[str]
+    analysis: Analysis, column: TaskProtocol, backbones: list[str], names: list[str]
 ) -> tuple[dict[str, np.ndarray], str, int]:
     """Backbone → each pictured image's own score (NaN where it has none)."""
     found, score_name, sign = {}, "", 1

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
+
+import numpy as np
 
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
-from reports.selection import Column, Selection
+from reports.selection import Selection, TaskProtocol
+
+OWN_SIZE = ("classification", "image-text")  # kinds whose images have the backbone's own resolution
 
 
 @dataclass
@@ -16,52 +21,87 @@ class Provenance:
     """Facts for the end of the page.
 
     Attributes:
-        weights: one row for each backbone and seed: name, seed, architecture, source, sha256, licence, commit, run.
-        data: one row for each dataset: name, fingerprint, partial, split sizes.
+        backbones: backbone → architecture, parameters, resolution, FLOPs, pretraining (words → text, '' where not known).
+        weights: one row for each backbone and seed: name, seed, source, sha256, licence, commit, run.
+        data: one row for each dataset: name, fingerprint, partial.
         protocols: (column, settings as a dict) for each column.
         differences: task with several protocols → setting → {letter: value}, only what differs.
-        environment: package → version, python, platform; of the newest run.
+        environment: package → version, python, platform; of the newest run; and all devices that the runs used.
     """
 
+    backbones: dict[str, dict[str, str]]
     weights: list[dict[str, Any]]
     data: list[dict[str, Any]]
-    protocols: list[tuple[Column, dict[str, Any]]]
+    protocols: list[tuple[TaskProtocol, dict[str, Any]]]
     differences: dict[str, dict[str, dict[str, Any]]]
     environment: dict[str, Any]
 
 
 def provenance(store: Store, selection: Selection) -> Provenance:
-    """Collect what is known; of each protocol one small file is read, of runs only what search gave already."""
-    weights = []
-    for (name, seed), run in sorted(
-        selection.parents.items(), key=lambda item: (selection.backbones.index(item[0][0]), item[0][1])
-    ):
-        tags = run.tags
-        weights.append(
-            {
-                "backbone": name, "seed": seed, "architecture": tags.get("architecture", ""),
-                "source": tags.get("weights.source", ""), "sha256": tags.get("weights.sha256", ""),
-                "licence": tags.get("weights.licence", ""), "commit": tags.get("git.commit", ""), "run": run,
-                "train": selection.runs.get(tags.get("train.run", "")),
-            }
-        )  # fmt: skip
+    """Collect what is known; small files are read of each protocol and each backbone, of runs only what search gave already."""
+    place = {name: number for number, name in enumerate(selection.backbones)}
+    parents = sorted(selection.parents.items(), key=lambda item: (place[item[0][0]], item[0][1]))
+    weights = [
+        {
+            "backbone": name, "seed": seed, "source": run.tags.get("weights.source", ""),
+            "sha256": run.tags.get("weights.sha256", ""), "licence": run.tags.get("weights.licence", ""),
+            "commit": run.tags.get("git.commit", ""), "run": run, "train": selection.runs.get(run.tags.get("train.run", "")),
+        }
+        for (name, seed), run in parents
+    ]  # fmt: skip
     data: dict[tuple[str, str], dict[str, Any]] = {}
-    protocols: list[tuple[Column, dict[str, Any]]] = []
+    protocols: list[tuple[TaskProtocol, dict[str, Any]]] = []
+    devices: set[str] = set()
     for column in selection.columns:
         cells = [cell for name in selection.backbones for cell in selection.cells.get((name, column), [])]
+        devices |= {cell.run.tags.get("device.kind", "") for cell in cells}
         if not cells:
             continue
-        cell = cells[0]
-        tags = cell.run.tags
-        data.setdefault(
-            (tags.get("dataset", ""), tags.get("data.fingerprint", "")),
-            {"name": tags.get("dataset", ""), "fingerprint": tags.get("data.fingerprint", ""),
-             "partial": tags.get("data.partial") == "true"},
-        )  # fmt: skip
-        protocols.append((column, read_json(store, cell.run, "protocol.json")))
+        tags = cells[0].run.tags
+        name, fingerprint = tags.get("dataset", ""), tags.get("data.fingerprint", "")
+        partial = tags.get("data.partial") == "true"
+        data.setdefault((name, fingerprint), {"name": name, "fingerprint": fingerprint, "partial": partial})
+        protocols.append((column, read_json(store, cells[0].run, "protocol.json")))
     newest = max(selection.parents.values(), key=lambda run: run.started, default=None)
-    facts = read_json(store, newest, "run.json") if newest is not None else {}
-    return Provenance(weights, list(data.values()), protocols, _differences(protocols), facts.get("environment", {}))
+    environment = read_json(store, newest, "run.json").get("environment", {}) if newest is not None else {}
+    if named := sorted(devices - {""}):
+        environment = {"devices": named, **environment}
+    facts = {name: _facts(store, selection, name) for name in selection.backbones}
+    return Provenance(facts, weights, list(data.values()), protocols, _differences(protocols), environment)
+
+
+def _facts(store: Store, selection: Selection, name: str) -> dict[str, str]:
+    """What is known of a backbone's size and origin."""
+    run = next((run for (backbone, _), run in selection.parents.items() if backbone == name), None)
+    tags = run.tags if run else {}
+    stored = read_json(store, run, "run.json").get("backbone", {}) if run else {}
+    size, count = stored.get("data", {}).get("size", []), tags.get("backbone.parameters", "")
+    train = selection.runs.get(tags.get("train.run", ""))
+    pairs = train.params.get("pairs", "") if train else ""
+    trained = f"{train.tags.get('recipe', 'trained')} on {PurePath(pairs).name or 'its pairs'}" if train else ""
+    source = tags.get("weights.source", "")
+    return {
+        "Architecture": tags.get("architecture", ""),
+        "Parameters": f"{int(count) / 1e6:.1f} M" if count.isdigit() else "",
+        "Resolution": " × ".join(map(str, size)),
+        "FLOPs an image": _flops(selection, name),
+        "Pretraining": tags.get("backbone.pretraining")
+        or trained
+        or (PurePath(source).name if source[:1] == "/" else source),
+    }
+
+
+def _flops(selection: Selection, name: str) -> str:
+    """Of encoding one image at the backbone's own resolution, from runs that had to encode."""
+    costs = [
+        c.cost for (b, column), cells in selection.cells.items() if b == name and column.kind in OWN_SIZE for c in cells
+    ]
+    found = [
+        cost["encode_flops"] / (cost["encode_images_per_second"] * cost["encode_seconds"])
+        for cost in costs
+        if cost.get("encode_flops") and cost.get("encode_images_per_second") and cost.get("encode_seconds")
+    ]
+    return f"{float(np.median(found)) / 1e9:.3g} G" if found else ""
 
 
 def read_json(store: Store, run: StoredRun, name: str) -> Any:
@@ -86,7 +126,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _differences(protocols: list[tuple[Column, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+def _differences(protocols: list[tuple[TaskProtocol, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for task in dict.fromkeys(column.task for column, _ in protocols if column.letter):
         mine = {column.letter: flat(facts) for column, facts in protocols if column.task == task}

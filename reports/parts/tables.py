@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from reports.analysis import Analysis, shown_metrics
-from reports.selection import Column
+from reports.selection import TaskProtocol
 from reports.stats.intervals import Estimate
 
 SECTIONS = (
@@ -18,18 +19,22 @@ SECTIONS = (
     ("geometry", "Depth and surface normals", lambda c: c.kind in ("depth", "normals")),
     ("classification", "Classification", lambda c: c.kind == "classification" and not c.task.endswith("/zero-shot")),
     ("zero-shot", "Zero-shot and retrieval", lambda c: c.kind == "image-text" or c.task.endswith("/zero-shot")),
+    ("other", "Other tasks", lambda c: True),
 )
-
-MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?"}
+MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
+ACROSS = 6  # backbones: more than these stand as rows, with what is known of them
+EXPERTS = ("seg", "depth", "normal")
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Head:
-    """One column of a table: a metric of a task under one protocol."""
+class MetricColumn:
+    """One column of a table: a metric of a task under one protocol, computed from so many images (0: not known)."""
 
-    column: Column
+    column: TaskProtocol
     metric: str
     digits: int
+    images: int
 
     @property
     def sign(self) -> int:
@@ -43,28 +48,68 @@ class Head:
     def words(self) -> str:
         return self.column.metric(self.metric).label or self.metric
 
+    @property
+    def arrow(self) -> str:
+        return "↑" if self.sign > 0 else "↓"
+
 
 @dataclass(frozen=True)
-class TableCell:
-    """What stands where a backbone meets a column.
+class Number:
+    """What stands where a backbone meets a column, and a row of ``results.csv``; NaN where there is none.
 
     Attributes:
-        estimate: the number, None for a hole.
-        difference: to the baseline, None where there is none.
-        verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and holes.
+        low, high: of the 95 % interval.
+        seeds, images: how many it is computed from; no ``images`` where their noise is not known.
+        difference: to the baseline, with the interval that holds together with all others.
+        detectable: the smallest difference that would be told apart in 80 % of such comparisons.
+        verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing numbers.
         best: better than every other backbone by its interval.
-        hole: why there is no number.
-        runs: ids of the MLflow runs behind the number.
-        missing: seeds that the backbone has elsewhere but not here.
+        missing: why there is no number.
+        runs: ids of the MLflow runs behind it.
+        absent: seeds that the backbone has elsewhere but not here.
     """
 
-    estimate: Estimate | None = None
-    difference: Estimate | None = None
+    backbone: str
+    task: str
+    protocol: str
+    metric: str
+    direction: int
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    standard_error: float = NAN
+    seeds: int = 0
+    images: int = 0
+    difference: float = NAN
+    difference_low: float = NAN
+    difference_high: float = NAN
+    detectable: float = NAN
     verdict: str = ""
     best: bool = False
-    hole: str = ""
-    runs: tuple[tuple[str, str], ...] = ()
-    missing: tuple[int, ...] = ()
+    missing: str = ""
+    runs: tuple[str, ...] = ()
+    absent: tuple[int, ...] = ()
+    digits: int = 1
+
+    @property
+    def text(self) -> str:
+        return number(self.value, self.digits)
+
+    @property
+    def error(self) -> str:
+        return number(self.standard_error, self.digits) if math.isfinite(self.standard_error) else ""
+
+    @property
+    def interval(self) -> str:
+        return interval(self.low, self.high, self.digits)
+
+    @property
+    def change(self) -> str:
+        """``▲ +1.2 [+0.3, +2.1]``, or ''."""
+        if not self.verdict:
+            return ""
+        ends = interval(self.difference_low, self.difference_high, self.digits, True)
+        return f"{MARKS[self.verdict]} {number(self.difference, self.digits, True)} {ends}".rstrip()
 
 
 @dataclass
@@ -73,9 +118,8 @@ class Table:
 
     id: str
     title: str
-    heads: list[Head]
-    rows: list[tuple[str, list[TableCell]]]
-    notes: list[str] = field(default_factory=list)
+    heads: list[MetricColumn]
+    rows: list[tuple[str, list[Number]]]
     marks: dict[str, str] = field(default_factory=dict)  # backbone → what is added to its name
 
 
@@ -88,15 +132,19 @@ def overview(analysis: Analysis) -> Table:
 def sections(analysis: Analysis) -> list[Table]:
     """The detailed tables in the paper's order; kinds that are none of its own come last."""
     tables, left = [], list(analysis.selection.columns)
+    names = analysis.selection.backbones
     for name, title, fits in SECTIONS:
         mine = [column for column in left if fits(column)]
         left = [column for column in left if column not in mine]
-        if mine:
-            heads = [_head(analysis, column, metric) for column in mine for metric in shown_metrics(column)]
-            tables.append(_table(analysis, name, title, _with_values(analysis, heads), analysis.selection.backbones))
-    if left:
-        heads = [_head(analysis, column, metric) for column in left for metric in shown_metrics(column)]
-        tables.append(_table(analysis, "other", "Other tasks", heads, analysis.selection.backbones))
+        # without metrics that no backbone has (mask mAP of a box detector), unless it is the main one
+        heads = [
+            _head(analysis, column, metric)
+            for column in mine
+            for metric in shown_metrics(column)
+            if metric == column.main or any((b, column, metric) in analysis.estimates for b in names)
+        ]
+        if heads:
+            tables.append(_table(analysis, name, title, heads, names))
     return tables
 
 
@@ -117,52 +165,43 @@ def experts_table(analysis: Analysis) -> Table | None:
 
 
 def _experts(analysis: Analysis, name: str) -> tuple[str, ...]:
-    order = ("seg", "depth", "normal")
     for (backbone, _), run in analysis.selection.parents.items():
         if backbone == name and run.tags.get("experts"):
             return tuple(e.strip() for e in run.tags["experts"].split(",") if e.strip())
     suffix = name.split("@")[0].removeprefix("cliptex").strip("-")
-    return tuple(part for part in suffix.split("-") if part in order) or order
+    return tuple(part for part in suffix.split("-") if part in EXPERTS) or EXPERTS
 
 
-def _table(analysis: Analysis, name: str, title: str, heads: list[Head], backbones: Sequence[str]) -> Table:
-    rows = [(backbone, [_cell(analysis, backbone, head) for head in heads]) for backbone in backbones]
-    return Table(name, title, heads, rows)
+def _table(analysis: Analysis, name: str, title: str, heads: list[MetricColumn], backbones: Sequence[str]) -> Table:
+    return Table(name, title, heads, [(b, [_number(analysis, b, head) for head in heads]) for b in backbones])
 
 
-def _cell(analysis: Analysis, backbone: str, head: Head) -> TableCell:
+def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
     selection, key = analysis.selection, (backbone, head.column, head.metric)
-    cells = selection.cells.get((backbone, head.column), [])
-    runs = tuple((cell.run.experiment_id, cell.run.id) for cell in cells)
-    if key not in analysis.estimates:
-        hole = selection.holes.get((backbone, head.column)) or "no value on this data"
-        return TableCell(hole=hole, runs=runs)
-    gap = analysis.differences.get(key)
-    missing = tuple(s for s in selection.seeds[backbone] if s not in analysis.samples[key].seeds)
-    return TableCell(
-        analysis.estimates[key],
-        gap,
-        gap.verdict(head.sign) if gap is not None else "",
-        analysis.best(head.column, head.metric) == backbone,
-        "",
-        runs,
-        missing,
-    )
+    what: dict[str, Any] = {
+        "backbone": backbone,
+        "task": head.column.title,
+        "protocol": head.column.protocol,
+        "metric": head.metric,
+    }
+    runs = tuple(cell.run.id for cell in selection.cells.get((backbone, head.column), []))
+    if (found := analysis.estimates.get(key)) is None:
+        why = selection.missing.get((backbone, head.column)) or "no value on this data"
+        return Number(**what, direction=head.sign, missing=why, runs=runs)
+    told: dict[str, Any] = {}
+    if (gap := analysis.differences.get(key)) is not None:
+        told = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high,
+                "detectable": gap.detectable(), "verdict": gap.verdict(head.sign)}  # fmt: skip
+    return Number(
+        **what, direction=head.sign, value=found.value, low=found.low, high=found.high, standard_error=found.error,
+        seeds=found.seeds, images=found.images, best=analysis.best(head.column, head.metric) == backbone, runs=runs,
+        absent=tuple(s for s in selection.seeds[backbone] if s not in analysis.samples[key].seeds), digits=head.digits, **told,
+    )  # fmt: skip
 
 
-def _with_values(analysis: Analysis, heads: list[Head]) -> list[Head]:
-    """Without metrics that no backbone has (mask mAP of a box detector), unless it is the main one."""
-    names = analysis.selection.backbones
-    return [
-        head
-        for head in heads
-        if head.metric == head.column.main or any((b, head.column, head.metric) in analysis.estimates for b in names)
-    ]
-
-
-def _head(analysis: Analysis, column: Column, metric: str) -> Head:
+def _head(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn:
     found = [e for (_, c, m), e in analysis.estimates.items() if c == column and m == metric]
-    return Head(column, metric, digits(found))
+    return MetricColumn(column, metric, digits(found), analysis.images.get(column, 0))
 
 
 def digits(estimates: Sequence[Estimate]) -> int:
@@ -184,8 +223,12 @@ def number(value: float, places: int, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def interval(estimate: Estimate, places: int, signed: bool = False) -> str:
+def interval(low: float, high: float, places: int, signed: bool = False) -> str:
     """``[low, high]``, or '' where it is not known."""
-    if not estimate.known:
-        return ""
-    return f"[{number(estimate.low, places, signed)}, {number(estimate.high, places, signed)}]"
+    known = np.isfinite(low) and np.isfinite(high)
+    return f"[{number(low, places, signed)}, {number(high, places, signed)}]" if known else ""
+
+
+def count(amount: int, noun: str) -> str:
+    """``1 task``, ``2 tasks``."""
+    return f"{amount} {noun}{'' if amount == 1 else 's'}"

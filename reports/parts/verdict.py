@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import Analysis, Gain
-from reports.parts.tables import number
-from reports.selection import Column
+from reports.parts.tables import count, number
+from reports.selection import TaskProtocol
 from reports.stats.gains import by_task, interquartile_mean
 from reports.stats.intervals import Estimate
 
@@ -39,9 +39,9 @@ def verdict(analysis: Analysis) -> Verdict:
     base = selection.baseline
     others = [name for name in selection.backbones if name != base]
     if not others:
-        count = len({column.task for column in selection.columns if (base, column) in selection.cells})
+        tasks = len({column.task for column in selection.columns if (base, column) in selection.cells})
         return Verdict(
-            "alone", f"Only {base} has results ({_count(count, 'task')}): nothing to compare it with yet.", []
+            "alone", f"Only {base} has results ({count(tasks, 'task')}): nothing to compare it with yet.", []
         )
     judged = {name: list(analysis.tasks(name).values()) for name in others}
     common = [c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)]
@@ -52,11 +52,11 @@ def verdict(analysis: Analysis) -> Verdict:
     if set(tones.values()) == {"open"} and len(others) > 1:
         compared = max(map(len, judged.values()))
         best = f"; highest is {leader}: {words}" if (words := _gain_words(analysis, leader)) else ""
-        return Verdict(tone, f"No backbone can be told from {base} on any of {_count(compared, 'task')}{best}.", lines)
+        return Verdict(tone, f"No backbone can be told from {base} on any of {count(compared, 'task')}{best}.", lines)
     return Verdict(tone, _headline(analysis, leader, tone, common), lines)
 
 
-def _gain(analysis: Analysis, name: str, common: Sequence[Column]) -> float:
+def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> float:
     """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
     if common:
         gains = np.array([[analysis.task_gains[name, column].value] for column in common])
@@ -69,18 +69,18 @@ def _tone(analysis: Analysis, name: str, told: Sequence[str]) -> str:
     return {"win": "better", "loss": "worse"}.get(overall, "mixed" if {"win", "loss"} & set(told) else "open")
 
 
-def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[Column]) -> str:
+def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskProtocol]) -> str:
     base, others = analysis.selection.baseline, len(analysis.selection.backbones) - 1
     told = list(analysis.tasks(name).values())
     gain = _gain_words(analysis, name)
     best = name
     if others > 1 and name in analysis.gains:
         fewer = 0 < len(common) < max(len(each.columns) for each in analysis.gains.values())
-        over = f" on {_count(len({c.task for c in common}), 'task')} that all have" if fewer else ""
+        over = f" on {count(len({c.task for c in common}), 'task')} that all have" if fewer else ""
         best = f"Of {others} backbones, {name} has the highest mean gain{over}: it"
     if not told:
         return f"{name} and {base} share no task: nothing can be compared."
-    wins, losses, tasks = told.count("win"), told.count("loss"), _count(len(told), "task")
+    wins, losses, tasks = told.count("win"), told.count("loss"), count(len(told), "task")
     if wins:
         words = (
             f"{best} is better than {base} on {wins} of {tasks} and {f'worse on {losses}' if losses else 'loses none'}"
@@ -138,7 +138,7 @@ def power_lines(analysis: Analysis) -> list[str]:
             continue
         images, seeds = (sorted({getattr(gap, name) for gap in gaps.values()}) for name in ("images", "seeds"))
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        have = f"{_count(images[0], 'image') if images[0] else 'unknown noise of images'} and {fewest}{_count(seeds[-1], 'seed')}"
+        have = f"{count(images[0], 'image') if images[0] else 'unknown noise of images'} and {fewest}{count(seeds[-1], 'seed')}"
         size = (
             f"{np.median([gap.detectable() for gap in gaps.values()]):.2g} {column.metric(column.main).unit}".rstrip()
         )
@@ -154,7 +154,7 @@ def power_lines(analysis: Analysis) -> list[str]:
 def _would_decide(gap: Estimate) -> str:
     if gap.seeds == 1:
         return "with more seeds, to know their noise"
-    return f"with {count} seeds" if (count := gap.seeds_to_decide()) else "only with more images"
+    return f"with {seeds} seeds" if (seeds := gap.seeds_to_decide()) else "only with more images"
 
 
 def _list(names: Sequence[str], most: int = 6) -> str:
@@ -162,7 +162,3 @@ def _list(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most:
         return ", ".join(shown) + f" and {len(names) - most} more"
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

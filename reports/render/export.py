@@ -1,24 +1,31 @@
-"""A report as files: the page, and the same tables as Markdown, CSV and LaTeX."""
+"""A report as files: the page, and its numbers as Markdown, CSV and LaTeX, all from one tidy frame."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from reports.errors import TrackingError
 from reports.mlflow.query import tidy
-from reports.parts.tables import MARKS, Head, Table, TableCell, interval, number
+from reports.parts.study import study_frame, summary_frame
+from reports.parts.tables import ACROSS, Number, Table, number
 
 if TYPE_CHECKING:
     from reports.report import Report
 
 FORMATS = ("html", "md", "csv", "latex")
-SUMMED = ("value", "base", "baseline", "confirmed", "noise")
+TEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "°": r"$^\circ$", "δ": r"$\delta$", "λ": r"$\lambda$", "→": r"$\to$",
+    "<": "$<$", ">": "$>$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "−": "$-$", "–": "--", "±": r"$\pm$",
+    "≥": r"$\ge$", "≤": r"$\le$", "·": r"$\cdot$", "…": r"\dots{}",
+})  # fmt: skip
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -44,25 +51,58 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
     for name in formats:
         if name not in FORMATS:
             raise TrackingError(f"no format {name!r}; there are {', '.join(FORMATS)}")
-    written = []
+    made: dict[str, str] = {}
+    for name in formats:
+        if name == "html":
+            from reports.render.page import render
+
+            made["index.html"] = render(report)
+        elif name == "csv":
+            made |= csv_values(report)
+        else:
+            made |= {"report.md": markdown(report)} if name == "md" else {"tables.tex": latex(report)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in formats:
-            if name == "html":
-                from reports.render.page import render
-
-                written.append(write_text(out / "index.html", render(report)))
-            elif name == "md":
-                written.append(write_text(out / "report.md", markdown(report)))
-            elif name == "csv":
-                written += [write_text(out / file, text) for file, text in csv_values(report).items()]
-            else:
-                written.append(write_text(out / "tables.tex", latex(report)))
+        return [write_text(out / name, text) for name, text in made.items()]
     except OSError as error:
         raise TrackingError(
             f"cannot write the report to {out}: {error.strerror or error}; give another --out"
         ) from error
-    return written
+
+
+def numbers(report: Report) -> pd.DataFrame:
+    """The tidy frame: one row for each number of the detailed tables, columns as in ``Number``."""
+    found = {(n.backbone, n.task, n.metric): n for table in report.tables for _, row in table.rows for n in row}
+    frame = pd.DataFrame([vars(n) for n in found.values()])
+    return frame.assign(runs=frame["runs"].map(" ".join)).drop(columns=["absent", "digits"])
+
+
+def csv_values(report: Report) -> dict[str, str]:
+    """``results.csv``: one row for each number of the tables; ``runs.csv``: one for each metric of each MLflow run;
+    ``classes.csv`` and ``pairs.csv`` where there are such; ``study-NAME.csv``: the trials of a sweep."""
+    frames = {}
+    if report.analysis is not None:
+        frames["results.csv"] = numbers(report)
+        kept = [cell for cells in report.analysis.selection.cells.values() for cell in cells]
+        frames["runs.csv"] = tidy(kept)
+        if report.classes:
+            frames["classes.csv"] = pd.concat(one.frame.assign(task=one.title) for one in report.classes)
+        if report.pairs:
+            frames["pairs.csv"] = pd.DataFrame([vars(pair) for pair in report.pairs.values()])
+    for study in report.studies:
+        frames[f"study-{re.sub('[^A-Za-z0-9_.-]', '-', study.name)}.csv"] = study_frame(study)
+    return {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+
+
+def _grid(table: Table, shown: Callable[[Number], str], escape: Callable[[str], str] = str) -> pd.DataFrame:
+    """A table's cells as text; columns are (task, metric), rows backbones."""
+    heads = [
+        (escape(h.column.title), escape(f"{h.words} {h.arrow}" + f" (N = {h.images})" * bool(h.images)))
+        for h in table.heads
+    ]
+    names = [escape(f"{name} ({table.marks[name]})" if name in table.marks else name) for name, _ in table.rows]
+    cells = [[shown(cell) for cell in cells] for _, cells in table.rows]
+    return pd.DataFrame(cells, names, pd.MultiIndex.from_tuples(heads))
 
 
 def markdown(report: Report) -> str:
@@ -72,201 +112,91 @@ def markdown(report: Report) -> str:
     if report.notes:
         lines += ["## Caveats", "", *(f"* {note}" for note in report.notes), ""]
     if report.overview:
-        lines += ["## At a glance", "", *_markdown_overview(report), ""]
+        overview = _grid(report.overview, _markdown_cell)
+        if len(overview) <= ACROSS:
+            overview = overview.T
+        lines += ["## At a glance", "", *_markdown(_flat(overview)), ""]
         lines += [
-            f"Value, 95 % interval; then the difference to {report.baseline}, whose intervals hold together at 95 %: ▲ better, "
-            "▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better than every other backbone.",
+            f"Value, 95 % interval, seeds (N: images); then the difference to {report.baseline} (intervals hold together at "
+            "95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better than all others.",
             "",
         ]
         lines += ["## What these images and seeds can tell apart", "", *(f"* {line}" for line in report.power), ""]
     for table in report.tables:
-        lines += [f"## {table.title}", "", *_markdown_table(table), ""]
-    for view in report.studies:
-        heads = ["trial", *(view.label(name) for name in view.params), *view.names, "state"]
-        lines += [f"## λ search: {view.study.name}", "", view.headline, "", _row(heads), _row(["---"] * len(heads))]
-        for row in view.rows:
-            trial = row["trial"]
-            params = [_plain(view.text(trial.params[name])) if name in trial.params else "–" for name in view.params]
-            values = [
-                f"**{number(x, 3)}**" if best else number(x, 3)
-                for x, best in zip(row["values"], row["best"], strict=True)
-            ]
-            lines.append(_row([_plain(trial.name), *params, *values, _plain(trial.state)]))
-        lines.append("")
-        if view.study.summary:
-            lines += [
-                _row(["what", "best", "value", "base", "clip-ft", "again", "noise", "verdict"]),
-                _row(["---"] * 8),
-            ]
-            for row in view.study.summary:
-                numbers = [number(_float(row.get(key)), 3) for key in SUMMED]
-                lines.append(
-                    _row(
-                        [
-                            _plain(f"{row.get('what')} {row.get('metric') or ''}".strip()),
-                            _plain(str(row.get("best"))),
-                            *numbers,
-                            row.get("verdict") or "",
-                        ]
-                    )
-                )
-            lines.append("")
+        lines += [f"## {table.title}", "", *_markdown(_flat(_grid(table, _markdown_cell))), ""]
+    for study in report.studies:
+        lines += [f"## λ search: {study.name}", "", study.headline, "", *_markdown(study_frame(study)), ""]
+        lines += [*_markdown(summary_frame(study)), ""] if study.summary else []
     return "\n".join(lines)
 
 
-def _markdown_overview(report: Report) -> list[str]:
-    assert report.overview is not None
-    names = [name for name, _ in report.overview.rows]
-    lines = [_row(["task", "metric", *names]), _row(["---", "---", *["---:"] * len(names)])]
-    for place, head in enumerate(report.overview.heads):
-        cells = [_markdown_cell(cells[place], head) for _, cells in report.overview.rows]
-        lines.append(_row([head.column.title, f"{head.words} {'↑' if head.sign > 0 else '↓'}", *cells]))
-    return lines
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """Index and headings of two levels as plain ones."""
+    rows, heads = ([" ".join(one) if isinstance(one, tuple) else one for one in axis] for axis in frame.axes)
+    return frame.set_axis(heads, axis=1).assign(**{"": rows})[["", *heads]]
 
 
-def _markdown_table(table: Table) -> list[str]:
-    heads = [f"{h.column.title} {h.words} {'↑' if h.sign > 0 else '↓'}" for h in table.heads]
-    lines = [_row(["backbone", *heads]), _row(["---", *["---:"] * len(heads)])]
-    for name, cells in table.rows:
-        shown = f"{name} ({table.marks[name]})" if name in table.marks else name
-        lines.append(_row([shown, *(_markdown_cell(c, h) for c, h in zip(cells, table.heads, strict=True))]))
-    return lines
+def _markdown(frame: pd.DataFrame) -> list[str]:
+    plain = [[_text(one).replace("|", "\\|").replace("\n", " ") for one in row] for row in frame.to_numpy(object)]
+    rows = [list(frame.columns), ["---", *["---:"] * (frame.shape[1] - 1)], *plain]
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _markdown_cell(cell: TableCell, head: Head) -> str:
-    if cell.estimate is None:
-        return _plain(f"– ({cell.hole})")
-    text = number(cell.estimate.value, head.digits)
-    text = f"**{text}**" if cell.best else text
-    text += f" {interval(cell.estimate, head.digits)}" if cell.estimate.known else ""
-    if cell.difference is not None:
-        text += f"; {MARKS[cell.verdict]} {number(cell.difference.value, head.digits, True)}"
-        text += f" {interval(cell.difference, head.digits, True)}" if cell.difference.known else ""
-    return text
+def _text(value: object) -> str:
+    """A cell of a frame as people read it."""
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−") if value == value else "–"
+    return "–" if value is None else str(value)
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def csv_values(report: Report) -> dict[str, str]:
-    """``results.csv``: one row for each number of the tables; ``runs.csv``: one for each metric of each MLflow run."""
-    files = {}
-    if report.analysis is not None:
-        buffer = io.StringIO()
-        out = csv.writer(buffer, lineterminator="\n")
-        out.writerow(
-            ["backbone", "task", "protocol", "metric", "direction", "value", "low", "high", "standard_error", "seeds",
-             "difference", "difference_low", "difference_high", "detectable", "verdict", "best", "hole", "runs"]
-        )  # fmt: skip
-        seen = set()
-        for table in [t for t in report.tables if t.id != "experts"]:
-            for name, cells in table.rows:
-                for cell, head in zip(cells, table.heads, strict=True):
-                    key = (name, head.column.title, head.metric)
-                    if key not in seen:
-                        seen.add(key)
-                        out.writerow(_values(name, cell, head))
-        files["results.csv"] = buffer.getvalue()
-        kept = [cell for cells in report.analysis.selection.cells.values() for cell in cells]
-        files["runs.csv"] = tidy(kept).to_csv(index=False, lineterminator="\n")
-    for view in report.studies:
-        buffer = io.StringIO()
-        out = csv.writer(buffer, lineterminator="\n")
-        out.writerow(["trial", *view.params, *view.names, "state", "run"])
-        for row in view.rows:
-            trial = row["trial"]
-            params = [trial.params.get(name, "") for name in view.params]
-            out.writerow([trial.name, *params, *(_exact(x) for x in row["values"]), trial.state, trial.run.id])
-        safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in view.study.name)
-        files[f"study-{safe}.csv"] = buffer.getvalue()
-    return files
-
-
-def _values(name: str, cell: TableCell, head: Head) -> list[object]:
-    found, gap = cell.estimate, cell.difference
-    numbers = [found.value, found.low, found.high, found.error] if found else [float("nan")] * 4
-    gaps = [gap.value, gap.low, gap.high, gap.detectable()] if gap else [float("nan")] * 4
-    return [
-        name, head.column.title, head.column.protocol, head.metric, head.sign, *map(_exact, numbers),
-        found.seeds if found else 0, *map(_exact, gaps), cell.verdict, "yes" if cell.best else "", cell.hole,
-        " ".join(run for _, run in cell.runs),
-    ]  # fmt: skip
-
-
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _exact(value: float) -> str:
-    return repr(float(value)) if value == value else ""
+def _markdown_cell(cell: Number) -> str:
+    if cell.missing:
+        return f"– ({cell.missing})"
+    value = f"**{cell.text}**" if cell.best else cell.text
+    told = f"{value} {cell.interval} {cell.seeds}s".replace("  ", " ")
+    return f"{told}; {cell.change}" if cell.change else told
 
 
 def latex(report: Report) -> str:
     """Tables for a paper (booktabs): value with its standard error over seeds, difference to the baseline in small print."""
-    parts = ["% needs \\usepackage{booktabs}", f"% {report.title}; {report.date}", ""]
+    parts = ["% needs \\usepackage{booktabs}", f"% {_tex(report.title)}; {report.date}".replace("\\%", "percent"), ""]
     for table in report.tables:
-        columns = "l" + "r" * len(table.heads)
-        tasks = " & ".join(_tex(head.column.title) for head in table.heads)
-        arrows = {1: "$\\uparrow$", -1: "$\\downarrow$"}
-        metrics = " & ".join(f"{_tex(head.words)} {arrows[head.sign]}" for head in table.heads)
-        parts += [
-            "\\begin{table}[t]", "\\centering",
-            f"\\caption{{{_tex(table.title)}. Bold: better than every other backbone by its 95\\,\\% interval; in small print "
-            f"the difference to {_tex(report.baseline)}, with $\\ast$ where its interval leaves out zero.}}",
-            f"\\label{{tab:{table.id}}}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule",
-            f" & {tasks} \\\\", f"Backbone & {metrics} \\\\", "\\midrule",
-        ]  # fmt: skip
-        for name, cells in table.rows:
-            row = " & ".join(_tex_cell(c, h) for c, h in zip(cells, table.heads, strict=True))
-            parts.append(f"{_tex(name)} & {row} \\\\")
-        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
-    for view in report.studies:
-        heads = [view.label(name).replace("λ", "$\\lambda$") for name in view.params]
-        parts += [
-            "\\begin{table}[t]", "\\centering", f"\\caption{{$\\lambda$ search: {_tex(view.study.name)}.}}",
-            f"\\begin{{tabular}}{{{'r' * (len(view.params) + len(view.names))}}}", "\\toprule",
-            " & ".join([*heads, *(_tex(name) for name in view.names)]) + " \\\\", "\\midrule",
-        ]  # fmt: skip
-        for trial_row in view.rows:
-            params = [
-                _tex(view.text(trial_row["trial"].params[n])) if n in trial_row["trial"].params else "--"
-                for n in view.params
-            ]
-            values = [
-                f"\\textbf{{{_tex_number(x, 2)}}}" if best else _tex_number(x, 2)
-                for x, best in zip(trial_row["values"], trial_row["best"], strict=True)
-            ]
-            parts.append(" & ".join([*params, *values]) + " \\\\")
-        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
+        caption = (
+            f"{_tex(table.title)}. Bold: better than every other backbone by its 95\\,\\% interval; in small print the standard "
+            f"error over seeds and the difference to {_tex(report.baseline)}, with $\\ast$ where its interval leaves out zero. "
+            f"N: images. {_tex(_seeds(table))}"
+        )
+        parts.append(_tabular(_grid(table, _tex_cell, _tex), caption, f"tab:{table.id}"))
+    for study in report.studies:
+        found = study_frame(study).drop(columns=["state", "run"]).map(lambda one: _tex(_text(one))).set_index("trial")
+        found = found.rename(columns=_tex).rename_axis(index=None)
+        parts.append(_tabular(found, f"{_tex(f'λ search: {study.name}')}.", f"tab:study-{len(parts)}"))
     return "\n".join(parts)
 
 
-def _tex_cell(cell: TableCell, head: Head) -> str:
-    if cell.estimate is None:
+def _seeds(table: Table) -> str:
+    counts = sorted({cell.seeds for _, cells in table.rows for cell in cells if not cell.missing})
+    return f"Seeds: {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}." if counts else ""
+
+
+def _tabular(frame: pd.DataFrame, caption: str, label: str) -> str:
+    return frame.style.to_latex(
+        column_format="l" + "r" * frame.shape[1], position="t", position_float="centering", hrules=True, caption=caption,
+        label=label, multicol_align="c", environment="table*" if frame.shape[1] > 4 else "table",
+    )  # fmt: skip
+
+
+def _tex_cell(cell: Number) -> str:
+    if cell.missing:
         return "--"
-    text = _tex_number(cell.estimate.value, head.digits)
-    text = f"\\textbf{{{text}}}" if cell.best else text
-    if cell.estimate.error == cell.estimate.error:
-        text += f"\\,{{\\scriptsize$\\pm${_tex_number(cell.estimate.error, head.digits)}}}"
-    if cell.difference is not None:
+    text = f"\\textbf{{{_tex(cell.text)}}}" if cell.best else _tex(cell.text)
+    if cell.error:
+        text += f"\\,{{\\scriptsize$\\pm${_tex(cell.error)}}}"
+    if cell.verdict:
         star = "$^\\ast$" if cell.verdict in ("win", "loss") else ""
-        text += f" {{\\scriptsize({_tex_number(cell.difference.value, head.digits, True)}{star})}}"
+        text += f" {{\\scriptsize({_tex(number(cell.difference, cell.digits, True))}{star})}}"
     return text
 
 
-def _tex_number(value: float, digits: int, signed: bool = False) -> str:
-    return number(value, digits, signed).replace("−", "$-$").replace("±", "$\\pm$").replace("–", "--")
-
-
 def _tex(text: str) -> str:
-    replaced = {
-        "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
-        "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "°": "$^\\circ$", "δ": "$\\delta$", "→": "$\\to$",
-        "<": "$<$", ">": "$>$", "λ": "$\\lambda$",
-    }  # fmt: skip
-    return "".join(replaced.get(letter, letter) for letter in text)
+    return text.translate(TEX)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from reports.parts.tables import MARKS, Head, TableCell, interval, number
+from reports.parts.study import study_frame, summary_frame
+from reports.parts.tables import ACROSS, count, interval, number
+from reports.parts.verdict import gain_words
 
 if TYPE_CHECKING:
+    from reports.mlflow.query import StoredRun
     from reports.report import Report
-
-SPOKEN = {"win": "better than", "loss": "worse than", "tie": "cannot be told from"}
 
 
 def render(report: Report) -> str:
@@ -30,9 +31,16 @@ def render(report: Report) -> str:
         loader=jinja2.FunctionLoader(_source), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"number": number}
+    environment.filters |= {
+        "number": number,
+        "count": count,
+        "gain": gain_words,
+        "frame": study_frame,
+        "sums": summary_frame,
+    }
     environment.globals |= {
-        "cell": functools.partial(cell_view, report), "run_link": functools.partial(run_link, report.ui_url),
+        "run_link": functools.partial(run_link, report.ui_url), "runs_link": functools.partial(runs_link, report),
+        "interval": interval, "ACROSS": ACROSS,
         "figure_json": _script_safe({figure.id: figure.spec for figure in report.figures()}),
     }  # fmt: skip
     template = environment.get_template("page.html.j2")
@@ -40,41 +48,20 @@ def render(report: Report) -> str:
     return template.render(report=report, style=_source("style.css"), script=_source("script.js"), plotly=plotly)
 
 
-def cell_view(report: Report, cell: TableCell, head: Head) -> dict[str, Any]:
-    """What the template writes for a table's cell: texts, classes, link, and the exact value to sort by."""
-    if cell.estimate is None:
-        return {"hole": cell.hole}
-    found, gap = cell.estimate, cell.difference
-    view: dict[str, Any] = {
-        "hole": "", "value": repr(float(found.value)), "text": number(found.value, head.digits), "best": cell.best,
-        "interval": interval(found, head.digits), "link": runs_link(report.ui_url, cell.runs),
-        "runs": " ".join(run for _, run in cell.runs), "missing": ", ".join(map(str, cell.missing)),
-        "error": number(found.error, head.digits) if found.error == found.error else "",
-        "seeds_only": found.known and not found.images,
-        "gap": "", "mark": "", "verdict": cell.verdict, "spoken": "",
-    }  # fmt: skip
-    if gap is not None:
-        words = SPOKEN.get(cell.verdict, "")
-        view |= {
-            "gap": number(gap.value, head.digits, True), "gap_interval": interval(gap, head.digits, True),
-            "mark": MARKS[cell.verdict], "spoken": f"{words} {report.baseline}" if words else "no interval",
-        }  # fmt: skip
-    return view
-
-
-def run_link(ui_url: str, experiment: str, run: str) -> str:
+def run_link(ui_url: str, run: StoredRun) -> str:
     """Address of a run in MLflow's UI, '' where no UI is given."""
-    return f"{ui_url.rstrip('/')}/#/experiments/{quote(experiment)}/runs/{quote(run)}" if ui_url else ""
+    return f"{ui_url.rstrip('/')}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}" if ui_url else ""
 
 
-def runs_link(ui_url: str, runs: tuple[tuple[str, str], ...]) -> str:
+def runs_link(report: Report, ids: tuple[str, ...]) -> str:
     """Address of one run, or of MLflow's comparison of several."""
-    if not ui_url or not runs:
+    if not report.ui_url or not ids or report.analysis is None:
         return ""
+    runs = [report.analysis.selection.runs[one] for one in ids]
     if len(runs) == 1:
-        return run_link(ui_url, *runs[0])
-    ids, experiments = json.dumps([r for _, r in runs]), json.dumps(sorted({e for e, _ in runs}))
-    return f"{ui_url.rstrip('/')}/#/compare-runs?runs={quote(ids)}&experiments={quote(experiments)}"
+        return run_link(report.ui_url, runs[0])
+    asked = json.dumps(list(ids)), json.dumps(sorted({run.experiment_id for run in runs}))
+    return f"{report.ui_url.rstrip('/')}/#/compare-runs?runs={quote(asked[0])}&experiments={quote(asked[1])}"
 
 
 def _script_safe(value: Any) -> str:

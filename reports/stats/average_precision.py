@@ -1,4 +1,4 @@
-"""COCO's average precision over any weighted draw of images, from the matches stored with each detection."""
+"""COCO's average precision over any resample of images, from the matches stored with each detection."""
 
 from __future__ import annotations
 
@@ -41,28 +41,33 @@ class Matches:
         self.order = np.lexsort((np.arange(len(counted)), identity, -score))
 
     def precision(self, weights: np.ndarray) -> np.ndarray:
-        """AP (0–1) at each IoU threshold of every draw, the mean over classes that have an object in the draw.
+        """(R, 10) AP (0–1) at each IoU threshold of every resample, the mean over classes that have an object in it; NaN where
+        none has. See ``by_class``."""
+        found = self.by_class(weights)
+        there = np.isfinite(found)
+        total, classes = np.where(there, found, 0.0).sum(axis=1), there.sum(axis=1)
+        return np.divide(total, classes, out=np.full(total.shape, np.nan), where=classes > 0)
+
+    def by_class(self, weights: np.ndarray) -> np.ndarray:
+        """AP (0–1) of each class at each IoU threshold of every resample.
 
         Counting an image k times gives what pycocotools gives for k copies of it. Precision is looked at where a detection is
         right only: between those it can only fall, and the interpolation takes the best to the right (COCO's 101 recall points).
 
         Args:
-            weights: (R, N) how often each image is in each draw, >= 0.
+            weights: (R, N) how often each image is in each resample, >= 0.
 
         Returns:
-            (R, 10); NaN where a draw has no object at all.
+            (R, classes, 10); NaN where a resample has no object of the class.
         """
-        draws = len(weights)
-        total = np.zeros((draws, IOUS))
         present = weights @ self.objects  # (R, classes)
+        found = np.full((*present.shape, IOUS), np.nan)
         for label in np.flatnonzero(self.objects.any(axis=0)):
             mine = self.order[self.label[self.order] == label]
             has = present[:, label] > 0
             for level in range(IOUS):
-                total[has, level] += self._one(weights[has], mine, level, present[has, label])
-        classes = (present > 0).sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.where(classes[:, None] > 0, total / np.maximum(classes, 1)[:, None], np.nan)
+                found[has, label, level] = self._one(weights[has], mine, level, present[has, label])
+        return found
 
     def _one(self, weights: np.ndarray, mine: np.ndarray, level: int, objects: np.ndarray) -> np.ndarray:
         hit = (self.hits[mine] >> level & 1).astype(bool)

@@ -10,7 +10,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,23 @@ DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × resamp
 
 
 @dataclass(frozen=True)
+class ClassScores:
+    """What a cell says of each class.
+
+    Attributes:
+        metric: ``IoU`` or ``box AP``.
+        names: (C,), as the probe kept them, else numbers.
+        images: (C,) how many hold an object or a pixel of it.
+        values: (C,) percent; NaN where there is none.
+    """
+
+    metric: str
+    names: tuple[str, ...]
+    images: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class ImageScores:
     """What a cell says of each image.
 
@@ -33,6 +50,7 @@ class ImageScores:
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
         most_resamples: more resamples than this would take too long.
+        classes: the metric of each class, of kinds that have them.
     """
 
     images: tuple[str, ...]
@@ -41,6 +59,7 @@ class ImageScores:
     each_name: str
     each_sign: int
     most_resamples: int = 1_000_000
+    classes: ClassScores | None = None
 
 
 def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
@@ -68,22 +87,22 @@ def image_scores(
     """See ``ImageScores``; None for a kind that keeps nothing per image.
 
     Args:
-        arrays: as the probes write them, first axis images, with ``image``.
+        arrays: as the probes write them, first axis images, with ``image``; ``classes`` are names.
     """
+    named = arrays.get("classes")
+    arrays = {name: values for name, values in arrays.items() if name != "classes"}
     order = np.argsort(arrays["image"], kind="stable")
     count = len(order)
     arrays = {name: values[order] if values.shape[:1] == (count,) else values for name, values in arrays.items()}
     images = tuple(str(name) for name in arrays["image"])
-    build = {
-        "segmentation": _segmentation,
-        "depth": _depth,
-        "normals": _normals,
-        "classification": _classification,
-        "image-text": _retrieval,
-    }
-    if kind == "detection":
-        return _detection(images, arrays, detections)
-    return build[kind](images, arrays) if kind in build else None
+    build = {"depth": _depth, "normals": _normals, "classification": _classification, "image-text": _retrieval}
+    if kind in build:
+        return build[kind](images, arrays)
+    scores = _detection(images, arrays, detections) if kind == "detection" else None
+    scores = _segmentation(images, arrays) if kind == "segmentation" else scores
+    if scores is None or scores.classes is None or named is None:
+        return scores
+    return replace(scores, classes=replace(scores.classes, names=tuple(map(str, named))))
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -99,7 +118,13 @@ def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Ima
         return _ratio(weights @ hit.sum(axis=1), weights @ true.sum(axis=1))
 
     each = _nanmean(_ratio(hit, predicted + true - hit))
-    return ImageScores(images, {"mIoU": iou, "mAcc": accuracy, "aAcc": overall}, each, "mIoU of the image", 1)
+    classes = _classes("IoU", true, _ratio(hit.sum(axis=0), (predicted + true - hit).sum(axis=0)))
+    metrics: dict[str, Callable[[Weights], np.ndarray]] = {"mIoU": iou, "mAcc": accuracy, "aAcc": overall}
+    return ImageScores(images, metrics, each, "mIoU of the image", 1, classes=classes)
+
+
+def _classes(metric: str, there: np.ndarray, values: np.ndarray) -> ClassScores:
+    return ClassScores(metric, tuple(map(str, range(len(values)))), (there > 0).sum(axis=0), values)
 
 
 def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -118,7 +143,7 @@ def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageSco
 
 
 def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """The median error in degrees of all pixels of a draw, from (N, bins) pixels by error, in bins of equal width over
+    """The median error in degrees of all pixels of a resample, from (N, bins) pixels by error, in bins of equal width over
     [0°, 180°]; within a bin they lie evenly."""
 
     def median(weights: Weights) -> np.ndarray:
@@ -146,7 +171,7 @@ def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageS
     for k in (1, 5, 10):
         metrics[f"i2t_R@{k}"] = _weighted(100.0 * (one < k), np.ones(len(images)))
         right = 100.0 * ((many >= 0) & (many < k)).sum(axis=1)
-        # an image is drawn with all its captions: they are not independent
+        # an image is resampled with all its captions: they are not independent
         metrics[f"t2i_R@{k}"] = _weighted(_ratio(right, captions) / 100, captions)
     return ImageScores(images, metrics, -one.astype(np.float64), "rank of the right caption", 1)
 
@@ -164,8 +189,11 @@ def _detection(
             continue
         matches = Matches(arrays["image_id"], arrays["class_objects"], detections, kind)
         metrics[f"{kind}_mAP"] = _mean_precision(matches)
+        if kind == "bbox":
+            each_class = 100 * matches.by_class(np.ones((1, len(images))))[0].mean(axis=1)
     each = image_f1(arrays["image_id"], arrays["class_objects"].sum(axis=1), detections)
-    return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1, most)
+    classes = _classes("box AP", arrays["class_objects"], each_class)
+    return ImageScores(images, metrics, each, "F-measure at IoU 0.5", 1, most, classes)
 
 
 def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:

@@ -58,7 +58,7 @@ def arrays(kind: str, quality: float, seed: int, images: int = 60) -> tuple[dict
             "mAcc": 100 * (h / t).mean(),
             "aAcc": 100 * h.sum() / t.sum(),
         }
-        return names | areas, metrics
+        return names | areas | {"classes": np.array(["sky", "road", "tree", "car"])}, metrics
     if kind == "depth":
         error = 1.1 - good
         each = {"abs_rel": error, "rmse": 2 * error, "log10": error / 3, "delta1": 100 * good}
@@ -121,7 +121,8 @@ def write_run(
                    "run.key": f"{backbone}-{seed}", "architecture": "toy", "git.commit": "abc123",
                    **{f"protocol.{task.replace('/', '.')}": protocol for task in qualities}, **(tags or {})}  # fmt: skip
     with tracker.run(f"{backbone} · seed {seed}", tags=parent_tags) as parent:
-        parent.log_json({"environment": {"python": "3.11", "packages": {"torch": "2"}}}, "run.json")
+        about = {"data": {"size": [224, 224]}}
+        parent.log_json({"backbone": about, "environment": {"python": "3.11", "packages": {"torch": "2"}}}, "run.json")
         parent.log_metrics({"cost/train_seconds": 10.0 + 5 * seed})
         for task, quality in qualities.items():
             kind = TASKS[task]
@@ -137,7 +138,13 @@ def write_run(
                     if failing and task in failing:
                         raise RuntimeError(failing[task])
                     scores, metrics = arrays(kind, quality, seed, images)
-                    child.log_metrics({**metrics, "cost/seconds": 3.0})
+                    encoded = {
+                        "encode_flops": images * 17.6e9,
+                        "encode_seconds": images / 10,
+                        "encode_images_per_second": 10.0,
+                    }
+                    costs = {"seconds": 3.0, **(encoded if kind == "classification" else {})}
+                    child.log_metrics({**metrics, **{f"cost/{name}": value for name, value in costs.items()}})
                     for step in range(3):
                         child.log_metrics({"train/loss": 3.0 - step}, step)
                     with TemporaryDirectory() as scratch:

@@ -100,7 +100,7 @@ def test_two_protocols_are_two_columns_with_letters():
     assert [c.letter for c in columns] == ["A", "B"] and {c.protocol for c in columns} == {"p", "q"}
     for (_, column), cells in selection.cells.items():
         assert {cell.protocol for cell in cells} == {column.protocol}
-    assert selection.holes["cliptex", columns[1]] == "other protocol"
+    assert selection.missing["cliptex", columns[1]] == "other protocol"
 
 
 def test_holes_have_reasons():
@@ -109,14 +109,14 @@ def test_holes_have_reasons():
              stored_run(81, "cliptex", "voc/linear", 0, None, status="FAILED", failure="NonFiniteLoss: loss is nan")]  # fmt: skip
     selection = select(runs, ["x"])
     (voc,) = [c for c in selection.columns if c.task == "voc/linear"]
-    assert selection.holes["cliptex", voc] == "failed: NonFiniteLoss: loss is nan"
+    assert selection.missing["cliptex", voc] == "failed: NonFiniteLoss: loss is nan"
     parent = replace(
         BASE[0], id="parent", tags={"run.key": "k", "backbone": "dino", "protocol.voc.linear": "p"}, metrics={}
     )
     selection = select([*BASE, stored_run(82, "dino", "ade20k/linear", 0, 9.0), parent], ["x"])
-    assert selection.holes["dino", voc] == "not applicable"
+    assert selection.missing["dino", voc] == "not applicable"
     selection = select([*BASE, stored_run(82, "dino", "ade20k/linear", 0, 9.0)], ["x"])
-    assert selection.holes["dino", voc] == "not run"
+    assert selection.missing["dino", voc] == "not run"
 
 
 def test_a_task_that_nobody_finished_is_a_column_of_holes():
@@ -125,7 +125,7 @@ def test_a_task_that_nobody_finished_is_a_column_of_holes():
     selection = select([*BASE, *broken], ["x"])
     (column,) = [c for c in selection.columns if c.task == "coco/ssd"]
     assert column.protocol == "q1", "the one tried last"
-    assert {name: selection.holes[name, column] for name in selection.backbones} == {
+    assert {name: selection.missing[name, column] for name in selection.backbones} == {
         "clip-ft": "failed: boom 1", "clip": "other protocol: failed: boom 0", "cliptex": "not run"
     }  # fmt: skip
     assert numbers([*BASE, *broken]) == numbers(BASE)

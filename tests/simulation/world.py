@@ -10,7 +10,7 @@ import numpy as np
 from reports.analysis import Analysis, conclude
 from reports.metrics import Metric
 from reports.parts.verdict import verdict
-from reports.selection import Column, Selection
+from reports.selection import Selection, TaskProtocol
 from reports.stats.resampling import Sample
 
 RESAMPLES = 300
@@ -50,9 +50,9 @@ def names(world: World) -> list[str]:
     return ["base", *(f"net-{number}" for number in range(1, world.backbones))]
 
 
-def columns(world: World) -> list[Column]:
+def columns(world: World) -> list[TaskProtocol]:
     metric = (("top1", Metric()),)
-    return [Column(f"set-{task}/linear", "classification", "p", metric) for task in range(world.tasks)]
+    return [TaskProtocol(f"set-{task}/linear", "classification", "p", metric) for task in range(world.tasks)]
 
 
 def simulate(world: World, rng: np.random.Generator) -> Analysis:

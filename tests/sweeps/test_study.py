@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -212,11 +213,15 @@ def test_several_objectives_give_a_pareto_front(url, tracker):
 
 def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path, tracker):
     sweep = start(url)
-    assert write_plots(sweep, tmp_path) is None
+    assert write_plots(sweep, tmp_path) == []
     finish(sweep, tracker)
-    text = write_plots(sweep, tmp_path).read_text()
+    page, data = write_plots(sweep, tmp_path)
+    text = page.read_text()
     assert text.count("<section>") == 5 and text.count("Plotly.newPlot(") >= 5 and 'src="http' not in text
     for title in ("History", "Parallel Coordinate", "Slice", "Contour", "Importances"):
         assert f"{title}" in text
     assert len(text) < 6_000_000, "plotly's script is there once, not once a plot"
     assert "mean gain over clip-ft" in text
+    figures = json.loads(data.read_text())
+    assert len(figures) == 5 and all(one["title"] and one["spec"]["data"] for one in figures)
+    assert len(data.read_text()) < 100_000, "without Plotly's template"

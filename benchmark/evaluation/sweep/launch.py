@@ -185,8 +185,8 @@ def _finish(sweep: Sweep, parent: Run, out: Path) -> None:
     if best is None:
         return parent.fail("no trial was finished")
     with tempfile.TemporaryDirectory() as folder:
-        if page := write_plots(sweep, Path(folder)):
-            parent.log_file(page)
+        for file in write_plots(sweep, Path(folder)):
+            parent.log_file(file)
     recipe = best_recipe(sweep, best)
     write_json(out, recipe)
     parent.log_json(recipe, "best_recipe.json")

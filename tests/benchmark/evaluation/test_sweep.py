@@ -76,7 +76,7 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
         for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
             assert metric in run.data.metrics
-    assert {"plots.html", "best_recipe.json", "summary.json"} <= {
+    assert {"plots.html", "plots.json", "best_recipe.json", "summary.json"} <= {
         f.path for f in client.list_artifacts(parent.info.run_id)
     }
     recipe = read_recipe(here / "smoke-linear-best.json")
