@@ -19,6 +19,7 @@ from backbones.utils.errors import UserError
 
 # blocks of a 12-block ViT whose maps are read; what DINOv2 and DPT read of a ViT-B
 VIT_B_LAYERS = (2, 5, 8, 11)
+DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}  # its authors'; trained at 518
 
 
 def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
@@ -46,6 +47,18 @@ def build_open_clip(request: Request) -> Backbone:
     from backbones.adapters import open_clip
 
     return open_clip.build(request)
+
+
+def build_hf(request: Request) -> Backbone:
+    from backbones.adapters import hf
+
+    return hf.build(request)
+
+
+def build_hub(request: Request) -> Backbone:
+    from backbones.adapters import torch_hub
+
+    return torch_hub.build(request)
 
 
 def build_random(request: Request) -> Backbone:
@@ -89,6 +102,9 @@ register_family(
     )
 )
 
+register_family(Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf))
+register_family(Family("hub", "hub/OWNER/REPO:ENTRY", "a torch.hub model; runs the repository's code", build_hub))
+
 _open_clip(
     "clip", "CLIP ViT-B/16 trained on DataComp-1B (open_clip)", "MIT",
     "ViT-B-16", "datacomp_xl_s13b_b90k", "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K", layers=VIT_B_LAYERS,
@@ -108,7 +124,7 @@ _timm(
 _timm(
     "dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
     "vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m", layers=VIT_B_LAYERS,
-    size=(224, 224), crop_pct=0.875,  # what its authors evaluate at; trained at 518
+    **DINO_EVALUATION,
 )  # fmt: skip
 _timm(
     "deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0",
@@ -118,6 +134,50 @@ _timm(
     "beit-b16", "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k", "Apache-2.0",
     "beitv2_base_patch16_224.in1k_ft_in22k", "timm/beitv2_base_patch16_224.in1k_ft_in22k", layers=VIT_B_LAYERS,
 )  # fmt: skip
+for _name, _about, _arch, _download in (
+    ("siglip2-b16", "SigLIP 2 ViT-B/16 (WebLI), 224 px", "ViT-B-16-SigLIP2", "timm/ViT-B-16-SigLIP2"),
+    ("siglip2-l16", "SigLIP 2 ViT-L/16 (WebLI), 256 px", "ViT-L-16-SigLIP2-256", "timm/ViT-L-16-SigLIP2-256"),
+):
+    _open_clip(_name, _about, "Apache-2.0", _arch, "webli", _download)
+for _name, _about, _arch, _download in (
+    ("pe-b16", "Perception Encoder (core) ViT-B/16, 224 px", "PE-Core-B-16", "timm/PE-Core-B-16"),
+    ("pe-l14", "Perception Encoder (core) ViT-L/14, 336 px", "PE-Core-L-14-336", "timm/PE-Core-L-14-336"),
+):
+    _open_clip(_name, _about, "Apache-2.0", _arch, "meta", _download)
+for _name, _about, _licence, _arch, _settings in (
+    ("dinov2-l14", "DINOv2 ViT-L/14, self-distillation on LVD-142M", "Apache-2.0",
+     "vit_large_patch14_dinov2.lvd142m", DINO_EVALUATION),
+    ("dinov2-reg-b14", "DINOv2 ViT-B/14 with four registers", "Apache-2.0",
+     "vit_base_patch14_reg4_dinov2.lvd142m", DINO_EVALUATION),
+    ("dinov2-reg-l14", "DINOv2 ViT-L/14 with four registers", "Apache-2.0",
+     "vit_large_patch14_reg4_dinov2.lvd142m", DINO_EVALUATION),
+    ("dinov3-b16", "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M", "DINOv3 License",
+     "vit_base_patch16_dinov3.lvd1689m", {}),
+    ("dinov3-l16", "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M", "DINOv3 License",
+     "vit_large_patch16_dinov3.lvd1689m", {}),
+    ("c-radio-b16", "C-RADIOv3 ViT-B/16, distilled from DINOv2, SigLIP 2 and SAM", "NVIDIA Open Model License",
+     "vit_base_patch16_radio_v3.c_radio", {}),
+    ("c-radio-l16", "C-RADIOv3 ViT-L/16, distilled from DINOv2, SigLIP 2 and SAM", "NVIDIA Open Model License",
+     "vit_large_patch16_radio_v3.c_radio", {}),
+    ("aimv2-l14", "AIMv2 ViT-L/14, autoregressive on images and texts", "Apple Sample Code License",
+     "aimv2_large_patch14_224.apple_pt", {}),
+):  # fmt: skip
+    _timm(_name, _about, _licence, _arch, f"timm/{_arch}", **_settings)
+_FRANCA, _CAPI = "valeoai/Franca:v1.1.0", "facebookresearch/capi:main"
+for _name, _about, _licence, _entry, _arguments in (
+    ("franca-b14", "Franca ViT-B/14, nested clustering on ImageNet-21k", "Franca Research-Only RAIL",
+     f"{_FRANCA}:franca_vitb14", {"weights": "IN21K"}),
+    ("franca-l14", "Franca ViT-L/14, nested clustering on LAION-600M", "Franca Research-Only RAIL",
+     f"{_FRANCA}:franca_vitl14", {"weights": "LAION_518"}),
+    ("capi-l14", "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M", "Apache-2.0",
+     f"{_CAPI}:capi_vitl14_lvd", {}),
+):  # fmt: skip
+    register(
+        Entry(
+            _name, _about, _licence, build_hub, {"entry": _entry, "model_args": _arguments, "licence": _licence},
+            f"github.com/{_entry.rpartition(':')[0]}",
+        )
+    )  # fmt: skip
 _timm("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0",
       "resnet50.a1_in1k", "timm/resnet50.a1_in1k", layers=(1, 2, 3, 4))  # fmt: skip
 _timm(

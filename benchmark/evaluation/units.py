@@ -17,6 +17,7 @@ from backbones.utils.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.device import choose_device
+from benchmark.evaluation.efficiency import costs_of
 from benchmark.evaluation.groups import training_groups
 from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.table import number
@@ -74,6 +75,10 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
         known = ((task, finished_cell(tracker, backbone, task, data[task.name], unit.seed, parent)) for task in tasks)
         cells = {task.name: cell for task, cell in known if cell is not None}
         left = [task for task in tasks if task.name not in cells]
+        if left:
+            spent = costs_of(backbone, [task.settings for task in left], device)
+            context.parent.log_metrics({f"cost/{name}": value for name, value in spent.items()})
+            context.parent.flush()
         for group in training_groups(left, context, data):
             reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
             run_cells(group, context, data, lambda task, cell: _ended(context, cells, task, cell))

@@ -208,6 +208,19 @@ def costs(analysis: Analysis) -> dict[str, dict[str, float]]:
     return found
 
 
+def efficiency(analysis: Analysis, name: str) -> str:
+    """``; 86.4 M parameters, 17.5 GFLOPs and 5.9 images/s at its own size`` of a backbone, empty where it was not measured."""
+    keys = ("cost/parameters", "cost/flops_per_image", "cost/images_per_second")
+    measured = [
+        m for (backbone, _), run in analysis.selection.parents.items() if backbone == name and (m := run.metrics)
+    ]
+    told = [[metrics[key] for key in keys] for metrics in measured if all(key in metrics for key in keys)]
+    if not told:
+        return ""
+    parameters, flops, speed = np.mean(told, axis=0)
+    return f"; {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOPs and {speed:.1f} images/s at its own size"
+
+
 def gain_against_cost(analysis: Analysis) -> Figure | None:
     """What a gain costs: mean relative gain against the seconds of experts, labels, training and probing."""
     spent = costs(analysis)
@@ -227,7 +240,7 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
                 "marker": _marker(paint[name], [gain is None or gain.known], 11),
                 "text": [name],
                 "textposition": "middle right", "cliponaxis": False,
-                "hovertemplate": f"{name}: {number(value, 1, True)} %<br>{parts}<extra></extra>",
+                "hovertemplate": f"{name}: {number(value, 1, True)} %<br>{parts}{efficiency(analysis, name)}<extra></extra>",
             }
         )  # fmt: skip
     layout = {
@@ -235,7 +248,7 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
         "yaxis": {"title": {"text": f"gain over {_base(analysis)} (%)"}, "zerolinecolor": "var:muted"},
         "margin": {"l": 56, "r": 70, "t": 10, "b": 46}, "showlegend": False,
     }  # fmt: skip
-    told = "; ".join(f"{name}: {_seconds(sum(spent[name].values()))}" for name in there)
+    told = "; ".join(f"{name}: {_seconds(sum(spent[name].values()))}{efficiency(analysis, name)}" for name in there)
     caption = (
         "Mean gain against all that was spent on it here, means over seeds, probing on tasks that all have. "
         "Up and left is better. "

@@ -14,7 +14,9 @@ from backbones import UserError, registry
 from backbones.cliptex.training.recipes import subsets
 
 NAMED = (
-    "beit-b16 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 efficientnet-lite0 mae-b16 random resnet50 siglip"
+    "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 dinov2-l14 "
+    "dinov2-reg-b14 dinov2-reg-l14 dinov3-b16 dinov3-l16 efficientnet-lite0 franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 "
+    "random resnet50 siglip siglip2-b16 siglip2-l16"
 )
 
 PLUGIN = """
@@ -74,9 +76,9 @@ def test_named_backbones():
 def test_unknown_names_get_the_nearest():
     for name, hint in {
         "clpi": "did you mean clip",
-        "dinov2": "did you mean dinov2-b14",
+        "dinov2-b": "did you mean dinov2-b14",
         "efficientnet_lite0": "did you mean efficientnet-lite0",
-        "zzz": "known: beit-b16, clip, ",
+        "zzz": "known: aimv2-l14, beit-b16, ",
         "random/clpi": "did you mean clip",
         "timm/": r"timm/NAME\[.TAG\]",
         "": "known:",

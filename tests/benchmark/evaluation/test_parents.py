@@ -40,6 +40,8 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(tmp_path, m
     parent = client.get_run(ids[0])
     assert {"camvid/linear/mIoU", "imagefolder/linear/top1"} <= set(parent.data.metrics)
     assert len(client.get_metric_history(ids[0], "cost/train_seconds")) == 1
+    assert parent.data.metrics["cost/parameters"] > 3e6 and parent.data.metrics["cost/images_per_second"] > 0
+    assert parent.data.metrics["cost/32x32-fp32/flops_per_image"] < parent.data.metrics["cost/flops_per_image"]
     about = json.loads(Path(client.download_artifacts(ids[0], "run.json", str(tmp_path))).read_text())
     assert list(about["tasks"]) == list(tasks)
     assert {name: one["task"] for name, one in about["tasks"].items()} == {name: name for name in tasks}

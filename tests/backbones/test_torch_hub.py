@@ -1,0 +1,86 @@
+"""``hub/REPO:ENTRY``: a local folder, and a repository that nobody has said to trust."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import backbones
+from backbones import UserError
+from backbones.adapters import torch_hub
+from tests.backbones.hub_repo import HUB_REPO
+from tests.backbones.mini import save_backbone
+
+
+@pytest.mark.parametrize("entry", ["dino_like", "capi_like"])
+def test_tokens_of_both_interfaces(entry):
+    torch.manual_seed(2)
+    backbone, images = backbones.create(f"hub/{HUB_REPO}:{entry}"), torch.randn(2, 3, 28, 42)
+    with torch.inference_mode():
+        if entry == "dino_like":
+            layers = list(backbone.model.layers(images))
+            embedding = backbone.model.norm(layers[-1])[:, 0]
+        else:
+            tokens, _, _ = backbone.model.prepare_tokens_and_drop(images, None)
+            layers = list(backbone.model.encoder(tokens, set(range(1, 5))).values())
+            embedding = backbone.model.enc_norm(layers[-1])[:, 2:].mean(dim=1)
+        norm = backbone.model.norm if entry == "dino_like" else backbone.model.enc_norm
+        torch.testing.assert_close(backbone.encode_image(images), embedding)
+        for one, layer in zip(backbone(images), layers, strict=True):
+            torch.testing.assert_close(one, norm(layer)[:, 2:].transpose(1, 2).unflatten(2, (2, 3)))
+        torch.testing.assert_close(backbone.encode_tokens(images, 2)[0][1], norm(layers[-2])[:, 2:])
+
+
+def test_the_code_is_part_of_the_identity(tmp_path):
+    backbone = backbones.create(f"random/hub/{HUB_REPO}:dino_like")
+    save_backbone(tmp_path / "w.safetensors", backbone)
+    again = backbones.create(f"hub/{HUB_REPO}:dino_like", weights=tmp_path / "w.safetensors")
+    assert again.key() == backbone.key()
+    shutil.copytree(HUB_REPO, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "copy" / "hubconf.py").open("a") as file:
+        file.write("# another version\n")
+    other = backbones.create(f"random/hub/{tmp_path / 'copy'}:dino_like")
+    assert other.weights.sha256 == backbone.weights.sha256 and other.code != backbone.code
+
+
+@pytest.mark.parametrize(
+    ("entry", "hint"),
+    [
+        ("dino_lik", "torch.hub has no .*dino_lik"),
+        ("always_loaded", "always loads its weights"),
+        ("needs_more", "always loads its weights"),
+        ("another_interface", "copy backbones/template.py"),
+    ],
+)
+def test_what_cannot_be_used_is_said(entry, hint):
+    with pytest.raises(UserError, match=hint):
+        backbones.create(f"random/hub/{HUB_REPO}:{entry}")
+
+
+def test_missing_packages_and_names_are_said():
+    with pytest.raises(UserError, match="needs the package a_package_that_is_not_there; install it"):
+        backbones.create(f"hub/{HUB_REPO}:needs_more")
+    with pytest.raises(UserError, match="write hub/OWNER/REPO:ENTRY"):
+        backbones.create("hub/somebody/repo")
+
+
+def test_a_repository_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(torch_hub.torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "trusted_list").touch()
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or _no_terminal())
+    with pytest.raises(UserError, match="not said you trust; answer once, at a terminal: python -c"):
+        backbones.create("hub/somebody/repo:main:net")
+    assert "Do you trust" in asked[0] and not list(tmp_path.glob("somebody*"))
+    monkeypatch.setattr("builtins.input", lambda question="": "n")
+    with pytest.raises(UserError, match="Untrusted repository"):
+        backbones.create("hub/somebody/repo:main:net")
+    shutil.copytree(HUB_REPO, tmp_path / "somebody_repo_main")  # fetched before, so trusted
+    assert backbones.create("hub/somebody/repo:main:dino_like").architecture == "hub/somebody/repo:main:dino_like"
+
+
+def _no_terminal():
+    raise EOFError
