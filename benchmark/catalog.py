@@ -2,5 +2,6 @@
 
 import benchmark.suites.mini
 import benchmark.suites.own
-import benchmark.suites.paper  # noqa: F401
+import benchmark.suites.paper
+import benchmark.suites.zeroshot  # noqa: F401
 import probes.catalog  # noqa: F401

@@ -1,7 +1,19 @@
 """Importing this module registers every dataset, probe and protocol of the suite; nothing else does."""
 
 from probes import detection  # noqa: F401
-from probes.datasets import ade20k, camvid, coco, flickr, imagefolder, imagenet, nyu, places365, voc  # noqa: F401
+from probes.datasets import (  # noqa: F401
+    ade20k,
+    camvid,
+    coco,
+    coco_stuff,
+    flickr,
+    imagefolder,
+    imagenet,
+    nyu,
+    places365,
+    voc,
+    webdataset,
+)
 from probes.dense import probe as dense  # noqa: F401
 from probes.image_level import probe as image_level  # noqa: F401
 from probes.protocols import dinov2, dinov3, mmdet1x, mmseg, probe3d  # noqa: F401

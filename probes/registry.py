@@ -42,11 +42,16 @@ def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
     """Every task, those of other packages included."""
     probes = PROBES.read_entry_points().values()
     return {
-        f"{spec.name}/{probe.name}": (spec, probe)
+        f"{spec.name}/{probe.name}": (spec, _on(probe, spec))
         for spec in DATASETS.read_entry_points().values()
         for probe in probes
         if probe.kind == spec.kind
     }
+
+
+def _on(probe: Probe, spec: DatasetSpec) -> Probe:
+    """The probe as it is scored on this dataset, where it is told."""
+    return probe.on(spec) if hasattr(probe, "on") else probe
 
 
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
@@ -57,7 +62,7 @@ def find_task(name: str) -> tuple[DatasetSpec, Probe]:
     """
     dataset, _, probe = name.partition("/")
     if (spec := DATASETS.get(dataset)) and (place := f"{spec.kind}/{probe}") in PROBES:
-        return spec, PROBES[place]
+        return spec, _on(PROBES[place], spec)
     known = tasks()
     if name in known:
         return known[name]

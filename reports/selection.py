@@ -11,8 +11,9 @@ from reports.metrics import TAG, Metric
 from reports.mlflow.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
-KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text")
-PROBES = ("linear", "deeplabv3", "pspnet", "ssd", "mask-rcnn", "zero-shot", "retrieval")
+KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text", "association")
+PROBES = ("linear", "deeplabv3", "pspnet", "patch-knn", "logreg", "in-context", "open-vocabulary", "ssd", "mask-rcnn", "knn",
+          "few-shot", "zero-shot", "retrieval")  # fmt: skip
 DATASETS = (
     "voc",
     "ade20k",

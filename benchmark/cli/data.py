@@ -21,12 +21,15 @@ def main(options: argparse.Namespace) -> int:
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from backbones.utils.errors import UserError
     from benchmark.execution.progress import Bar, console
+    from benchmark.suites.registry import SUITES
     from probes.datasets.survey import survey
+    from probes.datasets.webdataset import register_folders
 
     if options.data_root is None and not options.data:
         raise UserError("say where to look: --data-root DIR and/or --data NAME=DIR")
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root {options.data_root}: no such folder")
+    register_folders(options.data_root)
     styles = {"complete": "green", "available": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
         rows = survey(
@@ -43,7 +46,18 @@ def main(options: argparse.Namespace) -> int:
                 console.print(f"{'':<13}{row.message}", markup=False)
     if any(row.state == "partial" for row in rows):
         console.print("partial datasets run with --partial; their numbers cannot be compared with published ones")
+    absent = {row.name for row in rows if row.state == "absent"}
+    told: set[str] = set()
+    for suite in SUITES.values():
+        if suite.what_is_there and options.data_root:
+            names = list(dict.fromkeys(task.partition("/")[0] for task in suite.tasks))
+            missing = [name for name in names if name in absent]
+            listed = f"; missing: {', '.join(missing)}" if missing else ""
+            console.print(
+                f"{suite.name}: data of {len(names) - len(missing)} of {len(names)} tasks{listed}", markup=False
+            )
+            told |= set(names)
     for row in rows:
-        if row.state == "absent" and options.data_root:
+        if row.state == "absent" and options.data_root and row.name not in told:
             console.print(f"{row.name:<12} absent    {row.message}", style="dim", markup=False, highlight=False)
     return 0

@@ -80,7 +80,7 @@ def main(options: argparse.Namespace) -> int:
     with using(options.tracking_uri) as uri:
         flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
         result = runner.run(request)
-        show(result.tasks, result.cells)
+        show(result.tasks, result.cells, result.average)
         if all(cell.status == "not applicable" for cell in result.cells):
             raise UserError("none of these tasks applies to these backbones; choose others with --task or --backbone")
         console.print(

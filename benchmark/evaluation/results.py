@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from backbones.utils.errors import UserError
+from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from reports.mlflow.client import hide_password
@@ -24,6 +25,7 @@ class RunResult:
 
     Attributes:
         run_ids: (backbone, seed) → its parent run; none for a backbone whose weights could not be made.
+        average: of the suite's tasks, None where it has none.
     """
 
     suite: str
@@ -31,6 +33,7 @@ class RunResult:
     cells: Sequence[Cell]
     run_ids: Mapping[tuple[str, int], str]
     tracker: Tracker
+    average: Average | None = None
 
     @property
     def failed(self) -> list[Cell]:
@@ -68,9 +71,21 @@ def as_json(result: RunResult) -> dict[str, Any]:
     if len(seeds) > 1:
         told |= {"seeds": seeds, "by_seed": by_seed}
         told["mlflow"]["run_ids_by_seed"] = {str(seed): ids[seed] for seed in seeds}
+    if result.average:
+        told["average"] = _average_json(result, result.average)
     if missing := [each for cell in result.cells if (each := _missing(cell, result.tasks))]:
         told["holes"] = missing
     return told
+
+
+def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
+    """What the average is called, its value for each backbone (the mean over seeds; None where a task has no number), and the
+    tasks whose data are not there."""
+    found: dict[str, list[float | None]] = defaultdict(list)
+    for name, seed in dict.fromkeys((cell.backbone, cell.seed) for cell in result.cells):
+        found[name].append(average.whole([c for c in result.cells if (c.backbone, c.seed) == (name, seed)]))
+    means = {name: None if None in each else float(np.mean(each)) for name, each in found.items()}  # type: ignore[arg-type]
+    return {"title": average.title, "tasks": len(average.tasks), "backbones": means, "absent": list(average.absent)}
 
 
 def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:

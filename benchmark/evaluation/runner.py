@@ -17,6 +17,7 @@ from backbones import Backbone, UserError
 from backbones.utils.errors import NonFiniteLoss, users_line
 from backbones.utils.files import write_json
 from backbones.utils.overrides import parse_pairs
+from benchmark.evaluation.average import Average, folders, split_by_place
 from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
@@ -26,6 +27,7 @@ from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
+from probes.datasets.webdataset import register_folders
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
 from sweeps.errors import first_line
@@ -62,6 +64,7 @@ class RunPlan:
     seeds: Sequence[int]
     overrides: Mapping[str, str]
     tasks: Sequence[PlannedTask]
+    absent: Sequence[PlannedTask] = ()  # of the suite, left out since their data have no folder
 
     @property
     def experiment(self) -> str:
@@ -80,6 +83,7 @@ class RunPlan:
 
 def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
+    register_folders(options.data_root)
     suite = _suite(options.suite, split_names(options.tasks))
     names = _chosen(suite, options)
     if options.weights is not None and len(names) != 1:
@@ -88,7 +92,13 @@ def make_plan(options: RunOptions) -> RunPlan:
         backbones.find(name.removeprefix("random/"))
     overrides = parse_pairs(options.overrides)
     tasks = plan_tasks(suite, split_names(options.tasks), overrides)
-    return RunPlan(options, suite, names, range(options.seed, options.seed + options.seeds), overrides, tasks)
+    absent: Sequence[PlannedTask] = ()
+    if suite.what_is_there and not options.tasks:
+        tasks, absent = split_by_place(suite, tasks, options.data_root, options.data)
+        if absent:
+            told = f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there: {folders(absent)}"
+            console.print(told, style="dim", markup=False)
+    return RunPlan(options, suite, names, range(options.seed, options.seed + options.seeds), overrides, tasks, absent)
 
 
 def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
@@ -159,7 +169,11 @@ class _Evaluation:
         keys = [(name, seed) for seed in plan.seeds for name in plan.names]
         rows = await asyncio.gather(*(self._backbone(name, seed, artifacts) for name, seed in keys))
         ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
-        return RunResult(plan.suite.name, plan.tasks, [cell for cells, _ in rows for cell in cells], ids, self.tracker)
+        cells = [cell for cells, _ in rows for cell in cells]
+        return RunResult(plan.suite.name, plan.tasks, cells, ids, self.tracker, self._average())
+
+    def _average(self) -> Average | None:
+        return Average.of(self.plan.suite, self.plan.tasks, self.data, self.plan.absent)
 
     async def _backbone(self, name: str, seed: int, artifacts: SuiteArtifacts) -> tuple[list[Cell], str]:
         """The cells of one backbone and seed, and the id of their parent run. Without its weights, all are missing."""
@@ -197,6 +211,8 @@ class _Evaluation:
                 cells |= {cell.task: cell for cell in found}
             ordered = [cells[task.name] for task in plan.tasks]
             parent.end(run, ordered, earlier)
+            if (average := self._average()) and (value := average.whole(ordered)) is not None:
+                run.log_metrics({"average": value})
         return ordered, run.id
 
     def _known(self, backbone: Backbone, seed: int) -> dict[str, Cell]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.execution.progress import console
@@ -55,13 +56,17 @@ def _cell(values: np.ndarray, cells: Sequence[Cell]) -> tuple[str, float]:
     return text, mean
 
 
-def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> None:
+def show(tasks: Sequence[PlannedTask], cells: Sequence[Cell], average: Average | None = None) -> None:
     """Print the table, then notes and what is missing, one line each; what is true of all cells of a task is said once."""
     table = results_table(tasks, cells)
     if not console.is_terminal:  # a log file has no width: a number must not be broken in two there
         wanted = Measurement.get(console, console.options.update(width=1000), table).maximum
         console.width = max(console.width, wanted)
     console.print(table)
+    for line in average.lines(cells) if average else ():
+        console.print(f"  {line}", markup=False)
+    if average and average.absent:
+        console.print(f"  missing · no data of {len(average.absent)} tasks: {', '.join(average.absent)}", markup=False)
     for task in [task.name for task in tasks]:
         mine = [cell for cell in cells if cell.task == task]
         common = [note for note in mine[0].notes if len(mine) > 1 and all(note in cell.notes for cell in mine)]

@@ -23,6 +23,7 @@ from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.table import number
 from benchmark.execution.progress import console, reporter
 from benchmark.suites.registry import find_suite
+from probes.datasets.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import first_line
 
@@ -60,6 +61,7 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     Raises:
         what the user must mend (see ``users_line``): a full disk, a store that is away.
     """
+    register_folders(unit.data_root)
     tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
     tracker = Tracker(unit.experiment)
     data = prepare_data(tasks, unit.placed, unit.data_root, unit.partial, unit.num_workers)

@@ -90,6 +90,8 @@ class Suite:
     # (stages, seed) → what a sweep trains on; None when the user brings it
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
     training_settings: Mapping[str, Any] = field(default_factory=dict)  # changes to the recipes that a sweep trains
+    what_is_there: bool = False  # tasks whose data have no folder are left out, and named
+    average: str = ""  # what the mean of the main metrics of all its tasks is called, where that is a figure of its own
     any_dataset: bool = False  # it takes tasks on datasets that no suite names, with the probes' own settings
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["segmentation", "depth", "normals", "detection", "classification", "image-text"]
+Kind = Literal["segmentation", "depth", "normals", "detection", "classification", "image-text", "association"]
 Split = Literal["train", "val"]
 Lister = Callable[[Path, Split], list["Sample"]]
 
@@ -19,11 +19,19 @@ class Sample:
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
         target: relative path of the label map (segmentation, depth, normals), class index (classification),
-            list of captions (image-text), or image id in the annotation file (detection).
+            list of captions (image-text), image id in the annotation file (detection), or
+            [instance, cue, whether it belongs to it] for each question that it is a candidate of (association).
+        group: of what is scored by group (a region of the world): its number; None elsewhere.
     """
 
     image: str
     target: Any = None
+    group: int | None = None
+
+    @property
+    def truth(self) -> Any:
+        """Target and group, as they are hashed."""
+        return self.target if self.group is None else [self.target, self.group]
 
 
 @dataclass(frozen=True)
@@ -33,17 +41,21 @@ class DatasetSpec:
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is.
-        folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
+        folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``; ``also``: other names that
+            the folder has.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is missing.
         expected: official number of samples of each split; a dataset with fewer runs only with ``--partial``.
             Empty where none are declared.
+        counts_itself: the layout says whether a copy is whole, so that one that is smaller than the official dataset runs without
+            ``--partial``, as a partial one.
         classes: class names, by index; empty for regression and image-text. May be a function of the root, for
             layouts that name their classes themselves (ImageFolder) and names that are slow to import (``mmlab_classes``).
         ignore_index: label value that is not scored (segmentation).
         label_offset: added to the stored label (ADE20K: -1, its stored 0 is 'unlabelled' and becomes ``ignore_index``).
         annotations: split → annotation file relative to the root (detection, image-text).
-        extra: protocol facts that belong to the dataset: depth range in metres and file scale, evaluation crop, …;
-            part of a task's identity.
+        extra: protocol facts that belong to the dataset: depth range in metres and file scale, evaluation crop, its main
+            metric where that is not the probe's (``main_metric``), its prompts (``templates``, ``{c}`` for the class) …; part of
+            a task's identity.
         adapt: (declaration, root) → the declaration as it holds for the copy at ``root``, where copies differ in what
             they hold (VOC with or without the augmented train list); ``prepare`` applies it, so
             ``PreparedDataset.spec`` is right.
@@ -64,6 +76,8 @@ class DatasetSpec:
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
     embedded: bool = False
+    also: tuple[str, ...] = ()
+    counts_itself: bool = False
     about: str = ""
     module: str = ""
 

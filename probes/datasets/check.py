@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,12 +16,17 @@ from backbones.utils.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes
+from probes.features.members import state_of
 from probes.registry import DATASETS
 
 VERSION = 1  # raised whenever the checks change: old verdicts no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
 AT_ONCE = 1000  # samples whose results are written down together
+
+
+class NotPlaced(UserError):
+    """A dataset has no folder."""
 
 
 class NotExamined(LookupError):
@@ -36,7 +40,7 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     folder, or one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``).
 
     Raises:
-        UserError: a NAME that no dataset has, no place given, or nothing there.
+        NotPlaced: no place given, or nothing there. UserError: a NAME that no dataset has, or one with no folder.
     """
     known = known_names() | {spec.name, spec.folder}
     for name in data_dirs:
@@ -45,16 +49,18 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
     if given := data_dirs.get(spec.name) or data_dirs.get(spec.folder):
         parts = Path(spec.folder).parts
         inside = [Path(given).joinpath(*parts[start:]) for start in range(len(parts) + 1)]
+        inside[1:1] = [Path(given) / folder for folder in spec.also]
         if root := next((path for path in inside if path.is_dir()), None):
             return root
         raise UserError(f"--data {spec.name}={given}: no such folder")
     if data_root is None:
-        raise UserError(
+        raise NotPlaced(
             f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data {spec.name}=DIR"
         )
-    if (root := Path(data_root) / spec.folder).is_dir():
-        return root
-    raise UserError(
+    for folder in (spec.folder, *spec.also):
+        if (root := Path(data_root) / folder).is_dir():
+            return root
+    raise NotPlaced(
         f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
     )
 
@@ -88,7 +94,7 @@ def prepare(
     spec = spec.at(root)
     inventory = Inventory.take(spec, root, splits)
     complete = inventory.is_complete()
-    if not complete and not partial:
+    if not complete and not (partial or spec.counts_itself):
         raise UserError(
             f"{spec.name} is not complete: {inventory.counts()}; "
             f"get the rest or pass --partial to run on what is there (in {root})"
@@ -163,16 +169,16 @@ class Inventory:
             if spec.kind == "detection":
                 inventory.noted(split, spec.annotations[split])
             elif not dense:  # the ground truth is in the listing, not in files of its own
-                targets = content_key([sample.target for sample in listed])
+                targets = content_key([sample.truth for sample in listed])
                 inventory.stats.append((f"{split}:{targets}", len(listed), 0))
         return inventory
 
     def noted(self, split: Split, path: str) -> bool:
         try:
-            stat = os.stat(f"{self.root}/{path}")  # noqa: PTH116 – a Path for each of a million files takes minutes
+            size, time, _ = state_of(f"{self.root}/{path}")
         except (OSError, ValueError):
             return False
-        self.stats.append((f"{split}:{path}", stat.st_size, stat.st_mtime_ns))
+        self.stats.append((f"{split}:{path}", size, time))
         return True
 
     def is_complete(self) -> bool:
@@ -283,4 +289,4 @@ def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -
 
 
 def known_names() -> set[str]:
-    return {name for spec in DATASETS.read_entry_points().values() for name in (spec.name, spec.folder)}
+    return {name for spec in DATASETS.read_entry_points().values() for name in (spec.name, spec.folder, *spec.also)}

@@ -12,7 +12,9 @@ from probes.datasets.base import DatasetSpec, Kind
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
 
-UNTRAINED: Mapping[Kind, str] = {"classification": "zero-shot", "image-text": "retrieval"}  # what needs no train split
+UNTRAINED: Mapping[Kind, str] = {  # what needs no train split
+    "classification": "zero-shot", "image-text": "retrieval", "association": "zero-shot",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
     elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
-        digest.update(str(sample.target).encode())
+        digest.update(str(sample.truth).encode())
+    elif spec.kind == "association":
+        digest.update(canonical(sample.target).encode())
     elif spec.kind == "image-text":
         if not sample.target or not all(caption.strip() for caption in sample.target):
             raise Unreadable("an empty caption" if sample.target else "no caption")

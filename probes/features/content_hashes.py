@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home, sha256_file
+from backbones.utils.files import content_key, home
+from probes.features.members import State, read_bytes, sha256_file, state_of
 
-State = tuple[int, int, int]  # size, time of the last change in ns, inode
 _pending: list[tuple[Path, State, str]] = []
 
 
@@ -38,7 +37,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
         for folder, members in folders.items():
             known = remembered(folder)
             try:
-                states = {index: state_of(paths[index].stat()) for index in members}
+                states = {index: state_of(paths[index]) for index in members}
                 new = [index for index in members if known.get(paths[index].name, ("",))[0] != states[index]]
                 found = dict(zip(new, pool.map(sha256_file, [paths[index] for index in new]), strict=True))
             except OSError as error:
@@ -51,14 +50,13 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 
 def content_hash(path: str | Path) -> str:
     """The sha256 of one file, read once by this process while it does not change. Raises ``OSError``."""
-    return _hash(Path(path), state_of(Path(path).stat()))
+    return _hash(Path(path), state_of(path))
 
 
 def read_and_hash(path: Path) -> tuple[bytes, str]:
     """A file's bytes and their sha256, which ``save`` remembers. Raises ``OSError``."""
-    with path.open("rb") as file:
-        state = state_of(os.fstat(file.fileno()))
-        data = file.read()
+    state = state_of(path)
+    data = read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
     _pending.append((path, state, sha256))
     return data, sha256
@@ -67,11 +65,6 @@ def read_and_hash(path: Path) -> tuple[bytes, str]:
 def save() -> None:
     """Write down what ``read_and_hash`` has found."""
     remember(_pending.pop() for _ in range(len(_pending)))
-
-
-def state_of(status: os.stat_result) -> State:
-    """What changes with a file's content."""
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @lru_cache(maxsize=2**17)

@@ -31,7 +31,8 @@ from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, home, read_object, replacing, sha256_file, write_json
 from backbones.utils.locks import locked
 from probes.features import budget
-from probes.features.content_hashes import State, memory, remember, remembered, state_of
+from probes.features.content_hashes import memory, remember, remembered
+from probes.features.members import State, state_of
 
 VERSION = 3  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
@@ -237,7 +238,7 @@ def _write_shard(
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"items": json.dumps([dict(metadata) for _, metadata in items])})
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)  # which reads it back
-    remember([(path, state_of(path.stat()), sha256)])
+    remember([(path, state_of(path), sha256)])
     entry = {"file": path.name, "first": first, "items": len(items), "bytes": size, "sha256": sha256}
     write_json(entry_path(path), entry)
     return entry
@@ -272,7 +273,7 @@ def verify(folder: Path, manifest: Mapping[str, Any], *, full: bool = False) -> 
 def _damage(shard: Path, entry: Mapping[str, Any], known: Mapping[str, tuple[State, str]]) -> str:
     """What is wrong with a shard; empty when nothing is. It is not read where its content is ``known``."""
     try:
-        state = state_of(shard.stat())
+        state = state_of(shard)
         if state[0] != entry["bytes"]:
             return f"{shard.name} has {state[0]} bytes instead of {entry['bytes']}"
         if known.get(shard.name) != (state, entry["sha256"]):

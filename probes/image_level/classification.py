@@ -138,10 +138,27 @@ def at_the_edge(rate: float, rates: Sequence[float]) -> str:
 
 
 def score(context: Context, logits: Tensor) -> TaskResult:
-    """``top1`` and, with more than five classes, ``top5`` in percent, of (N, C) scores of ``val``; the true class's rank
-    (0 = right) for each image."""
-    labels = targets(context, "val")
-    rank = ranks(logits, labels)
-    metrics = {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or logits.shape[1] > 5}
-    images = np.array([sample.image for sample in context.data.samples["val"]])
-    return TaskResult(metrics, {"image": images, "rank": rank.numpy(), "label": labels.numpy()})
+    """Scores in percent of (N, C) logits of ``val``: ``top1`` and, with more than five classes, ``top5``; over the classes that
+    have images the ``mean_per_class_recall`` and the ``f1_macro``; ``worst_group_top…`` where images have groups.
+
+    For each image the true class's ``rank`` (0 = right), ``label``, ``prediction`` and ``group``.
+    """
+    labels, samples = targets(context, "val"), context.data.samples["val"]
+    rank, prediction = ranks(logits, labels), logits.argmax(dim=1)
+    hit = {f"top{k}": 100 * (rank < k).double() for k in (1, 5) if k == 1 or logits.shape[1] > 5}
+    metrics = {name: each.mean().item() for name, each in hit.items()}
+    true, predicted, right = (
+        torch.bincount(each, minlength=logits.shape[1]).double() for each in (labels, prediction, labels[rank == 0])
+    )
+    there = true > 0
+    metrics["mean_per_class_recall"] = 100 * (right / true)[there].mean().item()
+    metrics["f1_macro"] = 100 * (2 * right / (true + predicted))[there].mean().item()
+    found = {"image": np.array([sample.image for sample in samples]), "rank": rank.numpy(), "label": labels.numpy()}
+    found["prediction"] = prediction.numpy()
+    if samples and all(sample.group is not None for sample in samples):
+        found["group"] = np.array([sample.group for sample in samples])
+        groups = torch.from_numpy(np.unique(found["group"], return_inverse=True)[1])
+        sizes = torch.bincount(groups).double()
+        for name, each in hit.items():
+            metrics[f"worst_group_{name}"] = (torch.bincount(groups, each) / sizes).min().item()
+    return TaskResult(metrics, found)

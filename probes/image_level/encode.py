@@ -23,6 +23,7 @@ from backbones.utils.errors import NonFiniteLoss, UserError
 from probes.base import Context
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeRun
+from probes.features.members import opened
 from probes.image_level.settings import Encoding, Precision
 
 PLAIN = Encoding()
@@ -141,7 +142,7 @@ class Images(Dataset[Tensor]):
         return self.paths[index]
 
     def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.path(index)) as image:
+        with Image.open(opened(self.path(index))) as image:
             rgb = image.convert("RGB")
         return self.transform(rgb)
 

@@ -57,6 +57,7 @@ def run(context: Context) -> TaskResult:
         "eval_flops": linear_flops(images.shape[1], len(texts), 0, len(samples)),
     })  # fmt: skip
     metrics = {f"{way}_R@{k}": recall(ranks, k) for way, ranks in (("i2t", i2t), ("t2i", t2i)) for k in RECALL_AT}
+    metrics["mean_R@1"] = (metrics["i2t_R@1"] + metrics["t2i_R@1"]) / 2
     notes = [f"{len(samples)} images, {len(texts)} captions ({len(numbers)} different)"]
     return TaskResult(metrics, per_image, cost=costs, notes=notes)
 

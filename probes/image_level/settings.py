@@ -147,8 +147,71 @@ class ZeroShotSettings(EncodeSettings):
 
     Attributes:
         templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
-            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), or ``auto``:
-            ``openai`` for imagenet and ``photo`` for everything else.
+            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), ``dataset`` (those that it
+            brings), or ``auto``: its own where it brings some, ``openai`` for imagenet and ``photo`` for everything else.
     """
 
-    templates: Literal["auto", "openai", "openai-7", "photo"] = "auto"
+    templates: Literal["auto", "openai", "openai-7", "photo", "dataset"] = "auto"
+
+
+@dataclass(frozen=True)
+class KnnSettings(EncodeSettings):
+    """Protocol of k-NN classification, besides ``EncodeSettings``; defaults are DINO's.
+
+    Attributes:
+        features: see ``LinearSettings``.
+        neighbours: the numbers of neighbours to choose from.
+        temperature: a neighbour at cosine s counts exp(s / temperature).
+        holdout: share of each class of train on which the number is chosen; all of train then votes.
+    """
+
+    features: Features = "projected"
+    neighbours: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "neighbours", tuple(self.neighbours))
+        if not self.neighbours or min(self.neighbours) < 1:
+            raise impossible(self, "neighbours", "one number or more, 1 or above each")
+        if not 0 < self.holdout < 1 or self.temperature <= 0:
+            raise UserError("knn: holdout is a share of train between 0 and 1, temperature above 0")
+        if self.features not in get_args(Features):
+            raise impossible(self, "features", " or ".join(get_args(Features)))
+
+    def encoding(self, device: str) -> Encoding:
+        return replace(super().encoding(device), features=self.features)
+
+
+@dataclass(frozen=True)
+class FewShotSettings(EncodeSettings):
+    """Protocol of few-shot classification in closed form, besides ``EncodeSettings``.
+
+    Attributes:
+        features: see ``LinearSettings``.
+        shots: training images of each class, drawn by the seed; all of a class that has fewer.
+        l2: strengths of the penalty to choose from; big_vision fixes 2¹⁰.
+    """
+
+    features: Features = "projected"
+    shots: int = 10
+    l2: tuple[float, ...] = tuple(4.0**power for power in range(-5, 11))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "l2", tuple(self.l2))
+        if self.shots < 1:
+            raise impossible(self, "shots", "1 or more")
+        if not self.l2 or min(self.l2) <= 0:
+            raise impossible(self, "l2", "one number or more, above 0 each")
+        if self.features not in get_args(Features):
+            raise impossible(self, "features", " or ".join(get_args(Features)))
+
+    def encoding(self, device: str) -> Encoding:
+        return replace(super().encoding(device), features=self.features)
+
+
+@dataclass(frozen=True)
+class AssociationSettings(EncodeSettings):
+    """Protocol of WinoGAViL, besides ``EncodeSettings``: the prompt is "A cue" or "An cue", in lower case, as DataComp's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,16 +49,26 @@ def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]
         "openai-7": SIMPLE_IMAGENET_TEMPLATES,
         "photo": ("a photo of a {}.".format,),
     }
+    own = spec.extra.get("templates", ())
+    if own:
+        sets["dataset"] = [partial(_filled, text) for text in own]
     if name == "auto":
-        name = "openai" if spec.name == "imagenet" else "photo"
+        name = "dataset" if own else "openai" if spec.name == "imagenet" else "photo"
     if name not in sets:
         raise UserError(f"zero-shot: no templates {name!r}; {nearest(name, ['auto', *sets])}")
     return name, sets[name]
 
 
+def _filled(template: str, name: str) -> str:
+    return template.replace("{c}", name)
+
+
 def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
-    """Every prompt of every class, class by class."""
-    return [template(name.replace("_", " ")) for name in context.data.classes for template in templates]
+    """Every prompt of every class, class by class. Names of a dataset that brings its own prompts are taken as they are."""
+    names = context.data.classes
+    if "templates" not in context.data.spec.extra:
+        names = tuple(name.replace("_", " ") for name in names)
+    return [template(name) for name in names for template in templates]
 
 
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:

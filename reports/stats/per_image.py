@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
@@ -95,7 +96,13 @@ def image_scores(
     count = len(order)
     arrays = {name: values[order] if values.shape[:1] == (count,) else values for name, values in arrays.items()}
     images = tuple(str(name) for name in arrays["image"])
-    build = {"depth": _depth, "normals": _normals, "classification": _classification, "image-text": _retrieval}
+    build = {
+        "depth": _depth,
+        "normals": _normals,
+        "classification": _classification,
+        "image-text": _retrieval,
+        "association": _association,
+    }
     if kind in build:
         return build[kind](images, arrays)
     scores = _detection(images, arrays, detections) if kind == "detection" else None
@@ -161,7 +168,47 @@ def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
 def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     rank = arrays["rank"]
     metrics = {f"top{k}": _weighted(100.0 * (rank < k), np.ones(len(images))) for k in (1, 5)}
+    if "prediction" in arrays:
+        metrics |= _by_class(rank == 0, arrays["label"], arrays["prediction"])
+    if "group" in arrays:
+        member = arrays["group"][:, None] == np.unique(arrays["group"])
+        for k in (1, 5):
+            metrics[f"worst_group_top{k}"] = _worst(member & (rank < k)[:, None], member)
     return ImageScores(images, metrics, -rank.astype(np.float64), "rank of the true class", 1)
+
+
+def _by_class(hit: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> dict[str, Callable[[Weights], np.ndarray]]:
+    """Mean per-class recall and macro F1 over the classes that a resample has."""
+    shape = len(label), 1 + int(max(label.max(), prediction.max()))
+
+    def counted(weights: Weights, classes: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(R, classes): the weighted sum of the images of each class."""
+        return weights @ csr_array((values.astype(np.float64), (np.arange(len(classes)), classes)), shape)
+
+    ones = np.ones(len(label))
+
+    def recall(weights: Weights) -> np.ndarray:
+        return _nanmean(_ratio(counted(weights, label, hit), counted(weights, label, ones)))
+
+    def f1(weights: Weights) -> np.ndarray:
+        true, predicted = (counted(weights, each, ones) for each in (label, prediction))
+        found = _ratio(2 * counted(weights, label, hit), true + predicted)
+        return _nanmean(np.where(true > 0, found, np.nan))
+
+    return {"mean_per_class_recall": recall, "f1_macro": f1}
+
+
+def _worst(hit: np.ndarray, member: np.ndarray) -> Callable[[Weights], np.ndarray]:
+    """The least share of hits of a group, of those that a resample has."""
+    hit, member = hit.astype(np.float64), member.astype(np.float64)
+    return lambda weights: np.nanmin(np.nan_to_num(_ratio(weights @ hit, weights @ member), nan=np.inf), axis=1)
+
+
+def _association(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    score, sizes = arrays["jaccard"], arrays["candidates"]
+    parts = {"jaccard_10-12": sizes >= 10, "jaccard_5-6": sizes <= 6, "jaccard": sizes > 0}
+    metrics = {name: _weighted(score, part.astype(np.float64)) for name, part in parts.items()}
+    return ImageScores(images, metrics, score, "Jaccard index", 1)
 
 
 def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -173,6 +220,8 @@ def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageS
         right = 100.0 * ((many >= 0) & (many < k)).sum(axis=1)
         # an image is resampled with all its captions: they are not independent
         metrics[f"t2i_R@{k}"] = _weighted(_ratio(right, captions) / 100, captions)
+    ways = [metrics[f"{way}_R@1"] for way in ("i2t", "t2i")]
+    metrics["mean_R@1"] = lambda weights: (ways[0](weights) + ways[1](weights)) / 2
     return ImageScores(images, metrics, -one.astype(np.float64), "rank of the right caption", 1)
 
 

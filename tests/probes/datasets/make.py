@@ -5,8 +5,10 @@ Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,4 +169,67 @@ def make_flickr(
             ]
             entries.append({"filename": filename, "imgid": len(entries), "split": split, "sentences": sentences})
     (root / f"dataset_{name}.json").write_text(json.dumps({"dataset": name, "images": entries}))
+    return root
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar file with these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def encoded(array: np.ndarray, suffix: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+def make_wds(
+    root: Path,
+    n_train: int = 4,
+    n_test: int = 3,
+    size: tuple[int, int] = (40, 32),
+    classes: Sequence[str] = tuple(COLOURS),
+    templates: Sequence[str] = ("a photo of a {c}.", "{c}, seen from afar"),
+    groups: int = 0,
+    captions: int = 0,
+) -> Path:
+    """A webdataset folder: each class's images in two shards of a split, whose colour is the class where its name is a colour.
+
+    Args:
+        groups: images have a KEY.npy with their group, in turn, and another number.
+        captions: images have so many captions, and no class; the first is the same for images of one class.
+    """
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    if captions:
+        (root / "dataset_type.txt").write_text("retrieval\n")
+    else:
+        (root / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
+        (root / "zeroshot_classification_templates.txt").write_text("".join(f"{each}\n" for each in templates))
+    for split, number in {"train": n_train, "test": n_test}.items():
+        shards: list[dict[str, bytes]] = [{}, {}]
+        for index in range(number * len(classes)):
+            label, key = index % len(classes), f"s{index:07d}"
+            colour = COLOURS.get(classes[label], (128, 128, 128))
+            members = {f"{key}.png": encoded(picture(rng, size, colour))}
+            if captions:
+                said = [f"a {classes[label]} thing", *(f"{split} {index} is {n}" for n in range(1, captions))]
+                members[f"{key}.txt"] = "\n".join(said).encode()
+            else:
+                members[f"{key}.cls"] = str(label).encode()
+            if groups:
+                buffer = io.BytesIO()
+                np.save(buffer, np.array([(index // len(classes)) % groups, 7]))
+                members[f"{key}.npy"] = buffer.getvalue()
+            shards[2 * index // (number * len(classes))] |= members
+        for name, shard in enumerate(shards if number else []):
+            tar_of(root / split / f"{name}.tar", shard)
+        if number:
+            (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
     return root

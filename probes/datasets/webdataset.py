@@ -1,0 +1,248 @@
+"""Datasets in the webdataset layout of CLIP_benchmark and DataComp: ``wds_NAME`` under ``--data-root`` is dataset NAME.
+
+::
+
+    wds_NAME/classnames.txt                            one class a line, in the order of the labels
+    wds_NAME/zeroshot_classification_templates.txt     one prompt a line, ``{c}`` stands for the class
+    wds_NAME/dataset_type.txt                          ``retrieval`` where images have captions in place of classes
+    wds_NAME/test/nshards.txt, 0.tar, 1.tar …          KEY.webp (png, jpg) with KEY.cls, KEY.txt, and KEY.npy (its groups)
+    wds_NAME/train/…                                   likewise, for probes that train
+
+A ``/`` in a name is ``-`` in the folder, and DataComp's own folders end in ``_test``. The 38 tasks, their sizes and main metrics
+are those of DataComp's ``tasklist.yml``; OpenCLIP's table has the same. Any other ``wds_NAME`` is a dataset too, see
+``register_folders``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.utils.errors import UserError
+from probes.datasets.base import DatasetSpec, Kind, Sample, Split
+from probes.datasets.layouts import file, folder, read_json, read_lines
+from probes.features.members import IMAGES, members, read_bytes
+from probes.registry import DATASETS, register_dataset
+
+FOLDERS: Mapping[Split, str] = {"train": "train", "val": "test"}
+PER_CLASS = {"main_metric": "mean_per_class_recall"}
+RECALL = {"main_metric": "mean_R@1"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the 38.
+
+    Attributes:
+        name: DataComp's, with ``-`` for ``/``; ``title``: as OpenCLIP's table has it; ``size``: images of its test set.
+        extra: of its ``DatasetSpec``; without ``main_metric`` it is top-1 accuracy. ``group`` is the column of KEY.npy by which
+            it is scored.
+        also: other names of its folder.
+    """
+
+    name: str
+    title: str
+    size: int
+    extra: Mapping[str, Any]
+    kind: Kind = "classification"
+    also: tuple[str, ...] = ()
+
+
+TASKS = (
+    Task("vtab-caltech101", "Caltech-101", 6085, PER_CLASS),
+    Task("cifar10", "CIFAR-10", 10000, {}, also=("wds_vtab-cifar10",)),
+    Task("vtab-cifar100", "CIFAR-100", 10000, {}),
+    Task("vtab-clevr_count_all", "CLEVR Counts", 15000, {}),
+    Task("vtab-clevr_closest_object_distance", "CLEVR Distance", 15000, {}),
+    Task("country211", "Country211", 21100, {}),
+    Task("vtab-dtd", "Describable Textures", 1880, {}),
+    Task("vtab-eurosat", "EuroSAT", 5400, {}),
+    Task("fgvc_aircraft", "FGVC Aircraft", 3333, PER_CLASS),
+    Task("food101", "Food-101", 25250, {}),
+    Task("gtsrb", "GTSRB", 12630, {}),
+    Task("imagenet1k", "ImageNet 1k", 50000, {}),
+    Task("imagenet_sketch", "ImageNet Sketch", 50889, {}),
+    Task("imagenetv2", "ImageNet v2", 10000, {}),
+    Task("imagenet-a", "ImageNet-A", 7500, {}),
+    Task("imagenet-o", "ImageNet-O", 2000, {}),
+    Task("imagenet-r", "ImageNet-R", 30000, {}),
+    Task("vtab-kitti_closest_vehicle_distance", "KITTI Vehicle Distance", 711, {}),
+    Task("mnist", "MNIST", 10000, {}),
+    Task("objectnet", "ObjectNet", 18574, {}),
+    Task("vtab-flowers", "Oxford Flowers-102", 6149, PER_CLASS),
+    Task("vtab-pets", "Oxford-IIIT Pet", 3669, PER_CLASS),
+    Task("voc2007", "Pascal VOC 2007", 14976, {}),
+    Task("vtab-pcam", "PatchCamelyon", 32768, {}),
+    Task("renderedsst2", "Rendered SST2", 1821, {}),
+    Task("vtab-resisc45", "RESISC45", 6300, {}),
+    Task("cars", "Stanford Cars", 8041, {}),
+    Task("stl10", "STL-10", 8000, {}),
+    Task("sun397", "SUN397", 108754, {}),
+    Task("vtab-svhn", "SVHN", 26032, {}),
+    Task("retrieval-flickr_1k_test_image_text_retrieval", "Flickr", 1000, RECALL, "image-text", ("wds_flickr30k",)),
+    Task(
+        "retrieval-mscoco_2014_5k_test_image_text_retrieval", "MSCOCO", 5000, RECALL, "image-text",
+        ("wds_mscoco_captions",),
+    ),
+    Task("misc-winogavil", "WinoGAViL", 0, {}, "association", ("wds_winogavil",)),
+    Task("wilds-iwildcam", "iWildCam", 42791, {"main_metric": "f1_macro"}),
+    Task("wilds-camelyon17", "Camelyon17", 85054, {}),
+    # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the published numbers, do not
+    Task("wilds-fmow", "FMoW", 22108, {"main_metric": "worst_group_top1", "group": 0}),
+    Task(
+        "fairness-dollar_street", "Dollar Street", 3503, {"main_metric": "worst_group_top5", "group": 0},
+        also=("wds_dollar_street",),
+    ),
+    Task("fairness-geode", "GeoDE", 12488, {"main_metric": "worst_group_top1", "group": 0}, also=("wds_geode",)),
+)  # fmt: skip
+
+
+def tars(root: Path, split: Split) -> list[str]:
+    """The shards of a split, relative to ``root``, in their order; all that ``nshards.txt`` counts must be there."""
+    place = folder(root, FOLDERS[split])
+    if (count := place / "nshards.txt").is_file():
+        (line,) = read_lines(count)[:1]
+        if not line.isdecimal():
+            raise UserError(f"{count} must hold the number of shards, not {line!r}")
+        names = [f"{number}.tar" for number in range(int(line))]
+        if missing := [name for name in names if not (place / name).is_file()]:
+            raise UserError(f"{len(missing)} of {line} shards are missing in {place}, such as {missing[0]}; get them")
+    else:
+        names = sorted((path.name for path in place.glob("*.tar")), key=lambda name: (len(name), name))
+    if not names:
+        raise UserError(f"{place} has no shards (0.tar, 1.tar …)")
+    return [f"{FOLDERS[split]}/{name}" for name in names]
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    """Images with what stands beside them: captions (KEY.txt) or class (KEY.cls), and the group where one is asked for.
+
+    Raises:
+        UserError: a shard is missing or damaged, an image has no label, or the labels are not what the type says.
+    """
+    root, found = Path(root), []
+    captions = kind_of(root) == "image-text"
+    for tar in tars(root, split):
+        names = members(root / tar)
+        for name in names:
+            key, _, suffix = name.rpartition(".")
+            if suffix not in IMAGES:
+                continue
+            label = f"{key}.{'txt' if captions else 'cls'}"
+            if label not in names:
+                raise UserError(f"{root / tar}: {name} has no {label}; dataset_type.txt says what {root.name} is "
+                                "(classification where there is none, or retrieval)")  # fmt: skip
+            text = read_bytes(root / tar / label).decode()
+            if captions:
+                target: Any = text.splitlines()
+            elif text.strip().isdecimal():
+                target = int(text)
+            else:
+                raise UserError(f"{root / tar}: {label} holds {text[:20]!r}, which is no class number")
+            found.append(Sample(f"{tar}/{name}", target))
+    return found
+
+
+def in_groups(column: int, root: Path, split: Split) -> list[Sample]:
+    """``list_samples`` with the number in ``column`` of each image's KEY.npy as its group."""
+    grouped = []
+    for sample in list_samples(root, split):
+        path = Path(root) / f"{sample.image.rpartition('.')[0]}.npy"
+        try:
+            values = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False).reshape(-1)
+            grouped.append(replace(sample, group=int(values[column])))
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(f"{path} must hold the groups of its image, {column + 1} or more numbers") from error
+    return grouped
+
+
+def list_candidates(root: Path, split: Split) -> list[Sample]:
+    """WinoGAViL (Bitton et al. 2022): images in ``test/*.tar``, questions in ``instances.json``, a list of {"cue",
+    "candidates", "associations"} with the images' names (their keys in the tars). A sample's target: [number of the instance,
+    cue, whether it is associated] of each question that it is a candidate of."""
+    path = file(Path(root), "instances.json")
+    images = {
+        name.rpartition(".")[0]: f"{tar}/{name}"
+        for tar in tars(Path(root), split)
+        for name in members(Path(root) / tar)
+        if name.rpartition(".")[2] in IMAGES
+    }
+    targets: dict[str, list[Any]] = {}
+    try:
+        for number, instance in enumerate(read_json(path)):
+            right = set(map(str, instance["associations"]))
+            for name in map(str, instance["candidates"]):
+                targets.setdefault(name, []).append([number, str(instance["cue"]), name in right])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} must list cue, candidates and associations of each instance ({error!r})") from error
+    if unknown := next((name for name in targets if name not in images), None):
+        raise UserError(f"{path} names the image {unknown!r}, which no shard in {root} holds")
+    return [Sample(images[name], target) for name, target in targets.items()]
+
+
+def kind_of(root: Path) -> Kind:
+    """What the folder says it is. Raises ``UserError`` for a type that cannot be scored here."""
+    path = Path(root) / "dataset_type.txt"
+    told = read_lines(path)[0].lower() if path.is_file() else "classification"
+    kinds: dict[str, Kind] = {"classification": "classification", "retrieval": "image-text"}
+    if told not in kinds:
+        raise UserError(f"{path} says {told!r}; only {' and '.join(kinds)} are known here")
+    return kinds[told]
+
+
+def classes(root: Path) -> tuple[str, ...]:
+    return tuple(read_lines(file(root, "classnames.txt")))
+
+
+def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
+    """With the copy's own prompts, which are part of its identity."""
+    path = root / "zeroshot_classification_templates.txt"
+    if not path.is_file():
+        return spec
+    templates = tuple(read_lines(path))
+    if wrong := next((line for line in templates if "{c}" not in line), None):
+        raise UserError(f"{path}: {wrong!r} has no place {{c}} for the class")
+    return replace(spec, extra={**spec.extra, "templates": templates})
+
+
+def spec_of(task: Task) -> DatasetSpec:
+    """The dataset of a task."""
+    folders = [f"wds_{task.name}", *task.also]
+    listers: dict[str, Any] = {"association": list_candidates}
+    lister = listers.get(task.kind, list_samples)
+    if (column := task.extra.get("group")) is not None:
+        lister = partial(in_groups, column)
+    return DatasetSpec(
+        name=task.name, kind=task.kind, folder=folders[0], also=(*folders[1:], *(f"{each}_test" for each in folders)),
+        list_samples=lister, expected={"val": task.size} if task.size else {}, counts_itself=True,
+        classes=classes if task.kind == "classification" else (), extra=task.extra, module=__name__,
+        adapt=adapt if task.kind == "classification" else None,
+        about=f"{task.title}: webdataset folder {folders[0]} (huggingface.co/clip-benchmark, huggingface.co/djghosh)",
+    )  # fmt: skip
+
+
+def register_folders(data_root: Path | None) -> list[str]:
+    """Make every other ``wds_NAME`` in ``data_root`` the dataset NAME; returns the names that are new. One of a type that is not
+    known here is none."""
+    found = []
+    for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
+        known = {name for spec in DATASETS.values() for name in (spec.folder, *spec.also)}
+        name = path.name.removeprefix("wds_")
+        if path.is_dir() and path.name not in known and name not in DATASETS:
+            with suppress(UserError):
+                kind = kind_of(path)
+                task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
+                register_dataset(replace(spec_of(task), also=(), about=f"webdataset folder {path.name}"))
+                found.append(name)
+    return found
+
+
+for _task in TASKS:
+    register_dataset(spec_of(_task))
