@@ -94,8 +94,9 @@ class Results:
             raise UserError("to_mlflow logs one backbone's numbers; evaluate them one by one")
         if run_id is None and mlflow.active_run() is None:
             raise UserError("no MLflow run is active; start one with mlflow.start_run(), or give run_id")
-        means = self.frame.groupby(["task", "metric"], sort=False).value.mean()
-        metrics = {metric_key(f"{pair[0]}/{pair[1]}"): value for pair, value in means.to_dict().items()}
+        means = self.frame.groupby(["task", "metric"], sort=False, as_index=False).value.mean()
+        names = map(metric_key, means.task + "/" + means.metric)
+        metrics = dict(zip(names, means.value, strict=True))
         mlflow.log_metrics(metrics, step=step, run_id=run_id)
 
     def report(self, out: str | Path = "report", baseline: str | None = None) -> Path:

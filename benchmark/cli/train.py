@@ -90,9 +90,11 @@ def main(options: argparse.Namespace) -> int:
         if "RANK" not in os.environ:
             made = _submit(inputs, spec)
         elif first_process():  # of those that torchrun has started: it speaks for all
-            Tracker(options.experiment).close_stale()
+            tracker = Tracker(options.experiment)
+            tracker.close_stale()
             with Bar() as bar, reporting(bar):
                 made = train_unit(here)
+            tracker.close_stale()  # of one that was killed a moment before this began
         else:
             made = train_unit(here)
     if first_process():

@@ -196,7 +196,13 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         # one that was stopped, or broke, goes on in its own run: its curves are in one piece
         begun = tracker.known(read_object(work_dir / STARTED).get("run"))
         resume = begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
-        how = {"tags": tags, "params": params, "parent": context.parent, "resume": resume, "monitored": True}
+        how: dict[str, Any] = {
+            "tags": tags,
+            "params": params,
+            "parent": context.parent,
+            "resume": resume,
+            "monitored": True,
+        }
         with tracker.run(task.name, **how) as run:
             write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
             log_probed(run, data)
@@ -236,7 +242,11 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
         result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
     protocol = task.protocol(told.data)
     # the Models page has a column for each "dataset": a task under one protocol is what can be compared
-    scored = {"model_id": model, "dataset_name": task.name, "dataset_digest": content_key(protocol)[:36]}
+    scored: dict[str, Any] = {
+        "model_id": model,
+        "dataset_name": task.name,
+        "dataset_digest": content_key(protocol)[:36],
+    }
     run.log_metrics(result.metrics, **scored)
     _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
