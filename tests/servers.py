@@ -32,8 +32,10 @@ def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", backend or f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
+    # without the seven processes that would wait for jobs of MLflow's judges of language models
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             deadline = time.monotonic() + 90
             while True:
