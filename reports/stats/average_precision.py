@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from scipy import sparse
+
+from reports.detections import Columns
 
 RECALLS = np.linspace(0, 1, 101)
 IOUS = 10  # thresholds 0.5, 0.55 … 0.95
@@ -18,27 +17,24 @@ class Matches:
     Args:
         image_ids: (N,) in the order of the images.
         class_objects: (N, classes) number of objects that are no crowd.
-        detections: COCO result list with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU
-        threshold). kind: ``bbox`` or ``segm``.
+        detections: columns with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU threshold).
+        kind: ``bbox`` or ``segm``.
 
     Raises:
         KeyError: the detections do not say what they matched.
     """
 
-    def __init__(
-        self, image_ids: np.ndarray, class_objects: np.ndarray, detections: Sequence[Mapping[str, Any]], kind: str
-    ) -> None:
+    def __init__(self, image_ids: np.ndarray, class_objects: np.ndarray, detections: Columns, kind: str) -> None:
         self.objects = class_objects.astype(np.float64)
-        place = {int(image): number for number, image in enumerate(image_ids)}
-        counted = [one for one in detections if one["class"] >= 0]
-        self.image = np.array([place[one["image_id"]] for one in counted], np.int64)
-        self.label = np.array([one["class"] for one in counted], np.int64)
-        self.hits = np.array([one[f"{kind}_hits"] for one in counted], np.int64)
-        self.ignored = np.array([one[f"{kind}_ignored"] for one in counted], np.int64)
-        score = np.array([one["score"] for one in counted], np.float64)
+        counted = detections["class"] >= 0
+        identity, score = detections["image_id"][counted], detections["score"][counted]
+        self.image = places(image_ids, identity)
+        self.label = detections["class"][counted].astype(np.int64)
+        self.hits, self.ignored = (
+            detections[f"{kind}_{what}"][counted].astype(np.int64) for what in ("hits", "ignored")
+        )
         # pycocotools: images by id, then a stable sort by falling score
-        identity = np.asarray(image_ids)[self.image] if len(counted) else self.image
-        self.order = np.lexsort((np.arange(len(counted)), identity, -score))
+        self.order = np.lexsort((identity, -score))
 
     def precision(self, weights: np.ndarray) -> np.ndarray:
         """AP (0–1) at each IoU threshold of every draw, the mean over classes that have an object in the draw.
@@ -82,18 +78,24 @@ class Matches:
         return (best * points).sum(axis=1) / len(RECALLS)
 
 
-def image_f1(
-    image_ids: np.ndarray, objects: np.ndarray, detections: Sequence[Mapping[str, Any]], least: float = 0.3
-) -> np.ndarray:
+def places(image_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of ``wanted`` is in ``image_ids``. Raises ``KeyError`` for one that is not there."""
+    order = np.argsort(image_ids)
+    found = order[np.searchsorted(image_ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))]
+    if not np.array_equal(image_ids[found], wanted):
+        raise KeyError("a detection on an image that was not scored")
+    return found
+
+
+def image_f1(image_ids: np.ndarray, objects: np.ndarray, detections: Columns, least: float = 0.3) -> np.ndarray:
     """(N,) F-measure in percent of each image at IoU 0.5 over the detections with a score of ``least`` or more.
 
     For choosing pictures only: COCO's AP is not defined for one image. NaN where nothing is there and nothing was found.
     """
-    place = {int(image): number for number, image in enumerate(image_ids)}
-    right, found = np.zeros(len(image_ids)), np.zeros(len(image_ids))
-    for one in detections:
-        if one["score"] >= least and not one.get("bbox_ignored", 0) & 1:
-            found[place[one["image_id"]]] += 1
-            right[place[one["image_id"]]] += one.get("bbox_hits", 0) & 1
+    shown = (detections["score"] >= np.float32(least)) & (detections["bbox_ignored"] & 1 == 0)
+    place = places(image_ids, detections["image_id"][shown])
+    found, right = (
+        np.bincount(place, weight, minlength=len(image_ids)) for weight in (None, detections["bbox_hits"][shown] & 1)
+    )
     with np.errstate(invalid="ignore"):
         return 100 * 2 * right / (found + objects)
