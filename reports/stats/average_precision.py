@@ -34,7 +34,8 @@ class Matches:
             detections[f"{kind}_{what}"][counted].astype(np.int64) for what in ("hits", "ignored")
         )
         # pycocotools: images by id, then a stable sort by falling score
-        self.order = np.lexsort((identity, -score))
+        self.order = np.lexsort((identity, -score, self.label))
+        self.starts = np.searchsorted(self.label[self.order], np.arange(class_objects.shape[1] + 1))
 
     def precision(self, weights: np.ndarray) -> np.ndarray:
         """AP (0–1) at each IoU threshold of every draw, the mean over classes that have an object in the draw.
@@ -48,34 +49,49 @@ class Matches:
         Returns:
             (R, 10); NaN where a draw has no object at all.
         """
-        draws = len(weights)
-        total = np.zeros((draws, IOUS))
         present = weights @ self.objects  # (R, classes)
+        by_image = np.ascontiguousarray(weights.T, np.float32)  # whole numbers: sums below 2**24 are exact
+        total = np.zeros((len(weights), IOUS))
         for label in np.flatnonzero(self.objects.any(axis=0)):
-            mine = self.order[self.label[self.order] == label]
-            has = present[:, label] > 0
-            for level in range(IOUS):
-                total[has, level] += self._one(weights[has], mine, level, present[has, label])
+            mine, objects = self.order[self.starts[label] : self.starts[label + 1]], present[:, label]
+            total += np.where(objects[:, None] > 0, self._class(by_image, mine, np.maximum(objects, 1)), 0)
         classes = (present > 0).sum(axis=1)
         with np.errstate(invalid="ignore"):
             return np.where(classes[:, None] > 0, total / np.maximum(classes, 1)[:, None], np.nan)
 
-    def _one(self, weights: np.ndarray, mine: np.ndarray, level: int, objects: np.ndarray) -> np.ndarray:
-        hit = (self.hits[mine] >> level & 1).astype(bool)
-        if not hit.any():
-            return np.zeros(len(weights))
-        wrong = ~hit & ~(self.ignored[mine] >> level & 1).astype(bool)
-        before = np.cumsum(hit) - hit  # how many right ones come before each detection
-        inside = wrong & (before < hit.sum())  # what follows the last right one changes nothing
-        shape = (int(hit.sum()), weights.shape[1])
-        errors = sparse.csr_matrix((np.ones(inside.sum()), (before[inside], self.image[mine[inside]])), shape=shape)
-        right = np.cumsum(weights[:, self.image[mine[hit]]], axis=1)  # (R, hits)
-        false = np.cumsum((errors @ weights.T).T, axis=1)
-        precision = right / np.maximum(right + false, np.spacing(1))
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, right / objects[:, None], side="right")
-        points = np.diff(reached, axis=1, prepend=0)
-        return (best * points).sum(axis=1) / len(RECALLS)
+    def _class(self, weights: np.ndarray, mine: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """(R, 10) of one class, from (N, R) weights, its detections, best first, and how many objects it has in each draw.
+
+        Most detections are wrong at every level: these are summed once, up to each of the others.
+        """
+        found = np.zeros((len(objects), IOUS))
+        hits, ignored, image = self.hits[mine], self.ignored[mine], self.image[mine]
+        others = (hits | ignored) != 0
+        before = np.cumsum(others)  # how many others come before each wrong one
+        inside = ~others & (before < others.sum())  # what follows the last right one changes nothing
+        shape = (int(others.sum()), len(weights))
+        wrong = sparse.csr_matrix((np.ones(inside.sum(), np.float32), (before[inside], image[inside])), shape=shape)
+        always = np.cumsum((wrong @ weights).T, axis=1)  # (R, others)
+        hits, ignored, mass = hits[others], ignored[others], np.ascontiguousarray(weights[image[others]].T)
+        for level in range(IOUS):
+            hit = (hits >> level & 1).astype(bool)
+            if not hit.any():
+                continue
+            false, missed = always, ~hit & (ignored >> level & 1 == 0)
+            if missed.any():
+                false = always + np.cumsum(mass * missed, axis=1, dtype=np.float32)
+            right = np.cumsum(mass[:, hit], axis=1, dtype=np.float64)  # (R, hits)
+            precision = right / np.maximum(right + false[:, hit], np.spacing(1))
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            reached = _recalls(right / objects[:, None])
+            found[:, level] = (best * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
+        return found
+
+
+def _recalls(recall: np.ndarray) -> np.ndarray:
+    """How many of ``RECALLS`` are not above each recall, as ``searchsorted`` on the right says it, but quicker."""
+    near = np.minimum(recall * 100 + 0.5, 100.5).astype(np.int64)  # the nearest one, which may be just above
+    return near + (RECALLS[near] <= recall)
 
 
 def places(image_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
