@@ -48,6 +48,19 @@ class Context:
     num_workers: int = 2
 
 
+@dataclass(frozen=True)
+class Head:
+    """A trained head, without the frozen backbone; ``probes.predictor`` makes it predict again.
+
+    Attributes:
+        tensors: its weights, by name.
+        about: of what it is, and how images come to it; Python literals.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    about: Mapping[str, Any]
+
+
 @dataclass
 class TaskResult:
     """What a task ends with.
@@ -64,6 +77,7 @@ class TaskResult:
         cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see ``backbones.cliptex.cost``);
             of probes on kept features also ``encode_seconds``, ``encode_flops`` and ``encode_images_per_second`` of what this
             run had to encode (``probes.features.cost``); ``cost/…`` in MLflow.
+        head: what was trained, of probes that train something.
         notes: things the user should know, one line each (skipped samples, chosen learning rate …).
     """
 
@@ -73,6 +87,7 @@ class TaskResult:
     preview: Path | None = None
     config: str = ""
     cost: dict[str, float] = field(default_factory=dict)
+    head: Head | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import shutil
 import tempfile
 import time
@@ -11,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,10 @@ from benchmark.execution.progress import reporter
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
+from probes.predictor import FILE as HEAD
+from probes.predictor import write_head
+from reports.detections import FILE as DETECTIONS
+from reports.detections import to_columns
 from reports.metrics import TAG, declare
 from reports.mlflow.client import metric_key
 from reports.mlflow.models import logged_model
@@ -273,10 +275,13 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
             np.savez_compressed(path, **result.per_image)  # type: ignore[arg-type]
             run.log_file(path)
         if result.detections is not None:
-            path = Path(folder) / "detections.json.gz"
-            with gzip.open(path, "wt", encoding="utf-8") as file:
-                json.dump(result.detections, file)
+            path = Path(folder) / DETECTIONS
+            np.savez_compressed(path, **to_columns(result.detections))  # type: ignore[arg-type]
             run.log_file(path)
+        if result.head is not None:
+            path = Path(folder) / PurePath(HEAD).name
+            write_head(result.head, path)
+            run.log_file(path, str(PurePath(HEAD).parent))
         if result.preview is not None:
             run.log_file(result.preview, "pictures")
             if (gallery := result.preview.with_name("gallery.zip")).is_file():  # a report puts backbones side by side

@@ -16,6 +16,7 @@ from probes.dense.preview import draw_preview
 from probes.dense.settings import KEPT
 from probes.features.kept import features_key
 from probes.features.worth import keeping_pays
+from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
 
 
@@ -120,6 +121,7 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
         metrics=metrics,
         per_image=scores.per_image,
         preview=draw_preview(trained.model, trained.val_dataset, probe.kind, context.work_dir / "preview.png"),
+        head=mmlab_head(trained.model, trained.config, context),
         config=probe.config(context),
         cost=added([choice.cost, trained.cost]) if choice else trained.cost,
         notes=[*scores.notes, *beaten, *(choice.notes if choice else []), *trained.notes],

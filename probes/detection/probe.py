@@ -58,6 +58,7 @@ class DetectionProbe:
     def run(self, context: Context) -> TaskResult:
         """Train the detector on ``train`` and score ``val`` by COCO's rules."""
         from probes.detection.preview import draw_preview
+        from probes.predictor import mmlab_head
         from probes.runner.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
@@ -92,6 +93,7 @@ class DetectionProbe:
                 scores.detections,
                 self.masks,
             ),
+            head=mmlab_head(trained.model, trained.config, context),
             config=self.config(context),
             cost=trained.cost,
             notes=[*notes, *trained.notes],

@@ -21,6 +21,7 @@ from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.linear import Linear, Samples, linear_flops, ranks, stratified_split, train_linear
 from probes.image_level.settings import LinearSettings
+from probes.predictor import linear_head
 
 Pair = tuple[float, float]  # learning rate, weight decay
 
@@ -54,6 +55,7 @@ def run(context: Context) -> TaskResult:
         "train_flops": choosing + linear_flops(width, train.classes, settings.epochs * len(train)),
         "eval_flops": linear_flops(width, train.classes, 0, len(val)),
     })  # fmt: skip
+    result.head = linear_head(model, 0, settings.encoding(context.device.type), None, context)
     result.notes = [f"learning rate {pair[0]:g}, weight decay {pair[1]:g}: {why}"]
     return result
 

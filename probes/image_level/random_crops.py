@@ -42,6 +42,7 @@ from probes.image_level.embeddings import encode_split
 from probes.image_level.encode import Images, autocast, encoder, fitting, normalised
 from probes.image_level.linear import Grid, Linear, Samples, Standardiser, cosine, linear_flops
 from probes.image_level.settings import LinearSettings
+from probes.predictor import linear_head
 
 SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
 
@@ -122,6 +123,7 @@ def run(context: Context) -> TaskResult:
         "train_flops": flops,
         "eval_flops": linear_flops(val.shape[1], classes, 0, len(val)),
     })  # fmt: skip
+    result.head = linear_head(kind.model, place, settings.encoding(context.device.type), kind.columns, context)
     result.notes = [
         f"{names[best]}: best of {len(names)} heads on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
         + at_the_edge(grid[place][0], settings.learning_rates),

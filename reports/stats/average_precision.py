@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from scipy import sparse
+
+from reports.detections import Columns
 
 RECALLS = np.linspace(0, 1, 101)
 IOUS = 10  # thresholds 0.5, 0.55 … 0.95
@@ -18,27 +17,25 @@ class Matches:
     Args:
         image_ids: (N,) in the order of the images.
         class_objects: (N, classes) number of objects that are no crowd.
-        detections: COCO result list with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU
-        threshold). kind: ``bbox`` or ``segm``.
+        detections: columns with ``class``, ``KIND_hits``, ``KIND_ignored`` (whole numbers, a bit for each IoU threshold).
+        kind: ``bbox`` or ``segm``.
 
     Raises:
         KeyError: the detections do not say what they matched.
     """
 
-    def __init__(
-        self, image_ids: np.ndarray, class_objects: np.ndarray, detections: Sequence[Mapping[str, Any]], kind: str
-    ) -> None:
+    def __init__(self, image_ids: np.ndarray, class_objects: np.ndarray, detections: Columns, kind: str) -> None:
         self.objects = class_objects.astype(np.float64)
-        place = {int(image): number for number, image in enumerate(image_ids)}
-        counted = [one for one in detections if one["class"] >= 0]
-        self.image = np.array([place[one["image_id"]] for one in counted], np.int64)
-        self.label = np.array([one["class"] for one in counted], np.int64)
-        self.hits = np.array([one[f"{kind}_hits"] for one in counted], np.int64)
-        self.ignored = np.array([one[f"{kind}_ignored"] for one in counted], np.int64)
-        score = np.array([one["score"] for one in counted], np.float64)
+        counted = detections["class"] >= 0
+        identity, score = detections["image_id"][counted], detections["score"][counted]
+        self.image = places(image_ids, identity)
+        self.label = detections["class"][counted].astype(np.int64)
+        self.hits, self.ignored = (
+            detections[f"{kind}_{what}"][counted].astype(np.int64) for what in ("hits", "ignored")
+        )
         # pycocotools: images by id, then a stable sort by falling score
-        identity = np.asarray(image_ids)[self.image] if len(counted) else self.image
-        self.order = np.lexsort((np.arange(len(counted)), identity, -score))
+        self.order = np.lexsort((identity, -score, self.label))
+        self.starts = np.searchsorted(self.label[self.order], np.arange(class_objects.shape[1] + 1))
 
     def precision(self, weights: np.ndarray) -> np.ndarray:
         """(R, 10) AP (0–1) at each IoU threshold of every resample, the mean over classes that have an object in it; NaN where
@@ -62,43 +59,65 @@ class Matches:
         """
         present = weights @ self.objects  # (R, classes)
         found = np.full((*present.shape, IOUS), np.nan)
+        by_image = np.ascontiguousarray(weights.T, np.float32)  # whole numbers: sums below 2**24 are exact
         for label in np.flatnonzero(self.objects.any(axis=0)):
-            mine = self.order[self.label[self.order] == label]
-            has = present[:, label] > 0
-            for level in range(IOUS):
-                found[has, label, level] = self._one(weights[has], mine, level, present[has, label])
+            mine, has = self.order[self.starts[label] : self.starts[label + 1]], present[:, label] > 0
+            found[has, label] = self._class(by_image[:, has], mine, present[has, label])
         return found
 
-    def _one(self, weights: np.ndarray, mine: np.ndarray, level: int, objects: np.ndarray) -> np.ndarray:
-        hit = (self.hits[mine] >> level & 1).astype(bool)
-        if not hit.any():
-            return np.zeros(len(weights))
-        wrong = ~hit & ~(self.ignored[mine] >> level & 1).astype(bool)
-        before = np.cumsum(hit) - hit  # how many right ones come before each detection
-        inside = wrong & (before < hit.sum())  # what follows the last right one changes nothing
-        shape = (int(hit.sum()), weights.shape[1])
-        errors = sparse.csr_matrix((np.ones(inside.sum()), (before[inside], self.image[mine[inside]])), shape=shape)
-        right = np.cumsum(weights[:, self.image[mine[hit]]], axis=1)  # (R, hits)
-        false = np.cumsum((errors @ weights.T).T, axis=1)
-        precision = right / np.maximum(right + false, np.spacing(1))
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, right / objects[:, None], side="right")
-        points = np.diff(reached, axis=1, prepend=0)
-        return (best * points).sum(axis=1) / len(RECALLS)
+    def _class(self, weights: np.ndarray, mine: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """(R, 10) of one class, from (N, R) weights, its detections, best first, and how many objects it has in each draw.
+
+        Most detections are wrong at every level: these are summed once, up to each of the others.
+        """
+        found = np.zeros((len(objects), IOUS))
+        hits, ignored, image = self.hits[mine], self.ignored[mine], self.image[mine]
+        others = (hits | ignored) != 0
+        before = np.cumsum(others)  # how many others come before each wrong one
+        inside = ~others & (before < others.sum())  # what follows the last right one changes nothing
+        shape = (int(others.sum()), len(weights))
+        wrong = sparse.csr_matrix((np.ones(inside.sum(), np.float32), (before[inside], image[inside])), shape=shape)
+        always = np.cumsum((wrong @ weights).T, axis=1)  # (R, others)
+        hits, ignored, mass = hits[others], ignored[others], np.ascontiguousarray(weights[image[others]].T)
+        for level in range(IOUS):
+            hit = (hits >> level & 1).astype(bool)
+            if not hit.any():
+                continue
+            false, missed = always, ~hit & (ignored >> level & 1 == 0)
+            if missed.any():
+                false = always + np.cumsum(mass * missed, axis=1, dtype=np.float32)
+            right = np.cumsum(mass[:, hit], axis=1, dtype=np.float64)  # (R, hits)
+            precision = right / np.maximum(right + false[:, hit], np.spacing(1))
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            reached = _recalls(right / objects[:, None])
+            found[:, level] = (best * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
+        return found
 
 
-def image_f1(
-    image_ids: np.ndarray, objects: np.ndarray, detections: Sequence[Mapping[str, Any]], least: float = 0.3
-) -> np.ndarray:
+def _recalls(recall: np.ndarray) -> np.ndarray:
+    """How many of ``RECALLS`` are not above each recall, as ``searchsorted`` on the right says it, but quicker."""
+    near = np.minimum(recall * 100 + 0.5, 100.5).astype(np.int64)  # the nearest one, which may be just above
+    return near + (RECALLS[near] <= recall)
+
+
+def places(image_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of ``wanted`` is in ``image_ids``. Raises ``KeyError`` for one that is not there."""
+    order = np.argsort(image_ids)
+    found = order[np.searchsorted(image_ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))]
+    if not np.array_equal(image_ids[found], wanted):
+        raise KeyError("a detection on an image that was not scored")
+    return found
+
+
+def image_f1(image_ids: np.ndarray, objects: np.ndarray, detections: Columns, least: float = 0.3) -> np.ndarray:
     """(N,) F-measure in percent of each image at IoU 0.5 over the detections with a score of ``least`` or more.
 
     For choosing pictures only: COCO's AP is not defined for one image. NaN where nothing is there and nothing was found.
     """
-    place = {int(image): number for number, image in enumerate(image_ids)}
-    right, found = np.zeros(len(image_ids)), np.zeros(len(image_ids))
-    for one in detections:
-        if one["score"] >= least and not one.get("bbox_ignored", 0) & 1:
-            found[place[one["image_id"]]] += 1
-            right[place[one["image_id"]]] += one.get("bbox_hits", 0) & 1
+    shown = (detections["score"] >= np.float32(least)) & (detections["bbox_ignored"] & 1 == 0)
+    place = places(image_ids, detections["image_id"][shown])
+    found, right = (
+        np.bincount(place, weight, minlength=len(image_ids)) for weight in (None, detections["bbox_hits"][shown] & 1)
+    )
     with np.errstate(invalid="ignore"):
         return 100 * 2 * right / (found + objects)

@@ -9,18 +9,21 @@ import gzip
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from reports.detections import FILE as DETECTIONS
+from reports.detections import TYPES, Columns, to_columns
 from reports.errors import damaged
 from reports.mlflow.query import Store, StoredRun
 from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
+OLDER_DETECTIONS = "detections.json.gz"  # a COCO result list, of older stores
 DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × resamples: a fifth of a second
 
 
@@ -72,19 +75,25 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
     path = store.artifact(run, "per_image.npz")
     if path is None:
         return None
-    found = store.artifact(run, "detections.json.gz") if kind == "detection" else None
+    names = (DETECTIONS, OLDER_DETECTIONS) if kind == "detection" else ()
+    found = next(filter(None, (store.artifact(run, name) for name in names)), None)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        detections = json.loads(gzip.decompress(found.read_bytes())) if found else None
+        arrays, detections = _arrays(path), None
+        if found is not None and found.suffix == ".gz":
+            detections = to_columns(json.loads(gzip.decompress(found.read_bytes())))
+        elif found is not None:
+            detections = _arrays(found, TYPES)
         return image_scores(kind, arrays, detections)
     except (ValueError, TypeError, OSError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise damaged(path.name, run.id, run.name, error) from error
 
 
-def image_scores(
-    kind: str, arrays: dict[str, np.ndarray], detections: list[dict[str, Any]] | None = None
-) -> ImageScores | None:
+def _arrays(path: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files if wanted is None or name in wanted}
+
+
+def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns | None = None) -> ImageScores | None:
     """See ``ImageScores``; None for a kind that keeps nothing per image.
 
     Args:
@@ -226,15 +235,16 @@ def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageS
 
 
 def _detection(
-    images: tuple[str, ...], arrays: dict[str, np.ndarray], detections: list[dict[str, Any]] | None
+    images: tuple[str, ...], arrays: dict[str, np.ndarray], detections: Columns | None
 ) -> ImageScores | None:
     if detections is None or "class_objects" not in arrays:
         return None
     metrics: dict[str, Callable[[Weights], np.ndarray]] = {}
-    right = sum(bin(one.get("bbox_hits", 0)).count("1") for one in detections)  # what a resample costs grows with these
+    # what a resample costs grows with these
+    right = int(np.unpackbits(detections["bbox_hits"].astype(">u2").view(np.uint8)).sum())
     most = int(np.clip(DETECTION_WORK / max(right, 1), 200, 1000))
     for kind in ("bbox", "segm"):
-        if kind == "segm" and not any("segm_hits" in one for one in detections):
+        if f"{kind}_hits" not in detections:
             continue
         matches = Matches(arrays["image_id"], arrays["class_objects"], detections, kind)
         metrics[f"{kind}_mAP"] = _mean_precision(matches)

@@ -13,10 +13,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from reports.detections import FILE, to_columns
 from reports.metrics import TAG, Metric, declare
 from reports.mlflow.query import StoredRun
 from reports.mlflow.run import Tracker
 from reports.stats.average_precision import Matches
+from reports.stats.per_image import OLDER_DETECTIONS
 
 METRICS = {
     "segmentation": {"mIoU": Metric(), "mAcc": Metric(shown=True), "aAcc": Metric()},
@@ -85,7 +87,7 @@ def arrays(kind: str, quality: float, seed: int, images: int = 60) -> tuple[dict
             right = {"image_id": number, "class": 0, "score": float(rng.random()), "bbox_ignored": 0}
             found.append({**right, "bbox_hits": (1 << int(10 * good[number])) - 1})
         scores = {"image_id": np.arange(images), "class_objects": np.ones((images, 1), int)}
-        matches = Matches(scores["image_id"], scores["class_objects"], found, "bbox")
+        matches = Matches(scores["image_id"], scores["class_objects"], to_columns(found), "bbox")
         names["found"] = np.array([json.dumps(one) for one in found])
         return names | scores, {"bbox_mAP": 100 * float(matches.precision(np.ones((1, images))).mean())}
     if kind == "classification":
@@ -149,9 +151,12 @@ def write_run(
                         child.log_metrics({"train/loss": 3.0 - step}, step)
                     with TemporaryDirectory() as scratch:
                         if "found" in scores:
-                            pack = Path(scratch) / "detections.json.gz"
                             found = [json.loads(one) for one in scores.pop("found")]
-                            pack.write_bytes(gzip.compress(json.dumps(found).encode()))
+                            pack = Path(scratch) / (OLDER_DETECTIONS if seed else FILE)
+                            if seed:  # as older versions kept them
+                                pack.write_bytes(gzip.compress(json.dumps(found).encode()))
+                            else:
+                                np.savez_compressed(pack, **to_columns(found))  # type: ignore[arg-type]
                             child.log_file(pack)
                         path = Path(scratch) / "per_image.npz"
                         np.savez_compressed(path, **scores)  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
 
 
 def check_models(client: Client, experiment: str, told: dict) -> None:
-    """MLflow's Models page has a row for each backbone, metrics by task; the registry has versions; the view is there."""
+    """MLflow's Models page has one row for each backbone, with its metrics by task; the registry its versions."""
     models = client.search_logged_models([experiment])
     assert sorted(model.name for model in models) == ["efficientnet-lite0", "random"], "weights are found again"
     for model in models:

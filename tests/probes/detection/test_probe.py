@@ -23,8 +23,11 @@ from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.probe import coco_set
 from probes.registry import PROBES
 from probes.runner.training import STATE
+from reports.detections import to_columns, to_results
 from reports.stats.per_image import image_scores
 from tests.probes import tiny_coco
+from tests.probes.test_predictor import check_detections
+from tests.probes.test_predictor import kept as kept_head
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
 # isort: split
@@ -218,10 +221,17 @@ def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, ba
     assert per_image["detections"].sum() == len(stored) and (per_image["objects"] == 0).sum() == 1
     assert result.preview is not None and Image.open(result.preview).width > 800
     # AP over a draw of all images, from what is kept for a report
-    scores = image_scores("detection", per_image, stored)
+    columns = to_columns(stored)
+    scores = image_scores("detection", per_image, columns)
     assert scores is not None
     for metric, value in scores.metrics.items():
         assert value(np.ones((1, len(scores.images))))[0] == pytest.approx(result.metrics[metric])
+    kept = to_results(columns)  # nothing is lost but digits that a float32 does not have
+    assert [{**one, "bbox": None, "score": None} for one in kept] == [
+        {**one, "bbox": None, "score": None} for one in stored
+    ]
+    assert np.allclose([one["bbox"] for one in kept], [one["bbox"] for one in stored], atol=1e-4)
+    check_detections(kept_head(result, tmp_path), tiny_coco.prepared(root), stored)
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))["images"]
         assert len(index) == (per_image["objects"] > 0).sum()

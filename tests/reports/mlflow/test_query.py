@@ -59,6 +59,44 @@ def test_more_runs_than_a_page(filled, monkeypatch):
     assert len(Store(filled.uri).runs(["paper"])) == 9
 
 
+def test_the_store_filters_and_few_requests_are_made(filled, monkeypatch):
+    store, asked = Store(filled.uri), []
+    search = store.client._client.search_runs
+    monkeypatch.setattr(store.client._client, "search_runs", lambda *a, **k: asked.append(a[1]) or search(*a, **k))
+    everything = {run.id for run in store.runs(["paper"])}
+    assert len(asked) == 1, "one page, one request"
+    asked.clear()
+    found = store.runs_about(["paper"], ["cliptex@abc"], ["voc/linear"])
+    assert {(run.tags["backbone"], run.tags.get("task")) for run in found} == {
+        ("cliptex", None),
+        ("cliptex", "voc/linear"),
+    }
+    assert len(asked) == 4, "the task's, its parents', studies', and whether there is anything of an older version"
+    asked.clear()
+    assert {run.id for run in store.runs_about(["paper"], ["nobody"])} == everything, (
+        "whoever looks for it says what is there"
+    )
+    asked.clear()
+    monkeypatch.setattr("reports.mlflow.query.PAGE", 4)
+    assert {run.id for run in store.runs(["paper"])} == everything
+    assert 17 <= len(asked) <= 20, "more than a page is read in sixteen parts"
+    protocol = {"protocol": "p-voc/linear", "backbone": "clip"}
+    assert {run.tags["seed"] for run in store.runs(["paper"], protocol)} == {"0", "1"}
+
+
+def test_what_a_run_refers_to_and_what_an_older_version_wrote_is_read_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker("paper", f"sqlite:///{tmp_path}/mlflow.db")
+    first = write_run(tracker, "first", 0, {"voc/linear": 0.6})
+    (child,) = [run for run in Store(tracker.uri).runs(["paper"]) if run.parent == first]
+    write_run(tracker, "second", 0, {}, tags={"cached.voc.linear": child.id})
+    raw = tracker.client._client
+    old = raw.create_run(tracker.experiment_id, tags={"backbone": "second", "weights.sha256": "w", "run.key": "k"})
+    found = Store(tracker.uri).runs_about(["paper"], ["second"])
+    assert {run.id for run in found} >= {child.id, old.info.run_id} and first not in {run.id for run in found}
+    assert [cell.backbone for cell in scored(found) if cell.backbone == "second"] == ["second"]
+
+
 def test_postgresql(postgres_database, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("paper", postgres_database)

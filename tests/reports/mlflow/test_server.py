@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import requests
 
 from reports.mlflow.query import Store
 from reports.mlflow.run import Tracker
@@ -11,7 +12,15 @@ from tests.reports.synthetic import write_run
 
 
 @pytest.mark.slow
-def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path):  # one test: a server takes long to start
+def test_a_server_takes_runs_and_gives_a_report(
+    mlflow_server, tmp_path, monkeypatch
+):  # one test: a server takes long to start
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    asked = []
+    send = requests.Session.send
+    monkeypatch.setattr(
+        requests.Session, "send", lambda self, one, **k: asked.append(one.path_url) or send(self, one, **k)
+    )
     tracker = Tracker("written", mlflow_server)
     preview = tmp_path / "preview.png"
     preview.write_bytes(b"\x89PNG")
@@ -30,7 +39,15 @@ def test_a_server_takes_runs_and_gives_a_report(mlflow_server, tmp_path):  # one
     tracker = Tracker("paper", mlflow_server)
     for backbone, quality in (("clip-ft", 0.5), ("cliptex", 0.7)):
         write_run(tracker, backbone, 0, {"voc/linear": quality}, pictures=True)
+    asked.clear()
     report = build(Request(experiments=["paper"], tracking_uri=mlflow_server))
+    fetched = len([path for path in asked if "/artifacts/" in path and "?" not in path])
+    assert sum("runs/search" in path for path in asked) == 1 and fetched >= 6
+    first = len(asked)
+    asked.clear()
+    build(Request(experiments=["paper"], tracking_uri=mlflow_server))
+    assert not [path for path in asked if "/artifacts/" in path and "?" not in path], "artifacts are kept by run id"
+    assert len(asked) < first / 2, f"{len(asked)} requests, {first} at first"
     assert report.analysis is not None
     assert all(found.images for found in report.analysis.estimates.values()), "per-image scores came over the wire"
     assert report.galleries and report.galleries[0].rows

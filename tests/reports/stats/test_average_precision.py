@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from probes.detection.matches import add_matches
+from reports.detections import to_columns
 from reports.stats.average_precision import Matches, image_f1
 
 CATEGORIES = [3, 7, 9]
@@ -100,7 +101,7 @@ def test_average_precision_of_draws_is_pycocotools(seed, kind):
     kept = copy.deepcopy(detections)
     counts = add_matches(as_coco(truth), kept, ids, CATEGORIES, ("bbox", "segm"))
     assert counts.sum() == sum(not one["iscrowd"] for one in truth["annotations"])
-    matches = Matches(np.array(ids), counts, kept, kind)
+    matches = Matches(np.array(ids), counts, to_columns(kept), kind)
     rng = np.random.default_rng(seed)
     draws = np.stack(
         [np.ones(len(ids)), *(np.bincount(rng.integers(0, len(ids), len(ids)), minlength=len(ids)) for _ in range(3))]
@@ -115,7 +116,7 @@ def test_a_draw_without_objects_has_no_score_and_one_without_hits_has_zero():
     matches = Matches(
         np.array([1, 2]),
         np.array([[1], [0]]),
-        [{"image_id": 1, "class": 0, "score": 0.5, "bbox_hits": 0, "bbox_ignored": 0}],
+        to_columns([{"image_id": 1, "class": 0, "score": 0.5, "bbox_hits": 0, "bbox_ignored": 0}]),
         "bbox",
     )
     found = matches.precision(np.array([[1.0, 1.0], [0.0, 2.0]]))
@@ -127,5 +128,5 @@ def test_f_measure_of_an_image():
         {"image_id": 1, "score": 0.9, "bbox_hits": 1}, {"image_id": 1, "score": 0.8, "bbox_hits": 0},
         {"image_id": 1, "score": 0.1, "bbox_hits": 1}, {"image_id": 2, "score": 0.9, "bbox_hits": 0, "bbox_ignored": 1},
     ]  # fmt: skip
-    scores = image_f1(np.array([1, 2, 3]), np.array([2, 1, 0]), found)
+    scores = image_f1(np.array([1, 2, 3]), np.array([2, 1, 0]), to_columns(found))
     assert scores[:2].tolist() == [50.0, 0.0] and np.isnan(scores[2])

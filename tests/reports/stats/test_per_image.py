@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score, recall_score
 
+from reports.detections import to_columns
 from reports.stats.per_image import image_scores
 
 RNG = np.random.default_rng(0)
@@ -89,5 +90,5 @@ def test_classification_and_retrieval_count_ranks():
 
 
 def test_detections_without_matches_give_no_interval():
-    assert image_scores("detection", {"image": IMAGES, "image_id": np.arange(5)}, []) is None
+    assert image_scores("detection", {"image": IMAGES, "image_id": np.arange(5)}, to_columns([])) is None
     assert image_scores("some new kind", {"image": IMAGES}) is None
