@@ -270,7 +270,8 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if result.per_image:
             path = Path(folder) / "per_image.npz"
-            np.savez_compressed(path, **result.per_image)  # type: ignore[arg-type]
+            named = {"classes": np.array(told.data.classes)} if task.spec.kind in ("segmentation", "detection") else {}
+            np.savez_compressed(path, **result.per_image, **named)  # type: ignore[arg-type]
             run.log_file(path)
         if result.detections is not None:
             path = Path(folder) / "detections.json.gz"
