@@ -248,6 +248,8 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
         "dataset_digest": content_key(protocol)[:36],
     }
     run.log_metrics(result.metrics, **scored)
+    if task.spec.kind in ("segmentation", "detection"):
+        result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
     _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
     for log in sorted(told.work_dir.rglob("*.log")):
@@ -270,8 +272,7 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if result.per_image:
             path = Path(folder) / "per_image.npz"
-            named = {"classes": np.array(told.data.classes)} if task.spec.kind in ("segmentation", "detection") else {}
-            np.savez_compressed(path, **result.per_image, **named)  # type: ignore[arg-type]
+            np.savez_compressed(path, **result.per_image)  # type: ignore[arg-type]
             run.log_file(path)
         if result.detections is not None:
             path = Path(folder) / "detections.json.gz"
