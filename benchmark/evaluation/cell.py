@@ -250,6 +250,8 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
         "dataset_digest": content_key(protocol)[:36],
     }
     run.log_metrics(result.metrics, **scored)
+    if task.spec.kind in ("segmentation", "detection"):
+        result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
     _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
     for log in sorted(told.work_dir.rglob("*.log")):

@@ -397,7 +397,9 @@ def environment() -> dict[str, Any]:
     ):
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
+    torch = sys.modules.get("torch")  # there where something computes
     return {
+        "cuda": torch.version.cuda if torch else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -13,7 +13,7 @@ import numpy as np
 
 from reports.analysis import Analysis, shared_columns
 from reports.mlflow.query import Store, StoredRun
-from reports.parts.tables import MetricColumn, interval, number, overview
+from reports.parts.tables import ACROSS, MetricColumn, interval, number, overview
 from reports.selection import TaskProtocol
 
 # Okabe and Ito's colours for all kinds of colour vision, the dark blue first; the baseline is grey.
@@ -98,11 +98,11 @@ def forest(analysis: Analysis) -> Figure | None:
         [g.value for g in analysis.task_gains.values()] + [gain.typical.value for gain in analysis.gains.values()]
     )
     arms = [x for g in analysis.task_gains.values() if g.known for x in (g.low - g.value, g.high - g.value)]
-    reach = 2.5 * float(np.median(np.abs(arms))) if arms else 1.0
+    reach = min(2.5 * float(np.median(np.abs(arms))), max(2 * float(np.abs(values).max()), 20.0)) if arms else 1.0
     low, high = min(values.min() - reach, 0), max(values.max() + reach, 0)
     pad = 0.04 * (high - low) or 1.0
     layout = {
-        "xaxis": {"title": {"text": f"gain over {selection.baseline} (%), more is better"}, "range": [low - pad, high + pad],
+        "xaxis": {"title": {"text": f"gain over {selection.baseline} (%)"}, "range": [low - pad, high + pad],
                   "zeroline": False},
         "yaxis": {"tickvals": list(rows.values()), "ticktext": list(rows), "range": [-0.6, len(rows) - 0.4],
                   "zeroline": False, "showgrid": False},
@@ -122,11 +122,18 @@ def forest(analysis: Analysis) -> Figure | None:
         "forest",
         f"Gain over {selection.baseline}, task by task",
         "Change of each task's main metric in percent of the baseline's, turned so that right is better; all intervals hold "
-        "together at 95 %. The interval contains zero where a bar crosses the line; an open mark has no interval.",
+        "together at 95 %. The interval contains zero where a bar crosses the line; a long bar leaves the picture; an open "
+        "mark has no interval.",
         told,
         {"data": data, "layout": layout},
         130 + max(len(rows) * (16 + 13 * len(others)), 120),
     )
+
+
+def _ticks(names: Sequence[str], most: int = 20) -> dict[str, Any]:
+    """Names on an axis, long ones without their middle."""
+    short = [n if len(n) <= most else f"{n[: most // 2 - 1]}…{n[-most // 2 :]}" for n in names]
+    return {"tickvals": list(names), "ticktext": short}
 
 
 def _marker(look: Look, known: Sequence[bool], size: int) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def _bar_chart(name: str, head: MetricColumn, there: Sequence[tuple[str, Any]], 
     middle = max(e.value for _, e in there)
     layout: dict[str, Any] = {
         "yaxis": {"title": {"text": ""}, "range": [0, 1.08 * min(max(highest, middle), 3 * middle or 1)], "nticks": 5},
-        "xaxis": {"tickangle": -30 if len(there) > 3 else 0, "fixedrange": True, "showgrid": False},
+        "xaxis": {"tickangle": -30 if len(there) > 3 else 0, "showgrid": False, **_ticks([b for b, _ in there])},
         "margin": {"l": 40, "r": 6, "t": 6, "b": 30 if len(there) <= 3 else 60},
         "showlegend": False,
     }
@@ -228,14 +235,15 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
     if len(there) < 2:
         return None
     paint = looks(analysis)
-    data = []
+    data, few = [], len(there) <= ACROSS
     for name in there:
         gain = analysis.gains[name].typical if name in analysis.gains else None
         parts = ", ".join(f"{what} {_seconds(value)}" for what, value in spent[name].items())
         value = gain.value if gain else 0.0
         data.append(
             {
-                "type": "scatter", "mode": "markers+text", "name": name, "x": [sum(spent[name].values())], "y": [value],
+                "type": "scatter", "mode": "markers+text" if few else "markers", "name": name,
+                "x": [sum(spent[name].values())], "y": [value],
                 "error_y": _bars([gain], paint[name].colour) if gain else {"visible": False},
                 "marker": _marker(paint[name], [gain is None or gain.known], 11),
                 "text": [name],
@@ -244,15 +252,14 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
             }
         )  # fmt: skip
     layout = {
-        "xaxis": {"type": "log", "title": {"text": "cost: experts + labels + training + probing (seconds, log)"}},
+        "xaxis": {"type": "log", "title": {"text": "seconds, log"}},
         "yaxis": {"title": {"text": f"gain over {_base(analysis)} (%)"}, "zerolinecolor": "var:muted"},
-        "margin": {"l": 56, "r": 70, "t": 10, "b": 46}, "showlegend": False,
+        "margin": {"l": 56, "r": 70 if few else 12, "t": 10, "b": 46}, "showlegend": not few, "legend": LEGEND,
     }  # fmt: skip
     told = "; ".join(f"{name}: {_seconds(sum(spent[name].values()))}{efficiency(analysis, name)}" for name in there)
     caption = (
-        "Mean gain against all that was spent on it here, means over seeds, probing on tasks that all have. "
-        "Up and left is better. "
-        "What weights cost that were made elsewhere is not known, and is not in it."
+        "Mean gain against what was spent on it here: experts, labels, training and probing (of the tasks that all have), means "
+        "over seeds. Up and left is better. What weights cost that were made elsewhere is not known, and is not in it."
     )
     return Figure("cost", "Gain against cost", caption, told, {"data": data, "layout": layout})
 
@@ -273,7 +280,8 @@ def cost_parts(analysis: Analysis) -> Figure | None:
         if any(spent[n].get(part) for n in names)
     ]  # fmt: skip
     layout = {
-        "barmode": "stack", "xaxis": {"title": {"text": "seconds"}}, "yaxis": {"showgrid": False, "automargin": True},
+        "barmode": "stack", "xaxis": {"title": {"text": "seconds"}},
+        "yaxis": {"showgrid": False, "automargin": True, **_ticks(names)},
         "margin": {"l": 10, "r": 12, "t": 10, "b": 46}, "legend": LEGEND, "showlegend": True,
     }  # fmt: skip
     told = "; ".join(f"{n}: " + ", ".join(f"{p} {_seconds(v)}" for p, v in spent[n].items()) for n in spent)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reports.errors import damaged
+from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.query import Store, StoredRun
 from reports.selection import Selection, TaskProtocol
 
@@ -75,7 +78,7 @@ def _facts(store: Store, selection: Selection, name: str) -> dict[str, str]:
     run = next((run for (backbone, _), run in selection.parents.items() if backbone == name), None)
     tags = run.tags if run else {}
     stored = read_json(store, run, "run.json").get("backbone", {}) if run else {}
-    size, count = stored.get("data", {}).get("size", []), tags.get("backbone.parameters", "")
+    size, count = stored.get("data", {}).get("size", []), _model(store, tags.get(MODEL_TAG, "")).get("parameters", "")
     train = selection.runs.get(tags.get("train.run", ""))
     pairs = train.params.get("pairs", "") if train else ""
     trained = f"{train.tags.get('recipe', 'trained')} on {PurePath(pairs).name or 'its pairs'}" if train else ""
@@ -85,10 +88,17 @@ def _facts(store: Store, selection: Selection, name: str) -> dict[str, str]:
         "Parameters": f"{int(count) / 1e6:.1f} M" if count.isdigit() else "",
         "Resolution": " × ".join(map(str, size)),
         "FLOPs an image": _flops(selection, name),
-        "Pretraining": tags.get("backbone.pretraining")
-        or trained
-        or (PurePath(source).name if source[:1] == "/" else source),
+        "Pretraining": trained or (PurePath(source).name if source[:1] == "/" else source),
     }
+
+
+def _model(store: Store, model_id: str) -> Mapping[str, str]:
+    """What MLflow's LoggedModel says of the weights; {} where there is none, or none any more."""
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):
+        return store.client.get_logged_model(model_id).params if model_id else {}
+    return {}
 
 
 def _flops(selection: Selection, name: str) -> str:

@@ -153,7 +153,7 @@ def _markdown_cell(cell: Number) -> str:
     if cell.missing:
         return f"– ({cell.missing})"
     value = f"**{cell.text}**" if cell.best else cell.text
-    told = f"{value} {cell.interval} {cell.seeds}s".replace("  ", " ")
+    told = f"{value} {cell.interval} ({cell.seeds} seeds)".replace("  ", " ")
     return f"{told}; {cell.change}" if cell.change else told
 
 

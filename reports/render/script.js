@@ -38,7 +38,7 @@
     });
   }
   function compare(a, b, way) {
-    if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1;  // holes stay last
+    if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1;  // missing numbers stay last
     const x = Number(a), y = Number(b);
     return way * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y);
   }
@@ -51,7 +51,7 @@
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of $$("#t-overview tbody tr")) {
-      const fits = words.every(word => row.dataset.text.includes(word)) && (!kind.value || row.dataset.kind === kind.value)
+      const fits = words.every(word => row.dataset.text.includes(word)) && (!kind?.value || row.dataset.kind === kind.value)
         && (!decided.checked || row.dataset.decided === "yes");
       row.hidden = !fits; shown += fits;
     }
@@ -59,7 +59,7 @@
     say(`${shown} rows shown`);
   }
   if (find) {
-    find.addEventListener("input", filter); kind.addEventListener("change", filter); decided.addEventListener("change", filter);
+    find.addEventListener("input", filter); kind?.addEventListener("change", filter); decided.addEventListener("change", filter);
     find.addEventListener("keydown", event => { if (event.key === "Escape") { find.value = ""; filter(); } });
     addEventListener("keydown", event => {
       if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) { event.preventDefault(); find.focus(); }
@@ -89,7 +89,7 @@
     box.addEventListener("close", () => tiles[place].focus());
   }
 
-  // ---- figures: Plotly is unpacked once, each figure is drawn when it comes near
+  // ---- figures: Plotly is unpacked once; what is near is drawn first, the rest when the browser has nothing else to do
   const specs = JSON.parse($("#figure-data").textContent);
   const colour = name => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   // the colours of backbones are chosen for white paper; on dark paper the deep ones get their light twins
@@ -139,6 +139,23 @@
   const places = $$(".plot");
   const near = new IntersectionObserver(seen => seen.forEach(one => { if (one.isIntersecting) { near.unobserve(one.target); draw(one.target); } }), { rootMargin: "400px" });
   places.forEach(place => near.observe(place));
+  const idle = window.requestIdleCallback ?? (work => setTimeout(work, 50));
+  const drawRest = async () => {
+    const next = places.find(place => !drawn.has(place));
+    if (next) { near.unobserve(next); await draw(next); idle(drawRest); } else root.dataset.figures = "drawn";
+  };
+  addEventListener("load", () => idle(drawRest));
+
+  // ---- a figure as SVG, always in the colours for white paper, with its legend
+  async function save(button) {
+    const place = $(".plot", button.closest("figure")), spec = specs[place.dataset.figure], chosen = root.dataset.theme;
+    const Plotly = await library();
+    root.dataset.theme = "light";
+    const figure = { data: filled(spec.data), layout: { ...dressed(spec.layout), paper_bgcolor: "#fff", showlegend: spec.data.length > 1 } };
+    if (chosen) root.dataset.theme = chosen; else delete root.dataset.theme;
+    await Plotly.downloadImage(figure, { format: "svg", filename: button.dataset.name, width: place.clientWidth, height: place.clientHeight });
+  }
+  $$("button.svg").forEach(button => button.addEventListener("click", () => save(button)));
   $$("details").forEach(one => one.addEventListener("toggle", () => $$(".plot", one).forEach(place => window.Plotly && drawn.has(place) && window.Plotly.Plots.resize(place))));
   const print = $("#print");
   if (print) print.addEventListener("click", async () => { await Promise.all(places.map(draw)); window.print(); });

@@ -116,7 +116,7 @@ def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns |
         return build[kind](images, arrays)
     scores = _detection(images, arrays, detections) if kind == "detection" else None
     scores = _segmentation(images, arrays) if kind == "segmentation" else scores
-    if scores is None or scores.classes is None or named is None:
+    if scores is None or scores.classes is None or named is None or len(named) != len(scores.classes.names):
         return scores
     return replace(scores, classes=replace(scores.classes, names=tuple(map(str, named))))
 

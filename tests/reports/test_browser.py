@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -89,14 +90,14 @@ def test_sort_filter_and_numbers_against_mlflow(page, store):
         shown = cell.query_selector(".num").inner_text()
         assert float(shown) == pytest.approx(mean, abs=0.5 * 10 ** -len(shown.partition(".")[2]) + 1e-9)
 
-    head = page.locator("#t-overview thead th").nth(3)
+    head = page.locator("#t-overview thead th").nth(2)
     head.locator("button").focus()
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending"
-    values = column(page, 3)
+    values = column(page, 2)
     assert values[-1] == "" and [float(v) for v in values[:-1]] == sorted((float(v) for v in values[:-1]), reverse=True)
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending" and column(page, 3)[-1] == "", "holes stay last"
+    assert head.get_attribute("aria-sort") == "ascending" and column(page, 2)[-1] == "", "missing numbers stay last"
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") is None
     assert column(page, 0) == ["voc/linear", "nyu-depth/linear", "imagenet/linear"]
@@ -131,6 +132,15 @@ def test_gallery_figures_and_colours(page):
     assert not box.is_visible()
     page.locator('[data-figure="forest"]').scroll_into_view_if_needed()
     page.locator('[data-figure="forest"].js-plotly-plot .scatterlayer').wait_for()
+    page.locator("html[data-figures=drawn]").wait_for(state="attached")  # the others too, without scrolling
+    assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
+    page.locator("#theme").click()
+    with page.expect_download() as download:
+        page.locator(".svg").first.click()
+    svg = Path(download.value.path()).read_text()
+    assert download.value.suggested_filename == "forest.svg" and "voc/linear" in svg and "var:" not in svg
+    assert "rgb(28, 32, 36)" in svg, "text is dark, whatever the page's colours"
+    page.locator("#theme").click()
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before

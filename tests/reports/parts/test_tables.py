@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reports.mlflow.models import MODEL_TAG, logged_model
 from reports.mlflow.run import Tracker
 from reports.render.export import markdown
 from reports.render.page import render
@@ -61,7 +62,8 @@ def test_more_than_six_backbones_stand_as_rows_with_what_is_known_of_them(store,
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("many", store.uri)
     for place in range(8):
-        tags = {"backbone.parameters": str(10**7 * (place + 1)), "weights.source": f"timm/net{place}.in1k"}
+        model = logged_model(tracker, f"net{place}", f"{place}", {"parameters": 10**7 * (place + 1)}, {})
+        tags = {MODEL_TAG: model if place < 7 else "m-gone", "weights.source": f"timm/net{place}.in1k"}
         write_run(
             tracker, f"net{place}", 0, {"imagenet/linear": 0.4 + place / 50, "voc/linear": 0.5}, tags=tags, images=20
         )
@@ -70,12 +72,14 @@ def test_more_than_six_backbones_stand_as_rows_with_what_is_known_of_them(store,
         "Architecture": "toy", "Parameters": "40.0 M", "Resolution": "224 × 224", "FLOPs an image": "17.6 G",
         "Pretraining": "timm/net3.in1k",
     }  # fmt: skip
+    assert report.provenance.backbones["net7"]["Parameters"] == ""
     html = render(report)
     head, body = html.partition('id="t-overview"')[2].split("<tbody>")[:2]
-    for title in ("Parameters", "Resolution", "FLOPs an image", "Pretraining", "voc/linear"):
-        assert f">{title}</button>" in head
-    row = body.partition("net3</th>")[2].partition("</tr>")[0]
-    assert "40.0 M" in row and row.count("data-runs") == 2
+    assert ">Backbone</button>" in head and ">voc/linear</button>" in head
+    sortable = html.partition('id="t-backbones"')[2].partition("</thead>")[0]
+    assert all(f">{title}</button>" in sortable for title in report.provenance.backbones["net3"])
+    row = body.partition('data-value="net3"')[2].partition("</tr>")[0]
+    assert "toy · 40.0 M · 224 × 224 · 17.6 G · timm/net3.in1k" in row and row.count("data-runs") == 2
     assert markdown(report).partition("## At a glance")[2].strip().splitlines()[0].count(" | ") == 2
 
 
