@@ -64,7 +64,7 @@ class Backbone(nn.Module, ABC):
         strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives one stride only.
         divisor: inputs' heights and widths are padded to a multiple of this by whoever calls ``forward``.
         embed_dim: length of the image embedding.
-        has_text: whether ``encode_text`` works.
+        has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
         data: how images are prepared.
         weights: identity of the weights.
         model_config: what the architecture was built with, JSON-able, beyond its name.
@@ -119,6 +119,20 @@ class Backbone(nn.Module, ABC):
             raise UserError(
                 f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted}; ask for fewer"
             )
+
+    @property
+    def has_dense_text(self) -> bool:
+        return False
+
+    def encode_dense(self, images: Tensor) -> Tensor:
+        """Each patch in the space of texts, (N, embed_dim, h, w), comparable with ``encode_text`` by cosine.
+
+        Raises:
+            UserError: there is no such map (``has_dense_text`` is False).
+        """
+        raise UserError(
+            f"the patches of backbone {self.name!r} have no place in a space of texts; choose one such as clip"
+        )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings, (len(texts), embed_dim), comparable with ``encode_image`` by cosine.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -91,6 +92,30 @@ class TaskResult:
     notes: list[str] = field(default_factory=list)
 
 
+def settings_json(name: str, context: Context) -> str:
+    """The ``config`` of a probe without a Runner: its settings, the backbone and the data."""
+    return json.dumps(
+        {
+            "task": f"{context.data.spec.name}/{name}",
+            "settings": asdict(context.settings),
+            "seed": context.seed,
+            "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
+            "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
+        },
+        indent=2,
+        default=lambda value: str(value) if isinstance(value, Path) else repr(value),
+    )
+
+
+def why_not(probe: Probe, backbone: Backbone) -> str:
+    """What a backbone lacks for a probe; '' where nothing."""
+    if probe.needs_text and not backbone.has_text:
+        return "no text tower"
+    if getattr(probe, "needs_dense_text", False) and not backbone.has_dense_text:
+        return "its patches have no place in the space of its texts"
+    return ""
+
+
 @runtime_checkable
 class Probe(Protocol):
     """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under ``kind/name``.
@@ -101,7 +126,8 @@ class Probe(Protocol):
         version: raised whenever the same settings would give other numbers; part of the task's identity.
         settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
         metrics: what ``run`` returns by name, the main one first: unit, range, direction and label, recorded with each number.
-        needs_text: whether the backbone must have a text tower.
+        needs_text: whether the backbone must have a text tower; ``needs_dense_text``, where a probe has it: and patches in the
+            space of its texts.
         splits: those that it reads; (``val``,) where nothing is trained.
     """
 

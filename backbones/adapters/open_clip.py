@@ -19,6 +19,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from backbones.adapters.dense_text import can_be_dense, encode_dense
 from backbones.adapters.hub import hub_file, hub_reachable
 from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
 from backbones.adapters.positions import attention_pool, embed_patches, grid_of
@@ -115,6 +116,15 @@ class OpenClipBackbone(Backbone):
             self._check_blocks(blocks, len(visual.trunk.feature_info))
             return tokens_of(self._at(images).trunk, images, blocks)
         return super().encode_tokens(images, blocks)
+
+    @property
+    def has_dense_text(self) -> bool:
+        return self.has_text and can_be_dense(self.visual)
+
+    def encode_dense(self, images: Tensor) -> Tensor:
+        if not self.has_dense_text:
+            return super().encode_dense(images)
+        return encode_dense(self._at(images), images)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         if not self.has_text:

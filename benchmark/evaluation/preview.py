@@ -25,7 +25,7 @@ from benchmark.execution import Bar, Executor, make_executor
 from benchmark.execution.progress import console
 from benchmark.pipeline.estimate import duration
 from benchmark.suites.registry import PreviewStage, SuitePreview
-from probes.base import Context
+from probes.base import Context, why_not
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotExamined
 from probes.features.budget import gigabytes
@@ -147,7 +147,7 @@ def _states(
         console.print(f"  note · {config['name']}: {error}", style="dim", markup=False)
         return states
     for task in plan.tasks:
-        if task.probe.needs_text and not backbone.has_text:
+        if why_not(task.probe, backbone):
             states[task.name] = "not applicable"
         elif data is not None and tracker and finished_cell(tracker, backbone, task, data[task.name], seed):
             states[task.name] = "done"

@@ -27,6 +27,7 @@ from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
+from probes.base import why_not
 from probes.datasets.webdataset import register_folders
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
@@ -219,8 +220,8 @@ class _Evaluation:
         """Task → its cell, for those that are finished or that the backbone cannot do."""
         cells = {}
         for task in self.plan.tasks:
-            if task.probe.needs_text and not backbone.has_text:
-                cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason="no text tower")
+            if reason := why_not(task.probe, backbone):
+                cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
             elif not self.options.force and (
                 old := finished_cell(self.tracker, backbone, task, self.data[task.name], seed)
             ):

@@ -87,7 +87,7 @@ class CachedDense(FeatureDataset):
         info = self.source.get_data_info(index)
         if not self.fixed_crops:
             metadata = {**info, **_tuples(features.metadata(index))}
-            truth = channels_first(self._load_ground_truth.transform(dict(metadata))["gt_seg_map"])
+            truth = channels_first(self.load_truth(metadata))
             return self._item(index, metadata, truth)
         place = self.place(index, draw_crop(self.fixed_crops, self.flip))
         metadata = {"image": info["image"], "img_path": info["img_path"], **_tuples(self.stores[1].metadata(place))}
@@ -107,12 +107,20 @@ class CachedDense(FeatureDataset):
         if self.fixed_crops:
             sizes = [(part_of(self.pipeline, "FixedCrop")["crop"],) * 2] * (len(infos) * len(self.all_crops))
         else:
-            scale = tuple(part_of(self.pipeline, "Resize")["scale"])
-            sizes = [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in infos]
+            sizes = self.sizes()
         identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
         yield self.maps(sizes, identity, run)
         if self.fixed_crops:
             yield self._cutting(infos, images, run.progress)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each whole image as the test pipeline resizes it."""
+        scale = tuple(part_of(self.pipeline, "Resize")["scale"])
+        return [mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in self.infos()]
+
+    def load_truth(self, metadata: Mapping[str, Any]) -> Any:
+        """The ground truth of a sample at its own resolution, as ``LoadGroundTruth`` gives it."""
+        return self._load_ground_truth.transform(dict(metadata))["gt_seg_map"]
 
     def load(self, item: int) -> dict[str, Any]:
         return self.source.pipeline(self._info(item))

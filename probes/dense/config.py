@@ -11,9 +11,10 @@ from mmengine.config import Config
 
 import probes.dense.metrics
 import probes.features.crops  # noqa: F401  both register what the config names, as the next two do
+from backbones.base import Backbone
 from backbones.utils.errors import UserError
 from probes.base import Context
-from probes.datasets.base import DatasetSpec
+from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from probes.dense.data import pipelines
 from probes.dense.heads import head_config
 from probes.dense.settings import KEPT, DenseSettings, in_iterations
@@ -51,7 +52,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     channels = backbone.channels[-1:] if last else backbone.channels
     strides = backbone.strides[-1:] if last else backbone.strides
     stride = settings.feature_stride or native_stride(strides)
-    mean, std = ([255 * value for value in values] for values in (backbone.data.mean, backbone.data.std))
+    prepared = preprocessor(backbone)
     crop = tuple(padded(side, backbone.divisor) for side in settings.crop or (settings.size,) * 2)
 
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
@@ -61,14 +62,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     objective, scores = objective_and_scores(probe, settings, spec, len(classes))
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
-        "data_preprocessor": {
-            "type": "SegDataPreProcessor",
-            "mean": mean,
-            "std": std,
-            "bgr_to_rgb": True,
-            "size_divisor": backbone.divisor,
-            "test_cfg": {"size_divisor": backbone.divisor},
-        },
+        "data_preprocessor": prepared,
         "backbone": {
             "type": "FrozenBackbone",
             "precision": settings.precision,
@@ -81,22 +75,7 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "train_cfg": {},
         "test_cfg": test,
     }
-    train_pipeline, test_pipeline = pipelines(spec, len(classes), settings, crop, mean)
-
-    def dataset(split: str, pipeline: list[dict[str, Any]], role: str) -> dict[str, Any]:
-        usable = {sample.image for sample in data.samples[split]}
-        if role == "score" and held_out:
-            usable &= held_out
-        listed = [sample.image for sample in spec.list_samples(data.root, split)]  # type: ignore[arg-type]
-        return {
-            "type": "DenseDataset",
-            "dataset": spec.name,
-            "root": str(data.root),
-            "split": split,
-            "exclude": [image for image in listed if image not in usable],
-            "pipeline": pipeline,
-            "test_mode": role == "score",
-        }
+    train_pipeline, test_pipeline = pipelines(spec, len(classes), settings, crop, prepared["mean"])
 
     # importing it registers the dataset that the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
@@ -104,9 +83,11 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
         "default_scope": "mmseg",
         "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
         "model": model,
-        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset("train", train_pipeline, "train")},
+        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset_config(data, "train", train_pipeline)},
         "val_dataloader": {
-            **at_once(AT_ONCE, context.device), "dataset": dataset("train" if held_out else "val", test_pipeline, "score")
+            **at_once(AT_ONCE, context.device), "dataset": dataset_config(
+                data, "train" if held_out else "val", test_pipeline, test_mode=True, only=held_out
+            )
         },
         "val_evaluator": scores,
         "optim_wrapper": optimizer(settings),
@@ -118,6 +99,35 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     from probes.dense.cached import cached
 
     return cached(config, settings.cache, settings.fixed_crops, settings.flip, context.device)
+
+
+def preprocessor(backbone: Backbone) -> dict[str, Any]:
+    """Config of what makes batches of images as the backbone takes them."""
+    mean, std = ([255 * value for value in values] for values in (backbone.data.mean, backbone.data.std))
+    padding = {"size_divisor": backbone.divisor}
+    return {"type": "SegDataPreProcessor", "mean": mean, "std": std, "bgr_to_rgb": True, **padding, "test_cfg": padding}
+
+
+def dataset_config(
+    data: PreparedDataset,
+    split: Split,
+    pipeline: list[dict[str, Any]],
+    test_mode: bool = False,
+    only: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Config of a split's usable images, or of those in ``only``."""
+    usable = {sample.image for sample in data.samples[split]}
+    usable &= only or usable
+    listed = [sample.image for sample in data.spec.list_samples(data.root, split)]
+    return {
+        "type": "DenseDataset",
+        "dataset": data.spec.name,
+        "root": str(data.root),
+        "split": split,
+        "exclude": [image for image in listed if image not in usable],
+        "pipeline": pipeline,
+        "test_mode": test_mode,
+    }
 
 
 def native_stride(strides: Sequence[float]) -> float:

@@ -286,20 +286,13 @@ def pipelines(
         mean: RGB mean (0–255) of the backbone, the colour that pads.
     """
     segments = spec.kind == "segmentation"
-    # orientation tags are ignored: label maps lie over the stored pixels
-    load = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
-    truth: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
-    if segments:
-        truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
-    if spec.kind == "depth":
-        truth |= {"depth_scale": spec.extra["depth_scale"]}
+    truth = _truth_config(spec, classes)
     scale = (4 * settings.size, settings.size)
     crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
     if segments:
         # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn again, up to ten times
         crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
     pad_colour = [round(value) for value in reversed(mean)]
-    pack = {"type": "PackDense", "kind": spec.kind}
     augment: list[dict[str, Any]] = [
         {"type": "RandomResize", "scale": scale, "ratio_range": settings.scale_range, "keep_ratio": True},
         crops,
@@ -318,11 +311,30 @@ def pipelines(
     if settings.brightness != (1.0, 1.0):
         augment.append({"type": "RandomBrightness", "low": settings.brightness[0], "high": settings.brightness[1]})
     train = [
-        load,
+        LOAD,
         truth,
         *augment,
         *([{"type": "FlipNormals"}] if spec.kind == "normals" else []),
         {"type": "PadCrop", "size": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
-        pack,
+        {"type": "PackDense", "kind": spec.kind},
     ]
-    return train, [load, {"type": "Resize", "scale": scale, "keep_ratio": True}, truth, pack]
+    return train, test_pipeline(spec, classes, settings.size)
+
+
+def test_pipeline(spec: DatasetSpec, classes: int, size: int) -> list[dict[str, Any]]:
+    """Whole images, the short side at ``size``, and their ground truth at its own resolution; see ``pipelines``."""
+    resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
+    return [LOAD, resize, _truth_config(spec, classes), {"type": "PackDense", "kind": spec.kind}]
+
+
+# orientation tags are ignored: label maps lie over the stored pixels
+LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
+
+
+def _truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
+    truth: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
+    if spec.kind == "segmentation":
+        truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
+    if spec.kind == "depth":
+        truth |= {"depth_scale": spec.extra["depth_scale"]}
+    return truth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from backbones.utils.files import content_key, write_json
@@ -12,7 +13,7 @@ from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
 from probes.dense.lr_grid import Choice, added, choose, with_rate
-from probes.dense.preview import draw_preview
+from probes.dense.preview import draw_preview, predict
 from probes.dense.settings import KEPT
 from probes.features.kept import features_key
 from probes.features.worth import keeping_pays
@@ -120,7 +121,12 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
     return TaskResult(
         metrics=metrics,
         per_image=scores.per_image,
-        preview=draw_preview(trained.model, trained.val_dataset, probe.kind, context.work_dir / "preview.png"),
+        preview=draw_preview(
+            partial(predict, trained.model, trained.val_dataset, probe.kind),
+            trained.val_dataset,
+            probe.kind,
+            context.work_dir / "preview.png",
+        ),
         head=mmlab_head(trained.model, trained.config, context),
         config=probe.config(context),
         cost=added([choice.cost, trained.cost]) if choice else trained.cost,

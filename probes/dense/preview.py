@@ -39,19 +39,18 @@ class Predicted:
     prediction: np.ndarray
 
 
-@torch.no_grad()
-def draw_preview(model: nn.Module, dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
-    """Predict ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) and write them as a
+def draw_preview(predicted: Callable[[int], Predicted], dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
+    """Write what is ``predicted`` of ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a
     PNG; and up to 48, the same among them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
     """
     places = evenly(len(dataset), GALLERY)
-    known = {places[place]: predict(model, dataset, kind, places[place]) for place in evenly(len(places), images)}
+    known = {places[place]: predicted(places[place]) for place in evenly(len(places), images)}
     shown = list(known.values())
     draw, legend = drawing(dataset, kind, [one.truth for one in shown])
     rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
-    more = (known.get(place) or predict(model, dataset, kind, place) for place in places)
+    more = (known.get(place) or predicted(place) for place in places)
     pictures = (
         (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
     )
@@ -59,6 +58,7 @@ def draw_preview(model: nn.Module, dataset: Any, kind: Kind, path: Path, images:
     return write_preview(path, ("image", "ground truth", "prediction"), rows, [one.name for one in shown], legend)
 
 
+@torch.no_grad()
 def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:
     """The ``index``-th image of ``dataset`` and what the model says of it."""
     (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 
-from probes.base import Context, TaskResult
+from probes.base import Context, TaskResult, settings_json
 from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.image_level.settings import (
     RECALL_AT,
@@ -38,17 +36,7 @@ class ImageLevelProbe:
 
     def config(self, context: Context) -> str:
         """The settings, the backbone and the data, as JSON."""
-        return json.dumps(
-            {
-                "task": f"{context.data.spec.name}/{self.name}",
-                "settings": asdict(context.settings),
-                "seed": context.seed,
-                "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
-                "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
-            },
-            indent=2,
-            default=lambda value: str(value) if isinstance(value, Path) else repr(value),
-        )
+        return settings_json(self.name, context)
 
     def run(self, context: Context) -> TaskResult:
         """Encode what is not kept already, and score ``val``."""

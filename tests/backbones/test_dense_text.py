@@ -1,0 +1,76 @@
+"""Patches in the space of texts: what the tower gives when its pooling, or its last attention, looks at one place alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+import backbones
+from backbones.adapters.dense_text import _of_timm, can_be_dense
+from backbones.adapters.open_clip import OpenClipBackbone, _data, build_model
+from backbones.utils.errors import UserError
+
+VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+
+
+def build(vision, embed_dim=16):
+    torch.manual_seed(0)
+    config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": TEXT}
+    model = build_model(config)
+    for parameter in model.parameters():  # norms and biases that do something
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    made = OpenClipBackbone(model, name="tiny", arch="tiny", model_config=config, data=_data(model, {}, {}))
+    return made.freeze()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def test_a_vits_last_attention_looks_at_itself_alone(size):
+    backbone, images = build(VIT), torch.randn(2, 3, *size)
+    assert backbone.has_dense_text
+    dense = backbone.encode_dense(images)
+    assert dense.shape == (2, 16, size[0] // 8, size[1] // 8)
+    visual, tokens = backbone.visual, 1 + dense[0, 0].numel()
+    alone = torch.full((tokens, tokens), -torch.inf).fill_diagonal_(0.0)
+    last = visual.transformer.resblocks[-1]
+    plain = last.forward
+    last.forward = lambda x, **_: plain(x, attn_mask=alone)
+    x = backbone.encode_tokens(images, 1)[0][1] @ visual.proj
+    torch.testing.assert_close(dense.flatten(2).transpose(1, 2), x, atol=1e-5, rtol=1e-4)
+
+
+def test_an_average_is_the_mean_of_its_cells():
+    vision = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+    backbone, images = build(vision), torch.randn(2, 3, 96, 64)
+    dense = backbone.encode_dense(images)
+    assert dense.shape == (2, 16, 3, 2)
+    torch.testing.assert_close(dense.mean(dim=(2, 3)), backbone.encode_image(images), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_pooling_looks_at_one_place():
+    """SigLIP's: of an image of one patch the pooled embedding is that of the patch."""
+    torch.manual_seed(0)
+    trunk = TimmViT(32, 16, num_classes=0, global_pool="map", class_token=False, embed_dim=32, depth=1, num_heads=2)
+    trunk.set_input_size(16)
+    visual = SimpleNamespace(trunk=trunk.eval(), head=torch.nn.Identity())
+    image = torch.randn(1, 3, 16, 16)
+    dense = _of_timm(visual, image)
+    assert dense.shape == (1, 32, 1, 1)
+    torch.testing.assert_close(dense[..., 0, 0], trunk(image))
+    trunk.set_input_size((32, 48))
+    assert _of_timm(visual, torch.randn(2, 3, 32, 48)).shape == (2, 32, 2, 3)
+
+
+def test_clips_resnet():
+    backbone = build({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, embed_dim=32)
+    dense = backbone.encode_dense(torch.randn(1, 3, 64, 96))
+    assert dense.shape == (1, 32, 2, 3) and bool(dense.isfinite().all())
+
+
+def test_what_has_none_says_so():
+    lite = backbones.create("random")
+    assert not lite.has_dense_text
+    with pytest.raises(UserError, match="no place in a space of texts"):
+        lite.encode_dense(torch.zeros(1, 3, 32, 32))
+    assert not can_be_dense(torch.nn.Identity())

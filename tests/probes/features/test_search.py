@@ -1,0 +1,37 @@
+"""Exact nearest neighbours: those of scikit-learn, whatever the chunks."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch.nn.functional import normalize
+
+from probes.features.search import nearest
+
+
+@pytest.mark.parametrize("cells", [0, 40, 700])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    queries, memory = torch.randn(31, 5, generator=random), torch.randn(97, 5, generator=random)
+    _, wanted = NearestNeighbors(n_neighbors=7, metric=metric).fit(memory.numpy()).kneighbors(queries.numpy())
+    if metric == "cosine":
+        similar, found = nearest(normalize(queries, dim=1), normalize(memory, dim=1), 7, cells=cells)
+        assert torch.allclose(similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, found))
+    else:
+        similar, found = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2, cells=cells)
+    assert np.array_equal(found.numpy(), wanted)
+    assert bool((similar.diff(dim=1) <= 0).all())
+
+
+def test_chunks_of_the_memory_are_merged(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    queries, memory = torch.randn(3, 4, generator=random), torch.randn(2**16 + 50, 4, generator=random)
+    similar, index = nearest(queries, memory.half(), 5)
+    exact, order = (queries @ memory.half().float().T).topk(5, dim=1)
+    assert torch.equal(index, order) and torch.allclose(similar, exact)
+
+
+def test_fewer_than_asked_for():
+    similar, index = nearest(torch.eye(2), torch.eye(2), 30)
+    assert similar.shape == index.shape == (2, 2)
