@@ -12,7 +12,7 @@ from reports.mlflow.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
 KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text", "association")
-PROBES = ("linear", "deeplabv3", "pspnet", "patch-knn", "logreg", "in-context", "open-vocabulary", "ssd", "mask-rcnn", "knn",
+PROBES = ("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d", "patch-knn", "logreg", "in-context", "open-vocabulary", "ssd", "mask-rcnn", "knn",
           "few-shot", "zero-shot", "retrieval")  # fmt: skip
 DATASETS = (
     "voc",
