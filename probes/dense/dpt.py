@@ -3,8 +3,8 @@
 ``DPTHead`` is MMSegmentation's, of Ranftl, Bochkovskiy, Koltun, "Vision Transformers for Dense Prediction", ICCV 2021: maps are
 brought to four resolutions, fused with batch-normalised residual units and enlarged bilinearly; the class token is not read.
 ``Probe3dHead`` is that of probe3d (El Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024;
-``evals/models/probes.py`` of github.com/mbanani/probe3d), a simplification by its authors: all maps have one resolution, nothing is
-normalised, and upsampling between the stages is by nearest neighbours.
+``evals/models/probes.py`` of github.com/mbanani/probe3d), a simplification by its authors: all maps have one resolution, nothing
+is normalised, and upsampling between the stages is by nearest neighbours.
 """
 
 from __future__ import annotations
