@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
+    "watch": "score the checkpoints of a folder as a training writes them",
     "list": "names of backbones, tasks, suites, executors …",
     "data": "which datasets are there, and whether they are whole",
     "experts": "the models that write pseudo-labels: list, train",

@@ -9,8 +9,10 @@ from probes.datasets import (  # noqa: F401
     flickr,
     imagefolder,
     imagenet,
+    navi,
     nyu,
     places365,
+    spair,
     voc,
     webdataset,
 )

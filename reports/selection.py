@@ -11,9 +11,20 @@ from reports.metrics import TAG, Metric
 from reports.mlflow.query import Scored, Store, StoredRun, scored
 
 PREFERRED_BASELINES = ("clip-ft", "clip", "random")
-KINDS = ("segmentation", "detection", "depth", "normals", "classification", "image-text", "association")
-PROBES = ("linear", "deeplabv3", "pspnet", "patch-knn", "logreg", "in-context", "open-vocabulary", "ssd", "mask-rcnn", "knn",
-          "few-shot", "zero-shot", "retrieval")  # fmt: skip
+KINDS = (
+    "segmentation",
+    "detection",
+    "depth",
+    "normals",
+    "classification",
+    "image-text",
+    "association",
+    "correspondence",
+)
+PROBES = (
+    *("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d", "patch-knn", "logreg", "in-context", "open-vocabulary"),
+    *("ssd", "mask-rcnn", "attentive", "knn", "few-shot", "zero-shot", "retrieval"),
+)
 DATASETS = (
     "voc",
     "ade20k",

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=at_least(0, int),
         default=0,
         metavar="STEPS",
-        help="keep the state of every so many steps (default: none)",
+        help="export weights every so many steps into OUT.steps/, for `watch` (default: none)",
     )
     add("--experiment", default="train", help="MLflow experiment (default: train)")
     add_tracking(parser)

@@ -40,7 +40,7 @@ class TrainingInputs:
         labels: stores of their labels; where a pair has labels in several, the first counts.
         out: where the weights go.
         device, num_workers: where and how it is computed; never change the result beyond rounding.
-        save_seconds: between savings of what a killed training goes on from; keep_every: steps between states that stay.
+        save_seconds: between savings of what a killed training goes on from; keep_every: steps between exports on the way.
         experiment: in MLflow; parent: id of the run that this one nests under, '' for none.
         pruning: stops the training of a bad trial.
     """

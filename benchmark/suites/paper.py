@@ -27,3 +27,21 @@ PAPER = register_suite(
         default_backbones=("clip", "clip-ft", "cliptex"),
     )
 )
+
+SHORT = {
+    **ENCODER,
+    "max_iters": 2000,
+    "lr": 1e-3,
+}  # enough to tell checkpoints apart, not to compare with the suite paper
+
+COMPANION = register_suite(
+    Suite(
+        name="companion",
+        about="quick tasks to follow a training by: short linear probes, zero-shot and retrieval (for `watch`)",
+        tasks={
+            **cross(["voc", "nyu-depth"], ["linear"], **SHORT),
+            **cross(["imagenet"], ["zero-shot"], **ENCODER),
+            **cross(["flickr30k"], ["retrieval"], **ENCODER),
+        },
+    )
+)

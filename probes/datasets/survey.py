@@ -13,7 +13,7 @@ from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
 
 UNTRAINED: Mapping[Kind, str] = {  # what needs no train split
-    "classification": "zero-shot", "image-text": "retrieval", "association": "zero-shot",
+    "classification": "zero-shot", "image-text": "retrieval", "association": "zero-shot", "correspondence": "keypoints",
 }  # fmt: skip
 
 

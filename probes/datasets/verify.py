@@ -55,7 +55,7 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         if not 0 <= sample.target < classes:
             raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
         digest.update(str(sample.truth).encode())
-    elif spec.kind == "association":
+    elif spec.kind in ("association", "correspondence"):
         digest.update(canonical(sample.target).encode())
     elif spec.kind == "image-text":
         if not sample.target or not all(caption.strip() for caption in sample.target):

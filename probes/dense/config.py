@@ -167,9 +167,9 @@ def check(probe: Probe, context: Context) -> None:
     settings, spec, backbone = context.settings, context.data.spec, context.backbone
     if probe.name in ("deeplabv3", "pspnet") and settings.batch_size < 2:
         raise UserError(f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more")
-    if probe.name == "dpt" and (len(backbone.channels) != 4 or settings.layers != "all"):
+    if probe.name.startswith("dpt") and (len(backbone.channels) != 4 or settings.layers != "all"):
         raise UserError(
-            f"dpt fuses four feature maps, and {backbone.name!r} gives {len(backbone.channels)} (layers="
+            f"{probe.name} fuses four feature maps, and {backbone.name!r} gives {len(backbone.channels)} (layers="
             f"{settings.layers}); choose another probe or backbone"
         )
     if probe.kind == "segmentation" and len(context.data.classes) < 2:

@@ -1,8 +1,10 @@
-"""The DPT-style head of probe3d (El Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024;
-``evals/models/probes.py`` of github.com/mbanani/probe3d): four feature maps, fused from the deepest to the shallowest.
+"""Two heads that fuse four feature maps from the deepest to the shallowest.
 
-A simplification, by its authors, of Ranftl, Bochkovskiy, Koltun 2021: all maps have one resolution, nothing is normalised,
-and upsampling between the stages is by nearest neighbours.
+``DPTHead`` is MMSegmentation's, of Ranftl, Bochkovskiy, Koltun, "Vision Transformers for Dense Prediction", ICCV 2021: maps are
+brought to four resolutions, fused with batch-normalised residual units and enlarged bilinearly; the class token is not read.
+``Probe3dHead`` is that of probe3d (El Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024;
+``evals/models/probes.py`` of github.com/mbanani/probe3d), a simplification by its authors: all maps have one resolution, nothing
+is normalised, and upsampling between the stages is by nearest neighbours.
 """
 
 from __future__ import annotations
@@ -14,8 +16,37 @@ import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators th
 
 # isort: split
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import dpt_head
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
+
+
+class DPTHead(dpt_head.DPTHead):
+    """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a CNN can be fused too.
+
+    Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, ⌈h / 2⌉ · 16, ⌈w / 2⌉ · 16).
+
+    Args:
+        map_channels: channels of each of the four maps, shallow to deep.
+        channels: width of the fusion; the maps are reassembled to 3/8, 3/4, 3/2 and 3 times that, as in MMSegmentation, where it
+            is 256.
+        **kwargs: of mmseg's ``BaseDecodeHead``.
+    """
+
+    def __init__(self, map_channels: Sequence[int], channels: int, **kwargs: Any) -> None:
+        widths = [max(1, channels * eighths // 8) for eighths in (3, 6, 12, 24)]
+        super().__init__(embed_dims=map_channels[0], post_process_channels=widths, channels=channels, **kwargs)
+        self.map_channels = tuple(map_channels)
+        self.reassemble_blocks.projects = nn.ModuleList(
+            ConvModule(width, out, 1, act_cfg=None) for width, out in zip(map_channels, widths, strict=True)
+        )
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        return super().forward(inputs[self.in_index].split(self.map_channels, dim=1))
+
+    def _transform_inputs(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, None]]:
+        return [(each, None) for each in maps]
 
 
 class Residual(nn.Module):
@@ -34,7 +65,7 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-class DPTHead(BaseDecodeHead):
+class Probe3dHead(BaseDecodeHead):
     """Four maps → 1×1 convolutions to ``channels`` → twice the size → fused, the deepest first: each of the others passes a
     residual unit, what is deeper is added, and the sum passes another → four times the size → 3×3 convolution, ReLU,
     3×3 convolution onto the outputs → twice the size.

@@ -1,4 +1,4 @@
-"""Heads of the dense probes: linear, DeepLabv3, PSPNet and DPT, as segmenters and – through one mix-in – as regressors.
+"""Heads of the dense probes: linear, DeepLabv3, PSPNet, DPT and probe3d's, as segmenters and, by one mix-in, as regressors.
 
 A regressor is one of these architectures with its raw outputs read by an *objective* (``probes.dense.objectives``).
 """
@@ -23,7 +23,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 import probes.dense.objectives  # noqa: F401  registers what a regressor's config names
-from probes.dense.dpt import DPTHead
+from probes.dense.dpt import DPTHead, Probe3dHead
 from probes.dense.resized_loss import resized_cross_entropy
 
 
@@ -94,6 +94,11 @@ class PSPSegmenter(Segmentation, PSPHead):
     """PSPNet's head onto classes."""
 
 
+@MODELS.register_module()
+class DPTSegmenter(Segmentation, DPTHead):
+    """DPT's head onto classes."""
+
+
 def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
     """Dilation rates of DeepLabv3 for feature maps of ``size / stride``.
 
@@ -155,6 +160,11 @@ class PSPRegressor(Regression, PSPHead):
 @MODELS.register_module()
 class DPTRegressor(Regression, DPTHead):
     """DPT's head onto an objective."""
+
+
+@MODELS.register_module()
+class Probe3dRegressor(Regression, Probe3dHead):
+    """probe3d's head onto an objective."""
 
 
 class FlipTest(EncoderDecoder):
@@ -224,7 +234,8 @@ HEADS: dict[str, tuple[str | None, str, float]] = {
     "linear": ("LinearHead", "LinearRegressor", 0.0),
     "deeplabv3": ("ASPPSegmenter", "ASPPRegressor", 0.1),
     "pspnet": ("PSPSegmenter", "PSPRegressor", 0.1),
-    "dpt": (None, "DPTRegressor", 0.0),
+    "dpt": ("DPTSegmenter", "DPTRegressor", 0.1),
+    "dpt-probe3d": (None, "Probe3dRegressor", 0.0),
 }
 
 
@@ -234,7 +245,7 @@ def head_config(
     """Config of a decode head.
 
     Args:
-        probe: ``linear``, ``deeplabv3``, ``pspnet`` or ``dpt``.
+        probe: a name of ``HEADS``.
         in_channels: channels of each feature map, which come concatenated.
         settings: a ``DenseSettings``, for ``channels`` and ``dropout``.
         size, stride: (shorter) input side in pixels and stride of the feature maps: they set DeepLabv3's dilations.
@@ -247,10 +258,10 @@ def head_config(
     }  # fmt: skip
     if probe != "linear":
         config["channels"] = settings.channels
-    if probe in ("deeplabv3", "pspnet"):
+    if probe in ("deeplabv3", "pspnet", "dpt"):
         config["norm_cfg"] = {"type": "BN", "requires_grad": True}  # not SyncBN: one process
     if probe == "deeplabv3":
         config["dilations"] = aspp_dilations(size, stride)
-    if probe == "dpt":
+    if probe.startswith("dpt"):
         config["map_channels"] = tuple(in_channels)
     return config

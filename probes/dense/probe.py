@@ -1,5 +1,5 @@
-"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a DeepLabv3 and a PSPNet
-head, depth and normals with probe3d's DPT head too.
+"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a DeepLabv3, a
+PSPNet and a DPT head, depth and normals with probe3d's simplified DPT head too.
 
 One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to one
 stride and concatenated. What differs between kinds is the objective, the truth and the scores; what differs between
@@ -89,5 +89,8 @@ class DenseProbe:
 
 
 for _kind, _settings in SETTINGS.items():
-    for _name in (*PROBES, *(["dpt"] if _kind != "segmentation" else [])):
+    for _name in PROBES:
         register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind]))
+    register_probe(DenseProbe("dpt", _kind, _settings, METRICS[_kind], version=5))  # 4 was probe3d's head
+    if _kind != "segmentation":
+        register_probe(DenseProbe("dpt-probe3d", _kind, _settings, METRICS[_kind]))

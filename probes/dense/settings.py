@@ -34,8 +34,8 @@ class DenseSettings(TrainingSettings):
             norm, as in DINOv2's ``get_intermediate_layers``.
         feature_stride: the maps are resized (bilinear) to this stride and concatenated; none for the finest native stride
             that is not below 8, so that the maps of a plain ViT stay as they are.
-        channels: width of the deeplabv3, pspnet and dpt heads.
-        dropout: of channels before the last convolution; none for 0 (linear, dpt) or 0.1 (deeplabv3, pspnet).
+        channels: width of the heads but linear.
+        dropout: of channels before the last convolution; none for 0 (linear, dpt-probe3d) or 0.1 (deeplabv3, pspnet, dpt).
         slide: (crop, stride) in pixels: at test time crops of this side are taken at this stride, and their outputs are
             averaged where they overlap (mmseg's ``slide_inference``; the crop is rounded up to the backbone's divisor);
             none to take images whole.

@@ -20,7 +20,7 @@ from probes.datasets.base import Split
 from probes.features.cost import EncodeRun
 from probes.image_level.embeddings import encode_split
 from probes.image_level.linear import Linear, Samples, linear_flops, ranks, stratified_split, train_linear
-from probes.image_level.settings import LinearSettings
+from probes.image_level.settings import AttentiveSettings, LinearSettings
 from probes.predictor import linear_head
 
 Pair = tuple[float, float]  # learning rate, weight decay
@@ -105,7 +105,7 @@ def name_of(pair: Pair) -> str:
     return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")
 
 
-def held_out_split(labels: Tensor, settings: LinearSettings, seed: int) -> tuple[Tensor, Tensor]:
+def held_out_split(labels: Tensor, settings: LinearSettings | AttentiveSettings, seed: int) -> tuple[Tensor, Tensor]:
     """``stratified_split`` of train. Raises ``UserError`` when nothing can be held out."""
     kept, held = stratified_split(labels, settings.holdout, seed)
     if not len(held):

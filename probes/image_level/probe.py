@@ -11,6 +11,8 @@ from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.image_level.settings import (
     RECALL_AT,
     AssociationSettings,
+    AttentiveSettings,
+    CorrespondenceSettings,
     FewShotSettings,
     KnnSettings,
     LinearSettings,
@@ -64,18 +66,25 @@ RECALLS = {
     for way, words in (("i2t", "I→T"), ("t2i", "T→I"))
     for k in RECALL_AT
 }
+PCK = {
+    "PCK@0.1": Metric(label="PCK@0.1 per pair"),
+    "PCK@0.05": Metric(label="PCK@0.05 per pair", shown=True),
+    "PCK@0.1_point": Metric(label="PCK@0.1 per point", shown=True),
+}
 JACCARD = {
     "jaccard_10-12": Metric(label="Jaccard, 10 or 12 candidates"),
     "jaccard_5-6": Metric(label="Jaccard, 5 or 6 candidates", shown=True),
     "jaccard": Metric(label="Jaccard"),
 }
-LINEAR, ZERO_SHOT, RETRIEVAL, KNN, FEW_SHOT, ASSOCIATION = (
+LINEAR, ZERO_SHOT, RETRIEVAL, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS = (
     ImageLevelProbe("linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"),
     ImageLevelProbe("zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"),
     ImageLevelProbe("retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval", 2),
     ImageLevelProbe("knn", "classification", KnnSettings, TOP, False, ("train", "val"), "knn"),
     ImageLevelProbe("few-shot", "classification", FewShotSettings, TOP, False, ("train", "val"), "few_shot"),
+    ImageLevelProbe("attentive", "classification", AttentiveSettings, TOP, False, ("train", "val"), "attentive"),
     ImageLevelProbe("zero-shot", "association", AssociationSettings, JACCARD, True, ("val",), "association"),
+    ImageLevelProbe("keypoints", "correspondence", CorrespondenceSettings, PCK, False, ("val",), "correspondence"),
 )
-for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ASSOCIATION):
+for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS):
     register_probe(_probe)

@@ -155,6 +155,45 @@ class ZeroShotSettings(EncodeSettings):
 
 
 @dataclass(frozen=True)
+class CorrespondenceSettings(EncodeSettings):
+    """Protocol of keypoint matching, besides ``EncodeSettings``.
+
+    Attributes:
+        size: side of the square that images are resized to without keeping their shape, rounded up to the backbone's divisor.
+        layer: which of the backbone's feature maps is matched; -1 for the last.
+    """
+
+    size: int | None = 512
+    layer: int = -1
+
+
+@dataclass(frozen=True)
+class AttentiveSettings(EncodeSettings):
+    """Protocol of attentive classification, besides ``EncodeSettings``.
+
+    Attributes:
+        epochs, batch_size: passes over random crops of train, and images of an iteration; a cosine takes the rates to zero.
+        learning_rates: of AdamW; a head is trained with each.
+        weight_decay: of all parameters.
+        holdout: share of each class of train on which the rate is chosen; no head is trained on it.
+    """
+
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003)
+    weight_decay: float = 0.01
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
+        if not self.learning_rates or min(self.learning_rates) <= 0 or self.weight_decay < 0:
+            raise UserError("attentive: learning rates must be above 0, one or more; the weight decay 0 or above")
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.holdout < 1:
+            raise UserError("attentive: epochs and batch_size are at least 1, holdout a share of train between 0 and 1")
+
+
+@dataclass(frozen=True)
 class KnnSettings(EncodeSettings):
     """Protocol of k-NN classification, besides ``EncodeSettings``; defaults are DINO's.
 

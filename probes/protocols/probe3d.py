@@ -26,8 +26,8 @@ register_protocol(
         "probe3d",
         "Probing the 3D Awareness of Visual Foundation Models (El Banani et al., CVPR 2024), mbanani/probe3d",
         (
-            Preset("depth/dpt", {**SHARED, "bins": 256}, datasets=("nyu-depth",)),
-            Preset("normals/dpt", {**SHARED, "uncertainty": True}, datasets=("nyu-normal",)),
+            Preset("depth/dpt-probe3d", {**SHARED, "bins": 256}, datasets=("nyu-depth",)),
+            Preset("normals/dpt-probe3d", {**SHARED, "uncertainty": True}, datasets=("nyu-normal",)),
         ),
         differs=(
             "it trains on 30,814 images of GeoNet and tests on the central 480 × 480 pixels",

@@ -111,6 +111,7 @@ def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns |
         "classification": _classification,
         "image-text": _retrieval,
         "association": _association,
+        "correspondence": _correspondence,
     }
     if kind in build:
         return build[kind](images, arrays)
@@ -218,6 +219,15 @@ def _association(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Imag
     parts = {"jaccard_10-12": sizes >= 10, "jaccard_5-6": sizes <= 6, "jaccard": sizes > 0}
     metrics = {name: _weighted(score, part.astype(np.float64)) for name, part in parts.items()}
     return ImageScores(images, metrics, score, "Jaccard index", 1)
+
+
+def _correspondence(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
+    """The images are pairs."""
+    points = arrays["points"].astype(np.float64)
+    share = {name: _ratio(arrays[f"right_{name}"], points) for name in ("0.05", "0.1")}
+    metrics = {f"PCK@{name}": _weighted(share[name], np.ones(len(images))) for name in ("0.1", "0.05")}
+    metrics["PCK@0.1_point"] = _weighted(share["0.1"], points)
+    return ImageScores(images, metrics, share["0.1"], "share of right keypoints", 1)
 
 
 def _retrieval(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:

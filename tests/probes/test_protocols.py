@@ -64,11 +64,11 @@ TABLE = {
     ("mmseg", "ade20k/pspnet"): {**MMSEG, "iterations": 160_000, "rates": {}},
     ("mmseg", "camvid/deeplabv3"): {**MMSEG, "iterations": 40_000, "rates": {}},
     ("mmseg", "camvid/pspnet"): {**MMSEG, "iterations": 40_000, "rates": {}},
-    ("probe3d", "nyu-depth/dpt"): {
+    ("probe3d", "nyu-depth/dpt-probe3d"): {
         **PROBE3D, "loss": {"type": "DepthBins", "bins": 256},
         "rates": {4: 1.0, 17: 0.99 * math.cos(math.pi / 4) + 0.01, 29: 0.99 * math.cos(math.pi / 2 * 25 / 26) + 0.01},
     },
-    ("probe3d", "nyu-normal/dpt"): {**PROBE3D, "loss": {"type": "NormalObjective", "uncertainty": True}, "rates": {}},
+    ("probe3d", "nyu-normal/dpt-probe3d"): {**PROBE3D, "loss": {"type": "NormalObjective", "uncertainty": True}, "rates": {}},
 }  # fmt: skip
 
 

@@ -18,13 +18,13 @@ LAST = 2  # states that are kept: one more than is needed, should it be damaged
 
 
 class States:
-    """The newest states of the training ``key`` in a folder, and every one whose step is a multiple of ``keep_every`` (0: none).
+    """The newest states of the training ``key`` in a folder.
 
     A state is a dict of tensors, numbers, strings and containers of them.
     """
 
-    def __init__(self, folder: Path, key: str, keep_every: int = 0) -> None:
-        self.folder, self.key, self.keep_every = folder, key, keep_every
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing: Future[None] | None = None
 
@@ -63,7 +63,7 @@ class States:
         return next((state for step in self.steps() if (state := self.load(step))), None)
 
     def remove(self) -> None:
-        """Remove all but those that were to be kept, and the folder when nothing is in it."""
+        """Remove all, and the folder when nothing else is in it."""
         self.finish()
         self._prune(0)
         with contextlib.suppress(OSError):
@@ -79,5 +79,4 @@ class States:
 
     def _prune(self, last: int) -> None:
         for step in self.steps()[last:]:
-            if not self.keep_every or step % self.keep_every:
-                self._path(step).unlink(missing_ok=True)
+            self._path(step).unlink(missing_ok=True)

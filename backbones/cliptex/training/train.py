@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from backbones.base import state_sha256
 from backbones.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -91,7 +93,13 @@ def train(
         torch.manual_seed(recipe.seed)
         towers = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
         trainer = Trainer(recipe, towers, batches, place, context, key)
-        trainer.run()
+
+        def export(path: Path, weights: dict[str, Tensor], **extra: Any) -> None:
+            source = f"{recipe.name} from {start.source}"
+            about = start.architecture, start.model_config, start.data, start.licence, source, extra
+            save_checkpoint(Checkpoint(path, weights, *about))
+
+        trainer.run(lambda step: export(checkpoint_path(out, step), trainer.weights(), step=step))
         cost, notes, weights = trainer.cost(), notes + trainer.notes(), trainer.weights()
         if place.first:
             extra = {
@@ -100,15 +108,15 @@ def train(
                 "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
                 "metrics": trainer.metrics, "cost": cost, "notes": notes,
             }  # fmt: skip
-            source = f"{recipe.name} from {start.source}"
-            save_checkpoint(
-                Checkpoint(
-                    out, weights, start.architecture, start.model_config, start.data, start.licence, source, extra
-                )
-            )
+            export(out, weights, **extra)
             trainer.states.remove()
         place.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Where the weights of a step are exported on the way to ``out``: ``NAME.steps/step-000001000.safetensors``."""
+    return out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
 
 
 def find_trained(

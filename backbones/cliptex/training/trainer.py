@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class TrainContext:
         workers: loading processes where pairs do not fit into memory.
         resume_dir: where states are kept meanwhile (default: beside the weights); an interrupted training goes on from the
             newest, on CPU to the same bits. Removed at the end.
-        save_seconds: between two states; keep_every: a state whose step is a multiple of it stays (0: none).
+        save_seconds: between two states; keep_every: steps between weights that are exported on the way (0: none).
         log_every, norms_every: steps between log entries and between measurements of the losses' gradient norms.
     """
 
@@ -80,7 +80,7 @@ class Trainer:
         self.optimizer = build_optimizer(towers, recipe)
         self.ema = averaged(towers.clip, recipe.ema) if recipe.ema else None
         self.steps = TrainStep(towers, recipe, batches.label_size, place.device)
-        self.states = States(Path(str(context.resume_dir)), key, context.keep_every)
+        self.states = States(Path(str(context.resume_dir)), key)
         self.bad, self.unlabelled = Tally(f"pairs of {batches.pairs.name}"), 0
         self.metrics: dict[str, float] = {}
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -88,9 +88,11 @@ class Trainer:
         self._changing = False  # weights and optimizer are of no step
         self._resume()
 
-    def run(self) -> None:
+    def run(self, export: Callable[[int], None]) -> None:
         """Train to the end.
 
+        Args:
+            export: writes the weights of a step; called, in the first process, every ``keep_every`` steps before the last.
         Raises:
             UserError: too many pairs cannot be read, or a state cannot be written.
             NonFiniteLoss: the gradient was not finite ``MOST_SKIPPED`` times in a row, or at most steps.
@@ -113,6 +115,8 @@ class Trainer:
                     found = self._validate()
                     context.log.log_metrics(found, self.step)
                     self.metrics |= found
+                if self.place.first and not last and context.keep_every and self.step % context.keep_every == 0:
+                    export(self.step)
                 if self.place.first and time.perf_counter() - saved > context.save_seconds and not last:
                     self._save()
                     saved = time.perf_counter()

@@ -66,7 +66,7 @@ def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
         (["voc/linear"], {"protocol": "dino"}, "no protocol 'dino'"),
         (["voc/linear"], {"protocol": ""}, "no protocol ''"),
         (
-            ["nyu-depth/dpt"],
+            ["nyu-depth/dpt-probe3d"],
             {"protocol": "probe3d", "max_iters": "9"},
             "whose length is epochs=10; set epochs=0 as well",
         ),
@@ -107,7 +107,7 @@ def test_without_a_suite_the_tasks_say_which(tasks, suite):
 
 
 def test_a_task_that_no_suite_lists_takes_what_its_dataset_s_tasks_share():
-    (dpt,) = plan_tasks(find_suite("paper"), ["nyu-depth/dpt"], {"protocol": "probe3d"})
+    (dpt,) = plan_tasks(find_suite("paper"), ["nyu-depth/dpt-probe3d"], {"protocol": "probe3d"})
     assert dpt.settings.precision == "bf16" and dpt.settings.bins == 256
     (ssd,) = plan_tasks(find_suite("mini"), ["mini-det/ssd"], {"augment": "false"})
     assert ssd.settings.out_channels == 64  # and nothing that only mask-rcnn has
@@ -124,7 +124,7 @@ def test_a_dataset_that_no_suite_has_needs_none(monkeypatch):
 
 
 def test_tasks_of_two_suites_are_said():
-    with pytest.raises(UserError, match=r"camvid/linear: own; voc/linear: paper\); run those of one suite"):
+    with pytest.raises(UserError, match=r"camvid/linear: own; voc/linear: paper, companion\); run those of one suite"):
         make_plan(RunOptions(tasks=["camvid/linear,voc/linear"]))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.heads import HEADS, DPTRegressor, LinearHead, aspp_dilations, head_config
+from probes.dense.heads import HEADS, LinearHead, Probe3dRegressor, aspp_dilations, head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
 from probes.dense.settings import SegmentationSettings
 
@@ -56,8 +56,8 @@ def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
 ])  # fmt: skip
 def test_every_head_learns_one_batch(probe, objective, field, outputs):
     torch.manual_seed(0)
-    if probe == "dpt" and objective is SEGMENT:
-        pytest.skip("probe3d has it for depth and normals")
+    if probe == "dpt-probe3d" and objective is SEGMENT:
+        pytest.skip("for depth and normals")
     chosen = SegmentationSettings(channels=8, dropout=0.0)
     head = MODELS.build(head_config(probe, (1, 2, 2, 1), chosen, size=64, stride=8, **objective))
     head.init_weights()
@@ -70,7 +70,7 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     samples = [SegDataSample() for _ in truth]
     for sample, one in zip(samples, truth, strict=True):
         sample.set_data({field: PixelData(data=one)})
-    assert head((features,)).shape == (2, outputs, *((128, 128) if probe == "dpt" else (8, 8)))
+    assert head((features,)).shape == (2, outputs, *({"dpt": (64, 64), "dpt-probe3d": (128, 128)}.get(probe, (8, 8))))
     assert head.out_channels == outputs
     optimizer, losses = torch.optim.Adam(head.parameters(), lr=0.02), []
     for _ in range(12):
@@ -223,10 +223,35 @@ def test_a_mirrored_normal_points_the_other_way():
     )
 
 
-def test_dpt_is_probe3ds():
+def test_dpt_is_mmsegs():
+    """On maps of one width it has mmseg's own weights and gives mmseg's own numbers."""
+    torch.manual_seed(0)
+    shared = {"channels": 16, "num_classes": 5, "dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}}
+    ours = MODELS.build(
+        {
+            "type": "DPTSegmenter",
+            "in_channels": 24,
+            "in_index": 0,
+            "map_channels": (6,) * 4,
+            "loss_decode": SEGMENT["loss_decode"],
+            **shared,
+        }
+    )
+    theirs = MODELS.build({
+        "type": "DPTHead", "in_channels": (6,) * 4, "in_index": (0, 1, 2, 3), "input_transform": "multiple_select",
+        "embed_dims": 6, "post_process_channels": [6, 12, 24, 48], **shared,
+    })  # fmt: skip
+    theirs.load_state_dict(ours.state_dict())
+    maps = [torch.randn(2, 6, 3, 5) for _ in range(4)]
+    with torch.no_grad():
+        expected = theirs.eval()([(each, torch.zeros(2, 6)) for each in maps])
+        torch.testing.assert_close(ours.eval()((torch.cat(maps, dim=1),)), expected)
+
+
+def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
-    head = DPTRegressor(in_channels=10, in_index=0, channels=8, map_channels=(1, 2, 3, 4), dropout_ratio=0.0,
+    head = Probe3dRegressor(in_channels=10, in_index=0, channels=8, map_channels=(1, 2, 3, 4), dropout_ratio=0.0,
                         loss_decode=NORMAL["loss_decode"])  # fmt: skip
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 

@@ -40,10 +40,10 @@ def run(folder: Path, kind: str, name: str, data=None, context_args=None, **sett
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*PROBES, "dpt"])
+@pytest.mark.parametrize("name", [*PROBES, "dpt", "dpt-probe3d"])
 def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
-    if (kind, name) == ("segmentation", "dpt"):
-        pytest.skip("probe3d has it for depth and normals")
+    if (kind, name) == ("segmentation", "dpt-probe3d"):
+        pytest.skip("for depth and normals")
     result, _ = run(tmp_path, kind, name)
     assert list(result.metrics) == list(METRICS[kind])
     assert all(np.isfinite(value) for value in result.metrics.values())

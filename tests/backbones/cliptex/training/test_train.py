@@ -240,8 +240,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path,
     assert all(math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values())
 
 
-def test_states_that_are_kept(pairs, tmp_path):
-    """Two at most while it trains, those of every second step for good; a damaged one is passed over."""
+def test_states_and_weights_that_are_kept(pairs, tmp_path):
+    """Two states at most while it trains, a damaged one is passed over; the weights of every second step are whole backbones."""
     seen = []
 
     class Watch(toy.Recorder):
@@ -253,14 +253,18 @@ def test_states_that_are_kept(pairs, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(CLIPTEX, pairs, tmp_path / "w", save_seconds=0.0, progress=Watch(), keep_every=2)
-    assert max(map(len, seen)) <= 4
+    assert max(map(len, seen)) <= 2
     folder = tmp_path / "w.resume"
-    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (2, 4, 5)]
+    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (4, 5)]
     (folder / "state-000000005.pt").write_bytes(b"cut")
     recorder = toy.Recorder()
     resumed = run(CLIPTEX, pairs, tmp_path / "w", progress=recorder, keep_every=2)
     assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "whole").sha256
-    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (2, 4)]
+    assert not folder.exists()
+    kept = sorted((tmp_path / "w.steps").iterdir())
+    assert [path.name for path in kept] == ["step-000000002.safetensors", "step-000000004.safetensors"]
+    digests = {backbones.create("cliptex", weights=path).weights.sha256 for path in kept}
+    assert len(digests | {resumed.sha256}) == 3
 
 
 def test_what_is_validated_is_what_is_exported(pairs, tmp_path):

@@ -1,0 +1,48 @@
+"""SPair-71k (Min et al. 2019): 70,958 pairs of photographs of 18 categories with the keypoints that both show; tested on 12,234.
+
+``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list ``Layout/large/test.txt``, as its archive unpacks.
+An image is a sample with the pairs that it is the source of.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from backbones.utils.errors import UserError
+from probes.datasets.base import DatasetSpec, Sample, Split
+from probes.datasets.layouts import file, folder, read_json, read_lines
+from probes.registry import register_dataset
+
+PARTS = {"train": "trn", "val": "test"}
+
+
+def list_samples(root: Path, split: Split) -> list[Sample]:
+    """The images of a split's pairs, in the order of their names."""
+    root, part = Path(root), PARTS[split]
+    annotations = folder(root, f"PairAnnotation/{part}")
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name in read_lines(file(root, f"Layout/large/{part}.txt")):
+        # a colon is no character of a file's name everywhere: some copies have an underscore for it
+        path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
+        told = read_json(path)
+        try:
+            source, target = (f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg"))
+            pair = {"image": target, "source": told["src_kps"], "target": told["trg_kps"], "box": told["trg_bndbox"]}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is no pair of SPair-71k (missing or wrong field: {error!r})") from error
+        if not pair["source"] or len(pair["source"]) != len(pair["target"]):
+            raise UserError(f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the file again")
+        found[source].append(pair)
+        found[target]  # an image that is a target only is looked at all the same
+    return [Sample(image, pairs) for image, pairs in sorted(found.items())]
+
+
+register_dataset(
+    DatasetSpec(
+        name="spair",
+        kind="correspondence",
+        folder="SPair-71k",
+        list_samples=list_samples,
+        about="SPair-71k keypoints (cvlab.postech.ac.kr/research/SPair-71k)",
+    )
+)
