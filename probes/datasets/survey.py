@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,16 +42,17 @@ def survey(
     full: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
+    only: Container[str] | None = None,
 ) -> list[Row]:
-    """One row for each registered dataset but those that a suite makes for itself; by names and counts only, or with every
-    sample decoded when ``full``.
+    """One row for each registered dataset (of those in ``only``) but those that a suite makes for itself; by names and counts
+    only, or with every sample decoded when ``full``.
 
     Raises:
         UserError: a place in ``data_dirs`` is not there, or of no known dataset.
     """
     rows = []
     for spec in DATASETS.read_entry_points().values():
-        if spec.embedded and spec.name not in data_dirs:
+        if (spec.embedded and spec.name not in data_dirs) or (only is not None and spec.name not in only):
             continue
         try:
             root = place(spec, data_root, data_dirs)
