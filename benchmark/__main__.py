@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
     "list": "names of backbones, tasks, suites, executors …",
-    "data": "which datasets are there, and whether they are whole",
+    "data": "which datasets are there, and whether they are whole; get them",
+    "doctor": "what this machine has of what the suite needs, and what to do about the rest",
     "experts": "the models that write pseudo-labels: list, train",
     "label": "let experts write pseudo-labels for image-caption pairs",
     "labels": "check or draw pseudo-labels",

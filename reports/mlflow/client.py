@@ -188,7 +188,7 @@ def _check_database(uri: str) -> None:
 
 
 def database_schema(uri: str) -> str:
-    """The schema (Alembic's revision) of a database; '' where MLflow has not made its tables yet. A missing SQLite file is made."""
+    """The schema (Alembic's revision) of a database; '' where MLflow has made no tables yet. A missing SQLite file is made."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
@@ -202,11 +202,11 @@ def database_schema(uri: str) -> str:
 
 
 def known_schemas() -> list[str]:
-    """The schemas that the installed MLflow knows, the newest last; from the text of its migrations, as importing it takes seconds."""
+    """The schemas that the installed MLflow knows, the newest last: from its migrations' text, as importing it takes seconds."""
     package = find_spec("mlflow")
     assert package and package.submodule_search_locations
     after: dict[str, str] = {}  # schema → the one that follows it
-    for path in Path(package.submodule_search_locations[0], "store/db_migrations/versions").glob("*.py"):
+    for path in Path(package.submodule_search_locations[0], "store/db_migrations/versions").glob("[!_]*.py"):
         found = dict(
             re.findall(r"^(revision|down_revision)\b.*?= *[\"']?(\w+)", path.read_text(encoding="utf-8"), re.M)
         )
