@@ -179,16 +179,15 @@ def tracking(options: argparse.Namespace) -> Iterator[Finding]:
             "mlflow", "bad", f"{shown}: {first_line(error)}", "start the server, or give another --tracking-uri"
         )
         return
-    newest = schema == known[-1]
-    todo = (
-        "the next run migrates it; older versions of MLflow cannot read it then"
-        if schema in known and not newest
-        else ""
-    )
-    if schema and schema not in known:
+    shown += f", schema {schema or '(none yet)'}"
+    if schema in ("", known[-1]):
+        yield Finding("mlflow", "ok", shown)
+    elif schema in known:
+        todo = "the next run migrates it; older versions of MLflow cannot read it then"
+        yield Finding("mlflow", "warn", f"{shown}, not the newest", todo)
+    else:
         todo = "a newer MLflow wrote it: pip install --upgrade mlflow, or use another store"
-    state = "bad" if schema and schema not in known else "warn" if schema and not newest else "ok"
-    yield Finding("mlflow", state, f"{shown}, schema {schema or '(none yet)'}{' (the newest)' * newest}", todo)
+        yield Finding("mlflow", "bad", shown, todo)
 
 
 def artifacts(options: argparse.Namespace) -> Iterator[Finding]:
