@@ -68,6 +68,8 @@ def check(options: argparse.Namespace) -> int:
     for row in rows:
         if row.state == "absent" and options.data_root and row.name not in told:
             console.print(f"{row.name:<12} absent    {row.message}", style="dim", markup=False, highlight=False)
+    if absent:
+        console.print("`data get` brings those that you want", style="dim")
     return 0
 
 

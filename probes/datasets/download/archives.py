@@ -33,7 +33,7 @@ def members(archive: Path, progress: Progress, below: str = "") -> Iterator[tupl
         UserError: it is no tar or zip, is damaged, holds a path that leads out of it, or nothing that is below ``below``.
     """
     prefix, found = f"{below}/" if below else "", False
-    with _told(archive), archive.open("rb") as raw:
+    with whole(str(archive)), archive.open("rb") as raw:
         bar = Megabytes(progress, f"unpacking {archive.name}", archive.stat().st_size)
         for name, stream, done in _zip(raw) if zipfile.is_zipfile(archive) else _tar(raw):
             path = PurePosixPath(name.removeprefix("./"))
@@ -65,12 +65,12 @@ def _zip(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
 
 
 @contextmanager
-def _told(archive: Path) -> Iterator[None]:
-    """Damage of an archive as the user's business."""
+def whole(what: str) -> Iterator[None]:
+    """Damage of archives as the user's business: it may be found when they are opened or when a file in them is read."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{archive} is no complete tar or zip ({error}); remove it and get it again") from error
+        raise UserError(f"{what}: no complete tar or zip ({error}); remove it and get it again") from error
 
 
 def write(to: Path, name: str, stream: IO[bytes]) -> None:

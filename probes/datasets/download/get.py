@@ -12,7 +12,7 @@ from backbones.cliptex.protocols import Progress
 from backbones.utils.errors import UserError
 from backbones.utils.locks import lock_file, locked
 from probes.datasets.download import fetch
-from probes.datasets.download.archives import moved
+from probes.datasets.download.archives import moved, whole
 from probes.datasets.download.table import Archive, Entry
 
 DOWNLOADS = ".downloads"  # below --to: archives until they are unpacked
@@ -39,7 +39,10 @@ def get(entry: Entry, to: Path, given: Sequence[Path], progress: Progress, say: 
             shutil.rmtree(staging, ignore_errors=True)
             try:
                 staging.mkdir(parents=True)
-                entry.unpack(files, staging, progress)
+                with whole(", ".join(map(str, files.values()))):
+                    entry.unpack(files, staging, progress)
+                if not any(staging.iterdir()):
+                    raise UserError(f"{', '.join(files)} alone make nothing; see the lines above for what is missing")
                 place(staging, target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
