@@ -87,6 +87,17 @@ def test_a_library_that_is_broken(diagnose, monkeypatch):
     assert found["ray"]["state"] == "ok", "the rest is looked at"
 
 
+def test_gpus_and_one_that_is_taken(diagnose, monkeypatch):
+    free = [70e9, 10e9]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: "H100")
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda number: (free[number], 80e9))
+    code, found = diagnose()
+    assert code == 0 and found["cuda:0"]["state"] == "ok" and "70.0 of 80.0 GB" in found["cuda:0"]["found"]
+    assert found["cuda:1"]["state"] == "warn" and "another process" in found["cuda:1"]["todo"]
+
+
 def test_two_mmlabs(diagnose, monkeypatch):
     real = metadata.distributions
     monkeypatch.setattr(
