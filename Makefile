@@ -2,17 +2,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test lint bench format clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help install install-dev run test lint bench format wheel-test clean
 
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: .venv/installed  ## set up .venv with everything
+install: .venv/installed          ## set up .venv with what `run` needs
 
-.venv/installed: setup.cfg pyproject.toml
+install-dev: .venv/installed-dev  ## ... and with the tools of `test`, `lint` and `bench`
+
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+
+.venv/installed: setup.cfg pyproject.toml | .venv/bin/python
+	$(PIP) -e .
 	@touch $@
+
+.venv/installed-dev: setup.cfg pyproject.toml | .venv/bin/python
+	$(PIP) -e '.[dev]'
+	@touch .venv/installed $@
 
 run: install     ## the main job on the embedded default, then where to look
 	$(BIN)/python -m benchmark run --backbone cliptex
@@ -20,19 +30,22 @@ run: install     ## the main job on the embedded default, then where to look
 test: lint       ## lint, then all tests, a process for each core and one more: some wait
 	$(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 1) + 1 )) --dist loadfile --no-loadscope-reorder
 
-lint: install    ## ruff (lint and format), mypy, import-linter, no two files that import each other
+lint: install-dev ## ruff (lint and format), mypy, import-linter, no two files that import each other
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -p no:xdist --no-header --durations=0 tests/test_house.py
 
-format: install  ## let ruff rewrite
+format: install-dev ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install   ## measure, and write docs/benchmarks.md and .json
+bench: install-dev ## measure, and write docs/benchmarks.md and .json
 	$(BIN)/python -m tests.performance
+
+wheel-test:      ## a wheel in an empty environment runs the smoke suite
+	PYTHON=$(PYTHON) .ci/wheel
 
 clean:           ## remove what was built here (not your MLflow runs)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -66,6 +66,7 @@ class FileServer(ThreadingHTTPServer):
         address: where it answers; ranges, conditions: whether it knows of them.
         version: how it says a file's, ``ETag``, ``Last-Modified`` or not at all.
         busy: how many requests it refuses with 503 from now on; asked: (method, path, range) of each request.
+        cut: after how many bytes of an answer it hangs up, once; moved: path → where it redirects to.
     """
 
     def __init__(self, folder: Path, *, ranges: bool = True, version: str = "ETag", conditions: bool = True) -> None:
@@ -73,6 +74,7 @@ class FileServer(ThreadingHTTPServer):
         self.folder, self.ranges, self.version, self.conditions = folder, ranges, version, conditions
         self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
         self.asked: list[tuple[str, str, str]] = []
+        self.cut, self.moved = 0, dict[str, str]()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> FileServer:
@@ -109,6 +111,8 @@ class _Files(BaseHTTPRequestHandler):
         if server.closed:
             self.close_connection = True
             return None
+        if where := server.moved.get(self.path):
+            return self._send(302, b"", {"Location": where})
         if server.busy or not path.is_file():
             server.busy = max(0, server.busy - 1)
             return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
@@ -119,8 +123,8 @@ class _Files(BaseHTTPRequestHandler):
             self.headers.get("If-Match", etag) != etag or self.headers.get("If-Unmodified-Since", date) != date
         ):
             return self._send(412, b"", headers)
-        if server.ranges and asked:
-            first, last = (int(word) for word in asked.removeprefix("bytes=").split("-"))
+        if server.ranges and asked and self.headers.get("If-Range", etag) in (etag, date):
+            first, last = (int(word or len(data)) for word in asked.removeprefix("bytes=").split("-"))
             part = data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
             return self._send(206 if part else 416, part, headers)
@@ -132,4 +136,6 @@ class _Files(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if body and self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: self.server.cut or None])
+            if data and self.server.cut:
+                self.server.cut, self.close_connection = 0, True

@@ -1,10 +1,20 @@
-"""``data check``: which datasets are there, complete or not, and what is missing."""
+"""``data check``: which datasets are there, complete or not, and what is missing; ``data get``: fetch them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmark.cli.options import add_data, placed
+from backbones.utils.errors import UserError
+from benchmark.cli.options import REPEATED, add_data, placed
+
+if TYPE_CHECKING:
+    from probes.datasets.survey import Row
+
+STYLES = {"complete": "green", "available": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,12 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(check)
     check.add_argument("--full", action="store_true", help="also decode every file")
     check.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
+    get = commands.add_parser("get", help="fetch a dataset into the layout that `check` wants; without names: which")
+    get.add_argument("names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38")
+    get.add_argument("--to", type=Path, default=Path("data"), metavar="DIR", help="the --data-root (default: ./data)")
+    get.add_argument("--archive", **REPEATED, type=Path, metavar="PATH", help="an archive you have got (repeatable)")
+    get.add_argument("--train", action="store_true", help="also the training shards of wds_NAME")
 
 
 def main(options: argparse.Namespace) -> int:
     """One line a dataset; exit code 0 even when some are absent, since not everybody needs all."""
+    return check(options) if options.what == "check" else get(options)
+
+
+def check(options: argparse.Namespace) -> int:
+    """What is there."""
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-    from backbones.utils.errors import UserError
     from benchmark.execution.progress import Bar, console
     from benchmark.suites.registry import SUITES
     from probes.datasets.survey import survey
@@ -30,22 +49,11 @@ def main(options: argparse.Namespace) -> int:
     if options.data_root is not None and not options.data_root.is_dir():
         raise UserError(f"--data-root {options.data_root}: no such folder")
     register_folders(options.data_root)
-    styles = {"complete": "green", "available": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
     with Bar() as bar:
         rows = survey(
             options.data_root, placed(options.data), full=options.full, workers=options.num_workers, progress=bar
         )
-    for row in rows:
-        counts = ", ".join(
-            f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")
-            for split, found in row.found.items()
-        )
-        if row.state != "absent":
-            console.print(f"[{styles[row.state]}]{row.name:<12} {row.state:<9}[/] {counts}")
-            if row.message:
-                console.print(f"{'':<13}{row.message}", markup=False)
-    if any(row.state == "partial" for row in rows):
-        console.print("partial datasets run with --partial; their numbers cannot be compared with published ones")
+    show(rows)
     absent = {row.name for row in rows if row.state == "absent"}
     told: set[str] = set()
     for suite in SUITES.values():
@@ -60,4 +68,67 @@ def main(options: argparse.Namespace) -> int:
     for row in rows:
         if row.state == "absent" and options.data_root and row.name not in told:
             console.print(f"{row.name:<12} absent    {row.message}", style="dim", markup=False, highlight=False)
+    if absent:
+        console.print("`data get` brings those that you want", style="dim")
+    return 0
+
+
+def show(rows: Sequence[Row]) -> None:
+    """A line for each dataset that is there, and what should be known of it."""
+    from benchmark.execution.progress import console
+
+    for row in rows:
+        counts = ", ".join(
+            f"{split} {found}" + (f" of {row.expected[split]}" if split in row.expected else "")
+            for split, found in row.found.items()
+        )
+        if row.state != "absent":
+            console.print(f"[{STYLES[row.state]}]{row.name:<12} {row.state:<9}[/] {counts}")
+            if row.message:
+                console.print(f"{'':<13}{row.message}", markup=False)
+    if any(row.state == "partial" for row in rows):
+        console.print("partial datasets run with --partial; their numbers cannot be compared with published ones")
+
+
+def get(options: argparse.Namespace) -> int:
+    """Fetch, unpack, and say what `data check` says of it. What cannot be had does not keep the others from coming."""
+    import benchmark.catalog  # noqa: F401
+    from benchmark.execution.progress import Bar, console
+    from probes.datasets.download.get import get as fetched
+    from probes.datasets.download.table import ENTRIES, entry
+    from probes.datasets.survey import survey
+    from probes.datasets.webdataset import TASKS, datasets_of, register_folders
+
+    say = partial(console.print, markup=False)
+    if not options.names:
+        for each in ENTRIES.values():
+            size = sum(archive.size for archive in each.archives) / 1e9
+            say(f"{each.name:<10} {size:6.1f} GB  {each.about}")
+        say("wds_NAME              a webdataset folder of huggingface.co/clip-benchmark or huggingface.co/djghosh")
+        say("zeroshot38            those of the 38 tasks")
+        return 0
+    if options.archive and len(options.names) > 1:
+        raise UserError("--archive goes with one NAME; run the command for each")
+    names = [f"wds_{task.name}" for task in TASKS] if options.names == ["zeroshot38"] else options.names
+    missing = []
+    for name in names:
+        try:
+            wanted = entry(name, options.train)
+            rows = survey(options.to, {}, only=wanted.datasets)
+            if rows and all(row.state == "complete" for row in rows):
+                say(f"{name} is in {options.to} already")
+            else:
+                with Bar() as bar:
+                    say(f"{name} is in {fetched(wanted, options.to, options.archive, bar, say)}")
+                register_folders(options.to)
+                rows = survey(options.to, {}, only=wanted.datasets or datasets_of(wanted.folder))
+            show(rows)
+        except UserError as error:
+            if len(names) == 1:
+                raise
+            missing.append(name)
+            say(f"error: {error}", style="red")
+    if missing:
+        raise UserError(f"{len(missing)} of {len(names)} could not be got: {', '.join(missing)}; run the command again")
+    say(f"next: python -m benchmark data check --data-root {options.to} --full")
     return 0

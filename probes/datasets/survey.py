@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
 from backbones.utils.errors import UserError
-from probes.datasets.base import DatasetSpec, Kind
+from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
 
@@ -42,16 +42,18 @@ def survey(
     full: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
+    only: Container[str] | None = None,
+    splits: Sequence[Split] = SPLITS,
 ) -> list[Row]:
-    """One row for each registered dataset but those that a suite makes for itself; by names and counts only, or with every
-    sample decoded when ``full``.
+    """One row for each registered dataset (of those in ``only``) but those that a suite makes for itself; by names and counts
+    only, or with every sample decoded when ``full``.
 
     Raises:
         UserError: a place in ``data_dirs`` is not there, or of no known dataset.
     """
     rows = []
     for spec in DATASETS.read_entry_points().values():
-        if spec.embedded and spec.name not in data_dirs:
+        if (spec.embedded and spec.name not in data_dirs) or (only is not None and spec.name not in only):
             continue
         try:
             root = place(spec, data_root, data_dirs)
@@ -64,7 +66,7 @@ def survey(
             rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)
-        state, found, messages = look_at(spec, root)
+        state, found, messages = look_at(spec, root, splits)
         if full and state != "broken":
             try:
                 splits = [split for split in SPLITS if found.get(split)]
@@ -77,11 +79,11 @@ def survey(
     return rows
 
 
-def look_at(spec: DatasetSpec, root: Path) -> tuple[str, dict[str, int], list[str]]:
+def look_at(spec: DatasetSpec, root: Path, splits: Sequence[Split] = SPLITS) -> tuple[str, dict[str, int], list[str]]:
     """State, samples by split and messages (see ``Row``) of the copy of a dataset at ``root``, without decoding anything."""
     found: dict[str, int] = {}
     messages, complete = [], True
-    for split in SPLITS:
+    for split in splits:
         try:
             inventory = Inventory.take(spec, root, [split])
         except UserError as error:
@@ -91,7 +93,7 @@ def look_at(spec: DatasetSpec, root: Path) -> tuple[str, dict[str, int], list[st
         complete &= inventory.is_complete()
         if inventory.missing[split] or not found[split]:
             messages.append(inventory.counts())
-    if all(found.get(split) for split in SPLITS):
+    if all(found.get(split) for split in splits):
         state = ("complete" if spec.expected else "available") if complete else "partial"
     elif found.get("val") and (runs := UNTRAINED.get(spec.kind)):
         state = "partial"

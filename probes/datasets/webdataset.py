@@ -244,5 +244,10 @@ def register_folders(data_root: Path | None) -> list[str]:
     return found
 
 
+def datasets_of(folder_name: str) -> list[str]:
+    """Names of the datasets that lie in a folder of that name."""
+    return [spec.name for spec in DATASETS.values() if folder_name in (spec.folder, *spec.also)]
+
+
 for _task in TASKS:
     register_dataset(spec_of(_task))

@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -180,29 +181,40 @@ def _check_database(uri: str) -> None:
     """Ask a database once, quickly: MLflow tries one that is unreachable ten times with growing pauses."""
     if uri.startswith(("http://", "https://", "databricks")):
         return
+    if (schema := database_schema(uri)) and schema not in known_schemas():
+        raise TrackingError(
+            f"{hide_password(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or use another store"
+        )
+
+
+def database_schema(uri: str) -> str:
+    """The schema (Alembic's revision) of a database; '' where MLflow has made no tables yet. A missing SQLite file is made."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
     try:
         with engine.connect() as connection:
-            tables = sqlalchemy.inspect(connection).get_table_names()
-            if "alembic_version" in tables:
-                revision = connection.execute(sqlalchemy.text("select version_num from alembic_version")).scalar()
-                _check_revision(uri, revision)
+            if "alembic_version" not in sqlalchemy.inspect(connection).get_table_names():
+                return ""
+            return connection.execute(sqlalchemy.text("select version_num from alembic_version")).scalar() or ""
     finally:
         engine.dispose()
 
 
-def _check_revision(uri: str, revision: str | None) -> None:
-    from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _get_alembic_config
-
-    script = ScriptDirectory.from_config(_get_alembic_config(uri))
-    known = {r.revision for r in script.walk_revisions()}
-    if revision not in known:
-        raise TrackingError(
-            f"{hide_password(uri)} was written by a newer MLflow (schema {revision}); upgrade mlflow or use another store"
+def known_schemas() -> list[str]:
+    """The schemas that the installed MLflow knows, the newest last: from its migrations' text, as importing it takes seconds."""
+    package = find_spec("mlflow")
+    assert package and package.submodule_search_locations
+    after: dict[str, str] = {}  # schema → the one that follows it
+    for path in Path(package.submodule_search_locations[0], "store/db_migrations/versions").glob("[!_]*.py"):
+        found = dict(
+            re.findall(r"^(revision|down_revision)\b.*?= *[\"']?(\w+)", path.read_text(encoding="utf-8"), re.M)
         )
+        after[found["down_revision"]] = found["revision"]
+    schemas = ["None"]
+    while schemas[-1] in after:
+        schemas.append(after[schemas[-1]])
+    return schemas[1:]
 
 
 def metric_key(name: str) -> str:

@@ -37,7 +37,8 @@ class Voting:
 
     def ask(self, patches: Patches, pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
         """For each pair what each class has of the patches, (rows × columns, classes)."""
-        queries, found = self.standard(patches.features), {}
+        queries = self.standard(patches.features)
+        found: dict[Pair, Tensor] = {}
         for distance in dict.fromkeys(each for _, each in pairs):
             keys, offset = self.keys[distance]
             asked = normalize(queries, dim=1) if distance == "cosine" else queries

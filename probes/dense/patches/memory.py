@@ -111,7 +111,8 @@ def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, 
         found.append((patches.index, features.cpu(), share[chosen].half()))
     found.sort(key=lambda one: one[0])  # where features are not kept images come by size
     owner = torch.cat([torch.full((len(features),), index) for index, features, _ in found])
-    features, share = (near(torch.cat([one[part] for one in found]), context.device) for part in (1, 2))
+    features = near(torch.cat([features for _, features, _ in found]), context.device)
+    share = near(torch.cat([share for *_, share in found]), context.device)
     order = sorted(range(len(held.patches)), key=lambda place: held.patches[place].index)
     return Memory(features, share, owner), Held([held.patches[p] for p in order], [held.truth[p] for p in order])
 

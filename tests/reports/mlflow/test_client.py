@@ -9,7 +9,7 @@ import filelock
 import pytest
 
 from reports.errors import TrackingError
-from reports.mlflow.client import _one_at_a_time, connect
+from reports.mlflow.client import _one_at_a_time, connect, known_schemas
 
 
 @pytest.fixture
@@ -51,3 +51,11 @@ def test_a_planted_folder_is_refused_in_one_line_and_what_it_points_to_is_left_a
     with pytest.raises(OSError), _one_at_a_time("x"):
         pass
     assert (temporary / "precious").read_text() == "precious"
+
+
+def test_known_schemas_are_those_of_alembic():
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    script = ScriptDirectory.from_config(_get_alembic_config("sqlite:///none.db"))
+    assert known_schemas()[::-1] == [revision.revision for revision in script.walk_revisions()]
