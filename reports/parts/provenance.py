@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from reports.errors import damaged
-from reports.mlflow.models import MODEL_TAG
 from reports.mlflow.query import Store, StoredRun
 from reports.selection import Selection, TaskProtocol
-
-OWN_SIZE = ("classification", "image-text")  # kinds whose images have the backbone's own resolution
 
 
 @dataclass
@@ -78,40 +71,19 @@ def _facts(store: Store, selection: Selection, name: str) -> dict[str, str]:
     run = next((run for (backbone, _), run in selection.parents.items() if backbone == name), None)
     tags = run.tags if run else {}
     stored = read_json(store, run, "run.json").get("backbone", {}) if run else {}
-    size, count = stored.get("data", {}).get("size", []), _model(store, tags.get(MODEL_TAG, "")).get("parameters", "")
+    size, metrics = stored.get("data", {}).get("size", []), run.metrics if run else {}
+    parameters, flops = metrics.get("cost/parameters"), metrics.get("cost/flops_per_image")
     train = selection.runs.get(tags.get("train.run", ""))
     pairs = train.params.get("pairs", "") if train else ""
     trained = f"{train.tags.get('recipe', 'trained')} on {PurePath(pairs).name or 'its pairs'}" if train else ""
     source = tags.get("weights.source", "")
     return {
         "Architecture": tags.get("architecture", ""),
-        "Parameters": f"{int(count) / 1e6:.1f} M" if count.isdigit() else "",
+        "Parameters": f"{parameters / 1e6:.1f} M" if parameters else "",
         "Resolution": " × ".join(map(str, size)),
-        "FLOPs an image": _flops(selection, name),
+        "FLOPs an image": f"{flops / 1e9:.3g} G" if flops else "",
         "Pretraining": trained or (PurePath(source).name if source[:1] == "/" else source),
     }
-
-
-def _model(store: Store, model_id: str) -> Mapping[str, str]:
-    """What MLflow's LoggedModel says of the weights; {} where there is none, or none any more."""
-    from mlflow.exceptions import MlflowException
-
-    with suppress(MlflowException):
-        return store.client.get_logged_model(model_id).params if model_id else {}
-    return {}
-
-
-def _flops(selection: Selection, name: str) -> str:
-    """Of encoding one image at the backbone's own resolution, from runs that had to encode."""
-    costs = [
-        c.cost for (b, column), cells in selection.cells.items() if b == name and column.kind in OWN_SIZE for c in cells
-    ]
-    found = [
-        cost["encode_flops"] / (cost["encode_images_per_second"] * cost["encode_seconds"])
-        for cost in costs
-        if cost.get("encode_flops") and cost.get("encode_images_per_second") and cost.get("encode_seconds")
-    ]
-    return f"{float(np.median(found)) / 1e9:.3g} G" if found else ""
 
 
 def read_json(store: Store, run: StoredRun, name: str) -> Any:
