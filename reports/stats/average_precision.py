@@ -66,7 +66,7 @@ class Matches:
         return found
 
     def _class(self, weights: np.ndarray, mine: np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """(R, 10) of one class, from (N, R) weights, its detections, best first, and how many objects it has in each draw.
+        """(R, 10) of one class, from (N, R) weights, its detections, best first, and how many objects it has in each resample.
 
         Most detections are wrong at every level: these are summed once, up to each of the others.
         """

@@ -8,7 +8,9 @@ safe side (Šidák 1967), and three seeds could not tell it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -16,6 +18,13 @@ from scipy import special
 from reports.stats.intervals import LEVEL, Estimate
 
 SIMULATED = 5000
+
+
+@functools.lru_cache(maxsize=1)
+def _normals(width: int) -> tuple[np.ndarray, Any]:
+    """(width, SIMULATED) standard normal numbers, always the same, and the generator's state after them: a report asks often."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((width, SIMULATED), np.float32), rng.bit_generator.state
 
 
 def joint_level(estimates: Sequence[Estimate], deviations: Sequence[np.ndarray | None], chance: float = LEVEL) -> float:
@@ -33,8 +42,10 @@ def joint_level(estimates: Sequence[Estimate], deviations: Sequence[np.ndarray |
         if one is not None and (spread := one.std()) > 0:
             standard[place] = np.resize((one - one.mean()) / spread, width)
             share[place] = sum(p.variance for p in found.parts if not p.seeds) / sum(p.variance for p in found.parts)
-    rng = np.random.default_rng(0)
-    images = standard @ rng.standard_normal((width, SIMULATED), np.float32) / np.sqrt(width)
+    normals, state = _normals(width)
+    images = standard @ normals / np.sqrt(width)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
     seeds = rng.standard_normal((len(judged), SIMULATED), np.float32)
     largest = np.abs(np.sqrt(share) * images + np.sqrt(1 - share) * seeds).max(axis=0)
     return float(min(2 * special.ndtr(-np.quantile(largest, 1 - chance)), chance))

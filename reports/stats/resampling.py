@@ -1,4 +1,4 @@
-"""Images and seeds drawn anew: what every interval of a report is computed from.
+"""Images and seeds resampled: what every interval of a report is computed from.
 
 Images are drawn with replacement, and the metric is computed of each resample whole (mIoU from summed areas, AP from pooled
 detections – never the mean of single images' scores). All backbones, and all tasks on the same images, see the same resamples,
