@@ -40,6 +40,7 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
         "report.md",
         "results.csv",
         "runs.csv",
+        "classes.csv",
         "tables.tex",
     }
     shown = capsys.readouterr().out
