@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ def _sample(
                 told = f"stored {values[wrong[0]]:.4g}, from images {again[wrong[0]]:.4g}"
                 analysis.doubted.append(f"{backbone} · {column.title} · {metric} ({told})")
             else:
-                drawn = np.stack(at_once(lambda compute, used=used: compute(used), computed))
+                drawn = np.stack(at_once(methodcaller("__call__", used), computed))
                 there = np.isfinite(drawn).all(axis=0)  # a resample may hold nothing to score
                 drawn = np.where(there, drawn, values[:, None]) if there.sum() >= FEW else None
         count = len(images) if drawn is not None else 0
