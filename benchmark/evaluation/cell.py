@@ -198,14 +198,9 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         # one that was stopped, or broke, goes on in its own run: its curves are in one piece
         begun = tracker.known(read_object(work_dir / STARTED).get("run"))
         resume = begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
-        how: dict[str, Any] = {
-            "tags": tags,
-            "params": params,
-            "parent": context.parent,
-            "resume": resume,
-            "monitored": True,
-        }
-        with tracker.run(task.name, **how) as run:
+        with tracker.run(
+            task.name, tags=tags, params=params, parent=context.parent, resume=resume, monitored=True
+        ) as run:
             write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
             log_probed(run, data)
             run.log_models(inputs=[context.model])
@@ -244,12 +239,8 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
         result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
     protocol = task.protocol(told.data)
     # the Models page has a column for each "dataset": a task under one protocol is what can be compared
-    scored: dict[str, Any] = {
-        "model_id": model,
-        "dataset_name": task.name,
-        "dataset_digest": content_key(protocol)[:36],
-    }
-    run.log_metrics(result.metrics, **scored)
+    scored = {"model_id": model, "dataset_name": task.name, "dataset_digest": content_key(protocol)[:36]}
+    run.log_metrics(result.metrics, scored=scored)
     if task.spec.kind in ("segmentation", "detection"):
         result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
     _write(run, result, protocol)

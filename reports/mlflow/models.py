@@ -82,8 +82,7 @@ def _versions(client: Client, name: str, runs: Sequence[StoredRun]) -> list[Any]
     """The versions of the weights of these runs, in their order; those that are not there are made."""
     from mlflow.exceptions import MlflowException
 
-    registered = model_name(name)
-    found: list[Any] = []
+    registered, found = model_name(name), list[Any]()
     if not runs:
         return found
     try:

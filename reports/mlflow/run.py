@@ -246,7 +246,7 @@ class Run:
         for start in range(0, len(entities), 100):
             self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, **scored: str) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None) -> None:
         """Record finite values at ``step``; NaN is missing, not a number, and is left out.
 
         Args:
@@ -258,7 +258,7 @@ class Run:
         for name, value in metrics.items():
             value = float(value)
             if value == value and abs(value) != float("inf"):
-                self._buffer.append(Metric(metric_key(name), value, now, int(step), **scored))
+                self._buffer.append(Metric(metric_key(name), value, now, int(step), **(scored or {})))
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 

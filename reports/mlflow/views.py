@@ -34,11 +34,12 @@ def save_view(client: Client, experiment_id: str) -> None:
 def runs_link(ui: str, client: Client, experiment_id: str) -> str:
     """The address of an experiment's runs in the UI at ``ui``, in the saved view where it has one."""
     saved = VIEW_TAG in client.get_experiment(experiment_id).tags
-    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs" + (f"?viewStateShareKey={VIEW}" if saved else "")
+    view = f"&viewStateShareKey={VIEW}" if saved else ""
+    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
 
 
 def _state(metrics: list[str]) -> dict[str, Any]:
-    columns = ["attributes.`Models`", "attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
+    columns = ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
     charts = [
         {
             "type": "BAR", "uuid": f"main-{place}", "metricSectionId": "main", "metricKey": name, "displayName": name,
