@@ -109,6 +109,8 @@ def angles(prediction: Tensor, truth: Tensor) -> Tensor:
 class PerImageMetric(BaseMetric):
     """A metric whose results are one dict of tensors for each image, with ``image`` its relative path."""
 
+    default_prefix = ""  # mmengine warns of None
+
     def __init__(self) -> None:
         super().__init__(collect_device="cpu")
         self.per_image: dict[str, np.ndarray] = {}

@@ -124,7 +124,9 @@ def test_a_dataset_that_no_suite_has_needs_none(monkeypatch):
 
 
 def test_tasks_of_two_suites_are_said():
-    with pytest.raises(UserError, match=r"camvid/linear: own; voc/linear: paper, companion\); run those of one suite"):
+    with pytest.raises(
+        UserError, match=r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite"
+    ):
         make_plan(RunOptions(tasks=["camvid/linear,voc/linear"]))
 
 

@@ -77,6 +77,16 @@ def make_camvid(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, i
     return make_pairs(root, {"train": n_train, "val": n_val}, size, [*range(11), 255], "frame")
 
 
+def make_coco_stuff(root: Path, n_train: int = 2, n_val: int = 2, size: tuple[int, int] = (48, 40)) -> Path:
+    """171 classes and 255, as MMSegmentation stores them."""
+    rng = np.random.default_rng(0)
+    for part, number in {"train2017": n_train, "val2017": n_val}.items():
+        for index in range(number):
+            save(root / f"images/{part}/{index:012d}.jpg", picture(rng, size))
+            save(root / f"annotations/{part}/{index:012d}_labelTrainIds.png", labels(rng, size, [*range(171), 255]))
+    return root
+
+
 def make_nyu(
     root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48), scenes: bool = False
 ) -> Path:
