@@ -1,9 +1,9 @@
 """NAVI (Jampani et al. 2023): photographs of 36 objects with cameras and depth, paired within the ``wild_set`` of each object.
 
-``OBJECT/wild_set/annotations.json``, ``images/NAME.jpg`` and ``depth/NAME.png`` (or ``downsampled_NAME``), as its authors lay
-them (github.com/google/navi). A camera maps a point of the object to X = R x + t (mm; right, down, into the camera), the principal
-point is the image's centre; depth is 1 / (value / 65535 / 10) mm. Points of the source's object that the target's depth shows too are
-what is matched. probe3d, whose views are turned by at most 120° as well, scores its own matches in space (recall within 2 cm).
+``OBJECT/wild_set/annotations.json``, ``images/NAME.jpg`` and ``depth/NAME.png`` (or ``downsampled_NAME``), as github.com/google/navi
+has them. A camera maps a point of the object to X = R x + t (mm; right, down, into the camera), the principal point is the
+image's centre; depth is 1 / (value / 65535 / 10) mm. Points of the source's object that the target's depth shows too are what is
+matched. probe3d, whose views are turned by at most 120° as well, scores its own matches in space (recall within 2 cm).
 """
 
 import math
