@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -157,6 +158,29 @@ def make_inputs(command: str, folder: Path) -> None:
             expert.save(folder / "experts" / expert.name)
 
 
+def kill(executor: str, command: str, jobs: int, count: int) -> Iterator[tuple[str, str]]:
+    """So many points of one command on one executor: what was done, and what was wrong of it or ''."""
+    with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
+        folder = Path(scratch)
+        make_inputs(command, folder)
+        if command == "train":
+            Faults("local", folder, uri, "label", 1).whole("labels")
+        faults = Faults(executor, folder, uri, command, jobs)
+        seconds = faults.whole("whole")
+        print(f"{command} undisturbed: {seconds:.0f} s", flush=True)
+        for number in range(count):
+            after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
+            wrong = faults.point(f"point{number}", after, victim)
+            yield f"{command} on {executor} · {victim} after {after:.1f} s", wrong
+
+
+def points(_whole: object, _folder: Path, count: int, number: int) -> Iterator[tuple[str, str]]:
+    """All commands, on this machine."""
+    random.seed(number)
+    for command in COMMANDS:
+        yield from kill("local", command, 2, max(1, count // len(COMMANDS)))
+
+
 def main() -> int:
     """All points of one command."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,19 +192,9 @@ def main() -> int:
     options = parser.parse_args()
     random.seed(options.seed)
     failures = 0
-    with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
-        folder = Path(scratch)
-        make_inputs(options.command, folder)
-        if options.command == "train":
-            Faults("local", folder, uri, "label", 1).whole("labels")
-        faults = Faults(options.executor, folder, uri, options.command, options.jobs)
-        seconds = faults.whole("whole")
-        print(f"undisturbed: {seconds:.0f} s", flush=True)
-        for number in range(options.points):
-            after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
-            wrong = faults.point(f"point{number}", after, victim)
-            failures += bool(wrong)
-            print(f"{number} · {victim} after {after:.1f} s · {wrong or 'as undisturbed'}", flush=True)
+    for what, wrong in kill(options.executor, options.command, options.jobs, options.points):
+        failures += bool(wrong)
+        print(f"{what} · {wrong or 'as undisturbed'}", flush=True)
     print(
         f"{options.executor} · {options.command} · {options.jobs} processes: {options.points} points, {failures} failures"
     )
