@@ -22,8 +22,9 @@ from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
 from reports.mlflow.client import hide_password
+from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
-from reports.mlflow.run import Run, Tracker, environment
+from reports.mlflow.run import Run, Tracker
 from sweeps.errors import TrialPruned
 
 if TYPE_CHECKING:
