@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+if __name__ == "__main__":  # what is imported now is not half imported, and nothing has begun that could be saved
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+
 from backbones.utils.errors import UserError, users_line
-from benchmark.execution import interrupts
+from benchmark.execution import interrupts, streams
+from reports.secrets import hide_secrets
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
 # times slower (measured on two cores); read when torch is imported, which is after this.
@@ -64,14 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser(command).parse_args(argv)
         return int(import_module(f"benchmark.cli.{options.command}").main(options) or 0)
     except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {shlex.join(argv)}\n"
-        )
-        return 130
+        return _interrupted(argv)
     except BrokenPipeError:  # `… list tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if interrupts.received():  # whatever breaks then is the interruption
+            return _interrupted(argv)
         message = users_line(error)
         if message is None:
             raise
@@ -79,5 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _interrupted(argv: Sequence[str]) -> int:
+    code = 128 + (interrupts.received() or signal.SIGINT)
+    interrupts.leave(code)
+    command = hide_secrets(shlex.join(argv))
+    sys.stderr.write(f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {command}\n")
+    return code
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    streams.install()
+    code = main()
+    interrupts.leave(code)
+    raise SystemExit(code)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from reports.errors import TrackingError
-from reports.mlflow.client import connect, tracking_uri
+from reports.mlflow.client import connect, scratch, tracking_uri
 from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
 from reports.mlflow.views import save_view
@@ -35,8 +34,8 @@ def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Pat
         register(client, found.parents, found.baseline, gains)
         for experiment in {run.experiment_id for run in found.parents.values()}:
             save_view(client, experiment)
-    with TemporaryDirectory() as scratch:
-        (page,) = write(report, Path(scratch))
+    with scratch() as folder:
+        (page,) = write(report, Path(folder))
         for run_id in run_ids:
             try:
                 client.log_artifact(run_id, str(page), FOLDER)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from reports.analysis import Analysis, analyse
-from reports.mlflow.client import hide_password
 from reports.mlflow.query import Store, StoredRun
 from reports.parts import figures as drawing
 from reports.parts.caveats import caveats
@@ -21,6 +20,7 @@ from reports.parts.published import Published, published
 from reports.parts.study import STUDY_TAG, Study, build_study, find_study, parameter_label
 from reports.parts.tables import Table, count, experts_table, overview, sections
 from reports.parts.verdict import Verdict, power_lines, verdict
+from reports.secrets import hide_secrets
 from reports.selection import TaskProtocol, default_experiments, select
 from reports.stats.resampling import RESAMPLES
 
@@ -156,7 +156,7 @@ def build(
     figures = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
     return Report(
         f"Comparison of backbones: {', '.join(experiments)}", " · ".join(facts), verdict(analysis),
-        store=hide_password(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url, resamples=request.resamples,
+        store=hide_secrets(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url, resamples=request.resamples,
         analysis=analysis, power=power_lines(analysis), overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])], classes=class_tables(analysis),
         pairs=all_pairs(analysis), published=published(analysis), studies=[study for study in studies if study.complete],
@@ -199,7 +199,7 @@ def _study_report(store: Store, request: Request) -> Report:
     )
     return Report(
         f"λ search: {study.name}", f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
-        Verdict("open", study.headline, lines), store=hide_password(store.uri), date=_now(), made_by=_command(),
+        Verdict("open", study.headline, lines), store=hide_secrets(store.uri), date=_now(), made_by=_command(),
         ui_url=request.ui_url, study=True, studies=[study], notes=[*(f"{note}." for note in study.notes), again],
     )  # fmt: skip
 

@@ -16,8 +16,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from backbones.utils.errors import UserError
+from backbones.utils.files import expanded
 from backbones.utils.locks import lock_file, locked
-from reports.mlflow.client import hide_password
+from reports.secrets import hide_quoted, hide_secrets, remember
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"
@@ -29,18 +30,19 @@ def storage_url(given: str | None) -> str:
     """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL. Raises ``UserError``
     for another kind than those tested here, or without a driver for it."""
     url = given or DEFAULT_STORAGE
+    remember(url)
     if "://" not in url and url.endswith((".log", ".journal")):
         url = f"journal:///{url}"
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise UserError(
-            f"--storage {url!r} is no address; use sqlite:///FILE.db, postgresql://HOST/NAME or journal:///FILE.log"
+            f"--storage {hide_quoted(url)!r} is no address; use sqlite:///FILE.db, postgresql://HOST/NAME or journal:///FILE.log"
         )
     if scheme in ("sqlite", "journal"):
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
             raise UserError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
-        return f"{scheme}:///{Path(path).expanduser().absolute()}"
+        return f"{scheme}:///{expanded(path).absolute()}"
     if scheme in ("postgres", "postgresql"):
         scheme = "postgresql+psycopg" if find_spec("psycopg2") is None else "postgresql"
     if not scheme.startswith("postgresql"):
@@ -56,7 +58,7 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
     Raises:
         UserError: it cannot be reached, is no Optuna storage, or belongs to another version of Optuna.
     """
-    shown, path = hide_password(url), Path(url.partition(":///")[2])
+    shown, path = hide_secrets(url), Path(url.partition(":///")[2])
     file = url.startswith(("sqlite:", "journal:"))
     absent = NoSweep(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
     if file and not create and not path.exists():
@@ -97,10 +99,10 @@ def answering(url: str) -> Iterator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
-        told = f"lost the storage {hide_password(url)}: {_told(error)}"
+        told = f"lost the storage {hide_secrets(url)}: {_told(error)}"
         raise UserError(f"{told}; when it is back, the same command goes on") from error
 
 
 def _told(error: BaseException) -> str:
     lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return hide_quoted(lines[0])[:200]

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from backbones.utils.errors import UserError
 from backbones.utils.locks import lock_file, locked
-from reports.mlflow.client import hide_password
 from reports.mlflow.heartbeat import SILENT, gone, this_process
+from reports.secrets import hide_secrets
 from sweeps.errors import NoSweep
 from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
 from sweeps.space import Space, cell_name
@@ -140,7 +140,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock_file("sweep", [hide_password(sweep.url), sweep.name]), wait=False))
+            stack.enter_context(locked(lock_file("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False))
         except Timeout:
             raise _driven(sweep) from None
         must_be_free(sweep)
@@ -215,7 +215,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     """
     url = storage_url(storage)
     opened = open_storage(url, create=True)
-    with locked(lock_file("study", [hide_password(url), name])):  # of two that start it at once, one finds it made
+    with locked(lock_file("study", [hide_secrets(url), name])):  # of two that start it at once, one finds it made
         directions = [objective.direction for objective in plan.objectives]
         study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
         stored, identity = study.user_attrs, plan.identity()
@@ -240,7 +240,7 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
         UserError: no such study (names those there are), or one that `sweep launch` did not make.
     """
     url = storage_url(storage)
-    opened, shown = open_storage(url, create=False), hide_password(url)
+    opened, shown = open_storage(url, create=False), hide_secrets(url)
     known = sorted(found.study_name for found in opened.get_all_studies())
     if name is None:
         if len(known) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from huggingface_hub import constants, get_session, hf_hub_download, try_to_load
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from backbones.utils.errors import UserError
+from backbones.utils.files import sha256_file
 
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 
@@ -30,7 +32,7 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
         raise UserError(f"no network for the files of {backbone!r}: {where}")
     for file in files:
         try:
-            return Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT))
+            return verified(Path(hf_hub_download(repo, file, etag_timeout=TIMEOUT)))
         except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError that means: the network went away
             raise UserError(f"no network for the files of {backbone!r}: {where}") from error
         except EntryNotFoundError:
@@ -40,6 +42,16 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
     raise UserError(
         f"hub repository {repo} has none of {', '.join(files)} for {backbone!r}; pass weights with --weights FILE"
     )
+
+
+def verified(path: Path) -> Path:
+    """A file that was downloaded. The hub names large ones by their sha256, and its cache keeps them under that name. Raises
+    ``UserError`` where the content is another; the file goes."""
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256_file(blob) != blob.name:
+        blob.unlink()
+        raise UserError(f"{path.name} from the hub is not what it says (sha256 {blob.name[:16]}…); fetch it again")
+    return path
 
 
 def hub_reachable() -> bool:

@@ -7,6 +7,8 @@ import errno
 from collections.abc import Iterable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What a file, and not the program, is to blame for, where the error names one.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class UserError(ValueError):
@@ -48,6 +50,8 @@ def users_line(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             mend = "choose another folder" if cause.errno == errno.EROFS else "free some space"
             return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {mend} and run the command again"
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
+            return f"cannot use {cause.filename}: {cause.strerror}; mend that, or name another file"
         seen.append(cause)
         cause = cause.__cause__
     return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +18,30 @@ from backbones.utils.errors import DISK_FULL, UserError
 
 def home() -> Path:
     """Where big reusable artifacts live: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's cache folder."""
-    if path := os.environ.get("CLIPTEX_HOME"):
+    return expanded(os.environ.get("CLIPTEX_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cliptex"))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """``path`` with the user's folder for ``~``. Raises ``UserError`` where nobody knows it."""
+    try:
         return Path(path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cliptex"
+    except RuntimeError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}; name a folder in full (CLIPTEX_HOME, HOME)") from error
+
+
+def plain_place(path: Path) -> Path:
+    """``path``, or where the link there leads: a place for a file.
+
+    Raises:
+        UserError: a folder, a device or a pipe is there already, or it is a way to an open file (``/dev/stdout``).
+    """
+    ways = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
+    if any(Path(os.path.realpath(way.parent)).is_relative_to("/proc") for way in ways):
+        raise UserError(f"{path} is no place for a file; name one in a folder")
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if place.exists() and not place.is_file():
+        raise UserError(f"{path} is {'a folder' if place.is_dir() else 'no regular file'}; name a file")
+    return place
 
 
 @contextmanager
@@ -26,9 +49,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to ``path``.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written. Any other error of the block goes through as it is.
+        UserError: the disk is full, the folder cannot be written, or something that is no file is there (``plain_place``). Any
+            other error of the block goes through as it is.
     """
-    path = Path(path)
+    path = plain_place(Path(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     blocks = False
     try:
@@ -87,10 +111,53 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class UnfitFile(OSError):
+    """A file that must not be read: no regular one, or too large. The user can mend it, where nobody deals with it."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        return f"cannot read {self.filename}: {self.strerror}"
+
+
+def open_regular(path: str | os.PathLike[str], most: int = 1 << 63) -> io.BufferedReader:
+    """A file, open for reading. A pipe, which would be waited for without end, a device, a folder and a file of more than
+    ``most`` bytes are an ``UnfitFile`` that says so."""
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except ValueError as error:  # a NUL in its name
+        raise UnfitFile(errno.EINVAL, "no file has such a name", path) from error
+    state = os.fstat(file.fileno())
+    if stat.S_ISREG(state.st_mode) and state.st_size <= most:
+        return file
+    file.close()
+    reason = f"it is larger than {most >> 20} MiB" if stat.S_ISREG(state.st_mode) else "it is no regular file"
+    raise UnfitFile(errno.EINVAL, reason, os.fspath(path))
+
+
+def read_whole(path: str | os.PathLike[str], most: int = 1 << 30) -> bytes:
+    """The bytes of a file that somebody else may have written: ``open_regular`` says what it must be. Raises ``OSError``."""
+    with open_regular(path, most) as file:
+        return file.read(most + 1)
+
+
+def read_utf8(path: str | os.PathLike[str], most: int = 1 << 30) -> str:
+    """The text of such a file. Raises ``OSError``, ``UnicodeDecodeError``."""
+    return read_whole(path, most).decode("utf-8-sig")
+
+
+def read_json(path: str | os.PathLike[str], most: int = 1 << 30) -> Any:
+    """What the JSON in such a file says. Raises ``OSError``, ``ValueError``."""
+    try:
+        return json.loads(read_utf8(path, most))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -112,6 +179,6 @@ def seed_of(*parts: int | str) -> int:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with Path(path).open("rb") as file:
+    """Hex sha256 of a file's bytes. Raises ``OSError``, as ``open_regular`` does."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

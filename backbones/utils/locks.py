@@ -8,6 +8,8 @@ make: the one before him has probably made it.
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home
+from backbones.utils.files import content_key, home, read_object, write_json
 
 
 def lock_file(name: str, what: object) -> Path:
@@ -78,3 +80,64 @@ async def locked_async(path: Path, waiting: Callable[[], None] = lambda: None) -
                 waited = True
                 await asyncio.sleep(0.1)
         yield waited
+
+
+def reading(folder: Path) -> FileLock:
+    """A lock of a reader's own, in ``folder``: while one there is locked, what it stands for is in use.
+
+    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
+    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
+    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    lock.acquire()
+    return lock
+
+
+def leave(lock: FileLock) -> None:
+    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the lock is its parent's."""
+    if lock.is_locked:
+        Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
+        lock.release()
+
+
+def is_held(reader: Path) -> bool:
+    """Whether a process holds a lock of ``reading``."""
+    lock = FileLock(reader, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except OSError:  # ``Timeout`` among them
+        return True
+    lock.release()
+    return False
+
+
+_uses: dict[tuple[int, Path], tuple[FileLock, set[str]]] = {}
+
+
+def keep(path: Path) -> None:
+    """Until this process ends, nobody removes ``path`` (``removing``); it need not be there yet."""
+    key = os.getpid(), home().absolute() / "users"
+    with locked(lock_file("users", "")):
+        if key not in _uses:
+            _uses[key] = reading(key[1]), set()
+        lock, paths = _uses[key]
+        if str(path.absolute()) not in paths:
+            paths.add(str(path.absolute()))
+            write_json(Path(lock.lock_file).with_suffix(".json"), {"paths": sorted(paths)})
+
+
+@contextmanager
+def removing(path: Path) -> Iterator[bool]:
+    """Whether ``path`` may be removed in the block: no process keeps it, and none begins to meanwhile."""
+    with locked(lock_file("users", "")):
+        kept: set[str] = set()
+        for reader in (home().absolute() / "users").glob("*.lock"):
+            if is_held(reader):
+                kept |= set(read_object(reader.with_suffix(".json")).get("paths", ()))
+            else:  # its process has ended
+                reader.with_suffix(".json").unlink(missing_ok=True)
+                reader.unlink(missing_ok=True)
+        yield str(path.absolute()) not in kept

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from backbones.utils.errors import UserError, nearest
 from backbones.utils.files import home
-from backbones.utils.locks import lock_file, locked
+from backbones.utils.locks import lock_file, locked, removing
+from benchmark.cli.options import number
 from benchmark.execution.progress import Bar, console
 from probes.features.budget import budget, gigabytes, last_used
 
@@ -52,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (ls, rm, check):
         command.add_argument("--kind", choices=KINDS, help="only these")
     rm.add_argument("names", nargs="*", metavar="NAME")
-    rm.add_argument("--older-than", type=float, metavar="DAYS", help="only what was not used for so many days")
+    rm.add_argument(
+        "--older-than", type=number(0, kind=float), metavar="DAYS", help="only what was not used for so many days"
+    )
+    rm.add_argument("--dry-run", action="store_true", help="only say what would go, where nobody uses it")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -105,31 +109,34 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     chosen = [_named(things, name) for name in options.names] if options.names else things
     if options.older_than is not None:
         chosen = [one for one in chosen if one.used < time.time() - 86400 * options.older_than]
-    gone = {one: remove(one) for one in chosen}
+    gone = {one: remove(one, options.dry_run) for one in chosen}
+    removed = "would remove" if options.dry_run else "removed"
     for one, is_gone in gone.items():
         what = f"{one.kind}/{one.name}"
-        say(f"removed {what} ({gigabytes(one.size)})" if is_gone else f"{what} is in use and stays")
+        say(f"{removed} {what} ({gigabytes(one.size)})" if is_gone else f"{what} is in use and stays")
     if not chosen:
         say("nothing to remove")
     return 0 if all(gone.values()) else 1
 
 
-def remove(one: CacheEntry) -> bool:
-    """Whether it is gone; what a process makes stays, and features that one uses."""
+def remove(one: CacheEntry, dry_run: bool = False) -> bool:
+    """Whether it is gone, or with ``dry_run`` would be; what a process makes or uses stays."""
     from filelock import Timeout
 
     from probes.features import store
 
     if one.kind == "features":
-        return store.remove(one.path)
+        return not store.in_use(one.path) if dry_run else store.remove(one.path)
     # what a training goes on from is under the lock of its weights
     lock = ("cell", one.name) if one.kind == "work" else ("make", str(one.path.absolute()).removesuffix(".resume"))
-    with suppress(Timeout), locked(lock_file(*lock), wait=False):
+    with suppress(Timeout), locked(lock_file(*lock), wait=False), removing(one.path) as is_free:
+        if dry_run or not is_free:
+            return is_free
         if one.path.is_dir():
             shutil.rmtree(one.path, ignore_errors=True)
         else:
             one.path.unlink(missing_ok=True)
-    return not one.path.exists()
+    return not (dry_run or one.path.exists())
 
 
 def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import REPEATED, add_data, placed
+from benchmark.cli.options import REPEATED, add_data, folder, number, placed
 
 if TYPE_CHECKING:
     from probes.datasets.survey import Row
@@ -23,10 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="what is there, what is missing")
     add_data(check)
     check.add_argument("--full", action="store_true", help="also decode every file")
-    check.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
+    check.add_argument(
+        "--num-workers", type=number(1, 1024), default=2, metavar="N", help="decoding threads (default: 2)"
+    )
     get = commands.add_parser("get", help="fetch a dataset into the layout that `check` wants; without names: which")
     get.add_argument("names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38")
-    get.add_argument("--to", type=Path, default=Path("data"), metavar="DIR", help="the --data-root (default: ./data)")
+    get.add_argument("--to", type=folder, default=Path("data"), metavar="DIR", help="the --data-root (default: ./data)")
     get.add_argument("--archive", **REPEATED, type=Path, metavar="PATH", help="an archive you have got (repeatable)")
     get.add_argument("--train", action="store_true", help="also the training shards of wds_NAME")
 
@@ -75,6 +77,8 @@ def check(options: argparse.Namespace) -> int:
 
 def show(rows: Sequence[Row]) -> None:
     """A line for each dataset that is there, and what should be known of it."""
+    from rich.text import Text
+
     from benchmark.execution.progress import console
 
     for row in rows:
@@ -83,7 +87,8 @@ def show(rows: Sequence[Row]) -> None:
             for split, found in row.found.items()
         )
         if row.state != "absent":
-            console.print(f"[{STYLES[row.state]}]{row.name:<12} {row.state:<9}[/] {counts}")
+            state = Text(f"{row.name:<12} {row.state:<9}", style=STYLES[row.state])
+            console.print(state.append(f" {counts}", "default"))
             if row.message:
                 console.print(f"{'':<13}{row.message}", markup=False)
     if any(row.state == "partial" for row in rows):

@@ -159,10 +159,11 @@ def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
 
 def tracking(options: argparse.Namespace) -> Iterator[Finding]:
     """The MLflow store; nothing is made there."""
-    from reports.mlflow.client import database_schema, hide_password, known_schemas, tracking_uri
+    from reports.mlflow.client import database_schema, known_schemas, tracking_uri
+    from reports.secrets import hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
-    shown = f"{hide_password(uri)}, MLflow {metadata.version('mlflow')}"
+    shown = f"{hide_secrets(uri)}, MLflow {metadata.version('mlflow')}"
     if uri.startswith("sqlite:///") and not (file := Path(uri.removeprefix("sqlite:///"))).exists():
         able = os.access(file.parent, os.W_OK)
         yield Finding("mlflow", "ok" if able else "bad", f"{shown}; not there yet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import REPEATED, add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, SEED, add_execution, add_tracking, executor_spec, folder, name, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with coco/ (seg) or nyu/ (depth, normal), train and val",
     )
-    train.add_argument("--out", type=Path, required=True, metavar="DIR")
+    train.add_argument("--out", type=folder, required=True, metavar="DIR")
     train.add_argument("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="size, epochs, lr …")
-    train.add_argument("--seed", type=at_least(0), default=0)
-    train.add_argument("--experiment", default="experts", help="MLflow experiment (default: experts)")
+    train.add_argument("--seed", type=number(0, SEED), default=0)
+    train.add_argument("--experiment", type=name, default="experts", help="MLflow experiment (default: experts)")
     add_execution(train)
     add_tracking(train)
 

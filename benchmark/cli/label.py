@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import (
+    COUNT,
+    REPEATED,
+    add_dry_run,
+    add_execution,
+    add_tracking,
+    executor_spec,
+    folder,
+    name,
+    number,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=WHERE,…",
         help="mask-rcnn=…, dpt=…, nll-angmf=…; WHERE: see `experts list`",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="the label store")
+    add("--out", type=folder, required=True, metavar="DIR", help="the label store")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="input_side, label_side")
-    add("--batch-size", type=at_least(1), default=32)
-    add("--experiment", default="label", help="MLflow experiment (default: label)")
+    add("--batch-size", type=number(1, COUNT), default=32)
+    add("--experiment", type=name, default="label", help="MLflow experiment (default: label)")
     add_execution(parser)
     add_dry_run(parser)
     add_tracking(parser)

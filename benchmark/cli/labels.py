@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import REPEATED, at_least, placed
+from benchmark.cli.options import COUNT, REPEATED, folder, number, placed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("dir", type=Path)
     draw.add_argument("--pairs", required=True, help="the pairs that were labelled")
     draw.add_argument("--out", type=Path, default=Path("labels.png"))
-    draw.add_argument("-n", type=at_least(1), default=8, help="how many pairs (default: 8)")
+    draw.add_argument("-n", type=number(1, COUNT), default=8, help="how many pairs (default: 8)")
     make = commands.add_parser("make", help="a label store from folders of files, for `train --manual-labels`")
     make.add_argument(
         "--pairs", required=True, metavar="SHARDS|CSV", help="the pairs that are labelled; some of them suffice"
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of the masks' classes, one a line; or those of another label store",
     )
     make.add_argument(
-        "--label-side", type=at_least(0), default=60, help="short side that labels are kept at; 0: as they are"
+        "--label-side", type=number(0, COUNT), default=60, help="short side that labels are kept at; 0: as they are"
     )
-    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the label store")
+    make.add_argument("--out", type=folder, required=True, metavar="DIR", help="the label store")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -91,10 +91,11 @@ def _classes(path: Path) -> dict[str, list[str]]:
     """Task → names of its classes; those of a text file are for every task."""
     from backbones.cliptex.labels.store import LabelStore
     from backbones.utils.errors import UserError
+    from backbones.utils.files import read_utf8
 
     if path.is_dir():
         return {task: list(names) for task, names in LabelStore(path).classes.items()}
     try:
-        return {"": [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]}
+        return {"": [line.strip() for line in read_utf8(path).splitlines() if line.strip()]}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the classes in {path} ({error}); give a text file with a name a line") from error

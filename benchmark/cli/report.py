@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import REPEATED, add_tracking
+from benchmark.cli.options import REPEATED, add_tracking, folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", **REPEATED, metavar="TASK[,TASK]", help="only these tasks")
     add("--study", metavar="NAME", help="report on this λ sweep instead")
     add("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
-    add("--out", type=Path, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
+    add("--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
     add("--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs")
     add_tracking(parser)
 
@@ -45,8 +45,6 @@ def main(options: argparse.Namespace) -> int:
     from reports.report import Request, build
 
     formats = split_names([options.format])
-    if not formats:
-        raise TrackingError(f"--format names none; there are {', '.join(FORMATS)}")
     for name in formats:
         if name not in FORMATS:
             raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
@@ -54,8 +52,6 @@ def main(options: argparse.Namespace) -> int:
         raise TrackingError("--study reports on a sweep's trials; --backbone, --task and --baseline do not go with it")
     if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
         raise TrackingError(f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000")
-    if options.out.exists() and not options.out.is_dir():
-        raise TrackingError(f"--out {options.out} is a file; name a folder")
     request = Request(
         experiments=split_names(options.experiment),
         baseline=options.baseline,

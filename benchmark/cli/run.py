@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import REPEATED, add_data, add_execution, add_tracking, at_least, executor_spec, placed
+from benchmark.cli.options import (
+    COUNT,
+    REPEATED,
+    SEED,
+    add_data,
+    add_execution,
+    add_tracking,
+    executor_spec,
+    name,
+    number,
+    placed,
+)
 
 if TYPE_CHECKING:
     from benchmark.evaluation.results import RunResult
@@ -33,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint for the backbone (safetensors, or torch loaded weights-only)",
     )
-    add("--seed", type=at_least(0), default=0, help="random seed (default: 0)")
-    add("--seeds", type=at_least(1), default=1, metavar="N", help="run N seeds, starting at --seed")
+    add("--seed", type=number(0, SEED), default=0, help="random seed (default: 0)")
+    add("--seeds", type=number(1, COUNT), default=1, metavar="N", help="run N seeds, starting at --seed")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
     add_data(parser)
     add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
@@ -53,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what is done and to do, its units and where they would run; makes nothing",
     )
-    add("--experiment", help="MLflow experiment (default: the suite's name)")
+    add("--experiment", type=name, help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
 
 
@@ -62,7 +73,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation import runner
     from benchmark.evaluation.table import show
     from benchmark.execution.progress import console
-    from reports.mlflow.client import hide_password, using
+    from reports.mlflow.client import using
+    from reports.secrets import hide_secrets
 
     if options.compile:
         os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too
@@ -78,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
             show_preview(request)
         return 0
     with using(options.tracking_uri) as uri:
-        flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
+        flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
         result = runner.run(request)
         show(result.tasks, result.cells, result.average)
         if all(cell.status == "not applicable" for cell in result.cells):

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.cli.options import (
+    COUNT,
     REPEATED,
+    SEED,
     add_data,
     add_execution,
     add_tracking,
-    at_least,
     comma_separated,
     executor_spec,
+    name,
+    number,
     placed,
 )
 
@@ -39,21 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--range", type=_numbers, dest="between", metavar="LOW,HIGH", help="samplers' range, log scale (default: 0.01,100)")
     add("--vary", **REPEATED, metavar="KEY=A,B|LOW:HIGH",
         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)")
-    add("--trials", type=int, metavar="N", help="trials of a sampler; may grow later (default: 40)")
+    add("--trials", type=number(1, 100_000), metavar="N", help="trials of a sampler; may grow later (default: 40)")
     add("--objective", **several, metavar="NAME", help="dense: interquartile mean of relative gains over clip-ft on dense tasks "
         "(default; gain where there is none); zero-shot, gain: on those, on all; or TASK/METRIC. Repeated: a Pareto front")
-    add("--zero-shot-loss", type=float, metavar="PERCENT", help="a trial that loses more than that in zero-shot, against "
-        "clip-ft, is not chosen, where zero-shot is no objective (default: 5)")
+    add("--zero-shot-loss", type=number(0, kind=float), metavar="PERCENT", help="a trial that loses more than that in zero-shot, "
+        "against clip-ft, is not chosen, where zero-shot is no objective (default: 5)")
     add("--prune", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
-    add("--confirm", type=at_least(0), metavar="SEEDS", help="fresh seeds on which winner and base cell are run again and "
+    add("--confirm", type=number(0, COUNT), metavar="SEEDS", help="fresh seeds on which winner and base cell are run again and "
         "compared; no winner is clear without (default: 3)")
-    add("--seed", type=int, help="of training and probing (default: 0)")
+    add("--seed", type=number(0, SEED), help="of training and probing (default: 0)")
     add("--set", **REPEATED, dest="overrides", metavar="KEY=VALUE", help="a recipe setting that all trials share")
     add("--set-task", **REPEATED, dest="task_overrides", metavar="KEY=VALUE", help="change a setting of the tasks")
     add("--recipe", metavar="NAME|FILE", help="whose settings (but the λs) all trials share")
     add("--out", type=Path, metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)")
     add("--partial", action="store_true", help="probe on datasets that are not whole")
-    add("--experiment", help="MLflow experiment (default: sweep, or sweep-SUITE)")
+    add("--experiment", type=name, help="MLflow experiment (default: sweep, or sweep-SUITE)")
     add("--init", metavar="WEIGHTS", help="initial weights, as for `train` (suites of real data)")
     add("--pairs", metavar="SHARDS|CSV", help="image-caption pairs (suites of real data)")
     add("--labels", metavar="DIR", help="their pseudo-labels (suites of real data)")
@@ -71,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser, about: str) -> None:
     kinds = "sqlite:///FILE.db, postgresql://… or journal:///FILE.log (default: sqlite:///sweeps.db here)"
-    parser.add_argument("--study", metavar="NAME", help=about)
+    parser.add_argument("--study", type=name, metavar="NAME", help=about)
     parser.add_argument("--storage", metavar="URL", help=kinds)
 
 
@@ -103,8 +106,9 @@ def _launch(options: argparse.Namespace) -> int:
     from benchmark.evaluation.sweep import launch as launching
     from benchmark.evaluation.sweep import table
     from reports.attach import say_report
-    from reports.mlflow.client import hide_password, using
+    from reports.mlflow.client import using
     from reports.report import Request
+    from reports.secrets import hide_secrets
     from sweeps.storage import storage_url
     from sweeps.summary import best_trial
 
@@ -124,9 +128,9 @@ def _launch(options: argparse.Namespace) -> int:
             table.say(f"train the best λs: python -m benchmark train {given} --out best.safetensors")
         request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
         table.say(say_report(request, [sweep.metadata["mlflow"]["run"]]))
-    flag = f" --tracking-uri {hide_password(uri)}" if options.tracking_uri else ""
+    flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
     table.say(f"every trial is in MLflow, experiment {tracker.experiment}: python -m benchmark ui{flag}")
-    storage = hide_password(storage_url(options.storage))
+    storage = hide_secrets(storage_url(options.storage))
     show = f"python -m benchmark sweep show --study {shlex.quote(sweep.name)} --storage {shlex.quote(storage)}"
     table.say(f"every trial: {show}   or: optuna-dashboard {storage.removeprefix('journal:///')}")
     return code

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, at_least, executor_spec
+from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, executor_spec, name, number
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -42,24 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dry_run(parser)
     add(
         "--save-every",
-        type=at_least(0, float),
+        type=number(0, kind=float),
         default=60.0,
         metavar="SECONDS",
         help="between savings of what a killed run goes on from",
     )
     add(
         "--keep-every",
-        type=at_least(0, int),
+        type=number(0),
         default=0,
         metavar="STEPS",
         help="export weights every so many steps into OUT.steps/, for `watch` (default: none)",
     )
-    add("--experiment", default="train", help="MLflow experiment (default: train)")
+    add("--experiment", type=name, default="train", help="MLflow experiment (default: train)")
     add_tracking(parser)
 
 
 def main(options: argparse.Namespace) -> int:
     """Train, export, say how to use the weights."""
+    import backbones
     from backbones.cliptex.training.distributed import first_process
     from backbones.cliptex.training.recipes import find_recipe
     from benchmark.evaluation.results import must_be_writable
@@ -101,8 +102,9 @@ def main(options: argparse.Namespace) -> int:
         told = "trained" if made.trained else "found (same recipe, weights, pairs and labels: not trained again)"
         run = f"  MLflow run {made.run}" if made.run else ""
         console.print(f"{recipe.name} {told}: {options.out}  sha256 {made.sha256[:16]}{run}", markup=False)
+        known = recipe.name if recipe.name in backbones.names() else "cliptex"  # a recipe file's name may be any
         console.print(
-            f"probe it: python -m benchmark run --backbone {recipe.name} --weights {options.out} --suite paper --data-root DIR",
+            f"probe it: python -m benchmark run --backbone {known} --weights {options.out} --suite paper --data-root DIR",
             markup=False,
         )
     return 0

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 
-from benchmark.cli.options import add_tracking
+from benchmark.cli.options import add_tracking, name, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``ui``."""
     add_tracking(parser)
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--experiment", metavar="NAME", help="what it opens on (default: as `report` chooses)")
+    parser.add_argument("--port", type=number(1, 65535), default=5000)
+    parser.add_argument(
+        "--experiment", type=name, metavar="NAME", help="what it opens on (default: as `report` chooses)"
+    )
     parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
 
 
@@ -24,7 +26,8 @@ def main(options: argparse.Namespace) -> int:
 
     from benchmark.execution.progress import console
     from reports.errors import TrackingError
-    from reports.mlflow.client import connect, hide_password, tracking_uri
+    from reports.mlflow.client import connect, tracking_uri
+    from reports.secrets import hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
     connect(uri)  # makes and migrates a new database, says what is wrong with a bad one
@@ -37,9 +40,10 @@ def main(options: argparse.Namespace) -> int:
         if probe.connect_ex(("127.0.0.1", options.port)) == 0:
             raise TrackingError(f"port {options.port} is taken; choose another with --port")
     link = _link(f"http://127.0.0.1:{options.port}", uri, options.experiment)
-    console.print(f"MLflow on {hide_password(uri)}: open {link} (Ctrl-C ends it)", soft_wrap=True, markup=False)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(options.port)])
+    console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
+    # not as an argument, which everybody on this machine sees
+    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
     try:
         _open(link, options, server)
         return server.wait()

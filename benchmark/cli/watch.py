@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import REPEATED, add_data, add_execution, add_tracking, at_least, executor_spec, placed
+from benchmark.cli.options import (
+    REPEATED,
+    SEED,
+    add_data,
+    add_execution,
+    add_tracking,
+    executor_spec,
+    name,
+    number,
+    placed,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", default="companion", help="named list of tasks (default: companion); see `list suites`")
     add("--task", **REPEATED, dest="tasks", metavar="TASK[,TASK]", help="only these of the suite's tasks")
     add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
-    add("--seed", type=at_least(0), default=0, help="random seed (default: 0)")
-    add("--every", type=at_least(0, float), default=30.0, metavar="SECONDS", help="between two looks (default: 30)")
-    add("--until", type=at_least(0), metavar="STEP", help="end when this step is scored (default: go on until Ctrl-C)")
+    add("--seed", type=number(0, SEED), default=0, help="random seed (default: 0)")
+    add("--every", type=number(0, kind=float), default=30.0, metavar="SECONDS", help="between two looks (default: 30)")
+    add("--until", type=number(0), metavar="STEP", help="end when this step is scored (default: go on until Ctrl-C)")
     add("--once", action="store_true", help="score what is there, and end")
     add_data(parser)
     add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
     add_execution(parser)
-    add("--experiment", help="MLflow experiment (default: the suite's name)")
+    add("--experiment", type=name, help="MLflow experiment (default: the suite's name)")
     add_tracking(parser)
 
 

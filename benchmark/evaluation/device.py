@@ -27,8 +27,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).item()  # which ``meta`` has none of
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"no device {name!r} here ({str(error).splitlines()[0]}); use cpu, cuda or auto") from None
     return device
 

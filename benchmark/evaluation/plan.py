@@ -51,8 +51,12 @@ class PlannedTask:
 
 
 def split_names(values: Sequence[str]) -> list[str]:
-    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in order."""
-    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in order. Raises ``UserError``
+    where something was given that names nothing."""
+    names = list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    if values and not names:
+        raise UserError(f"{values[0]!r} names nothing; give names separated by commas, or leave the option out")
+    return names
 
 
 def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]) -> list[PlannedTask]:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from backbones.utils.errors import UserError
+from backbones.utils.files import plain_place
 from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
-from reports.mlflow.client import hide_password
 from reports.mlflow.run import Tracker
+from reports.secrets import hide_secrets
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def as_json(result: RunResult) -> dict[str, Any]:
         "seed": seeds[0] if seeds else None,
         "backbones": means,
         "mlflow": {
-            "tracking_uri": hide_password(result.tracker.uri),
+            "tracking_uri": hide_secrets(result.tracker.uri),
             "experiment": result.tracker.experiment,
             "run_ids": ids[seeds[0]] if seeds else {},
         },
@@ -107,8 +108,10 @@ def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
 
 def must_be_writable(path: Path, option: str = "--json") -> None:
     """Raises ``UserError`` when the file could not be written when the work is done."""
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder; name a file")
+    try:
+        path = plain_place(path)
+    except UserError as error:
+        raise UserError(f"{option} {error}") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
 from backbones.utils.errors import NonFiniteLoss, users_line
 from backbones.utils.files import write_json
+from backbones.utils.locks import keep, lock_file, locked_async
 from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.average import Average, folders, split_by_place
 from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
@@ -29,6 +28,8 @@ from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
+from probes.features.budget import budget
+from probes.features.store import root
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
 from sweeps.errors import first_line
@@ -84,6 +85,7 @@ class RunPlan:
 
 def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
+    budget(root())  # a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
     suite = _suite(options.suite, split_names(options.tasks))
     names = _chosen(suite, options)
@@ -140,6 +142,8 @@ def run(options: RunOptions) -> RunResult:
     plan = make_plan(options)
     if options.json:
         must_be_writable(options.json)
+    if options.weights:
+        keep(options.weights)
     with driving(options.executor, plan.experiment) as (executor, tracker):
         result = asyncio.run(_Evaluation(plan, tracker, executor).run())
     if options.json:
@@ -189,20 +193,26 @@ class _Evaluation:
             return [Cell(name, task.name, seed, "failed", reason=reason) for task in self.plan.tasks], ""
 
     async def _probe(self, seed: int, made: MadeBackbone) -> tuple[list[Cell], str]:
-        plan, tracker = self.plan, self.tracker
+        plan = self.plan
         backbone = backbones.create(**made.config)
-        cells = self._known(backbone, seed)
-        left = [task for task in plan.tasks if task.name not in cells]
         parent = Parent.of(
             backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data,
-            model=log_backbone(tracker, backbone, made.run),
+            model=log_backbone(self.tracker, backbone, made.run),
         )  # fmt: skip
-        name = backbone.name
-        del backbone  # gigabytes, perhaps, while others are loaded
+        told = f"another process runs {backbone.name} · seed {seed}: waiting for it"
+        lock = lock_file("parent", [self.tracker.uri, plan.experiment, parent.key, [task.name for task in plan.tasks]])
+        async with locked_async(lock, lambda: console.print(told, style="dim")):  # its cells are found then
+            cells = self._known(backbone, seed)
+            del backbone  # gigabytes, perhaps, while others are loaded
+            return await self._run(parent, cells, made)
+
+    async def _run(self, parent: Parent, cells: dict[str, Cell], made: MadeBackbone) -> tuple[list[Cell], str]:
+        plan, tracker, name, seed = self.plan, self.tracker, parent.name, parent.seed
+        left = [task for task in plan.tasks if task.name not in cells]
         earlier = None if self.options.force else parent.earlier(tracker)
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
             told = f"{len(cached)} of {len(plan.tasks)} tasks were finished before and are not run again (--force does)"
-            console.print(f"{escape(name)} · seed {seed}: {told}", style="dim")
+            console.print(f"{name} · seed {seed}: {told}", style="dim")
         if not left and earlier is not None and earlier.info.status == "FINISHED":
             return [cells[task.name] for task in plan.tasks], earlier.info.run_id
         with parent.open(tracker, earlier, self.stages.executor.device) as run:

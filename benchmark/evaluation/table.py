@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich import box
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
@@ -25,12 +25,13 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
     table.add_column("task")
     table.add_column("metric")
     for name in names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for task in tasks:
         main = next(iter(task.probe.metrics))
         shown = [(name, one.direction) for name, one in task.probe.metrics.items() if one.shown or name == main]
         for number, (metric, sign) in enumerate(shown):
-            texts, means = [], []
+            texts: list[str | Text] = []
+            means = []
             for name in names:
                 mine = [c for c in cells if c.backbone == name and c.task == task.name]
                 values = np.array([c.metrics.get(metric, np.nan) for c in mine])
@@ -39,7 +40,7 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell]) -> Table:
                 means.append(mean * sign)
             if len(names) > 1 and np.isfinite(means).any():
                 best = int(np.nanargmax(means))
-                texts[best] = f"[bold]{texts[best]}[/bold]"
+                texts[best] = Text(str(texts[best]), style="bold")
             arrow = "↑" if sign > 0 else "↓"
             table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts)
     return table

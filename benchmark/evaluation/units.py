@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.traceback import Traceback
 
 import backbones
@@ -99,5 +98,5 @@ def _ended(context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell
     cells[task.name] = cell
     main = next(iter(task.probe.metrics))
     if cell.status == "done":
-        console.print(f"  {escape(name)} · seed {seed} · {task.name}: {main} {number(cell.metrics.get(main))}"
-                      f"  [dim]{cell.seconds:.0f} s[/dim]")  # fmt: skip
+        value = number(cell.metrics.get(main))
+        console.print(f"  {name} · seed {seed} · {task.name}: {main} {value}  {cell.seconds:.0f} s")

@@ -375,7 +375,7 @@ class Executor(ABC):
 
 def positive(key: str, text: str, least: int = 1) -> int:
     """The whole number of an ``--executor-arg``."""
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
         raise UserError(f"--executor-arg {key}={text}: give a whole number, {least} or more")
     return int(text)
 

@@ -44,6 +44,12 @@ def interruptible(numbers: Sequence[int] = ASKED) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def leave(code: int) -> None:
+    """From now on a signal ends the process at once, quietly and with ``code``: nothing is left that could be saved."""
+    for number in ASKED:
+        signal.signal(number, lambda *_: os._exit(code))
+
+
 def received() -> int:
     """The number of the signal that came since ``install``, or 0."""
     return _interrupted
@@ -54,9 +60,18 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _main:
         os._exit(128 + number)
     _interrupted = number
+    if _is_importing(frame):  # libraries swallow what comes while they are imported, or stay behind half imported
+        threading.Timer(0.05, os.kill, (_main, number)).start()
+        return
     for each in _once:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager

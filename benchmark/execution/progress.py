@@ -15,7 +15,8 @@ from rich.text import Text
 
 from reports.mlflow.heartbeat import Heartbeat
 
-console = Console(highlight=False, soft_wrap=True)
+# nothing is markup: names and paths are the user's; what has a style is a ``Text``
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Reporter(ABC):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from backbones.utils.errors import UserError, users_line
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
+from benchmark.execution.streams import Discreet, discreet
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
 
@@ -123,7 +124,9 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
             stack.enter_context(reporting(TaskProgress(beat)))
             stack.callback(setattr, console, "file", console._file)  # what was set, not what standard output is now
-            console.file = stack.enter_context(task.log.open("a", encoding="utf-8", buffering=1))
+            stack.enter_context(discreet())
+            log = stack.enter_context(task.log.open("a", encoding="utf-8", errors="replace", buffering=1))
+            console.file = Discreet(log)  # type: ignore[assignment]
             _forget(task.function)
             return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
     except KeyboardInterrupt:  # before the task began, or after it ended

@@ -19,6 +19,7 @@ import numpy as np
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import home, write_json, write_text, writing
+from backbones.utils.locks import keep
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout
@@ -40,6 +41,7 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         UserError: no space, or a folder that cannot be written.
     """
     root = home() / "mini" / config.key()
+    keep(root)
     async with one_maker_async(root):
         if is_complete(root, config):
             return root

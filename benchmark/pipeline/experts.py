@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.fit import FitRun
@@ -66,7 +64,7 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
             run.log_metrics({"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]})
             run.set_tags({"weights.sha256": made["sha256"], "weights.file": str(inputs.out.absolute())})
     accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
-    console.print(f"  expert {escape(inputs.name)}: {accuracy}  [dim]{made['seconds']:.0f} s[/dim]")
+    console.print(f"  expert {inputs.name}: {accuracy}  {made['seconds']:.0f} s")
     return made
 
 

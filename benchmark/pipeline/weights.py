@@ -21,10 +21,10 @@ from benchmark.evaluation.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
-from reports.mlflow.client import hide_password
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
+from reports.secrets import hide_secrets
 from sweeps.errors import TrialPruned
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ MOST_BYTES = 4_000_000_000  # of weights that are copied to MLflow: a ViT-L is; 
 
 def _how_to_load(result: TrainResult, recipe: str, name: str, run_id: str, uri: str) -> str:
     """The description of a training run; the store is named, so that the command holds in every folder (not with a password)."""
-    store = f"MLFLOW_TRACKING_URI={uri} " if hide_password(uri) == uri else ""
+    store = f"MLFLOW_TRACKING_URI={uri} " if hide_secrets(uri) == uri else ""
     path = result.path.absolute()
     kept = (
         f"They are kept with this run:\n\n```\n{store}mlflow artifacts download -r {run_id} -a weights -d .\n"

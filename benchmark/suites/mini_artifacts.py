@@ -16,6 +16,7 @@ from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, home
+from backbones.utils.locks import keep
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
@@ -138,11 +139,14 @@ class _Maker:
         manifest = await label_stage(request, stages.executor)
         cost = {f"label_{kind}": manifest["cost"][kind] for kind in ("seconds", "flops")}
         cost |= {f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")}
-        return home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}", cost
+        store = home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}"
+        keep(store)
+        return store, cost
 
     async def _expert(self, name: str) -> dict[str, Any]:
         stages, settings = self.stages, self.sizes.experts[name]
         out = _expert_folder(self.world, name, settings)
+        keep(out)
         if (out / "expert.json").is_file():
             return json.loads((out / "expert.json").read_text(encoding="utf-8"))
         inputs = ExpertTraining(name, self.world / "expert", out, settings, experiment=stages.experiment)
@@ -151,6 +155,7 @@ class _Maker:
     async def _train(self, recipe: Recipe, init: str, labels: Path | None, priority: int) -> TrainedWeights:
         stages = self.stages
         out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
+        keep(out)
         inputs = TrainingInputs(
             recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), experiment=stages.experiment
         )

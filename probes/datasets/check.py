@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.utils.errors import UserError, nearest
 from backbones.utils.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
+from probes.datasets.layouts import must_not_lead_astray
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes
-from probes.features.members import state_of
+from probes.features.members import of_status, state_of
 from probes.registry import DATASETS
 
-VERSION = 1  # raised whenever the checks change: old verdicts no longer count
+VERSION = 2  # raised whenever the checks change: old verdicts no longer count
 SPLITS: tuple[Split, ...] = ("train", "val")
 UNREADABLE_SHARE = 0.01  # more than this (and more than one sample) is an error
 AT_ONCE = 1000  # samples whose results are written down together
@@ -140,6 +143,7 @@ class Inventory:
         present: split → samples whose files are all there, in the official order.
         missing: split → files that are listed but not there.
         stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
+        links: where links lead → their relative path.
     """
 
     spec: DatasetSpec
@@ -147,6 +151,7 @@ class Inventory:
     present: dict[Split, list[Sample]] = field(default_factory=dict)
     missing: dict[Split, list[str]] = field(default_factory=dict)
     stats: list[tuple[str, int, int]] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split]) -> Inventory:
@@ -174,12 +179,27 @@ class Inventory:
         return inventory
 
     def noted(self, split: Split, path: str) -> bool:
+        """Whether a file is there. Raises ``UserError`` for one that is outside of the root, or that reading would not end of."""
+        where = f"{self.root}/{path}"
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UserError(f"{self.spec.name}: {path!r} is no place within {self.root}; mend the list that names it")
         try:
-            size, time, _ = state_of(f"{self.root}/{path}")
+            found = None if ".tar/" in path else os.lstat(where)  # a Path for each of a million files takes minutes
+            if found and S_ISLNK(found.st_mode):
+                found = os.stat(where)  # noqa: PTH116
+                must_not_lead_astray(self.root, path, is_folder=False)
+                target = os.path.realpath(where)
+                if (other := self.links.setdefault(target, path)) != path:
+                    raise UserError(f"{self.spec.name}: {path} and {other} are links to the same file; remove one")
+            size, time, _ = of_status(found) if found else state_of(where)  # of a member of a tar
+        except UserError:
+            raise
         except (OSError, ValueError):
             return False
+        if found and not S_ISREG(found.st_mode) and not S_ISDIR(found.st_mode):
+            raise UserError(f"{self.spec.name}: {path} in {self.root} is no regular file; remove it")
         self.stats.append((f"{split}:{path}", size, time))
-        return True
+        return found is None or S_ISREG(found.st_mode)
 
     def is_complete(self) -> bool:
         """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
@@ -208,6 +228,9 @@ class Inventory:
                     where = f"in both {other} and {split}" if other != split else f"listed twice in {split}"
                     raise UserError(f"{self.spec.name}: {sample.image} is {where}; mend the lists")
                 seen[sample.image] = split
+        for target, link in self.links.items():
+            if (image := os.path.relpath(target, os.path.realpath(self.root))) in seen:
+                raise UserError(f"{self.spec.name}: {link} is a link to {image}, which is listed too; remove one")
 
 
 class Journal:

@@ -7,7 +7,6 @@ whether the single files are there and readable is found out by ``probes.dataset
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -16,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from backbones.utils import files
 from backbones.utils.errors import UserError
 from probes.datasets.base import Lister, Sample, Split
 
@@ -40,7 +40,7 @@ def file(root: Path, *names: str) -> Path:
 def read_lines(path: Path) -> list[str]:
     """Lines of a list file, stripped, empty ones left out. Raises ``UserError`` when there is none or it is no text."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in files.read_utf8(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not (lines := [line for line in lines if line]):
@@ -51,9 +51,8 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path) -> Any:
     """Parsed JSON. Raises ``UserError`` with the place of the fault when it is broken."""
     try:
-        with path.open(encoding="utf-8") as stream:
-            return json.load(stream)
-    except (OSError, ValueError, RecursionError) as error:
+        return files.read_json(path, 1 << 33)  # COCO's training set has 450 MB
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from error
 
 
@@ -69,13 +68,40 @@ def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
 
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
-    """Files below the folder ``root / name`` (nested too, links followed), relative to it, sorted; hidden ones left out."""
+    """Files below the folder ``root / name`` (nested too), relative to it, sorted; hidden ones left out. Raises ``UserError`` for
+    a link to a folder that ``must_not_lead_astray``, and for a name that is no text."""
     top, found = folder(root, name), []
-    for directory, _, names in os.walk(top, followlinks=True):
+    for directory, folders, names in os.walk(top, followlinks=True):
         below = Path(directory).relative_to(top).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        for each in folders:
+            must_not_lead_astray(root, f"{name}/{prefix}{each}")
         found += [f"{prefix}{n}" for n in names if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")]
+    for each in found:
+        must_be_text(root, each)
     return sorted(found)
+
+
+def must_be_text(root: Path, name: str) -> None:
+    """Raises ``UserError`` for a file name that is not UTF-8: no list, hash or report can hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name {name!a} in {root} is not UTF-8; rename it") from None
+
+
+def must_not_lead_astray(root: Path, name: str, *, is_folder: bool = True) -> None:
+    """Raises ``UserError`` for a link that leads out of the dataset, or, to a folder, to where images are listed anyway: they
+    would be there twice, under another class. Only a folder directly in the root may be a link to anywhere."""
+    path = os.path.join(root, name)  # noqa: PTH118 – a Path for each of a million files takes minutes
+    if not os.path.islink(path):  # noqa: PTH114
+        return
+    target, whole, top = (Path(os.path.realpath(each)) for each in (path, root, Path(root, name.split("/")[0])))
+    if not (target.is_relative_to(whole) or target.is_relative_to(top)):
+        raise UserError(f"{path} is a link out of the dataset, to {target}; put what it stands for in its place")
+    listed = [top, *(Path(os.path.realpath(Path(root, part))) for part in ("train", "val"))]
+    if is_folder and any(target.is_relative_to(each) or each.is_relative_to(target) for each in listed):
+        raise UserError(f"{path} is a link to {target}, whose images are listed there already; remove it")
 
 
 def mirrored(images: str, targets: str, **parts: str) -> Lister:
@@ -105,6 +131,9 @@ def class_folders(root: Path, split_folder: str) -> list[str]:
     names = [entry.name for entry in folder(root, split_folder).iterdir() if entry.is_dir() and entry.name[0] != "."]
     if not names:
         raise UserError(f"{Path(root) / split_folder} has no class folders; expected {split_folder}/<class>/<image>")
+    for name in names:
+        must_be_text(root, name)
+        must_not_lead_astray(root, f"{split_folder}/{name}")
     return sorted(names)
 
 
@@ -117,5 +146,7 @@ def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[
             raise UserError(f"{Path(root) / split_folder / name} is not one of the {len(classes)} known classes; "
                             "remove the folder or put its training images beside the others")  # fmt: skip
         place = f"{split_folder}/{name}"
-        samples += [Sample(f"{place}/{image}", index[name]) for image in walk(root, place, IMAGE_SUFFIXES)]
+        if not (images := walk(root, place, IMAGE_SUFFIXES)):
+            raise UserError(f"{Path(root) / place} has no images; put some there, or remove the folder")
+        samples += [Sample(f"{place}/{image}", index[name]) for image in images]
     return samples

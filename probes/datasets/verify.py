@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from backbones.utils.coco_masks import wrong_mask
 from backbones.utils.errors import UserError
 from backbones.utils.files import canonical
 from probes.datasets.base import DatasetSpec, Sample, Split
@@ -178,11 +179,12 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
 
 
 def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """The box lies in the image (a pixel or two of rounding allowed), the mask has the image's size."""
+    """The box lies in the image (a pixel or two of rounding allowed), the mask is one of this image."""
     x, y, width, height = (float(value) for value in annotation["bbox"])
     inside = x >= -2 and y >= -2 and x + width <= size[0] + 2 and y + height <= size[1] + 2
     if not (inside and width >= 0 and height >= 0):  # a NaN is never inside
         raise UserError(f"{name} has box {annotation['bbox']} outside its image of {by(size)}")
-    mask = annotation.get("segmentation")
-    if isinstance(mask, dict) and list(mask["size"]) != [size[1], size[0]]:
-        raise UserError(f"{name} has a mask of {by((mask['size'][1], mask['size'][0]))} in an image of {by(size)}")
+    if wrong := wrong_mask(annotation.get("segmentation"), size[1], size[0]):
+        raise UserError(f"{name} has {wrong}")
+    if not 0 <= float(annotation["area"]) < float("inf"):
+        raise UserError(f"{name} has area {annotation['area']}")

@@ -140,7 +140,7 @@ def read_normals(path: str) -> np.ndarray:
 
     A stored vector shorter than a half (which has no direction to speak of) counts as unknown too.
     """
-    stored = cv2.imread(path, cv2.IMREAD_COLOR)
+    stored = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if stored is None:
         raise UserError(f"cannot read normal map {path}; it must be an 8-bit RGB PNG")
     stored = cv2.cvtColor(stored, cv2.COLOR_BGR2RGB)

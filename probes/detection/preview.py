@@ -12,6 +12,7 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
+from backbones.utils.images import to_rgb
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 IMAGES = 6
@@ -47,7 +48,7 @@ def draw_preview(
 
     def drawn(image: int, side: int) -> dict[str, np.ndarray]:
         with Image.open(Path(root, images[image])) as opened:
-            picture = opened.convert("RGB")
+            picture = to_rgb(opened)
         objects = {"image": [], "truth": truth.imgToAnns[image], "prediction": shown(of_image[image])}
         pictures = {}
         for role, found in objects.items():

@@ -22,7 +22,7 @@ SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of members that are found
 def read_bytes(path: Path | str) -> bytes:
     """The content of a file or a member. Raises ``OSError``; ``UserError`` where the tar is damaged."""
     if (where := _place(str(path))) is None:
-        return Path(path).read_bytes()
+        return files.read_whole(path)
     tar, offset, size = where
     return read_member(tar, tar_identity(tar)[2], offset, size)
 

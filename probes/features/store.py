@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from torch import Tensor
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, home, read_object, replacing, sha256_file, write_json
-from backbones.utils.locks import locked
+from backbones.utils.locks import is_held, leave, locked, reading
 from probes.features import budget
 from probes.features.content_hashes import memory, remember, remembered
 from probes.features.members import State, state_of
@@ -179,7 +177,7 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
         if manifest is None or (made and verify(folder, manifest)):
             raise RuntimeError(f"{folder} was made and is not whole: is something else writing there?")
         budget.touch(folder)
-        return Store(folder, manifest, reading(folder), notes)
+        return Store(folder, manifest, reading(folder / "readers"), notes)
 
 
 def _make(key: CacheKey, build: Builder) -> None:
@@ -290,40 +288,9 @@ def lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def reading(folder: Path) -> FileLock:
-    """A lock of a reader's own: what is locked in ``readers`` is in use. The caller holds the store's lock.
-
-    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
-    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
-    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
-    """
-    path = folder / "readers" / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
-    path.parent.mkdir(exist_ok=True)
-    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-    lock.acquire()
-    return lock
-
-
-def leave(lock: FileLock) -> None:
-    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the lock is its parent's."""
-    if lock.is_locked:
-        Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
-        lock.release()
-
-
 def in_use(folder: Path) -> bool:
     """Whether a process has the store open. The caller holds the store's lock."""
-    return any(map(_is_held, (folder / "readers").glob("*.lock")))
-
-
-def _is_held(reader: Path) -> bool:
-    lock = FileLock(reader, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except OSError:  # ``Timeout`` among them
-        return True
-    lock.release()
-    return False
+    return any(map(is_held, (folder / "readers").glob("*.lock")))
 
 
 def room() -> int:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from backbones.base import Backbone, DataConfig
 from backbones.cliptex.cost import count_flops
 from backbones.utils.errors import NonFiniteLoss, UserError
+from backbones.utils.images import to_rgb
 from probes.base import Context
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeRun
@@ -143,7 +144,7 @@ class Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(opened(self.path(index))) as image:
-            rgb = image.convert("RGB")
+            rgb = to_rgb(image)
         return self.transform(rgb)
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:

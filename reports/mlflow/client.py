@@ -7,8 +7,10 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +20,8 @@ from typing import Any
 from filelock import BaseFileLock, FileLock
 
 from reports.errors import TrackingError
+from reports.mlflow import heartbeat
+from reports.secrets import hide_quoted, hide_secrets, remember
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 PREFIX = "cliptex."  # of our own tags as MLflow has them; everywhere else they are named without it
@@ -32,9 +36,10 @@ def tracking_uri(given: str | None = None) -> str:
         TrackingError: a file store (``./mlruns`` or ``file:…``), which MLflow 3.13 and later refuse to write.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    remember(uri)
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
-            f"{uri!r} is no MLflow database or server (file stores are refused since MLflow 3.13); "
+            f"{hide_quoted(uri)!r} is no MLflow database or server (file stores are refused since MLflow 3.13); "
             "use sqlite:///FILE.db, postgresql://… or http://…"
         )
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
@@ -67,7 +72,7 @@ class Client:
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
-        self._shown = hide_password(uri)
+        self._shown = hide_quoted(uri)
 
     def __getattr__(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -77,7 +82,7 @@ class Client:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
-                return method(*args, **kwargs)
+                return method(*map(_public, args), **{name: _public(value) for name, value in kwargs.items()})
             except MlflowException as error:
                 if error.error_code in CALLERS_FAULT:
                     raise
@@ -135,6 +140,19 @@ def _without_prefix(tags: dict[str, str]) -> None:
         tags[name.removeprefix(PREFIX)] = tags.pop(name)
 
 
+def _public(value: Any) -> Any:
+    """An argument without secrets: text, tags and params, and lists and mappings of them."""
+    from mlflow.entities import Param, RunTag
+
+    if isinstance(value, str):
+        return hide_secrets(value)
+    if isinstance(value, Param | RunTag):
+        return type(value)(value.key, hide_secrets(value.value))
+    if isinstance(value, dict):
+        return {key: _public(each) for key, each in value.items()}
+    return [_public(each) for each in value] if isinstance(value, list) else value
+
+
 def connect(uri: str) -> Client:
     """A client on the store at ``uri``, which is made and migrated when it is a new database.
 
@@ -144,13 +162,17 @@ def connect(uri: str) -> Client:
     # Telemetry would reach for the network; a missing server must be said in seconds, not after MLflow's minutes of retries.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar a file
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool" if uri.startswith("sqlite") else "QueuePool")
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it logs each error that is raised, and said here
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         with _one_at_a_time(uri):  # two processes that make the same new database break each other's migration
+            _make_database(uri)
             _check_database(uri)
             client = Client(uri)
             client._client.search_experiments(max_results=1)
@@ -158,8 +180,8 @@ def connect(uri: str) -> Client:
         raise
     except Exception as error:
         raise TrackingError(
-            f"cannot use the MLflow store at {hide_password(uri)}: {_first_line(error)}; "
-            "start the server or give another --tracking-uri"
+            f"cannot use the MLflow store at {hide_quoted(uri)}: {_first_line(error)}; "
+            f"{'mend it' if uri.startswith('sqlite') else 'start the server'} or give another --tracking-uri"
         ) from error
     return client
 
@@ -167,6 +189,19 @@ def connect(uri: str) -> Client:
 def _one_at_a_time(uri: str) -> BaseFileLock:
     """A lock among this user's processes on this machine that open the same store."""
     name = hashlib.sha256(f"{Path.cwd()} {uri}".encode()).hexdigest()[:16]
+    return FileLock(_own_folder() / f"mlflow-{name}.lock", fallback_to_soft=False)
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder. What processes of this machine leave that are killed goes with the next one."""
+    here = hashlib.sha256(heartbeat.machine().encode()).hexdigest()[:8]
+    for left in _own_folder().glob(f"scratch-{here}-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"scratch-{here}-{os.getpid()}-", dir=_own_folder())
+
+
+def _own_folder() -> Path:
     folder = Path(tempfile.gettempdir(), f"cliptex-{os.getuid()}")  # where everybody may write, so: is it really ours?
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -174,7 +209,22 @@ def _one_at_a_time(uri: str) -> BaseFileLock:
         raise TrackingError(
             f"{folder} is no folder that only you can write; remove it, or set TMPDIR to a folder of your own"
         )
-    return FileLock(folder / f"mlflow-{name}.lock", fallback_to_soft=False)
+    return folder
+
+
+def _make_database(uri: str) -> None:
+    """A database file that is not there yet is made beside its place: MLflow cannot go on with one that was killed half made."""
+    from mlflow.tracking import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:////") or "?" in uri or path.exists() or not path.parent.is_dir():
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")  # MLflow remembers each
+    try:
+        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_database(uri: str) -> None:
@@ -183,7 +233,7 @@ def _check_database(uri: str) -> None:
         return
     if (schema := database_schema(uri)) and schema not in known_schemas():
         raise TrackingError(
-            f"{hide_password(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or use another store"
+            f"{hide_quoted(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or use another store"
         )
 
 
@@ -228,14 +278,7 @@ def metric_name(key: str, known: Iterable[str] = ()) -> str:
     return next((name for name in known if metric_key(name) == key), re.sub(r"(?<=R)_at_(?=\d+$)", "@", key))
 
 
-def hide_password(uri: str) -> str:
-    """``uri`` fit for printing."""
-    uri = re.sub(r"(?i)([?&](?:ssl)?password=)[^&]*", r"\1***", uri)
-    scheme, _, rest = uri.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}:***@{host}" if at and ":" in user else uri
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    told = next((line for line in lines if re.match(r"\([\w.]+\) ", line)), lines[0])  # (sqlite3.OperationalError) …
+    return hide_quoted(told)[:200]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.errors import TrackingError, instead
 from reports.metrics import Metric, declared
-from reports.mlflow.client import PREFIX, connect, metric_key, metric_name, tag_key, tracking_uri
+from reports.mlflow.client import PREFIX, connect, metric_key, metric_name, scratch, tag_key, tracking_uri
 
 PAGE = 1000  # runs a request
 THREADS = 8  # requests at the same time
@@ -107,7 +107,7 @@ class Store:
         if database and database != "/:memory:" and not Path(database.removeprefix("/")).exists():
             raise TrackingError(f"there is no MLflow store at {self.uri}; run something first, or give --tracking-uri")
         self.client = connect(self.uri)
-        self._scratch = TemporaryDirectory(prefix="cliptex-report-")
+        self._scratch = scratch()
         self._listed: dict[tuple[str, str], set[str]] = {}
 
     def experiments(self) -> dict[str, str]:

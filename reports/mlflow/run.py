@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import tempfile
 import threading
 import time
 from asyncio import CancelledError
@@ -22,8 +21,9 @@ from typing import Any
 
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
-from reports.mlflow.client import connect, metric_key, tag_key, tracking_uri
+from reports.mlflow.client import connect, metric_key, scratch, tag_key, tracking_uri
 from reports.mlflow.environment import provenance
+from reports.secrets import hide_quoted, hide_secrets
 
 FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
@@ -166,7 +166,7 @@ class Tracker:
                 status, reason = "KILLED", "interrupted"
             else:
                 status = getattr(error, "run_status", "FAILED")  # KILLED for what was stopped on purpose
-                reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+                reason = hide_quoted(f"{type(error).__name__}: {error}".strip().splitlines()[0])[:400]
             with contextlib.suppress(Exception):  # the first error is the one to show
                 run.flush()
             with contextlib.suppress(Exception):
@@ -230,7 +230,7 @@ class Run:
     def fail(self, reason: str) -> None:
         """The run will end FAILED though its block ends well: a part of it broke."""
         self.status = "FAILED"
-        self.set_tags({FAILURE_TAG: reason})
+        self.set_tags({FAILURE_TAG: hide_quoted(reason)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """A few short parameters (values are cut at MLflow's 500 characters)."""
@@ -277,7 +277,7 @@ class Run:
             name=PurePath(name).name,
             digest=digest[:36],
             source_type="local",
-            source=json.dumps({"uri": source}),
+            source=hide_secrets(json.dumps({"uri": source})),
             profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
         )
         self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
@@ -303,9 +303,9 @@ class Run:
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` (may contain slashes)."""
         folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / file
-            path.write_text(text, encoding="utf-8")
+        with scratch() as place:
+            path = Path(place, file)
+            path.write_text(hide_secrets(text), encoding="utf-8", errors="backslashreplace")
             self.log_file(path, folder or None)
 
     def log_json(self, value: Any, name: str) -> None:

@@ -91,7 +91,7 @@ def csv_values(report: Report) -> dict[str, str]:
             frames["pairs.csv"] = pd.DataFrame([vars(pair) for pair in report.pairs.values()])
     for study in report.studies:
         frames[f"study-{re.sub('[^A-Za-z0-9_.-]', '-', study.name)}.csv"] = study_frame(study)
-    return {name: frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+    return {name: frame.map(_no_formula).to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
 
 
 def _grid(table: Table, shown: Callable[[Number], str], escape: Callable[[str], str] = str) -> pd.DataFrame:
@@ -107,26 +107,33 @@ def _grid(table: Table, shown: Callable[[Number], str], escape: Callable[[str], 
 
 def markdown(report: Report) -> str:
     """Verdict, notes and tables."""
-    lines = [f"# {report.title}", "", report.subtitle, "", f"**{report.verdict.headline}**", ""]
-    lines += [f"* {line}" for line in report.verdict.lines] + [""]
+    lines = [f"# {_plain(report.title)}", "", _plain(report.subtitle), "", f"**{_plain(report.verdict.headline)}**", ""]
+    lines += [f"* {_plain(line)}" for line in report.verdict.lines] + [""]
     if report.notes:
-        lines += ["## Caveats", "", *(f"* {note}" for note in report.notes), ""]
+        lines += ["## Caveats", "", *(f"* {_plain(note)}" for note in report.notes), ""]
     if report.overview:
-        overview = _grid(report.overview, _markdown_cell)
+        overview = _grid(report.overview, _markdown_cell, _plain)
         if len(overview) <= ACROSS:
             overview = overview.T
         lines += ["## At a glance", "", *_markdown(_flat(overview)), ""]
         lines += [
-            f"Value, 95 % interval, seeds (N: images); then the difference to {report.baseline} (intervals hold together at "
-            "95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better than all others.",
+            f"Value, 95 % interval, seeds (N: images); then the difference to {_plain(report.baseline)} (intervals hold together "
+            "at 95 %): ▲ better, ▼ worse, = undecided, ? no interval or fewer than 20 images. Bold: better than all others.",
             "",
         ]
-        lines += ["## What these images and seeds can tell apart", "", *(f"* {line}" for line in report.power), ""]
+        lines += [
+            "## What these images and seeds can tell apart",
+            "",
+            *(f"* {_plain(line)}" for line in report.power),
+            "",
+        ]
     for table in report.tables:
-        lines += [f"## {table.title}", "", *_markdown(_flat(_grid(table, _markdown_cell))), ""]
+        lines += [f"## {_plain(table.title)}", "", *_markdown(_flat(_grid(table, _markdown_cell, _plain))), ""]
     for study in report.studies:
-        lines += [f"## λ search: {study.name}", "", study.headline, "", *_markdown(study_frame(study)), ""]
-        lines += [*_markdown(summary_frame(study)), ""] if study.summary else []
+        lines += [f"## λ search: {_plain(study.name)}", "", _plain(study.headline), ""]
+        for frame in (study_frame(study), summary_frame(study) if study.summary else None):
+            if frame is not None:
+                lines += [*_markdown(frame.map(lambda one: _plain(_text(one))).rename(columns=_plain)), ""]
     return "\n".join(lines)
 
 
@@ -137,9 +144,18 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _markdown(frame: pd.DataFrame) -> list[str]:
-    plain = [[_text(one).replace("|", "\\|").replace("\n", " ") for one in row] for row in frame.to_numpy(object)]
-    rows = [list(frame.columns), ["---", *["---:"] * (frame.shape[1] - 1)], *plain]
+    rows = [list(frame.columns), ["---", *["---:"] * (frame.shape[1] - 1)], *frame.to_numpy(object).tolist()]
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _no_formula(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _text(value: object) -> str:
@@ -151,7 +167,7 @@ def _text(value: object) -> str:
 
 def _markdown_cell(cell: Number) -> str:
     if cell.missing:
-        return f"– ({cell.missing})"
+        return _plain(f"– ({cell.missing})")
     value = f"**{cell.text}**" if cell.best else cell.text
     told = f"{value} {cell.interval} ({cell.seeds} seeds)".replace("  ", " ")
     return f"{told}; {cell.change}" if cell.change else told

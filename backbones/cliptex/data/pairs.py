@@ -53,11 +53,13 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None,
         if is_remote(text):
             raise UserError(f"a table is read on this machine, with its images: copy {shown(text)}, or give tar shards")
         return TablePairs(Path(text))
-    if Path(text).is_dir():
-        text = f"{glob.escape(text)}/*.tar"
     paths: list[Path | str] = []
+    if Path(text).exists():  # as it is named, whatever braces that has
+        paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
+        if not paths:
+            raise UserError(f"no pairs match {text}/*.tar; give tar shards, their folder, or a .csv or .tsv file")
     try:
-        patterns = expand_urls(text)
+        patterns = [] if paths else expand_urls(text)
     except ValueError as error:  # braceexpand's UnbalancedBracesError
         raise UserError(
             f"--pairs {text!r} is no pattern of shards ({error}); write it as 'cc3m/{{00000..00331}}.tar'"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from backbones.cliptex.data.remote import RemoteFile
 from backbones.utils.errors import UserError
+from backbones.utils.images import to_rgb
 
 MAX_BAD_SHARE = 0.01
 HASHED_WHOLE_BYTES = 1 << 29
@@ -77,7 +78,7 @@ def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = Tr
         with Image.open(io.BytesIO(data)) as image:
             if short_side:
                 image.draft("RGB", (short_side * 2, short_side * 2))
-            decoded = image.convert("RGB")
+            decoded = to_rgb(image)
             if short_side and exact and min(decoded.size) > short_side:
                 scale = short_side / min(decoded.size)
                 size = (max(short_side, round(decoded.width * scale)), max(short_side, round(decoded.height * scale)))

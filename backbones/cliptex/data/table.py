@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from pathlib import Path
 
 from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, MAX_BAD_SHARE, BadPair, Pair, PairSource, Shard
 from backbones.utils.errors import UserError
+from backbones.utils.files import open_regular, read_whole
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")
@@ -38,7 +40,7 @@ class TablePairs(PairSource):
             digest.update(f"{name}|{size}|{caption}\n".encode())
         if sum(sizes) <= HASHED_WHOLE_BYTES:
             for name, size in zip(self._paths, sizes, strict=True):
-                digest.update((self._root / name).read_bytes() if size >= 0 else b"missing")
+                digest.update(read_whole(self._root / name) if size >= 0 else b"missing")
         self.fingerprint = digest.hexdigest()[:32]
 
     def key(self, index: int) -> str:
@@ -47,21 +49,17 @@ class TablePairs(PairSource):
     def __getitem__(self, index: int) -> Pair:
         shard = self.shards[self.place_of(index)]
         path = self._root / self._paths[index]
-        if not path.is_file():  # a pipe would never end, and a name with a NUL is none
-            raise BadPair(f"there is no file {self._paths[index]!r}")
         try:
-            image = path.read_bytes()
+            image = read_whole(path)
         except OSError as error:
-            raise BadPair(f"cannot read {self._paths[index]} ({error.strerror})") from error
+            raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
         return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
 
 
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Image paths, captions and unique keys of a table."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise UserError(f"{path} is no file; --pairs takes a .csv or .tsv file, or tar shards")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+    try:  # spreadsheets write a byte order mark
+        with io.TextIOWrapper(open_regular(path, 1 << 35), newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header = rows.fieldnames or []
             image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
@@ -84,6 +82,10 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
                 captions.append(caption.strip())
     except FileNotFoundError:
         raise UserError(f"no pairs at {path}; check --pairs") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); --pairs takes a .csv or .tsv file, or tar shards"
+        ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
     if not images:

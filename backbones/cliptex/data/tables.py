@@ -5,16 +5,16 @@ All processes of a machine share their pages, and opening one costs the same wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from backbones.utils.files import content_key, home, replacing, write_json
+from backbones.utils.files import content_key, home, read_object, replacing, write_json
 from backbones.utils.locks import lock_file, locked
 
+ARRAYS = "arrays"  # a fact of each table: their names
 Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
 
 
@@ -47,15 +47,23 @@ def kept_table(kind: str, what: Any, make: Callable[[], Made], waiting: Callable
     key = content_key(what, 32)
     file = home() / kind / f"{key}.json"
     if waiting is None:
-        if file.is_file():
-            return Table(file, json.loads(file.read_text(encoding="utf-8")))
-        arrays, facts = make()
-        return Table(file, facts, arrays)
+        return _kept(file) or Table(file, *reversed(make()))
     with locked(lock_file(kind, key), waiting):
-        if not file.is_file():
+        if (kept := _kept(file)) is None:
             arrays, facts = make()
             for name, array in arrays.items():
                 with replacing(file.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as out:
                     np.save(out, array)
-            write_json(file, facts)
-    return Table(file, json.loads(file.read_text(encoding="utf-8")))
+            write_json(file, {**facts, ARRAYS: sorted(arrays)})
+    return kept or Table(file, facts)
+
+
+def _kept(file: Path) -> Table | None:
+    """The table in a file; None where there is none, or one that is cut or damaged."""
+    table = Table(file, read_object(file))
+    try:
+        for name in table.facts[ARRAYS]:
+            table[name]  # which maps it: its header and its size are looked at
+    except (KeyError, TypeError, ValueError, OSError, EOFError):
+        return None
+    return table

@@ -11,9 +11,11 @@ import io
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -77,9 +79,8 @@ def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = 
     """
     identity = tar_identity(path)
     cached = home() / "tar-index" / f"{content_key([*identity, VERSION, *suffixes])}.npz"
-    if cached.is_file():
-        with np.load(cached, allow_pickle=False) as arrays:
-            return TarIndex(arrays["keys"], arrays["places"])
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(cached, allow_pickle=False) as arrays:
+        return TarIndex(arrays["keys"], arrays["places"])  # unless there is none, or one that is cut
     with path.open("rb") as file:
         samples = _walk(file, str(path), identity[1])
     keys = np.array([key.encode() for key in samples], dtype=np.bytes_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun
 from backbones.utils.errors import UserError, first_line
-from backbones.utils.files import replacing, write_json
+from backbones.utils.files import read_json, replacing, write_json
 
 BACKGROUND = "background"
 IGNORE = 255  # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
@@ -147,7 +146,7 @@ def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
     """``expert.json`` of a folder that ``Expert.save`` wrote. Raises ``UserError``."""
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         found = config["name"]
     except FileNotFoundError:
         raise UserError(

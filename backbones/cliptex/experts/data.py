@@ -7,7 +7,6 @@ centred square and brought to one size.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
+from backbones.utils.coco_masks import wrong_mask
 from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from backbones.utils.files import content_key, read_json
+from backbones.utils.images import to_rgb
 
 Split = Literal["train", "val"]
 IGNORE = 255
@@ -115,7 +116,7 @@ class ExpertData:
         sample = self.samples[index]
         try:
             with Image.open(sample.path) as image:
-                picture = square(np.asarray(image.convert("RGB")), self.size, Image.Resampling.BICUBIC)
+                picture = square(np.asarray(to_rgb(image)), self.size, Image.Resampling.BICUBIC)
             target = square(sample.truth(), self.size, Image.Resampling.NEAREST)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {sample.path} or its truth ({error}); repair or remove it") from error
@@ -171,11 +172,14 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
     """Class names (``background`` first) and all images of a COCO folder's split. Raises ``UserError``."""
     path = root / COCO[split]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, 1 << 32)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         for annotation in content["annotations"]:
+            if wrong := wrong_mask(annotation["segmentation"], *sizes[annotation["image_id"]]):
+                raise UserError(f"{path} annotation {annotation.get('id')} has {wrong}")
             of_image[annotation["image_id"]].append(
                 {
                     "segmentation": annotation["segmentation"],
@@ -189,7 +193,9 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
             for image in content["images"]
         ]
         names = ("background", *(str(category["name"]) for category in categories))
-    except (KeyError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a COCO instance file ({error!r})") from error
     if not images:
         raise UserError(f"{path} lists no images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from backbones.cliptex.experts.midas import from_midas
 from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.tasks.depth import depth_loss
 from backbones.utils.errors import UserError, first_line
+from backbones.utils.files import read_json
 
 STRIDES = (4, 8, 16, 32)
 
@@ -208,7 +208,7 @@ class DPT(Expert):
     def pretrained_settings(cls, source: str, size: int) -> DPTSettings:
         """Statistics of the input from the folder's ``preprocessor_config.json``; else 0.5 (as MiDaS's DPT)."""
         path = Path(source) / "preprocessor_config.json"
-        given: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        given: Mapping[str, Any] = read_json(path) if path.is_file() else {}
         return DPTSettings(
             size=size,
             mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),

@@ -20,6 +20,7 @@ from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
 from backbones.utils.errors import UserError
+from backbones.utils.files import read_whole
 
 VERSION = 1
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's
@@ -153,5 +154,5 @@ def _digest(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for key, path in sorted(files.items()):
         digest.update(f"{key}\n".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_whole(path)).digest())
     return digest.hexdigest()[:32]

@@ -9,14 +9,13 @@ Both are written beside their place and renamed, the second last: a shard withou
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from webdataset import TarWriter
 
-from backbones.utils.files import replacing, sha256_file, write_json
+from backbones.utils.files import read_json, replacing, sha256_file, write_json
 
 VERSION = 3  # 1 had normals with y down, 2 a format of its own
 
@@ -108,7 +107,7 @@ def read_summary(root: Path, name: str) -> dict[str, Any] | None:
     """What was said of a shard when it was finished; None when it was not. Its tar is not looked at."""
     path = summary_path(tar_path(root, name))
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         return {**summary, "name": name} if summary["sha256"] else None
     except FileNotFoundError:
         return None

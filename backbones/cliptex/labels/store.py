@@ -10,7 +10,6 @@ Where the labels lie is a table that all processes of a machine share; see ``dat
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,7 +32,7 @@ from backbones.cliptex.labels.shards import (
 )
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, write_json
+from backbones.utils.files import content_key, read_json, write_json
 
 MANIFEST = "manifest.json"
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56, of at least nine tenths of
@@ -253,7 +252,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     _refuse_older(root)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if manifest["version"] == VERSION:
             for shard in manifest["shards"]:
                 shard["name"], shard["sha256"], shard["bytes"], shard["pairs"]

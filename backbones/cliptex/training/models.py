@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from backbones.base import DataConfig, state_sha256
 from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
 from backbones.utils.errors import UserError, nearest
+from backbones.utils.files import read_json
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose ImageNet weights
 # (``--init imagenet``) are installed with this project. A ViT from nothing learns no shapes from so few pairs. Most of
@@ -137,7 +137,7 @@ def _model_config(name: str) -> dict[str, Any]:
         return deepcopy(MODELS[name])
     if name.endswith(".json"):
         try:
-            config = json.loads(Path(name).read_text(encoding="utf-8"))
+            config = read_json(name, 1 << 20)
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"model config {name} cannot be read: {error}") from error

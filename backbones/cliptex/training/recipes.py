@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
 from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import content_key
+from backbones.utils.files import content_key, read_json, read_utf8
 from backbones.utils.overrides import fields_of, parse_pairs, read_value, with_changes
 
 VERSION = 2  # raised whenever the same recipe would give other weights; 1 resampled images twice
@@ -203,18 +202,17 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a JSON or TOML file, as ``find_recipe`` describes it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        settings = tomllib.loads(read_utf8(path)) if path.suffix == ".toml" else read_json(path)
     except OSError as error:
         raise UserError(f"cannot read recipe {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(settings, Mapping):
         raise UserError(f"recipe {path} must be a table of settings, such as lambda_seg = 0.1")
     settings = dict(settings)
-    base = settings.pop("recipe", "cliptex")
+    base = str(settings.pop("recipe", "cliptex"))
     if base not in RECIPES:
-        raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(str(base), RECIPES)}")
+        raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(base, RECIPES)}")
     # through text, so that a file's values are checked exactly as those of --set
     plain = {
         key: ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)

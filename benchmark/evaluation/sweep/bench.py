@@ -16,6 +16,7 @@ from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
 from backbones.utils.errors import nearest
 from backbones.utils.files import content_key, home
+from backbones.utils.locks import keep
 from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
@@ -175,6 +176,7 @@ class Bench:
             recipe, made.init, made.pairs, made.weights(recipe, labels), labels=(made.labels,) if labels else (),
             experiment=self.stages.experiment, parent=parent, pruning=pruning,
         )  # fmt: skip
+        keep(inputs.out)
         weights = await train_stage(inputs, self.stages.executor)
         config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
         units = [self.probing.cells(group, config, recipe.seed, parent) for group in self.probing.groups(self.tasks)]

@@ -21,8 +21,8 @@ from benchmark.evaluation.sweep.table import say, summary_text
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
-from reports.mlflow.client import hide_password
 from reports.mlflow.run import Run, Tracker
+from reports.secrets import hide_secrets
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives
@@ -68,13 +68,13 @@ async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor:
         "cells": len(sweep.space.cells()),
         "objectives": ",".join(o.name for o in sweep.objectives),
     }
-    tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_password(sweep.url)}
+    tags = {"study": sweep.name, "stage": "sweep", "suite": tracker.experiment, "storage": hide_secrets(sweep.url)}
     tags["directions"] = ",".join(f"{objective.name}:{objective.sign:+d}" for objective in sweep.objectives)
     with sole_driver(sweep):
         earlier = tracker.known(sweep.metadata.get("mlflow", {}).get("run"))
         resume = earlier.info.run_id if earlier else None
         with tracker.run(f"sweep {sweep.name}", tags=tags, params=params, resume=resume) as parent:
-            where = {"uri": hide_password(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
+            where = {"uri": hide_secrets(tracker.uri), "experiment": tracker.experiment, "run": parent.id}
             sweep.note("mlflow", where)
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()

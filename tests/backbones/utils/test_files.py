@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from backbones.utils.errors import UserError, users_line
-from backbones.utils.files import replacing, write_text
+from backbones.utils.files import (
+    UnfitFile,
+    home,
+    open_regular,
+    read_json,
+    read_whole,
+    replacing,
+    sha256_file,
+    write_text,
+)
 
 
 def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
@@ -50,7 +59,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_a_place_that_is_a_folder_is_one_line(tmp_path):
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*a.txt: Is a directory"):
+    with pytest.raises(UserError, match=r"a.txt is a folder; name a file"):
         write_text(tmp_path / "a.txt", "x")
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
@@ -117,3 +126,58 @@ def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
     first, second = RuntimeError(), RuntimeError()
     first.__cause__, second.__cause__ = second, first
     assert users_line(first) is None
+
+
+@pytest.mark.parametrize("name", ["pipe", "link", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_is_no_file_is_never_replaced(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    path = tmp_path / name
+    before = path.lstat()
+    with pytest.raises(UserError, match=r"no regular file|no place for a file"):
+        write_text(path, "x")
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    for text in ("made", "replaced"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_text() == text
+
+
+@pytest.mark.parametrize("read", [open_regular, read_whole, read_json, sha256_file])
+def test_only_files_are_read_and_none_without_end(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(UnfitFile, match=f"cannot read {path}: it is no regular file") as caught:
+            read(path)
+        assert users_line(caught.value) == str(caught.value)
+    with pytest.raises(OSError, match="no file has such a name"):
+        read(tmp_path / "a\0b")
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)  # of zeros, on no disk
+    with pytest.raises(UnfitFile, match="larger than 1024 MiB"):
+        read_whole(tmp_path / "large")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "deep")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ELOOP])
+def test_a_file_that_cannot_be_had_is_one_line_and_a_bug_is_none(number):
+    error = OSError(number, os.strerror(number), "/data/weights")
+    assert users_line(error) == f"cannot use /data/weights: {os.strerror(number)}; mend that, or name another file"
+    assert users_line(OSError(number, os.strerror(number))) is None  # of what, nobody knows
+
+
+def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", "~nosuch/cliptex")
+    with pytest.raises(UserError, match="~nosuch/cliptex: Could not determine home directory; name a folder in full"):
+        home()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -93,3 +95,32 @@ def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
         assert "work/one is in use and stays" in shown and "removed work/two" in shown
         assert (home / "work/one/training-state.pth").exists() and not (home / "work/two").exists()
     assert main(["cache", "rm", "--kind", "work"]) == 0 and not (home / "work/one").exists()
+
+
+def test_what_another_process_uses_stays_until_it_ends(capsys, home):
+    """The world and the weights of a run, whose units look at them again and again."""
+    used = [str(home / "mini" / name) for name in ("abc", "later")]
+    code = "import sys; from pathlib import Path; from backbones.utils.locks import keep\n"
+    code += f"for each in {used!r}: keep(Path(each))\nprint(1, flush=True); sys.stdin.read()"
+    user = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert user.stdout.read(1) == b"1"
+    for words in ([], ["--dry-run"]):
+        assert main(["cache", "rm", "mini/abc", *words]) == 1
+        assert "mini/abc is in use and stays" in capsys.readouterr().out and (home / "mini/abc/picture.png").exists()
+    user.kill()
+    user.wait()
+    assert main(["cache", "rm", "mini/abc", "--dry-run"]) == 0
+    assert "would remove mini/abc" in capsys.readouterr().out and (home / "mini/abc/picture.png").exists()
+    assert main(["cache", "rm", "mini/abc"]) == 0 and not (home / "mini/abc").exists()
+    assert not list((home / "users").iterdir())
+
+
+def test_a_dry_run_tells_features_in_use_from_others(capsys):
+    first, second = store(0), store(1)
+    first.close()
+    assert main(["cache", "rm", "--kind", "features", "--dry-run"]) == 1
+    shown = capsys.readouterr().out
+    assert (
+        f"would remove features/{first.folder.name}" in shown and f"{second.folder.name} is in use and stays" in shown
+    )
+    assert first.folder.exists() and second.folder.exists()

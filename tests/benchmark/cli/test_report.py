@@ -78,11 +78,11 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
         ),
         (["--study", "x"], "no study 'x' in the MLflow store; there are: none"),
         (["--format", "pdf"], "--format pdf: there are html, md, csv, latex"),
-        (["--format", ","], "--format names none"),
+        (["--format", ","], "',' names nothing"),
         (["--study", "x", "--baseline", "clip"], "--backbone, --task and --baseline do not go with it"),
         (["--tracking-uri", "sqlite:///nothing.db"], "there is no MLflow store at sqlite:///"),
         (["--ui-url", "localhost:5000"], "--ui-url 'localhost:5000' is no address"),
-        (["--out", "mlflow.db"], "--out mlflow.db is a file; name a folder"),
+        (["--out", "mlflow.db"], "--out: mlflow.db is a file; name a folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(here, capsys, words, message):

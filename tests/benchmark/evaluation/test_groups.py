@@ -49,7 +49,7 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
     while len(list((here / "home/work").glob("*/training-state.pth"))) < 2:
         assert victim.process.is_alive(), victim.said()
     victim.signal(signal.SIGTERM)
-    assert victim.end() == 130, victim.said()
+    assert victim.end() == 143, victim.said()
     assert [run.info.status for run in children("joint")] == ["KILLED", "KILLED"]
     assert main([*words, "--json", "joint.json"]) == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}

@@ -156,7 +156,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
     victim.wait_for(tmp_path / "home/work", "*/training-state.pth")
     victim.signal(number)
     if number == signal.SIGTERM:
-        assert victim.end() == 130
+        assert victim.end() == 143
         assert "Go on with: python -m benchmark run" in victim.said()
     else:
         assert victim.end() == -signal.SIGKILL

@@ -171,13 +171,13 @@ def test_a_pipe_or_a_name_that_no_file_has_is_said_at_once(tmp_path, kind):
     pipe = tmp_path / {"table": "out.csv", "shard": "out.tar", "image": "b.png"}[kind]
     os.mkfifo(pipe)
     if kind != "image":
-        with pytest.raises(UserError, match=r"out\.csv is no file|1 of 1 shards are missing"):
+        with pytest.raises(UserError, match=r"out\.csv \(it is no regular file\)|1 of 1 shards are missing"):
             open_pairs(pipe)
         return
     (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb.png,y\n")
     pairs = open_pairs(tmp_path / "t.csv")
     assert pairs[0].caption == "x"
-    with pytest.raises(BadPair, match=r"there is no file 'b\.png'"):
+    with pytest.raises(BadPair, match=r"cannot read 'b\.png' \(it is no regular file\)"):
         pairs[1]
 
 
@@ -187,7 +187,7 @@ def test_a_nul_in_a_name_is_said(tmp_path):
     (tmp_path / "a.png").write_bytes(toy.encode(toy.scene(0)[0]))
     (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb\0.png,y\n")
     pairs = open_pairs(tmp_path / "t.csv")
-    with pytest.raises(BadPair, match="there is no file"):
+    with pytest.raises(BadPair, match="no file has such a name"):
         pairs[1]
 
 
@@ -221,3 +221,26 @@ def test_real_pairs_are_the_same_in_every_layout(real_data):
     assert len(tar) == len(table) == len(open_pairs(folder / "train.tsv")) == 250
     assert [tar[i].caption for i in range(250)] == [table[i].caption.strip() for i in range(250)]
     assert all(tar[i].image == table[i].image for i in range(0, 250, 25))
+
+
+@pytest.mark.parametrize("kind", ["pair-index/*.json", "pair-index/*.npy", "tar-index/*.npz"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.97])
+def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, kind, keep):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    first = open_pairs(shards)
+    captions = [first[index].caption for index in range(len(first))]
+    (cut, *_) = sorted(tmp_path.glob(kind))
+    os.truncate(cut, int(cut.stat().st_size * keep))
+    if kind.startswith("tar"):
+        for table in (tmp_path / "pair-index").iterdir():
+            table.unlink()
+    again = open_pairs(shards)
+    assert [again[index].caption for index in range(len(again))] == captions and again.fingerprint == first.fingerprint
+    assert not open_pairs(shards, keep=False).skipped
+
+
+def test_braces_in_the_name_of_a_folder_are_its_own(tmp_path):
+    folder = tmp_path / "{a,b}[c]*"
+    toy.write_pairs(folder, 4, 2)
+    for name in (folder, next(folder.glob("*.tar"))):
+        assert len(open_pairs(name)) in (2, 4)

@@ -1,0 +1,49 @@
+"""Standard streams that hide secrets, whoever writes to them, and degrade what their encoding does not have."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from reports.secrets import hide_quoted
+
+
+class Discreet:
+    """A text stream without secrets; all else is that of ``stream``."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(hide_quoted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install() -> None:
+    """Make this process's streams so, to its end: what libraries and tracebacks say goes through them too."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # neither closed nor one of these already
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+            setattr(sys, name, Discreet(stream))
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """``install`` while the block runs."""
+    before = sys.stdout, sys.stderr
+    install()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
