@@ -17,8 +17,6 @@ from backbones.cliptex.training.recipes import subsets
 from backbones.registry import Entry, Family, Request, register, register_family
 from backbones.utils.errors import UserError
 
-# blocks of a 12-block ViT whose maps are read; what DINOv2 and DPT read of a ViT-B
-VIT_B_LAYERS = (2, 5, 8, 11)
 DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}  # its authors'; trained at 518
 
 
@@ -85,66 +83,40 @@ def build_from_checkpoint(request: Request) -> Backbone:
     )
 
 
-def _open_clip(name: str, about: str, licence: str, arch: str, pretrained: str, download: str, **settings: Any) -> None:
-    settings |= {"architecture": f"open_clip/{arch}", "pretrained": pretrained, "licence": licence}
-    register(Entry(name, about, licence, build_open_clip, settings, download))
-
-
-def _timm(name: str, about: str, licence: str, arch: str, download: str = "", **settings: Any) -> None:
-    settings |= {"architecture": f"timm/{arch}", "licence": licence}
-    register(Entry(name, about, licence, build_timm, settings, download))
-
-
 register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm))
 register_family(
     Family(
         "open_clip", "open_clip/ARCH[/PRETRAINED]", "any open_clip model; without PRETRAINED random", build_open_clip
     )
 )
-
 register_family(Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf))
 register_family(Family("hub", "hub/OWNER/REPO:ENTRY", "a torch.hub model; runs the repository's code", build_hub))
 
-_open_clip(
-    "clip", "CLIP ViT-B/16 trained on DataComp-1B (open_clip)", "MIT",
-    "ViT-B-16", "datacomp_xl_s13b_b90k", "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K", layers=VIT_B_LAYERS,
-)  # fmt: skip
-_open_clip(
-    "clip-openai", "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)", "MIT",
-    "ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai", layers=VIT_B_LAYERS,
-)  # fmt: skip
-_open_clip(
-    "siglip", "SigLIP ViT-B/16 (WebLI), sigmoid loss", "Apache-2.0",
-    "ViT-B-16-SigLIP", "webli", "timm/ViT-B-16-SigLIP", layers=VIT_B_LAYERS,
-)  # fmt: skip
-_timm(
-    "mae-b16", "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned", "CC-BY-NC-4.0",
-    "vit_base_patch16_224.mae", "timm/vit_base_patch16_224.mae", layers=VIT_B_LAYERS,
-)  # fmt: skip
-_timm(
-    "dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
-    "vit_base_patch14_dinov2.lvd142m", "timm/vit_base_patch14_dinov2.lvd142m", layers=VIT_B_LAYERS,
-    **DINO_EVALUATION,
-)  # fmt: skip
-_timm(
-    "deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0",
-    "deit3_base_patch16_224.fb_in1k", "timm/deit3_base_patch16_224.fb_in1k", layers=VIT_B_LAYERS,
-)  # fmt: skip
-_timm(
-    "beit-b16", "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k", "Apache-2.0",
-    "beitv2_base_patch16_224.in1k_ft_in22k", "timm/beitv2_base_patch16_224.in1k_ft_in22k", layers=VIT_B_LAYERS,
-)  # fmt: skip
-for _name, _about, _arch, _download in (
-    ("siglip2-b16", "SigLIP 2 ViT-B/16 (WebLI), 224 px", "ViT-B-16-SigLIP2", "timm/ViT-B-16-SigLIP2"),
-    ("siglip2-l16", "SigLIP 2 ViT-L/16 (WebLI), 256 px", "ViT-L-16-SigLIP2-256", "timm/ViT-L-16-SigLIP2-256"),
-):
-    _open_clip(_name, _about, "Apache-2.0", _arch, "webli", _download)
-for _name, _about, _arch, _download in (
-    ("pe-b16", "Perception Encoder (core) ViT-B/16, 224 px", "PE-Core-B-16", "timm/PE-Core-B-16"),
-    ("pe-l14", "Perception Encoder (core) ViT-L/14, 336 px", "PE-Core-L-14-336", "timm/PE-Core-L-14-336"),
-):
-    _open_clip(_name, _about, "Apache-2.0", _arch, "meta", _download)
-for _name, _about, _licence, _arch, _settings in (
+# name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four evenly spaced blocks are read
+for _name, _about, _licence, _arch, _tag, _download in (
+    ("clip", "CLIP ViT-B/16 trained on DataComp-1B (open_clip)", "MIT",
+     "ViT-B-16", "datacomp_xl_s13b_b90k", "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
+    ("clip-openai", "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)", "MIT",
+     "ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai"),
+    ("siglip", "SigLIP ViT-B/16 (WebLI), sigmoid loss", "Apache-2.0", "ViT-B-16-SigLIP", "webli", "timm/ViT-B-16-SigLIP"),
+    ("siglip2-b16", "SigLIP 2 ViT-B/16 (WebLI), 224 px", "Apache-2.0", "ViT-B-16-SigLIP2", "webli", "timm/ViT-B-16-SigLIP2"),
+    ("siglip2-l16", "SigLIP 2 ViT-L/16 (WebLI), 256 px", "Apache-2.0",
+     "ViT-L-16-SigLIP2-256", "webli", "timm/ViT-L-16-SigLIP2-256"),
+    ("pe-b16", "Perception Encoder (core) ViT-B/16, 224 px", "Apache-2.0", "PE-Core-B-16", "meta", "timm/PE-Core-B-16"),
+    ("pe-l14", "Perception Encoder (core) ViT-L/14, 336 px", "Apache-2.0", "PE-Core-L-14-336", "meta", "timm/PE-Core-L-14-336"),
+):  # fmt: skip
+    _settings: Mapping[str, Any] = {"architecture": f"open_clip/{_arch}", "pretrained": _tag, "licence": _licence}
+    register(Entry(_name, _about, _licence, build_open_clip, _settings, _download))
+
+# name, about, licence of the weights, timm's name with its tag, further settings
+for _name, _about, _licence, _arch, _more in (
+    ("mae-b16", "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned", "CC-BY-NC-4.0", "vit_base_patch16_224.mae", {}),
+    ("deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0", "deit3_base_patch16_224.fb_in1k", {}),
+    ("beit-b16", "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k", "Apache-2.0",
+     "beitv2_base_patch16_224.in1k_ft_in22k", {}),
+    ("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0", "resnet50.a1_in1k", {}),
+    ("dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
+     "vit_base_patch14_dinov2.lvd142m", DINO_EVALUATION),
     ("dinov2-l14", "DINOv2 ViT-L/14, self-distillation on LVD-142M", "Apache-2.0",
      "vit_large_patch14_dinov2.lvd142m", DINO_EVALUATION),
     ("dinov2-reg-b14", "DINOv2 ViT-B/14 with four registers", "Apache-2.0",
@@ -155,42 +127,35 @@ for _name, _about, _licence, _arch, _settings in (
      "vit_base_patch16_dinov3.lvd1689m", {}),
     ("dinov3-l16", "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M", "DINOv3 License",
      "vit_large_patch16_dinov3.lvd1689m", {}),
-    ("c-radio-b16", "C-RADIOv3 ViT-B/16, distilled from DINOv2, SigLIP 2 and SAM", "NVIDIA Open Model License",
+    ("c-radio-b16", "C-RADIOv3 ViT-B/16, distilled from several foundation models", "NVIDIA Open Model License",
      "vit_base_patch16_radio_v3.c_radio", {}),
-    ("c-radio-l16", "C-RADIOv3 ViT-L/16, distilled from DINOv2, SigLIP 2 and SAM", "NVIDIA Open Model License",
+    ("c-radio-l16", "C-RADIOv3 ViT-L/16, distilled from several foundation models", "NVIDIA Open Model License",
      "vit_large_patch16_radio_v3.c_radio", {}),
     ("aimv2-l14", "AIMv2 ViT-L/14, autoregressive on images and texts", "Apple Sample Code License",
      "aimv2_large_patch14_224.apple_pt", {}),
 ):  # fmt: skip
-    _timm(_name, _about, _licence, _arch, f"timm/{_arch}", **_settings)
-_FRANCA, _CAPI = "valeoai/Franca:v1.1.0", "facebookresearch/capi:main"
+    _settings = {"architecture": f"timm/{_arch}", "licence": _licence, **_more}
+    register(Entry(_name, _about, _licence, build_timm, _settings, f"timm/{_arch}"))
+
+# name, about, licence of the weights, torch.hub's repository and entry point, its arguments
 for _name, _about, _licence, _entry, _arguments in (
     ("franca-b14", "Franca ViT-B/14, nested clustering on ImageNet-21k", "Franca Research-Only RAIL",
-     f"{_FRANCA}:franca_vitb14", {"weights": "IN21K"}),
+     "valeoai/Franca:v1.1.0:franca_vitb14", {"weights": "IN21K"}),
     ("franca-l14", "Franca ViT-L/14, nested clustering on LAION-600M", "Franca Research-Only RAIL",
-     f"{_FRANCA}:franca_vitl14", {"weights": "LAION_518"}),
+     "valeoai/Franca:v1.1.0:franca_vitl14", {"weights": "LAION_518"}),
     ("capi-l14", "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M", "Apache-2.0",
-     f"{_CAPI}:capi_vitl14_lvd", {}),
+     "facebookresearch/capi:main:capi_vitl14_lvd", {}),
 ):  # fmt: skip
-    register(
-        Entry(
-            _name, _about, _licence, build_hub, {"entry": _entry, "model_args": _arguments, "licence": _licence},
-            f"github.com/{_entry.rpartition(':')[0]}",
-        )
-    )  # fmt: skip
-_timm("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0",
-      "resnet50.a1_in1k", "timm/resnet50.a1_in1k", layers=(1, 2, 3, 4))  # fmt: skip
-_timm(
-    "efficientnet-lite0", "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed", "Apache-2.0",
-    "tf_efficientnet_lite0", state=efficientnet_lite0_state, layers=(1, 2, 3, 4),
-)  # fmt: skip
+    _settings = {"entry": _entry, "model_args": _arguments, "licence": _licence}
+    register(Entry(_name, _about, _licence, build_hub, _settings, f"github.com/{_entry.rpartition(':')[0]}"))
 
-_RANDOM: Mapping[str, Any] = {"architecture": "timm/tf_efficientnet_lite0", "layers": (1, 2, 3, 4)}
-register(
-    Entry("random", "EfficientNet-Lite0 initialised from the seed: the lower baseline", "none", build_random, _RANDOM)
-)
+_about, _arch = "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed", "timm/tf_efficientnet_lite0"
+_settings = {"architecture": _arch, "licence": "Apache-2.0", "state": efficientnet_lite0_state}
+register(Entry("efficientnet-lite0", _about, "Apache-2.0", build_timm, _settings))
+_about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
+register(Entry("random", _about, "none", build_random, {"architecture": _arch}))
 
-_CHECKPOINT: Mapping[str, Any] = {"architecture": "open_clip/ViT-B-16", "layers": VIT_B_LAYERS}
+_CHECKPOINT: Mapping[str, Any] = {"architecture": "open_clip/ViT-B-16"}
 _TRAINED = {
     "clip-ft": "CLIP fine-tuned on the corpus with the contrastive loss alone",
     "cliptex": "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)",

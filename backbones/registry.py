@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from backbones.base import Backbone
+from backbones.base import Backbone, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, read_checkpoint
 from backbones.utils.errors import UserError
 from backbones.utils.plugins import Registry, of_type
@@ -43,6 +44,15 @@ class Request:
     checkpoint: Checkpoint | None = None
     random: bool = False
     seed: int = 0
+
+    def weights(self, state: dict[str, Tensor], source: str = "", licence: str = "unknown") -> Weights:
+        """The identity of what was built: the checkpoint's, that of a random initialisation, or of the library's own weights from
+        ``source``."""
+        if self.checkpoint is not None:
+            source, licence = str(self.checkpoint.path), self.checkpoint.licence
+        elif self.random or not source:
+            source, licence = f"random(seed={self.seed})", "none"
+        return Weights(source, state_sha256(state), licence)
 
 
 Builder = Callable[[Request], Backbone]

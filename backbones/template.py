@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Entry, Request
 from backbones.utils.errors import UserError
@@ -85,16 +85,13 @@ def build(request: Request) -> Backbone:
     if checkpoint is not None:  # ``--weights FILE``: read already, without unpickling, and free of NaN
         check_architecture(checkpoint, backbone.architecture)
         fit_state(backbone.model, checkpoint.state, path=checkpoint.path, architecture=backbone.architecture)
-        source, licence = str(checkpoint.path), checkpoint.licence
-    elif request.random:
-        source, licence = f"random(seed={request.seed})", "none"
-    else:
+    elif not request.random:
         # Decision 8: where its own weights come from: ``hub_file`` of backbones.adapters.hub for the Hugging Face hub (its errors
         # are lines for users). Say the licence of the weights, which need not be that of the code.
         raise UserError(
             f"{request.name!r} has no weights of its own; pass --weights FILE, or ask for random/{request.name}"
         )
-    backbone.weights = Weights(source, state_sha256(backbone.model_state()), licence)
+    backbone.weights = request.weights(backbone.model_state())  # of its own weights also their source and licence
     return backbone
 
 

@@ -23,7 +23,7 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig, 
 
 from backbones.adapters.hub import hub_file, hub_reachable
 from backbones.adapters.layers import evenly_spaced, layers_of
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
 from backbones.utils.errors import UserError, first_line
@@ -251,13 +251,7 @@ def build(request: Request) -> Backbone:
     layers = data.layers if data else tuple(settings.get("layers", ()))
     backbone = HfBackbone(model, config, name=request.name, repo=repo, layers=layers)
     backbone.data = data or _data(repo, vision, settings, backbone, needed=pretrained)
-    if checkpoint is not None:
-        source, licence = str(checkpoint.path), checkpoint.licence
-    elif request.random:
-        source, licence = f"random(seed={request.seed})", "none"
-    else:
-        source, licence = f"hf/{repo}", settings.get("licence", "unknown")
-    backbone.weights = Weights(source, state_sha256(backbone.model_state()), licence)
+    backbone.weights = request.weights(backbone.model_state(), f"hf/{repo}", settings.get("licence", "unknown"))
     return backbone
 
 

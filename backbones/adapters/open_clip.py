@@ -24,7 +24,7 @@ from backbones.adapters.hub import hub_file, hub_reachable
 from backbones.adapters.layers import evenly_spaced, gives_tokens, layers_of, tokens_of
 from backbones.adapters.positions import attention_pool, embed_patches, grid_of
 from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from backbones.utils.errors import UserError, nearest
@@ -196,22 +196,19 @@ def build(request: Request) -> Backbone:
     # before the model is built, so that a missing network shows at once
     file = _pretrained_file(pretrained, request.name) if tag and checkpoint is None and not request.random else None
     model = build_model(config, backbone=request.name)
-    has_text = True
+    has_text, source = True, ""
     if checkpoint is not None:
         has_text = load_open_clip(model, checkpoint, architecture=f"open_clip/{arch}")
-        source, licence = str(checkpoint.path), checkpoint.licence
-    elif file is None:
-        source, licence = f"random(seed={request.seed})", "none"
-    else:
+    elif file is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             open_clip.load_checkpoint(cast(Any, model), str(file), weights_only=True)
-        source, licence = f"open_clip/{arch}/{tag}", settings.get("licence", "unknown")
+        source = f"open_clip/{arch}/{tag}"
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, pretrained, settings)
     backbone = OpenClipBackbone(model, name=request.name, arch=arch, model_config=config, data=data)
     backbone.has_text = has_text
     state = backbone.model_state() if has_text else backbone.visual.state_dict()
-    backbone.weights = Weights(source, state_sha256(state), licence)
+    backbone.weights = request.weights(state, source, settings.get("licence", "unknown"))
     return backbone
 
 

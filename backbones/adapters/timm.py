@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones.adapters.hub import hub_file
 from backbones.adapters.layers import gives_tokens, layers_of, tokens_of
 from backbones.adapters.resizing import SizedCopies
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from backbones.utils.errors import UserError, nearest
@@ -127,28 +127,25 @@ def build(request: Request) -> Backbone:
     arch, _, tag = settings.get("architecture", request.name).removeprefix("timm/").partition(".")
     tag = settings.get("pretrained", tag)
     _check_name(arch, tag)
-    kwargs = dict(settings.get("model_args", {}))
+    kwargs, source, licence = dict(settings.get("model_args", {})), "", settings.get("licence", "unknown")
     name = f"{arch}.{tag}" if tag else arch
     if checkpoint is not None:
         check_architecture(checkpoint, f"timm/{arch}")
         kwargs = {**_head(arch, checkpoint), **kwargs, **checkpoint.model_config}
         model = _create(name, kwargs)
         fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"timm/{arch}")
-        source, licence = str(checkpoint.path), checkpoint.licence
     elif request.random:
         model = _create(name, kwargs)
-        source, licence = f"random(seed={request.seed})", "none"
     elif "state" in settings:
         model = _create(name, kwargs)
         state, source = settings["state"]()
         fit_state(model, state, path=Path(source), architecture=f"timm/{arch}")
-        licence = settings["licence"]
     else:
-        model, source, licence = _from_hub(name, kwargs, request.name)
-        licence = settings.get("licence", licence)
+        model, source, told = _from_hub(name, kwargs, request.name)
+        licence = settings.get("licence", told)
     data = checkpoint.data if checkpoint and checkpoint.data else _data(model, settings)
     backbone = TimmBackbone(model, name=request.name, arch=arch, model_config=kwargs, data=data)
-    backbone.weights = Weights(source, state_sha256(backbone.model_state()), licence)
+    backbone.weights = request.weights(backbone.model_state(), source, licence)
     return backbone
 
 

@@ -18,7 +18,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from backbones.adapters.layers import evenly_spaced
-from backbones.base import Backbone, DataConfig, Weights, state_sha256
+from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
 from backbones.utils.errors import UserError, first_line
@@ -115,15 +115,10 @@ def build(request: Request) -> Backbone:
     if checkpoint is not None:
         check_architecture(checkpoint, f"hub/{entry}")
         fit_state(model, checkpoint.state, path=checkpoint.path, architecture=f"hub/{entry}")
-        source, licence = str(checkpoint.path), checkpoint.licence
-    elif request.random:
-        source, licence = f"random(seed={request.seed})", "none"
-    else:
-        source, licence = f"hub/{entry}", settings.get("licence", "unknown")
     data = checkpoint.data if checkpoint and checkpoint.data else _data(settings)
     backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments
-    backbone.weights = Weights(source, state_sha256(backbone.model_state()), licence)
+    backbone.weights = request.weights(backbone.model_state(), f"hub/{entry}", settings.get("licence", "unknown"))
     return backbone
 
 
@@ -160,7 +155,10 @@ def _code(repo: str, backbone: str) -> Path:
     """The folder of a repository's code, fetched unless it is there; torch.hub asks first."""
     there = Path(torch.hub.get_dir()).glob(f"{repo.partition(':')[0].replace('/', '_')}_*")
     if constants.HF_HUB_OFFLINE and not any(there):
-        raise UserError(f"the code of {backbone!r} was not fetched yet, and HF_HUB_OFFLINE is set; unset it")
+        raise UserError(
+            f"no network for the code of {backbone!r}: fetch github.com/{repo} where there is one (by torch.hub), and copy "
+            f"its folder to {torch.hub.get_dir()}"
+        )
     return Path(torch.hub._get_cache_or_reload(repo, False, "check", verbose=False))
 
 

@@ -21,8 +21,9 @@ from benchmark.suites.registry import MadeBackbone
 from probes.datasets.base import PreparedDataset
 from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key
+from reports.mlflow.environment import environment
 from reports.mlflow.models import MODEL_TAG
-from reports.mlflow.run import Run, Tracker, environment
+from reports.mlflow.run import Run, Tracker
 from reports.mlflow.views import MAIN_TAG
 
 

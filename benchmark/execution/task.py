@@ -19,8 +19,8 @@ from backbones.utils.errors import UserError, users_line
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from benchmark.execution.streams import Discreet, discreet
+from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
-from reports.mlflow.run import environment
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = "CLIPTEX_TASK_GPUS"  # how many the task of this process, or of its parent, was given

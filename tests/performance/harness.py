@@ -110,7 +110,7 @@ def merged(results: list[Result], folder: Path) -> list[Result]:
 
 def markdown(results: list[Result]) -> str:
     """The table, with the machine it was measured on."""
-    from reports.mlflow.run import environment
+    from reports.mlflow.environment import environment
 
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["packages"].items())

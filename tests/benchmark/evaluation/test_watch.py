@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 
 import backbones
@@ -17,6 +16,7 @@ from backbones import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation import watch
 from benchmark.evaluation.watch import checkpoints
+from reports.mlflow.client import connect
 from tests.probes.datasets.make import make_imagefolder
 
 TASK = ["--suite", "own", "--task", "imagefolder/linear", "--set", "epochs=2", "--set", "size=32"]
@@ -42,7 +42,7 @@ def checkpoint(step: int, seed: int | None = None) -> Path:
 
 def curve(here: Path) -> tuple[dict[int, float], int]:
     """Step → top1 as the watch wrote it, and how many parents there are."""
-    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    client = connect(f"sqlite:///{here}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("own").experiment_id])
     (own,) = [run for run in runs if run.data.tags.get("stage") == "watch"]
     assert own.info.status == "FINISHED"

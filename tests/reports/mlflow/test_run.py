@@ -14,8 +14,9 @@ import pytest
 from backbones.utils.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
+from reports.mlflow.environment import git_commit
 from reports.mlflow.query import Store
-from reports.mlflow.run import FAILURE_TAG, PARENT_TAG, Tracker, git_commit
+from reports.mlflow.run import FAILURE_TAG, PARENT_TAG, Tracker
 from tests.forks import Fork
 
 
