@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,27 +31,17 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
 
-RUN = ["run", "--suite", "own", "--task", "camvid/linear,camvid/pspnet,imagefolder/linear", "--data-root", "."]
-RUN += ["--backbone", "random,efficientnet-lite0", "--device", "cpu", "--num-workers", "1"]
-RUN += [word for each in ("max_iters=40", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
-SWEEP = ["sweep", "launch", "--suite", "smoke", "--task", "mini-class/zero-shot", "--device", "cpu", "--seeds", "1"]
-LABEL = ["label", "--pairs", "pairs", "--device", "cpu", "--batch-size", "4", "--experts"]
+RUN = shlex.split(
+    "run --suite own --task camvid/linear,camvid/pspnet,imagefolder/linear --data-root . --device cpu --num-workers 1"
+)
+RUN += shlex.split(
+    "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
+)
+SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --seeds 1")
+LABEL = shlex.split("label --pairs pairs --device cpu --batch-size 4 --experts")
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
-TRAIN = [
-    "train",
-    "--recipe",
-    "cliptex",
-    "--init",
-    "random",
-    "--pairs",
-    "pairs",
-    "--labels",
-    "labels",
-    "--device",
-    "cpu",
-]
-TRAIN += [word for each in ("model=tiny", "batch_size=16", "epochs=40") for word in ("--set", each)]
-TRAIN += ["--save-every", "0.2", "--num-workers", "1"]
+TRAIN = shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels --device cpu --save-every 0.2")
+TRAIN += shlex.split("--num-workers 1 --set model=tiny --set batch_size=16 --set epochs=40")
 COMMANDS = {"run": RUN, "sweep": SWEEP, "label": LABEL, "train": TRAIN}
 # what a worker's command line says, by executor; of one process of torchrun its own module
 WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}

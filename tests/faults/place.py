@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -21,16 +22,14 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_coco, make_imagefolder
 
-ALONE = ["--device", "cpu", "--jobs", "1", "--num-workers", "0"]
-RUN = ["run", "--suite", "own", "--task", "camvid/linear,imagefolder/linear", "--data-root", ".", *ALONE]
-RUN += [
-    word for each in ("max_iters=3", "batch_size=2", "size=32", "channels=8", "epochs=1") for word in ("--set", each)
-]
+ALONE = shlex.split("--device cpu --jobs 1 --num-workers 0")
+RUN = [*shlex.split("run --suite own --task camvid/linear,imagefolder/linear --data-root ."), *ALONE]
+RUN += shlex.split("--set max_iters=3 --set batch_size=2 --set size=32 --set channels=8 --set epochs=1")
 RANDOM = [*RUN, "--backbone", "random"]
-LABEL = ["label", "--pairs", "pairs", "--batch-size", "4", *ALONE, "--experts"]
+LABEL = [*shlex.split("label --pairs pairs --batch-size 4"), *ALONE, "--experts"]
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
-TRAIN = ["train", "--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels", *ALONE]
-TRAIN += [word for each in ("model=tiny", "batch_size=4", "epochs=1") for word in ("--set", each)]
+TRAIN = [*shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels"), *ALONE]
+TRAIN += shlex.split("--set model=tiny --set batch_size=4 --set epochs=1")
 REPORT = ["report", "--experiment", "own", "--out", "page"]
 REMOVED = None  # of a variable of the environment
 # what of a scratch copy is no result of a command; TMPDIR may keep what processes lock, and caches of libraries
