@@ -58,18 +58,18 @@ class MlflowServer:
                     raise RuntimeError((self.folder / "server.log").read_text()[-2000:]) from None
                 time.sleep(0.3)
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """To all its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """By a signal, and by force where that is not enough."""
-        self.signal(number)
+        self.send(number)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self.process.wait()
 
 

@@ -120,9 +120,9 @@ def served(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
             fork = place.start(AGAIN)
             time.sleep(rng.uniform(0.2, 6.0))
             if how == "stopped":
-                server.signal(signal.SIGSTOP)
+                server.send(signal.SIGSTOP)
                 time.sleep(STOPPED)
-                server.signal(signal.SIGCONT)
+                server.send(signal.SIGCONT)
             elif how == "killed":
                 server.end(signal.SIGKILL)
                 time.sleep(rng.uniform(0.0, 20.0))
@@ -136,7 +136,7 @@ def served(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
             left = [run.info.run_name for run in runs if run.info.status == "RUNNING"]
             return f"left running: {left}" if left else ""
         finally:
-            server.signal(signal.SIGCONT)
+            server.send(signal.SIGCONT)
             server.end()
 
 
