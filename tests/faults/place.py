@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ class Place:
 
     def copy(self, folder: Path, **variables: Any) -> Place:
         """One to be disturbed; its MLflow store names its own artifacts."""
-        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        said = shutil.ignore_patterns("said*")
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True, ignore=said)
         with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
             for table, column in (
                 ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
@@ -110,7 +111,9 @@ class Place:
             code = fork.end(seconds)
         except AssertionError:
             code = None
-            os.killpg(fork.process.pid, 9)
+            fork.process.kill()
+            with suppress(ProcessLookupError):  # it is not yet, or no more, a session of its own
+                os.killpg(fork.process.pid, 9)
             fork.process.join()
         errors = Path(f"{fork.output}.err")
         return Ended(code, fork.said(), errors.read_text(errors="replace") if errors.exists() else "")
