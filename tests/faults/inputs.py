@@ -169,7 +169,10 @@ def damage_point(whole: Place, place: Place, pattern: str, damage: str, number: 
 def points(whole: Place, folder: Path, count: int, number: int) -> list[Point]:
     """Two of three with options, one with damages."""
     fresh, found = copies(whole, folder), list[Point]()
-    known, values = sorted(set(options())), st.one_of(st.sampled_from(VALUES), st.text(max_size=20).filter(harmless))
+    known, values = (
+        sorted(set(options())),
+        st.one_of(st.sampled_from(VALUES), st.sampled_from(VALUES), st.text(max_size=20).filter(harmless)),
+    )
     of_options = st.tuples(st.sampled_from(known), values)
     of_files = st.tuples(st.sampled_from(sorted(FILES)), st.sampled_from(sorted(DAMAGES)), st.integers(0, 10**6))
 

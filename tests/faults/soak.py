@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,6 +21,7 @@ from tests.probes.datasets.make import make_imagefolder
 RUN = ["run", "--suite", "own", "--task", "imagefolder/linear", "--data-root", ".", "--backbone", "random", "--alone"]
 RUN += ["--device", "cpu", "--jobs", "1", "--num-workers", "0", "--set", "size=32", "--set", "epochs=1"]
 MOST = {"MiB": 60.0, "open files": 8, "temporary files": 8}  # by which the second half may grow
+PARTS = 10
 Figures = dict[str, float]
 
 
@@ -34,30 +36,50 @@ def figures(folder: Path) -> Figures:
     }
 
 
-def cells(first: int, count: int) -> None:
-    """Cells of one command."""
-    assert benchmark([*RUN, "--seed", str(first), "--seeds", str(count)]) == 0
+class Watch:
+    """Figures along the way, by what they are of."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder, self.seen = name, folder, list[Figures]()
+
+    def see(self, done: int) -> None:
+        """After so many."""
+        self.seen.append(figures(self.folder))
+        print(f"{self.name} {done:>5}: " + ", ".join(f"{v:.0f} {k}" for k, v in self.seen[-1].items()), flush=True)
+
+    def grown(self) -> list[str]:
+        """What grew after the first half, when all that is imported and kept once is there."""
+        half, last = self.seen[len(self.seen) // 2 - 1], self.seen[-1]
+        return [
+            f"{self.name}: {k} {half[k]:.0f} → {last[k]:.0f}" for k, most in MOST.items() if last[k] - half[k] > most
+        ]
 
 
-def trials(first: int, count: int) -> None:
-    """Trials of one sweep."""
+def cells(total: int, watch: Watch) -> None:
+    """In ten commands of this process."""
+    each = max(1, total // PARTS)
+    for first in range(0, each * PARTS, each):
+        assert benchmark([*RUN, "--seed", str(first), "--seeds", str(each)]) == 0
+        watch.see(first + each)
+
+
+def trials(total: int, watch: Watch) -> None:
+    """Of one sweep."""
     from reports.mlflow.run import Tracker
     from tests.sweeps import cheap
 
-    sweep = cheap.start("sqlite:///sweeps.db", f"soak{first}", search="tpe", trials=count)
-    cheap.finish(sweep, Tracker("soak", "sqlite:///mlflow.db"))
+    done = 0
 
+    async def evaluate(params: Mapping[str, Any], run: str, pruning: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done % max(1, total // PARTS) == 0:
+            watch.see(done)
+        return await cheap.evaluate(params, run, pruning)
 
-def soak(name: str, work: Callable[[int, int], None], total: int, folder: Path, parts: int = 10) -> list[str]:
-    """In so many parts; what grew after the first half, when all that is imported and kept once is there."""
-    seen: list[Figures] = []
-    each = max(1, total // parts)
-    for part in range(parts):
-        work(part * each, each)
-        seen.append(figures(folder))
-        print(f"{name} {(part + 1) * each:>5}: " + ", ".join(f"{v:.0f} {k}" for k, v in seen[-1].items()), flush=True)
-    half, last = seen[len(seen) // 2 - 1], seen[-1]
-    return [f"{name}: {k} {half[k]:.0f} → {last[k]:.0f}" for k, most in MOST.items() if last[k] - half[k] > most]
+    cheap.finish(
+        cheap.start("sqlite:///sweeps.db", search="tpe", trials=total), Tracker("soak", "sqlite:///mlflow.db"), evaluate
+    )
 
 
 def main() -> int:
@@ -74,7 +96,11 @@ def main() -> int:
         os.environ |= {"CLIPTEX_HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
         tempfile.tempdir = None
         make_imagefolder(folder / "imagefolder", n_train=8, n_val=4)
-        grown = soak("cells", cells, options.cells, folder) + soak("trials", trials, options.trials, folder)
+        grown: list[str] = []
+        for work, total in ((cells, options.cells), (trials, options.trials)):
+            watch = Watch(work.__name__, folder)
+            work(total, watch)
+            grown += watch.grown()
         os.chdir("/")
     print("\n".join(grown) or "flat")
     return 1 if grown else 0
