@@ -27,12 +27,14 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
     from reports.errors import TrackingError
     from reports.mlflow.client import connect, tracking_uri
-    from reports.secrets import hide_secrets
+    from reports.secrets import HIDDEN, hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
     connect(uri)  # makes and migrates a new database, says what is wrong with a bad one
     if uri.startswith(("http://", "https://")):
-        link = _link(uri, uri, options.experiment)
+        link = _link(
+            hide_secrets(uri).replace(f"{HIDDEN}@", ""), uri, options.experiment
+        )  # the browser asks who you are
         console.print(f"the store is a server with its own UI: open {link}", soft_wrap=True, markup=False)
         _open(link, options)
         return 0
