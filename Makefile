@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-dev run test lint bench format wheel-test clean
+.PHONY: help install install-dev run test lint bench faults format wheel-test clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ format: install-dev ## let ruff rewrite
 
 bench: install-dev ## measure, and write docs/benchmarks.md and .json
 	$(BIN)/python -m tests.performance
+
+faults: install-dev ## break commands in every way that tests/faults knows (an hour); FAULTS="input --points 100 --seed 1"
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 wheel-test:      ## a wheel in an empty environment runs the smoke suite
 	PYTHON=$(PYTHON) .ci/wheel

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,35 +25,63 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class MlflowServer:
+    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``) that can be ended and started again.
+
+    Attributes:
+        address: where it answers, also after it was started again.
+    """
+
+    def __init__(self, folder: Path, backend: str = "") -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        self.command += ["--port", str(self.port), "--backend-store-uri", backend or f"sqlite:///{folder}/server.db"]
+        self.command += ["--artifacts-destination", str(folder / "artifacts")]
+
+    def start(self) -> None:
+        """Until it answers."""
+        # without the seven processes that would wait for jobs of MLflow's judges of language models
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=2).read()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.end()
+                    raise RuntimeError((self.folder / "server.log").read_text()[-2000:]) from None
+                time.sleep(0.3)
+
+    def signal(self, number: int) -> None:
+        """To all its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """By a signal, and by force where that is not enough."""
+        self.signal(number)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+
 @contextmanager
 def mlflow_server(folder: Path, backend: str = "") -> Iterator[str]:
-    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``); yields its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", backend or f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    # without the seven processes that would wait for jobs of MLflow's judges of language models
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 90
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).read()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError((folder / "server.log").read_text()[-2000:]) from None
-                    time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+    """An ``MlflowServer`` while in use; yields its address."""
+    server = MlflowServer(folder, backend)
+    server.start()
+    try:
+        yield server.address
+    finally:
+        server.end()
 
 
 NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # as S3 says it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.cli.options import REPEATED, add_tracking, folder
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
     add("--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
     add("--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs")
+    add(
+        "--verify",
+        action="store_true",
+        help="instead, check every finished result of --experiment (default: of all) against its artifacts: metrics, "
+        "protocol, per-image scores computed again; exit code 1 when one is wrong",
+    )
     add_tracking(parser)
 
 
@@ -44,6 +51,8 @@ def main(options: argparse.Namespace) -> int:
     from reports.render.export import FORMATS, write
     from reports.report import Request, build
 
+    if options.verify:
+        return _verify(split_names(options.experiment), options.tracking_uri)
     formats = split_names([options.format])
     for name in formats:
         if name not in FORMATS:
@@ -71,3 +80,17 @@ def main(options: argparse.Namespace) -> int:
         console.print(f"  note · {note}", style="dim", markup=False)
     console.print(f"report: {', '.join(map(str, files))}", markup=False)
     return 0
+
+
+def _verify(experiments: Sequence[str], tracking_uri: str | None) -> int:
+    """Say what is wrong in the store, a line each."""
+    from benchmark.evaluation.verify import verify
+    from benchmark.execution.progress import Bar, console
+    from reports.mlflow.query import Store
+
+    with Bar() as bar:
+        count, wrong = verify(Store(tracking_uri), experiments, bar.start, bar.advance)
+    for line in wrong:
+        console.print(line, style="red", markup=False)
+    console.print(f"{count} finished results, {len(wrong)} things wrong")
+    return 1 if wrong else 0

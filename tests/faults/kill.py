@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,27 +31,17 @@ from tests.backbones.cliptex.experts import toy_experts
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
 
-RUN = ["run", "--suite", "own", "--task", "camvid/linear,camvid/pspnet,imagefolder/linear", "--data-root", "."]
-RUN += ["--backbone", "random,efficientnet-lite0", "--device", "cpu", "--num-workers", "1"]
-RUN += [word for each in ("max_iters=40", "batch_size=2", "size=32", "epochs=2") for word in ("--set", each)]
-SWEEP = ["sweep", "launch", "--suite", "smoke", "--task", "mini-class/zero-shot", "--device", "cpu", "--seeds", "1"]
-LABEL = ["label", "--pairs", "pairs", "--device", "cpu", "--batch-size", "4", "--experts"]
+RUN = shlex.split(
+    "run --suite own --task camvid/linear,camvid/pspnet,imagefolder/linear --data-root . --device cpu --num-workers 1"
+)
+RUN += shlex.split(
+    "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
+)
+SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --seeds 1")
+LABEL = shlex.split("label --pairs pairs --device cpu --batch-size 4 --experts")
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
-TRAIN = [
-    "train",
-    "--recipe",
-    "cliptex",
-    "--init",
-    "random",
-    "--pairs",
-    "pairs",
-    "--labels",
-    "labels",
-    "--device",
-    "cpu",
-]
-TRAIN += [word for each in ("model=tiny", "batch_size=16", "epochs=40") for word in ("--set", each)]
-TRAIN += ["--save-every", "0.2", "--num-workers", "1"]
+TRAIN = shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels --device cpu --save-every 0.2")
+TRAIN += shlex.split("--num-workers 1 --set model=tiny --set batch_size=16 --set epochs=40")
 COMMANDS = {"run": RUN, "sweep": SWEEP, "label": LABEL, "train": TRAIN}
 # what a worker's command line says, by executor; of one process of torchrun its own module
 WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}
@@ -157,6 +149,29 @@ def make_inputs(command: str, folder: Path) -> None:
             expert.save(folder / "experts" / expert.name)
 
 
+def kill(executor: str, command: str, jobs: int, count: int) -> Iterator[tuple[str, str]]:
+    """So many points of one command on one executor: what was done, and what was wrong of it or ''."""
+    with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
+        folder = Path(scratch)
+        make_inputs(command, folder)
+        if command == "train":
+            Faults("local", folder, uri, "label", 1).whole("labels")
+        faults = Faults(executor, folder, uri, command, jobs)
+        seconds = faults.whole("whole")
+        print(f"{command} undisturbed: {seconds:.0f} s", flush=True)
+        for number in range(count):
+            after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
+            wrong = faults.point(f"point{number}", after, victim)
+            yield f"{command} on {executor} · {victim} after {after:.1f} s", wrong
+
+
+def points(_whole: object, _folder: Path, count: int, number: int) -> Iterator[tuple[str, str]]:
+    """All commands, on this machine."""
+    random.seed(number)
+    for command in COMMANDS:
+        yield from kill("local", command, 2, max(1, count // len(COMMANDS)))
+
+
 def main() -> int:
     """All points of one command."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -168,19 +183,9 @@ def main() -> int:
     options = parser.parse_args()
     random.seed(options.seed)
     failures = 0
-    with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
-        folder = Path(scratch)
-        make_inputs(options.command, folder)
-        if options.command == "train":
-            Faults("local", folder, uri, "label", 1).whole("labels")
-        faults = Faults(options.executor, folder, uri, options.command, options.jobs)
-        seconds = faults.whole("whole")
-        print(f"undisturbed: {seconds:.0f} s", flush=True)
-        for number in range(options.points):
-            after, victim = random.uniform(1.0, seconds), ("driver", "worker")[number % 2]
-            wrong = faults.point(f"point{number}", after, victim)
-            failures += bool(wrong)
-            print(f"{number} · {victim} after {after:.1f} s · {wrong or 'as undisturbed'}", flush=True)
+    for what, wrong in kill(options.executor, options.command, options.jobs, options.points):
+        failures += bool(wrong)
+        print(f"{what} · {wrong or 'as undisturbed'}", flush=True)
     print(
         f"{options.executor} · {options.command} · {options.jobs} processes: {options.points} points, {failures} failures"
     )
