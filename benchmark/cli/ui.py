@@ -45,7 +45,9 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
     # not as an argument, which everybody on this machine sees
-    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+    # and without the seven processes that would wait for jobs of MLflow's judges of language models
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    server = subprocess.Popen(command, env=environment)
     try:
         _open(link, options, server)
         return server.wait()
