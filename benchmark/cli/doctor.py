@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Exit code 1 when something is bad."""
+    from rich.text import Text
+
     from benchmark.execution.progress import console
 
     findings = []
@@ -72,8 +74,8 @@ def main(options: argparse.Namespace) -> int:
             ]
         findings += new
         for each in () if options.json else new:
-            console.print(f"[{STYLES[each.state]}]{each.state:<4}[/] {each.name:<14}", end=" ")
-            console.print(each.found, markup=False)
+            state = Text(f"{each.state:<4}", style=STYLES[each.state])
+            console.print(state.append(f" {each.name:<14} {each.found}", "default"))
             if each.todo:
                 console.print(f"{'':<19} → {each.todo}", markup=False)
     good = all(each.state != "bad" for each in findings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "protocols", "executors")
+THINGS = ("backbones", "tasks", "suites", "datasets", "probes", "protocols", "executors", "table")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,9 @@ def main(options: argparse.Namespace) -> int:
     """Print name and one-line description."""
     from benchmark.execution.progress import console
 
+    if options.what == "table":
+        console.print("\n".join(families()), markup=False, soft_wrap=True)
+        return 0
     rows = [(name, about) for name, about in _rows(options.what) if options.filter.lower() in f"{name} {about}".lower()]
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:
@@ -57,6 +60,28 @@ def _rows(what: str) -> list[tuple[str, str]]:
         (task, f"{spec.kind}, {next(iter(probe.metrics))}" + f" [{', '.join(inside[task])}]" * bool(inside[task]))
         for task, (spec, probe) in tasks().items()
     ]
+
+
+def families() -> list[str]:
+    """Lines of README's table: with what each family of tasks is probed, on which datasets, under which published protocols."""
+    import benchmark.catalog  # noqa: F401
+    from probes.protocols.base import PROTOCOLS
+    from probes.registry import DATASETS, PROBES
+
+    lines = ["| family | probes | datasets | published protocols |", "| --- | --- | --- | --- |"]
+    specs = [spec for spec in DATASETS.values() if not spec.name.startswith("mini-")]
+    for kind in dict.fromkeys(probe.kind for probe in PROBES.values()):
+        probes = [f"`{probe.name}`" for probe in PROBES.values() if probe.kind == kind]
+        shards = [spec.name for spec in specs if spec.kind == kind and spec.module.endswith(".webdataset")]
+        datasets = [f"`{spec.name}`" for spec in specs if spec.kind == kind and spec.name not in shards]
+        datasets += [f"webdataset folders ({len(shards)})"] if shards else []
+        named = [
+            f"`{protocol.name}` ({', '.join(dict.fromkeys(preset.probe.partition('/')[2] for preset in mine))})"
+            for protocol in PROTOCOLS.values()
+            if (mine := [preset for preset in protocol.presets if preset.probe.partition("/")[0] == kind])
+        ]
+        lines.append(f"| {kind} | {', '.join(probes)} | {', '.join(datasets)} | {', '.join(named) or '–'} |")
+    return lines
 
 
 def _protocols() -> list[tuple[str, str]]:

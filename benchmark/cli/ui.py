@@ -27,12 +27,14 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
     from reports.errors import TrackingError
     from reports.mlflow.client import connect, tracking_uri
-    from reports.secrets import hide_secrets
+    from reports.secrets import HIDDEN, hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
     connect(uri)  # makes and migrates a new database, says what is wrong with a bad one
     if uri.startswith(("http://", "https://")):
-        link = _link(uri, uri, options.experiment)
+        link = _link(
+            hide_secrets(uri).replace(f"{HIDDEN}@", ""), uri, options.experiment
+        )  # the browser asks who you are
         console.print(f"the store is a server with its own UI: open {link}", soft_wrap=True, markup=False)
         _open(link, options)
         return 0
@@ -43,7 +45,9 @@ def main(options: argparse.Namespace) -> int:
     console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
     # not as an argument, which everybody on this machine sees
-    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+    # and without the seven processes that would wait for jobs of MLflow's judges of language models
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    server = subprocess.Popen(command, env=environment)
     try:
         _open(link, options, server)
         return server.wait()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmark.__main__ import main
+from benchmark.cli.list import families
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,7 @@ def test_protocols_are_listed_without_what_computes():
         "assert not {'torch', 'mmengine', 'mmseg', 'mlflow'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 0
+
+
+def test_readme_has_the_table_of_what_there_is():
+    assert "\n".join(families()) in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")

@@ -127,8 +127,10 @@ def test_the_ui_is_started_without_a_secret_among_its_arguments(monkeypatch, tmp
 
     monkeypatch.setattr(ui.subprocess, "Popen", Server)
     monkeypatch.setattr("reports.mlflow.client.connect", lambda uri: None)
+    monkeypatch.setattr(ui, "_link", lambda page, uri, experiment: page)
     uri = "postgresql://bob:hunter22@host/db"
     assert main(["ui", "--tracking-uri", uri]) == 0
     assert "hunter22" not in " ".join(started["command"]) and started["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
     assert main(["ui", "--tracking-uri", "http://hunter22@host"]) == 0
-    assert "hunter22" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "hunter22" not in told and "open http://host\n" in told

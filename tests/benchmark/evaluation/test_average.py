@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.runner import RunOptions, make_plan
+from benchmark.evaluation.results import as_json
+from benchmark.evaluation.runner import RunOptions, make_plan, run
+from benchmark.evaluation.table import show
+from benchmark.execution import ExecutorSpec
 from benchmark.suites.registry import SUITES, Suite
 from tests.probes.datasets.make import make_wds
 
@@ -64,14 +64,18 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SUITES._things, "three", suite)
     for name in ("cifar10", "vtab-pets"):
         make_wds(tmp_path / f"data/wds_{name}", 3, 2, size=(32, 32))
-    words = ["--suite", "three", "--set", "size=32", "--data-root", "data", "--device", "cpu", "--num-workers", "0"]
-    words += ["--json", "out.json"]
-    assert main(["run", *words]) == 0
+    result = run(
+        RunOptions(
+            suite="three", overrides=["size=32"], data_root=tmp_path / "data",
+            executor=ExecutorSpec(device="cpu", num_workers=0),
+        )
+    )  # fmt: skip
+    show(result.tasks, result.cells, result.average)
     shown = capsys.readouterr().out
     assert "1 of 3 tasks of three have no data there: wds_vtab-dtd" in shown
     assert "mean of 2 of 3 tasks (not the average) · random · seed 0:" in shown
     assert "missing · no data of 1 tasks: vtab-dtd/few-shot" in shown and "average of three" not in shown
-    told = json.loads(Path("out.json").read_text())
+    told = as_json(result)
     assert told["average"] == {
         "title": "average of three", "tasks": 3, "backbones": {"random": None}, "absent": ["vtab-dtd/few-shot"],
     }  # fmt: skip

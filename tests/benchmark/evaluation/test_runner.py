@@ -189,7 +189,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
         (["--tracking-uri", "./mlruns"], "file stores are refused"),
         (["--seeds", "0"], "at least 1"),
         (["--json", "."], "is a folder"),
-        (["--json", "/proc/no/out.json"], "cannot write there"),
+        (["--json", "/proc/no/out.json"], "is no place for a file"),
         (["--wrong-option"], "unrecognized arguments"),
     ],
 )

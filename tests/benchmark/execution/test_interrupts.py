@@ -62,17 +62,15 @@ def test_a_second_signal_while_a_process_leaves_is_quiet():
     assert (ended.returncode, ended.stderr) == (143, "")
 
 
-@pytest.mark.parametrize("after", [0.05, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 1.0])
 def test_a_command_that_is_interrupted_while_it_starts_ends_with_130(after):
-    started = subprocess.Popen(
-        [sys.executable, "-m", "benchmark", "list", "protocols"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-X", "importtime", "-m", "benchmark", "list", "protocols"]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while (
+        "backbones.utils.errors" not in started.stderr.readline()
+    ):  # before its first instruction it is the interpreter's
+        assert started.poll() is None
     time.sleep(after)
     started.send_signal(signal.SIGINT)
     told = started.communicate(timeout=60)[1]
-    # earlier than its first instruction the interpreter itself is ended; later than its last it is done
-    assert started.returncode in (130, -signal.SIGINT, 0)
-    assert "AttributeError" not in told and (started.returncode != 130 or "Traceback" not in told)
+    assert started.returncode in (130, 0) and "Traceback" not in told  # 0: it was done
