@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from backbones.utils.errors import UserError
-from backbones.utils.files import expanded
+from backbones.utils.files import expanded, read_whole
 from backbones.utils.locks import lock_file, locked
 from reports.secrets import hide_quoted, hide_secrets, remember
 from sweeps.errors import NoSweep
@@ -87,8 +87,13 @@ def _journal(path: Path) -> JournalFileBackend:
     # A lock of the system's goes with its process; Optuna's own stays behind when one is killed, and is waited for.
     lock = FileLock(path.with_name(f"{path.name}.flock"), fallback_to_soft=False)
     with lock:
-        text = path.read_bytes() if path.exists() else b"\n"
-        if not text.endswith(b"\n"):  # a writer was killed in the middle of a line: nothing could be read after it
+        text = read_whole(path) if path.exists() else b""
+        first, _, _ = text.partition(b"\n")
+        if text and b'"op_code"' not in first:  # somebody's other file, which must stay as it is
+            raise UserError(f"{path} is no journal of Optuna; name another --storage")
+        if text and not text.endswith(
+            b"\n"
+        ):  # a writer was killed in the middle of a line: nothing could be read after it
             os.truncate(path, text.rfind(b"\n") + 1)
     return JournalFileBackend(str(path), lock)  # type: ignore[arg-type]
 

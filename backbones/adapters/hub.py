@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import sha256_file
@@ -22,6 +23,12 @@ def hub_file(repo: str, files: Sequence[str], *, backbone: str, weights: bool = 
     Raises:
         UserError: the hub cannot be reached or refuses; says which file to put where.
     """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise UserError(
+            f"{backbone!r}: {repo!r} is no name of a hub repository, such as timm/resnet18.a1_in1k"
+        ) from None
     for file in files:
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):

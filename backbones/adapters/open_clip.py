@@ -252,7 +252,9 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
 
 def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError`` naming the nearest."""
-    config = open_clip.get_model_config(arch)
+    config = (
+        open_clip.get_model_config(arch) if ":" not in arch else None
+    )  # local-dir: and hf-hub: are not the library's own
     if config is None:
         raise UserError(f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}")
     for key, value in changes.items():

@@ -46,7 +46,7 @@ def users_line(error: BaseException) -> str | None:
     seen: list[BaseException] = []
     while cause is not None and cause not in seen:
         if getattr(cause, "exit_code", None) == 2:
-            return " ".join(str(cause).split())
+            return "".join(one if one.isprintable() else repr(one)[1:-1] for one in " ".join(str(cause).split()))
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             mend = "choose another folder" if cause.errno == errno.EROFS else "free some space"
             return f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {mend} and run the command again"

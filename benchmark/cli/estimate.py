@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from backbones.utils.errors import UserError
 from benchmark.cli.options import comma_separated
@@ -34,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def above_zero(text: str) -> float:
     """The type of an option: a finite number above 0."""
     value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    if not 1e-12 < value < 1e18:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: must be above 0 (and below 1e18)")
     return value
 
 
@@ -44,7 +43,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
     from benchmark.pipeline.estimate import scale_table
 
-    gpus = [int(word) if word.isdecimal() else 0 for word in comma_separated(options.gpus)]
+    gpus = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in comma_separated(options.gpus)]
     if not gpus or 0 in gpus:
         raise UserError(f"--gpus {options.gpus}: give whole numbers above 0, such as 8,64")
     speeds = options.label_speed, options.train_speed

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from reports.secrets import hide_quoted
+
+CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b(?![\\[])")
 
 
 class Discreet:
@@ -18,7 +21,8 @@ class Discreet:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(hide_quoted(text))
+        # a terminal would obey what a name tells it; of its codes only colours and those of the progress bar may pass
+        self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], hide_quoted(text)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -109,8 +109,8 @@ def tars(root: Path, split: Split) -> list[str]:
     place = folder(root, FOLDERS[split])
     if (count := place / "nshards.txt").is_file():
         (line,) = read_lines(count)[:1]
-        if not line.isdecimal():
-            raise UserError(f"{count} must hold the number of shards, not {line!r}")
+        if not line.isdecimal() or len(line) > 6:
+            raise UserError(f"{count} must hold the number of shards, not {line[:20]!r}")
         names = [f"{number}.tar" for number in range(int(line))]
         if missing := [name for name in names if not (place / name).is_file()]:
             raise UserError(f"{len(missing)} of {line} shards are missing in {place}, such as {missing[0]}; get them")
@@ -142,7 +142,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
             text = read_bytes(root / tar / label).decode()
             if captions:
                 target: Any = text.splitlines()
-            elif text.strip().isdecimal():
+            elif text.strip().isdecimal() and len(text.strip()) < 10:
                 target = int(text)
             else:
                 raise UserError(f"{root / tar}: {label} holds {text[:20]!r}, which is no class number")

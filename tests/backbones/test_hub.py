@@ -177,3 +177,9 @@ def test_a_download_that_is_not_what_the_hub_says_goes(tmp_path):
     with pytest.raises(UserError, match="is not what it says"):
         hub.verified(tmp_path / wrong)
     assert not (tmp_path / wrong).exists()
+
+
+@pytest.mark.parametrize("name", ["hf/../../etc", "open_clip/local-dir:/etc", "open_clip/hf-hub:a/b"])
+def test_names_that_no_hub_has_are_one_line(name):
+    with pytest.raises(UserError):
+        backbones.create(name)

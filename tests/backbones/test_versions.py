@@ -34,6 +34,7 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
         "filelock",
         "safetensors",
         "scipy",
-    }  # of scipy a table of what is right
+        "h5py",
+    }  # of scipy a table of what is right; h5py reads what `data get` converts
     others = imported - set(sys.stdlib_module_names) - no_numbers
     assert others == set(PROBING) and set(PROBING) >= {*WHOLE_IMAGES, *DENSE}

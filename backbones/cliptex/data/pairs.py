@@ -9,7 +9,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +31,7 @@ from backbones.utils.files import content_key
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index
 VERSION = 1  # of the tables of pairs
+MOST_SHARDS = 1_000_000  # that a pattern may name
 
 
 def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None, *, keep: bool = True) -> PairSource:
@@ -58,6 +61,11 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None,
         paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
         if not paths:
             raise UserError(f"no pairs match {text}/*.tar; give tar shards, their folder, or a .csv or .tsv file")
+    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d{1,18})\.\.(\d{1,18})[.}]", text)]
+    if math.prod(counts) > MOST_SHARDS:
+        raise UserError(
+            f"--pairs {text[:100]!r} names more than {MOST_SHARDS} shards; write the numbers that there are"
+        )
     try:
         patterns = [] if paths else expand_urls(text)
     except ValueError as error:  # braceexpand's UnbalancedBracesError

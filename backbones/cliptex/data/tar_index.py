@@ -24,6 +24,7 @@ from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, home, replacing
 
 VERSION = 3  # of what is kept
+LONGEST = 1024  # bytes of a member's name
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = 
         return TarIndex(arrays["keys"], arrays["places"])  # unless there is none, or one that is cut
     with path.open("rb") as file:
         samples = _walk(file, str(path), identity[1])
-    keys = np.array([key.encode() for key in samples], dtype=np.bytes_)
+    keys = np.array([key.encode() for key in samples], dtype=np.bytes_)  # a row each, as long as the longest
     places = np.full((len(samples), len(suffixes), 2), -1, np.int64)
     for row, parts in enumerate(samples.values()):
         for column, suffix in enumerate(suffixes):
@@ -105,6 +106,12 @@ def _walk(file: IO[bytes], name: str, size: int) -> dict[str, dict[str, tuple[in
             for member in archive:
                 if not member.isfile():
                     continue
+                if (
+                    len(member.name.encode()) > LONGEST
+                ):  # UnicodeEncodeError, which is a ValueError, for one that is not UTF-8
+                    raise UserError(
+                        f"shard {name} has a member whose name is longer than {LONGEST} bytes; write it anew"
+                    )
                 folder, _, base = member.name.rpartition("/")
                 key, _, suffix = base.partition(".")
                 parts = samples.setdefault(f"{folder}/{key}" if folder.strip("./") else key, {})
@@ -116,7 +123,9 @@ def _walk(file: IO[bytes], name: str, size: int) -> dict[str, dict[str, tuple[in
             end = archive.offset
         if not _only_zeros(file, end):  # tarfile takes a damaged header for the end, and so the rest for nothing
             raise UserError(f"shard {name} is damaged at byte {end}; fetch it again")
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # of headers that make no sense
         raise UserError(f"shard {name} is not a readable, uncompressed tar file ({error}); fetch it again") from error
     return samples
 

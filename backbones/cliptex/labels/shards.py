@@ -108,10 +108,12 @@ def read_summary(root: Path, name: str) -> dict[str, Any] | None:
     path = summary_path(tar_path(root, name))
     try:
         summary = read_json(path)
+        summary["identity"] + "", summary["bytes"] + summary["pairs"], list(summary["failed"])
+        summary["task_bytes"].items()
         return {**summary, "name": name} if summary["sha256"] else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedShard(f"{path} is not readable ({error})") from error
 
 

@@ -255,8 +255,12 @@ def read_manifest(root: Path) -> dict[str, Any]:
         manifest = read_json(path)
         if manifest["version"] == VERSION:
             for shard in manifest["shards"]:
-                shard["name"], shard["sha256"], shard["bytes"], shard["pairs"]
-            manifest["key"] + "", manifest["tasks"].values(), manifest["classes"].items(), len(manifest["failed"])
+                shard["name"] + shard["sha256"], shard["bytes"] + shard["pairs"]
+            manifest["key"] + "", len(manifest["failed"]), manifest["pairs_out"] + 0
+            for task in manifest["tasks"].values():
+                task["suffix"] + ""
+            for names in manifest["classes"].values():
+                ", ".join(names)
     except FileNotFoundError:
         there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
         raise UserError(f"{there} in {root}; run: python -m benchmark label --pairs … --out {root}") from None

@@ -144,7 +144,7 @@ def _model_config(name: str) -> dict[str, Any]:
         if missing:
             raise UserError(f"model config {name} lacks {', '.join(sorted(missing))}; see open_clip's model_configs")
         return config
-    config = open_clip.get_model_config(name.removeprefix("open_clip/"))
+    config = open_clip.get_model_config(name.removeprefix("open_clip/")) if ":" not in name else None
     if config is None:
         raise UserError(f"no model {name!r}; {nearest(name, [*MODELS, *open_clip.list_models()])}")
     return config

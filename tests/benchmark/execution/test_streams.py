@@ -25,6 +25,14 @@ def test_whoever_writes_no_secret_is_seen(monkeypatch):
     assert isinstance(sys.stdout, io.TextIOWrapper)
 
 
+def test_a_terminal_obeys_no_name(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "utf-8", write_through=True))
+    with streams.discreet():
+        print("a\x1b]0;title\x07 b\x00 \x1b[31mred\tc")
+    assert raw.getvalue().decode() == "a\\x1b]0;title\\x07 b\\x00 \x1b[31mred\tc\n"
+
+
 def test_a_terminal_without_unicode_gets_what_it_can_show():
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for words in (["list", "protocols"], ["--help"], ["list", "t\udcffsks"]):

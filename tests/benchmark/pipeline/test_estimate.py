@@ -54,7 +54,15 @@ def test_the_table_in_the_documentation_is_what_its_command_prints(capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--gpus", "0,8"], ["--gpus", "x"], ["--label-speed", "0"], ["--train-speed", "nan"]]
+    "wrong",
+    [
+        ["--gpus", "0,8"],
+        ["--gpus", "x"],
+        ["--label-speed", "0"],
+        ["--train-speed", "nan"],
+        ["--gpus", "9" * 400],
+        ["--pairs", "1e308"],
+    ],
 )
 def test_wrong_numbers_are_one_line(wrong, capsys):
     assert main(["estimate", "--label-speed", "1", "--train-speed", "1", *wrong]) == 2

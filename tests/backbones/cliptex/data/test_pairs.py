@@ -244,3 +244,20 @@ def test_braces_in_the_name_of_a_folder_are_its_own(tmp_path):
     toy.write_pairs(folder, 4, 2)
     for name in (folder, next(folder.glob("*.tar"))):
         assert len(open_pairs(name)) in (2, 4)
+
+
+def test_a_pattern_of_more_shards_than_there_can_be_is_refused():
+    with pytest.raises(UserError, match="more than 1000000 shards"):
+        open_pairs("/x/{0..99999999}{0..99999999}.tar")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"GNU.sparse.map": "1,x"}, {"path": "k" * 4000 + ".jpg"}], ids=["a header without sense", "a long name"]
+)
+def test_tars_with_odd_headers_are_one_line(tmp_path, headers):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("k.jpg")
+        member.pax_headers = headers
+        tar.addfile(member)
+    with pytest.raises(UserError, match=r"not a readable, uncompressed tar|longer than 1024 bytes"):
+        open_pairs(str(tmp_path / "0.tar"))
