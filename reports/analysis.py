@@ -100,7 +100,8 @@ class Analysis:
         there = [b for b in self.selection.backbones if (b, column, metric) in self.samples]
         if len(there) < 2:
             return ""
-        sign, level = column.sign(metric), sidak(len(self.selection.columns))
+        # never at more than the differences that are printed beside it, or bold would stand over an "undecided"
+        sign, level = column.sign(metric), min(sidak(len(self.selection.columns)), self.level)
         leader = max(there, key=lambda b: sign * self.estimates[b, column, metric].value)
         mine = self.samples[leader, column, metric]
         gaps = (combine([contrast(mine, self.samples[b, column, metric])]) for b in there if b != leader)
