@@ -67,7 +67,7 @@ def test_storages_that_cannot_be_used(tmp_path, url):
         start("postgresql+psycopg://someone:secret@127.0.0.1:9/db")
     for name in ("text.db", "text.log"):
         (tmp_path / name).write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
-        with pytest.raises(UserError, match="cannot use the storage"):
+        with pytest.raises(UserError, match=r"cannot use the storage|is no journal of Optuna"):
             start(f"{'sqlite' if name == 'text.db' else 'journal'}:///{tmp_path / name}")
     start(url)
     with pytest.raises(UserError, match=r"no study 'other' .* there: cheap"):

@@ -61,12 +61,17 @@ def cells() -> list[str]:
 
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_cell_once(here):
-    """Both have begun, and wait for cells that a third process works on, before either can run one."""
+    """Two that are not the same, of which one's cell is the other's too. Both have begun, and wait for cells that a third process
+    works on, before either can run one."""
     client = Client(Tracker("own").uri)
     experiment = client.get_experiment_by_name("own").experiment_id
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))
-        both = [Fork(command, *RUN, "--json", f"{name}.json", output=here / name) for name in ("one", "two")]
+        wanted = {"one": TASKS, "two": TASKS[:1]}
+        both = [
+            Fork(command, *RUN[:4], ",".join(tasks), *RUN[5:], "--json", f"{name}.json", output=here / name)
+            for name, tasks in wanted.items()
+        ]
         deadline = time.monotonic() + 120
         while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
             assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), both[0].said()
@@ -79,13 +84,13 @@ def test_two_commands_at_once_run_each_cell_once(here):
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.tags["task"] for run in runs if "task" in run.data.tags) == TASKS
     told = [json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two")]
-    assert told[0]["backbones"] == told[1]["backbones"] and set(told[0]["backbones"]["random"]) == set(TASKS)
+    first, second = (each["backbones"]["random"] for each in told)
+    assert set(first) == set(TASKS) and second == {TASKS[0]: first[TASKS[0]]}
     assert told[0]["mlflow"]["run_ids"] != told[1]["mlflow"]["run_ids"]
     by_id = {run.info.run_id: run for run in runs}
     parents = [by_id[each["mlflow"]["run_ids"]["random"]] for each in told]
     cached = [tag for run in parents for tag in run.data.tags if tag.startswith("cached.")]
-    assert sorted(cached) == ["cached.camvid.linear", "cached.imagefolder.linear"], "each was found by the other"
-    assert parents[0].data.metrics == parents[1].data.metrics
+    assert cached == ["cached.camvid.linear"], "it was found by the other"
 
 
 def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(here):
