@@ -17,9 +17,7 @@ from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.step import TrainStep
 from tests.backbones.cliptex import toy
-from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, VISION, pairs
-
-__all__ = ["pairs"]
+from tests.backbones.cliptex.training.test_train import CLIPTEX, CPU, TINY, VISION
 
 
 def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):

@@ -1,0 +1,13 @@
+"""Pairs that the tests of training share."""
+
+from __future__ import annotations
+
+import pytest
+
+from backbones.cliptex.data.pairs import open_pairs
+from tests.backbones.cliptex import toy
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return open_pairs(toy.write_pairs(tmp_path_factory.mktemp("pairs"), 48, 2))
