@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +47,7 @@ class Results:
     tracking_uri: str
     experiment: str
     parents: tuple[str, ...]  # MLflow ids of the parent runs
+    asked: Mapping[str, Any] = field(default_factory=dict)  # options of ``evaluate`` that hold for other backbones too
 
     def table(self) -> pd.DataFrame:
         """Means over seeds: a row for each task and metric, a column for each backbone."""
@@ -155,8 +156,9 @@ def evaluate(
     from reports.mlflow.client import using
 
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    asked = {key: value for key, value in options.items() if key not in ("weights", "force")} | {"settings": settings}
     executor = _executor(options, in_this_process=not isinstance(backbone, str | Sequence))
-    known = {field.name for field in fields(runner.RunOptions)} - {
+    known = {one.name for one in fields(runner.RunOptions)} - {
         "backbones",
         "tasks",
         "overrides",
@@ -175,14 +177,15 @@ def evaluate(
         request = runner.RunOptions(
             names, tasks=tasks, overrides=overrides, executor=executor, **{"alone": True, **options}
         )
-        return _results(_outside_loops(lambda: runner.run(request)))
+        return replace(_results(_outside_loops(lambda: runner.run(request))), asked=asked)
 
 
 def compare(*what: Results | str | nn.Module, baseline: str | None = None, **options: Any) -> Comparison:
     """Compare backbones with the report's statistics (docs/statistics.md).
 
     Args:
-        what: results of ``evaluate``; names and modules beside them are evaluated on the first results' tasks.
+        what: results of ``evaluate``; names and modules beside them are evaluated as the first results were: the same tasks,
+            data and settings.
         baseline: a backbone's name; by default the suite's choice.
         **options: of ``evaluate``, for what is not evaluated yet.
 
@@ -194,7 +197,8 @@ def compare(*what: Results | str | nn.Module, baseline: str | None = None, **opt
     done = [each for each in what if isinstance(each, Results)]
     if done:
         tasks = list(dict.fromkeys(done[0].frame.task))
-        options = {"tasks": tasks, "tracking_uri": done[0].tracking_uri, "experiment": done[0].experiment, **options}
+        place = {"tracking_uri": done[0].tracking_uri, "experiment": done[0].experiment}
+        options = {**done[0].asked, "tasks": tasks, **place, **options}
     found = [each if isinstance(each, Results) else evaluate(each, **options) for each in what]
     places = {(each.tracking_uri, each.experiment) for each in found}
     if len(places) != 1:

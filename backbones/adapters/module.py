@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Sequence
@@ -38,10 +39,12 @@ class ModuleBackbone(Backbone):
         self.name, self.data = name, data
         kind = type(module)
         self.architecture = f"module/{kind.__module__}.{kind.__qualname__}"
-        try:  # the same weights in other code are another backbone
-            self.model_config = {"code": content_key({"source": inspect.getsource(kind)})}
-        except (OSError, TypeError):  # written where Python keeps no source
-            self.model_config = {}
+        # what costs are kept by: one class may be built at several widths
+        shapes = {name: list(value.shape) for name, value in self.module.state_dict().items()}
+        self.model_config = {"shapes": content_key(shapes)}
+        with contextlib.suppress(OSError, TypeError):  # written where Python keeps no source
+            # the same weights in other code are another backbone
+            self.model_config["code"] = content_key({"source": inspect.getsource(kind)})
         self.weights = Weights("a module in memory", state_sha256(self.module.state_dict()))
         self.has_text = hasattr(module, "encode_text")
         maps = self._measured()

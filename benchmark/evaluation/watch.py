@@ -83,10 +83,11 @@ def watch(options: WatchOptions, told: Callable[[int, RunResult], None] = lambda
     if not options.folder.is_dir():
         raise UserError(f"no folder {options.folder}; give the one that the training writes its checkpoints to")
     said = f"another process watches {options.folder}: waiting for it"
-    with locked(lock_file("watch", options.key()), lambda: console.print(said, markup=False)):
+    lock = lock_file("watch", options.key())
+    with locked(lock, lambda: console.print(said, markup=False)):
         tracker = Tracker(plan.experiment)
         tags = {"stage": "watch", "backbone": name, "suite": plan.suite.name, "seed": str(options.run.seed)}
-        key = str(lock_file("watch", options.key()).stem)
+        key = lock.stem
         earlier = tracker.search(f"tags.`watch.key` = '{key}'")
         with tracker.run(
             f"watch · {name} · {plan.suite.name}",

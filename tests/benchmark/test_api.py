@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from backbones import BACKBONES, DataConfig, UserError
+from backbones.adapters.module import ModuleBackbone
 from benchmark import compare, evaluate
 from reports.mlflow.query import Store
 from tests.probes.datasets.make import make_camvid, make_imagefolder
@@ -76,6 +77,13 @@ def test_other_weights_are_other_cells(options, results):
     assert set(other.frame.status) == {"done"}
 
 
+def test_a_class_of_two_widths_is_two_architectures():
+    """What a backbone costs is kept by its architecture."""
+    narrow, wide = (ModuleBackbone(Patches(width), "patches", IMAGES) for width in (6, 12))
+    assert narrow.architecture == wide.architecture and narrow.model_config != wide.model_config
+    assert narrow.model_config == ModuleBackbone(Patches(6), "other", IMAGES).model_config
+
+
 def test_per_image_scores_and_metrics_of_another_run(options, results):
     scores = results.per_image("imagefolder/linear")
     assert len(scores) == 48 and scores.image.is_unique
@@ -92,11 +100,11 @@ def test_per_image_scores_and_metrics_of_another_run(options, results):
         results.to_mlflow()
 
 
-def test_compared_in_one_report(options, results, tmp_path):
+def test_compared_in_one_report(results, tmp_path, options):
     """From inside an event loop, as a notebook has one."""
 
     async def cell():
-        return compare(results, "random", baseline="patches", suite="own", **{**options, "tasks": TASKS})
+        return compare(results, "random", baseline="patches")
 
     comparison = asyncio.run(cell())
     assert set(comparison.results.frame.backbone) == {"patches", "random"}
