@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import tempfile
 import uuid
@@ -25,6 +26,7 @@ from reports.secrets import hide_quoted, hide_secrets, remember
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 PREFIX = "cliptex."  # of our own tags as MLflow has them; everywhere else they are named without it
+BUSY_SECONDS = 60  # that a SQLite database may be locked by another program
 # What MLflow answers to a wrong call; everything else is the store's own trouble: unreachable, full, forbidden.
 CALLERS_FAULT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
@@ -170,6 +172,8 @@ def connect(uri: str) -> Client:
         logging.getLogger(name).setLevel(logging.ERROR)
     # it logs each error that is raised, and said here
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if uri.startswith("sqlite"):
+        _wait_for_writers()
     try:
         with _one_at_a_time(uri):  # two processes that make the same new database break each other's migration
             _make_database(uri)
@@ -184,6 +188,17 @@ def connect(uri: str) -> Client:
             f"{'mend it' if uri.startswith('sqlite') else 'start the server'} or give another --tracking-uri"
         ) from error
     return client
+
+
+@functools.cache
+def _wait_for_writers() -> None:
+    """SQLite's own five seconds are few where another program writes; MLflow asks for more in its sessions alone."""
+    import sqlalchemy
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
+    def wait(connection: Any, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
 
 def _one_at_a_time(uri: str) -> BaseFileLock:

@@ -52,7 +52,7 @@ def damaged(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
 def locked(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
     """Another process writes for less time than SQLite waits, or for good."""
     place = whole.copy(folder)
-    seconds = {"shortly": rng.uniform(0.5, 4.0), "for good": 1000.0}[how]
+    seconds = {"shortly": rng.uniform(0.5, 15.0), "for good": 1000.0}[how]
     freed = threading.Event()
 
     def hold() -> None:

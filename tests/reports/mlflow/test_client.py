@@ -109,6 +109,14 @@ def test_a_database_that_cannot_be_written_is_one_line(store, tmp_path, capfd, m
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_database_that_another_program_locks_is_waited_for(store):
+    import sqlalchemy
+
+    connect(f"sqlite:///{store}")
+    with sqlalchemy.create_engine(f"sqlite:///{store}").connect() as connection:
+        assert connection.exec_driver_sql("pragma busy_timeout").scalar() == 60_000
+
+
 def test_a_new_database_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def killed(client, **_):
         Path(client.tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half")
