@@ -16,6 +16,7 @@ if __name__ == "__main__":  # what is imported now is not half imported, and not
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from backbones.utils.errors import UserError, users_line
+from backbones.utils.files import keep_sockets_short
 from benchmark.execution import interrupts, streams
 from reports.secrets import hide_secrets
 
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     interrupts.install()
+    keep_sockets_short()
     # Libraries' own deprecation notes are not for users; -W or PYTHONWARNINGS brings them back.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

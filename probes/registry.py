@@ -55,11 +55,12 @@ def _on(probe: Probe, spec: DatasetSpec) -> Probe:
 
 
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
-    """Dataset and probe of a task name such as ``voc/pspnet``.
+    """Dataset and probe of a task name such as ``voc/pspnet``, or of a variant of one (``voc/pspnet:0.1``).
 
     Raises:
         UserError: there is no such dataset or it has no such probe (names the nearest), or the package that brings it is broken.
     """
+    name, _, _ = name.partition(":")
     dataset, _, probe = name.partition("/")
     if (spec := DATASETS.get(dataset)) and (place := f"{spec.kind}/{probe}") in PROBES:
         return spec, _on(PROBES[place], spec)

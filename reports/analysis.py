@@ -81,11 +81,12 @@ class Analysis:
         return "" if gap is None else gap.verdict(column.sign(column.main))
 
     def tasks(self, backbone: str) -> dict[str, str]:
-        """Task → verdict; of several protocols what they agree on or what is decided, ``tie`` where they contradict."""
+        """Task → verdict; of several protocols or variants what they agree on or what is decided, ``tie`` where they
+        contradict."""
         found: dict[str, set[str]] = {}
         for column in self.selection.columns:
             if told := self.verdict(backbone, column):
-                found.setdefault(column.task, set()).add(told)
+                found.setdefault(column.base, set()).add(told)
         agreed = {task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()}
         return {task: told.pop() if len(told) == 1 else "tie" for task, told in agreed.items()}
 
@@ -249,7 +250,7 @@ def _gains(analysis: Analysis, scaled: dict[tuple[str, TaskProtocol], Contrast])
             mine = {column: gap for column, gap in mine.items() if column not in unsure}
         if not mine:
             continue
-        gaps, tasks = list(mine.values()), by_task([column.task for column in mine])
+        gaps, tasks = list(mine.values()), by_task([column.base for column in mine])
         typical = lambda values, tasks=tasks: interquartile_mean(tasks @ values)
         mean = lambda values, tasks=tasks: (tasks @ values).mean(axis=0)
         values = np.array([gap.value for gap in gaps])
@@ -280,7 +281,7 @@ def _ranks(analysis: Analysis) -> None:
         [[c.sign(c.main) * analysis.estimates[b, c, c.main].value for c in shared] for b in selection.backbones]
     )
     better = (values[None] > values[:, None]).sum(axis=1) + 0.5 * ((values[None] == values[:, None]).sum(axis=1) - 1)
-    mean = by_task([column.task for column in shared]) @ (1 + better.T)
+    mean = by_task([column.base for column in shared]) @ (1 + better.T)
     analysis.ranks = dict(zip(selection.backbones, mean.mean(axis=0).tolist(), strict=True))
 
 

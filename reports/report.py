@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from reports.analysis import Analysis, analyse
 from reports.mlflow.query import Store, StoredRun
 from reports.parts import figures as drawing
+from reports.parts.average import average_lines
 from reports.parts.caveats import caveats
 from reports.parts.classes import ClassTable, class_tables
 from reports.parts.figures import Figure, Look
 from reports.parts.gallery import Gallery, galleries
+from reports.parts.learning import learning_curves
 from reports.parts.pairs import Pair, all_pairs
 from reports.parts.provenance import Provenance, provenance
 from reports.parts.published import Published, published
@@ -49,10 +51,12 @@ class Report:
     bars: list[Figure] = field(default_factory=list)
     cost_figures: list[Figure] = field(default_factory=list)
     curves: list[Figure] = field(default_factory=list)
+    learning: list[Figure] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     provenance: Provenance | None = None
     notes: list[str] = field(default_factory=list)
     power: list[str] = field(default_factory=list)
+    averages: list[str] = field(default_factory=list)
     looks: dict[str, Look] = field(default_factory=dict)
 
     @property
@@ -73,6 +77,7 @@ class Report:
         return [
             *own,
             *self.bars,
+            *self.learning,
             *self.cost_figures,
             *self.curves,
             *(f for study in self.studies for f in study.figures),
@@ -149,7 +154,7 @@ def build(
     ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     facts = [
-        ", ".join(selection.backbones), count(len({column.task for column in selection.columns}), "task"),
+        ", ".join(selection.backbones), count(len({column.base for column in selection.columns}), "task"),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
         f"{sum(map(len, selection.cells.values()))} finished task runs", _now(),
     ]  # fmt: skip
@@ -157,11 +162,12 @@ def build(
     return Report(
         f"Comparison of backbones: {', '.join(experiments)}", " · ".join(facts), verdict(analysis),
         store=hide_secrets(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url, resamples=request.resamples,
-        analysis=analysis, power=power_lines(analysis), overview=overview(analysis),
+        analysis=analysis, power=power_lines(analysis), averages=average_lines(analysis), overview=overview(analysis),
         tables=[*sections(analysis), *filter(None, [experts_table(analysis)])], classes=class_tables(analysis),
         pairs=all_pairs(analysis), published=published(analysis), studies=[study for study in studies if study.complete],
         forest=drawing.forest(analysis), bars=drawing.task_bars(analysis), cost_figures=list(filter(None, figures)),
-        curves=curves, galleries=galleries(store, analysis), provenance=provenance(store, selection),
+        learning=learning_curves(analysis), curves=curves, galleries=galleries(store, analysis),
+        provenance=provenance(store, selection),
         notes=[*caveats(analysis), *elsewhere], looks=drawing.looks(analysis),
     )  # fmt: skip
 

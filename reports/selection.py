@@ -57,6 +57,11 @@ class TaskProtocol:
         return f"{self.task} ({self.letter})" if self.letter else self.task
 
     @property
+    def base(self) -> str:
+        """The task without what makes it a variant: ``voc/linear`` of ``voc/linear:0.1``. In means it counts once."""
+        return self.task.partition(":")[0]
+
+    @property
     def main(self) -> str:
         """Name of the main metric."""
         return self.metrics[0][0] if self.metrics else ""

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import io
 import json
+import multiprocessing.util
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +111,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+SOCKET = 107  # bytes of a socket's path that Linux takes
+IN_TEMPORARY = len("/pymp-12345678/listener-12345678")  # where multiprocessing puts its sockets
+
+
+def keep_sockets_short() -> None:
+    """Where ``TMPDIR`` is so long that no socket fits below it, those of multiprocessing go to ``/tmp``.
+
+    A loading process hands tensors over by a socket; it says that it cannot, and whoever waits for them waits for ever.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) + IN_TEMPORARY <= SOCKET:
+        return
+    asked = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # of this process and those that it starts; removed in the end
+    finally:
+        tempfile.tempdir = asked
 
 
 class UnfitFile(OSError):

@@ -98,7 +98,7 @@ class CellContext:
         return Context(
             self.backbone,
             self.config,
-            data,
+            task.of(data, self.seed),
             task.settings,
             self.seed,
             self.device,
@@ -194,6 +194,8 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
         TAG: declare(task.probe.metrics),
     }
     params = {"backbone": backbone.name, "seed": context.seed, **protocol["settings"]}
+    if task.train_share < 1:
+        params["train_share"] = task.train_share
     with _work_dir(cell) as work_dir:
         # one that was stopped, or broke, goes on in its own run: its curves are in one piece
         begun = tracker.known(read_object(work_dir / STARTED).get("run"))
@@ -202,9 +204,10 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
             task.name, tags=tags, params=params, parent=context.parent, resume=resume, monitored=True
         ) as run:
             write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
-            log_probed(run, data)
+            told = context.of_task(task, data, work_dir, run, reporter())
+            log_probed(run, told.data)
             run.log_models(inputs=[context.model])
-            yield context.of_task(task, data, work_dir, run, reporter()), run
+            yield told, run
 
 
 def log_backbone(tracker: Tracker, backbone: Backbone, trained_by: str = "") -> str:

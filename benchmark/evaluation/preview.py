@@ -82,7 +82,8 @@ def dump_config(options: RunOptions) -> None:
             backbone = backbones.create(**config)
             for task in plan.tasks:
                 context = Context(
-                    backbone=backbone, backbone_config=config, data=data[task.name], settings=task.settings, seed=options.seed,
+                    backbone=backbone, backbone_config=config, data=task.of(data[task.name], options.seed),
+                    settings=task.settings, seed=options.seed,
                     device=choose_device(executor.device), work_dir=Path("work_dirs") / task.name, log=Silent(),
                     progress=Silent(), num_workers=executor.num_workers,
                 )  # fmt: skip

@@ -12,7 +12,7 @@ from backbones.utils.overrides import fields_of
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.data import prepare_data
 from benchmark.evaluation.groups import task_groups
-from benchmark.evaluation.plan import PlannedTask
+from benchmark.evaluation.plan import AXES, PlannedTask
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import Stages
 from probes.datasets.base import PreparedDataset
@@ -58,7 +58,8 @@ class Probing:
             parent: id of the MLflow run that the cells' runs nest under.
         """
         stages, executor = self.stages, self.stages.executor
-        known = {key for task in group for key in fields_of(task.probe.settings_type)}
+        # variants say theirs in their names
+        known = {key for task in group for key in fields_of(task.probe.settings_type)} - AXES
         overrides = {key: value for key, value in self.overrides.items() if key in known}
         unit = ProbeUnit(
             stages.suite, tuple(task.name for task in group), config, seed, stages.experiment, parent, overrides, self.placed,

@@ -32,6 +32,7 @@ from probes.features.budget import budget
 from probes.features.store import root
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
+from reports.parts.average import TITLE_TAG
 from sweeps.errors import first_line
 
 
@@ -224,6 +225,7 @@ class _Evaluation:
             parent.end(run, ordered, earlier)
             if (average := self._average()) and (value := average.whole(ordered)) is not None:
                 run.log_metrics({"average": value})
+                run.set_tags({TITLE_TAG: average.title})
         return ordered, run.id
 
     def _known(self, backbone: Backbone, seed: int) -> dict[str, Cell]:

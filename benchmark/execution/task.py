@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backbones.utils.errors import UserError, users_line
+from backbones.utils.files import keep_sockets_short
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from benchmark.execution.streams import Discreet, discreet
@@ -113,6 +114,7 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
     try:
         with ExitStack() as stack:
             stack.enter_context(interruptible(signals))  # first: what comes earlier is lost
+            keep_sockets_short()
             if task.software is not None:
                 _must_share(task.folder, task.software)
             task.folder.mkdir(parents=True, exist_ok=True)

@@ -112,8 +112,9 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """What a suite changes in the settings of a task, None where it does not take it.
 
     A task need not be listed: of another probe on a dataset that the suite has, it is what its tasks on that dataset share
-    (``nyu-depth/dpt-probe3d`` in ``paper``).
+    (``nyu-depth/dpt-probe3d`` in ``paper``). A variant is like the task that it is of.
     """
+    task, _, _ = task.partition(":")
     if task in suite.tasks:
         return suite.tasks[task]
     dataset = _dataset(task)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +107,7 @@ class PreparedDataset:
         skipped: (relative path, reason) of each sample left out because it cannot be read.
         fingerprint: hash over names and content of all samples used; the same bytes give the same one everywhere.
         partial: whether it is a part of the official dataset (then part of the protocol).
+        whole: all of train, where ``samples`` has a part of it (see ``with_share``); places: of that part in it.
     """
 
     spec: DatasetSpec
@@ -115,7 +116,23 @@ class PreparedDataset:
     skipped: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
     partial: bool = False
+    whole: tuple[Sample, ...] = ()
+    places: tuple[int, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.spec.class_names(self.root)
+
+    def encoded(self, split: Split) -> Sequence[Sample]:
+        """The samples whose features are made and kept: all of train, whatever part of it is trained on."""
+        return self.whole if self.whole and split == "train" else self.samples[split]
+
+    @property
+    def alone(self) -> PreparedDataset:
+        """A dataset that has no more of train than what is trained on."""
+        return replace(self, whole=(), places=())
+
+    @property
+    def unused(self) -> list[int]:
+        """Places in ``whole`` that are not trained on."""
+        return sorted(set(range(len(self.whole))) - set(self.places))

@@ -115,8 +115,8 @@ def dataset_config(
     test_mode: bool = False,
     only: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Config of a split's usable images, or of those in ``only``."""
-    usable = {sample.image for sample in data.samples[split]}
+    """Config of a split's usable images (all of train, see ``PreparedDataset.encoded``), or of those in ``only``."""
+    usable = {sample.image for sample in data.encoded(split)}
     usable &= only or usable
     listed = [sample.image for sample in data.spec.list_samples(data.root, split)]
     return {

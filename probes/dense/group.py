@@ -25,7 +25,7 @@ def group_key(probe: Probe, context: Context) -> str:
     """The same for tasks that one pass can train: of one seed and of one backbone's kept features, or of crops of the same
     photographs that one encoder takes. Ground truth, head, optimizer, schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
-    shared: list[Any] = ["dense", context.seed, settings.batch_size]
+    shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.places]
     if settings.cache in KEPT:
         return content_key([*shared, features_key(config, context)])
     encoder = [config.model.backbone.to_dict(), config.model.data_preprocessor.to_dict(), context.backbone.identity()]

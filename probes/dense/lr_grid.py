@@ -30,7 +30,8 @@ class Choice:
 
 
 def held_out(context: Context) -> list[int]:
-    """The training images (their places) to choose on: a tenth, by the hash of their content; copies stay together.
+    """The training images to choose on (their places among those that are encoded): a tenth, by the hash of their content; copies
+    stay together.
 
     Raises:
         UserError: there are too few images to hold one out.
@@ -40,7 +41,8 @@ def held_out(context: Context) -> list[int]:
     if len(ranked) < 2:
         raise UserError("lr_grid needs two different training images or more: one to choose on; set lr instead")
     held = set(ranked[: max(1, round(SHARE * len(ranked)))])
-    return [place for place, digest in enumerate(found) if digest in held]
+    places = context.data.places or range(len(found))
+    return [place for place, digest in zip(places, found, strict=True) if digest in held]
 
 
 def with_rate(context: Context, rate: float) -> Context:
@@ -56,7 +58,7 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
     Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``.
     """
     held = held_out(tasks[0][1])
-    images = [{context.data.samples["train"][place].image for place in held} for _, context in tasks]
+    images = [{context.data.encoded("train")[place].image for place in held} for _, context in tasks]
     heads = []
     for (probe, context), scored in zip(tasks, images, strict=True):
         for rate in sorted(context.settings.lr_grid):

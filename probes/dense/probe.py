@@ -9,7 +9,7 @@ probes is the head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from probes.base import Context, Probe, TaskResult
 from probes.datasets.base import Kind, Split
@@ -59,6 +59,7 @@ class DenseProbe:
         from probes.dense.lr_grid import with_rate
         from probes.runner.training import resolved
 
+        context = replace(context, data=context.data.alone)
         if rates := context.settings.lr_grid:
             context = with_rate(context, rates[0])
         return resolved(dense_config(self, context), context).pretty_text

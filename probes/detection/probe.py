@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class DetectionProbe:
         """The resolved MMEngine config; it runs with plain mmengine."""
         from probes.runner.training import resolved
 
+        context = replace(context, data=context.data.alone)
         return resolved(detection_config(self, context), context).pretty_text
 
     def run(self, context: Context) -> TaskResult:
@@ -158,7 +159,7 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
 
     The image ids are named unless the split is the complete official one (their list would be long).
     """
-    samples = data.samples[split]
+    samples = data.encoded(split)
     folders = data.spec.extra.get("image_folder", {})
     complete = len(samples) == data.spec.expected.get(split)
     return {

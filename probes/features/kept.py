@@ -144,9 +144,13 @@ class FeatureDataset(Dataset):
         while self.stores:
             self.stores.pop().close()
 
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """What the dataset below says of a sample."""
+        return self.source.get_data_info(index)
+
     def infos(self) -> list[dict[str, Any]]:
-        """What the dataset below says of each of its samples."""
-        return [self.source.get_data_info(index) for index in range(len(self))]
+        """That of each."""
+        return [self.get_data_info(index) for index in range(len(self))]
 
     def maps(
         self, sizes: Sequence[tuple[int, ...]], identity: Mapping[str, Any], run: EncodeRun

@@ -29,11 +29,12 @@ from probes.image_level.settings import Encoding
 def encode_split(context: Context, split: Split, run: EncodeRun, members: Tensor | None = None) -> Tensor:
     """Features of the images of one split (or of ``members``, the held-out part of it), in the order of its samples: see
     ``kept_embeddings``."""
-    samples = context.data.samples[split]
-    chosen = samples if members is None else [samples[index] for index in members]
+    data = context.data
+    chosen = data.encoded(split) if members is None else [data.samples[split][index] for index in members]
     about = f"{context.data.spec.name} ({split if members is None else f'held-out part of {split}'})"
-    paths = [context.data.root / sample.image for sample in chosen]
-    return kept_embeddings(context.backbone, paths, run, context.settings.encoding(run.device.type), about)
+    paths = [data.root / sample.image for sample in chosen]
+    found = kept_embeddings(context.backbone, paths, run, context.settings.encoding(run.device.type), about)
+    return found[list(data.places)] if chosen is data.whole else found
 
 
 def kept_embeddings(backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding, about: str) -> Tensor:

@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from probes.base import Context, Progress
+from probes.datasets.base import PreparedDataset
 from probes.features.cost import EncodeCost
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset
@@ -130,6 +131,7 @@ def train_together(
             stack.callback(loaded.close)
             notes += loaded.open(context, encoding)
         train, val = data
+        leave_out = sorted({*leave_out, *unused(train.datasets[0], context.data)})
         results: list[Any] = []
         for cfg, each in heads:
             try:
@@ -152,6 +154,12 @@ def train_together(
             results[place] = member.error or results[place]
     gc.collect()  # loading processes, and what mmengine's objects hold of each other
     return results
+
+
+def unused(dataset: Any, data: PreparedDataset) -> list[int]:
+    """Items of a training set that are no part of the share of train that is trained on; see ``PreparedDataset.whole``."""
+    left = {str(data.root / data.whole[place].image) for place in data.unused}
+    return [item for item in range(len(dataset) if left else 0) if dataset.get_data_info(item)["img_path"] in left]
 
 
 def _train(model: MultiHead, config: Config, samples: SeededSamples, context: Context, description: str) -> None:

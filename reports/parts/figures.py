@@ -86,8 +86,8 @@ def forest(analysis: Analysis) -> Figure | None:
             {
                 "type": "scatter", "mode": "markers", "name": name,
                 "x": [p.value for _, p in points], "y": [rows[label] - shift for label, _ in points],
-                "error_x": _bars([p for _, p in points], paint[name].colour),
-                "marker": _marker(paint[name], [p.known for _, p in points], 8),
+                "error_x": bars([p for _, p in points], paint[name].colour),
+                "marker": marker(paint[name], [p.known for _, p in points], 8),
                 "text": [f"{label}<br>{name}: {number(p.value, 1, True)} % {interval(p.low, p.high, 1, True) or 'no interval'}"
                          for label, p in points],
                 "hovertemplate": "%{text}<extra></extra>",
@@ -136,7 +136,7 @@ def _ticks(names: Sequence[str], most: int = 20) -> dict[str, Any]:
     return {"tickvals": list(names), "ticktext": short}
 
 
-def _marker(look: Look, known: Sequence[bool], size: int) -> dict[str, Any]:
+def marker(look: Look, known: Sequence[bool], size: int) -> dict[str, Any]:
     """A point without an interval is open."""
     return {"color": look.colour, "symbol": [look.symbol + "-open" * (not one) for one in known], "size": size}
 
@@ -164,7 +164,7 @@ def _bar_chart(name: str, head: MetricColumn, there: Sequence[tuple[str, Any]], 
             "marker": {"color": [paint[b].colour for b, _ in there],
                        "pattern": {"shape": [paint[b].pattern for b, _ in there], "size": 6},
                        "opacity": [1.0 if e.known else 0.45 for _, e in there]},
-            "error_y": _bars([e for _, e in there], "var:text"),
+            "error_y": bars([e for _, e in there], "var:text"),
             "text": told, "textposition": "none", "hovertemplate": "%{x}: %{text}<extra></extra>", "width": 0.62,
         }
     ]  # fmt: skip
@@ -244,8 +244,8 @@ def gain_against_cost(analysis: Analysis) -> Figure | None:
             {
                 "type": "scatter", "mode": "markers+text" if few else "markers", "name": name,
                 "x": [sum(spent[name].values())], "y": [value],
-                "error_y": _bars([gain], paint[name].colour) if gain else {"visible": False},
-                "marker": _marker(paint[name], [gain is None or gain.known], 11),
+                "error_y": bars([gain], paint[name].colour) if gain else {"visible": False},
+                "marker": marker(paint[name], [gain is None or gain.known], 11),
                 "text": [name],
                 "textposition": "middle right", "cliponaxis": False,
                 "hovertemplate": f"{name}: {number(value, 1, True)} %<br>{parts}{efficiency(analysis, name)}<extra></extra>",
@@ -355,7 +355,7 @@ def _curves(name: str, title: str, caption: str, data: list[dict[str, Any]], hei
     return Figure(name, title, caption, ends, {"data": data, "layout": layout}, height)
 
 
-def _bars(estimates: Sequence[Any], colour: str) -> dict[str, Any]:
+def bars(estimates: Sequence[Any], colour: str) -> dict[str, Any]:
     """Plotly's asymmetric error bars."""
     return {
         "type": "data", "symmetric": False, "color": colour, "thickness": 1.4, "width": 4,

@@ -39,7 +39,7 @@ def verdict(analysis: Analysis) -> Verdict:
     base = selection.baseline
     others = [name for name in selection.backbones if name != base]
     if not others:
-        tasks = len({column.task for column in selection.columns if (base, column) in selection.cells})
+        tasks = len({column.base for column in selection.columns if (base, column) in selection.cells})
         return Verdict(
             "alone", f"Only {base} has results ({count(tasks, 'task')}): nothing to compare it with yet.", []
         )
@@ -60,7 +60,7 @@ def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> floa
     """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
     if common:
         gains = np.array([[analysis.task_gains[name, column].value] for column in common])
-        return float(interquartile_mean(by_task([column.task for column in common]) @ gains)[0])
+        return float(interquartile_mean(by_task([column.base for column in common]) @ gains)[0])
     return analysis.gains[name].typical.value if name in analysis.gains else float("-inf")
 
 
@@ -76,7 +76,7 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskPro
     best = name
     if others > 1 and name in analysis.gains:
         fewer = 0 < len(common) < max(len(each.columns) for each in analysis.gains.values())
-        over = f" on {count(len({c.task for c in common}), 'task')} that all have" if fewer else ""
+        over = f" on {count(len({c.base for c in common}), 'task')} that all have" if fewer else ""
         best = f"Of {others} backbones, {name} has the highest mean gain{over}: it"
     if not told:
         return f"{name} and {base} share no task: nothing can be compared."
@@ -111,7 +111,7 @@ def gain_words(gain: Gain) -> str:
 
 
 def _left(analysis: Analysis, name: str, gain: Gain) -> str:
-    tasks, compared = len({column.task for column in gain.columns}), len(analysis.tasks(name))
+    tasks, compared = len({column.base for column in gain.columns}), len(analysis.tasks(name))
     return f", over {tasks} of them" if tasks < compared else ""
 
 

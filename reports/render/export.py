@@ -124,7 +124,7 @@ def markdown(report: Report) -> str:
         lines += [
             "## What these images and seeds can tell apart",
             "",
-            *(f"* {_plain(line)}" for line in report.power),
+            *(f"* {_plain(line)}" for line in [*report.averages, *report.power]),
             "",
         ]
     for table in report.tables:

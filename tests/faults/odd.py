@@ -27,6 +27,7 @@ VARIABLES: dict[str, dict[str, str | None]] = {
     "no HOME": {"HOME": REMOVED, "XDG_CACHE_HOME": REMOVED},
     "HOME that is not there": {"HOME": "/nonexistent/home"},
     "no TMPDIR": {"TMPDIR": "/nonexistent/tmp"},
+    "a TMPDIR of more letters than a socket takes": {"TMPDIR": "tmp"},
     "no PATH": {"PATH": REMOVED},
     "a far time zone": {"TZ": "Pacific/Kiritimati"},
     "python -OO": {"PYTHONOPTIMIZE": "2"},
@@ -48,6 +49,11 @@ def of_path(whole: Place, folder: Path, name: str) -> tuple[Place, Ended]:
 
 def of_variables(whole: Place, folder: Path, name: str) -> tuple[Place, Ended]:
     place = whole.copy(folder / "variables", **VARIABLES[name])
+    if VARIABLES[name].get("TMPDIR") == "tmp":
+        long = place.folder / "tmp" / ("x" * 120)
+        long.mkdir()
+        place.variables["TMPDIR"] = str(long)
+        return place, place.run_fresh([word if word != "0" else "1" for word in AGAIN])  # a loading process
     return place, place.run_fresh(AGAIN)
 
 

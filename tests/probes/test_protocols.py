@@ -12,6 +12,7 @@ import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from backbones.utils.errors import UserError
 from backbones.utils.overrides import fields_of, with_changes
+from probes.dense.probe import DenseProbe
 from probes.protocols.base import OWN, PROTOCOLS, Preset, Protocol, changed, find_preset, register_protocol
 from probes.registry import PROBES, find_task
 from probes.runner.bridge import FrozenBackbone
@@ -28,7 +29,7 @@ DENSE = [
     (protocol.name, preset)
     for protocol in PROTOCOLS.values()
     for preset in protocol.presets
-    if preset.probe.partition("/")[0] in tiny_dense.SPECS
+    if isinstance(PROBES[preset.probe], DenseProbe)
 ]
 
 # The published table, in the words of the built config; rates at (iteration: share of the highest rate).

@@ -75,9 +75,10 @@ class PatchImages:
                 {"backbone": frozen, "data_preprocessor": preprocessor(backbone)},
                 "fp32" if encoder else settings.cache, 0, 0.0, context.device.type,
             )  # fmt: skip
+        self.items: Sequence[int] = (split == "train" and data.places) or range(len(self.dataset))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.items)
 
     def walk(self, run: EncodeRun) -> Iterator[Patches]:
         """All images; in their order where their features are kept.
@@ -85,7 +86,7 @@ class PatchImages:
         Raises:
             UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
         """
-        items = [range(len(self))]
+        items = [self.items]
         if self.encoder is not None:
             found = self.dataset.encoded(items, frozen=self.encoder, sizes=self.dataset.sizes(), run=run)
             yield from (self._patches(*one) for one in _timed(found, run))
@@ -99,7 +100,7 @@ class PatchImages:
             yield from (self._patches(*one) for one in _timed(build(items), run))
             return
         try:
-            for index in range(len(store)):
+            for index in self.items:
                 yield self._patches(index, store[index], store.metadata(index))
         finally:
             store.close()

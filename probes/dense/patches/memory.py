@@ -104,7 +104,7 @@ def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, 
         share, known = shares(truth, patches, classes, data.spec.ignore_index)
         chosen = known.nonzero().squeeze(1)
         if len(chosen) > most:
-            name = data.samples["train"][patches.index].image
+            name = data.encoded("train")[patches.index].image
             seed = torch.Generator().manual_seed(seed_of("memory", context.seed, name))
             chosen = chosen[torch.randperm(len(chosen), generator=seed)[:most].sort().values]
         features = patches.features[chosen.to(patches.features.device)]

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from backbones.utils.errors import UserError, users_line
 from backbones.utils.files import (
     UnfitFile,
     home,
+    keep_sockets_short,
     open_regular,
     read_json,
     read_whole,
@@ -22,6 +24,7 @@ from backbones.utils.files import (
     sha256_file,
     write_text,
 )
+from tests.forks import Fork
 
 
 def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
@@ -181,3 +184,19 @@ def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", "~nosuch/cliptex")
     with pytest.raises(UserError, match="~nosuch/cliptex: Could not determine home directory; name a folder in full"):
         home()
+
+
+def _load(temporary: str) -> None:
+    tempfile.tempdir = temporary
+    keep_sockets_short()
+    loader = torch.utils.data.DataLoader([torch.zeros(3)] * 4, num_workers=1)
+    print(len(list(loader)), tempfile.gettempdir() == temporary)
+
+
+def test_a_loading_process_hands_tensors_over_wherever_temporary_files_are(tmp_path):
+    """PyTorch's own waits for ever where the path is too long for a socket."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    fork = Fork(_load, str(folder), output=tmp_path / "said")
+    assert fork.end(60) == 0 and fork.said() == "4 True\n"
+    assert list(folder.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from backbones.utils.errors import UserError
@@ -13,6 +15,7 @@ from benchmark.evaluation.runner import RunOptions, make_plan, run
 from benchmark.evaluation.table import show
 from benchmark.execution import ExecutorSpec
 from benchmark.suites.registry import SUITES, Suite
+from reports.report import Request, build
 from tests.probes.datasets.make import make_wds
 
 NAMES = ["cifar10/few-shot", "vtab-pets/few-shot", "vtab-dtd/few-shot"]
@@ -64,12 +67,13 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SUITES._things, "three", suite)
     for name in ("cifar10", "vtab-pets"):
         make_wds(tmp_path / f"data/wds_{name}", 3, 2, size=(32, 32))
-    result = run(
-        RunOptions(
-            suite="three", overrides=["size=32"], data_root=tmp_path / "data",
-            executor=ExecutorSpec(device="cpu", num_workers=0),
-        )
-    )  # fmt: skip
+    options = RunOptions(
+        suite="three",
+        overrides=["size=32"],
+        data_root=tmp_path / "data",
+        executor=ExecutorSpec(device="cpu", num_workers=0),
+    )
+    result = run(options)
     show(result.tasks, result.cells, result.average)
     shown = capsys.readouterr().out
     assert "1 of 3 tasks of three have no data there: wds_vtab-dtd" in shown
@@ -81,3 +85,13 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     assert main(["data", "check", "--data-root", "data"]) == 0
     assert "zeroshot38: data of 2 of 38 tasks; missing: vtab-caltech101," in capsys.readouterr().out
+    assert build(Request(["three"])).averages == []
+    make_wds(tmp_path / "data/wds_vtab-dtd", 3, 2, size=(32, 32))
+    result = run(options)
+    average = result.average.whole(result.cells)
+    (line,) = build(Request(["three"])).averages
+    assert line.startswith(f"average of three: random {average:.2f} [")
+    other = run(replace(options, backbones=["efficientnet-lite0"]))
+    lines = build(Request(["three"], baseline="random")).averages
+    gain = other.average.whole(other.cells) - average
+    assert len(lines) == 2 and f"{gain:+.2f} [".replace("-", "−") in lines[1] and " over random" in lines[1]

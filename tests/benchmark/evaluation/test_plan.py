@@ -140,3 +140,36 @@ def test_a_backbone_brings_its_baselines_and_a_group_its_members():
     assert _chosen(paper, RunOptions(backbones=["cliptex"])) == ["cliptex"]
     ablation = _chosen(mini, RunOptions(backbones=["ablation"], alone=True))
     assert ablation[0] == "clip-ft" and ablation[-1] == "cliptex" and len(ablation) == 8
+
+
+def test_variants_of_a_task():
+    """A share of train or a number of shots is a task of its own, which a unit of work is told by its name alone."""
+    wanted = {"train_share": "0.01,0.1,1", "shots": "1, 10"}
+    names = ["imagefolder/linear", "imagefolder/few-shot", "imagefolder/knn:0.5"]
+    found = {task.name: task for task in plan_tasks(find_suite("own"), names, wanted)}
+    assert list(found) == [
+        "imagefolder/linear:0.01", "imagefolder/linear:0.1", "imagefolder/linear", "imagefolder/few-shot:1",
+        "imagefolder/few-shot", "imagefolder/knn:0.5",
+    ]  # fmt: skip
+    assert found["imagefolder/few-shot:1"].settings.shots == 1 and found["imagefolder/linear:0.1"].train_share == 0.1
+    assert {task.name: task for task in plan_tasks(find_suite("own"), list(found), {})} == found
+    data = PreparedDataset(DATASETS["imagefolder"], Path("/"), {}, fingerprint="a")
+    plain = plan_tasks(find_suite("own"), ["imagefolder/linear"], {})[0].protocol(data)
+    assert found["imagefolder/linear"].protocol(data) == plain and "train_share" not in plain
+    assert found["imagefolder/linear:0.1"].protocol(data)["train_share"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("imagefolder/linear:0", {}, "train_share=0 is not possible"),
+        ("imagefolder/linear", {"train_share": "nan"}, "finite number"),
+        ("imagefolder/linear:much", {}, "finite number"),
+        ("imagefolder/few-shot:0.5", {}, "a whole number"),
+        ("imagefolder/zero-shot:0.5", {}, "imagefolder/zero-shot trains on nothing"),
+        ("imagefolder/zero-shot", {"train_share": "0.5"}, "no chosen task has this setting"),
+    ],
+)
+def test_variants_that_cannot_be(task, changes, message):
+    with pytest.raises(UserError, match=message):
+        plan_tasks(find_suite("own"), [task], changes)
