@@ -284,14 +284,18 @@ def _letter(place: int) -> str:
 
 
 def _paper_order(column: TaskProtocol) -> tuple:
-    dataset, _, probe = column.task.partition("/")
+    dataset, _, probe = column.base.partition("/")
+    try:
+        variant = float(column.task.partition(":")[2])
+    except ValueError:
+        variant = float("inf")
 
     def place(name: str, order: Sequence[str]) -> int:
         return order.index(name) if name in order else len(order)
 
     zero_shot = probe == "zero-shot"
     return (place(column.kind, KINDS), zero_shot, place(dataset, DATASETS), dataset, place(probe, PROBES), probe,
-            len(column.letter), column.letter)  # fmt: skip
+            variant, len(column.letter), column.letter)  # fmt: skip
 
 
 def _planned(runs: Sequence[StoredRun], names: Sequence[str]) -> dict[str, dict[str, bool]]:

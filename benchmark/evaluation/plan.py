@@ -37,7 +37,7 @@ class PlannedTask:
         """What differs from the published protocol that the settings name, one line; none for the suite's own."""
         preset = find_preset(self.settings.protocol, self.spec, self.probe) if has_protocol(self.probe) else None
         found = changed(preset, self.settings, data.spec) if preset else []
-        found += [f"train_share={self.train_share:g}"] if preset and self.train_share < 1 else []
+        found += [f"train_share={self.train_share:g}"] if preset and preset.settings and self.train_share < 1 else []
         return [f"differs from {self.settings.protocol}: {', '.join(found)}"] if found else []
 
     def protocol(self, data: PreparedDataset) -> dict[str, Any]:

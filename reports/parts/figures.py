@@ -168,12 +168,13 @@ def _bar_chart(name: str, head: MetricColumn, there: Sequence[tuple[str, Any]], 
             "text": told, "textposition": "none", "hovertemplate": "%{x}: %{text}<extra></extra>", "width": 0.62,
         }
     ]  # fmt: skip
+    slanted = len(there) > 3 or sum(min(len(b), 20) for b, _ in there) > 24
     highest = max((e.high if e.known else e.value) for _, e in there)
     middle = max(e.value for _, e in there)
     layout: dict[str, Any] = {
         "yaxis": {"title": {"text": ""}, "range": [0, 1.08 * min(max(highest, middle), 3 * middle or 1)], "nticks": 5},
-        "xaxis": {"tickangle": -30 if len(there) > 3 else 0, "showgrid": False, **_ticks([b for b, _ in there])},
-        "margin": {"l": 40, "r": 6, "t": 6, "b": 30 if len(there) <= 3 else 60},
+        "xaxis": {"tickangle": -30 if slanted else 0, "showgrid": False, **_ticks([b for b, _ in there])},
+        "margin": {"l": 40, "r": 6, "t": 6, "b": 60 if slanted else 30},
         "showlegend": False,
     }
     if min(e.value for _, e in there) < 0:
