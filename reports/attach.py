@@ -11,14 +11,16 @@ from reports.mlflow.models import register
 from reports.mlflow.query import local_folder
 from reports.mlflow.views import save_view
 from reports.render.export import write
-from reports.report import Request, build
+from reports.report import Report, Request, build
 
 FOLDER = "report"
 
 
-def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Path("report")) -> Path:
-    """Build a report, store its page as ``report/index.html`` in each of the runs, and say where it can be opened. What it
-    compared goes to the model registry, and the experiment's saved view gets its tasks.
+def attach_report(
+    request: Request, run_ids: Sequence[str], fallback: Path = Path("report"), report: Report | None = None
+) -> Path:
+    """Build a report (or take it), store its page as ``report/index.html`` in each of the runs, and say where it can be opened.
+    What it compared goes to the model registry, and the experiment's saved view gets its tasks.
 
     Args:
         fallback: folder for a copy where the store's artifacts are on another machine.
@@ -26,7 +28,7 @@ def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Pat
     Raises:
         TrackingError: there is nothing to report on, or the store cannot be read or written.
     """
-    report = build(request)
+    report = report or build(request)
     client = connect(tracking_uri(request.tracking_uri))
     if report.analysis is not None:
         found = report.analysis.selection
@@ -49,11 +51,14 @@ def attach_report(request: Request, run_ids: Sequence[str], fallback: Path = Pat
     return write(report, fallback)[0]
 
 
-def say_report(request: Request, run_ids: Sequence[str]) -> str:
-    """``attach_report`` as a line for people. The numbers are safe already: a report that cannot be made is a line, too."""
+def say_report(request: Request, run_ids: Sequence[str]) -> tuple[str, Report | None]:
+    """``attach_report`` as a line for people, and the report. The numbers are safe already: one that cannot be made is a line,
+    too."""
+    report = None
     try:
-        return f"report: {attach_report(request, run_ids)}"
+        report = build(request)
+        return f"report: {attach_report(request, run_ids, report=report)}", report
     except Exception as error:
         told = next(iter(str(error).splitlines()), type(error).__name__)
         study = f" --study {request.study}" if request.study else ""
-        return f"no report was made: {told}; try python -m benchmark report{study}"
+        return f"no report was made: {told}; try python -m benchmark report{study}", report

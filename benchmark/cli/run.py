@@ -24,6 +24,7 @@ from benchmark.cli.options import (
 
 if TYPE_CHECKING:
     from benchmark.evaluation.results import RunResult
+    from reports.report import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,8 @@ def main(options: argparse.Namespace) -> int:
     with using(options.tracking_uri) as uri:
         flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
         result = runner.run(request)
-        show(result.tasks, result.cells, result.average)
+        line, report = _report(result) if any(cell.metrics for cell in result.cells) else ("", None)
+        show(result.tasks, result.cells, result.average, report)
         if all(cell.status == "not applicable" for cell in result.cells):
             raise UserError("none of these tasks applies to these backbones; choose others with --task or --backbone")
         console.print(
@@ -101,13 +103,13 @@ def main(options: argparse.Namespace) -> int:
         )
         if options.json:
             console.print(f"metrics: {options.json}", markup=False)
-        if any(cell.metrics for cell in result.cells):
-            console.print(_report(result), markup=False)
+        if line:
+            console.print(line, markup=False)
     return 1 if result.failed else 0
 
 
-def _report(result: RunResult) -> str:
-    """Compare this run's backbones and tasks, and keep the page in MLflow; a line that says where it is."""
+def _report(result: RunResult) -> tuple[str, Report | None]:
+    """Compare this run's backbones and tasks, and keep the page in MLflow; a line that says where it is, and the report."""
     from reports.attach import say_report
     from reports.report import Request
 

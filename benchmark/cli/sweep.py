@@ -127,7 +127,7 @@ def _launch(options: argparse.Namespace) -> int:
             given = " ".join(f"{flag} {shlex.quote(value) if value else '…'}" for flag, value in inputs.items())
             table.say(f"train the best λs: python -m benchmark train {given} --out best.safetensors")
         request = Request(experiments=[tracker.experiment], study=sweep.name, tracking_uri=tracker.uri)
-        table.say(say_report(request, [sweep.metadata["mlflow"]["run"]]))
+        table.say(say_report(request, [sweep.metadata["mlflow"]["run"]])[0])
     flag = f" --tracking-uri {hide_secrets(uri)}" if options.tracking_uri else ""
     table.say(f"every trial is in MLflow, experiment {tracker.experiment}: python -m benchmark ui{flag}")
     storage = hide_secrets(storage_url(options.storage))

@@ -173,10 +173,14 @@ class _Evaluation:
             if (name, options.seed) not in artifacts.makes and len(plan.names) * len(plan.seeds) > 1:
                 backbones.create(**plan.config(name, options.seed))
         keys = [(name, seed) for seed in plan.seeds for name in plan.names]
+        self._expect(len(keys) * len(self.probing.groups(plan.tasks)))
         rows = await asyncio.gather(*(self._backbone(name, seed, artifacts) for name, seed in keys))
         ids = {key: run_id for key, (_, run_id) in zip(keys, rows, strict=True) if run_id}
         cells = [cell for cells, _ in rows for cell in cells]
         return RunResult(plan.suite.name, plan.tasks, cells, ids, self.tracker, self._average())
+
+    def _expect(self, units: int) -> None:
+        self.stages.executor.overview.expect("probe", units)
 
     def _average(self) -> Average | None:
         return Average.of(self.plan.suite, self.plan.tasks, self.data, self.plan.absent)
@@ -215,10 +219,13 @@ class _Evaluation:
             told = f"{len(cached)} of {len(plan.tasks)} tasks were finished before and are not run again (--force does)"
             console.print(f"{name} · seed {seed}: {told}", style="dim")
         if not left and earlier is not None and earlier.info.status == "FINISHED":
+            self._expect(-len(self.probing.groups(plan.tasks)))
             return [cells[task.name] for task in plan.tasks], earlier.info.run_id
         with parent.open(tracker, earlier, self.stages.executor.device) as run:
             parent.begin(run, earlier)
-            units = [self._unit(group, name, made, seed, run.id) for group in self.probing.groups(left)]
+            groups = self.probing.groups(left)
+            self._expect(len(groups) - len(self.probing.groups(plan.tasks)))
+            units = [self._unit(group, name, made, seed, run.id) for group in groups]
             for found in await asyncio.gather(*units):
                 cells |= {cell.task: cell for cell in found}
             ordered = [cells[task.name] for task in plan.tasks]

@@ -13,7 +13,6 @@ import itertools
 import math
 import queue
 import re
-import shutil
 import threading
 import time
 import uuid
@@ -22,14 +21,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from backbones.utils.errors import UserError, nearest
 from backbones.utils.files import home, writing
 from backbones.utils.plugins import Registry, of_type
+from benchmark.execution.overview import Overview
 from benchmark.execution.progress import Bar, ProgressLine, console
-from benchmark.execution.task import Outcome, Task, software, threads_of_a_task
+from benchmark.execution.task import Outcome, Task, remove, software, sweep, threads_of_a_task
 from reports.mlflow.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
@@ -38,7 +37,6 @@ POLL = 0.5  # seconds between looks at what tasks say
 PATIENCE = 90.0  # seconds that interrupted tasks have for saving what they have
 ON_DEVICE = ("train", "probe", "label", "expert")  # kinds of units that compute on a GPU where there is one
 MOST_LOADERS = 16  # loading processes of a task, where the user does not say how many
-ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's folder is nobody's
 
 
 class WorkerLost(RuntimeError):
@@ -117,6 +115,7 @@ class Executor(ABC):
         self._waiting: list[_Unit] = []
         self._running: list[_Unit] = []
         self._numbers = itertools.count()
+        self.overview = Overview(bar)
         self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
         wrong = [key for key in spec.settings if self.options is not None and key not in self.options]
         if wrong:
@@ -158,7 +157,7 @@ class Executor(ABC):
         """Loading processes of a task: they never change a result."""
         return self.loaders if self.spec.num_workers is None else self.spec.num_workers
 
-    def needs(self, kind: str) -> dict[str, int]:
+    def needs(self, kind: str) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit of work, as ``submit`` takes them: fixed by its ``kind`` and never by who else runs.
 
         What is in ``ON_DEVICE`` computes on a GPU where there is one; each of its loading processes then has a core beside its
@@ -177,21 +176,23 @@ class Executor(ABC):
         return f"{self.spec.name}, {f'{gpus} GPU and ' if gpus else ''}{cpus} core{'s' * (cpus > 1)}"
 
     def submit(
-        self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpus: int = 0, name: str = "", priority: int = 0
-    ) -> Future[Any]:
+        self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpus: int = 0, name: str = "", priority: int = 0,
+        kind: str = "",
+    ) -> Future[Any]:  # fmt: skip
         """Run ``function(*args)`` in a worker.
 
         Args:
             function: of a module; args: plain values (paths, names, settings). It reports its progress to
                 ``benchmark.execution.progress.reporter()``.
             cpus: threads that it computes with; gpus: how many GPUs it sees.
-            name: for people.
+            name: for people; kind: what it counts as.
             priority: among tasks that wait for room here, the higher one goes first.
 
         Returns:
             a future of its result. It raises what the function raises, and ``WorkerLost`` when its worker vanished for the
             third time.
         """
+        self.overview.submitted(kind)
         name = name or getattr(function, "__name__", "task")
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
         folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
@@ -220,14 +221,14 @@ class Executor(ABC):
 
     async def run(self, kind: str, function: Callable[..., Any], *args: Any, **told: Any) -> Any:
         """``submit``, awaited, with the needs of its ``kind``; ``told`` is its name and priority."""
-        needs: dict[str, Any] = {**self.needs(kind), **told}
+        needs: dict[str, Any] = {**self.needs(kind), "kind": kind, **told}
         return await asyncio.wrap_future(self.submit(function, *args, **needs))
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
         with writing(tasks):
             tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
-        _sweep(tasks)
+        sweep(tasks)
         self._driver.start()
         return self
 
@@ -242,6 +243,7 @@ class Executor(ABC):
     def _close(self) -> None:
         """Start nothing more; what runs is asked to save what it has, and waited for."""
         self.closing = True
+        self.overview.close()
         self._news.put(None)
         self._driver.join()
 
@@ -286,6 +288,7 @@ class Executor(ABC):
                 self._running.remove(unit)
                 self._arrived(unit, unit.inner)
         self._start_waiting()
+        self.overview.tick([unit.line for unit in self._running])
 
     def _wait_for_room(self, unit: _Unit) -> None:
         bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
@@ -351,7 +354,8 @@ class Executor(ABC):
         with suppress(Exception):  # whoever waits for it must hear that it ended
             self._show(unit, whole=True)
         unit.line.end()
-        _remove(unit.task.folder)
+        self.overview.ended()
+        remove(unit.task.folder)
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
                 unit.future.set_exception(error)
@@ -378,23 +382,6 @@ def positive(key: str, text: str, least: int = 1) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
         raise UserError(f"--executor-arg {key}={text}: give a whole number, {least} or more")
     return int(text)
-
-
-def _remove(folder: Path, tries: int = 5) -> None:
-    """Remove a task's folder, also where a worker that was given up writes its heartbeat meanwhile."""
-    for _ in range(tries):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.05)
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no sign of life since."""
-    for folder in root.glob("*"):
-        with suppress(OSError):
-            if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < time.time() - ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", of_type(Executor, None, subclass=True))

@@ -54,6 +54,7 @@ class LocalExecutor(Executor):
                 future.set_result(task.call())
             except Exception as error:
                 future.set_exception(error)
+        self.overview.ended()
         return future
 
     def _check(self, task: Task) -> None:

@@ -82,10 +82,22 @@ class ProgressLine(Reporter):
         self._progress.advance(self._step, steps)
         if not self.live and time.monotonic() - self._said >= self.every:
             self._said = time.monotonic()
-            (step,) = (each for each in self._progress.tasks if each.id == self._step)
-            left = int(step.time_remaining or 0)
-            told = f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s  {left // 60}:{left % 60:02d} left"
-            console.print(f"  {step.description}  {told}", markup=False)
+            console.print(f"  {self.told()}", markup=False)
+
+    def told(self) -> str:
+        """Where the step is, in words; '' between steps."""
+        if self._step is None:
+            return ""
+        (step,) = (each for each in self._progress.tasks if each.id == self._step)
+        left = int(step.time_remaining or 0)
+        where = f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s  {left // 60}:{left % 60:02d} left"
+        return f"{step.description}  {where}"
+
+    def show(self, description: str, done: int, total: int) -> None:
+        """Draw a step that is counted elsewhere."""
+        if self._step is None:
+            self.start(description, total)
+        self._progress.update(self._step, completed=done, total=total)
 
     def end(self) -> None:
         """Take the line away."""
@@ -120,8 +132,8 @@ class Bar(ProgressLine):
             self._progress.stop()
 
     def line(self) -> ProgressLine:
-        """A further line, for work that goes on beside the first."""
-        return ProgressLine(self._progress, self.live, self.every)
+        """A further line, for work that goes on beside the first; where it is not drawn, ``Overview`` says what it is at."""
+        return ProgressLine(self._progress, self.live, math.inf)
 
 
 _reporter: Reporter | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import shutil
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -234,3 +236,23 @@ def _traveller(error: BaseException) -> BaseException:
     for note in getattr(error, "__notes__", ()):
         twin.add_note(note)
     return twin
+
+
+ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's folder is nobody's
+
+
+def remove(folder: Path, tries: int = 5) -> None:
+    """Remove a task's folder, also where a worker that was given up writes its heartbeat meanwhile."""
+    for _ in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+
+
+def sweep(root: Path) -> None:
+    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no sign of life since."""
+    for folder in root.glob("*"):
+        with suppress(OSError):
+            if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < time.time() - ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

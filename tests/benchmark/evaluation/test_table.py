@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.table import show
+from benchmark.evaluation.table import merged_notes, show
 from benchmark.execution.progress import console
 from reports.metrics import Metric
 
@@ -40,4 +40,14 @@ def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(m
     lines = said.get().splitlines()
     assert any(line.count("0.550 ± 0.050") == 3 and task.name in line for line in lines)
     assert sum("the same" in line for line in lines) == 1
-    assert sum("clip-ft own" in line for line in lines) == 2
+    assert sum("clip-ft own" in line for line in lines) == 1
+
+
+def test_notes_that_differ_in_numbers_are_one_with_their_range():
+    cells = [
+        Cell("clip", "t", 0, "done", notes=["rate 0.1, top-1 of 3 (k2)", "odd"]),
+        Cell("clip", "t", 1, "done", notes=["rate 1e-3, top-1 of 3 (k2)"]),
+        Cell("mine", "t", 0, "done", notes=["rate 0.01, top-1 of 3 (k2)"]),
+        Cell("mine", "t", 1, "failed"),
+    ]
+    assert merged_notes(cells) == [("", "rate 1e-3–0.1, top-1 of 3 (k2)"), (" · clip", "odd")]

@@ -15,7 +15,7 @@ import pytest
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import home
-from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor
+from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor, task
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
 from tests.benchmark.execution import tasks
@@ -197,8 +197,8 @@ def test_a_driver_that_ends_leaves_no_worker(name, how, tmp_path):
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
         for folder in (home() / "tasks").glob("[!.]*") if how == signal.SIGKILL else ():
-            _age(folder, base.ABANDONED + 60)
-        base._sweep(home() / "tasks")
+            _age(folder, task.ABANDONED + 60)
+        task.sweep(home() / "tasks")
 
 
 def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
@@ -206,7 +206,7 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").touch()
         _age(tmp_path / name, days * 86400)
-    base._sweep(tmp_path)
+    task.sweep(tmp_path)
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
 
 
