@@ -27,10 +27,10 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations, without some probes."""
     dense = {**DENSE, "max_iters": iters}
     found: dict[str, dict] = {
-        "mini-seg/linear": dense, "mini-seg/pspnet": dense,
+        "mini-seg/linear": dense, "mini-seg/pspnet": dense, "mini-seg/in-context": {"size": 64, "feature_stride": 8},
         "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
         "mini-depth/linear": dense, "mini-normal/linear": dense,
-        "mini-class/linear": {}, "mini-class/zero-shot": {}, "mini-retrieval/retrieval": {},
+        "mini-class/linear": {}, "mini-class/knn": {}, "mini-class/zero-shot": {}, "mini-retrieval/retrieval": {},
     }  # fmt: skip
     return {name: settings for name, settings in found.items() if name.split("/")[1] not in without}
 
@@ -94,12 +94,13 @@ def later(name: str) -> Callable[..., Any]:
     return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
 
 
+UNTRAINED = ("in-context", "knn")
 ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
 SWEEP = "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection"
 for name, about, found in (  # what is trained for each is in SIZES
     ("mini", ABOUT, tasks(400, 150, without=["pspnet"])),
-    ("smoke", "the mini suite, tiny: for tests", tasks(20, 10)),
-    ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn"])),
+    ("smoke", "the mini suite, tiny: for tests", tasks(20, 10, without=UNTRAINED)),
+    ("sweep", SWEEP, tasks(100, 100, without=["pspnet", "mask-rcnn", *UNTRAINED])),
 ):
     register_suite(
         Suite(

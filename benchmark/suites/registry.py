@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbones.utils.plugins import Registry, of_type
+from probes.registry import find_task
 
 if TYPE_CHECKING:
     from benchmark.execution import Executor
@@ -112,13 +113,20 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """What a suite changes in the settings of a task, None where it does not take it.
 
     A task need not be listed: of another probe on a dataset that the suite has, it is what its tasks on that dataset share
-    (``nyu-depth/dpt-probe3d`` in ``paper``). A variant is like the task that it is of.
+    (``nyu-depth/dpt-probe3d`` in ``paper``), those with the same kind of settings where there are some. A variant is like the
+    task that it is of.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:
         return suite.tasks[task]
     dataset = _dataset(task)
-    beside = [settings for name, settings in suite.tasks.items() if _dataset(name) == dataset]
+    names = [name for name in suite.tasks if _dataset(name) == dataset]
+    alike = (
+        [name for name in names if find_task(name)[1].settings_type is find_task(task)[1].settings_type]
+        if names
+        else []
+    )
+    beside = [suite.tasks[name] for name in alike or names]
     if beside:
         return {key: value for key, value in beside[0].items() if all(key in o and o[key] == value for o in beside)}
     listed = {_dataset(name) for other in SUITES.read_entry_points().values() for name in other.tasks}

@@ -173,3 +173,8 @@ def test_variants_of_a_task():
 def test_variants_that_cannot_be(task, changes, message):
     with pytest.raises(UserError, match=message):
         plan_tasks(find_suite("own"), [task], changes)
+
+
+def test_probes_without_training_lend_their_settings_to_none_that_train():
+    linear, dpt, knn = plan_tasks(find_suite("mini"), ["mini-seg/linear", "mini-seg/dpt", "mini-seg/patch-knn"], {})
+    assert dpt.settings == linear.settings and (knn.settings.size, knn.settings.feature_stride) == (64, 8)

@@ -35,3 +35,16 @@ def test_chunks_of_the_memory_are_merged(monkeypatch):
 def test_fewer_than_asked_for():
     similar, index = nearest(torch.eye(2), torch.eye(2), 30)
     assert similar.shape == index.shape == (2, 2)
+
+
+def test_neighbours_are_those_of_faiss():
+    faiss = pytest.importorskip("faiss", reason="no FAISS: pip install faiss-cpu")
+    random = torch.Generator().manual_seed(1)
+    queries, memory = torch.randn(50, 16, generator=random), torch.randn(3000, 16, generator=random)
+    squares, wanted = faiss.knn(queries.numpy(), memory.numpy(), 30)
+    similar, found = nearest(queries, memory, 30, -memory.square().sum(dim=1) / 2)
+    assert np.array_equal(found.numpy(), wanted)
+    assert np.allclose(queries.square().sum(dim=1, keepdim=True) - 2 * similar, squares, atol=1e-4)
+    inner, wanted = faiss.knn(queries.numpy(), memory.numpy(), 30, metric=faiss.METRIC_INNER_PRODUCT)
+    similar, found = nearest(queries, memory, 30)
+    assert np.array_equal(found.numpy(), wanted) and np.allclose(similar, inner, atol=1e-5)
