@@ -10,13 +10,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any
 
 if __name__ == "__main__":  # what is imported now is not half imported, and nothing has begun that could be saved
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from backbones.utils.errors import UserError, users_line
+from backbones.utils.errors import users_line
 from backbones.utils.files import keep_sockets_short
+from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
 from reports.secrets import hide_secrets
 
@@ -27,12 +28,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = {
     "run": "probe backbones on a suite's tasks, every number into MLflow",
     "watch": "score the checkpoints of a folder as a training writes them",
-    "list": "names of backbones, tasks, suites, executors …",
+    "list": "names of backbones, tasks, suites, recipes, experts, executors …",
     "data": "which datasets are there, and whether they are whole; get them",
     "doctor": "what this machine has of what the suite needs, and what to do about the rest",
-    "experts": "the models that write pseudo-labels: list, train",
-    "label": "let experts write pseudo-labels for image-caption pairs",
-    "labels": "check or draw pseudo-labels",
+    "experts": "train the models that write pseudo-labels",
+    "labels": "pseudo-labels of image-caption pairs: let experts predict them, make, check or draw a store of them",
     "sweep": "search λs with Optuna: launch, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "estimate": "hours, GPU-hours and disk of labelling and training on many GPUs",
@@ -42,15 +42,30 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *told: Any) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"cliptex-benchmark {version('cliptex-benchmark')}\n")
+        parser.exit()
 
 
-def parser(only: str | None = None) -> argparse.ArgumentParser:
+class _Completion(argparse.Action):
+    def __call__(self, parser_: argparse.ArgumentParser, namespace: Any, values: Any, *told: Any) -> None:
+        import shtab
+
+        sys.stdout.write(shtab.complete(parser(prog="cliptex-benchmark"), shell=values) + "\n")
+        parser_.exit()
+
+
+def parser(only: str | None = None, prog: str = "python -m benchmark") -> argparse.ArgumentParser:
     """The command line's parser; ``only`` builds just that command's options, so that quick ones start quickly."""
-    top = _Parser(prog="python -m benchmark", description="Is this backbone better, at what, and by how much?")
-    commands = top.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
+    with_examples(top, "run --backbone cliptex", "list backbones dino")
+    top.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
+    about = "print a script that completes words of `cliptex-benchmark`; see README"
+    top.add_argument("--completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help=about)
+    commands = add_commands(top, "command")
     for command, about in COMMANDS.items():
         sub = commands.add_parser(command, help=about, description=about)
         if only in (None, command):
@@ -67,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        command = next((word for word in argv if word in COMMANDS), None)
-        options = parser(command).parse_args(argv)
-        return int(import_module(f"benchmark.cli.{options.command}").main(options) or 0)
+        argv = renewed(argv)
+        code = _run(argv)
+        sys.stdout.flush()  # a full disk behind `> FILE` is said here, not lost at the end
+        return code
     except KeyboardInterrupt:
         return _interrupted(argv)
     except BrokenPipeError:  # `… list tasks | head`
@@ -83,6 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {message}\n")
         return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The command's exit code; that of ``--help`` and its like too."""
+    command = next((word for word in argv if word in COMMANDS), None)
+    try:
+        options = parser(command).parse_args(argv)
+    except SystemExit as said:
+        return int(said.code or 0)
+    return int(import_module(f"benchmark.cli.{options.command}").main(options) or 0)
 
 
 def _interrupted(argv: Sequence[str]) -> int:

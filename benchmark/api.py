@@ -147,7 +147,7 @@ def evaluate(
         tracking_uri: MLflow store; by default as MLflow itself decides.
         **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``, ``partial``, ``force``, ``experiment``,
             ``device``, ``jobs``, ``num_workers`` – as of ``python -m benchmark run``. A single backbone comes without baselines
-            (``alone=False`` brings them). A module is evaluated in this process.
+            (``only=False`` brings them). A module is evaluated in this process.
 
     Raises:
         UserError: the request cannot be fulfilled. A task that fails is a row without a value, with its reason.
@@ -175,7 +175,7 @@ def evaluate(
     overrides = [f"{key}={value}" for key, value in (settings or {}).items()]
     with _named(backbone, name, images) as names, using(tracking_uri):
         request = runner.RunOptions(
-            names, tasks=tasks, overrides=overrides, executor=executor, **{"alone": True, **options}
+            names, tasks=tasks, overrides=overrides, executor=executor, **{"only": True, **options}
         )
         return replace(_results(_outside_loops(lambda: runner.run(request))), asked=asked)
 

@@ -194,6 +194,9 @@ def content_key(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+LAST_SEED = 2**31 - 1  # which every library takes
+
+
 def seed_of(*parts: int | str) -> int:
     """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
     return int(content_key(parts, 16), 16) >> 1

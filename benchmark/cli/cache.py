@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,8 @@ from pathlib import Path
 from backbones.utils.errors import UserError, nearest
 from backbones.utils.files import home
 from backbones.utils.locks import lock_file, locked, removing
-from benchmark.cli.options import number
+from benchmark.cli.options import FLAG, add, gave_json, number
+from benchmark.cli.parser import add_command, add_commands, with_examples
 from benchmark.execution.progress import Bar, console
 from probes.features.budget import budget, gigabytes, last_used
 
@@ -45,18 +47,22 @@ class CacheEntry:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``cache``."""
-    commands = parser.add_subparsers(dest="what", required=True)
-    ls = commands.add_parser("ls", help="what is cached, how big, when it was used last")
-    ls.add_argument("--json", action="store_true", help="as JSON")
-    rm = commands.add_parser("rm", help="remove what is named (a beginning that is unique will do), or all of a kind")
-    check = commands.add_parser("check", help="is every byte of features, labels and weights as it was written?")
+    with_examples(parser, "ls", "rm --kind features --older-than 30 --dry-run")
+    commands = add_commands(parser, "what")
+    examples = "--json", "--kind features"
+    ls = add_command(commands, "ls", "what is cached, how big, when it was used last", *examples)
+    about = "remove what is named (a beginning that is unique will do), or all of a kind; shows it and asks"
+    rm = add_command(commands, "rm", about, "3f2a", "--kind features --older-than 30 --yes")
+    about = "whether every byte of features, labels and weights is as it was written"
+    check = add_command(commands, "check", about, "", "--kind labels")
     for command in (ls, rm, check):
-        command.add_argument("--kind", choices=KINDS, help="only these")
-    rm.add_argument("names", nargs="*", metavar="NAME")
-    rm.add_argument(
-        "--older-than", type=number(0, kind=float), metavar="DAYS", help="only what was not used for so many days"
-    )
-    rm.add_argument("--dry-run", action="store_true", help="only say what would go, where nobody uses it")
+        command.add_argument("--kind", choices=KINDS, help=f"only these: {', '.join(KINDS)}", metavar="KIND")
+    add(ls, "--json")
+    rm.add_argument("names", nargs="*", metavar="NAME", help="see `cache ls`")
+    about = "only what was not used for so many days"
+    rm.add_argument("--older-than", type=number(0, kind=float), metavar="DAYS", help=about)
+    rm.add_argument("--yes", **FLAG, help="do not ask")
+    add(rm, "--dry-run")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -88,8 +94,7 @@ def ls(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     """A line each, and the sum."""
     from probes.features.store import root
 
-    if options.json:
-        say(json.dumps([{**vars(one), "path": str(one.path)} for one in things], indent=2))
+    if gave_json(options, [vars(one) for one in things]):
         return 0
     names = {one: one.name[:12] if one.kind == "features" else one.name for one in things}  # a unique beginning will do
     width = max(map(len, names.values()), default=0)
@@ -109,14 +114,32 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     chosen = [_named(things, name) for name in options.names] if options.names else things
     if options.older_than is not None:
         chosen = [one for one in chosen if one.used < time.time() - 86400 * options.older_than]
-    gone = {one: remove(one, options.dry_run) for one in chosen}
-    removed = "would remove" if options.dry_run else "removed"
-    for one, is_gone in gone.items():
-        what = f"{one.kind}/{one.name}"
-        say(f"{removed} {what} ({gigabytes(one.size)})" if is_gone else f"{what} is in use and stays")
     if not chosen:
         say("nothing to remove")
-    return 0 if all(gone.values()) else 1
+        return 0
+    free = {one: remove(one, dry_run=True) for one in chosen}
+    for one, is_free in free.items():
+        told = f"{one.kind}/{one.name} ({gigabytes(one.size)}; {one.about})"
+        say(f"would remove {told}" if is_free else f"{one.kind}/{one.name} is in use and stays")
+    if not options.dry_run and any(free.values()):
+        size = gigabytes(sum(one.size for one, is_free in free.items() if is_free))
+        if not options.yes and not _agreed(f"remove {sum(free.values())} of these, {size}? [y/N] "):
+            say("nothing was removed")
+            return 0
+        gone = [remove(one) for one, is_free in free.items() if is_free]
+        say(f"removed {sum(gone)}" + (f"; {gone.count(False)} came into use and stay" if not all(gone) else ""))
+        return 0 if all(gone) and all(free.values()) else 1
+    return 0 if all(free.values()) else 1
+
+
+def _agreed(question: str) -> bool:
+    """Whether somebody at the terminal says yes. Raises ``UserError`` where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise UserError("cache rm asks first, and nobody is at this terminal: give --yes, or --dry-run to look")
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def remove(one: CacheEntry, dry_run: bool = False) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import REPEATED, add_data, folder, number, placed
+from benchmark.cli.options import FLAG, PAIRS, add, add_data, folder, gave_json, placed
+from benchmark.cli.parser import add_command, add_commands, with_examples
 
 if TYPE_CHECKING:
     from probes.datasets.survey import Row
@@ -19,18 +21,22 @@ STYLES = {"complete": "green", "available": "green", "partial": "yellow", "broke
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``data``."""
-    commands = parser.add_subparsers(dest="what", required=True)
-    check = commands.add_parser("check", help="what is there, what is missing")
+    with_examples(parser, "check --data-root DIR", "get voc coco --to DIR")
+    commands = add_commands(parser, "what")
+    examples = "--data-root DIR --full", "--data voc=/data/VOCdevkit/VOC2012 --json"
+    check = add_command(commands, "check", "what is there, what is missing", *examples)
     add_data(check)
-    check.add_argument("--full", action="store_true", help="also decode every file")
-    check.add_argument(
-        "--num-workers", type=number(1, 1024), default=2, metavar="N", help="decoding threads (default: 2)"
-    )
-    get = commands.add_parser("get", help="fetch a dataset into the layout that `check` wants; without names: which")
+    check.add_argument("--full", **FLAG, help="also decode every file")
+    add(check, "--num-workers", default=2, help="what loads images; never changes a result (default: 2)")
+    add(check, "--json")
+    about = "fetch datasets into the layout that `check` wants; without names: say which there are"
+    get = add_command(commands, "get", about, "voc coco --to DIR", "imagenet --archive ILSVRC2012_img_val.tar --to DIR")
     get.add_argument("names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38")
     get.add_argument("--to", type=folder, default=Path("data"), metavar="DIR", help="the --data-root (default: ./data)")
-    get.add_argument("--archive", **REPEATED, type=Path, metavar="PATH", help="an archive you have got (repeatable)")
-    get.add_argument("--train", action="store_true", help="also the training shards of wds_NAME")
+    about = "an archive you have got (repeatable)"
+    get.add_argument("--archive", **PAIRS | {"metavar": "PATH"}, type=Path, help=about)
+    get.add_argument("--train", **FLAG, help="also the training shards of wds_NAME")
+    add(get, "--dry-run")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -56,6 +62,8 @@ def check(options: argparse.Namespace) -> int:
         rows = survey(
             options.data_root, placed(options.data), full=options.full, workers=options.num_workers, progress=bar
         )
+    if gave_json(options, [asdict(row) for row in rows]):
+        return 0
     show(rows)
     absent = {row.name for row in rows if row.state == "absent"}
     told: set[str] = set()
@@ -123,6 +131,10 @@ def get(options: argparse.Namespace) -> int:
             rows = survey(options.to, {}, only=wanted.datasets)
             if rows and all(row.state == "complete" for row in rows):
                 say(f"{name} is in {options.to} already")
+            elif options.dry_run:
+                size = sum(archive.size for archive in wanted.archives) / 1e9
+                say(f"would fetch {name} into {options.to}: about {size:.1f} GB")
+                continue
             else:
                 with Bar() as bar:
                     say(f"{name} is in {fetched(wanted, options.to, options.archive, bar, say)}")
@@ -136,5 +148,7 @@ def get(options: argparse.Namespace) -> int:
             say(f"error: {error}", style="red")
     if missing:
         raise UserError(f"{len(missing)} of {len(names)} could not be got: {', '.join(missing)}; run the command again")
+    if options.dry_run:
+        return 0
     say(f"next: python -m benchmark data check --data-root {options.to} --full")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from backbones.utils.errors import UserError, first_line, users_line
-from benchmark.cli.options import add_data, add_tracking, placed
+from benchmark.cli.options import add, add_data, add_tracking, gave_json, placed
+from benchmark.cli.parser import with_examples
 
 GB = 1e9
 REINSTALL = "install the suite again in a new virtual environment"
@@ -50,9 +50,10 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``doctor``."""
+    with_examples(parser, "--data-root DIR", "--tracking-uri http://HOST:5000 --json")
+    add(parser, "--json")
     add_data(parser)
-    add_tracking(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_tracking(parser, "")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -73,14 +74,13 @@ def main(options: argparse.Namespace) -> int:
                 Finding(name, "bad", told or f"{type(error).__name__}: {first_line(error)}", "" if told else REINSTALL)
             ]
         findings += new
-        for each in () if options.json else new:
+        for each in () if options.json == "-" else new:
             state = Text(f"{each.state:<4}", style=STYLES[each.state])
             console.print(state.append(f" {each.name:<14} {each.found}", "default"))
             if each.todo:
                 console.print(f"{'':<19} → {each.todo}", markup=False)
     good = all(each.state != "bad" for each in findings)
-    if options.json:
-        console.print(json.dumps({"ok": good, "findings": [asdict(each) for each in findings]}, indent=2), markup=False)
+    gave_json(options, {"ok": good, "findings": [asdict(each) for each in findings]})
     return 0 if good else 1
 
 

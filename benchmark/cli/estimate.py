@@ -5,29 +5,28 @@ from __future__ import annotations
 import argparse
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import comma_separated
+from benchmark.cli.options import names
+from benchmark.cli.parser import with_examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``estimate``."""
-    add = parser.add_argument
-    add("--pairs", type=above_zero, default=3_300_000, help="how many (default: CC3M's 3.3 million)")
-    add("--epochs", type=above_zero, default=30, help="of the training (default: 30, the paper's)")
-    add(
-        "--label-speed",
-        type=above_zero,
-        required=True,
-        metavar="N",
-        help="images a second of one GPU, all experts together",
+    with_examples(
+        parser,
+        "--label-speed 47 --train-speed 776",
+        "--pairs 12e6 --epochs 10 --label-speed 47 --train-speed 776 --gpus 8,32",
     )
-    add("--train-speed", type=above_zero, required=True, metavar="N", help="images a second of one GPU in training")
-    add(
-        "--label-bytes",
-        type=above_zero,
-        default=12_000,
-        help="of an image's labels (default: 12000, the most that is aimed at)",
+    for flag, default, about in (
+        ("--pairs", 3_300_000, "how many (default: CC3M's 3.3 million)"),
+        ("--epochs", 30, "of the training (default: 30, the paper's)"),
+        ("--label-speed", None, "images a second of one GPU, all experts together"),
+        ("--train-speed", None, "images a second of one GPU in training"),
+        ("--label-bytes", 12_000, "of an image's labels (default: 12000, the most that is aimed at)"),
+    ):
+        parser.add_argument(flag, type=above_zero, default=default, required=default is None, metavar="N", help=about)
+    parser.add_argument(
+        "--gpus", type=names, default=["8", "64"], metavar="N[,N]", help="a row for each (default: 8,64)"
     )
-    add("--gpus", default="8,64", metavar="N,…", help="a row for each (default: 8,64)")
 
 
 def above_zero(text: str) -> float:
@@ -43,9 +42,9 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
     from benchmark.pipeline.estimate import scale_table
 
-    gpus = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in comma_separated(options.gpus)]
+    gpus = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in options.gpus]
     if not gpus or 0 in gpus:
-        raise UserError(f"--gpus {options.gpus}: give whole numbers above 0, such as 8,64")
+        raise UserError(f"--gpus {','.join(options.gpus)}: give whole numbers above 0, such as 8,64")
     speeds = options.label_speed, options.train_speed
     table = scale_table(round(options.pairs), options.epochs, *speeds, options.label_bytes, gpus)
     console.print(table, markup=False, soft_wrap=True)

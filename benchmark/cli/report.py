@@ -6,66 +6,60 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.cli.options import REPEATED, add_tracking, folder
+from benchmark.cli.options import FLAG, NAMES, add, add_tracking, folder
+from benchmark.cli.parser import with_examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``report``."""
-    add = parser.add_argument
-    add(
-        "--experiment",
-        **REPEATED,
-        metavar="NAME[,NAME]",
-        help="MLflow experiments (default: mini where it has results, else the latest one that has)",
-    )
-    add(
-        "--backbone",
-        **REPEATED,
-        metavar="NAME[,NAME]",
-        help="only these, in this order (default: all); NAME@SHA picks weights by their sha256",
-    )
-    add(
-        "--baseline",
-        metavar="NAME",
-        help="what the others are compared with (default: clip-ft, clip, random, or the first)",
-    )
-    add("--task", **REPEATED, metavar="TASK[,TASK]", help="only these tasks")
-    add("--study", metavar="NAME", help="report on this λ sweep instead")
-    add("--format", default="html", metavar="NAME[,NAME]", help="html, md, csv, latex (default: html)")
-    add("--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
-    add("--ui-url", default="", metavar="URL", help="address of an MLflow UI: numbers then link to their runs")
-    add(
-        "--verify",
-        action="store_true",
+    with_examples(
+        parser, "--experiment paper --baseline clip-ft --out report/",
+        "--backbone clip,clip-ft,cliptex --format html,latex --ui-url http://127.0.0.1:5000",
+    )  # fmt: skip
+    add(parser, "--config")
+    about = "MLflow experiments (default: mini where it has results, else the latest one that has)"
+    parser.add_argument("--experiment", **NAMES, metavar="NAME[,NAME]", help=about)
+    about = "only these, in this order (default: all); NAME@SHA picks weights by their sha256"
+    add(parser, "--backbone", help=about)
+    about = "what the others are compared with (default: clip-ft, clip, random, or the first)"
+    parser.add_argument("--baseline", metavar="NAME", help=about)
+    add(parser, "--task")
+    parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
+    about = "html, md, csv, latex (default: html)"
+    parser.add_argument("--format", **NAMES, metavar="NAME[,NAME]", help=about)
+    add(parser, "--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
+    about = "address of an MLflow UI: numbers then link to their runs"
+    parser.add_argument("--ui-url", default="", metavar="URL", help=about)
+    parser.add_argument(
+        "--verify", **FLAG,
         help="instead, check every finished result of --experiment (default: of all) against its artifacts: metrics, "
         "protocol, per-image scores computed again; exit code 1 when one is wrong",
-    )
-    add_tracking(parser)
+    )  # fmt: skip
+    add_tracking(parser, "")
 
 
 def main(options: argparse.Namespace) -> int:
     """Build the report, write it, say what it says."""
-    from benchmark.evaluation.plan import split_names
     from benchmark.execution.progress import Bar, console
     from reports.errors import TrackingError
     from reports.render.export import FORMATS, write
     from reports.report import Request, build
 
     if options.verify:
-        return _verify(split_names(options.experiment), options.tracking_uri)
-    formats = split_names([options.format])
+        return _verify(options.experiment, options.tracking_uri)
+    formats = list(dict.fromkeys(options.format)) or ["html"]
     for name in formats:
         if name not in FORMATS:
             raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
-    if options.study and (options.backbone or options.task or options.baseline):
+    if options.study and (options.backbones or options.tasks or options.baseline):
         raise TrackingError("--study reports on a sweep's trials; --backbone, --task and --baseline do not go with it")
     if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
         raise TrackingError(f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000")
     request = Request(
-        experiments=split_names(options.experiment),
+        experiments=options.experiment,
         baseline=options.baseline,
-        backbones=split_names(options.backbone),
-        tasks=split_names(options.task),
+        backbones=list(dict.fromkeys(options.backbones)),
+        tasks=list(dict.fromkeys(options.tasks)),
         study=options.study,
         tracking_uri=options.tracking_uri,
         ui_url=options.ui_url,

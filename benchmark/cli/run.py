@@ -9,18 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones.utils.errors import UserError
-from benchmark.cli.options import (
-    COUNT,
-    REPEATED,
-    SEED,
-    add_data,
-    add_execution,
-    add_tracking,
-    executor_spec,
-    name,
-    number,
-    placed,
-)
+from benchmark.cli.options import COUNT, FLAG, add, add_data, add_execution, add_tracking, executor_spec, number, placed
+from benchmark.cli.parser import with_examples
 
 if TYPE_CHECKING:
     from benchmark.evaluation.results import RunResult
@@ -29,44 +19,31 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``run``."""
-    add = parser.add_argument
-    add(
-        "--backbone",
-        **REPEATED,
-        dest="backbones",
-        metavar="NAME[,NAME]",
-        help="backbones (repeatable); see `list backbones`",
+    with_examples(
+        parser, "--backbone cliptex --seeds 3",
+        "--backbone clip,dinov2-b14 --suite paper --task voc/linear,coco/mask-rcnn --data-root DIR --json out.json",
+    )  # fmt: skip
+    add(parser, "--config", "--dry-run", "--backbone")
+    about = "a named list of tasks; see `list suites` (default: mini, or the first that has the tasks named)"
+    add(parser, "--suite", help=about)
+    add(parser, "--task")
+    about = "checkpoint of the backbone (safetensors, or torch loaded weights-only)"
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=about)
+    add(parser, "--set", "--seed")
+    parser.add_argument(
+        "--seeds", type=number(1, COUNT), default=1, metavar="N", help="run N seeds, starting at --seed"
     )
-    add("--suite", help="named list of tasks (default: mini, or the first that has the tasks named); see `list suites`")
-    add("--task", **REPEATED, dest="tasks", metavar="TASK[,TASK]", help="only these of the suite's tasks")
-    add(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="checkpoint for the backbone (safetensors, or torch loaded weights-only)",
-    )
-    add("--seed", type=number(0, SEED), default=0, help="random seed (default: 0)")
-    add("--seeds", type=number(1, COUNT), default=1, metavar="N", help="run N seeds, starting at --seed")
-    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
-    add_data(parser)
-    add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
-    add("--alone", action="store_true", help="without the baselines that a suite puts beside a single backbone")
-    add("--force", action="store_true", help="run finished tasks again")
+    about = "without the baselines that a suite puts beside a single backbone"
+    parser.add_argument("--only", **FLAG, help=about)
+    parser.add_argument("--force", **FLAG, help="run finished tasks again")
+    about = "encode with torch.compile (rounds differently; pays for many images on a GPU; needs a C++ compiler)"
+    parser.add_argument("--compile", **FLAG, help=about)
+    about = "print each task's resolved config (MMEngine) instead of running"
+    parser.add_argument("--dump-config", **FLAG, help=about)
+    add(parser, "--json", nargs=None, const=None, type=Path, help="the same as JSON: all metrics, into FILE")
+    add_data(parser, scored=True)
     add_execution(parser)
-    add(
-        "--compile",
-        action="store_true",
-        help="encode with torch.compile (rounds differently; pays for many images on a GPU; needs a C++ compiler)",
-    )
-    add("--json", type=Path, metavar="FILE", help="write all metrics there")
-    add("--dump-config", action="store_true", help="print each task's resolved config (MMEngine) instead of running")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="print what is done and to do, its units and where they would run; makes nothing",
-    )
-    add("--experiment", type=name, help="MLflow experiment (default: the suite's name)")
-    add_tracking(parser)
+    add_tracking(parser, shown="the suite's name")
 
 
 def main(options: argparse.Namespace) -> int:

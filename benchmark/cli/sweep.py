@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.cli.options import (
     COUNT,
-    REPEATED,
-    SEED,
+    NAMES,
+    PAIRS,
+    add,
     add_data,
     add_execution,
     add_tracking,
-    comma_separated,
     executor_spec,
+    gave_json,
     name,
+    names,
     number,
     placed,
 )
+from benchmark.cli.parser import add_command, add_commands, with_examples
 
 if TYPE_CHECKING:
     from benchmark.evaluation.sweep.bench import SweepOptions
@@ -27,49 +29,58 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``sweep``. Those of ``launch`` that are not given have the defaults of ``SweepOptions``."""
-    commands = parser.add_subparsers(dest="what", required=True)
-    launch = commands.add_parser("launch", help="start a sweep or go on with it, then sum it up")
+    with_examples(parser, "launch", "best --study cc3m-b16 --out best.json")
+    commands = add_commands(parser, "what")
+    launch = add_command(
+        commands, "launch", "start a sweep or go on with it, then sum it up",
+        "--search grid --lambdas clip,seg --values 0.1,1,10 --executor slurm --executor-arg partition=gpu",
+        "--search tpe --range 0.01,100 --trials 40 --vary lr=1e-5:1e-3 --objective dense,zero-shot",
+    )  # fmt: skip
+    add(launch, "--config", "--dry-run")
     _add_study(launch, "name of the study (default: SUITE-SEARCH)")
-    add = launch.add_argument
-    several: dict[str, Any] = {"action": "extend", "type": comma_separated}
+    more = launch.add_argument
+    several: dict[str, Any] = {**NAMES, "default": None}
     # fmt: off
-    add("--suite", help="tasks to choose λs by (default: sweep); see `list suites`")
-    add("--task", **several, metavar="TASK[,TASK]", help="only these of the suite's tasks")
-    add("--search", choices=("linear", "grid", "tpe", "random", "cmaes"), help="linear: one λ at a time, the others at 1, "
-        "as the paper did (default); grid: every combination; or a sampler")
-    add("--lambdas", **several, metavar="NAMES", help="which λs are varied (default: all four)")
-    add("--values", type=_numbers, metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)")
-    add("--range", type=_numbers, dest="between", metavar="LOW,HIGH", help="samplers' range, log scale (default: 0.01,100)")
-    add("--vary", **REPEATED, metavar="KEY=A,B|LOW:HIGH",
-        help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)")
-    add("--trials", type=number(1, 100_000), metavar="N", help="trials of a sampler; may grow later (default: 40)")
-    add("--objective", **several, metavar="NAME", help="dense: interquartile mean of relative gains over clip-ft on dense tasks "
-        "(default; gain where there is none); zero-shot, gain: on those, on all; or TASK/METRIC. Repeated: a Pareto front")
-    add("--zero-shot-loss", type=number(0, kind=float), metavar="PERCENT", help="a trial that loses more than that in zero-shot, "
-        "against clip-ft, is not chosen, where zero-shot is no objective (default: 5)")
-    add("--prune", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
-    add("--confirm", type=number(0, COUNT), metavar="SEEDS", help="fresh seeds on which winner and base cell are run again and "
-        "compared; no winner is clear without (default: 3)")
-    add("--seed", type=number(0, SEED), help="of training and probing (default: 0)")
-    add("--set", **REPEATED, dest="overrides", metavar="KEY=VALUE", help="a recipe setting that all trials share")
-    add("--set-task", **REPEATED, dest="task_overrides", metavar="KEY=VALUE", help="change a setting of the tasks")
-    add("--recipe", metavar="NAME|FILE", help="whose settings (but the λs) all trials share")
-    add("--out", type=Path, metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)")
-    add("--partial", action="store_true", help="probe on datasets that are not whole")
-    add("--experiment", type=name, help="MLflow experiment (default: sweep, or sweep-SUITE)")
-    add("--init", metavar="WEIGHTS", help="initial weights, as for `train` (suites of real data)")
-    add("--pairs", metavar="SHARDS|CSV", help="image-caption pairs (suites of real data)")
-    add("--labels", metavar="DIR", help="their pseudo-labels (suites of real data)")
+    add(launch, "--suite", help="tasks to choose λs by; see `list suites` (default: sweep)")
+    add(launch, "--task")
+    more("--search", choices=("linear", "grid", "tpe", "random", "cmaes"), help="linear: one λ at a time, the others at 1, "
+         "as the paper did (default); grid: every combination; or a sampler")
+    more("--lambdas", **several, metavar="NAME[,NAME]", help="which λs are varied (default: all four)")
+    more("--values", type=_numbers, metavar="A,B,C", help="what linear and grid search try (default: 0.1,1,10)")
+    more("--range", type=_numbers, dest="between", metavar="LOW,HIGH", help="samplers' range, log scale (default: 0.01,100)")
+    more("--vary", **PAIRS | {"metavar": "KEY=A,B|LOW:HIGH"},
+         help="also vary a recipe setting: lr=1e-4,1e-3, epochs=1:4, 'experts=seg|seg,depth' (repeatable)")
+    more("--trials", type=number(1, 100_000), metavar="N", help="trials of a sampler; may grow later (default: 40)")
+    more("--objective", **several, metavar="NAME[,NAME]", help="dense: interquartile mean of relative gains over clip-ft on "
+         "dense tasks (default; gain where there is none); zero-shot, gain: of those, of all; TASK/METRIC. Several: Pareto")
+    more("--zero-shot-loss", type=number(0, kind=float), metavar="PERCENT", help="a trial that loses more than that in "
+         "zero-shot, against clip-ft, is not chosen, where zero-shot is no objective (default: 5)")
+    more("--prune", metavar="METRIC", help="stop bad trials by successive halving on val/i2t_R@1 …")
+    more("--confirm", type=number(0, COUNT), metavar="SEEDS", help="fresh seeds on which winner and base cell are run again and "
+         "compared; no winner is clear without (default: 3)")
+    add(launch, "--seed", "--init", "--pairs")
+    add(launch, "--labels", type=str)
+    add(launch, "--recipe", default=None)
+    add(launch, "--set", help="change a setting of the recipe, for all trials (repeatable)")
+    more("--set-task", **PAIRS, dest="task_overrides", help="change a setting of the tasks (repeatable)")
+    add(launch, "--out", metavar="FILE.json", help="recipe file of the best trial (default: STUDY-best.json)")
     # fmt: on
-    for add_options in (add_data, add_execution, add_tracking):
-        add_options(launch)
+    add_data(launch, scored=True)
+    add_execution(launch)
+    add_tracking(launch, shown="sweep, or sweep-SUITE")
 
     known = "which study (default: the only one there)"
-    _add_study(commands.add_parser("status", help="done, running, failed, left, and time left"), known)
-    _add_study(commands.add_parser("show", help="every trial, and best λ per task"), known)
-    best = commands.add_parser("best", help="the best λs, and a recipe file that `train --recipe` takes")
-    _add_study(best, known)
-    best.add_argument("--out", type=Path, metavar="FILE.json", help="write the recipe there")
+    asked = {
+        "status": "cells that are done, running, failed and left, and the time left",
+        "best": "the best λs, and a recipe file that `train --recipe` takes",
+        "show": "every trial, and the best λ of each task",
+    }
+    for command, about in asked.items():
+        sub = add_command(commands, command, about, "--json", "--study cc3m-b16 --storage postgresql://HOST/DB")
+        _add_study(sub, known)
+        if command == "best":
+            add(sub, "--out", metavar="FILE.json", help="write the recipe there")
+        add(sub, "--json")
 
 
 def _add_study(parser: argparse.ArgumentParser, about: str) -> None:
@@ -85,20 +96,24 @@ def main(options: argparse.Namespace) -> int:
     from backbones.utils.files import write_json
     from benchmark.evaluation.sweep import table
     from sweeps.study import load_sweep
-    from sweeps.summary import best_recipe, best_trial
 
     sweep = load_sweep(options.study, options.storage)
     if options.what == "status":
-        table.show_state(sweep)
+        if not gave_json(options, table.state(sweep)):
+            table.show_state(sweep)
     elif options.what == "show":
-        table.show_trials(sweep)
-        table.say(table.summary_text(sweep))
+        if not gave_json(options, table.trials(sweep)):
+            table.show_trials(sweep)
+            table.say(table.summary_text(sweep))
     else:
-        table.show_best(sweep)
-        if options.out and (best := best_trial(sweep)):
-            write_json(options.out, best_recipe(sweep, best))
+        best = table.best(sweep)
+        if not gave_json(options, best):
+            table.show_best(sweep)
+        if options.out:
+            write_json(options.out, best["recipe"])
             file = shlex.quote(str(options.out))
-            table.say(f"train it: python -m benchmark train --recipe {file} --init … --pairs … --labels … --out …")
+            if options.json != "-":
+                table.say(f"train it: python -m benchmark train --recipe {file} --init … --pairs … --labels … --out …")
     return 0
 
 
@@ -113,6 +128,9 @@ def _launch(options: argparse.Namespace) -> int:
     from sweeps.summary import best_trial
 
     told = _sweep_options(options)
+    if options.dry_run:
+        launching.preview(told)
+        return 0
     with using(options.tracking_uri) as uri:
         sweep, tracker = launching.launch(told)
         table.say(table.summary_text(sweep))
@@ -148,6 +166,6 @@ def _sweep_options(options: argparse.Namespace) -> SweepOptions:
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(map(float, comma_separated(text)))
+        return tuple(map(float, names(text)))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: give numbers separated by commas, such as 0.1,1,10") from None

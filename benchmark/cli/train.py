@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.cli.options import REPEATED, add_dry_run, add_execution, add_tracking, executor_spec, name, number
+from benchmark.cli.options import add, add_execution, add_tracking, executor_spec, number
+from benchmark.cli.parser import with_examples
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -18,44 +19,25 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``train``."""
-    add = parser.add_argument
-    add("--recipe", default="cliptex", metavar="NAME|FILE", help="clip, clip-ft, cliptex, or a .json/.toml file")
-    add(
-        "--init",
-        required=True,
-        metavar="WEIGHTS",
-        help="open_clip/ARCH/PRETRAINED, a weights file of this suite, random, or imagenet (the recipe's model, its timm image "
-        "tower with ImageNet weights)",
-    )
-    add(
-        "--pairs",
-        required=True,
-        metavar="SHARDS|CSV",
-        help="webdataset tars ('cc3m/{00000..00331}.tar', also on https:// or s3://), CSV or TSV",
-    )
-    add("--labels", type=Path, metavar="DIR", help="pseudo-labels made by `label`")
-    add("--manual-labels", type=Path, metavar="DIR", help="labels that come before the experts' where a pair has some")
-    add("--experts", metavar="TASKS", help="only these of seg, depth, normal (the same as --set experts=…)")
-    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the recipe")
-    add("--out", type=Path, required=True, metavar="FILE.safetensors", help="where the weights go")
+    with_examples(
+        parser, "--init open_clip/ViT-B-16/openai --pairs 'cc3m/{00000..00331}.tar' --labels labels/ --out b16.safetensors",
+        "--recipe clip-ft --init open_clip/ViT-B-16/openai --pairs pairs.csv --set epochs=10 --out ft.safetensors --dry-run",
+    )  # fmt: skip
+    add(parser, "--config", "--dry-run", "--recipe")
+    add(parser, "--init", "--pairs", required=True)
+    add(parser, "--labels")
+    about = "labels that come before the experts' where a pair has some; of `labels make`"
+    parser.add_argument("--manual-labels", type=Path, metavar="DIR", help=about)
+    about = "only these of seg, depth, normal (the same as --set experts=…)"
+    parser.add_argument("--experts", metavar="TASK[,TASK]", help=about)
+    add(parser, "--set", help="change a setting of the recipe (repeatable)")
+    add(parser, "--out", required=True, metavar="FILE.safetensors", help="where the weights go")
+    about = "between savings of what a killed run goes on from (default: 60)"
+    parser.add_argument("--save-every", type=number(0, kind=float), default=60.0, metavar="SECONDS", help=about)
+    about = "export weights every so many steps into OUT.steps/, for `watch` (default: none)"
+    parser.add_argument("--keep-every", type=number(0), default=0, metavar="STEPS", help=about)
     add_execution(parser)
-    add_dry_run(parser)
-    add(
-        "--save-every",
-        type=number(0, kind=float),
-        default=60.0,
-        metavar="SECONDS",
-        help="between savings of what a killed run goes on from",
-    )
-    add(
-        "--keep-every",
-        type=number(0),
-        default=0,
-        metavar="STEPS",
-        help="export weights every so many steps into OUT.steps/, for `watch` (default: none)",
-    )
-    add("--experiment", type=name, default="train", help="MLflow experiment (default: train)")
-    add_tracking(parser)
+    add_tracking(parser, "train")
 
 
 def main(options: argparse.Namespace) -> int:

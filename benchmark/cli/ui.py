@@ -7,17 +7,18 @@ import os
 import subprocess
 import sys
 
-from benchmark.cli.options import add_tracking, name, number
+from benchmark.cli.options import FLAG, add_tracking, number
+from benchmark.cli.parser import with_examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``ui``."""
-    add_tracking(parser)
-    parser.add_argument("--port", type=number(1, 65535), default=5000)
+    with_examples(parser, "--experiment paper", "--tracking-uri sqlite:////data/mlflow.db --port 5001 --no-open")
     parser.add_argument(
-        "--experiment", type=name, metavar="NAME", help="what it opens on (default: as `report` chooses)"
+        "--port", type=number(1, 65535), default=5000, metavar="N", help="of its address (default: 5000)"
     )
-    parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    parser.add_argument("--no-open", **FLAG, help="print the address, open no browser")
+    add_tracking(parser, shown="as `report` chooses")
 
 
 def main(options: argparse.Namespace) -> int:

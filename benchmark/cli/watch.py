@@ -5,39 +5,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmark.cli.options import (
-    REPEATED,
-    SEED,
-    add_data,
-    add_execution,
-    add_tracking,
-    executor_spec,
-    name,
-    number,
-    placed,
-)
+from benchmark.cli.options import FLAG, add, add_data, add_execution, add_tracking, executor_spec, number, placed
+from benchmark.cli.parser import with_examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``watch``."""
-    add = parser.add_argument
-    add("--backbone", required=True, metavar="NAME", help="what the checkpoints are of: cliptex, open_clip/ARCH …")
-    add(
-        "--dir", type=Path, required=True, metavar="DIR",
-        help="where they appear; the last number of a file's name is its step (`train --keep-every` writes OUT.steps/)",
+    with_examples(
+        parser, "--backbone cliptex --dir weights.steps/ --data-root DIR",
+        "--backbone open_clip/ViT-B-16 --dir checkpoints/ --suite paper --task voc/linear --data-root DIR --once",
     )  # fmt: skip
-    add("--suite", default="companion", help="named list of tasks (default: companion); see `list suites`")
-    add("--task", **REPEATED, dest="tasks", metavar="TASK[,TASK]", help="only these of the suite's tasks")
-    add("--set", **REPEATED, metavar="KEY=VALUE", dest="overrides", help="change a setting of the tasks (repeatable)")
-    add("--seed", type=number(0, SEED), default=0, help="random seed (default: 0)")
-    add("--every", type=number(0, kind=float), default=30.0, metavar="SECONDS", help="between two looks (default: 30)")
-    add("--until", type=number(0), metavar="STEP", help="end when this step is scored (default: go on until Ctrl-C)")
-    add("--once", action="store_true", help="score what is there, and end")
-    add_data(parser)
-    add("--partial", action="store_true", help="run on datasets that are not whole; then part of the protocol")
+    add(parser, "--config")
+    parser.add_argument(
+        "--backbone", required=True, metavar="NAME", help="what the checkpoints are of: cliptex, open_clip/ARCH …"
+    )
+    about = "where they appear; the last number of a file's name is its step (`train --keep-every` writes OUT.steps/)"
+    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help=about)
+    add(parser, "--suite", default="companion", help="a named list of tasks; see `list suites` (default: companion)")
+    add(parser, "--task", "--set", "--seed")
+    about = "between two looks (default: 30)"
+    parser.add_argument("--every", type=number(0, kind=float), default=30.0, metavar="SECONDS", help=about)
+    about = "end when this step is scored (default: go on until Ctrl-C)"
+    parser.add_argument("--until", type=number(0), metavar="STEP", help=about)
+    parser.add_argument("--once", **FLAG, help="score what is there, and end")
+    add_data(parser, scored=True)
     add_execution(parser)
-    add("--experiment", type=name, help="MLflow experiment (default: the suite's name)")
-    add_tracking(parser)
+    add_tracking(parser, shown="the suite's name")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -54,8 +47,8 @@ def main(options: argparse.Namespace) -> int:
 
     asked = RunOptions(
         (options.backbone,), options.suite, options.tasks, seed=options.seed, overrides=options.overrides,
-        data_root=options.data_root, data=placed(options.data), partial=options.partial, executor=executor_spec(options),
-        experiment=options.experiment, alone=True,
+        data_root=options.data_root, data=placed(options.data), partial=options.partial, limit=options.limit,
+        executor=executor_spec(options), experiment=options.experiment, only=True,
     )  # fmt: skip
     with using(options.tracking_uri):
         failed = watch(WatchOptions(asked, options.dir, options.every, options.until, options.once), told)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from backbones.base import Backbone, Weights
 from backbones.cliptex.training.recipes import subsets
 from backbones.utils.errors import UserError
@@ -36,6 +38,7 @@ class Parent:
         overrides: ``--set`` of the run; part of its identity.
         made: how the backbone is made, and what that cost.
         model: id of its LoggedModel.
+        asked: the options of the command, as ``--config`` takes them.
     """
 
     suite: str
@@ -49,6 +52,7 @@ class Parent:
     tasks: Sequence[PlannedTask]
     data: Mapping[str, PreparedDataset]
     model: str
+    asked: Mapping[str, Any]
 
     @classmethod
     def of(cls, backbone: Backbone, suite: str, seed: int, **told: Any) -> Parent:
@@ -114,6 +118,7 @@ class Parent:
             },
             "run.json",
         )  # fmt: skip
+        run.log_text(yaml.safe_dump(dict(self.asked), sort_keys=False, allow_unicode=True), "options.yaml")
         if earlier is None:
             run.log_models(inputs=[self.model])
             run.log_metrics({f"cost/{name}": value for name, value in self.made.cost.items()})

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,17 +32,33 @@ from probes.features.budget import gigabytes
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Tracker
 
+FEW = 10  # seeds, each of which is looked at
+
 
 @contextmanager
-def _looking(options: RunOptions) -> Iterator[tuple[RunPlan, SuitePreview, Executor]]:
-    """The plan, what of the suite's own things is there, and an executor that runs nothing."""
-    plan = make_plan(options)
+def _looking(options: RunOptions) -> Iterator[tuple[RunPlan, Executor]]:
+    """The plan, and an executor that runs nothing."""
     executor = make_executor(options.executor, Bar())
-    look = plan.suite.preview
     try:
-        yield plan, look(plan.suite.name, plan.made_names, plan.seeds) if look else SuitePreview(), executor
+        yield make_plan(options), executor
     finally:
         executor.release()
+
+
+def _there(plan: RunPlan, seeds: Sequence[int]) -> SuitePreview:
+    """What of the suite's own things is there."""
+    look = plan.suite.preview
+    return look(plan.suite.name, plan.made_names, seeds) if look else SuitePreview()
+
+
+def _alike(seeds: Sequence[int], tracker: Tracker | None) -> dict[int, int]:
+    """Seed → how many seeds are as it is: of many, those that have no finished cell in MLflow are looked at once."""
+    if len(seeds) <= FEW:
+        return dict.fromkeys(seeds, 1)
+    known = tracker.search("attributes.status = 'FINISHED' and tags.`cell` != ''") if tracker else []
+    ran = {run.data.tags.get("seed") for run in known}
+    fresh = [seed for seed in seeds if str(seed) not in ran]
+    return {seed: 1 for seed in seeds if str(seed) in ran} | ({fresh[-1]: len(fresh)} if fresh else {})
 
 
 def _config(plan: RunPlan, there: SuitePreview, name: str, seed: int) -> Mapping[str, Any] | None:
@@ -56,10 +72,8 @@ def _data(
     """The datasets; None while they are not made, or, with ``known_only``, were never looked at."""
     if there.data is None:
         return None
-    options = plan.options
-    where = ({**there.data, **options.data}, options.data_root, options.partial, executor.num_workers, known_only)
     with suppress(NotExamined):
-        return prepare_data(plan.tasks, *where)
+        return prepare_data(plan.tasks, plan.options.choice(there.data), executor.num_workers, known_only)
     return None
 
 
@@ -70,7 +84,8 @@ def dump_config(options: RunOptions) -> None:
         UserError: as ``run`` does, or data or weights that the suite makes are not made yet.
     """
     texts = []
-    with _looking(options) as (plan, there, executor):
+    with _looking(options) as (plan, executor):
+        there = _there(plan, plan.seeds[:1])
         refused = "are not made yet, and --dump-config makes nothing; run it once"
         data = _data(plan, there, executor, known_only=False)
         if data is None:
@@ -107,28 +122,39 @@ class _Line(NamedTuple):
 def dry_run(options: RunOptions) -> None:
     """Print cells done and to do, the units of what is to do with their needs and places, and what that will cost."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hubs' library is imported: weights are looked up, not fetched
-    with _looking(options) as (plan, there, executor):
+    with _looking(options) as (plan, executor):
+        for note in plan.notes:
+            console.print(note, style="dim", markup=False)
         executor.check_store(tracking_uri())
-        tracker, data = Tracker.existing(plan.experiment), _data(plan, there, executor, known_only=True)
-        measured = partial(_measured, tracker, executor)
+        tracker = Tracker.existing(plan.experiment)
+        seeds = _alike(plan.seeds, tracker)
+        there = _there(plan, list(seeds))
+        data = _data(plan, there, executor, known_only=True)
+        measured = cache(partial(_measured, tracker, executor))
 
-        def line(name: str, kind: str, parts: Sequence[tuple[float, float] | None], units: int = 1) -> _Line:
+        def line(
+            name: str, kind: str, parts: Sequence[tuple[float, float] | None], units: int = 1, seed: int | None = None
+        ) -> _Line:
+            times = seeds.get(seed, 1) if seed is not None else 1
+            name, units = name + (f" and {times - 1} seeds like it" if times > 1 else ""), units * times
             asked, known = executor.needs(kind), [part for part in parts if part is not None]
-            seconds, size = (sum(part[number] for part in known) for number in (0, 1))
+            seconds, size = (times * sum(part[number] for part in known) for number in (0, 1))
             took = f"about {duration(seconds)}" if len(known) == len(parts) else "time unknown"
             where = executor.where(**asked)
             console.print(f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False)
             return _Line(name, units, asked["gpus"], seconds, size, len(known) == len(parts))
 
-        lines = [line(s.name, s.kind, [_stage(s, measured)], s.units) for s in there.stages if not s.available]
+        lines = [line(s.name, s.kind, [_stage(s, measured)], s.units, s.seed) for s in there.stages if not s.available]
         counts: Counter[str] = Counter({"done": 0, "to do": 0})
-        for name, seed in ((name, seed) for seed in plan.seeds for name in plan.names):
+        for name, seed in ((name, seed) for seed in seeds for name in plan.names):
             states = _states(plan, _config(plan, there, name, seed), data, None if options.force else tracker, seed)
-            counts.update(states.values())
+            for state in states.values():
+                counts[state] += seeds[seed]
             left = [task for task in plan.tasks if states[task.name] == "to do"]
             for group in task_groups(left, data) if data is not None else [[task] for task in left]:
                 title = f"{name} · seed {seed} · {' + '.join(task.name for task in group)}"
-                lines.append(line(title, "probe", [measured(f"tags.task = '{t.name}'", "cost/seconds") for t in group]))
+                parts = [measured(f"tags.task = '{task.name}'", "cost/seconds") for task in group]
+                lines.append(line(title, "probe", parts, seed=seed))
         told = ", ".join(f"{count} {what}" for what, count in counts.items())
         sizes = f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
         console.print(f"{sizes}: {told}", markup=False)

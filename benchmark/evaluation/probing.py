@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from backbones.utils.overrides import fields_of
 from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.groups import task_groups
 from benchmark.evaluation.plan import AXES, PlannedTask
 from benchmark.evaluation.units import ProbeUnit, probe_unit
@@ -24,7 +23,7 @@ class Probing:
 
     Attributes:
         stages: suite, MLflow experiment and executor; overrides: ``--set`` of the tasks.
-        placed, data_root, partial: where the datasets are (see ``prepare_data``).
+        choice: where the datasets are, and how much of them counts.
         force: run finished cells again.
         priority: of its units, see ``Executor.submit``.
     """
@@ -32,17 +31,14 @@ class Probing:
     stages: Stages
     tasks: Sequence[PlannedTask]
     overrides: Mapping[str, str] = field(default_factory=dict)
-    placed: Mapping[str, Path] = field(default_factory=dict)
-    data_root: Path | None = None
-    partial: bool = False
+    choice: DataChoice = field(default_factory=DataChoice)
     force: bool = False
     priority: int = 0
 
     @cached_property
     def data(self) -> dict[str, PreparedDataset]:
         """Task name → its dataset. Raises ``UserError`` for one that is missing, incomplete or broken."""
-        workers = self.stages.executor.num_workers
-        return prepare_data(self.tasks, self.placed, self.data_root, self.partial, workers)
+        return prepare_data(self.tasks, self.choice, self.stages.executor.num_workers)
 
     def groups(self, tasks: Sequence[PlannedTask]) -> list[list[PlannedTask]]:
         """``tasks`` in groups, each a unit of work."""
@@ -62,8 +58,8 @@ class Probing:
         known = {key for task in group for key in fields_of(task.probe.settings_type)} - AXES
         overrides = {key: value for key, value in self.overrides.items() if key in known}
         unit = ProbeUnit(
-            stages.suite, tuple(task.name for task in group), config, seed, stages.experiment, parent, overrides, self.placed,
-            self.data_root, self.partial, executor.device, executor.num_workers, self.force,
+            stages.suite, tuple(task.name for task in group), config, seed, stages.experiment, parent, overrides, self.choice,
+            executor.device, executor.num_workers, self.force,
         )  # fmt: skip
         name = f"{config['name']} · seed {seed} · {' + '.join(unit.tasks)}"
         return await executor.run("probe", probe_unit, unit, name=name, priority=self.priority)

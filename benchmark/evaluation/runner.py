@@ -13,11 +13,12 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
 from backbones.utils.errors import NonFiniteLoss, users_line
-from backbones.utils.files import write_json
+from backbones.utils.files import LAST_SEED, write_json
 from backbones.utils.locks import keep, lock_file, locked_async
 from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.average import Average, folders, split_by_place
 from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
+from benchmark.evaluation.data import DataChoice
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.probing import Probing
@@ -50,11 +51,16 @@ class RunOptions:
     data_root: Path | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
+    limit: int | None = None
     force: bool = False
-    alone: bool = False
+    only: bool = False
     executor: ExecutorSpec = field(default_factory=ExecutorSpec)
     json: Path | None = None
     experiment: str | None = None
+
+    def choice(self, made: Mapping[str, Path] | None = None) -> DataChoice:
+        """Which data count; of those that a suite ``made`` all that the user does not place."""
+        return DataChoice({**(made or {}), **self.data}, self.data_root, self.partial, self.limit)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class RunPlan:
     overrides: Mapping[str, str]
     tasks: Sequence[PlannedTask]
     absent: Sequence[PlannedTask] = ()  # of the suite, left out since their data have no folder
+    notes: Sequence[str] = ()  # what is said first
 
     @property
     def experiment(self) -> str:
@@ -77,6 +84,19 @@ class RunPlan:
         """Keyword arguments of ``backbones.create`` for a backbone that the suite does not make."""
         weights = str(self.options.weights) if self.options.weights is not None else None
         return {"name": name, "weights": weights, "seed": seed}
+
+    def record(self) -> dict[str, Any]:
+        """What was asked for as ``--config`` takes it back: all names resolved, all paths in full, without what only says how it
+        is computed here."""
+        o, plain = self.options, {"partial": self.options.partial, "limit": self.options.limit}
+        places = {"weights": o.weights, "data-root": o.data_root}
+        found = {
+            "backbone": list(self.names), "only": True, "suite": self.suite.name, "task": split_names(o.tasks),
+            "seed": self.seeds[0], "seeds": len(self.seeds), "set": dict(self.overrides), "experiment": self.experiment,
+            **{key: str(path.absolute()) for key, path in places.items() if path is not None},
+            "data": {name: str(path.absolute()) for name, path in o.data.items()}, **plain,
+        }  # fmt: skip
+        return {key: value for key, value in found.items() if value not in (None, False, {}, [])}
 
     @property
     def made_names(self) -> Sequence[str]:
@@ -88,8 +108,11 @@ def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
     budget(root())  # a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
+    if options.seed + options.seeds - 1 > LAST_SEED:
+        told = f"--seed {options.seed} with --seeds {options.seeds}"
+        raise UserError(f"{told}: the last seed must be at most {LAST_SEED}; begin at a smaller one")
     suite = _suite(options.suite, split_names(options.tasks))
-    names = _chosen(suite, options)
+    names, notes = _chosen(suite, options)
     if options.weights is not None and len(names) != 1:
         raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
     for name in names:
@@ -100,9 +123,11 @@ def make_plan(options: RunOptions) -> RunPlan:
     if suite.what_is_there and not options.tasks:
         tasks, absent = split_by_place(suite, tasks, options.data_root, options.data)
         if absent:
-            told = f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there: {folders(absent)}"
-            console.print(told, style="dim", markup=False)
-    return RunPlan(options, suite, names, range(options.seed, options.seed + options.seeds), overrides, tasks, absent)
+            notes.append(
+                f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there: {folders(absent)}"
+            )
+    seeds = range(options.seed, options.seed + options.seeds)
+    return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 
 
 def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
@@ -121,15 +146,19 @@ def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
     return max(found, key=lambda suite: set(tasks) <= set(suite.tasks))  # the first of equals
 
 
-def _chosen(suite: Suite, options: RunOptions) -> list[str]:
-    """Names of the backbones to run: a single one brings the baselines that its suite has for it (not with ``--alone`` or
-    ``--weights``), and may be the name of a group."""
+def _chosen(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
+    """Names of the backbones to run, and what is to be said of them: a single one brings the baselines that its suite has for it
+    (not with ``--only`` or ``--weights``), and may be the name of a group."""
     names = split_names(options.backbones) or list(suite.default_backbones)
     if len(names) != 1 or names[0] not in suite.groups:
-        return names
-    members = list(suite.groups[names[0]])
-    plain = names[0] in members and (options.alone or options.weights is not None)
-    return names if plain else members
+        return names, []
+    (name,), members = names, list(suite.groups[names[0]])
+    if name not in members:
+        return members, [f"{name} stands for {', '.join(members)}"]
+    if options.only or options.weights is not None or members == names:
+        return names, []
+    others = ", ".join(member for member in members if member != name)
+    return members, [f"{name} runs beside its baselines {others} (--only: without them)"]
 
 
 def run(options: RunOptions) -> RunResult:
@@ -141,6 +170,8 @@ def run(options: RunOptions) -> RunResult:
         KeyboardInterrupt: interrupted; finished cells stay, the runs under way are KILLED, the same command goes on.
     """
     plan = make_plan(options)
+    for note in plan.notes:
+        console.print(note, style="dim", markup=False)
     if options.json:
         must_be_writable(options.json)
     if options.weights:
@@ -165,9 +196,8 @@ class _Evaluation:
         plan, options = self.plan, self.options
         make = plan.suite.artifacts
         artifacts = await make(self.stages, plan.made_names, plan.seeds) if make else SuiteArtifacts()
-        placed = {**artifacts.data, **options.data}
-        where = (placed, options.data_root, options.partial)
-        self.probing = Probing(self.stages, plan.tasks, plan.overrides, *where, force=options.force)
+        choice = options.choice(artifacts.data)
+        self.probing = Probing(self.stages, plan.tasks, plan.overrides, choice, force=options.force)
         self.data = self.probing.data
         for name in plan.names:  # weights that cannot be had are said now, not when the first backbone's hours are over
             if (name, options.seed) not in artifacts.makes and len(plan.names) * len(plan.seeds) > 1:
@@ -202,7 +232,7 @@ class _Evaluation:
         backbone = backbones.create(**made.config)
         parent = Parent.of(
             backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data,
-            model=log_backbone(self.tracker, backbone, made.run),
+            model=log_backbone(self.tracker, backbone, made.run), asked=plan.record(),
         )  # fmt: skip
         told = f"another process runs {backbone.name} · seed {seed}: waiting for it"
         lock = lock_file("parent", [self.tracker.uri, plan.experiment, parent.key, [task.name for task in plan.tasks]])

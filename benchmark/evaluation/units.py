@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.utils.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
-from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.device import choose_device
 from benchmark.evaluation.efficiency import costs_of
 from benchmark.evaluation.groups import training_groups
@@ -34,7 +33,7 @@ class ProbeUnit:
     Attributes:
         suite, tasks, overrides: which tasks, with which changed settings (``--set``).
         config: keyword arguments of ``backbones.create``.
-        placed, data_root, partial: where the datasets are (see ``prepare_data``).
+        data: where the datasets are, and how much of them counts.
         experiment: in MLflow; parent: id of the run that the cells' runs nest under.
         force: run finished cells again, but those of this parent: its worker may have been lost after it had finished them.
     """
@@ -46,9 +45,7 @@ class ProbeUnit:
     experiment: str
     parent: str
     overrides: Mapping[str, str] = field(default_factory=dict)
-    placed: Mapping[str, Path] = field(default_factory=dict)
-    data_root: Path | None = None
-    partial: bool = False
+    data: DataChoice = field(default_factory=DataChoice)
     device: str = "auto"
     num_workers: int = 2
     force: bool = False
@@ -60,10 +57,10 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     Raises:
         what the user must mend (see ``users_line``): a full disk, a store that is away.
     """
-    register_folders(unit.data_root)
+    register_folders(unit.data.root)
     tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
     tracker = Tracker(unit.experiment)
-    data = prepare_data(tasks, unit.placed, unit.data_root, unit.partial, unit.num_workers)
+    data = prepare_data(tasks, unit.data, unit.num_workers)
     device = choose_device(unit.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: what heads, and backbones in fp32, multiply in

@@ -22,8 +22,22 @@ class Discreet:
 
     def write(self, text: str) -> int:
         # a terminal would obey what a name tells it; of its codes only colours and those of the progress bar may pass
-        self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], hide_quoted(text)))
+        with self._named():
+            self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], hide_quoted(text)))
         return len(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error says what could not be written: a full disk behind ``> FILE``."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or f"standard {'error' if self._stream.name == '<stderr>' else 'output'}"
+            raise
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -1,4 +1,4 @@
-"""``label --dry-run`` and ``train --dry-run``: what is done and what is left, and what that costs; makes nothing.
+"""``labels predict --dry-run`` and ``train --dry-run``: what is done and what is left, and what that costs; makes nothing.
 
 How long it takes follows from what earlier runs left in MLflow: their images a second on the same kind of device, with the same
 experts or in a training of the same shape.
@@ -56,7 +56,7 @@ def _looking(spec: ExecutorSpec) -> Iterator[Executor]:
 
 
 def preview_label(request: LabelRequest, spec: ExecutorSpec) -> None:
-    """Say it of a labelling. Raises ``UserError`` as ``label`` does."""
+    """Say it of a labelling. Raises ``UserError`` as ``labels predict`` does."""
     with _looking(spec) as executor:
         source = open_pairs(request.pairs, executor.bar, keep=False)
         experts = load_experts(list(request.experts), "cpu")

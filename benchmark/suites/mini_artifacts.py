@@ -68,7 +68,7 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
                     labels = LabelStore(store.parent)
         shards = -(-config.pairs // config.shard_size)
         stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
-    stages += [PreviewStage(f"train clip · seed {seed}", "train", 1, path.is_file()) for seed, path in clips.items()]
+    stages += [PreviewStage(f"train clip · seed {s}", "train", 1, path.is_file(), s) for s, path in clips.items()]
     backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
     for name, seed in wanted:
         path, used = clips[seed], labels if name in SUBSETS else None
@@ -76,7 +76,7 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
         if name != "clip":
             path = _weights_path(world, _tuned(sizes, name, seed), str(path), used)
             available = available and path.is_file()
-            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, available))
+            stages.append(PreviewStage(f"train {name} · seed {seed}", "train", 1, available, seed))
         backbones[name, seed] = _config(name, seed, path) if available else None
     return SuitePreview(stages, _datasets(world) if is_there else None, backbones)
 

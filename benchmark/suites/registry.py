@@ -43,12 +43,14 @@ class SuiteArtifacts:
 
 @dataclass(frozen=True)
 class PreviewStage:
-    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see ``needs``)."""
+    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see ``needs``), ``seed`` the one
+    that it is for, if it is for one."""
 
     name: str
     kind: str
     units: int
     available: bool
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def prepare(
     *,
     splits: Sequence[Split] = SPLITS,
     partial: bool = False,
+    limit: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
     known_only: bool = False,
@@ -84,6 +85,7 @@ def prepare(
     Args:
         splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
         partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
+        limit: samples of ``val`` that count, evenly spaced over the split; with fewer than there are, the dataset is partial.
         workers: decoding threads; never changes the result.
         known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
     Raises:
@@ -95,9 +97,9 @@ def prepare(
     if not root.is_dir():
         raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
     spec = spec.at(root)
-    inventory = Inventory.take(spec, root, splits)
-    complete = inventory.is_complete()
-    if not complete and not (partial or spec.counts_itself):
+    inventory = Inventory.take(spec, root, splits, limit)
+    complete = inventory.is_complete() and not inventory.limited
+    if not complete and not (partial or inventory.limited or spec.counts_itself):
         raise UserError(
             f"{spec.name} is not complete: {inventory.counts()}; "
             f"get the rest or pass --partial to run on what is there (in {root})"
@@ -144,6 +146,7 @@ class Inventory:
         missing: split → files that are listed but not there.
         stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
         links: where links lead → their relative path.
+        limited: whether samples of ``val`` are left out on purpose.
     """
 
     spec: DatasetSpec
@@ -152,10 +155,12 @@ class Inventory:
     missing: dict[Split, list[str]] = field(default_factory=dict)
     stats: list[tuple[str, int, int]] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
+    limited: bool = False
 
     @classmethod
-    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split]) -> Inventory:
-        """List the samples and see whether their files are there. Raises ``UserError`` naming a missing list or folder."""
+    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split], limit: int | None = None) -> Inventory:
+        """List the samples, of ``val`` at most ``limit``, and see whether their files are there. Raises ``UserError`` naming a
+        missing list or folder."""
         inventory = cls(spec, root)
         dense = spec.kind in ("segmentation", "depth", "normals")
         for split in splits:
@@ -163,6 +168,9 @@ class Inventory:
                 listed = spec.list_samples(root, split)
             except UserError as error:
                 raise UserError(f"{spec.name}: {error}") from error
+            if split == "val" and limit is not None and limit < len(listed):
+                inventory.limited = True
+                listed = [listed[place * len(listed) // limit] for place in range(limit)]
             inventory.present[split], inventory.missing[split] = [], []
             for sample in listed:
                 files = [sample.image, sample.target] if dense else [sample.image]

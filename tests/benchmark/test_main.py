@@ -101,12 +101,13 @@ HEAVY = (
         ("list probes", "zero-shot +for classification: top1, top5"),
         ("list executors", "slurm +"),
         ("list backbones", "dinov2-b14 "),
-        ("experts list", "mask-rcnn +semantic maps"),
+        ("list experts", "mask-rcnn +semantic maps"),
+        ("list recipes", "clip-ft +30 epochs"),
         ("--help", "run +probe backbones"),
     ],
 )
 def test_what_only_lists_imports_no_library_that_computes(words, line):
-    heavy = HEAVY if words in ("list backbones", "experts list") else (*HEAVY, "torch")
+    heavy = HEAVY if words in ("list backbones", "list experts", "list recipes") else (*HEAVY, "torch")
     code = (
         f"import sys; from benchmark.__main__ import main\ntry: main({words.split()!r})\nexcept SystemExit: pass\n"
         f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or None)"

@@ -38,7 +38,7 @@ RUN += shlex.split(
     "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
 )
 SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --seeds 1")
-LABEL = shlex.split("label --pairs pairs --device cpu --batch-size 4 --experts")
+LABEL = shlex.split("labels predict --pairs pairs --device cpu --batch-size 4 --experts")
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
 TRAIN = shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels --device cpu --save-every 0.2")
 TRAIN += shlex.split("--num-workers 1 --set model=tiny --set batch_size=16 --set epochs=40")
@@ -66,7 +66,7 @@ class Faults:
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """The command, with results of its own, in a session of its own."""
         results = {
-            "sweep": ["--study", name], "run": ["--json", f"{name}.json"], "label": ["--out", name],
+            "sweep": ["--study", name], "run": ["--json", f"{name}.json"], "labels": ["--out", name],
             "train": ["--out", f"{name}.safetensors"],
         }  # fmt: skip
         module = TORCHRUN if self.torchrun else ["-m", "benchmark"]
@@ -89,7 +89,7 @@ class Faults:
             return json.loads((self.folder / f"{name}.json").read_text())["backbones"]
         if self.words[0] == "train":
             return read_checkpoint(self.folder / f"{name}.safetensors").sha256
-        if self.words[0] == "label":
+        if self.words[0] == "labels":
             tars = sorted((self.folder / name).glob("*.tar"))
             bytes_of = [hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars]
             return LabelStore(self.folder / name).identity, bytes_of

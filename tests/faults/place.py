@@ -26,7 +26,7 @@ ALONE = shlex.split("--device cpu --jobs 1 --num-workers 0")
 RUN = [*shlex.split("run --suite own --task camvid/linear,imagefolder/linear --data-root ."), *ALONE]
 RUN += shlex.split("--set max_iters=3 --set batch_size=2 --set size=32 --set channels=8 --set epochs=1")
 RANDOM = [*RUN, "--backbone", "random"]
-LABEL = [*shlex.split("label --pairs pairs --batch-size 4"), *ALONE, "--experts"]
+LABEL = [*shlex.split("labels predict --pairs pairs --batch-size 4"), *ALONE, "--experts"]
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
 TRAIN = [*shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels"), *ALONE]
 TRAIN += shlex.split("--set model=tiny --set batch_size=4 --set epochs=1")

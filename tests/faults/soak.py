@@ -18,7 +18,7 @@ import psutil
 from benchmark.__main__ import main as benchmark
 from tests.probes.datasets.make import make_imagefolder
 
-RUN = ["run", "--suite", "own", "--task", "imagefolder/linear", "--data-root", ".", "--backbone", "random", "--alone"]
+RUN = ["run", "--suite", "own", "--task", "imagefolder/linear", "--data-root", ".", "--backbone", "random", "--only"]
 RUN += ["--device", "cpu", "--jobs", "1", "--num-workers", "0", "--set", "size=32", "--set", "epochs=1"]
 MOST = {"MiB": 60.0, "open files": 8, "temporary files": 8}  # by which the second half may grow
 PARTS = 10

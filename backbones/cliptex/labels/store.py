@@ -263,7 +263,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
                 ", ".join(names)
     except FileNotFoundError:
         there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
-        raise UserError(f"{there} in {root}; run: python -m benchmark label --pairs … --out {root}") from None
+        raise UserError(f"{there} in {root}; run: python -m benchmark labels predict --pairs … --out {root}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         raise UserError(f"{path} is not readable ({reason}); remove it and run label again") from error

@@ -176,6 +176,11 @@ def subsets(tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
     return {"cliptex" if chosen == PAPER else f"cliptex-{'-'.join(chosen)}": chosen for chosen in found}
 
 
+def recipe_names() -> list[str]:
+    """Names that ``find_recipe`` knows: those of ``RECIPES``, and of the ablation."""
+    return list(dict.fromkeys([*RECIPES, *subsets()]))
+
+
 def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with ``--set`` changes.
 
@@ -195,7 +200,7 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     elif name.endswith((".json", ".toml")):
         recipe = read_recipe(Path(name))
     else:
-        raise UserError(f"no recipe {name!r}; {nearest(name, [*RECIPES, *known])}, or a .json or .toml file")
+        raise UserError(f"no recipe {name!r}; {nearest(name, recipe_names())}, or a .json or .toml file")
     return recipe.changed(parse_pairs(changes))
 
 

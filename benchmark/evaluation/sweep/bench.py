@@ -18,7 +18,7 @@ from backbones.utils.errors import nearest
 from backbones.utils.files import content_key, home
 from backbones.utils.locks import keep
 from backbones.utils.overrides import parse_pairs
-from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
 from benchmark.evaluation.probing import Probing
 from benchmark.execution import ExecutorSpec
@@ -39,7 +39,7 @@ class SweepOptions(Wanted):
     """All that ``sweep launch`` was told, by the names of its options; its ``--help`` says what they mean."""
 
     suite: str = "sweep"
-    task: Sequence[str] = ()
+    tasks: Sequence[str] = ()
     overrides: Sequence[str] = ()
     task_overrides: Sequence[str] = ()
     recipe: str = "cliptex"
@@ -49,6 +49,7 @@ class SweepOptions(Wanted):
     data_root: Path | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     partial: bool = False
+    limit: int | None = None
     confirm: int = 3
     study: str = ""
     storage: str | None = None
@@ -67,6 +68,10 @@ class SweepOptions(Wanted):
     def experiment_name(self) -> str:
         return self.experiment or (self.suite if self.suite == "sweep" else f"sweep-{self.suite}")
 
+    def choice(self, made: Mapping[str, Path] | None = None) -> DataChoice:
+        """Which data count; of those that a suite ``made`` all that the user does not place."""
+        return DataChoice({**(made or {}), **self.data}, self.data_root, self.partial, self.limit)
+
     @property
     def recipe_file(self) -> Path:
         """Where the best trial's recipe goes."""
@@ -83,7 +88,7 @@ def planned(options: SweepOptions) -> list[PlannedTask]:
     if wrong:
         told = f"say --init, --pairs and --labels ({wrong[0]} is missing)"
         raise UserError(f"suite {suite.name!r} has no pairs of its own: {told}")
-    return plan_tasks(suite, options.task, parse_pairs(options.task_overrides))
+    return plan_tasks(suite, options.tasks, parse_pairs(options.task_overrides))
 
 
 def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
@@ -150,8 +155,7 @@ class Bench:
         self.stages, self.training, self.labels = stages, training, LabelStore(training.labels)
         # before trainings: a trial that is begun is ended first
         self.probing = Probing(
-            stages, planned(options), parse_pairs(options.task_overrides), {**training.data, **options.data}, options.data_root,
-            options.partial, priority=1,
+            stages, planned(options), parse_pairs(options.task_overrides), options.choice(training.data), priority=1,
         )  # fmt: skip
         self.tasks, self.data = self.probing.tasks, self.probing.data
 
@@ -210,7 +214,7 @@ async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
     tasks, placed = planned(options), options.data
     # what the user places is looked at before anything is trained
     own = [task for task in tasks if {task.spec.name, task.spec.folder} & set(placed)] if make else tasks
-    prepare_data(own, placed, options.data_root, options.partial, stages.executor.num_workers)
+    prepare_data(own, options.choice(), stages.executor.num_workers)
     return Bench(options, stages, await make(stages, options.seed) if make else _brought(options))
 
 

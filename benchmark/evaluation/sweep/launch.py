@@ -17,7 +17,7 @@ from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.results import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
-from benchmark.evaluation.sweep.table import say, summary_text
+from benchmark.evaluation.sweep.table import say, show_state, summary_text
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
@@ -57,6 +57,20 @@ def launch(options: SweepOptions) -> tuple[Sweep, Tracker]:
                 "give --storage postgresql://HOST/NAME, or journal:///FILE.log on a file system that all see"
             )
         return asyncio.run(_launch(options, plan, tracker, executor))
+
+
+def preview(options: SweepOptions) -> None:
+    """Say what ``launch`` would do; makes nothing. Raises ``UserError`` as it does."""
+    plan = _plan(options)
+    try:
+        before = load_sweep(options.name, options.storage)
+    except NoSweep:
+        say(f"{options.name}: {len(plan.space.cells())} cells to do, each a training of cliptex, and one of clip-ft")
+    else:
+        must_agree(options.name, before.metadata["identity"], plan.identity())
+        show_state(before)
+    told = f"{len(plan.tasks)} tasks each; then winner and base again on {options.confirm} fresh seeds"
+    say(f"{told}; executor {options.executor.name}, MLflow experiment {options.experiment_name}")
 
 
 async def _launch(options: SweepOptions, plan: Plan, tracker: Tracker, executor: Executor) -> tuple[Sweep, Tracker]:

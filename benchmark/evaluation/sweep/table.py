@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,9 +13,46 @@ from benchmark.evaluation.table import number
 from benchmark.execution.progress import console
 from sweeps.space import short
 from sweeps.study import Sweep
-from sweeps.summary import best_trial, may_be_chosen, pareto_front, progress, run_again, summary, trial_table
+from sweeps.summary import (
+    best_recipe,
+    best_trial,
+    may_be_chosen,
+    pareto_front,
+    progress,
+    run_again,
+    summary,
+    trial_table,
+)
 
 say = partial(console.print, markup=False)
+
+
+def state(sweep: Sweep) -> dict[str, Any]:
+    """Where the sweep stands, in cells; seconds are None while they are not known."""
+    now = progress(sweep)
+    left = None if math.isnan(now.seconds_left) else now.seconds_left
+    return {"study": sweep.name, **asdict(now), "seconds": left and now.seconds, "left": now.left, "seconds_left": left}
+
+
+def trials(sweep: Sweep) -> list[dict[str, Any]]:
+    """Every trial with its gains, best first."""
+    return json.loads(trial_table(sweep).to_json(orient="records"))
+
+
+def best(sweep: Sweep) -> dict[str, Any]:
+    """The best trial, or those of the Pareto front, and the recipe of the best. Raises ``UserError`` while there is none."""
+    chosen = _chosen(sweep)
+    front = [
+        {
+            "trial": trial.number,
+            "params": trial.params,
+            "values": dict(zip((objective.label for objective in sweep.objectives), trial.values, strict=True)),
+            "run": trial.user_attrs.get("mlflow.run"),
+            "weights": trial.user_attrs.get("weights.file"),
+        }
+        for trial in pareto_front(sweep) or [chosen]
+    ]
+    return {"study": sweep.name, "trials": front, "recipe": best_recipe(sweep, chosen)}
 
 
 def show_state(sweep: Sweep) -> int:
@@ -57,12 +96,17 @@ def summary_text(sweep: Sweep) -> str:
 
 def show_best(sweep: Sweep) -> None:
     """The best trial, or the Pareto front. Raises ``UserError`` while there is none."""
-    best = best_trial(sweep)
-    if best is None:
-        raise UserError(f"study {sweep.name!r} has no finished trial yet; see `sweep status`")
+    best = _chosen(sweep)
     for trial in pareto_front(sweep) or [best]:
         say(f"trial {trial.number} · {short(trial.params)} · {sweep.told(trial.values)}")
         run, weights = (trial.user_attrs.get(key, "–") for key in ("mlflow.run", "weights.file"))
         say(f"  MLflow run {run}, weights {weights}")
     if len(sweep.objectives) > 1:
         say(f"(the Pareto front; the recipe is trial {best.number}'s, best by {sweep.objectives[0].label})")
+
+
+def _chosen(sweep: Sweep) -> Any:
+    best = best_trial(sweep)
+    if best is None:
+        raise UserError(f"study {sweep.name!r} has no finished trial yet; see `sweep status`")
+    return best

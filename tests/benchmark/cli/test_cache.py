@@ -53,13 +53,24 @@ def test_rm_takes_names_kinds_and_ages(capsys, home):
     second.close()
     assert main(["cache", "rm"]) == 2 and "say what to remove" in capsys.readouterr().err
     assert main(["cache", "rm", "nothing"]) == 2 and "nothing cached is called" in capsys.readouterr().err
-    assert main(["cache", "rm", first.folder.name[:12]]) == 0
+    assert main(["cache", "rm", first.folder.name[:12], "--yes"]) == 0
     assert not first.folder.exists() and second.folder.exists()
     assert main(["cache", "rm", "--older-than", "1"]) == 0 and second.folder.exists()
     os.utime(second.folder / "used", (1000, 1000))
-    assert main(["cache", "rm", "--older-than", "1", "--kind", "features"]) == 0 and not second.folder.exists()
+    assert main(["cache", "rm", "--older-than", "1", "--kind", "features", "--yes"]) == 0 and not second.folder.exists()
     assert (home / "mini" / "abc").exists()
-    assert main(["cache", "rm", "mini/abc"]) == 0 and not (home / "mini" / "abc").exists()
+    assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini" / "abc").exists()
+
+
+def test_rm_shows_what_goes_and_asks(capsys, home, monkeypatch):
+    assert main(["cache", "rm", "--kind", "mini"]) == 2
+    told = capsys.readouterr()
+    assert "would remove mini/abc (0.0 MB; worlds)" in told.out and "--yes" in told.err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, there in (("", True), ("n", True), ("y", False)):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert main(["cache", "rm", "--kind", "mini"]) == 0 and (home / "mini/abc").exists() == there
+    assert "removed 1\n" in capsys.readouterr().out
 
 
 def test_what_is_in_use_stays(capsys):
@@ -90,11 +101,11 @@ def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
         (home / "work" / name).mkdir(parents=True)
         (home / "work" / name / "training-state.pth").write_bytes(bytes(10))
     with cell_locks(["one"]):
-        assert main(["cache", "rm", "--kind", "work"]) == 1
+        assert main(["cache", "rm", "--kind", "work", "--yes"]) == 1
         shown = capsys.readouterr().out
-        assert "work/one is in use and stays" in shown and "removed work/two" in shown
+        assert "work/one is in use and stays" in shown and "would remove work/two" in shown and "removed 1\n" in shown
         assert (home / "work/one/training-state.pth").exists() and not (home / "work/two").exists()
-    assert main(["cache", "rm", "--kind", "work"]) == 0 and not (home / "work/one").exists()
+    assert main(["cache", "rm", "--kind", "work", "--yes"]) == 0 and not (home / "work/one").exists()
 
 
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
@@ -111,7 +122,7 @@ def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     user.wait()
     assert main(["cache", "rm", "mini/abc", "--dry-run"]) == 0
     assert "would remove mini/abc" in capsys.readouterr().out and (home / "mini/abc/picture.png").exists()
-    assert main(["cache", "rm", "mini/abc"]) == 0 and not (home / "mini/abc").exists()
+    assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini/abc").exists()
     assert not list((home / "users").iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.__main__ import main
-from benchmark.cli.list import families
+from benchmark.cli.list import THINGS
 from probes.registry import DATASETS
 
 
@@ -22,6 +23,9 @@ from probes.registry import DATASETS
         ("datasets", "nyu-depth"),
         ("probes", "pspnet"),
         ("protocols", "dinov3"),
+        ("data", "nyu-depth"),
+        ("recipes", "cliptex-seg"),
+        ("experts", "nll-angmf"),
         ("executors", "slurm"),
     ],
 )
@@ -32,6 +36,14 @@ def test_list(what, name, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(name in line for line in lines)
+    assert main(["list", what, name, "--json", "--limit", "1"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert set(row) == {"name", "about"} and lines[0].startswith(row["name"])
+
+
+def test_no_recipe_is_named_twice():
+    names = [name for name, _ in THINGS["recipes"]()]
+    assert len(names) == len(set(names)) and names[:3] == ["clip", "clip-ft", "cliptex"]
 
 
 def test_protocols_say_where_they_are_from_and_what_they_fix(capsys):
@@ -49,8 +61,9 @@ def test_protocols_are_listed_without_what_computes():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 0
 
 
-def test_readme_has_the_table_of_what_there_is(monkeypatch):
+def test_readme_has_the_table_of_what_there_is(monkeypatch, capsys):
     for name, spec in list(DATASETS.items()):  # those of tests that ran before in this process
         if spec.module.startswith("tests."):
             monkeypatch.delitem(DATASETS._things, name)
-    assert "\n".join(families()) in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert main(["list", "table"]) == 0
+    assert capsys.readouterr().out in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from benchmark.execution import EXECUTORS
 from benchmark.execution.local import LocalExecutor
 from tests.benchmark.other_package import registries
 
-LABEL = "label --pairs pairs --experts dpt=there --out labels"
+LABEL = "labels predict --pairs pairs --experts dpt=there --out labels"
 TRAIN = "train --init random --pairs pairs --out w.safetensors"
-EXPERT = "experts train unet --data there --out expert"
+EXPERT = "experts train unet --data-root there --out expert"
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,11 @@ EXPERT = "experts train unet --data there --out expert"
         ("train --init random --pairs pairs --out .", "--out . is a folder"),
         (f"{EXPERT} --seed -1", "argument --seed: -1: must be at least 0"),
         (f"{EXPERT} --set size=0", "size of an expert must be at least 1"),
-        ("labels draw labels --pairs pairs -n 0", "argument -n: 0: must be at least 1"),
+        ("labels draw labels --pairs pairs --limit 0", "argument --limit: 0: must be at least 1"),
         (f"{TRAIN} --executor-arg gpu=1", "--executor-arg gpu: local has no such setting"),
         ("run --seed -1", "argument --seed: -1: must be at least 0"),
         ("run --seed 1180591620717411303424", "argument --seed: 1180591620717411303424: must be at most 2147483647"),
+        ("run --seed 2147483647 --seeds 2", "the last seed must be at most 2147483647"),
         ("run --seeds 1000000000", "argument --seeds: 1000000000: must be at most 10000"),
         ("run --jobs nan", "argument --jobs: invalid whole number value: 'nan'"),
         ("run --backbone ,", "',' names nothing"),
@@ -44,12 +45,12 @@ EXPERT = "experts train unet --data there --out expert"
         ("report --out /dev/null", "/dev/null is a file; name a folder"),
         ("train --init random --pairs pairs --out /dev/null", "--out /dev/null is no regular file"),
         ("ui --port 99999", "argument --port: 99999: must be at most 65535"),
-        ("sweep launch --task ,", "argument --task: invalid comma_separated value"),
+        ("sweep launch --task ,", "argument --task: ',' names nothing"),
         ("sweep launch --zero-shot-loss nan", "argument --zero-shot-loss: nan: must be at least 0"),
         ("sweep launch --seed -1", "argument --seed: -1: must be at least 0"),
         ("cache rm --older-than -1", "argument --older-than: -1: must be at least 0"),
         ("cache rm --older-than nan", "argument --older-than: nan: must be at least 0"),
-        ("data check --data-root . --num-workers -3", "argument --num-workers: -3: must be at least 1"),
+        ("data check --data-root . --num-workers -3", "argument --num-workers: -3: must be at least 0"),
     ],
 )
 def test_one_line(command, said, tmp_path, monkeypatch, capsys):

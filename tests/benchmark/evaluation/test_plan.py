@@ -132,14 +132,22 @@ def test_tasks_of_two_suites_are_said():
 
 def test_a_backbone_brings_its_baselines_and_a_group_its_members():
     mini, paper = find_suite("mini"), find_suite("paper")
-    assert _chosen(mini, RunOptions()) == ["clip", "clip-ft", "cliptex"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex"])) == ["clip", "clip-ft", "cliptex"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex"], alone=True)) == ["cliptex"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex"], weights=Path("w.safetensors"))) == ["cliptex"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex,clip-ft"])) == ["cliptex", "clip-ft"]
-    assert _chosen(paper, RunOptions(backbones=["cliptex"])) == ["cliptex"]
-    ablation = _chosen(mini, RunOptions(backbones=["ablation"], alone=True))
+    assert _chosen(mini, RunOptions())[0] == ["clip", "clip-ft", "cliptex"]
+    beside = ["cliptex runs beside its baselines clip, clip-ft (--only: without them)"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"])) == (["clip", "clip-ft", "cliptex"], beside)
+    assert _chosen(mini, RunOptions(backbones=["cliptex"], only=True))[0] == ["cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"], weights=Path("w.safetensors")))[0] == ["cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex,clip-ft"]))[0] == ["cliptex", "clip-ft"]
+    assert _chosen(paper, RunOptions(backbones=["cliptex"]))[0] == ["cliptex"]
+    ablation, said = _chosen(mini, RunOptions(backbones=["ablation"], only=True))
     assert ablation[0] == "clip-ft" and ablation[-1] == "cliptex" and len(ablation) == 8
+    assert said == [f"ablation stands for {', '.join(ablation)}"]
+
+
+def test_the_last_seed_is_one_that_every_library_takes():
+    with pytest.raises(UserError, match="the last seed must be at most 2147483647"):
+        make_plan(RunOptions(seed=2**31 - 1, seeds=2))
+    assert make_plan(RunOptions(seed=2**31 - 2, seeds=2)).seeds[-1] == 2**31 - 1
 
 
 def test_variants_of_a_task():

@@ -14,7 +14,7 @@ import backbones
 import benchmark.catalog  # noqa: F401
 from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.cell import cell_locks
-from benchmark.evaluation.data import prepare_data
+from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.plan import cell_key, plan_tasks
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import find_suite
@@ -54,7 +54,7 @@ def here(tmp_path, monkeypatch):
 def cells() -> list[str]:
     """Keys of the cells that ``RUN`` runs."""
     tasks = plan_tasks(find_suite("own"), TASKS, parse_pairs(SETTINGS))
-    data = prepare_data(tasks, {}, Path(), num_workers=0)
+    data = prepare_data(tasks, DataChoice(root=Path()), num_workers=0)
     backbone = backbones.create("random", seed=0)
     return [cell_key(backbone, task.protocol(data[task.name]), 0) for task in tasks]
 
@@ -98,7 +98,7 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(h
     with tracker.run("parent") as parent, tracker.run("another") as another:
         unit = ProbeUnit(
             "own", ("imagefolder/linear",), {"name": "random", "seed": 0}, 0, "forced", parent.id, {"epochs": "2"},
-            data_root=Path(), device="cpu", num_workers=0, force=True,
+            DataChoice(root=Path()), device="cpu", num_workers=0, force=True,
         )  # fmt: skip
         (first,), (again,) = probe_unit(unit), probe_unit(unit)
         assert (first.status, again.status) == ("done", "cached")

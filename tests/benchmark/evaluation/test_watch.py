@@ -75,7 +75,7 @@ def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
     assert looks == [5.0] * 4 and parents == 3
     assert {**first, 100: after[100]} == after  # what was scored was not scored again
 
-    assert main(["run", *RUN, "--alone", "--weights", "run/net-8_step100.safetensors", "--json", "out.json"]) == 0
+    assert main(["run", *RUN, "--only", "--weights", "run/net-8_step100.safetensors", "--json", "out.json"]) == 0
     told = json.loads(Path("out.json").read_text())["backbones"]["timm/test_vit"]["imagefolder/linear"]
     assert after[100] == told["top1"] and curve(here)[1] == 3  # the very cell
 
