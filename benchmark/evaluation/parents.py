@@ -64,9 +64,13 @@ class Parent:
 
     @property
     def key(self) -> str:
-        return content_key(
-            {"suite": self.suite, "seed": self.seed, "backbone": self.identity, "name": self.name, "set": self.overrides}
-        )  # fmt: skip
+        what = {"suite": self.suite, "seed": self.seed, "backbone": self.identity, "name": self.name, "set": self.overrides}
+        return content_key({**what, **self.limited})
+
+    @property
+    def limited(self) -> dict[str, int]:
+        """``{"limit": N}`` of a run that is scored on N images of each dataset; it never joins one on all of them."""
+        return {"limit": self.asked["limit"]} if "limit" in self.asked else {}
 
     def protocols(self) -> dict[str, str]:
         """Tags that say under which protocol each task ran."""
@@ -101,8 +105,9 @@ class Parent:
             MAIN_TAG: ",".join(f"{task.name}/{next(iter(task.probe.metrics))}" for task in self.tasks),
             **self.protocols(),
         }
-        params = {"backbone": self.name, "suite": self.suite, "seed": self.seed, "device": device, **self.overrides}
+        params = {"backbone": self.name, "suite": self.suite, "seed": self.seed, "device": device, **self.limited, **self.overrides}
         title = f"{self.name} · {self.suite} · seed {self.seed}"
+        title += "".join(f" · only {count} images" for count in self.limited.values())
         return tracker.run(title, tags=tags, params=params, resume=earlier.info.run_id if earlier is not None else None)
 
     def begin(self, run: Run, earlier: Any | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmark.__main__ import main
 from tests.probes.datasets.make import make_camvid, truncate
 
@@ -12,6 +14,9 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     assert main(["data", "check", "--data-root", "."]) == 0
     told = capsys.readouterr().out
     assert "camvid" in told and "train 4" in told and "no folder VOCdevkit/VOC2012" in told and "mini-" not in told
+    assert main(["data", "check", "--data-root", ".", "--json"]) == 0
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
+    assert row["state"] == "available" and row["found"] == {"train": 4, "val": 3}
     truncate(root / "images/val/frame_val_00000.jpg")
     assert main(["data", "check", "--data-root", ".", "--full"]) == 0
     assert "frame_val_00000.jpg: image cannot be decoded" in capsys.readouterr().out

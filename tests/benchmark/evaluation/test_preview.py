@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmark.__main__ import main
+from benchmark.__main__ import main, parser
+from reports.mlflow.client import Client
 from tests.probes.datasets.make import make_camvid, make_imagefolder
 
 OWN = ["run", "--suite", "own", "--backbone", "random", "--data-root", ".", "--device", "cpu", "--num-workers", "0"]
@@ -109,8 +112,46 @@ def test_dry_run_after_a_run_says_what_is_done_and_how_long_the_rest_takes(here,
     ), shown
     assert main([*OWN, "--dry-run", "--force"]) == 0
     assert "0 done, 1 to do" in capsys.readouterr().out
+    assert main([*OWN, "--dry-run", "--seeds", "10000"]) == 0, "seeds that nothing is known of are looked at once"
+    shown = capsys.readouterr().out
+    assert "seed 9999 · imagefolder/linear and 9998 seeds like it: 9999 units, local, 1 core, about " in shown
+    assert "1 backbones × 1 tasks × 10000 seeds: 1 done, 9999 to do\n" in shown
     after = listing(here)
     assert set(after) == set(before)
+
+
+def test_what_a_run_records_can_be_given_back_and_a_limited_one_is_none_on_all_images(here, capsys, monkeypatch):
+    assert main([*OWN, "--limit", "5", "--json", "five.json", "--seed", "3"]) == 0
+    client = Client(f"sqlite:///{here}/mlflow.db")
+    (parent,) = json.loads(Path("five.json").read_text())["mlflow"]["run_ids"].values()
+    run = client.get_run(parent)
+    assert run.data.params["limit"] == "5" and run.info.run_name == "random · own · seed 3 · only 5 images"
+    (cell,) = client.search_runs([run.info.experiment_id], "tags.`cell` != ''")
+    assert cell.data.tags["data.partial"] == "true"
+    with np.load(client.download_artifacts(cell.info.run_id, "per_image.npz", str(here))) as scores:
+        images = [str(name) for name in scores["image"]]
+    classes = {Path(name).parent.name for name in images}
+    assert len(images) == 5 and classes == {path.name for path in (here / "imagefolder/val").iterdir()}
+
+    options = client.download_artifacts(parent, "options.yaml", str(here))
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here}/mlflow.db")
+    again = ["run", "--config", options, "--device", "cpu", "--num-workers", "0"]
+    capsys.readouterr()
+    for words, state in (
+        ([], "1 done, 0 to do"),
+        (["--seed", "4"], "0 done, 1 to do"),
+        (["--limit", "12"], "0 done, 1 to do"),  # all of them
+        (["--set", "epochs=3"], "0 done, 1 to do"),
+    ):
+        assert main([*again, "--dry-run", *words]) == 0
+        assert f"seeds: {state}\n" in capsys.readouterr().out, words
+    told = parser("run").parse_args([*again, "--limit", "7"])
+    assert (told.backbones, told.suite, told.tasks, told.overrides) == (
+        ["random"], "own", ["imagefolder/linear"], ["epochs=2"],
+    )  # fmt: skip
+    assert (told.seed, told.limit, told.only, told.data_root) == (3, 7, True, here)
 
 
 def test_dry_run_says_what_is_wrong(here, capsys):

@@ -87,6 +87,15 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     capsys.readouterr()
     assert main(["sweep", "status"]) == 0
     assert "2 of 2 cells done, 0 running, 0 left" in capsys.readouterr().out
+    assert main([*LAUNCH, "--dry-run"]) == 0
+    assert "2 of 2 cells done" in capsys.readouterr().out
+    told = {}
+    for command in ("status", "best", "show"):
+        assert main(["sweep", command, "--json"]) == 0
+        told[command] = json.loads(capsys.readouterr().out)
+    assert (told["status"]["done"], told["status"]["left"]) == (2, 0) and len(told["show"]) == 2
+    assert told["best"]["trials"][0]["trial"] == study.best_trial.number
+    assert told["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
     assert main(["sweep", "best", "--out", "best.json"]) == 0
     assert json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
     assert main(["sweep", "show"]) == 0
@@ -210,6 +219,8 @@ def test_commands_without_a_study(here, capsys):
         assert main(["sweep", command]) == 2
         assert "start one with `sweep launch`" in capsys.readouterr().err
     assert not list(here.iterdir())
+    assert main([*LAUNCH, "--dry-run"]) == 0
+    assert "smoke-linear: 2 cells to do" in capsys.readouterr().out and not list(here.iterdir())
     assert main(["sweep", "launch", "--suite", "paper"]) == 2
     assert "say --init, --pairs and --labels" in capsys.readouterr().err
 
