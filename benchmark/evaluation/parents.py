@@ -64,7 +64,13 @@ class Parent:
 
     @property
     def key(self) -> str:
-        what = {"suite": self.suite, "seed": self.seed, "backbone": self.identity, "name": self.name, "set": self.overrides}
+        what = {
+            "suite": self.suite,
+            "seed": self.seed,
+            "backbone": self.identity,
+            "name": self.name,
+            "set": self.overrides,
+        }
         return content_key({**what, **self.limited})
 
     @property
@@ -105,7 +111,14 @@ class Parent:
             MAIN_TAG: ",".join(f"{task.name}/{next(iter(task.probe.metrics))}" for task in self.tasks),
             **self.protocols(),
         }
-        params = {"backbone": self.name, "suite": self.suite, "seed": self.seed, "device": device, **self.limited, **self.overrides}
+        params = {
+            "backbone": self.name,
+            "suite": self.suite,
+            "seed": self.seed,
+            "device": device,
+            **self.limited,
+            **self.overrides,
+        }
         title = f"{self.name} · {self.suite} · seed {self.seed}"
         title += "".join(f" · only {count} images" for count in self.limited.values())
         return tracker.run(title, tags=tags, params=params, resume=earlier.info.run_id if earlier is not None else None)

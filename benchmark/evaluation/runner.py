@@ -88,15 +88,14 @@ class RunPlan:
     def record(self) -> dict[str, Any]:
         """What was asked for as ``--config`` takes it back: all names resolved, all paths in full, without what only says how it
         is computed here."""
-        o, plain = self.options, {"partial": self.options.partial, "limit": self.options.limit}
-        places = {"weights": o.weights, "data-root": o.data_root}
-        found = {
-            "backbone": list(self.names), "only": True, "suite": self.suite.name, "task": split_names(o.tasks),
-            "seed": self.seeds[0], "seeds": len(self.seeds), "set": dict(self.overrides), "experiment": self.experiment,
-            **{key: str(path.absolute()) for key, path in places.items() if path is not None},
-            "data": {name: str(path.absolute()) for name, path in o.data.items()}, **plain,
+        o, places = self.options, {"weights": self.options.weights, "data-root": self.options.data_root}
+        asked = {
+            "suite": self.suite.name, "task": split_names(o.tasks), "set": dict(self.overrides), "partial": o.partial,
+            "limit": o.limit, "data": {name: str(path.absolute()) for name, path in o.data.items()},
+            **{key: str(path.absolute()) for key, path in places.items() if path}, "experiment": self.experiment,
         }  # fmt: skip
-        return {key: value for key, value in found.items() if value not in (None, False, {}, [])}
+        who = {"backbone": list(self.names), "only": True, "seed": self.seeds[0], "seeds": len(self.seeds)}
+        return {**who, **{key: value for key, value in asked.items() if value}}
 
     @property
     def made_names(self) -> Sequence[str]:

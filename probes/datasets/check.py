@@ -98,8 +98,8 @@ def prepare(
         raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
     spec = spec.at(root)
     inventory = Inventory.take(spec, root, splits, limit)
-    complete = inventory.is_complete() and not inventory.limited
-    if not complete and not (partial or inventory.limited or spec.counts_itself):
+    complete = inventory.is_complete()
+    if not complete and not (partial or spec.counts_itself):
         raise UserError(
             f"{spec.name} is not complete: {inventory.counts()}; "
             f"get the rest or pass --partial to run on what is there (in {root})"
@@ -123,7 +123,9 @@ def prepare(
     samples: dict[str, list[Sample]] = {
         s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits
     }
-    return PreparedDataset(spec, root, samples, tuple(skipped), verdict["fingerprint"], partial=not complete)
+    return PreparedDataset(
+        spec, root, samples, tuple(skipped), verdict["fingerprint"], partial=not complete or bool(inventory.left_out)
+    )
 
 
 def protocol(spec: DatasetSpec, root: Path) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class Inventory:
         missing: split → files that are listed but not there.
         stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
         links: where links lead → their relative path.
-        limited: whether samples of ``val`` are left out on purpose.
+        left_out: how many samples of ``val`` are, on purpose.
     """
 
     spec: DatasetSpec
@@ -155,7 +157,7 @@ class Inventory:
     missing: dict[Split, list[str]] = field(default_factory=dict)
     stats: list[tuple[str, int, int]] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
-    limited: bool = False
+    left_out: int = 0
 
     @classmethod
     def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split], limit: int | None = None) -> Inventory:
@@ -169,7 +171,11 @@ class Inventory:
             except UserError as error:
                 raise UserError(f"{spec.name}: {error}") from error
             if split == "val" and limit is not None and limit < len(listed):
-                inventory.limited = True
+                if spec.kind in ("association", "correspondence"):
+                    raise UserError(
+                        f"--limit: {spec.name} is scored on what is between images; leave it out with --task"
+                    )
+                inventory.left_out = len(listed) - limit
                 listed = [listed[place * len(listed) // limit] for place in range(limit)]
             inventory.present[split], inventory.missing[split] = [], []
             for sample in listed:
@@ -211,9 +217,8 @@ class Inventory:
 
     def is_complete(self) -> bool:
         """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
-        return all(
-            len(samples) == self.spec.expected.get(split, len(samples)) for split, samples in self.present.items()
-        )
+        counts = {split: len(samples) + self.left_out * (split == "val") for split, samples in self.present.items()}
+        return all(count == self.spec.expected.get(split, count) for split, count in counts.items())
 
     def counts(self) -> str:
         """``train 103 of 1464, val 60 of 1449; no JPEGImages/x.jpg``."""
