@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
                 break  # the rest is a command's
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                self.error(f"no option {flag}; {nearest(flag, self._option_string_actions)}")
+                near = get_close_matches(flag, self._option_string_actions, cutoff=0.65)
+                self.error(f"no option {flag}" + f"; did you mean {', '.join(near)}?" * bool(near))
         if "--config" in self._option_string_actions:
             words = [*_from_files(self, words), *words]
         found, unknown = super().parse_known_args(words, namespace)

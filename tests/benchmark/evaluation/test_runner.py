@@ -190,7 +190,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
         (["--seeds", "0"], "at least 1"),
         (["--json", "."], "is a folder"),
         (["--json", "/proc/no/out.json"], "is no place for a file"),
-        (["--wrong-option"], "unrecognized arguments"),
+        (["--wrong-option"], "no option --wrong-option; see python -m benchmark run --help"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(here, tmp_path, capsys, arguments, message):
