@@ -145,9 +145,9 @@ def evaluate(
         name, images: of a module: what it is called (its class's name by default), and how its images are prepared.
         settings: changes to the tasks' settings, as ``--set`` takes them.
         tracking_uri: MLflow store; by default as MLflow itself decides.
-        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``, ``partial``, ``force``, ``experiment``,
-            ``device``, ``jobs``, ``num_workers`` – as of ``python -m benchmark run``. A single backbone comes without baselines
-            (``only=False`` brings them). A module is evaluated in this process.
+        **options: ``suite``, ``seed``, ``seeds``, ``data_root``, ``data``, ``weights``, ``partial``, ``limit``, ``force``,
+            ``experiment``, ``device``, ``jobs``, ``num_workers`` – as of ``python -m benchmark run``. A single backbone comes
+            without baselines (``only=False`` brings them). A module is evaluated in this process.
 
     Raises:
         UserError: the request cannot be fulfilled. A task that fails is a row without a value, with its reason.

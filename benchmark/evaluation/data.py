@@ -45,7 +45,8 @@ def prepare_data(
         key = (task.spec.name, task.probe.splits)
         if key not in prepared:
             prepared[key] = prepare(
-                task.spec, roots[task.spec.name], splits=task.probe.splits, partial=choice.partial, limit=choice.limit,
-                workers=num_workers, progress=reporter(), known_only=known_only,
+                task.spec, roots[task.spec.name],
+                splits={split: choice.limit if split == "val" else None for split in task.probe.splits},
+                partial=choice.partial, workers=num_workers, progress=reporter(), known_only=known_only,
             )  # fmt: skip
     return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}

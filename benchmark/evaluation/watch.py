@@ -48,7 +48,8 @@ class WatchOptions:
             "tasks": list(asked.tasks),
             "seed": asked.seed,
         }
-        return {**what, "set": list(asked.overrides), "folder": str(self.folder.resolve())}
+        limited = {"limit": asked.limit} if asked.limit else {}
+        return {**what, **limited, "set": list(asked.overrides), "folder": str(self.folder.resolve())}
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

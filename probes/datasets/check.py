@@ -72,9 +72,8 @@ def prepare(
     spec: DatasetSpec,
     root: Path,
     *,
-    splits: Sequence[Split] = SPLITS,
+    splits: Sequence[Split] | Mapping[Split, int | None] = SPLITS,
     partial: bool = False,
-    limit: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
     known_only: bool = False,
@@ -83,9 +82,9 @@ def prepare(
     sizes and times of the files.
 
     Args:
-        splits: those that the probe uses (``val`` alone for zero-shot and retrieval).
+        splits: those that the probe uses (``val`` alone for zero-shot and retrieval); as a mapping with how many samples of it
+            count, evenly spaced (None: all). With fewer than there are, the dataset is partial.
         partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
-        limit: samples of ``val`` that count, evenly spaced over the split; with fewer than there are, the dataset is partial.
         workers: decoding threads; never changes the result.
         known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
     Raises:
@@ -97,7 +96,7 @@ def prepare(
     if not root.is_dir():
         raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
     spec = spec.at(root)
-    inventory = Inventory.take(spec, root, splits, limit)
+    inventory = Inventory.take(spec, root, splits)
     complete = inventory.is_complete()
     if not complete and not (partial or spec.counts_itself):
         raise UserError(
@@ -123,9 +122,8 @@ def prepare(
     samples: dict[str, list[Sample]] = {
         s: [each for each in inventory.present[s] if each.image not in left_out] for s in splits
     }
-    return PreparedDataset(
-        spec, root, samples, tuple(skipped), verdict["fingerprint"], partial=not complete or bool(inventory.left_out)
-    )
+    partial = not complete or bool(inventory.left_out)
+    return PreparedDataset(spec, root, samples, tuple(skipped), verdict["fingerprint"], partial)
 
 
 def protocol(spec: DatasetSpec, root: Path) -> dict[str, Any]:
@@ -148,7 +146,7 @@ class Inventory:
         missing: split → files that are listed but not there.
         stats: (relative path, bytes, mtime in ns) of every file; the key of the kept verdict.
         links: where links lead → their relative path.
-        left_out: how many samples of ``val`` are, on purpose.
+        left_out: split → how many samples are, on purpose.
     """
 
     spec: DatasetSpec
@@ -157,25 +155,25 @@ class Inventory:
     missing: dict[Split, list[str]] = field(default_factory=dict)
     stats: list[tuple[str, int, int]] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
-    left_out: int = 0
+    left_out: dict[Split, int] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split], limit: int | None = None) -> Inventory:
-        """List the samples, of ``val`` at most ``limit``, and see whether their files are there. Raises ``UserError`` naming a
-        missing list or folder."""
+    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split] | Mapping[Split, int | None]) -> Inventory:
+        """List the samples (see ``prepare``) and see whether their files are there. Raises ``UserError`` naming a missing list or
+        folder."""
         inventory = cls(spec, root)
+        limits = splits if isinstance(splits, Mapping) else dict.fromkeys(splits)
         dense = spec.kind in ("segmentation", "depth", "normals")
-        for split in splits:
+        for split, limit in limits.items():
             try:
                 listed = spec.list_samples(root, split)
             except UserError as error:
                 raise UserError(f"{spec.name}: {error}") from error
-            if split == "val" and limit is not None and limit < len(listed):
+            if limit is not None and limit < len(listed):
                 if spec.kind in ("association", "correspondence"):
-                    raise UserError(
-                        f"--limit: {spec.name} is scored on what is between images; leave it out with --task"
-                    )
-                inventory.left_out = len(listed) - limit
+                    told = f"--limit: {spec.name} is scored on what is between images"
+                    raise UserError(f"{told}; leave it out with --task")
+                inventory.left_out[split] = len(listed) - limit
                 listed = [listed[place * len(listed) // limit] for place in range(limit)]
             inventory.present[split], inventory.missing[split] = [], []
             for sample in listed:
@@ -217,7 +215,7 @@ class Inventory:
 
     def is_complete(self) -> bool:
         """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
-        counts = {split: len(samples) + self.left_out * (split == "val") for split, samples in self.present.items()}
+        counts = {split: len(samples) + self.left_out.get(split, 0) for split, samples in self.present.items()}
         return all(count == self.spec.expected.get(split, count) for split, count in counts.items())
 
     def counts(self) -> str:

@@ -112,15 +112,19 @@ def test_complete_or_partial(tmp_path):
 def test_a_limit_takes_test_samples_evenly_and_is_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 6})
     root = make.make_voc(tmp_path, 4, 6)
-    whole, three = prepare(spec, root), prepare(spec, root, limit=3)
+    whole, three = prepare(spec, root), prepare(spec, root, splits={"train": None, "val": 3})
     assert three.samples["val"] == whole.samples["val"][::2] and three.samples["train"] == whole.samples["train"]
     assert three.partial and three.fingerprint != whole.fingerprint
-    assert prepare(spec, root, limit=6) == whole == prepare(spec, root, limit=7)
+    assert (
+        prepare(spec, root, splits={"train": None, "val": 6})
+        == whole
+        == prepare(spec, root, splits={"train": None, "val": 7})
+    )
     (root / three.samples["train"][0].image).unlink()
     with pytest.raises(UserError, match=r"train 3 of 4.*--partial"):
-        prepare(spec, root, limit=3)
+        prepare(spec, root, splits={"train": None, "val": 3})
     with pytest.raises(UserError, match="voc is scored on what is between images"):
-        prepare(dataclasses.replace(spec, kind="association"), root, limit=3)
+        prepare(dataclasses.replace(spec, kind="association"), root, splits={"train": None, "val": 3})
 
 
 def test_more_than_official_is_not_the_official_one_either(tmp_path):
