@@ -54,7 +54,19 @@ def test_two_processes_that_want_the_same_train_it_once(world):
 
 
 def test_from_the_command_line(world, capsys):
-    words = ["experts", "train", "unet", "--data", "world", "--out", "mine", "--device", "cpu", "--experiment", "mine"]
+    words = [
+        "experts",
+        "train",
+        "unet",
+        "--data-root",
+        "world",
+        "--out",
+        "mine",
+        "--device",
+        "cpu",
+        "--experiment",
+        "mine",
+    ]
     for key, value in SETTINGS.items():
         words += ["--set", f"{key}={value}"]
     assert main(words) == 0

@@ -52,7 +52,7 @@ def inside(here, monkeypatch):
 def label_command(out: str, experiment: str, *more: str) -> list[str]:
     experts = ",".join(f"{name}=experts/{name}" for name in NAMES)
     options = ["--out", out, "--experiment", experiment, "--device", "cpu", "--batch-size", "8", "--jobs", "1", *more]
-    return ["label", "--pairs", "pairs", "--experts", experts, *options]
+    return ["labels", "predict", "--pairs", "pairs", "--experts", experts, *options]
 
 
 def request(out: str | None, **more) -> LabelRequest:

@@ -132,7 +132,7 @@ def test_a_users_error_in_the_first_process_is_the_commands(here):
 
 
 @pytest.mark.parametrize(
-    "command", ["run --backbone clip --suite smoke", "label --pairs pairs --experts dpt=x --out labels"]
+    "command", ["run --backbone clip --suite smoke", "labels predict --pairs pairs --experts dpt=x --out labels"]
 )
 def test_only_training_takes_several_nodes(command, capsys):
     assert main([*command.split(), *ON_TWO_NODES]) == 2

@@ -108,7 +108,7 @@ def test_it_is_trained_and_reported(labelled):
 def test_its_lambda_is_swept(labelled, tmp_path):
     """The paper's search over λ of contrast and edges; one cell of it is trained."""
     options = SweepOptions(
-        suite="paper", task=["voc/linear"], lambdas=["clip", "edges"], overrides=USED, init="random", pairs="pairs",
+        suite="paper", tasks=["voc/linear"], lambdas=["clip", "edges"], overrides=USED, init="random", pairs="pairs",
         labels="labels",
     )  # fmt: skip
     plan = launch._plan(options)
