@@ -42,6 +42,13 @@ COMMANDS = {
 }
 
 
+PIPELINE = ("experts", "labels", "train", "estimate")  # commands of a sub-folder
+
+
+def _module(command: str) -> Any:
+    return import_module(f"benchmark.cli.{'pipeline.' if command in PIPELINE else ''}{command}")
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *told: Any) -> None:
         from importlib.metadata import version
@@ -69,7 +76,7 @@ def parser(only: str | None = None, prog: str = "python -m benchmark") -> argpar
     for command, about in COMMANDS.items():
         sub = commands.add_parser(command, help=about, description=about)
         if only in (None, command):
-            import_module(f"benchmark.cli.{command}").add_arguments(sub)
+            _module(command).add_arguments(sub)
     return top
 
 
@@ -108,7 +115,7 @@ def _run(argv: Sequence[str]) -> int:
         options = parser(command).parse_args(argv)
     except SystemExit as said:
         return int(said.code or 0)
-    return int(import_module(f"benchmark.cli.{options.command}").main(options) or 0)
+    return int(_module(options.command).main(options) or 0)
 
 
 def _interrupted(argv: Sequence[str]) -> int:

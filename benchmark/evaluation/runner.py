@@ -125,6 +125,8 @@ def make_plan(options: RunOptions) -> RunPlan:
             notes.append(
                 f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there: {folders(absent)}"
             )
+    if options.limit:
+        notes.append(f"scored on {options.limit} test images of each dataset: to be compared with such runs alone")
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 
