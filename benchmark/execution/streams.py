@@ -36,7 +36,7 @@ class Discreet:
         try:
             yield
         except OSError as error:
-            error.filename = error.filename or f"standard {'error' if self._stream.name == '<stderr>' else 'output'}"
+            error.filename = error.filename or "standard output"
             raise
 
     def writelines(self, lines: Iterable[str]) -> None:

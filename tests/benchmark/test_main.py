@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,16 @@ def test_a_wrong_word_is_one_line(capsys):
         assert capsys.readouterr().err.startswith("error: ")
     assert set(COMMANDS) >= {"run", "list", "sweep"}
     assert "command" in parser("list").parse_args(["list", "tasks"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["list executors --json", "list executors", "--help"])
+def test_a_full_disk_behind_standard_output_is_said(words):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "benchmark", *words.split()]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: cannot write standard output: No space left on device")
 
 
 HEAVY = (
