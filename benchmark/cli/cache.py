@@ -134,7 +134,7 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
 
 def _agreed(question: str) -> bool:
     """Whether somebody at the terminal says yes. Raises ``UserError`` where nobody can be asked."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UserError("cache rm asks first, and nobody is at this terminal: give --yes, or --dry-run to look")
     try:
         return input(question).strip().lower() in ("y", "yes")
