@@ -15,7 +15,7 @@ from typing import Any
 if __name__ == "__main__":  # what is imported now is not half imported, and nothing has begun that could be saved
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from backbones.utils.errors import users_line
+from backbones.utils.errors import UserError, users_line
 from backbones.utils.files import keep_sockets_short
 from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
@@ -89,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
+        if sys.flags.optimize > 1:
+            raise UserError(
+                "python -OO takes away the docstrings that transformers reads; leave it (PYTHONOPTIMIZE=2) out"
+            )
         argv = renewed(argv)
         code = _run(argv)
         sys.stdout.flush()  # a full disk behind `> FILE` is said here, not lost at the end
@@ -97,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupted(argv)
     except BrokenPipeError:  # `… list tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if interrupts.received():  # whatever breaks then is the interruption
             return _interrupted(argv)

@@ -15,8 +15,15 @@ from rich.text import Text
 
 from reports.mlflow.heartbeat import Heartbeat
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with 1, and say nothing."""
+        raise BrokenPipeError
+
+
 # nothing is markup: names and paths are the user's; what has a style is a ``Text``
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Reporter(ABC):

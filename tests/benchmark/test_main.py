@@ -126,3 +126,20 @@ def test_what_only_lists_imports_no_library_that_computes(words, line):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert re.search(line, ended.stdout)
+
+
+def test_a_reader_that_went_ends_a_command_as_it_ends_others():
+    script = f"set -o pipefail; {sys.executable} -m benchmark list tasks | true"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) in ((141, ""), (0, ""))
+
+
+def test_without_docstrings_is_one_line():
+    ended = subprocess.run(
+        [sys.executable, "-OO", "-m", "benchmark", "list", "suites"], capture_output=True, text=True, timeout=60
+    )
+    assert (
+        ended.returncode == 2
+        and ended.stderr.startswith("error: python -OO takes away")
+        and ended.stderr.count("\n") == 1
+    )

@@ -37,7 +37,7 @@ RUN = shlex.split(
 RUN += shlex.split(
     "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
 )
-SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --seeds 1")
+SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --lambdas seg --values 1,10")
 LABEL = shlex.split("labels predict --pairs pairs --device cpu --batch-size 4 --experts")
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
 TRAIN = shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels --device cpu --save-every 0.2")

@@ -101,7 +101,7 @@ def point(surround: Callable[[Place, Path, str], tuple[Place, Ended]], whole: Pl
     """One of ``cases``."""
     place, ended = surround(whole, folder, name)
     # a reader that went is no failure, and no reason for it to go on
-    codes = (0, 141) if name == "no reader" else (0,)
+    codes = {"no reader": (0, 141), "python -OO": (2,)}.get(name, (0,))
     if wrong := ended.wrong(codes=codes) or place.left():
         return wrong
     if not (place.folder / "after.json").exists():
