@@ -12,7 +12,7 @@ import benchmark.catalog  # noqa: F401 – registers every probe
 from probes.image_level.probe import OTHERS
 from probes.protocols.base import PROTOCOLS
 from probes.registry import PROBES
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import PAGES, ROOT
 
 DOCS = ROOT / "docs"
 
@@ -23,6 +23,12 @@ def test_links_lead_somewhere(name):
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [target for target in targets if not (ROOT / target).exists()] == []
     assert targets or name != "README.md"
+
+
+def test_pictures_in_html_are_there():
+    """Which ``make docs`` does not look at."""
+    found = [(page, name) for page in PAGES for name in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8"))]
+    assert found and [(page, name) for page, name in found if not (page.parent / name).is_file()] == []
 
 
 def test_readme_is_one_screen():
