@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,21 @@ from probes.registry import DATASETS, PROBES
 from tests.docs.blocks import blocks
 
 REGISTRIES = {registry.group: registry for registry in (BACKBONES, DATASETS, EXPERTS, PROBES, TASKS)}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> str:
+    """One MLflow store for all of these tests: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('docs')}/mlflow.db"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, store) -> Path:
+    """An empty folder to be in, with that store and a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return tmp_path
 
 
 @pytest.fixture

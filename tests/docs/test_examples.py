@@ -9,7 +9,6 @@ import json
 import mlflow
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from torch import nn
 
@@ -35,22 +34,15 @@ class Patches(nn.Module):
         return self.conv(images).relu()
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-
-
-def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, tmp_path):
+def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, place):
     """The template's network with random weights, on leaves and by the nearest mean."""
     rng = np.random.default_rng(0)
     for part, number in {"train": 3, "val": 2}.items():
         for index in range(number):
             mask = make.labels(rng, (48, 40), [0, 1, 255])
-            make.save(tmp_path / f"data/leaves/masks/{part}/{index}.png", mask)
-            make.save(tmp_path / f"data/leaves/images/{part}/{index}.jpg", make.picture(rng, (48, 40)))
-    make.make_imagefolder(tmp_path / "data/imagefolder", n_train=3, n_val=5)
+            make.save(place / f"data/leaves/masks/{part}/{index}.png", mask)
+            make.save(place / f"data/leaves/images/{part}/{index}.jpg", make.picture(rng, (48, 40)))
+    make.make_imagefolder(place / "data/imagefolder", n_train=3, n_val=5)
     settings = {"max_iters": 2, "size": 32, "batch_size": 2}
     found = evaluate(
         "random/my-net", ["leaves/linear", "imagefolder/nearest-mean"], suite="own", data_root="data", settings=settings,
@@ -63,7 +55,7 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, tmp_pa
     assert len(found.per_image("imagefolder/nearest-mean")) == 20
 
 
-def test_the_notebook_runs(monkeypatch):
+def test_the_notebook_runs(monkeypatch, place):
     """With one seed on a smaller world than that of its outputs; these are of the same cells, and none is an error."""
     monkeypatch.setitem(CONFIGS, "smoke", TINY)
     notebook = json.loads((ROOT / "docs/guide/python.ipynb").read_text(encoding="utf-8"))
