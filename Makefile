@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install install-dev run test lint bench faults format wheel-test clean
+.PHONY: help install install-dev run test lint docs notebook bench faults format wheel-test clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ install-dev: .venv/installed-dev  ## ... and with the tools of `test`, `lint` an
 	$(PIP) -e '.[dev]'
 	@touch .venv/installed $@
 
+.venv/installed-docs: setup.cfg pyproject.toml | .venv/installed
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 run: install     ## the main job on the embedded default, then where to look
 	$(BIN)/python -m benchmark run --backbone cliptex
 
@@ -41,6 +45,15 @@ format: install-dev ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/installed-docs ## the documentation as a site, site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: .venv/installed-docs ## run docs/guide/python.ipynb again, in a folder and a home of its own
+	folder=$$(mktemp -d) && cp docs/guide/python.ipynb $$folder && \
+	  CLIPTEX_HOME=$$folder/home MLFLOW_TRACKING_URI=sqlite:///$$folder/mlflow.db PYTHONWARNINGS=ignore \
+	  $(BIN)/python -m nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False --inplace $$folder/python.ipynb && \
+	  cp $$folder/python.ipynb docs/guide; code=$$?; rm -rf $$folder; exit $$code
+
 bench: install-dev ## measure, and write docs/benchmarks.md and .json
 	$(BIN)/python -m tests.performance
 
@@ -51,4 +64,4 @@ wheel-test:      ## a wheel in an empty environment runs the smoke suite
 	PYTHON=$(PYTHON) .ci/wheel
 
 clean:           ## remove what was built here (not your MLflow runs)
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

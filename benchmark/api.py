@@ -40,7 +40,7 @@ class Results:
 
     Attributes:
         frame: a row for each number: backbone, task, metric, value, seed, status, reason, run (its MLflow id).
-        tracking_uri, experiment: where it is in MLflow.
+        tracking_uri: the MLflow store; experiment: in which experiment of it.
     """
 
     frame: pd.DataFrame

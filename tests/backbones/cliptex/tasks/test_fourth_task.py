@@ -1,4 +1,4 @@
-"""A task of another package, in one file: it is labelled, trained, swept and reported like ours, and is in nobody's way."""
+"""The task and the expert of docs/examples, as another package brings them: labelled, trained, swept and reported like ours."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.experts.toy_experts import make_expert
 
-ENTRY = metadata.EntryPoint("edges", f"{__package__}.edges:TASK", "cliptex_benchmark.tasks")
-EXPERT = metadata.EntryPoint("edge-finder", f"{__package__}.edges:EdgeExpert", "cliptex_benchmark.experts")
+ENTRY = metadata.EntryPoint("edges", "my_task:TASK", "cliptex_benchmark.tasks")
+EXPERT = metadata.EntryPoint("edge-finder", "my_expert:EdgeExpert", "cliptex_benchmark.experts")
 USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-3"]
 
 

@@ -1,0 +1,266 @@
+"""Every block of code in README and the documentation is run, planned or loaded by what reads it."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import textwrap
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow.cli
+import numpy as np
+import open_clip
+import pytest
+
+import backbones
+from backbones.cliptex.experts import EXPERTS
+from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.recipes import find_recipe
+from backbones.utils.errors import UserError
+from backbones.utils.overrides import parse_pairs, with_changes
+from benchmark import evaluate
+from benchmark.__main__ import main, parser
+from benchmark.cli.options import placed
+from benchmark.cli.sweep import _sweep_options
+from benchmark.evaluation.cell import Cell
+from benchmark.evaluation.plan import plan_tasks
+from benchmark.evaluation.results import RunResult, as_json
+from benchmark.evaluation.runner import RunOptions, make_plan
+from benchmark.evaluation.sweep import launch
+from benchmark.execution import EXECUTORS
+from benchmark.suites.registry import find_suite
+from probes.datasets.download.table import entry
+from probes.datasets.webdataset import list_candidates
+from reports.render.export import FORMATS
+from tests.docs.blocks import ROOT, Block, blocks, commands
+from tests.docs.test_examples import Patches
+from tests.probes.datasets import make
+
+LANGUAGES = {"sh", "python", "ini", "json", "toml", "yaml", "text"}
+OTHERS = ("source", "export", "apt-get", "ray", "optuna-dashboard")  # programs that are not ours to check
+
+
+def test_every_block_says_its_language():
+    wrong = [str(block) for block in blocks() if block.language not in LANGUAGES]
+    assert not wrong and len(blocks()) > 40
+
+
+# --- shell
+
+
+def run(options: Namespace) -> None:
+    told = {one.name: getattr(options, one.name) for one in fields(RunOptions) if hasattr(options, one.name)}
+    request = RunOptions(**{**told, "data": placed(options.data), "executor": None})
+    try:
+        plan = make_plan(request)
+    except UserError as error:  # a suite of what is there, and nothing is here
+        assert "none of its" in str(error), error
+        suite = find_suite(options.suite)
+        assert plan_tasks(suite, (), parse_pairs(options.overrides))
+        plan = make_plan(RunOptions(request.backbones, suite.name, [next(iter(suite.tasks))]))
+    for name in plan.names:
+        initial(name)
+
+
+def watch(options: Namespace) -> None:
+    assert make_plan(RunOptions([options.backbone], options.suite, data_root=options.data_root)).tasks
+
+
+def initial(name: str) -> None:
+    """``ARCH/TAG`` of open_clip must be there; other names are the registry's."""
+    backbones.find(name)
+    if name.startswith("open_clip/"):
+        architecture, tag = name.split("/")[1:]
+        assert tag in open_clip.list_pretrained_tags_by_model(architecture)
+
+
+def train(options: Namespace) -> None:
+    initial(options.init)
+    experts = [f"experts={','.join(listed(options.experts))}"] if options.experts else []
+    find_recipe(options.recipe, [*options.overrides, *experts])
+
+
+def label(options: Namespace) -> None:
+    for pair in listed(options.experts):
+        EXPERTS.find(pair.partition("=")[0])
+    with_changes(LabelSettings(), parse_pairs(options.overrides))
+
+
+def labels(options: Namespace) -> None:
+    if hasattr(options, "experts"):
+        label(options)
+    for name in placed(getattr(options, "folders", ()), "--from"):
+        find_task(name)
+
+
+def experts(options: Namespace) -> None:
+    if options.what == "train":
+        with_changes(EXPERTS.find(options.name).settings_type(), parse_pairs(options.overrides))
+
+
+def sweep(options: Namespace) -> None:
+    if options.what == "launch":
+        launch._plan(_sweep_options(options))
+        assert options.init is None or not initial(options.init)
+
+
+def data(options: Namespace) -> None:
+    for name in getattr(options, "names", ()):
+        assert name == "zeroshot38" or entry(name)
+
+
+def report(options: Namespace) -> None:
+    assert set(listed(options.format)) <= set(FORMATS)
+
+
+def listed(given: str | Sequence[str]) -> Sequence[str]:
+    return given.split(",") if isinstance(given, str) else given
+
+
+PLANNERS: dict[str, Callable[[Namespace], None]] = {
+    one.__name__: one for one in (run, watch, train, label, labels, experts, sweep, data, report)
+}
+PLANNERS |= dict.fromkeys(("doctor", "cache", "ui"), lambda options: None)
+
+
+def ours(words: list[str]) -> None:
+    """A command of this suite: parsed by its parser, and what it names is looked up, as far as that needs no work."""
+    if words[0] in ("list", "estimate"):
+        assert main(words) == 0
+        return
+    options = parser(words[0]).parse_args(words)
+    if hasattr(options, "executor"):
+        assert options.executor == "local" or options.executor in EXECUTORS.described()
+    PLANNERS[options.command](options)
+
+
+def python(words: list[str]) -> None:
+    if words[0] == "-m":
+        assert words[1] == "benchmark"
+        ours(words[2:])
+    else:
+        compile(words[1], "-c", "exec")
+
+
+def target(words: list[str]) -> None:
+    assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def pip(words: list[str]) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert words[0] == "install"
+    extra = re.fullmatch(r"(?:\.|cliptex-benchmark)(?:\[(\w+)])?", words[1])[1]
+    assert extra is None or extra in config["options.extras_require"]
+
+
+def of_mlflow(words: list[str]) -> None:
+    command: Any = mlflow.cli.cli
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words)
+
+
+def wrapped(words: list[str]) -> None:
+    python(words[-1].split(" -- ")[1].split()[1:])
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "python": python, "make": target, "pip": pip, "mlflow": of_mlflow, "sbatch": wrapped,
+    ".ci/wheel": lambda words: None, **dict.fromkeys(OTHERS, lambda words: None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", dict.fromkeys(block.page for block in blocks("sh")))
+def test_commands_are_right(page, entry_points, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for where, (program, *words) in commands(page):
+        try:
+            PROGRAMS[program](words)
+        except (Exception, SystemExit) as error:
+            pytest.fail(f"{where}: {program} {' '.join(words)}: {type(error).__name__}: {error}")
+
+
+# --- the rest
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if b.snippet], ids=str)
+def test_files_that_are_shown_are_modules(block: Block):
+    """``test_examples`` and the conformance tests run them."""
+    assert block.text.count("\n") == 1
+    inside = block.snippet.relative_to(ROOT).with_suffix("").parts
+    import_module(block.snippet.stem if inside[0] == "docs" else ".".join(inside))
+
+
+def test_python_blocks_run(place, store):
+    """Page by page, with one seed; README's first, whose runs the others load."""
+    make.make_imagefolder(place / "datasets" / "imagefolder", n_train=2, n_val=5)
+    shutil.copy(place / "datasets/imagefolder/val/red/0000.JPEG", place / "street.jpg")
+    names: dict[str, Any] = {"my_module": Patches()}
+    mlflow.set_tracking_uri(store)
+    ran, run_id = set(), ""
+    for block in blocks("python"):
+        if not block.snippet:
+            with mlflow.start_run():
+                exec(
+                    compile(block.text.replace("RUN_ID", run_id).replace("seeds=3", "seeds=1"), str(block), "exec"),
+                    names,
+                )
+            ran.add(block.page)
+        if block.page == "README.md":
+            assert set(names["results"].frame.status) == {"done"} and (place / "comparison/index.html").is_file()
+            random = evaluate("random", "imagefolder/linear", suite="own", data_root="datasets", jobs=1)
+            assert set(random.frame.status) == {"cached"}
+            run_id = random.frame.run.iloc[0]
+    assert ran == {"README.md", "docs/add/expert.md", "docs/guide/mlflow.md"}
+    assert names["labels"].shape == (4,) and len(names["predict"].classes) == 4
+    assert (place / "edge-finder/expert.json").is_file()
+
+
+def test_recipes_are_read(tmp_path):
+    for block in blocks("toml"):
+        (tmp_path / "mine.toml").write_text(block.text)
+        recipe = find_recipe(str(tmp_path / "mine.toml"))
+        assert recipe.tasks == ("seg", "depth") and recipe.weight("seg") == 0.1
+
+
+def test_options_files_are_read(tmp_path):
+    for block in blocks("yaml"):
+        (tmp_path / "run.yaml").write_text(textwrap.dedent(block.text))
+        ours(["run", "--config", str(tmp_path / "run.yaml")])
+
+
+def test_entry_points_bring_what_they_say(entry_points):
+    from tests.docs.conftest import REGISTRIES
+
+    assert {point.group for point in entry_points} == set(REGISTRIES)
+    for point in entry_points:
+        assert REGISTRIES[point.group].find(point.name) is point.load()
+
+
+def test_json_is_what_is_written_and_read(tmp_path):
+    questions, result = blocks("json")
+    (tmp_path / "instances.json").write_text(questions.text)
+    black, (question,) = make.encoded(np.zeros((8, 8, 3), np.uint8)), json.loads(questions.text)
+    make.tar_of(tmp_path / "test/0.tar", {f"{name}.png": black for name in question["candidates"]})
+    assert [sample.target[0][2] for sample in list_candidates(tmp_path, "val")] == [False, False, True, True, False]
+    shown = json.loads(result.text)
+    tasks = plan_tasks(find_suite("paper"), ["voc/linear", "voc/pspnet"], {})
+    metrics, (hole,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
+    cells = [
+        Cell("clip", "voc/linear", 0, "done", metrics=metrics),
+        Cell("clip", "voc/pspnet", 0, "failed", reason=hole["reason"]),
+    ]
+    tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
+    written = as_json(RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker))
+    written["holes"][0]["metrics"] = hole["metrics"]
+    assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop("clip") | {"voc/pspnet": {}}
+    assert written == shown

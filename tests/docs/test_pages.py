@@ -1,0 +1,70 @@
+"""What pages say of the code is true of it. (`make docs` checks links between pages, and that each is in the navigation.)"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import benchmark.catalog  # noqa: F401 – registers every probe
+from probes.image_level.probe import OTHERS
+from probes.protocols.base import PROTOCOLS
+from probes.registry import PROBES
+from tests.docs.blocks import PAGES, ROOT
+
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert targets or name != "README.md"
+
+
+def test_pictures_in_html_are_there():
+    """Which ``make docs`` does not look at."""
+    found = [(page, name) for page in PAGES for name in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8"))]
+    assert found and [(page, name) for page, name in found if not (page.parent / name).is_file()] == []
+
+
+def test_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_every_metric_and_probe_is_in_the_methodology():
+    text = (DOCS / "methodology.md").read_text(encoding="utf-8")
+    metrics = {*OTHERS, *(name for probe in PROBES.values() for name in probe.metrics)}
+    assert sorted(name for name in metrics if f"`{name}`" not in text) == []
+    told = text + (DOCS / "choose.md").read_text(encoding="utf-8")
+    assert sorted(name for name in (*PROTOCOLS, *{p.name for p in PROBES.values()}) if f"`{name}`" not in told) == []
+
+
+def written() -> str:
+    """All text constants of the source, what is filled into them left out."""
+    found = []
+    for package in ("benchmark", "backbones", "probes", "sweeps", "reports"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("…".join(p.value for p in node.values if isinstance(p, ast.Constant)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code():
+    messages = re.findall(r"^`(.+)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    source = written()
+    parts = {part for message in messages for part in message.split("…") if len(part) > 3}
+    assert len(messages) > 25 and len(parts) > 40
+    assert sorted(part for part in parts if part not in source) == []
+
+
+def test_pages_of_the_root_are_in_the_site():
+    for path in sorted((DOCS / "about").glob("*.md")):
+        (name,) = re.findall(r'--8<-- "(.+)"', path.read_text(encoding="utf-8"))
+        assert (ROOT / name).is_file() and Path(name).stem.lower() == path.stem
