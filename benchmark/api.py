@@ -12,6 +12,7 @@ Everything is the command line's: the same cells, found again when they are fini
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -155,6 +156,10 @@ def evaluate(
     from benchmark.evaluation import runner
     from reports.mlflow.client import using
 
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "this script is run again by each worker that evaluate starts; call it under `if __name__ == '__main__':`"
+        )
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     asked = {key: value for key, value in options.items() if key not in ("weights", "force")} | {"settings": settings}
     executor = _executor(options, in_this_process=not isinstance(backbone, str | Sequence))

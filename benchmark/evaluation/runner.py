@@ -127,6 +127,8 @@ def make_plan(options: RunOptions) -> RunPlan:
             )
     if options.limit:
         notes.append(f"scored on {options.limit} test images of each dataset: to be compared with such runs alone")
+    if suite.takes:
+        notes.append(f"suite {suite.name}: {suite.takes}")
     seeds = range(options.seed, options.seed + options.seeds)
     return RunPlan(options, suite, names, seeds, overrides, tasks, absent, notes)
 

@@ -82,6 +82,9 @@ class Suite:
 
     name: str  # also the MLflow experiment
     about: str  # one line for ``list suites``
+    takes: str = field(
+        default="", kw_only=True
+    )  # how long it is until the first numbers and the last, where that is known
     tasks: Mapping[str, Mapping[str, Any]]  # task name → changes to its probe's settings, in the order of the report
     default_backbones: Sequence[str] = ()  # what runs when no ``--backbone`` is given
     # what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several
