@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         argv = renewed(argv)
         code = _run(argv)
-        sys.stdout.flush()  # a full disk behind `> FILE` is said here, not lost at the end
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()  # a full disk behind `> FILE` is said here, not lost at the end
         return code
     except KeyboardInterrupt:
         return _interrupted(argv)
