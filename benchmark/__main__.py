@@ -70,7 +70,7 @@ def parser(only: str | None = None, prog: str = "python -m benchmark") -> argpar
     top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
     with_examples(top, "run --backbone cliptex", "list backbones dino")
     top.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
-    about = "print a script that completes words of `cliptex-benchmark`: cliptex-benchmark --completion bash > FILE, and source it"
+    about = "print a script that completes words of `cliptex-benchmark`: source <(cliptex-benchmark --completion bash)"
     top.add_argument("--completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help=about)
     commands = add_commands(top, "command")
     for command, about in COMMANDS.items():
