@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from backbones import DataConfig
-    from benchmark.evaluation.results import RunResult
+    from benchmark.evaluation.results.outcome import RunResult
     from benchmark.execution import ExecutorSpec
     from reports.report import Report
 

@@ -78,7 +78,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _verify(experiments: Sequence[str], tracking_uri: str | None) -> int:
     """Say what is wrong in the store, a line each."""
-    from benchmark.evaluation.verify import verify
+    from benchmark.evaluation.results.verify import verify
     from benchmark.execution.progress import Bar, console
     from reports.mlflow.query import Store
 

@@ -13,7 +13,7 @@ from benchmark.cli.options import COUNT, FLAG, add, add_data, add_execution, add
 from benchmark.cli.parser import with_examples
 
 if TYPE_CHECKING:
-    from benchmark.evaluation.results import RunResult
+    from benchmark.evaluation.results.outcome import RunResult
     from reports.report import Report
 
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run, show the table, say where to look."""
     from benchmark.evaluation import runner
-    from benchmark.evaluation.table import show
+    from benchmark.evaluation.results.table import show
     from benchmark.execution.progress import console
     from reports.mlflow.client import using
     from reports.secrets import hide_secrets

@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Watch; show each checkpoint's table."""
-    from benchmark.evaluation.results import RunResult
+    from benchmark.evaluation.results.outcome import RunResult
+    from benchmark.evaluation.results.table import show
     from benchmark.evaluation.runner import RunOptions
-    from benchmark.evaluation.table import show
     from benchmark.evaluation.watch import WatchOptions, watch
     from benchmark.execution.progress import console
     from reports.mlflow.client import using

@@ -18,7 +18,7 @@ from backbones.utils.errors import UserError
 from backbones.utils.files import content_key
 from benchmark.evaluation.cell import Cell, log_probed
 from benchmark.evaluation.plan import PlannedTask, find_planned
-from benchmark.evaluation.table import number
+from benchmark.evaluation.results.table import number
 from benchmark.suites.registry import MadeBackbone
 from probes.datasets.base import PreparedDataset
 from reports.mlflow import heartbeat

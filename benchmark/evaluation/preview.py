@@ -16,10 +16,10 @@ import backbones
 from backbones import UserError
 from backbones.cliptex.protocols import Silent
 from benchmark.evaluation.cell import finished_cell
+from benchmark.evaluation.cost.device import choose_device
+from benchmark.evaluation.cost.measured import earlier_runs
 from benchmark.evaluation.data import prepare_data
-from benchmark.evaluation.device import choose_device
 from benchmark.evaluation.groups import task_groups
-from benchmark.evaluation.measured import earlier_runs
 from benchmark.evaluation.runner import RunOptions, RunPlan, make_plan
 from benchmark.execution import Bar, Executor, make_executor
 from benchmark.execution.progress import console

@@ -16,13 +16,13 @@ from backbones.utils.errors import NonFiniteLoss, users_line
 from backbones.utils.files import LAST_SEED, write_json
 from backbones.utils.locks import keep, lock_file, locked_async
 from backbones.utils.overrides import parse_pairs
-from benchmark.evaluation.average import Average, folders, split_by_place
 from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
 from benchmark.evaluation.data import DataChoice
 from benchmark.evaluation.parents import Parent
 from benchmark.evaluation.plan import PlannedTask, plan_tasks, split_names
 from benchmark.evaluation.probing import Probing
-from benchmark.evaluation.results import RunResult, as_json, must_be_writable
+from benchmark.evaluation.results.average import Average, folders, split_by_place
+from benchmark.evaluation.results.outcome import RunResult, as_json, must_be_writable
 from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving

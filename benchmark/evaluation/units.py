@@ -13,12 +13,12 @@ import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones.utils.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
+from benchmark.evaluation.cost.device import choose_device
+from benchmark.evaluation.cost.efficiency import costs_of
 from benchmark.evaluation.data import DataChoice, prepare_data
-from benchmark.evaluation.device import choose_device
-from benchmark.evaluation.efficiency import costs_of
 from benchmark.evaluation.groups import training_groups
 from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
-from benchmark.evaluation.table import number
+from benchmark.evaluation.results.table import number
 from benchmark.execution.progress import console, reporter
 from benchmark.suites.registry import find_suite
 from probes.datasets.webdataset import register_folders

@@ -13,7 +13,7 @@ from typing import Any
 from backbones.checkpoint import read_checkpoint
 from backbones.utils.errors import UserError
 from backbones.utils.locks import lock_file, locked
-from benchmark.evaluation.results import RunResult
+from benchmark.evaluation.results.outcome import RunResult
 from benchmark.evaluation.runner import RunOptions, make_plan, run
 from benchmark.execution.progress import console
 from reports.mlflow.run import Run, Tracker

@@ -12,7 +12,7 @@ from backbones.cliptex.experts.base import CONFIG
 from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
-from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run

@@ -27,7 +27,7 @@ from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, home
-from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker_async, stage_run

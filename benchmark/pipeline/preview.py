@@ -19,7 +19,7 @@ from backbones.cliptex.labels.labeller import finished_shard, labels_writer
 from backbones.cliptex.labels.store import MANIFEST
 from backbones.cliptex.training.states import States
 from backbones.cliptex.training.train import find_trained
-from benchmark.evaluation.measured import earlier_runs
+from benchmark.evaluation.cost.measured import earlier_runs
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.progress import console
 from benchmark.pipeline.estimate import Work, duration

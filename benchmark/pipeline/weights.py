@@ -17,7 +17,7 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.distributed import end_with_launcher, first_process
 from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
-from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run

@@ -32,7 +32,7 @@ from benchmark.cli.options import placed
 from benchmark.cli.sweep import _sweep_options
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import plan_tasks
-from benchmark.evaluation.results import RunResult, as_json
+from benchmark.evaluation.results.outcome import RunResult, as_json
 from benchmark.evaluation.runner import RunOptions, make_plan
 from benchmark.evaluation.sweep import launch
 from benchmark.execution import EXECUTORS

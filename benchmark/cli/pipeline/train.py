@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
     import backbones
     from backbones.cliptex.training.distributed import first_process
     from backbones.cliptex.training.recipes import find_recipe
-    from benchmark.evaluation.results import must_be_writable
+    from benchmark.evaluation.results.outcome import must_be_writable
     from benchmark.execution.progress import Bar, console, reporting
     from benchmark.pipeline.weights import TrainingInputs, train_unit
     from reports.mlflow.client import using

@@ -14,7 +14,7 @@ from backbones.cliptex.training.recipes import Recipe, setting_names
 from backbones.utils.errors import nearest, users_line
 from backbones.utils.files import write_json
 from backbones.utils.overrides import parse_pairs
-from benchmark.evaluation.results import must_be_writable
+from benchmark.evaluation.results.outcome import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
 from benchmark.evaluation.sweep.table import say, show_state, summary_text

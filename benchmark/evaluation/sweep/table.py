@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from backbones.utils.errors import UserError
-from benchmark.evaluation.table import number
+from benchmark.evaluation.results.table import number
 from benchmark.execution.progress import console
 from sweeps.space import short
 from sweeps.study import Sweep

@@ -156,7 +156,7 @@ def visible_on_node(folder, all_of_them):
 
 
 def device():
-    from benchmark.evaluation.device import choose_device
+    from benchmark.evaluation.cost.device import choose_device
 
     return str(choose_device("auto"))
 

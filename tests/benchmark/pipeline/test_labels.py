@@ -127,8 +127,8 @@ def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, mon
 
 def test_dry_run_counts_gpu_hours_and_spreads_shards_over_gpus(capsys, monkeypatch):
     """Two pretended GPUs, whose kind labelled 48 images in an hour before."""
-    monkeypatch.setattr("benchmark.evaluation.measured.choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("benchmark.evaluation.measured.device_kind", lambda device: "a GPU")
+    monkeypatch.setattr("benchmark.evaluation.cost.measured.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("benchmark.evaluation.cost.measured.device_kind", lambda device: "a GPU")
     client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
     (whole,) = runs_of("whole")
     tags = {"stage": "label", "device.kind": "a GPU", "labelling.kind": whole.data.tags["labelling.kind"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backbones.utils.errors import UserError
-from benchmark.evaluation.device import choose_device, device_kind
+from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from reports.mlflow.run import Tracker
 

@@ -12,9 +12,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
+from benchmark.evaluation.results.average import Average
 from benchmark.execution.progress import console
 from reports.parts.tables import MARKS, Number
 

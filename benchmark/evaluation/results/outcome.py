@@ -13,9 +13,9 @@ import numpy as np
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import plain_place
-from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
+from benchmark.evaluation.results.average import Average
 from reports.mlflow.run import Tracker
 from reports.secrets import hide_secrets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.table import merged_notes, show
+from benchmark.evaluation.results.table import merged_notes, show
 from benchmark.execution.progress import console
 from reports.metrics import Metric
 

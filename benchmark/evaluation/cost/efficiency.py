@@ -16,7 +16,7 @@ import torch
 from backbones import Backbone
 from backbones.utils.files import content_key, home, read_object, write_json
 from backbones.versions import versions
-from benchmark.evaluation.device import device_kind, peak_mb, reset_peak
+from benchmark.evaluation.cost.device import device_kind, peak_mb, reset_peak
 from probes.image_level.encode import autocast
 from probes.runner.shared_parts import counted
 

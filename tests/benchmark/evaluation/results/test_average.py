@@ -8,11 +8,11 @@ import pytest
 
 from backbones.utils.errors import UserError
 from benchmark.__main__ import main
-from benchmark.evaluation.average import Average
 from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.results import as_json
+from benchmark.evaluation.results.average import Average
+from benchmark.evaluation.results.outcome import as_json
+from benchmark.evaluation.results.table import show
 from benchmark.evaluation.runner import RunOptions, make_plan, run
-from benchmark.evaluation.table import show
 from benchmark.execution import ExecutorSpec
 from benchmark.suites.registry import SUITES, Suite
 from reports.report import Request, build
