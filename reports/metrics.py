@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 TAG = "metrics.declared"
@@ -50,7 +51,7 @@ def declare(metrics: Mapping[str, Metric]) -> str:
 
 def declared(tags: Mapping[str, str]) -> dict[str, Metric]:
     """The metrics of a run, the main one first; runs of older stores say directions only (``mIoU:+1,…``)."""
-    if TAG in tags:
+    with suppress(ValueError, TypeError, AttributeError, RecursionError, KeyError):  # somebody has changed it
         return {name: Metric(**told) for name, told in json.loads(tags[TAG]).items()}
     found: dict[str, Metric] = {}
     for pair in filter(None, tags.get("directions", "").split(",")):

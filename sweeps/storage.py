@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -42,7 +43,12 @@ def storage_url(given: str | None) -> str:
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
             raise UserError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
-        return f"{scheme}:///{expanded(path).absolute()}"
+        full = str(expanded(path).absolute())
+        if scheme == "sqlite" and (found := re.findall(r"[?#%]", full)):
+            raise UserError(
+                f"--storage: the address of a database cannot hold the {found[0]!r} of {full}; choose another place"
+            )
+        return f"{scheme}:///{full}"
     if scheme in ("postgres", "postgresql"):
         scheme = "postgresql+psycopg" if find_spec("psycopg2") is None else "postgresql"
     if not scheme.startswith("postgresql"):

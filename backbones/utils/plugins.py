@@ -98,7 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
             thing = point.load()
             self.register(point.name, self._check(point.name, thing) if self._check else thing)
             self.broken.pop(point.name, None)
-        except Exception as error:  # someone else's code: whatever it raises must not break the others
+        except (Exception, SystemExit) as error:  # someone else's code: whatever it raises must not break the others
             self.broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def __getitem__(self, name: str) -> T:

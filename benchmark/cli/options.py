@@ -35,9 +35,9 @@ def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[
 
 def name(text: str) -> str:
     """The type of an option: a name that MLflow and a terminal can hold."""
-    if not text.strip() or len(text) > 200 or not text.isprintable():
+    if not text.strip() or len(text) > 200 or not text.isprintable() or "," in text:
         raise argparse.ArgumentTypeError(
-            f"{text[:40]!r}: must be a name of 1 to 200 printable characters, not only blanks"
+            f"{text[:40]!r}: must be a name of 1 to 200 printable characters, no comma among them, and not only blanks"
         )
     return text
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -17,6 +17,12 @@ from reports.mlflow.heartbeat import Heartbeat
 
 
 class _Console(Console):
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        """Of ``COLUMNS=0`` rich would make no line at all."""
+        found = super().size
+        return found if found.width >= 20 else ConsoleDimensions(80, found.height)
+
     def on_broken_pipe(self) -> None:
         """Rich would end the process with 1, and say nothing."""
         raise BrokenPipeError

@@ -46,8 +46,22 @@ def tracking_uri(given: str | None = None) -> str:
         )
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
         # absolute, so that what is told (``run --json``) holds from every folder; MLflow keeps stores by their URI
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+        return f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'))}"
     return uri
+
+
+def _absolute(path: str) -> Path:
+    """In this folder, whose name must be one that the address of a database can hold."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError as error:
+        raise TrackingError("the working folder was removed; go to another one") from error
+    if found := re.findall(r"[?#%]", str(here)):
+        raise TrackingError(
+            f"the address of a database cannot hold the {found[0]!r} of the folder {here}; go to another one, or give "
+            "--tracking-uri"
+        )
+    return here / path
 
 
 @contextmanager

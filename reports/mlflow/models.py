@@ -67,7 +67,7 @@ def register(
         if not versions:
             continue
         registered = model_name(name)
-        first, tag = versions[0], f"{PREFIX}gain.{mine[0][1].experiment}"
+        first, tag = versions[0], f"{PREFIX}gain.{_tag_name(mine[0][1].experiment)}"
         gain = 0.0 if name == baseline else gains.get(name)
         if gain is not None:
             client.set_model_version_tag(registered, first.version, tag, repr(float(gain)))
@@ -76,6 +76,11 @@ def register(
         scored = [one for one in client.search_model_versions(f"name = '{registered}'") if tag in one.tags]
         best = max(scored, key=lambda one: (float(one.tags[tag]), int(one.version)), default=first)
         client.set_registered_model_alias(registered, BEST, best.version)
+
+
+def _tag_name(experiment: str) -> str:
+    """An experiment's name as a tag's key can hold it."""
+    return re.sub(r"[^\w./ -]", "_", experiment)
 
 
 def _versions(client: Client, name: str, runs: Sequence[StoredRun]) -> list[Any]:

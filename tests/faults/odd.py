@@ -12,7 +12,7 @@ from tests.faults.place import RANDOM, REMOVED, Ended, Place, Point
 AGAIN = [*RANDOM, "--experiment", "again", "--json", "after.json"]
 PATHS = {
     "blanks and markup": "a b [/b] {x,y} 'q' \"d\"",
-    "an address's signs": "50%41?mode=ro#x&y;z",
+    "an address's signs": "50&y;z=1+2@h:9",
     "other alphabets": "é𝔘 ünï 日本 \u202e",
     "a newline": "a\nb",
     "a pattern": "[a-z]*?!",

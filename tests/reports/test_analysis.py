@@ -64,6 +64,8 @@ def test_runs_of_older_stores_say_directions_only():
     ]  # fmt: skip
     assert [one.shown for one in found.values()] == [True, True, True, False, False]
     assert declared({TAG: declare(found)}) == found
+    for damaged in ("[[[", "3", '{"mIoU": 1}', '{"mIoU": {"no": 1}}', "[" * 100_000):
+        assert declared({TAG: damaged}) == {}
 
 
 def test_scores_that_do_not_give_back_a_small_number_are_not_used(store, tmp_path, monkeypatch):

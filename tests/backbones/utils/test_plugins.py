@@ -81,13 +81,14 @@ NOTHING = 3
 def other_package(tmp_path, monkeypatch):
     """An installed package, as pip leaves it: a module and a dist-info folder on ``sys.path``."""
     (tmp_path / "other_package.py").write_text(MODULE)
+    (tmp_path / "other_package_leaves.py").write_text("raise SystemExit('bye')\n")
     info = tmp_path / "other_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("".join(
         f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone = no_such_module:THING\n"
         f"missing = other_package:MISSING\nnothing = other_package:NOTHING\nmisnamed = other_package:{thing}\n"
-        f"{next(iter(registry.read_entry_points()))} = other_package:{thing}\n"
+        f"{next(iter(registry.read_entry_points()))} = other_package:{thing}\nleaves = other_package_leaves:THING\n"
         for group, (registry, _, name, thing, *_) in KINDS.items()
     ))  # fmt: skip
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -139,6 +140,7 @@ def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package
     reasons = {
         "gone": "ModuleNotFoundError: No module named 'no_such_module'",
         "missing": "AttributeError: .*'MISSING'",
+        "leaves": "SystemExit: bye",
         "nothing": "TypeError: it brings 3, no .*",
         "misnamed": f"ValueError: entry point 'misnamed' brings one named '{name}'",
     }

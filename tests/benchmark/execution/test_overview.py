@@ -53,3 +53,11 @@ def test_one_bar_for_all_in_a_terminal(monkeypatch):
 def test_clock(seconds):
     minutes, rest = overviews._clock(seconds).split(":")
     assert abs(int(minutes) * 60 + int(rest) - seconds) <= 1 and len(rest) == 2 and int(rest) < 60
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "200"])
+def test_lines_whatever_the_terminal_says_of_its_width(columns, monkeypatch):
+    said = io.StringIO()
+    console = progress._Console(file=said, _environ={"COLUMNS": columns})
+    console.print("a line of words")
+    assert said.getvalue() == "a line of words\n"

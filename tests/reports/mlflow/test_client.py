@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import filelock
 import pytest
 
 from reports.errors import TrackingError
-from reports.mlflow.client import _one_at_a_time, connect, known_schemas, scratch
+from reports.mlflow.client import _one_at_a_time, connect, known_schemas, scratch, tracking_uri
 from reports.mlflow.run import Tracker
 
 
@@ -147,3 +148,20 @@ def test_known_schemas_are_those_of_alembic():
 
     script = ScriptDirectory.from_config(_get_alembic_config("sqlite:///none.db"))
     assert known_schemas()[::-1] == [revision.revision for revision in script.walk_revisions()]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b"])
+def test_a_folder_that_no_address_can_hold_is_refused(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(TrackingError, match=r"^the address of a database cannot hold the '[?#%]' of the folder"):
+        tracking_uri("sqlite:///mlflow.db")
+    assert tracking_uri("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
+
+
+def test_a_folder_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    (tmp_path / "a").rmdir()
+    with pytest.raises(TrackingError, match="the working folder was removed"):
+        tracking_uri(None if "MLFLOW_TRACKING_URI" not in os.environ else "sqlite:///a.db")
