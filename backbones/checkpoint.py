@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
-from backbones.utils.errors import UserError, first_line
-from backbones.utils.files import replacing
+from backbones.utils.errors import UserError, first_line, well_formed
+from backbones.utils.files import parse_json, replacing
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -188,25 +189,34 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise UserError(
             f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the version that wrote it"
         )
-    try:
-        stored = json.loads(metadata["data"]).items()
-        data: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in stored}
+    with well_formed(f"{path} is damaged", "copy or download it again"):
         remembered = Checkpoint(
             path,
             state,
             architecture=metadata["architecture"],
-            model_config=json.loads(metadata["model_config"]),
-            data=DataConfig(**data),
+            model_config=parse_json(metadata["model_config"]),
+            data=_data_of(parse_json(metadata["data"])),
             licence=metadata["licence"],
             source=metadata["source"],
-            extra=json.loads(metadata["extra"]),
+            extra=parse_json(metadata["extra"]),
             sha256=metadata["sha256"],
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); copy or download it again") from error
     if state_sha256(state) != remembered.sha256:
         raise UserError(f"{path} is damaged (its tensors are not those it was saved with); copy or download it again")
     return remembered
+
+
+def _data_of(stored: Mapping[str, Any]) -> DataConfig:
+    """A data config from JSON. Raises ``ValueError``, ``TypeError`` or ``ArithmeticError`` where no image can be prepared so."""
+    told: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in stored.items()}
+    data = DataConfig(**told)
+    if not (len(data.size) == 2 and all(isinstance(side, int) and side > 0 for side in data.size)):
+        raise ValueError(f"size is two positive integers, not {data.size}")
+    if not (len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, (*data.mean, *data.std)))):
+        raise ValueError(f"mean and std are three finite numbers each, not {data.mean} and {data.std}")
+    if min(*data.std, data.crop_pct) <= 0:
+        raise ValueError(f"std and crop_pct are positive, not {data.std} and {data.crop_pct}")
+    return data
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

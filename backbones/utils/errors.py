@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What a file, and not the program, is to blame for, where the error names one.
@@ -34,6 +35,24 @@ def first_line(error: BaseException) -> str:
     """What an error says, cut to one line; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:150] if lines else type(error).__name__
+
+
+@contextmanager
+def well_formed(otherwise: str, mend: str = "get the file again") -> Iterator[None]:
+    """Say in one line what a block, which must do nothing but look at what somebody's file says, stumbles over: a field that is
+    missing, of another type, or a number that cannot be.
+
+    Args:
+        otherwise: the message's beginning, such as ``FILE is not a COCO annotation file``.
+    Raises:
+        UserError: it does.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{otherwise} (missing or wrong field: {error!r:.150}); {mend}") from error
 
 
 def users_line(error: BaseException) -> str | None:

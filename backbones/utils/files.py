@@ -169,8 +169,13 @@ def read_utf8(path: str | os.PathLike[str], most: int = 1 << 30) -> str:
 
 def read_json(path: str | os.PathLike[str], most: int = 1 << 30) -> Any:
     """What the JSON in such a file says. Raises ``OSError``, ``ValueError``."""
+    return parse_json(read_utf8(path, most))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON that somebody else may have written says. Raises ``ValueError``."""
     try:
-        return json.loads(read_utf8(path, most))
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -191,7 +196,7 @@ def canonical(value: Any) -> str:
 
 def content_key(value: Any, length: int = 16) -> str:
     """The first ``length`` hex digits of the sha256 of ``canonical(value)``."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+    return hashlib.sha256(canonical(value).encode(errors="surrogatepass")).hexdigest()[:length]
 
 
 LAST_SEED = 2**31 - 1  # which every library takes

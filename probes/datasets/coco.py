@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from backbones.utils.errors import UserError
+from backbones.utils.errors import well_formed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, mmlab_classes, read_json
 from probes.registry import register_dataset
@@ -14,10 +14,8 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     path, images = file(root, COCO.annotations[split]), f"{split}2017"
     folder(root, images)
     content = read_json(path)
-    try:
+    with well_formed(f"{path} is not a COCO annotation file: images need id and file_name"):
         return [Sample(f"{images}/{entry['file_name']}", int(entry["id"])) for entry in content["images"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a COCO annotation file (images need id and file_name: {error!r})") from error
 
 
 COCO = register_dataset(

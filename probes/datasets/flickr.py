@@ -7,7 +7,7 @@ places. ``val`` is the test split, which retrieval is scored on; a sample's targ
 from functools import partial
 from pathlib import Path
 
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, well_formed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.registry import register_dataset
@@ -21,14 +21,12 @@ def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     if place is None:
         raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
     content, part = read_json(path), {"train": "train", "val": "test"}[split]
-    try:
+    with well_formed(f"{path} is not a Karpathy caption file"):
         return [
             Sample(f"{place}/{entry['filename']}", [str(sentence["raw"]) for sentence in entry["sentences"]])
             for entry in content["images"]
             if entry["split"] == part
         ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a Karpathy caption file (missing or wrong field: {error!r})") from error
 
 
 FLICKR30K, FLICKR8K = (

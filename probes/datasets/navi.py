@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.spatial.transform import Rotation
 
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, well_formed
+from backbones.utils.images import BROKEN
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import read_json
 from probes.registry import register_dataset
@@ -32,12 +33,11 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     angles. There is nothing to train on."""
     found = []
     for path in sorted(Path(root).glob("*/wild_set/annotations.json")) if split == "val" else []:
-        try:
+        with well_formed(f"{path} is no annotation file of NAVI"):
             there = (_view(path.parent, root, each) for each in read_json(path))
             views = sorted((view for view in there if view is not None), key=lambda view: view["image"])
             turns = [Rotation.from_quat(view["q"], scalar_first=True) for view in views]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no annotation file of NAVI (missing or wrong field: {error!r})") from error
+            np.array([view["t"] for view in views], np.float64).reshape(len(views), 3)
         for view, turn in zip(views, turns, strict=True):
             angles = [math.degrees((other * turn.inv()).magnitude()) for other in turns]
             near = sorted((a, i) for i, a in enumerate(angles) if 0 < a <= MOST_DEGREES)
@@ -81,9 +81,12 @@ def keypoints(root: Path, pair: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _depth(path: Path) -> np.ndarray:
-    """(H, W) float64 mm, 0 where there is no object."""
-    with Image.open(path) as image:
-        value = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
+    """(H, W) float64 mm, 0 where there is no object. Raises ``UserError``."""
+    try:
+        with Image.open(path) as image:
+            value = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64)
+    except BROKEN as error:
+        raise UserError(f"cannot read depth map {path} ({error}); get it again") from error
     return np.divide(65535 * 10.0, value, out=np.zeros_like(value), where=value > 0)
 
 

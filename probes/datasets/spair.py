@@ -8,7 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from backbones.utils.errors import UserError
+import numpy as np
+
+from backbones.utils.errors import UserError, well_formed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.registry import register_dataset
@@ -25,11 +27,12 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
         # a colon is no character of a file's name everywhere: some copies have an underscore for it
         path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
         told = read_json(path)
-        try:
+        with well_formed(f"{path} is no pair of SPair-71k"):
             source, target = (f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg"))
             pair = {"image": target, "source": told["src_kps"], "target": told["trg_kps"], "box": told["trg_bndbox"]}
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is no pair of SPair-71k (missing or wrong field: {error!r})") from error
+            for points in (pair["source"], pair["target"]):
+                np.asarray(points, np.float64).reshape(len(points), 2)
+            np.asarray(pair["box"], np.float64).reshape(4)
         if not pair["source"] or len(pair["source"]) != len(pair["target"]):
             raise UserError(f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the file again")
         found[source].append(pair)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.utils.coco_masks import wrong_mask
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, well_formed
 from backbones.utils.files import canonical
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
@@ -57,17 +57,17 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
             raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
         digest.update(str(sample.truth).encode())
     elif spec.kind in ("association", "correspondence"):
-        digest.update(canonical(sample.target).encode())
+        digest.update(encoded(sample.target))
     elif spec.kind == "image-text":
         if not sample.target or not all(caption.strip() for caption in sample.target):
             raise Unreadable("an empty caption" if sample.target else "no caption")
-        digest.update(canonical(sample.target).encode())
+        digest.update(encoded(sample.target))
     else:
         entry = truth[sample.target]
         if size != entry["size"]:
             raise UserError(f"{root / sample.image} is {by(size)} but its annotation says {by(entry['size'])}; "
                             f"the images of {spec.name} do not belong to these annotations")  # fmt: skip
-        digest.update(canonical(entry["annotations"]).encode())
+        digest.update(encoded(entry["annotations"]))
     return digest.hexdigest()
 
 
@@ -77,6 +77,14 @@ def read(path: Path) -> tuple[bytes, str]:
         return read_and_hash(path)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
+
+
+def encoded(truth: Any) -> bytes:
+    """What is hashed of ground truth. Raises ``Unreadable`` for half of a character that JSON writes as two (``\\ud83d``)."""
+    try:
+        return canonical(truth).encode()
+    except UnicodeEncodeError as error:
+        raise Unreadable(f"its annotation is no text ({error})") from error
 
 
 def by(size: tuple[int, int]) -> str:
@@ -150,7 +158,7 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
     path = file(root, spec.annotations[split])
     content = read_json(path)
     classes = set(spec.class_names(root))
-    try:
+    with well_formed(f"{path} is not a COCO annotation file"):
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
         images: dict[int, dict[str, Any]] = {}
         for entry in content["images"]:
@@ -169,10 +177,6 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
             image = images[annotation["image_id"]]
             check_instance(name, annotation, image["size"])
             image["annotations"].append(annotation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not a COCO annotation file (missing or wrong field: {error!r})") from error
     if not content["annotations"]:
         raise UserError(f"{path} has no annotations; nothing can be learnt from it or scored")
     return images

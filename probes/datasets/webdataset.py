@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, well_formed
 from probes.datasets.base import DatasetSpec, Kind, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.features.members import IMAGES, members, read_bytes
@@ -139,7 +139,10 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
             if label not in names:
                 raise UserError(f"{root / tar}: {name} has no {label}; dataset_type.txt says what {root.name} is "
                                 "(classification where there is none, or retrieval)")  # fmt: skip
-            text = read_bytes(root / tar / label).decode()
+            try:
+                text = read_bytes(root / tar / label).decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{root / tar}: {label} is not UTF-8; get the shard again") from error
             if captions:
                 target: Any = text.splitlines()
             elif text.strip().isdecimal() and len(text.strip()) < 10:
@@ -175,13 +178,11 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
         if name.rpartition(".")[2] in IMAGES
     }
     targets: dict[str, list[Any]] = {}
-    try:
+    with well_formed(f"{path} must list cue, candidates and associations of each instance"):
         for number, instance in enumerate(read_json(path)):
             right = set(map(str, instance["associations"]))
             for name in map(str, instance["candidates"]):
                 targets.setdefault(name, []).append([number, str(instance["cue"]), name in right])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} must list cue, candidates and associations of each instance ({error!r})") from error
     if unknown := next((name for name in targets if name not in images), None):
         raise UserError(f"{path} names the image {unknown!r}, which no shard in {root} holds")
     return [Sample(images[name], target) for name, target in targets.items()]

@@ -29,6 +29,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from backbones.utils.errors import UserError
+from backbones.utils.images import BROKEN
 from probes.datasets.base import DatasetSpec
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size
@@ -115,7 +116,7 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
     try:
         with Image.open(path) as file:
             stored = np.asarray(file)
-    except OSError as error:
+    except BROKEN as error:
         raise UserError(f"cannot read label map {path}: {error}") from error
     if stored.ndim != 2:
         raise UserError(f"label map {path} has {stored.shape[-1]} channels; it must hold one class index a pixel")

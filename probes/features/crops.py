@@ -19,6 +19,7 @@ from PIL import Image
 
 from backbones.utils.errors import UserError
 from backbones.utils.files import seed_of
+from backbones.utils.images import BROKEN
 from probes.features.content_hashes import content_hash
 
 
@@ -99,5 +100,5 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except OSError as error:
+    except BROKEN as error:
         raise UserError(f"cannot read {path}: {error}") from error

@@ -231,6 +231,25 @@ def test_other_bad_files(tmp_path):
         load_checkpoint(tmp_path / "script.pt")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", "big"), ("size", (64, 0)), ("size", (64.5, 64)), ("mean", ("a", "b", "c")), ("mean", (0.5, 0.5)),
+     ("std", (0, 0, 0)), ("std", (float("nan"),) * 3), ("std", (10**400, 1, 1)), ("crop_pct", 0)],
+)  # fmt: skip
+def test_a_data_config_that_no_image_can_be_prepared_by_is_refused(tmp_path, name, value):
+    data = dataclasses.replace(DATA, **{name: value})
+    save_checkpoint(Checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(1)}, "timm/x", {}, data))
+    with pytest.raises(UserError, match=r"x\.safetensors is damaged \("):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_model_config_without_end_is_refused(tmp_path):
+    metadata = {"format_version": "1", "architecture": "timm/x", "model_config": "[" * 100_000}
+    save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("save", [save_file, torch.save])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from backbones.cliptex.data.tables import Made, kept_table
 from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from backbones.utils.files import content_key, parse_json
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index
@@ -132,11 +131,12 @@ class TarPairs(PairSource):
         except OSError as error:
             raise BadPair(f"cannot read {tar} ({error.strerror})") from error
         try:
-            caption = text.decode("utf-8") if row["plain"] else json.loads(text).get("caption")
+            caption = text.decode("utf-8") if row["plain"] else parse_json(text).get("caption")
+            if not isinstance(caption, str):
+                raise ValueError("json without a caption")
+            caption.encode()  # JSON may have half of a character, which no tokenizer takes
         except (ValueError, AttributeError) as error:
             raise BadPair(f"caption is not readable ({error})") from error
-        if not isinstance(caption, str):
-            raise BadPair("json without a caption")
         return Pair(f"{shard.name}/{row['key'].decode()}", shard.name, caption.strip(), image)
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.utils.coco_masks import wrong_mask
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, well_formed
 from backbones.utils.files import content_key, read_json
-from backbones.utils.images import to_rgb
+from backbones.utils.images import BROKEN, to_rgb
 
 Split = Literal["train", "val"]
 IGNORE = 255
@@ -118,7 +118,7 @@ class ExpertData:
             with Image.open(sample.path) as image:
                 picture = square(np.asarray(to_rgb(image)), self.size, Image.Resampling.BICUBIC)
             target = square(sample.truth(), self.size, Image.Resampling.NEAREST)
-        except (OSError, ValueError) as error:
+        except BROKEN as error:
             raise UserError(f"cannot read {sample.path} or its truth ({error}); repair or remove it") from error
         if target.ndim == 3:
             target = np.ascontiguousarray(np.moveaxis(target, -1, 0), np.float32)
@@ -171,7 +171,7 @@ def _folder(root: Path, name: str, inside: str) -> Path:
 def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[CocoImage]]:
     """Class names (``background`` first) and all images of a COCO folder's split. Raises ``UserError``."""
     path = root / COCO[split]
-    try:
+    with well_formed(f"{path} is not a COCO instance file"):
         content = read_json(path, 1 << 32)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
@@ -193,10 +193,6 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
             for image in content["images"]
         ]
         names = ("background", *(str(category["name"]) for category in categories))
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a COCO instance file ({error!r})") from error
     if not images:
         raise UserError(f"{path} lists no images")
     return names, images

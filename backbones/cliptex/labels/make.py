@@ -21,6 +21,7 @@ from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
 from backbones.utils.errors import UserError
 from backbones.utils.files import read_whole
+from backbones.utils.images import BROKEN
 
 VERSION = 1
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's
@@ -126,7 +127,7 @@ def _coded(
     try:
         with Image.open(io.BytesIO(source[index].image)) as image:
             width, height = image.size
-    except (BadPair, OSError) as error:
+    except (BadPair, *BROKEN) as error:
         return f"not a readable image ({error})"
     labels = {}
     for name in ordered(name for name, files in found.items() if key in files):
@@ -134,7 +135,7 @@ def _coded(
         try:
             label = _checked(task, task.read(path), manual.classes.get(name, ()))
             labels[name] = resize_nearest(label, manual.label_side)
-        except (OSError, ValueError, SyntaxError) as error:  # PIL says all three
+        except BROKEN as error:
             return f"{path}: {error}"
         high, wide = labels[name].shape[-2:]
         if abs(wide * height / (high * width) - 1) > ASPECT:

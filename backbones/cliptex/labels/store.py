@@ -33,6 +33,7 @@ from backbones.cliptex.labels.shards import (
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, read_json, write_json
+from backbones.utils.images import BROKEN
 
 MANIFEST = "manifest.json"
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56, of at least nine tenths of
@@ -186,7 +187,7 @@ class LabelStore:
                 continue
             try:
                 labels[name] = find_task(name).decode(read_member(path, self._mtimes[number], offset, size))
-            except (OSError, ValueError, SyntaxError) as error:  # PIL says all three
+            except BROKEN as error:
                 raise UserError(
                     f"{name} of {key} in {path} is damaged ({error}); run the same label command again to mend it"
                 ) from error

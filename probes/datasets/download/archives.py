@@ -3,7 +3,9 @@ name, and fills a new folder: the dataset's own."""
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -22,6 +24,7 @@ from probes.datasets.download.fetch import Megabytes
 
 Files = Mapping[str, Path]  # name of an archive → where it is
 Unpacker = Callable[[Files, Path, Progress], None]
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 LISTS = "ImageSets/Segmentation"
 
 
@@ -52,6 +55,10 @@ def _tar(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
         for member in opened:
             if member.isfile() and (stream := opened.extractfile(member)) is not None:
                 yield member.name, stream, raw.tell()
+        while opened.fileobj and opened.fileobj.read(
+            1 << 20
+        ):  # what was compressed has its checksum behind the tar's end
+            pass
 
 
 def _zip(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
@@ -59,9 +66,14 @@ def _zip(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
         done = 0
         for member in opened.infolist():
             done += member.compress_size
-            if not member.is_dir():
-                with opened.open(member) as stream:
-                    yield member.filename, stream, done
+            if member.is_dir():
+                continue
+            try:
+                stream = opened.open(member)
+            except RuntimeError as error:  # it is encrypted, or compressed in a way that Python does not know
+                raise zipfile.BadZipFile(str(error)) from error
+            with stream:
+                yield member.filename, stream, done
 
 
 @contextmanager
@@ -69,7 +81,9 @@ def whole(what: str) -> Iterator[None]:
     """Damage of archives as the user's business: it may be found when they are opened or when a file in them is read."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (*DAMAGE, OSError) as error:
+        if not isinstance(error, DAMAGE) and error.args != ("Invalid data stream",):  # which is bz2's
+            raise
         raise UserError(f"{what}: no complete tar or zip ({error}); remove it and get it again") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import socket
@@ -15,6 +16,7 @@ import torch
 from backbones.utils.errors import UserError, users_line
 from backbones.utils.files import (
     UnfitFile,
+    content_key,
     home,
     keep_sockets_short,
     open_regular,
@@ -200,3 +202,8 @@ def test_a_loading_process_hands_tensors_over_wherever_temporary_files_are(tmp_p
     fork = Fork(_load, str(folder), output=tmp_path / "said")
     assert fork.end(60) == 0 and fork.said() == "4 True\n"
     assert list(folder.iterdir()) == []
+
+
+def test_keys_of_text_stay_and_half_of_a_character_has_one():
+    assert content_key(["ä", 1]) == hashlib.sha256('["ä",1]'.encode()).hexdigest()[:16]
+    assert content_key("\ud83d") != content_key("\ud83e")

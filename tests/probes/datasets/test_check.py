@@ -290,6 +290,8 @@ def edit_coco(root, change):
         (lambda c: c["annotations"][1].update(bbox=[0, 0, 200, 10]), "annotation 2 has box"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, -4, 10]), "annotation 2 has box"),
         (lambda c: c["annotations"][1].update(bbox=[float("nan"), 0, 4, 10]), "annotation 2 has box"),
+        (lambda c: c["annotations"][1].update(bbox=[10**400, 0, 4, 10]), "not a COCO annotation file"),
+        (lambda c: c["images"][0].update(id=float("inf")), "not a COCO annotation file"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, 4]), "not a COCO annotation file"),
         (lambda c: c["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]}), r"mask of size \[9, 9\]"),
         (lambda c: c["annotations"][1].pop("segmentation"), "annotation 2 has no mask"),
@@ -330,6 +332,10 @@ def test_captions_are_counted(tmp_path):
     first["sentences"][2]["raw"] = "  "
     path.write_text(json.dumps(content))
     assert prepare(spec, root, partial=True).skipped == (("images/test0000.jpg", "an empty caption"),)
+    first["sentences"][2]["raw"] = "half \ud83d"
+    path.write_text(json.dumps(content))
+    ((name, reason),) = prepare(spec, root, partial=True).skipped
+    assert name == "images/test0000.jpg" and "its annotation is no text" in reason
     first["sentences"].pop()
     path.write_text(json.dumps(content))
     refused("test0000.jpg in val has 4 captions instead of 5", spec, root, partial=True)

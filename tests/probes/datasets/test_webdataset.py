@@ -94,6 +94,7 @@ def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
         (lambda root: (root / "classnames.txt").unlink(), "classnames.txt is missing"),
         (lambda root: (root / "zeroshot_classification_templates.txt").write_text("a photo\n"), "no place {c}"),
         (lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"cat"}), "no class number"),
+        (lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"\xff1"}), "s.cls is not UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, damage, message):

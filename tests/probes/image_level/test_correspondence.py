@@ -87,9 +87,15 @@ def test_broken_pairs_are_said(spair):
     path.write_text(json.dumps({**told, "trg_kps": []}))
     with pytest.raises(UserError, match="has 3 and 0 keypoints"):
         DATASETS["spair"].list_samples(spair, "val")
-    path.write_text(json.dumps({"category": "cat"}))
-    with pytest.raises(UserError, match="no pair of SPair-71k"):
-        DATASETS["spair"].list_samples(spair, "val")
+    for wrong in (
+        {"category": "cat"},
+        {**told, "src_kps": 5},
+        {**told, "trg_kps": [1, 2]},
+        {**told, "trg_bndbox": [1]},
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="no pair of SPair-71k"):
+            DATASETS["spair"].list_samples(spair, "val")
 
 
 def test_errors_are_in_pixels_of_the_target():
@@ -143,6 +149,14 @@ def test_navi_matches_the_same_place_of_the_object(scene):
         if min(u, v) > 2 and max(u, v) < 94:  # the colour of a place is where it lies on the object
             assert np.abs(pictures[0][int(y), int(x)] - pictures[1][int(v), int(u)]).max() < 20
     assert told["box"][2] - told["box"][0] > 30
+
+
+@pytest.mark.parametrize("wrong", [{"image_size": [0, 0]}, {"camera": {"q": [1, 0, 0, 0], "t": 5, "focal_length": 1}}])
+def test_broken_cameras_are_said(scene, wrong):
+    path = scene / "toy/wild_set/annotations.json"
+    path.write_text(json.dumps([{**told, **wrong} for told in json.loads(path.read_text())]))
+    with pytest.raises(UserError, match="no annotation file of NAVI"):
+        DATASETS["navi"].list_samples(scene, "val")
 
 
 def test_navi_end_to_end(scene):

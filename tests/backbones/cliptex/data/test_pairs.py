@@ -61,6 +61,13 @@ def test_caption_from_json_and_samples_without_image(tmp_path):
         open_pairs(toy.write_tar(tmp_path / "t.tar", members))
 
 
+@pytest.mark.parametrize("caption", [b"[" * 100_000, b'{"caption": 5}', b"[]", b"\xff", rb'{"caption": "\ud83d"}'])
+def test_a_caption_that_is_none_is_a_bad_pair(tmp_path, caption):
+    pairs = open_pairs(toy.write_tar(tmp_path / "s.tar", {"0.jpg": b"", "0.json": caption}))
+    with pytest.raises(BadPair, match="caption"):
+        pairs[0]
+
+
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
 def test_tables(tmp_path, suffix, delimiter):
     (tmp_path / "img").mkdir()

@@ -100,9 +100,11 @@ def test_pairs_of_a_table_are_called_like_their_images(tmp_path):
         (np.zeros((32, 64), np.uint8), "another shape than its image of 32 × 32"),
         (np.zeros((32, 32, 3), np.uint8), "a mask has one number a pixel"),
         (None, "cannot identify"),
+        (np.zeros((65, 65), np.uint8), "exceeds limit"),
     ],
 )
-def test_files_that_cannot_be_used_are_named(pairs, tmp_path, mask, message):
+def test_files_that_cannot_be_used_are_named(pairs, tmp_path, mask, message, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2048)  # a bomb has twice as many
     folders = write_files(tmp_path / "mine", map(pairs.key, range(12)))
     path = folders["seg"] / "000000004.png"
     Image.fromarray(mask).save(path) if mask is not None else path.write_bytes(b"no picture")
@@ -113,6 +115,13 @@ def test_files_that_cannot_be_used_are_named(pairs, tmp_path, mask, message):
     path.with_name("000000007.png").write_bytes(b"no picture either")
     with pytest.raises(UserError, match="2 of 36 files cannot be read"):
         make(pairs, folders, tmp_path / "others")
+
+
+def test_pairs_that_are_bombs_are_named(pairs, tmp_path, monkeypatch):
+    folders = write_files(tmp_path / "mine", map(pairs.key, range(12)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"not a readable image.*exceeds limit"):
+        make(pairs, folders, tmp_path / "labels")
 
 
 def test_what_the_user_can_mend(pairs, tmp_path):

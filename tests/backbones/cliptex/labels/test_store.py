@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.labels.shards import tar_path
@@ -207,8 +208,11 @@ def test_every_damage_is_found(tmp_path_factory, data):
     assert writer.finished("a") is not None
 
 
-def test_reading_damaged_labels_says_so(tmp_path):
+def test_reading_damaged_labels_says_so(tmp_path, monkeypatch):
     write(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"is damaged .*exceeds limit"):
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        LabelStore(tmp_path).get("a/0000")
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[512:1024] = bytes(512)  # the beginning of the first label
     (tmp_path / "a.tar").write_bytes(bytes(content))

@@ -22,6 +22,7 @@ from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from probes.datasets.check import prepare
 from probes.datasets.download import table
+from probes.datasets.download.archives import members
 from probes.datasets.download.get import assign, get
 from probes.registry import DATASETS
 from tests.probes.datasets import make
@@ -319,6 +320,33 @@ def test_an_archive_that_ends_early_or_is_none(served, server, tmp_path):
     with pytest.raises(UserError, match="no complete tar or zip"):
         fetched(served("flickr30k"), tmp_path / "data", tmp_path / "images.tgz")
     assert not (tmp_path / "data/flickr30k").exists()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_damage_behind_the_last_file_of_a_compressed_tar_is_found(tmp_path, kind):
+    (tmp_path / "a.txt").write_text("a")
+    with tarfile.open(path := tmp_path / f"a.tar.{kind}", f"w:{kind}") as opened:
+        opened.add(tmp_path / "a.txt", "a.txt")
+    assert [name for name, _ in members(path, Silent())] == ["a.txt"]
+    data = bytearray(path.read_bytes())
+    # its checksum: of gzip in the last eight bytes, of xz before the index, of bz2 after its first ten
+    place = {"gz": -8, "bz2": 10, "xz": len(data) // 2}[kind]
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="no complete tar or zip"):
+        list(members(path, Silent()))
+
+
+@pytest.mark.parametrize(("place", "said"), [(8, "encrypted"), (10, "compression")])
+def test_a_zip_that_cannot_be_read_is_said(tmp_path, place, said):
+    """``place`` in the central directory's entry: of its flags, of how it is compressed."""
+    with zipfile.ZipFile(path := tmp_path / "a.zip", "w") as opened:
+        opened.writestr("a.txt", "a")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + place] |= {8: 1, 10: 97}[place]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        list(members(path, Silent()))
 
 
 def test_given_archives_are_told_apart(tmp_path):
