@@ -55,9 +55,8 @@ def _tar(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
         for member in opened:
             if member.isfile() and (stream := opened.extractfile(member)) is not None:
                 yield member.name, stream, raw.tell()
-        while opened.fileobj and opened.fileobj.read(
-            1 << 20
-        ):  # what was compressed has its checksum behind the tar's end
+        # what was compressed has its checksum behind the tar's end
+        while opened.fileobj and opened.fileobj.read(1 << 20):
             pass
 
 
