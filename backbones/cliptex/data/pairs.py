@@ -24,13 +24,15 @@ from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Made, kept_table
 from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
-from backbones.utils.errors import UserError
+from backbones.utils.errors import UserError, first_line
 from backbones.utils.files import content_key, parse_json
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index
 VERSION = 1  # of the tables of pairs
 MOST_SHARDS = 1_000_000  # that a pattern may name
+DEEPEST = 100  # braces within braces
+_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.-?(\d+))?")
 
 
 def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None, *, keep: bool = True) -> PairSource:
@@ -56,20 +58,20 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None,
             raise UserError(f"a table is read on this machine, with its images: copy {shown(text)}, or give tar shards")
         return TablePairs(Path(text))
     paths: list[Path | str] = []
-    if Path(text).exists():  # as it is named, whatever braces that has
+    if os.path.exists(text):  # noqa: PTH110 (a pattern may be longer than a name); as it is named, whatever braces that has
         paths = sorted(Path(text).glob("*.tar")) if Path(text).is_dir() else [Path(text)]
         if not paths:
             raise UserError(f"no pairs match {text}/*.tar; give tar shards, their folder, or a .csv or .tsv file")
-    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d{1,18})\.\.(\d{1,18})[.}]", text)]
-    if math.prod(counts) > MOST_SHARDS:
-        raise UserError(
-            f"--pairs {text[:100]!r} names more than {MOST_SHARDS} shards; write the numbers that there are"
-        )
+    told = repr(text if len(text) < 200 else f"{text[:100]}…")
     try:
+        if not paths and sum(map(_count, text.split("::"))) > MOST_SHARDS:
+            raise UserError(f"--pairs {told} names more than {MOST_SHARDS} shards; write the numbers that there are")
         patterns = [] if paths else expand_urls(text)
-    except ValueError as error:  # braceexpand's UnbalancedBracesError
+    except UserError:
+        raise
+    except (ValueError, AssertionError) as error:  # braces without an end, a variable of webdataset's that is not set
         raise UserError(
-            f"--pairs {text!r} is no pattern of shards ({error}); write it as 'cc3m/{{00000..00331}}.tar'"
+            f"--pairs {told} is no pattern of shards ({first_line(error)}); write it as 'cc3m/{{00000..00331}}.tar'"
         ) from None
     for pattern in patterns:
         if is_remote(pattern):
@@ -84,12 +86,34 @@ def open_pairs(source: str | os.PathLike[str], progress: Progress | None = None,
             raise UserError(f"no pairs match {pattern}; give tar shards, their folder, or a .csv or .tsv file")
         paths += map(Path, found)
     if missing := [path for path in paths if isinstance(path, Path) and not path.is_file()]:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; check --pairs {text!r}"
-        )
+        raise UserError(f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; check --pairs {told}")
     remote = iter(find_remote([path for path in paths if isinstance(path, str)]))
     tars = [path if isinstance(path, Path) else next(remote) for path in paths]
     return TarPairs(shown(text) if is_remote(text) else text, tars, progress or Silent(), keep)
+
+
+def _count(pattern: str) -> int:
+    """How many names a brace pattern stands for, without making one. Raises ``ValueError``: braces are nested too deeply."""
+    counts: list[int] = []  # of the braces counted so far; in the pattern a NUL and the number here stand for each
+
+    def names(part: str) -> int:
+        return math.prod(counts[int(number)] for number in re.findall("\0(\\d+)\0", part))
+
+    def counted(braces: re.Match[str]) -> str:
+        if found := _RANGE.fullmatch(braces[1]):
+            first, last = (int(found[1]), int(found[2])) if found[1] else (ord(found[3]), ord(found[4]))
+            count = abs(last - first) // (int(found[5] or 1) or 1) + 1
+        else:
+            count = sum(map(names, braces[1].split(",")))
+        counts.append(min(count, MOST_SHARDS + 1))
+        return f"\0{len(counts) - 1}\0"
+
+    pattern = re.sub(r"\\.", "", pattern)
+    for _ in range(DEEPEST):
+        pattern, more = re.subn(r"\{([^{}]*)\}", counted, pattern)
+        if not more:
+            return names(pattern)
+    raise ValueError("its braces are nested too deeply")
 
 
 class TarPairs(PairSource):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.data.pairs import _count, expand_urls, open_pairs
 from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
 from backbones.utils.errors import UserError
 from tests.backbones.cliptex import toy
@@ -140,9 +140,33 @@ def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
         open_pairs(path)
 
 
-def test_a_pattern_with_a_brace_too_many(tmp_path):
-    with pytest.raises(UserError, match="no pattern of shards"):
-        open_pairs(f"{tmp_path}/{{0..3.tar")
+@pytest.mark.parametrize(
+    "pattern", ["{0..3.tar", "${HOME}.tar", "{" * 200 + "a" + "}" * 200, "{0..1" + "0" * 5000 + "}", "{" * 3000]
+)
+def test_a_pattern_with_a_brace_too_many(tmp_path, pattern):
+    with pytest.raises(UserError, match="no pattern of shards") as raised:
+        open_pairs(f"{tmp_path}/{pattern}")
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a{0..100000000000000000000}.tar", "{-5..999999999}", "{5..-999999999..3}", "{a..z}" * 7, "{a,b}" * 32, "{a,b}" * 500,
+     "{x,{0..9}{0..9}}" * 3 + "{x,y{0..999999}}"],
+)  # fmt: skip
+def test_a_pattern_is_counted_before_it_is_expanded(pattern):
+    with pytest.raises(UserError, match="names more than 1000000 shards") as raised:
+        open_pairs(pattern)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a", "{a}", "{,a}", "{08..11}", "{3..-9..4}", "{a..k..3}x{z..y}", "{a,b{0..2},{c,d}{e,f}}{1..2}", r"{a\,b,c}\{0..9\}",
+     "{{a}}{0..3..0}", "{a,b}{c}{d,e{f}}"],
+)  # fmt: skip
+def test_the_count_is_that_of_the_names(pattern):
+    assert _count(pattern) == len(expand_urls(pattern))
 
 
 def test_a_table_from_a_spreadsheet(tmp_path):
