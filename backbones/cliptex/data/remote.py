@@ -25,6 +25,8 @@ BLOCK = 1 << 22  # bytes of one request while a shard is indexed: members that a
 GAP = 1 << 16  # bytes between two members that are quicker read along than asked for apart
 WAITS = (0.5, 2.0)  # seconds before a request that found no answer is made again
 AT_ONCE = 16  # requests
+# before a host; a key of S3 may have a slash in it
+USER = re.compile(r"(?<=://)[^/@]*@|(?<=s3://)[^/:@]*:[^@]*@")
 NO_RANGES = "its server has no range requests; copy the shards to a disk, or to a server that has"
 
 
@@ -101,7 +103,7 @@ class RemoteFile:
             try:
                 return _filesystem(self.url).cat_file(self.url, start=start, end=end, **asked)
             except Exception as error:
-                if (reason := _reason(error)) is None:
+                if (reason := _reason(error, self.url)) is None:
                     raise
                 final = isinstance(error, FileNotFoundError) or 400 <= getattr(error, "status", 0) < 500
                 if final or (wait := next(waits, None)) is None:
@@ -116,7 +118,17 @@ def is_remote(text: str) -> bool:
 
 def shown(url: str) -> str:
     """A URL as it may be printed: without password and signature."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
+    return USER.sub("", url).partition("?")[0]
+
+
+def _hidden(text: str, url: str) -> str:
+    """What a library said of ``url``, of which it quotes parts, without its secrets, in one line."""
+    user = found[0][:-1] if (found := USER.search(url)) else ""
+    secrets = {form for part in (user, *user.split(":", 1)) for form in (part, unquote(part)) if len(form) > 3}
+    text = " ".join(text.split()).replace(url, shown(url))
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def find_remote(urls: Sequence[str]) -> list[RemoteFile]:
@@ -164,14 +176,14 @@ def _told(url: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and "range requests" in str(error):
             raise UserError(f"{shown(url)} cannot be read in parts: {NO_RANGES}") from error
-        if reason := _reason(error):
+        if reason := _reason(error, url):
             mend = "check --pairs, and that its server can be reached from here"
             raise UserError(f"cannot read {shown(url)}: {reason}; {mend}") from error
         raise
 
 
-def _reason(error: BaseException) -> str | None:
-    """Why a request failed; None when it is no failure of a request."""
+def _reason(error: BaseException, url: str) -> str | None:
+    """Why a request for ``url`` failed; None when it is no failure of a request."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and cause and type(cause).__module__.startswith(("aiohttp", "asyncio")):
         error = cause  # fsspec says "not found" whatever a server answers, or does not
@@ -181,8 +193,8 @@ def _reason(error: BaseException) -> str | None:
     if status in (412, 416):
         return "it has changed since it was indexed"
     if status:
-        return f"its server answered {status} {getattr(error, 'message', '')}".rstrip()
+        return _hidden(f"its server answered {status} {getattr(error, 'message', '')}", url)
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError) or packages & {"aiohttp", "botocore", "aiobotocore", "fsspec", "s3fs"}:
-        return " ".join(str(error).split()) or type(error).__name__
+        return _hidden(str(error), url) or type(error).__name__
     return None
