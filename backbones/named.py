@@ -90,7 +90,9 @@ register_family(
     )
 )
 register_family(Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf))
-register_family(Family("hub", "hub/OWNER/REPO:ENTRY", "a torch.hub model; runs the repository's code", build_hub))
+register_family(
+    Family("hub", "hub/OWNER/REPO:ENTRY", "a torch.hub model; runs the repository's code", build_hub, runs_code=True)
+)
 
 # name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four evenly spaced blocks are read
 for _name, _about, _licence, _arch, _tag, _download in (

@@ -85,12 +85,13 @@ class Entry:
 @dataclass(frozen=True)
 class Family:
     """All names that start with ``prefix`` and a slash; ``pattern`` is how they are written, for messages and lists. ``build``
-    makes any of them, or raises ``UserError`` naming the nearest."""
+    makes any of them, or raises ``UserError`` naming the nearest. Of one that ``runs_code`` a file of weights chooses none."""
 
     prefix: str
     pattern: str
     about: str
     build: Builder
+    runs_code: bool = False
 
 
 BACKBONES: Registry[Entry] = Registry("backbone", "backbones", of_type(Entry))
@@ -155,6 +156,11 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
             raise UserError(
                 f"{checkpoint.path} remembers an architecture of no known family, {checkpoint.architecture!r}; "
                 f"install the package that brings it"
+            )
+        if family.runs_code and checkpoint.architecture != base:
+            raise UserError(
+                f"{checkpoint.path} is of {checkpoint.architecture!r}, whose code would run; if you trust it, name it: "
+                f"--backbone {checkpoint.architecture} --weights {checkpoint.path}"
             )
         build = family.build
         settings = {"architecture": checkpoint.architecture, "model_config": checkpoint.model_config}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import backbones
-from backbones import UserError, registry
+from backbones import Checkpoint, UserError, registry, save_checkpoint
 from backbones.cliptex.training.recipes import subsets
 
 NAMED = (
@@ -137,3 +137,13 @@ def test_same_seed_same_weights_in_another_process():
     code = "import backbones; print(backbones.create('random', seed=7).key())"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert there == backbones.create("random", seed=7).key()
+
+
+@pytest.mark.parametrize(("name", "any_architecture"), [("cliptex", False), ("hub/good/repo:net", True)])
+def test_a_file_does_not_choose_whose_code_runs(tmp_path, monkeypatch, name, any_architecture):
+    monkeypatch.setattr(torch.hub, "load", lambda *words, **named: pytest.fail("code was asked for"))
+    file = tmp_path / "w.safetensors"
+    data = backbones.DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, layers=(0,))
+    save_checkpoint(Checkpoint(file, {"a": torch.zeros(1)}, "hub/evil/repo:main:pwn", {}, data))
+    with pytest.raises(UserError, match="--backbone hub/evil/repo:main:pwn --weights"):
+        backbones.create(name, weights=file, any_architecture=any_architecture)
