@@ -18,6 +18,7 @@ Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")
 SAMPLED: tuple[Search, ...] = ("tpe", "random", "cmaes")
 LAMBDAS = ("clip", *PAPER)  # always params; those of other tasks where they are named
+MOST_CELLS = 100_000
 Value = float | int | bool | str
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
@@ -172,7 +173,7 @@ def make_space(
         read: (name, text) → value of that recipe setting; raises for what does not fit.
 
     Raises:
-        UserError: unknown search or λ, a value that is no weight, nothing to vary.
+        UserError: unknown search or λ, a value that is no weight, nothing to vary, more than ``MOST_CELLS``.
     """
     if wanted.search not in (*FIXED, *SAMPLED):
         raise UserError(f"--search {wanted.search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
@@ -203,6 +204,12 @@ def make_space(
         settings.append(_setting(name, text, bases[name], fixed, read))
     if not any(setting.varied for setting in settings):
         raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
+    counts = [len(setting.values) for setting in settings]
+    count = 1 + sum(counts) if wanted.search == "linear" else math.prod(each or 1 for each in counts)
+    if (count := count if fixed else wanted.trials) > MOST_CELLS:
+        raise UserError(
+            f"{count:,} cells, each a training, are more than {MOST_CELLS:,}; vary less, or give fewer values"
+        )
     return Space(cast(Search, wanted.search), tuple(settings), 0 if fixed else wanted.trials, wanted.seed)
 
 

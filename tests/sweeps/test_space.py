@@ -87,6 +87,9 @@ def test_every_cell_is_one_that_optuna_can_hold(search, lambdas, values):
         ({"search": "tpe", "vary": {"lr": "1e-3:1e-4"}}, "LOW below HIGH"),
         ({"search": "tpe", "vary": {"lambda_seg": "1:2"}}, "--lambdas"),
         ({"search": "best"}, "choose one of"),
+        ({"search": "grid", "values": range(1, 101)}, "100,000,000 cells"),
+        ({"search": "linear", "values": range(1, 30_000)}, "119,997 cells"),
+        ({"search": "tpe", "trials": 10**9}, "1,000,000,000 cells"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(arguments, says):
