@@ -56,7 +56,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     """Step → weights file, in the order of steps.
 
     Raises:
-        UserError: two files are of one step.
+        UserError: two files are of one step, or a step is beyond what MLflow keeps.
     """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -64,6 +64,10 @@ def checkpoints(folder: Path) -> dict[int, Path]:
         if path.suffix not in SUFFIXES or not numbers or path.name.startswith("."):
             continue
         step = int(numbers[-1])
+        if step >= 1 << 63:
+            raise UserError(
+                f"step {step} of {path.name} in {folder} is beyond 63 bits, which MLflow keeps; move it away"
+            )
         if step in found:
             raise UserError(f"{found[step].name} and {path.name} in {folder} are both of step {step}; move one away")
         found[step] = path
