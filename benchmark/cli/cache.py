@@ -75,10 +75,12 @@ def main(options: argparse.Namespace) -> int:
 
 def _entry(path: Path) -> CacheEntry:
     kind, size = path.parent.name, 0
-    for file in (path, *path.rglob("*")):
+    for file in (path, *(() if path.is_symlink() else path.rglob("*"))):  # a link is its own size
         with suppress(OSError):  # it may be going while we look
             size += file.lstat().st_size * file.is_file()
-    return CacheEntry(kind, path.name, path, size, last_used(path) or path.stat().st_mtime, _about(path) or KINDS[kind])
+    return CacheEntry(
+        kind, path.name, path, size, last_used(path) or path.lstat().st_mtime, _about(path) or KINDS[kind]
+    )
 
 
 def _about(path: Path) -> str:
@@ -127,7 +129,8 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
             say("nothing was removed")
             return 0
         gone = [remove(one) for one, is_free in free.items() if is_free]
-        say(f"removed {sum(gone)}" + (f"; {gone.count(False)} came into use and stay" if not all(gone) else ""))
+        stay = f"; {gone.count(False)} stay: in use by now, or not to be removed by you" if not all(gone) else ""
+        say(f"removed {sum(gone)}{stay}")
         return 0 if all(gone) and all(free.values()) else 1
     return 0 if all(free.values()) else 1
 
@@ -148,18 +151,18 @@ def remove(one: CacheEntry, dry_run: bool = False) -> bool:
 
     from probes.features import store
 
-    if one.kind == "features":
+    if one.kind == "features" and (dry_run or not one.path.is_symlink()):
         return not store.in_use(one.path) if dry_run else store.remove(one.path)
     # what a training goes on from is under the lock of its weights
     lock = ("cell", one.name) if one.kind == "work" else ("make", str(one.path.absolute()).removesuffix(".resume"))
     with suppress(Timeout), locked(lock_file(*lock), wait=False), removing(one.path) as is_free:
         if dry_run or not is_free:
             return is_free
-        if one.path.is_dir():
+        if one.path.is_dir() and not one.path.is_symlink():  # what a link leads to is not ours
             shutil.rmtree(one.path, ignore_errors=True)
         else:
             one.path.unlink(missing_ok=True)
-    return not (dry_run or one.path.exists())
+    return not (dry_run or one.path.exists() or one.path.is_symlink())
 
 
 def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:

@@ -135,3 +135,15 @@ def test_a_dry_run_tells_features_in_use_from_others(capsys):
         f"would remove features/{first.folder.name}" in shown and f"{second.folder.name} is in use and stays" in shown
     )
     assert first.folder.exists() and second.folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["features", "mini", "weights"])
+def test_of_a_link_only_the_link_goes(capsys, home, tmp_path_factory, kind):
+    theirs = tmp_path_factory.mktemp("theirs")
+    (theirs / "big").write_bytes(bytes(1000))
+    (home / kind).mkdir(exist_ok=True)
+    for name, target in {"linked": theirs, "dangling": theirs / "gone"}.items():
+        (home / kind / name).symlink_to(target)
+        assert main(["cache", "rm", name, "--yes"]) == 0 and "removed 1\n" in capsys.readouterr().out
+        assert not (home / kind / name).is_symlink()
+    assert (theirs / "big").stat().st_size == 1000
