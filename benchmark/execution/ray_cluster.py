@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from backbones.utils.errors import UserError
 from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
-from benchmark.execution.progress import Bar
+from benchmark.execution.progress import Bar, console
 from benchmark.execution.task import Outcome, Task, cores, execute
 
 PASSED_ON = ("CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY")
@@ -139,9 +139,11 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
         settings |= {"address": "local", "num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
     before = signal.getsignal(signal.SIGTERM)
     try:
-        host, _, port = address.rpartition(":")
+        if address:
+            console.print(f"waiting for Ray at {address}", style="dim")
+        host, _, port = address.removeprefix("ray://").rpartition(":")
         if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(**settings)
     except Exception as error:
         where = f"no Ray at {address}" if address else "Ray cannot start on this machine"

@@ -223,6 +223,7 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
         ("ray", {"num_gpus": "-1"}, "--executor-arg num_gpus=-1: give a whole number, 0 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
+        ("ray", {"address": "ray://127.0.0.1:1"}, "no Ray at ray://127.0.0.1:1"),
         ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
         ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
         ("slurm", {"cpus-per-task": "2"}, "--executor-arg cpus_per_task: the executor sets it itself"),
