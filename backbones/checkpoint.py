@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
 from backbones.utils.errors import UserError, first_line, well_formed
-from backbones.utils.files import parse_json, replacing
+from backbones.utils.files import open_regular, parse_json, replacing
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -105,6 +105,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 load_checkpoint = read_checkpoint
+
+
+def is_ours(path: Path) -> bool:
+    """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be damaged."""
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            return "format_version" in parse_json(file.read(min(size, 1 << 27)))["__metadata__"]
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, architecture: str) -> None:

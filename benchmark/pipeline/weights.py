@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.distributed import end_with_launcher, first_process
+from backbones.cliptex.training.distributed import end_with_launcher, first_process, of_torchrun
 from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.evaluation.cost.device import choose_device, device_kind
@@ -129,7 +128,7 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     tracker = Tracker(inputs.experiment)
     with one_maker(inputs.out):
         if found := find_weights(inputs, tracker):
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if of_torchrun().get("WORLD_SIZE", 1) > 1:
                 _train(inputs, None)  # returns at once; the others wait in it to hear that nothing is to be done
             return found
         return _train_in_run(tracker, inputs)

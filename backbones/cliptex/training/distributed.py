@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
+from backbones.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,19 @@ class DistContext:
             distributed.barrier()
 
 
+def of_torchrun() -> dict[str, int]:
+    """What torchrun says of this process: RANK, LOCAL_RANK, WORLD_SIZE, where they are set. Raises ``UserError``: no numbers."""
+    found = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    for name, text in found.items():
+        if not text.isdecimal():
+            raise UserError(f"{name}={text!r} in the environment is no number of torchrun's; unset {name}")
+    return {name: int(text) for name, text in found.items()}
+
+
 def first_process() -> bool:
-    """Whether this process speaks for all, before the group is formed: the only one, or the first of torchrun's."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process speaks for all, before the group is formed: the only one, or the first of torchrun's. Raises
+    ``UserError`` as ``of_torchrun``."""
+    return of_torchrun().get("RANK", 0) == 0
 
 
 def end_with_launcher() -> None:
@@ -84,11 +95,11 @@ def processes(device: str | torch.device) -> Iterator[DistContext]:
 
     Without torchrun's environment this is the only process. A group that exists already is used and left alone.
     """
-    device = torch.device(device)
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device, told = torch.device(device), of_torchrun()
+    if device.type == "cuda" and "LOCAL_RANK" in told:
+        device = torch.device("cuda", told["LOCAL_RANK"])
         torch.cuda.set_device(device)
-    ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+    ours = told.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
     if ours:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

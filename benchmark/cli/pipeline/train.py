@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.utils.errors import UserError
 from benchmark.cli.options import add, add_execution, add_tracking, executor_spec, number
 from benchmark.cli.parser import with_examples
 
@@ -52,7 +53,9 @@ def main(options: argparse.Namespace) -> int:
     from reports.mlflow.run import Tracker
 
     spec = executor_spec(options)
-    if not options.out.is_file() and not options.dry_run:
+    if options.out.is_file():
+        _may_be_replaced(options)
+    elif not options.dry_run:
         must_be_writable(options.out, "--out")
     overrides = list(options.overrides) + ([f"experts={options.experts}"] if options.experts else [])
     recipe = find_recipe(options.recipe, overrides)
@@ -90,6 +93,18 @@ def main(options: argparse.Namespace) -> int:
             markup=False,
         )
     return 0
+
+
+def _may_be_replaced(options: argparse.Namespace) -> None:
+    """Raises ``UserError`` where the file at ``--out`` is the initial weights, or was not written by a training."""
+    from backbones.checkpoint import is_ours
+
+    if Path(options.init).is_file() and options.out.samefile(options.init):
+        raise UserError(f"--out {options.out} is the file that --init starts from; name another")
+    if not is_ours(options.out):
+        raise UserError(
+            f"--out {options.out} is there, and no weights of this suite; name another file, or move it away"
+        )
 
 
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:

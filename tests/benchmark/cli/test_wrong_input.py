@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
+import pytest
+import torch
+
+from backbones import Checkpoint, UserError, save_checkpoint
+from backbones.cliptex.training.distributed import first_process
 from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS
 from benchmark.execution.local import LocalExecutor
+from tests.backbones.mini import CONFIG, DATA
 from tests.benchmark.other_package import registries
 
 LABEL = "labels predict --pairs pairs --experts dpt=there --out labels"
@@ -75,3 +81,34 @@ def test_a_database_file_is_no_store_for_several_machines(command, tmp_path, mon
     error = capsys.readouterr().err
     assert "start `mlflow server` and give --tracking-uri" in error and error.count("\n") == 1
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("home/*/*"))
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+def test_what_is_no_number_of_torchrun(name, monkeypatch):
+    monkeypatch.setenv(name, "abc")
+    with pytest.raises(UserError, match=f"{name}='abc' in the environment"):
+        first_process()
+
+
+@pytest.mark.parametrize("content", [b"", b"notes of mine", b"\x02" + bytes(7) + b"{}", b"\xff" * 20])
+def test_a_training_writes_over_no_file_of_the_users(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(content)
+    for more in ([], ["--dry-run"]):
+        assert main([*TRAIN.split(), *more]) == 2
+        error = capsys.readouterr().err
+        assert "--out w.safetensors is there, and no weights of this suite" in error and error.count("\n") == 1
+    assert (tmp_path / "w.safetensors").read_bytes() == content
+
+
+def test_a_training_writes_over_weights_but_not_over_those_it_starts_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(Checkpoint(tmp_path / "w.safetensors", {"a": torch.zeros(9)}, "open_clip/Mini", CONFIG, DATA))
+    os.truncate("w.safetensors", (tmp_path / "w.safetensors").stat().st_size - 9)  # damaged: made again
+    (tmp_path / "link.safetensors").symlink_to("w.safetensors")
+    command = ["train", "--pairs", "pairs", "--init"]
+    for out in ("w.safetensors", "link.safetensors"):
+        assert main([*command, "w.safetensors", "--out", out]) == 2
+        assert f"--out {out} is the file that --init starts from" in capsys.readouterr().err
+    assert main([*command, "random", "--out", "w.safetensors", "--recipe", "nothing"]) == 2
+    assert "no recipe 'nothing'" in capsys.readouterr().err  # and not a word of --out
