@@ -124,7 +124,8 @@ def shown(url: str) -> str:
 def _hidden(text: str, url: str) -> str:
     """What a library said of ``url``, of which it quotes parts, without its secrets, in one line."""
     user = found[0][:-1] if (found := USER.search(url)) else ""
-    secrets = {form for part in (user, *user.split(":", 1)) for form in (part, unquote(part)) if len(form) > 3}
+    parts = user, *user.split(":", 1), *re.split("[:/]", user)
+    secrets = {form for part in parts for form in (part, unquote(part)) if len(form) > 3}
     text = " ".join(text.split()).replace(url, shown(url))
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
