@@ -58,6 +58,8 @@ def of_torchrun() -> dict[str, int]:
     for name, text in found.items():
         if not text.isdecimal():
             raise UserError(f"{name}={text!r} in the environment is no number of torchrun's; unset {name}")
+    if int(found.get("WORLD_SIZE", 1)) > 1 and "RANK" not in found:
+        raise UserError("WORLD_SIZE without RANK in the environment: start under torchrun, or unset WORLD_SIZE")
     return {name: int(text) for name, text in found.items()}
 
 
