@@ -46,6 +46,16 @@ def plain_place(path: Path) -> Path:
     return place
 
 
+def json_place(path: Path) -> Path:
+    """``plain_place`` of a JSON file. Raises ``UserError`` where there is a file that is none: a picture, settings."""
+    path = plain_place(path)
+    if path.is_file() and path.stat().st_size:
+        with open_regular(path) as file:
+            if file.read(1) not in (b"{", b"["):
+                raise UserError(f"{path} is there and is no JSON; name another file")
+    return path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to ``path``.

@@ -151,7 +151,7 @@ def gave_json(options: argparse.Namespace, value: Any) -> bool:
     if options.json == "-":
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
     elif options.json:
-        from backbones.utils.files import write_json
+        from backbones.utils.files import json_place, write_json
 
-        write_json(Path(options.json), value)
+        write_json(json_place(Path(options.json)), value)
     return options.json == "-"

@@ -61,6 +61,9 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
             made |= csv_values(report)
         else:
             made |= {"report.md": markdown(report)} if name == "md" else {"tables.tex": latex(report)}
+    page = out / "index.html"
+    if page.name in made and page.is_file() and b"cliptex-benchmark" not in page.open("rb").read(20_000):
+        raise TrackingError(f"{page} is a page of somebody else's; give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         return [write_text(out / name, text) for name, text in made.items()]

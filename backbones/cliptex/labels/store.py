@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tarfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,7 +31,7 @@ from backbones.cliptex.labels.shards import (
     tar_path,
     writing_shard,
 )
-from backbones.cliptex.tasks import find_task, ordered
+from backbones.cliptex.tasks import find_task, ordered, task_names
 from backbones.utils.errors import UserError
 from backbones.utils.files import content_key, read_json, write_json
 from backbones.utils.images import BROKEN
@@ -108,7 +109,15 @@ class LabelWriter:
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``."""
+        """Begin (again) the shard ``name``. Raises ``UserError`` where a tar of that name holds no labels: the pairs', say."""
+        if (path := tar_path(self.root, name)).exists():
+            try:
+                with tarfile.open(path) as tar:
+                    first = tar.next()
+            except (OSError, tarfile.TarError):
+                first = None  # damaged: perhaps ours
+            if first is not None and not first.name.endswith(tuple(f".{suffix_of(task)}" for task in task_names())):
+                raise UserError(f"{path} is there and holds no labels (are these the pairs?); choose another --out")
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
@@ -267,7 +276,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise UserError(f"{there} in {root}; run: python -m benchmark labels predict --pairs … --out {root}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
-        raise UserError(f"{path} is not readable ({reason}); remove it and run label again") from error
+        told = f"{path} is not readable ({reason})"
+        raise UserError(f"{told}; choose another folder, or make the labels again") from error
     if manifest["version"] != VERSION:
         raise UserError(
             f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again elsewhere"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backbones.utils.errors import UserError
-from backbones.utils.files import plain_place
+from backbones.utils.files import json_place
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.evaluation.results.average import Average
@@ -109,7 +109,7 @@ def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
 def must_be_writable(path: Path, option: str = "--json") -> None:
     """Raises ``UserError`` when the file could not be written when the work is done."""
     try:
-        path = plain_place(path)
+        path = json_place(path)
     except UserError as error:
         raise UserError(f"{option} {error}") from None
     try:

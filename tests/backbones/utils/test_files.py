@@ -18,6 +18,7 @@ from backbones.utils.files import (
     UnfitFile,
     content_key,
     home,
+    json_place,
     keep_sockets_short,
     open_regular,
     read_json,
@@ -207,3 +208,13 @@ def test_a_loading_process_hands_tensors_over_wherever_temporary_files_are(tmp_p
 def test_keys_of_text_stay_and_half_of_a_character_has_one():
     assert content_key(["ä", 1]) == hashlib.sha256('["ä",1]'.encode()).hexdigest()[:16]
     assert content_key("\ud83d") != content_key("\ud83e")
+
+
+def test_json_takes_the_place_of_json_alone(tmp_path):
+    for name, content in (("new.json", None), ("empty.json", ""), ("old.json", "{}"), ("list.json", "[1]")):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert json_place(tmp_path / name) == tmp_path / name
+    (tmp_path / "mine.yaml").write_text("suite: own")
+    with pytest.raises(UserError, match="is there and is no JSON; name another file"):
+        json_place(tmp_path / "mine.yaml")

@@ -264,3 +264,16 @@ def test_smooth_labels_are_small():
     """The goal is 12 kB for three labels of an image, at the resolution that they are kept at."""
     sizes = [sum(map(len, encode(smooth_labels(seed, LABEL_SIDE)).values())) for seed in range(5)]
     assert np.mean(sizes) < 12_000
+
+
+def test_labels_take_the_place_of_no_other_tar(tmp_path):
+    write(tmp_path / "store", names=("a",))
+    with tarfile.open(tmp_path / "store" / "b.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0001.jpg"))
+    before = (tmp_path / "store" / "b.tar").read_bytes()
+    writer = write(tmp_path / "again", names=("a",), finish=False)
+    with writer.shard("a"):  # its own
+        pass
+    with pytest.raises(UserError, match="holds no labels"):
+        LabelWriter(tmp_path / "store", writer.identity, writer.tasks, writer.classes).shard("b")
+    assert (tmp_path / "store" / "b.tar").read_bytes() == before
