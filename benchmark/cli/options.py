@@ -148,10 +148,11 @@ def placed(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
 
 def gave_json(options: argparse.Namespace, value: Any) -> bool:
     """Put ``value`` where ``--json`` says; whether that was in the place of the lines."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n" if options.json else ""
     if options.json == "-":
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.write(text)
     elif options.json:
-        from backbones.utils.files import json_place, write_json
+        from backbones.utils.files import json_place, write_text
 
-        write_json(json_place(Path(options.json)), value)
+        write_text(json_place(Path(options.json)), text)
     return options.json == "-"

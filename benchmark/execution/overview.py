@@ -16,9 +16,9 @@ class Overview:
     """Counts units of work by kind, those that are only expected among them."""
 
     def __init__(self, bar: Bar) -> None:
-        self._line = bar.line()
-        self._live, self._began = bar.live, time.monotonic()
-        self._said, self._told = self._began, ""
+        self._line: ProgressLine | None = None
+        self._bar = bar if isinstance(bar, Bar) else None  # others only follow single steps
+        self._began = self._said = time.monotonic()
         self._submitted, self._expected = Counter[str](), Counter[str]()
         self._done = 0
 
@@ -42,7 +42,10 @@ class Overview:
 
     def tick(self, running: Sequence[ProgressLine]) -> None:
         """Draw, or say when it is time, where all is and what the units under way do."""
-        if self._live:
+        if self._bar is None:
+            return
+        if self._bar.live:
+            self._line = self._line or self._bar.line()
             self._line.show("all units of work", self._done, self.total)
         elif running and time.monotonic() - self._said >= EVERY:
             passed, total = time.monotonic() - self._began, self.total
@@ -55,7 +58,8 @@ class Overview:
 
     def close(self) -> None:
         """Take the bar away."""
-        self._line.end()
+        if self._line is not None:
+            self._line.end()
 
 
 def _clock(seconds: float) -> str:

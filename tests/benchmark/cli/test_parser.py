@@ -166,6 +166,13 @@ def test_the_shell_completes_words(capsys, tmp_path):
     assert told.stdout.split() == ["--objective"], told.stderr
 
 
+def test_json_of_paths_goes_to_a_file_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    (tmp_path / "home/mini/abc").mkdir(parents=True)
+    assert main(["cache", "ls", "--json", str(tmp_path / "a.json")]) == 0
+    assert "abc" in (tmp_path / "a.json").read_text()
+
+
 def test_json_goes_to_a_file_or_takes_the_place_of_the_lines(capsys, tmp_path):
     assert main(["list", "executors", "--json", str(tmp_path / "there.json")]) == 0
     lines = capsys.readouterr().out
