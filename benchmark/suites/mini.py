@@ -96,7 +96,7 @@ def later(name: str) -> Callable[..., Any]:
 
 UNTRAINED = ("in-context", "knn")
 # a default run, from nothing, measured; a seed more shares world, experts and labels
-TAKES = "on two cores the first numbers come after about 4 minutes and all of a seed after 12, sooner where something is there"
+TAKES = "on two cores the first numbers come after about 5 minutes and all of a seed after 11, sooner where something is there"
 ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
 SWEEP = "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection"
 for name, about, found in (  # what is trained for each is in SIZES
