@@ -116,7 +116,9 @@ class LabelWriter:
                     first = tar.next()
             except (OSError, tarfile.TarError):
                 first = None  # damaged: perhaps ours
-            if first is not None and not first.name.endswith(tuple(f".{suffix_of(task)}" for task in task_names())):
+            if first is not None and not first.name.endswith(
+                tuple(f".{suffix_of(task)}" for task in {*task_names(), *self.tasks})
+            ):
                 raise UserError(f"{path} is there and holds no labels (are these the pairs?); choose another --out")
         return writing_shard(self.root, name, self.key)
 

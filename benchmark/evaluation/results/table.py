@@ -27,7 +27,7 @@ Known = Mapping[tuple[str, str, str], Number]  # backbone, task, metric
 
 def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], known: Known) -> Table:
     """Tasks down, backbones across: means over seeds, with a report's intervals where they are ``known``, else with the standard
-    error. The best mean of a row is bold."""
+    error. The best mean of a row is bold, where a report calls it better than all others."""
     names = list(dict.fromkeys(cell.backbone for cell in cells))
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
     title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
@@ -52,7 +52,9 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], known: Kn
                 means.append(mean * sign)
             if len(names) > 1 and np.isfinite(means).any():
                 best = int(np.nanargmax(means))
-                texts[best] = Text(str(texts[best]), style="bold")
+                judged = known.get((names[best], task.name, metric))
+                if judged is None or judged.best:  # never over what the report holds for undecided
+                    texts[best] = Text(str(texts[best]), style="bold")
             arrow = "↑" if sign > 0 else "↓"
             table.add_row(task.name if number == 0 else "", f"{metric} {arrow}", *texts)
     return table
