@@ -1,6 +1,7 @@
 """Frozen image encoders by name, with their weights' identity: ``backbones.create("clip")``.
 
-What needs torch is imported when it is asked for: commands that only list names, and drivers of other processes, do without.
+What needs torch is imported when it is asked for: commands that only list names, and drivers of
+other processes, do without.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,5 +35,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    modules = [import_module(f"backbones.{each}") for each in ("named", "registry", "base", "checkpoint")]
+    modules = [
+        import_module(f"backbones.{each}") for each in ("named", "registry", "base", "checkpoint")
+    ]
     return next(getattr(module, name) for module in modules if hasattr(module, name))

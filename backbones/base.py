@@ -1,4 +1,5 @@
-"""What a backbone is: frozen multi-scale feature maps, an image embedding, perhaps a text embedding, and who it is."""
+"""What a backbone is: frozen multi-scale feature maps, an image embedding, perhaps a text
+embedding, and who it is."""
 
 from __future__ import annotations
 
@@ -25,8 +26,10 @@ class DataConfig:
         size: (height, width) in pixels the weights were trained at; probes may feed other sizes.
         mean, std: per-channel RGB statistics of images scaled to [0, 1].
         interpolation: ``bilinear`` or ``bicubic``, for resizing whole images.
-        crop_pct: share of the resized short side that the centre crop keeps when a whole image is embedded.
-        squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so nothing is cropped.
+        crop_pct: share of the resized short side that the centre crop keeps when a whole image is
+            embedded.
+        squash: whole images are resized to ``size`` without keeping their shape (SigLIP), so
+            nothing is cropped.
         layers: which blocks (ViT) or stages (CNN) the feature maps are read from, shallow to deep.
     """
 
@@ -55,21 +58,26 @@ class Weights:
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen image encoder. Construct through ``backbones.create``; always in eval mode, never asks for gradients.
+    """A frozen image encoder. Construct through ``backbones.create``; always in eval mode, never
+    asks for gradients.
 
     Attributes:
         name: its name in the registry (``clip``, ``timm/resnet18`` …).
-        architecture: the library's own name of the architecture (``timm/resnet18``, ``open_clip/ViT-B-16-quickgelu``).
+        architecture: the library's own name of the architecture (``timm/resnet18``,
+            ``open_clip/ViT-B-16-quickgelu``).
         channels: channels of each feature map, shallow to deep.
-        strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives one stride only.
-        divisor: inputs' heights and widths are padded to a multiple of this by whoever calls ``forward``.
+        strides: stride of each feature map with respect to the input, in pixels. A plain ViT gives
+            one stride only.
+        divisor: inputs' heights and widths are padded to a multiple of this by whoever calls
+            ``forward``.
         embed_dim: length of the image embedding.
         has_text: whether ``encode_text`` works; ``has_dense_text``: whether ``encode_dense`` does.
         data: how images are prepared.
         weights: identity of the weights.
         model_config: what the architecture was built with, JSON-able, beyond its name.
         libraries: import names of those that compute it; their versions are part of its identity.
-        version: of the adapter's code, raised whenever the same weights and settings would give other numbers.
+        version: of the adapter's code, raised whenever the same weights and settings would give
+            other numbers.
     """
 
     name: str
@@ -87,7 +95,8 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of ``images`` (N, 3, H, W; normalised RGB float; H and W multiples of ``divisor``).
+        """Feature maps of ``images`` (N, 3, H, W; normalised RGB float; H and W multiples of
+        ``divisor``).
 
         Returns one (N, channels[i], H / strides[i], W / strides[i]) float map for each i.
         """
@@ -97,14 +106,16 @@ class Backbone(nn.Module, ABC):
         """The global embedding, (N, embed_dim), not normalised to unit length."""
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """The image's features before they are projected to the space of texts, (N, D): what CLIP's authors trained
-        linear classifiers on (Radford et al. 2021, appendix A.2). Without such a projection the embedding itself."""
+        """The image's features before they are projected to the space of texts, (N, D): what CLIP's
+        authors trained linear classifiers on (Radford et al. 2021, appendix A.2). Without such a
+        projection the embedding itself."""
         return self.encode_image(images)
 
     def encode_tokens(self, images: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
-        """(class token (N, C), patch tokens (N, L, C)) after each of the last ``blocks`` blocks, through the final norm; as
-        DINOv2's ``get_intermediate_layers``. What has no class token gives the mean of its patches in its place; of a
-        network without blocks the last of its feature maps are taken.
+        """(class token (N, C), patch tokens (N, L, C)) after each of the last ``blocks`` blocks,
+        through the final norm; as DINOv2's ``get_intermediate_layers``. What has no class token
+        gives the mean of its patches in its place; of a network without blocks the last of its
+        feature maps are taken.
 
         Raises:
             UserError: there are not so many blocks.
@@ -117,7 +128,8 @@ class Backbone(nn.Module, ABC):
     def _check_blocks(self, wanted: int, there: int) -> None:
         if wanted > there:
             raise UserError(
-                f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted}; ask for fewer"
+                f"backbone {self.name!r} has {there} blocks or feature maps to read, not {wanted};"
+                " ask for fewer"
             )
 
     @property
@@ -125,13 +137,15 @@ class Backbone(nn.Module, ABC):
         return False
 
     def encode_dense(self, images: Tensor) -> Tensor:
-        """Each patch in the space of texts, (N, embed_dim, h, w), comparable with ``encode_text`` by cosine.
+        """Each patch in the space of texts, (N, embed_dim, h, w), comparable with ``encode_text``
+        by cosine.
 
         Raises:
             UserError: there is no such map (``has_dense_text`` is False).
         """
         raise UserError(
-            f"the patches of backbone {self.name!r} have no place in a space of texts; choose one such as clip"
+            f"the patches of backbone {self.name!r} have no place in a space of texts; choose one"
+            " such as clip"
         )
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -140,7 +154,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             UserError: the backbone has no text tower (``has_text`` is False).
         """
-        raise UserError(f"backbone {self.name!r} has no text tower; choose one that has, such as clip")
+        raise UserError(
+            f"backbone {self.name!r} has no text tower; choose one that has, such as clip"
+        )
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen means frozen: whatever is asked for, the backbone stays in eval mode."""
@@ -152,10 +168,11 @@ class Backbone(nn.Module, ABC):
         return self.eval()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two backbones the same one: weights digest, the adapter's whole configuration and version, and the
-        versions of the libraries below it (not the name)."""
+        """What makes two backbones the same one: weights digest, the adapter's whole configuration
+        and version, and the versions of the libraries below it (not the name)."""
         return {
-            "architecture": self.architecture,  # names may be invented, and an activation leaves no trace in the weights
+            # names may be invented, and an activation leaves no trace in the weights
+            "architecture": self.architecture,
             "model_config": dict(self.model_config),
             "sha256": self.weights.sha256,
             "data": asdict(self.data),
@@ -168,7 +185,8 @@ class Backbone(nn.Module, ABC):
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
-    """Digest of a state dict: names, dtypes, shapes and bytes, in name order; the same on every device."""
+    """Digest of a state dict: names, dtypes, shapes and bytes, in name order; the same on every
+    device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -1,4 +1,5 @@
-"""Weights on disk: safetensors that remember their architecture, and everything a user may hand in, never unpickled."""
+"""Weights on disk: safetensors that remember their architecture, and everything a user may hand in,
+never unpickled."""
 
 from __future__ import annotations
 
@@ -33,14 +34,15 @@ class Checkpoint:
     Attributes:
         path: of the file, usually ``*.safetensors``.
         state: name → tensor, as the library's model names them.
-        architecture: ``timm/NAME`` or ``open_clip/NAME`` (which may be invented: ``model_config`` decides); None when the file
-            does not say.
-        model_config: what builds the architecture: open_clip's whole model config (``quick_gelu`` included), or keyword
-            arguments of ``timm.create_model``.
+        architecture: ``timm/NAME`` or ``open_clip/NAME`` (which may be invented: ``model_config``
+            decides); None when the file does not say.
+        model_config: what builds the architecture: open_clip's whole model config (``quick_gelu``
+            included), or keyword arguments of ``timm.create_model``.
         data: how images are prepared, and which layers are read; None when the file does not say.
         licence, source: of the weights.
         extra: whatever the maker added (recipe, λs, steps …), JSON.
-        sha256: ``state_sha256(state)`` that the file remembers, checked; empty when it remembers none.
+        sha256: ``state_sha256(state)`` that the file remembers, checked; empty when it remembers
+            none.
     """
 
     path: Path
@@ -55,10 +57,12 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> str:
-    """Write weights with their architecture, model config and data config to ``checkpoint.path``, whole or not at all.
+    """Write weights with their architecture, model config and data config to ``checkpoint.path``,
+    whole or not at all.
 
     Returns:
-        the digest of the state dict (``state_sha256``), which is stored with it and checked when it is read.
+        the digest of the state dict (``state_sha256``), which is stored with it and checked when it
+        is read.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -67,7 +71,10 @@ def save_checkpoint(checkpoint: Checkpoint) -> str:
     if checkpoint.architecture is None or checkpoint.data is None:
         raise ValueError("weights are saved with their architecture, model_config and data")
     # safetensors refuses tensors that share memory (tied weights); each is written in full
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.state.items()}
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in checkpoint.state.items()
+    }
     digest = state_sha256(state)
     metadata = {
         "format": "pt",
@@ -89,18 +96,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a weights file.
 
     Raises:
-        UserError: it is missing, truncated or damaged, would have to be unpickled, holds no tensors, or holds NaN or
-            infinite values.
+        UserError: it is missing, truncated or damaged, would have to be unpickled, holds no
+            tensors, or holds NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights file {path}; check the path given with --weights")
-    checkpoint = _read_safetensors(path) if _is_safetensors(path) else Checkpoint(path, _read_torch(path))
+    checkpoint = (
+        _read_safetensors(path) if _is_safetensors(path) else Checkpoint(path, _read_torch(path))
+    )
     if not checkpoint.state:
-        raise UserError(f"{path} holds no tensors; --weights takes a state dict (safetensors or torch.save)")
+        raise UserError(
+            f"{path} holds no tensors; --weights takes a state dict (safetensors or torch.save)"
+        )
     for name, tensor in checkpoint.state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{path} has NaN or infinite values in {name!r}; use weights from before training broke")
+            raise UserError(
+                f"{path} has NaN or infinite values in {name!r}; use weights from before training"
+                " broke"
+            )
     return checkpoint
 
 
@@ -108,7 +122,8 @@ load_checkpoint = read_checkpoint
 
 
 def is_ours(path: Path) -> bool:
-    """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be damaged."""
+    """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be
+    damaged."""
     with open_regular(path) as file:
         size = int.from_bytes(file.read(8), "little")
         try:
@@ -117,21 +132,32 @@ def is_ours(path: Path) -> bool:
             return False
 
 
-def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, architecture: str) -> None:
+def fit_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, path: Path, architecture: str
+) -> None:
     """Load ``state`` into ``model``, every tensor or none.
 
-    Names may carry the prefix of a larger model (``visual.``, ``backbone.`` …), which is cut off. BatchNorm's
-    ``num_batches_tracked`` may be missing, and scalars may be written as one-element vectors.
+    Names may carry the prefix of a larger model (``visual.``, ``backbone.`` …), which is cut off.
+    BatchNorm's ``num_batches_tracked`` may be missing, and scalars may be written as one-element
+    vectors.
 
     Raises:
         UserError: names or shapes differ; names the first that do.
     """
     own = model.state_dict()
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    prefix = max(_SUBMODULES, key=lambda p: len(needed & {n.removeprefix(p) for n in state if n.startswith(p)}))
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    prefix = max(
+        _SUBMODULES,
+        key=lambda p: len(needed & {n.removeprefix(p) for n in state if n.startswith(p)}),
+    )
     state = {
-        n: t.reshape(own[n].shape) if n in own and t.numel() == own[n].numel() == 1 else t for n, t in state.items()
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    state = {
+        n: t.reshape(own[n].shape) if n in own and t.numel() == own[n].numel() == 1 else t
+        for n, t in state.items()
     }
     wrong = [f"no {name}" for name in own if name in needed and name not in state]
     wrong += [f"unknown {name}" for name in state if name not in own]
@@ -143,7 +169,8 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, arch
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
-            f"{path} does not fit {architecture}: {'; '.join(wrong[:3])}{more}; name the architecture it was made with"
+            f"{path} does not fit {architecture}: {'; '.join(wrong[:3])}{more}; name the"
+            " architecture it was made with"
         )
     model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
 
@@ -151,20 +178,25 @@ def fit_state(model: nn.Module, state: Mapping[str, Tensor], *, path: Path, arch
 def check_architecture(
     checkpoint: Checkpoint, architecture: str, model_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises ``UserError`` when the checkpoint remembers another architecture, or a model config (where one is given) that
-    differs; says where the two first do."""
+    """Raises ``UserError`` when the checkpoint remembers another architecture, or a model config
+    (where one is given) that differs; says where the two first do."""
     remembered = checkpoint.architecture
     if remembered is None:
         return
     there, here = (_flat(config or {}) for config in (checkpoint.model_config, model_config))
     comparable = model_config is not None and remembered.split("/")[0] == architecture.split("/")[0]
-    differing = [key for key in sorted(there.keys() | here.keys()) if comparable and there.get(key) != here.get(key)]
+    differing = [
+        key
+        for key in sorted(there.keys() | here.keys())
+        if comparable and there.get(key) != here.get(key)
+    ]
     if remembered == architecture and not differing:
         return
     where = "; ".join(f"{key} is {there.get(key)}, not {here.get(key)}" for key in differing[:3])
     raise UserError(
-        f"{checkpoint.path} holds {remembered}, not {architecture}{f' ({where})' if where else ''}; "
-        f"ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the file remembers"
+        f"{checkpoint.path} holds {remembered}, not {architecture}{f' ({where})' if where else ''};"
+        " ask for a backbone of that architecture, or for cliptex or clip-ft, which take what the"
+        " file remembers"
     )
 
 
@@ -192,12 +224,15 @@ def _read_safetensors(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is truncated or damaged ({first_line(error)}); copy or download it again") from error
+        raise UserError(
+            f"{path} is truncated or damaged ({first_line(error)}); copy or download it again"
+        ) from error
     if "format_version" not in metadata:
         return Checkpoint(path, _unwrap(state))
     if metadata["format_version"] != str(FORMAT_VERSION):
         raise UserError(
-            f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the version that wrote it"
+            f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the"
+            " version that wrote it"
         )
     with well_formed(f"{path} is damaged", "copy or download it again"):
         remembered = Checkpoint(
@@ -212,18 +247,28 @@ def _read_safetensors(path: Path) -> Checkpoint:
             sha256=metadata["sha256"],
         )
     if state_sha256(state) != remembered.sha256:
-        raise UserError(f"{path} is damaged (its tensors are not those it was saved with); copy or download it again")
+        raise UserError(
+            f"{path} is damaged (its tensors are not those it was saved with); copy or download it"
+            " again"
+        )
     return remembered
 
 
 def _data_of(stored: Mapping[str, Any]) -> DataConfig:
-    """A data config from JSON. Raises ``ValueError``, ``TypeError`` or ``ArithmeticError`` where no image can be prepared so."""
-    told: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in stored.items()}
+    """A data config from JSON. Raises ``ValueError``, ``TypeError`` or ``ArithmeticError`` where no
+    image can be prepared so."""
+    told: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in stored.items()
+    }
     data = DataConfig(**told)
     if not (len(data.size) == 2 and all(isinstance(side, int) and side > 0 for side in data.size)):
         raise ValueError(f"size is two positive integers, not {data.size}")
-    if not (len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, (*data.mean, *data.std)))):
-        raise ValueError(f"mean and std are three finite numbers each, not {data.mean} and {data.std}")
+    if not (
+        len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, (*data.mean, *data.std)))
+    ):
+        raise ValueError(
+            f"mean and std are three finite numbers each, not {data.mean} and {data.std}"
+        )
     if min(*data.std, data.crop_pct) <= 0:
         raise ValueError(f"std and crop_pct are positive, not {data.std} and {data.crop_pct}")
     return data
@@ -233,15 +278,20 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save``, loaded with ``weights_only=True``."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on the pickle protocol, which in a damaged file is any number
+            warnings.simplefilter(
+                "ignore"
+            )  # on the pickle protocol, which in a damaged file is any number
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} would have to be unpickled, which can run any code; save its state_dict() alone, as safetensors"
+            f"{path} would have to be unpickled, which can run any code; save its state_dict()"
+            " alone, as safetensors"
         ) from error
     except Exception as error:  # whatever a damaged file makes torch, zip and the unpickler raise
         if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript archive; save its state_dict() as safetensors instead") from error
+            raise UserError(
+                f"{path} is a TorchScript archive; save its state_dict() as safetensors instead"
+            ) from error
         raise UserError(
             f"{path} is truncated, damaged or no weights file ({first_line(error)}); get it again"
         ) from error
@@ -249,12 +299,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(loaded: Any) -> dict[str, Tensor]:
-    """The state dict inside what training scripts save around it, without the prefixes of wrappers."""
+    """The state dict inside what training scripts save around it, without the prefixes of
+    wrappers."""
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
-    state = {n: t for n, t in loaded.items() if isinstance(t, Tensor)} if isinstance(loaded, Mapping) else {}
+    state = (
+        {n: t for n, t in loaded.items() if isinstance(t, Tensor)}
+        if isinstance(loaded, Mapping)
+        else {}
+    )
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

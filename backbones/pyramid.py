@@ -1,4 +1,5 @@
-"""From the maps a backbone has to the maps a probe needs: a pyramid from one stride, or one stride from several."""
+"""From the maps a backbone has to the maps a probe needs: a pyramid from one stride, or one stride
+from several."""
 
 from __future__ import annotations
 
@@ -18,17 +19,19 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """The simple feature pyramid of ViTDet: every level from the backbone's last map alone. Trainable, part of a probe.
+    """The simple feature pyramid of ViTDet: every level from the backbone's last map alone.
+    Trainable, part of a probe.
 
-    Li, Mao, Girshick and He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022, section 3.
-    For ``stride`` 16: stride 4 by two 2×2 deconvolutions of stride 2 with norm and GELU between, 8 by one, 16 as it is,
-    32 by 2×2 max-pooling; each then goes through a 1×1 and a 3×3 convolution, each with norm.
+    Li, Mao, Girshick and He, "Exploring Plain Vision Transformer Backbones for Object Detection",
+    ECCV 2022, section 3. For ``stride`` 16: stride 4 by two 2×2 deconvolutions of stride 2 with
+    norm and GELU between, 8 by one, 16 as it is, 32 by 2×2 max-pooling; each then goes through a
+    1×1 and a 3×3 convolution, each with norm.
 
     Args:
         in_channels: channels of the last map.
         out_channels: channels of every level.
-        stride: of the last map, in pixels; levels lie at the powers of two of it that are nearest to ``out_strides``: a
-            stride of 14 gives 3.5, 7, 14 and 28 for 4, 8, 16 and 32.
+        stride: of the last map, in pixels; levels lie at the powers of two of it that are nearest
+            to ``out_strides``: a stride of 14 gives 3.5, 7, 14 and 28 for 4, 8, 16 and 32.
         out_strides: nominal strides of the levels, fine to coarse.
         norm: channels → normalisation layer for NCHW maps; the paper's is LayerNorm.
 
@@ -50,14 +53,17 @@ class SimpleFeaturePyramid(nn.Module):
         self.levels = nn.ModuleList(_level(in_channels, out_channels, step, norm) for step in steps)
 
     def forward(self, last: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_channels, h, w) → one (N, out_channels, h · stride / strides[i], w · stride / strides[i]) for each i.
+        """(N, in_channels, h, w) → one (N, out_channels, h · stride / strides[i], w · stride /
+        strides[i]) for each i.
 
         Levels coarser than the map round down, as max-pooling does.
         """
         return tuple(level(last) for level in self.levels)
 
 
-def _level(in_channels: int, out_channels: int, step: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+def _level(
+    in_channels: int, out_channels: int, step: int, norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
     """One level, ``2 ** step`` times coarser than the map."""
     layers: list[nn.Module] = []
     channels = in_channels
@@ -78,10 +84,11 @@ def _level(in_channels: int, out_channels: int, step: int, norm: Callable[[int],
 
 
 def resize_concat(maps: Sequence[Tensor], strides: Sequence[float], stride: float) -> Tensor:
-    """Bring maps of several strides to one and stack their channels: (N, Σ channels, H / stride, W / stride).
+    """Bring maps of several strides to one and stack their channels: (N, Σ channels, H / stride, W
+    / stride).
 
-    Bilinear without corner alignment. The target size is that of the map at ``stride`` where there is one, else
-    the first map's size times ``strides[0] / stride``, rounded.
+    Bilinear without corner alignment. The target size is that of the map at ``stride`` where there
+    is one, else the first map's size times ``strides[0] / stride``, rounded.
     """
     if len(maps) != len(strides):
         raise ValueError(f"{len(maps)} maps but {len(strides)} strides")

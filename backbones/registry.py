@@ -1,4 +1,5 @@
-"""Backbones by name: one entry each, families of names (``timm/…``, ``open_clip/…``), and what other packages add.
+"""Backbones by name: one entry each, families of names (``timm/…``, ``open_clip/…``), and what
+other packages add.
 
 A package adds a backbone of its own without touching this code by declaring an entry point::
 
@@ -32,8 +33,8 @@ class Request:
 
     Attributes:
         name: the name without ``random/`` in front of it (``clip``, ``timm/resnet18`` …).
-        settings: of the entry (see there); empty for a family; ``architecture`` and ``model_config`` where the checkpoint
-            decides.
+        settings: of the entry (see there); empty for a family; ``architecture`` and
+            ``model_config`` where the checkpoint decides.
         checkpoint: the user's own weights, read and checked, or None for the default ones.
         random: initialise from ``seed`` instead of loading anything.
         seed: of the random initialisation; the caller's random state is left alone either way.
@@ -45,9 +46,11 @@ class Request:
     random: bool = False
     seed: int = 0
 
-    def weights(self, state: dict[str, Tensor], source: str = "", licence: str = "unknown") -> Weights:
-        """The identity of what was built: the checkpoint's, that of a random initialisation, or of the library's own weights from
-        ``source``."""
+    def weights(
+        self, state: dict[str, Tensor], source: str = "", licence: str = "unknown"
+    ) -> Weights:
+        """The identity of what was built: the checkpoint's, that of a random initialisation, or of
+        the library's own weights from ``source``."""
         if self.checkpoint is not None:
             source, licence = str(self.checkpoint.path), self.checkpoint.licence
         elif self.random or not source:
@@ -67,9 +70,11 @@ class Entry:
         about: one line for ``list backbones``.
         licence: of its default weights, SPDX-like, or ``unknown``.
         build: makes it.
-        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``, ``open_clip/…``),
-            ``pretrained`` (the library's tag) and the paper-size ``layers`` and ``size``.
-        download: hub repository or address that the default weights come from; empty when nothing is downloaded.
+        settings: handed to ``build``; for the shipped ones ``architecture`` (``timm/…``,
+            ``open_clip/…``), ``pretrained`` (the library's tag) and the paper-size ``layers`` and
+            ``size``.
+        download: hub repository or address that the default weights come from; empty when nothing
+            is downloaded.
         any_architecture: the user's weights say what is built, not the name.
     """
 
@@ -84,8 +89,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """All names that start with ``prefix`` and a slash; ``pattern`` is how they are written, for messages and lists. ``build``
-    makes any of them, or raises ``UserError`` naming the nearest. Of one that ``runs_code`` a file of weights chooses none."""
+    """All names that start with ``prefix`` and a slash; ``pattern`` is how they are written, for
+    messages and lists. ``build`` makes any of them, or raises ``UserError`` naming the nearest. Of
+    one that ``runs_code`` a file of weights chooses none."""
 
     prefix: str
     pattern: str
@@ -101,7 +107,10 @@ FAMILIES: Registry[Family] = Registry("family", "families", of_type(Family, attr
 def register(entry: Entry) -> Entry:
     """Add a named backbone. Raises ``ValueError`` when the name is taken or has a slash in it."""
     if "/" in entry.name:
-        raise ValueError(f"backbone name {entry.name!r} has a slash; slashes are for families such as timm/resnet18")
+        raise ValueError(
+            f"backbone name {entry.name!r} has a slash; slashes are for families such as"
+            " timm/resnet18"
+        )
     return BACKBONES.register(entry.name, entry)
 
 
@@ -119,7 +128,8 @@ def find(name: str) -> Entry:
     """The entry of ``name``; a family's member gets an entry made for it.
 
     Raises:
-        UserError: there is no such backbone (names the nearest), or the package that brings it is broken.
+        UserError: there is no such backbone (names the nearest), or the package that brings it is
+            broken.
     """
     prefix, _, rest = name.partition("/")
     if rest and prefix in FAMILIES:
@@ -128,42 +138,57 @@ def find(name: str) -> Entry:
     return BACKBONES.find(name, also=f"; also {patterns}, random/NAME")
 
 
-def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_architecture: bool = False) -> Backbone:
+def create(
+    name: str, *, weights: str | Path | None = None, seed: int = 0, any_architecture: bool = False
+) -> Backbone:
     """Build a backbone, frozen, on the CPU, in float32.
 
     Args:
-        name: a named backbone (see ``names``), ``timm/NAME[.TAG]``, ``open_clip/ARCH[/PRETRAINED]``, or ``random/`` in
-            front of any of these: the same architecture, initialised from ``seed``, nothing downloaded.
-        weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a torch file that loads
-            with ``weights_only=True``.
+        name: a named backbone (see ``names``), ``timm/NAME[.TAG]``,
+            ``open_clip/ARCH[/PRETRAINED]``, or ``random/`` in
+            front of any of these: the same architecture, initialised from ``seed``, nothing
+            downloaded.
+        weights: the user's own weights: a file of ``save_checkpoint``, other safetensors, or a
+            torch file that loads with ``weights_only=True``.
         seed: of random initialisation.
-        any_architecture: build the architecture that ``weights`` remembers, whatever ``name`` stands for.
+        any_architecture: build the architecture that ``weights`` remembers, whatever ``name``
+            stands for.
 
     Raises:
-        UserError: unknown name; weights that cannot be had without network; a file that is missing, damaged, not finite
-            or of another architecture.
+        UserError: unknown name; weights that cannot be had without network; a file that is missing,
+            damaged, not finite or of another architecture.
     """
     random = name.startswith("random/")
     base = name.removeprefix("random/")
     entry = find(base)
     if random and weights is not None:
-        raise UserError(f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}")
+        raise UserError(
+            f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}"
+        )
     checkpoint = read_checkpoint(weights) if weights is not None else None
     build, settings = entry.build, entry.settings
-    if (any_architecture or entry.any_architecture) and checkpoint is not None and checkpoint.architecture is not None:
+    if (
+        (any_architecture or entry.any_architecture)
+        and checkpoint is not None
+        and checkpoint.architecture is not None
+    ):
         family = FAMILIES.get(checkpoint.architecture.partition("/")[0])
         if family is None:
             raise UserError(
-                f"{checkpoint.path} remembers an architecture of no known family, {checkpoint.architecture!r}; "
-                f"install the package that brings it"
+                f"{checkpoint.path} remembers an architecture of no known family,"
+                f" {checkpoint.architecture!r}; install the package that brings it"
             )
         if family.runs_code and checkpoint.architecture != base:
             raise UserError(
-                f"{checkpoint.path} is of {checkpoint.architecture!r}, whose code would run; if you trust it, name it: "
-                f"--backbone {checkpoint.architecture} --weights {checkpoint.path}"
+                f"{checkpoint.path} is of {checkpoint.architecture!r}, whose code would run; if you"
+                f" trust it, name it: --backbone {checkpoint.architecture} --weights"
+                f" {checkpoint.path}"
             )
         build = family.build
-        settings = {"architecture": checkpoint.architecture, "model_config": checkpoint.model_config}
+        settings = {
+            "architecture": checkpoint.architecture,
+            "model_config": checkpoint.model_config,
+        }
     request = Request(base, settings, checkpoint, random, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -171,13 +196,15 @@ def create(name: str, *, weights: str | Path | None = None, seed: int = 0, any_a
             backbone = build(request)
         except UserError:
             raise
-        except Exception as error:  # the libraries' own ways to say that they do not know what a file remembers
+        except (
+            Exception
+        ) as error:  # the libraries' own ways to say that they do not know what a file remembers
             if checkpoint is None or checkpoint.architecture is None:
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             raise UserError(
-                f"{checkpoint.path} remembers a model or layers that cannot be built here ({reason}); "
-                f"save it again with this version"
+                f"{checkpoint.path} remembers a model or layers that cannot be built here"
+                f" ({reason}); save it again with this version"
             ) from error
     backbone.name = name
     return backbone.freeze()

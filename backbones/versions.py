@@ -1,4 +1,5 @@
-"""Versions of the libraries that can change a number: part of what kept features and finished cells are found by."""
+"""Versions of the libraries that can change a number: part of what kept features and finished cells
+are found by."""
 
 from __future__ import annotations
 
@@ -9,23 +10,48 @@ from importlib.metadata import PackageNotFoundError, version
 DISTRIBUTIONS = {
     "open_clip": ("open_clip_torch",),
     "PIL": ("pillow", "pillow-simd"),
-    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
+    "cv2": (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+    ),
     "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
     "mmengine": ("onedl-mmengine", "mmengine"),
     "mmseg": ("onedl-mmsegmentation", "mmsegmentation"),
     "mmdet": ("onedl-mmdetection", "mmdet"),
 }
-WHOLE_IMAGES = ("torch", "torchvision", "PIL", "timm")  # what decodes, resizes and computes with whole images
+WHOLE_IMAGES = (
+    "torch",
+    "torchvision",
+    "PIL",
+    "timm",
+)  # what decodes, resizes and computes with whole images
 DENSE = ("torch", "cv2", "mmcv", "mmengine")  # … in MMLab's pipelines
 PROBING = (
-    *("torch", "torchvision", "numpy", "PIL", "cv2", "mmcv", "mmengine", "mmseg", "mmdet", "pycocotools"),
-    *("faster_coco_eval", "timm", "open_clip"),  # COCO's mean AP; class names and transforms; prompts
+    *(
+        "torch",
+        "torchvision",
+        "numpy",
+        "PIL",
+        "cv2",
+        "mmcv",
+        "mmengine",
+        "mmseg",
+        "mmdet",
+        "pycocotools",
+    ),
+    *(
+        "faster_coco_eval",
+        "timm",
+        "open_clip",
+    ),  # COCO's mean AP; class names and transforms; prompts
 )
 
 
 def versions(*libraries: str) -> dict[str, str]:
-    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``: the device is told apart
-    elsewhere); ``absent`` where it is not installed. Nothing is imported."""
+    """Import name → version, without the build after its ``+`` (``2.13.0`` of ``2.13.0+cu128``: the
+    device is told apart elsewhere); ``absent`` where it is not installed. Nothing is imported."""
     return {library: _version(library) for library in libraries}
 
 

@@ -1,4 +1,5 @@
-"""``python -m benchmark``, and its work from Python: ``from benchmark import evaluate, compare``."""
+"""``python -m benchmark``, and its work from Python:
+``from benchmark import evaluate, compare``."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""``python -m benchmark``: one command, one module. Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+"""``python -m benchmark``: one command, one module. Exit codes: 0 done, 1 a run failed, 2 wrong
+input, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-if __name__ == "__main__":  # what is imported now is not half imported, and nothing has begun that could be saved
+if (
+    __name__ == "__main__"
+):  # what is imported now is not half imported, and nothing has begun that could be saved
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
 from backbones.utils.errors import UserError, users_line
@@ -21,8 +24,9 @@ from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
 from reports.secrets import hide_secrets
 
-# OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made a forward pass eleven
-# times slower (measured on two cores); read when torch is imported, which is after this.
+# OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made
+# a forward pass eleven times slower (measured on two cores); read when torch is imported, which is
+# after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
@@ -32,7 +36,10 @@ COMMANDS = {
     "data": "which datasets are there, and whether they are whole; get them",
     "doctor": "what this machine has of what the suite needs, and what to do about the rest",
     "experts": "train the models that write pseudo-labels",
-    "labels": "pseudo-labels of image-caption pairs: let experts predict them, make, check or draw a store of them",
+    "labels": (
+        "pseudo-labels of image-caption pairs: let experts predict them, make, check or draw a"
+        " store of them"
+    ),
     "sweep": "search λs with Optuna: launch, status, best, show",
     "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
     "estimate": "hours, GPU-hours and disk of labelling and training on many GPUs",
@@ -58,7 +65,9 @@ class _Version(argparse.Action):
 
 
 class _Completion(argparse.Action):
-    def __call__(self, parser_: argparse.ArgumentParser, namespace: Any, values: Any, *told: Any) -> None:
+    def __call__(
+        self, parser_: argparse.ArgumentParser, namespace: Any, values: Any, *told: Any
+    ) -> None:
         import shtab
 
         sys.stdout.write(shtab.complete(parser(prog="cliptex-benchmark"), shell=values) + "\n")
@@ -66,12 +75,18 @@ class _Completion(argparse.Action):
 
 
 def parser(only: str | None = None, prog: str = "python -m benchmark") -> argparse.ArgumentParser:
-    """The command line's parser; ``only`` builds just that command's options, so that quick ones start quickly."""
+    """The command line's parser; ``only`` builds just that command's options, so that quick ones
+    start quickly."""
     top = Parser(prog=prog, description="Is this backbone better, at what, and by how much?")
     with_examples(top, "run --backbone cliptex", "list backbones dino")
     top.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
-    about = "print a script that completes words of `cliptex-benchmark`: source <(cliptex-benchmark --completion bash)"
-    top.add_argument("--completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help=about)
+    about = (
+        "print a script that completes words of `cliptex-benchmark`: source <(cliptex-benchmark"
+        " --completion bash)"
+    )
+    top.add_argument(
+        "--completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help=about
+    )
     commands = add_commands(top, "command")
     for command, about in COMMANDS.items():
         sub = commands.add_parser(command, help=about, description=about)
@@ -91,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if sys.flags.optimize > 1:
             raise UserError(
-                "python -OO takes away the docstrings that transformers reads; leave it (PYTHONOPTIMIZE=2) out"
+                "python -OO takes away the docstrings that transformers reads; leave it"
+                " (PYTHONOPTIMIZE=2) out"
             )
         argv = renewed(argv)
         code = _run(argv)
@@ -127,7 +143,9 @@ def _interrupted(argv: Sequence[str]) -> int:
     code = 128 + (interrupts.received() or signal.SIGINT)
     interrupts.leave(code)
     command = hide_secrets(shlex.join(argv))
-    sys.stderr.write(f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {command}\n")
+    sys.stderr.write(
+        f"\ninterrupted; what was finished is kept. Go on with: python -m benchmark {command}\n"
+    )
     return code
 
 

@@ -1,4 +1,5 @@
-"""Importing this module registers every dataset, probe and suite; nothing else does. It imports nothing that computes."""
+"""Importing this module registers every dataset, probe and suite; nothing else does. It imports
+nothing that computes."""
 
 import benchmark.suites.mini
 import benchmark.suites.own

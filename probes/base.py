@@ -12,7 +12,9 @@ from backbones.cliptex.protocols import Progress, RunLog
 from probes.datasets.base import Kind, PreparedDataset, Split
 from reports.metrics import Metric
 
-MOST_PIXELS = 8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
+MOST_PIXELS = (
+    8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +29,11 @@ class Context:
 
     Attributes:
         backbone: frozen, on ``device``.
-        backbone_config: keyword arguments of ``backbones.create`` that make it again (in another process, from a config).
+        backbone_config: keyword arguments of ``backbones.create`` that make it again (in another
+            process, from a config).
         data: the checked dataset.
-        settings: an instance of the probe's ``settings_type`` (all protocol: each field is part of the task's identity).
+        settings: an instance of the probe's ``settings_type`` (all protocol: each field is part of
+            the task's identity).
         seed: of everything random.
         device: where to compute.
         work_dir: scratch of this cell, kept until the cell is finished; resume state lives here.
@@ -67,17 +71,22 @@ class TaskResult:
     """What a task ends with.
 
     Attributes:
-        metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages 0–100.
-        per_image: arrays whose first axis is the images, always with ``image`` (relative paths); for segmentation
-            ``intersection``, ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics of each
-            image and ``pixels``; for classification ``rank`` of the true class; for retrieval the best ``rank`` of each query.
-            All that the statistics of a report need.
-        detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]); detection only.
+        metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages
+            0–100.
+        per_image: arrays whose first axis is the images, always with ``image`` (relative paths);
+            for segmentation ``intersection``, ``prediction``, ``label`` pixel counts (N, classes);
+            for depth and normals the metrics of each image and ``pixels``; for classification
+            ``rank`` of the true class; for retrieval the best ``rank`` of each query. All that the
+            statistics of a report need.
+        detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]);
+            detection only.
         preview: PNG with images, truth and predictions side by side; dense tasks and detection.
-        config: the resolved MMEngine config as text, or the settings as JSON for probes without one.
-        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see ``backbones.cliptex.cost``);
-            of probes on kept features also ``encode_seconds``, ``encode_flops`` and ``encode_images_per_second`` of what this
-            run had to encode (``probes.features.cost``); ``cost/…`` in MLflow.
+        config: the resolved MMEngine config as text, or the settings as JSON for probes without
+            one.
+        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see
+            ``backbones.cliptex.cost``); of probes on kept features also ``encode_seconds``,
+            ``encode_flops`` and ``encode_images_per_second`` of what this run had to encode
+            (``probes.features.cost``); ``cost/…`` in MLflow.
         head: what was trained, of probes that train something.
         notes: things the user should know, one line each (skipped samples, chosen learning rate …).
     """
@@ -99,7 +108,10 @@ def settings_json(name: str, context: Context) -> str:
             "task": f"{context.data.spec.name}/{name}",
             "settings": asdict(context.settings),
             "seed": context.seed,
-            "backbone": {"config": dict(context.backbone_config), "identity": context.backbone.identity()},
+            "backbone": {
+                "config": dict(context.backbone_config),
+                "identity": context.backbone.identity(),
+            },
             "dataset": {"fingerprint": context.data.fingerprint, "partial": context.data.partial},
         },
         indent=2,
@@ -118,16 +130,19 @@ def why_not(probe: Probe, backbone: Backbone) -> str:
 
 @runtime_checkable
 class Probe(Protocol):
-    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under ``kind/name``.
+    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under
+    ``kind/name``.
 
     Attributes:
         name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
         kind: kind of dataset it is for.
-        version: raised whenever the same settings would give other numbers; part of the task's identity.
+        version: raised whenever the same settings would give other numbers; part of the task's
+            identity.
         settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
-        metrics: what ``run`` returns by name, the main one first: unit, range, direction and label, recorded with each number.
-        needs_text: whether the backbone must have a text tower; ``needs_dense_text``, where a probe has it: and patches in the
-            space of its texts.
+        metrics: what ``run`` returns by name, the main one first: unit, range, direction and label,
+            recorded with each number.
+        needs_text: whether the backbone must have a text tower; ``needs_dense_text``, where a probe
+            has it: and patches in the space of its texts.
         splits: those that it reads; (``val``,) where nothing is trained.
     """
 
@@ -140,22 +155,26 @@ class Probe(Protocol):
     splits: tuple[Split, ...]
 
     def config(self, context: Context) -> str:
-        """The resolved config as text (MMEngine python, runnable with plain mmengine; JSON where no Runner is used)."""
+        """The resolved config as text (MMEngine python, runnable with plain mmengine; JSON where no
+        Runner is used)."""
 
     def run(self, context: Context) -> TaskResult:
-        """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for what the user can mend,
-        ``NonFiniteLoss`` when training breaks."""
+        """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for
+        what the user can mend, ``NonFiniteLoss`` when training breaks."""
 
 
 @runtime_checkable
 class GroupedProbe(Probe, Protocol):
-    """A probe that can be trained with others in one pass over the same photographs, each with a result as if it were alone.
+    """A probe that can be trained with others in one pass over the same photographs, each with a
+    result as if it were alone.
 
     ``run`` is then a group of one.
     """
 
     def group_key(self, context: Context) -> str | None:
-        """The same text for tasks (of one backbone and seed) that one pass can train; None for one that goes alone."""
+        """The same text for tasks (of one backbone and seed) that one pass can train; None for one
+        that goes alone."""
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
-        """``run`` of tasks with this probe's key: in their order, what came of each, or what it alone broke with."""
+        """``run`` of tasks with this probe's key: in their order, what came of each, or what it
+        alone broke with."""

@@ -1,4 +1,5 @@
-"""Importing this module registers every dataset, probe and protocol of the suite; nothing else does."""
+"""Importing this module registers every dataset, probe and protocol of the suite; nothing else
+does."""
 
 from probes import detection  # noqa: F401
 from probes.datasets import (  # noqa: F401

@@ -1,4 +1,5 @@
-"""Pictures of what a probe predicts, beside the ground truth, as one PNG. Needs Pillow and OpenCV only."""
+"""Pictures of what a probe predicts, beside the ground truth, as one PNG. Needs Pillow and OpenCV
+only."""
 
 from __future__ import annotations
 
@@ -24,43 +25,51 @@ SMALL = 176  # longest side of a gallery's picture, pixels
 
 
 def palette(classes: int) -> np.ndarray:
-    """Colours of label maps, (classes, 3) uint8: PASCAL VOC's own series (the bits of the index, spread over R, G and
-    B)."""
+    """Colours of label maps, (classes, 3) uint8: PASCAL VOC's own series (the bits of the index,
+    spread over R, G and B)."""
     indices = np.arange(classes)
     colours = np.zeros((classes, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((indices >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+            colours[:, channel] |= (((indices >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
     return colours
 
 
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) class indices → (H, W, 3) uint8; whatever is no class is cream."""
     known = np.logical_and(labels >= 0, labels < len(colours))
-    return np.where(np.expand_dims(known, -1), colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8))
+    return np.where(
+        np.expand_dims(known, -1), colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8)
+    )
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0 (unknown) is grey."""
+    """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0
+    (unknown) is grey."""
     grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
     colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
     return np.where(np.expand_dims(depth > 0, -1), colour, np.array(UNKNOWN, np.uint8))
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
-    """(3, H, W) unit vectors → (H, W, 3) uint8 with x, y, z from -1 … 1 as R, G, B from 0 … 255; (0, 0, 0) is
-    black."""
+    """(3, H, W) unit vectors → (H, W, 3) uint8 with x, y, z from -1 … 1 as R, G, B from 0 … 255;
+    (0, 0, 0) is black."""
     rgb = np.clip((normals.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8)
     return np.where(np.expand_dims(normals.any(axis=0), -1), rgb, np.uint8(0))
 
 
 def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:
-    """A legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both ends; (28, width,
-    3) uint8."""
+    """A legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both
+    ends; (28, width, 3) uint8."""
     left, right = f"{low:.1f} m", f"{high:.1f} m"
     picture = Image.new("RGB", (width, 28), PAPER)
     pen, font = ImageDraw.Draw(picture), _font(14)
-    start, end = int(pen.textlength(left, font=font)) + 8, width - int(pen.textlength(right, font=font)) - 8
+    start, end = (
+        int(pen.textlength(left, font=font)) + 8,
+        width - int(pen.textlength(right, font=font)) - 8,
+    )
     ramp = np.linspace(max(low, 1e-3), high, end - start)[None].repeat(16, axis=0)
     picture.paste(Image.fromarray(depth_picture(ramp, low, high)), (start, 6))
     pen.text((0, 14), left, INK, font, anchor="lm")
@@ -69,8 +78,8 @@ def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:
 
 
 def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.ndarray:
-    """A legend of ``label_picture``: a swatch and a name for each class, wrapped to ``width``; (height, width, 3)
-    uint8."""
+    """A legend of ``label_picture``: a swatch and a name for each class, wrapped to ``width``;
+    (height, width, 3) uint8."""
     font = _font(14)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     places, x, y = [], 0, 0
@@ -101,7 +110,8 @@ def write_preview(
     Args:
         path: where to.
         titles: one for each column.
-        rows: pictures (H, W, 3) uint8 RGB, resized so that their longest side is ``side``; the last row may be shorter.
+        rows: pictures (H, W, 3) uint8 RGB, resized so that their longest side is ``side``; the last
+            row may be shorter.
         captions: one for each row, above it; may be left out.
         legend: (h, w, 3) uint8, below the grid.
 
@@ -112,11 +122,22 @@ def write_preview(
         UserError: it cannot be written.
     """
     tiles = [[_fit(picture, side) for picture in row] for row in rows]
-    widths = [max(row[column].width for row in tiles if column < len(row)) for column in range(len(titles))]
+    widths = [
+        max(row[column].width for row in tiles if column < len(row))
+        for column in range(len(titles))
+    ]
     heights = [max(tile.height for tile in row) for row in tiles]
     caption = 20 if captions else 0
-    width = max(sum(widths) + GAP * (len(widths) + 1), 0 if legend is None else legend.shape[1] + 2 * GAP)
-    height = 28 + sum(heights) + (GAP + caption) * len(heights) + GAP + (0 if legend is None else legend.shape[0] + GAP)
+    width = max(
+        sum(widths) + GAP * (len(widths) + 1), 0 if legend is None else legend.shape[1] + 2 * GAP
+    )
+    height = (
+        28
+        + sum(heights)
+        + (GAP + caption) * len(heights)
+        + GAP
+        + (0 if legend is None else legend.shape[0] + GAP)
+    )
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     left = [GAP + sum(widths[:column]) + GAP * column for column in range(len(widths))]
@@ -138,7 +159,11 @@ def write_preview(
 
 def evenly(count: int, most: int) -> list[int]:
     """Up to ``most`` places of ``count``, evenly spaced, first and last among them."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist() if count else []
+    return (
+        np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+        if count
+        else []
+    )
 
 
 def write_gallery(
@@ -148,17 +173,21 @@ def write_gallery(
     flat: bool = False,
     side: int = SMALL,
 ) -> Path:
-    """Write small pictures of images as a ZIP of picture files, whole or not at all: what a report puts side by side.
+    """Write small pictures of images as a ZIP of picture files, whole or not at all: what a report
+    puts side by side.
 
     Args:
         path: where to.
-        images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB}); consumed one by one.
+        images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB});
+            consumed one by one.
         legend: (h, w, 3) uint8, stored as ``legend.png``.
-        flat: ground truth and prediction have few colours and sharp edges (label maps): stored without loss.
+        flat: ground truth and prediction have few colours and sharp edges (label maps): stored
+            without loss.
         side: longest side of the pictures, pixels.
 
     Returns:
-        ``path``; its ``index.json`` is ``{"images": [{"name", "image", "truth", "prediction"}, …], "legend"}`` with file names.
+        ``path``; its ``index.json`` is
+        ``{"images": [{"name", "image", "truth", "prediction"}, …], "legend"}`` with file names.
 
     Raises:
         UserError: it cannot be written.

@@ -1,4 +1,5 @@
-"""Trained heads, kept with their runs: a head and the backbone that it was trained on, as one that predicts images."""
+"""Trained heads, kept with their runs: a head and the backbone that it was trained on, as one that
+predicts images."""
 
 from __future__ import annotations
 
@@ -29,12 +30,17 @@ class Predictor(ABC):
     """A frozen backbone with a trained head.
 
     Attributes:
-        task: what it was trained on; classes: their names, in the order of the predictions' numbers.
+        task: what it was trained on; classes: their names, in the order of the predictions'
+            numbers.
         backbone: on ``device``.
     """
 
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
-        self.task, self.classes, self.device = head.about["task"], tuple(head.about["classes"]), device
+        self.task, self.classes, self.device = (
+            head.about["task"],
+            tuple(head.about["classes"]),
+            device,
+        )
         self.backbone = backbone.to(device)
 
     @abstractmethod
@@ -42,14 +48,19 @@ class Predictor(ABC):
         """What the head says of an image, at the image's own resolution.
 
         Returns:
-            segmentation: (H, W) int64 classes; depth: (H, W) float32 metres; normals: (H, W, 3) float32 unit vectors;
-            detection: ``boxes`` (N, 4) float32 x1 y1 x2 y2 in pixels, ``labels`` (N,) int64, ``scores`` (N,) float32 and, of a
-            mask head, ``masks`` (N, H, W) bool; classification: (classes,) float32 logits.
+            segmentation: (H, W) int64 classes; depth: (H, W) float32 metres; normals: (H, W, 3)
+                float32 unit vectors;
+            detection: ``boxes`` (N, 4) float32 x1 y1 x2 y2 in pixels, ``labels`` (N,) int64,
+            ``scores`` (N,) float32 and, of a mask head, ``masks`` (N, H, W) bool; classification:
+            (classes,) float32 logits.
         """
 
 
 def load_predictor(
-    run: str | Path, backbone: Backbone | None = None, device: str = "cpu", tracking_uri: str | None = None
+    run: str | Path,
+    backbone: Backbone | None = None,
+    device: str = "cpu",
+    tracking_uri: str | None = None,
 ) -> Predictor:
     """The head of a finished task.
 
@@ -67,8 +78,8 @@ def load_predictor(
     backbone = backbone or backbones.create(**about["backbone"])
     if backbone.weights.sha256 != about["weights.sha256"]:
         raise UserError(
-            f"{backbone.name!r} has weights {backbone.weights.sha256[:12]}, the head of {about['task']} was trained on "
-            f"{about['weights.sha256'][:12]}; give that backbone"
+            f"{backbone.name!r} has weights {backbone.weights.sha256[:12]}, the head of"
+            f" {about['task']} was trained on {about['weights.sha256'][:12]}; give that backbone"
         )
     kind = _Linear if "encoding" in about else _OfMMLab
     return kind(head, backbone, place)
@@ -81,7 +92,8 @@ def _fetch(run: str, tracking_uri: str | None) -> Head:
     client = connect(store(tracking_uri))
     if FILE not in {one.path for one in client.list_artifacts(run, FILE.rpartition("/")[0])}:
         raise UserError(
-            f"run {run} kept no head: name a finished run of a task whose probe trains one (not a parent run)"
+            f"run {run} kept no head: name a finished run of a task whose probe trains one (not a"
+            " parent run)"
         )
     with TemporaryDirectory() as folder:
         return read_head(Path(client.download_artifacts(run, FILE, folder)))
@@ -91,7 +103,9 @@ def write_head(head: Head, path: Path) -> None:
     """As safetensors; what it is stands in the file's metadata, as a Python literal."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in head.tensors.items()
+    }
     save_file(tensors, path, {"head": repr(head.about)})
 
 
@@ -104,12 +118,16 @@ def read_head(path: Path) -> Head:
             about = ast.literal_eval(file.metadata()["head"])
             return Head({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, KeyError, TypeError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no head that a task's run kept ({type(error).__name__})") from error
+        raise UserError(
+            f"{path} is no head that a task's run kept ({type(error).__name__})"
+        ) from error
 
 
 def about_head(context: Context, **more: Any) -> dict[str, Any]:
     """What is said of any head; the values are Python literals."""
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in context.backbone_config.items()}
+    given = {
+        name: str(v) if isinstance(v, Path) else v for name, v in context.backbone_config.items()
+    }
     return {
         "task": context.data.spec.name,
         "kind": context.data.spec.kind,
@@ -121,8 +139,8 @@ def about_head(context: Context, **more: Any) -> dict[str, Any]:
 
 
 def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head:
-    """The head of a model that MMEngine trained: all of it but the frozen backbone, and the config of a model that encodes
-    images itself, also where features were kept."""
+    """The head of a model that MMEngine trained: all of it but the frozen backbone, and the config
+    of a model that encodes images itself, also where features were kept."""
     data = config.val_dataloader.dataset.to_dict()
     parts = config.model.to_dict()
     if encoder := data.get("encoder"):
@@ -142,11 +160,16 @@ def mmlab_head(model: torch.nn.Module, config: Config, context: Context) -> Head
 
 
 def _with_backbone(parts: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: _with_backbone(part, backbone) if isinstance(part, dict) else part for key, part in parts.items()}
+    found = {
+        key: _with_backbone(part, backbone) if isinstance(part, dict) else part
+        for key, part in parts.items()
+    }
     return dict(backbone) if found.get("type") == "KeptFeatures" else found
 
 
-def linear_head(model: Linear, place: int, how: Encoding, columns: slice | None, context: Context) -> Head:
+def linear_head(
+    model: Linear, place: int, how: Encoding, columns: slice | None, context: Context
+) -> Head:
     """The ``place``-th classifier of a grid, on ``columns`` of what is encoded."""
     tensors = {
         "mean": model.standardise.mean,
@@ -188,7 +211,11 @@ class _OfMMLab(Predictor):
 
         facts: dict[str, Any] = {"img_id": 0, "image": "", "img_path": ""}
         if isinstance(image, np.ndarray):
-            facts |= {"img": image[..., ::-1].copy(), "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+            facts |= {
+                "img": image[..., ::-1].copy(),
+                "img_shape": image.shape[:2],
+                "ori_shape": image.shape[:2],
+            }
         else:
             facts |= {"img_path": str(image), "image": str(image)}
             facts = self.load(facts)
@@ -202,8 +229,14 @@ class _OfMMLab(Predictor):
         if self.kind == "detection":
             found = sample.pred_instances
             names = {"boxes": "bboxes", "labels": "labels", "scores": "scores", "masks": "masks"}
-            return {name: found[theirs].cpu().numpy() for name, theirs in names.items() if theirs in found}
-        field = {"segmentation": "sem_seg", "depth": "depth_map", "normals": "normal_map"}[self.kind]
+            return {
+                name: found[theirs].cpu().numpy()
+                for name, theirs in names.items()
+                if theirs in found
+            }
+        field = {"segmentation": "sem_seg", "depth": "depth_map", "normals": "normal_map"}[
+            self.kind
+        ]
         maps = sample.get(f"pred_{field}").data.cpu().numpy()
         return maps.transpose(1, 2, 0) if self.kind == "normals" else maps[0]
 
@@ -230,5 +263,7 @@ class _Linear(Predictor):
                 Image.fromarray(image).save(path)
             else:
                 path = Path(image)
-            features = encode_images(self.backbone, [path], EncodeRun(self.device, 0, Silent()), self.how)
+            features = encode_images(
+                self.backbone, [path], EncodeRun(self.device, 0, Silent()), self.how
+            )
         return self.model.logits(features[:, self.columns].to(self.device))[0, 0].cpu().numpy()

@@ -15,10 +15,14 @@ _is_probe = of_type(Probe, lambda probe: f"{probe.kind}/{probe.name}")
 
 
 def _declares_metrics(given: str, probe: Probe) -> Probe:
-    """A ``check`` of entry points: a package from before metrics were declared is told what to do."""
+    """A ``check`` of entry points: a package from before metrics were declared is told what to
+    do."""
     _is_probe(given, probe)
     if not all(isinstance(metric, Metric) for metric in probe.metrics.values()):
-        raise TypeError(f"metrics of {given} must be given as probes.base.Metric (direction, unit, range, label)")
+        raise TypeError(
+            f"metrics of {given} must be given as probes.base.Metric (direction, unit, range,"
+            " label)"
+        )
     return probe
 
 
@@ -32,7 +36,8 @@ def register_probe(probe: Probe) -> Probe:
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:
-    """Add a dataset, which the calling module declares. Raises ``ValueError`` when its name is taken."""
+    """Add a dataset, which the calling module declares. Raises ``ValueError`` when its name is
+    taken."""
     if not spec.module:
         spec = replace(spec, module=sys._getframe(1).f_globals["__name__"])
     return DATASETS.register(spec.name, spec)
@@ -55,10 +60,12 @@ def _on(probe: Probe, spec: DatasetSpec) -> Probe:
 
 
 def find_task(name: str) -> tuple[DatasetSpec, Probe]:
-    """Dataset and probe of a task name such as ``voc/pspnet``, or of a variant of one (``voc/pspnet:0.1``).
+    """Dataset and probe of a task name such as ``voc/pspnet``, or of a variant of one
+    (``voc/pspnet:0.1``).
 
     Raises:
-        UserError: there is no such dataset or it has no such probe (names the nearest), or the package that brings it is broken.
+        UserError: there is no such dataset or it has no such probe (names the nearest), or the
+            package that brings it is broken.
     """
     name, _, _ = name.partition(":")
     dataset, _, probe = name.partition("/")

@@ -1,4 +1,5 @@
-"""From the chosen runs to numbers with intervals: the one place where every figure, table and sentence of a report comes from."""
+"""From the chosen runs to numbers with intervals: the one place where every figure, table and
+sentence of a report comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import numpy as np
 
 from reports.mlflow.query import Scored, Store
 from reports.selection import Selection, TaskProtocol
-from reports.stats.gains import by_task, has_ratio, interquartile_mean, probability_of_improvement, without_noise
+from reports.stats.gains import (
+    by_task,
+    has_ratio,
+    interquartile_mean,
+    probability_of_improvement,
+    without_noise,
+)
 from reports.stats.intervals import FEW, LEVEL, Estimate, combine, deviations, estimate
 from reports.stats.multiplicity import joint_level, sidak
 from reports.stats.per_image import ClassScores, ImageScores, load_scores
@@ -25,7 +32,8 @@ Key = tuple[str, TaskProtocol, str]  # backbone, column, metric
 
 @dataclass(frozen=True)
 class Gain:
-    """A backbone's gain over the baseline in percent, over tasks; several protocols of a task are averaged first.
+    """A backbone's gain over the baseline in percent, over tasks; several protocols of a task are
+    averaged first.
 
     Attributes:
         typical: interquartile mean over tasks.
@@ -46,10 +54,13 @@ class Analysis:
 
     Attributes:
         estimates: the numbers, each with its own 95 % interval.
-        differences: number - the baseline's, each at ``level``: those of main metrics hold together.
-        task_gains: differences of main metrics in percent of the baseline's number, so that more is better.
-        level: at which each of ``comparisons`` differences of main metrics is judged, ``gain_level`` each mean gain: the chance
-            of any false one is 5 %, half of it for differences and half for mean gains, which are few (see ``multiplicity``).
+        differences: number - the baseline's, each at ``level``: those of main metrics hold
+            together.
+        task_gains: differences of main metrics in percent of the baseline's number, so that more is
+            better.
+        level: at which each of ``comparisons`` differences of main metrics is judged,
+            ``gain_level`` each mean gain: the chance of any false one is 5 %, half of it for
+            differences and half for mean gains, which are few (see ``multiplicity``).
         scores: (backbone, column) → per-image scores of its first seed (for choosing pictures).
         images: column → how many its numbers are computed from.
         classes: (backbone, column) → the metric of each class, one for each seed.
@@ -76,22 +87,26 @@ class Analysis:
     _best: dict[tuple[TaskProtocol, str], str] = field(default_factory=dict)
 
     def verdict(self, backbone: str, column: TaskProtocol) -> str:
-        """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline; '' without a number."""
+        """``win``, ``loss``, ``tie`` or ``unknown`` of a column's main metric against the baseline;
+        '' without a number."""
         gap = self.differences.get((backbone, column, column.main))
         return "" if gap is None else gap.verdict(column.sign(column.main))
 
     def tasks(self, backbone: str) -> dict[str, str]:
-        """Task → verdict; of several protocols or variants what they agree on or what is decided, ``tie`` where they
-        contradict."""
+        """Task → verdict; of several protocols or variants what they agree on or what is decided,
+        ``tie`` where they contradict."""
         found: dict[str, set[str]] = {}
         for column in self.selection.columns:
             if told := self.verdict(backbone, column):
                 found.setdefault(column.base, set()).add(told)
-        agreed = {task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()}
+        agreed = {
+            task: told & {"win", "loss"} or told & {"tie"} or told for task, told in found.items()
+        }
         return {task: told.pop() if len(told) == 1 else "tie" for task, told in agreed.items()}
 
     def best(self, column: TaskProtocol, metric: str) -> str:
-        """The backbone that beats every other one there, at a level at which all columns together hold; '' when no one does."""
+        """The backbone that beats every other one there, at a level at which all columns together
+        hold; '' when no one does."""
         key = column, metric
         if key not in self._best:
             self._best[key] = self._find_best(column, metric)
@@ -101,11 +116,14 @@ class Analysis:
         there = [b for b in self.selection.backbones if (b, column, metric) in self.samples]
         if len(there) < 2:
             return ""
-        # never at more than the differences that are printed beside it, or bold would stand over an "undecided"
+        # never at more than the differences that are printed beside it, or bold would stand over an
+        # "undecided"
         sign, level = column.sign(metric), min(sidak(len(self.selection.columns)), self.level)
         leader = max(there, key=lambda b: sign * self.estimates[b, column, metric].value)
         mine = self.samples[leader, column, metric]
-        gaps = (combine([contrast(mine, self.samples[b, column, metric])]) for b in there if b != leader)
+        gaps = (
+            combine([contrast(mine, self.samples[b, column, metric])]) for b in there if b != leader
+        )
         return leader if all(gap.at(level).verdict(sign) == "win" for gap in gaps) else ""
 
 
@@ -115,7 +133,11 @@ def shown_metrics(column: TaskProtocol) -> list[str]:
 
 
 def analyse(
-    store: Store, selection: Selection, *, resamples: int = RESAMPLES, advance: Callable[[], None] = lambda: None
+    store: Store,
+    selection: Selection,
+    *,
+    resamples: int = RESAMPLES,
+    advance: Callable[[], None] = lambda: None,
 ) -> Analysis:
     """Read per-image scores, resample, and compute all that a report says.
 
@@ -134,7 +156,9 @@ def analyse(
                 scores = at_once(lambda cell: load_scores(store, cell.run, cell.kind), cells)
                 if scores[0] is not None:
                     analysis.scores[backbone, column] = scores[0]
-                analysis.classes[backbone, column] = [s.classes for s in scores if s is not None and s.classes]
+                analysis.classes[backbone, column] = [
+                    s.classes for s in scores if s is not None and s.classes
+                ]
                 _sample(analysis, (backbone, column), cells, scores, weights, resamples)
             advance()
         if len(weights) > 2:  # tasks of one dataset come one after another; more need not be kept
@@ -161,7 +185,11 @@ def _sample(
     whole = [score for score in scores if score is not None]
     same = len(whole) == len(cells) and len({score.images for score in whole}) == 1
     for metric in shown_metrics(column):
-        have = [number for number, cell in enumerate(cells) if np.isfinite(cell.metrics.get(metric, np.nan))]
+        have = [
+            number
+            for number, cell in enumerate(cells)
+            if np.isfinite(cell.metrics.get(metric, np.nan))
+        ]
         if not have:
             continue
         seeds = tuple(cells[number].seed for number in have)
@@ -174,7 +202,9 @@ def _sample(
             ones = np.ones((1, len(images)), np.float32)
             computed = [whole[number].metrics[metric] for number in have]
             again = np.array([float(compute(ones)[0]) for compute in computed])
-            if (wrong := np.flatnonzero(~(np.abs(again - values) <= AGREES * np.abs(values) + 1e-6))).size:
+            if (
+                wrong := np.flatnonzero(~(np.abs(again - values) <= AGREES * np.abs(values) + 1e-6))
+            ).size:
                 told = f"stored {values[wrong[0]]:.4g}, from images {again[wrong[0]]:.4g}"
                 analysis.doubted.append(f"{backbone} · {column.title} · {metric} ({told})")
             else:
@@ -187,7 +217,8 @@ def _sample(
 
 
 def conclude(analysis: Analysis, chance: float = LEVEL) -> None:
-    """Everything that follows from the samples: intervals, differences, gains, and the level at which they hold together.
+    """Everything that follows from the samples: intervals, differences, gains, and the level at
+    which they hold together.
 
     Args:
         chance: of any false statement among them, if all backbones were equal.
@@ -197,7 +228,10 @@ def conclude(analysis: Analysis, chance: float = LEVEL) -> None:
     for key, sample in analysis.samples.items():
         _, column, metric = key
         declared = column.metric(metric)
-        ends = (-np.inf if declared.low is None else declared.low), (np.inf if declared.high is None else declared.high)
+        ends = (
+            (-np.inf if declared.low is None else declared.low),
+            (np.inf if declared.high is None else declared.high),
+        )
         analysis.estimates[key] = replace(estimate(sample), least=ends[0], most=ends[1])
         theirs = analysis.samples.get((base, column, metric))
         if theirs is not None and key[0] != base:
@@ -208,8 +242,12 @@ def conclude(analysis: Analysis, chance: float = LEVEL) -> None:
     resampled = _gains(analysis, scaled)
     judged = [analysis.differences[key] for key in main]
     analysis.comparisons = sum(one.known for one in judged)
-    level = analysis.level = joint_level(judged, [gap.deviations() for gap in main.values()], chance / 2)
-    at = analysis.gain_level = joint_level([gain.typical for gain in analysis.gains.values()], resampled, chance / 2)
+    level = analysis.level = joint_level(
+        judged, [gap.deviations() for gap in main.values()], chance / 2
+    )
+    at = analysis.gain_level = joint_level(
+        [gain.typical for gain in analysis.gains.values()], resampled, chance / 2
+    )
     analysis.differences = {key: gap.at(level) for key, gap in analysis.differences.items()}
     analysis.task_gains = {where: combine([gap]).at(level) for where, gap in scaled.items()}
     for name, gain in analysis.gains.items():
@@ -217,8 +255,11 @@ def conclude(analysis: Analysis, chance: float = LEVEL) -> None:
     _ranks(analysis)
 
 
-def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, TaskProtocol], Contrast]:
-    """Differences in percent of the baseline's number on the same seeds, where that is well away from zero."""
+def _scaled(
+    analysis: Analysis, gaps: dict[Key, Contrast]
+) -> dict[tuple[str, TaskProtocol], Contrast]:
+    """Differences in percent of the baseline's number on the same seeds, where that is well away
+    from zero."""
     found = {}
     for (backbone, column, metric), gap in gaps.items():
         base = analysis.samples[analysis.selection.baseline, column, metric]
@@ -226,18 +267,28 @@ def _scaled(analysis: Analysis, gaps: dict[Key, Contrast]) -> dict[tuple[str, Ta
         if not has_ratio(own):
             analysis.left_out[column] = f"{analysis.selection.baseline} is too near zero there"
             continue
-        shared = [seed for seed in base.seeds if seed in analysis.samples[backbone, column, metric].seeds]
-        value = base.of(shared).values.mean() if shared and len(gap.samples) == 1 else base.values.mean()
+        shared = [
+            seed for seed in base.seeds if seed in analysis.samples[backbone, column, metric].seeds
+        ]
+        value = (
+            base.of(shared).values.mean()
+            if shared and len(gap.samples) == 1
+            else base.values.mean()
+        )
         declared = column.metric(metric)
-        found[backbone, column] = gap.times(100 * declared.direction / max(abs(value), declared.floor))
+        found[backbone, column] = gap.times(
+            100 * declared.direction / max(abs(value), declared.floor)
+        )
     return found
 
 
-def _gains(analysis: Analysis, scaled: dict[tuple[str, TaskProtocol], Contrast]) -> list[np.ndarray | None]:
+def _gains(
+    analysis: Analysis, scaled: dict[tuple[str, TaskProtocol], Contrast]
+) -> list[np.ndarray | None]:
     """Each backbone's gain; returns what resampling the images adds to it.
 
-    A task of which nothing is known, or too few images, would decide without a measure of its noise: it is left out where there
-    are others.
+    A task of which nothing is known, or too few images, would decide without a measure of its
+    noise: it is left out where there are others.
     """
     resampled: list[np.ndarray | None] = []
     base = analysis.selection.baseline
@@ -259,8 +310,13 @@ def _gains(analysis: Analysis, scaled: dict[tuple[str, TaskProtocol], Contrast])
         found = [combine(gaps, typical, around), combine(gaps, mean)]
         if not known:
             found = [replace(one, parts=(), images=0) for one in found]
-        pairs = [(analysis.samples[name, c, c.main], analysis.samples[base, c, c.main], c.sign(c.main)) for c in mine]
-        analysis.gains[name] = Gain(found[0], found[1], probability_of_improvement(pairs), list(mine))
+        pairs = [
+            (analysis.samples[name, c, c.main], analysis.samples[base, c, c.main], c.sign(c.main))
+            for c in mine
+        ]
+        analysis.gains[name] = Gain(
+            found[0], found[1], probability_of_improvement(pairs), list(mine)
+        )
         resampled.append(typical(around[:, None] + deviations(gaps)) if found[0].images else None)
     return resampled
 
@@ -278,13 +334,22 @@ def _ranks(analysis: Analysis) -> None:
     if not shared or len(selection.backbones) < 2:
         return
     values = np.array(
-        [[c.sign(c.main) * analysis.estimates[b, c, c.main].value for c in shared] for b in selection.backbones]
+        [
+            [c.sign(c.main) * analysis.estimates[b, c, c.main].value for c in shared]
+            for b in selection.backbones
+        ]
     )
-    better = (values[None] > values[:, None]).sum(axis=1) + 0.5 * ((values[None] == values[:, None]).sum(axis=1) - 1)
+    better = (values[None] > values[:, None]).sum(axis=1) + 0.5 * (
+        (values[None] == values[:, None]).sum(axis=1) - 1
+    )
     mean = by_task([column.base for column in shared]) @ (1 + better.T)
     analysis.ranks = dict(zip(selection.backbones, mean.mean(axis=0).tolist(), strict=True))
 
 
 def shared_columns(analysis: Analysis, backbones: Sequence[str]) -> list[TaskProtocol]:
     """Columns in which all of these backbones have a number."""
-    return [c for c in analysis.selection.columns if all((b, c, c.main) in analysis.samples for b in backbones)]
+    return [
+        c
+        for c in analysis.selection.columns
+        if all((b, c, c.main) in analysis.samples for b in backbones)
+    ]

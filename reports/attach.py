@@ -17,10 +17,14 @@ FOLDER = "report"
 
 
 def attach_report(
-    request: Request, run_ids: Sequence[str], fallback: Path = Path("report"), report: Report | None = None
+    request: Request,
+    run_ids: Sequence[str],
+    fallback: Path = Path("report"),
+    report: Report | None = None,
 ) -> Path:
-    """Build a report (or take it), store its page as ``report/index.html`` in each of the runs, and say where it can be opened.
-    What it compared goes to the model registry, and the experiment's saved view gets its tasks.
+    """Build a report (or take it), store its page as ``report/index.html`` in each of the runs, and
+    say where it can be opened. What it compared goes to the model registry, and the experiment's
+    saved view gets its tasks.
 
     Args:
         fallback: folder for a copy where the store's artifacts are on another machine.
@@ -43,7 +47,8 @@ def attach_report(
                 client.log_artifact(run_id, str(page), FOLDER)
             except OSError as error:
                 raise TrackingError(
-                    f"cannot store the report in MLflow's artifacts: {error.strerror or error}; free some space"
+                    f"cannot store the report in MLflow's artifacts: {error.strerror or error};"
+                    " free some space"
                 ) from error
     local = local_folder(client.get_run(run_ids[0]).info.artifact_uri) if run_ids else None
     if local is not None and (local / FOLDER / "index.html").is_file():
@@ -52,8 +57,8 @@ def attach_report(
 
 
 def say_report(request: Request, run_ids: Sequence[str]) -> tuple[str, Report | None]:
-    """``attach_report`` as a line for people, and the report. The numbers are safe already: one that cannot be made is a line,
-    too."""
+    """``attach_report`` as a line for people, and the report. The numbers are safe already: one
+    that cannot be made is a line, too."""
     report = None
     try:
         report = build(request)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 
 class TrackingError(ValueError):
-    """The store cannot be used, or holds something unreadable; one line that says what to do. The command exits with 2."""
+    """The store cannot be used, or holds something unreadable; one line that says what to do. The
+    command exits with 2."""
 
     exit_code = 2
 
@@ -16,8 +17,8 @@ def damaged(artifact: str, run_id: str, run_name: str, error: Exception) -> Trac
     """What to say of an artifact that is there but cannot be read."""
     told = next(iter(str(error).splitlines()), "")[:120] or "unreadable"
     return TrackingError(
-        f"the artifact {artifact} of run {run_id} ({run_name}) is damaged ({type(error).__name__}: {told}); "
-        "run that task again with --force, or delete the run"
+        f"the artifact {artifact} of run {run_id} ({run_name}) is damaged ({type(error).__name__}:"
+        f" {told}); run that task again with --force, or delete the run"
     )
 
 

@@ -105,8 +105,8 @@ class Request:
     """What a report shall be about; see ``python -m benchmark report --help``.
 
     Attributes:
-        like: ids of parent runs: only numbers of the protocols that these ran under and, of their backbones and seeds, of
-            their weights. Default: all.
+        like: ids of parent runs: only numbers of the protocols that these ran under and, of their
+            backbones and seeds, of their weights. Default: all.
     """
 
     experiments: Sequence[str] = ()
@@ -121,7 +121,9 @@ class Request:
 
 
 def build(
-    request: Request, start: Callable[[str, int], None] | None = None, advance: Callable[[], None] | None = None
+    request: Request,
+    start: Callable[[str, int], None] | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> Report:
     """Read the store and work everything out.
 
@@ -129,7 +131,8 @@ def build(
         start, advance: a progress bar.
 
     Raises:
-        TrackingError: nothing to report on, an unknown name, an unusable store, or a damaged artifact.
+        TrackingError: nothing to report on, an unknown name, an unusable store, or a damaged
+            artifact.
     """
     start, advance = start or (lambda what, total: None), advance or (lambda: None)
     store = Store(request.tracking_uri)
@@ -140,7 +143,9 @@ def build(
     runs = store.runs_about(experiments, named, request.tasks)
     in_study = {run.id for run in runs if run.tags.get(STUDY_TAG)}
     while more := {run.id for run in runs if run.parent in in_study and run.id not in in_study}:
-        in_study |= more  # a trial's tasks are compared with other trials, not with finished backbones
+        in_study |= (
+            more  # a trial's tasks are compared with other trials, not with finished backbones
+        )
     counted, elsewhere = _as_in(request.like, [run for run in runs if run.id not in in_study])
     selection = select(counted, experiments, request.backbones, request.baseline, request.tasks)
     store.fetch((cell.run for cells in selection.cells.values() for cell in cells), "per_image.npz")
@@ -154,38 +159,71 @@ def build(
     ]
     seeds = sorted({seed for seeds in selection.seeds.values() for seed in seeds})
     facts = [
-        ", ".join(selection.backbones), count(len({column.base for column in selection.columns}), "task"),
+        ", ".join(selection.backbones),
+        count(len({column.base for column in selection.columns}), "task"),
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
-        f"{sum(map(len, selection.cells.values()))} finished task runs", _now(),
-    ]  # fmt: skip
+        f"{sum(map(len, selection.cells.values()))} finished task runs",
+        _now(),
+    ]
     figures = drawing.gain_against_cost(analysis), drawing.cost_parts(analysis)
     return Report(
-        f"Comparison of backbones: {', '.join(experiments)}", " · ".join(facts), verdict(analysis),
-        store=hide_secrets(store.uri), date=_now(), made_by=_command(), ui_url=request.ui_url, resamples=request.resamples,
-        analysis=analysis, power=power_lines(analysis), averages=average_lines(analysis), overview=overview(analysis),
-        tables=[*sections(analysis), *filter(None, [experts_table(analysis)])], classes=class_tables(analysis),
-        pairs=all_pairs(analysis), published=published(analysis), studies=[study for study in studies if study.complete],
-        forest=drawing.forest(analysis), bars=drawing.task_bars(analysis), cost_figures=list(filter(None, figures)),
-        learning=learning_curves(analysis), curves=curves, galleries=galleries(store, analysis),
+        f"Comparison of backbones: {', '.join(experiments)}",
+        " · ".join(facts),
+        verdict(analysis),
+        store=hide_secrets(store.uri),
+        date=_now(),
+        made_by=_command(),
+        ui_url=request.ui_url,
+        resamples=request.resamples,
+        analysis=analysis,
+        power=power_lines(analysis),
+        averages=average_lines(analysis),
+        overview=overview(analysis),
+        tables=[*sections(analysis), *filter(None, [experts_table(analysis)])],
+        classes=class_tables(analysis),
+        pairs=all_pairs(analysis),
+        published=published(analysis),
+        studies=[study for study in studies if study.complete],
+        forest=drawing.forest(analysis),
+        bars=drawing.task_bars(analysis),
+        cost_figures=list(filter(None, figures)),
+        learning=learning_curves(analysis),
+        curves=curves,
+        galleries=galleries(store, analysis),
         provenance=provenance(store, selection),
-        notes=[*caveats(analysis), *elsewhere], looks=drawing.looks(analysis),
-    )  # fmt: skip
+        notes=[*caveats(analysis), *elsewhere],
+        looks=drawing.looks(analysis),
+    )
 
 
 def _as_in(like: Sequence[str], runs: list[StoredRun]) -> tuple[list[StoredRun], list[str]]:
-    """The runs without those under another protocol than ``like`` had, or of other weights, and what to tell of these: a page
-    attached to a run says what the run itself said."""
-    wanted = {value for run in runs if run.id in like for tag, value in run.tags.items() if tag.startswith("protocol.")}
+    """The runs without those under another protocol than ``like`` had, or of other weights, and
+    what to tell of these: a page attached to a run says what the run itself said."""
+    wanted = {
+        value
+        for run in runs
+        if run.id in like
+        for tag, value in run.tags.items()
+        if tag.startswith("protocol.")
+    }
     weights = {_who(run): run.tags.get("weights.sha256") for run in runs if run.id in like}
     if not wanted:
         return runs, []
     same = [
-        run for run in runs if (sha := run.tags.get("weights.sha256")) is None or weights.get(_who(run), sha) == sha
+        run
+        for run in runs
+        if (sha := run.tags.get("weights.sha256")) is None or weights.get(_who(run), sha) == sha
     ]
     kept = [run for run in same if run.tags.get("protocol", "") in {"", *wanted}]
     others = {run.tags["protocol"] for run in same if run.tags.get("protocol")} - wanted
-    told = [f"Runs under {count(len(others), 'other protocol')} are left out here"] if others else []
-    told += ["Runs of other weights under the same names are left out here"] if len(same) < len(runs) else []
+    told = (
+        [f"Runs under {count(len(others), 'other protocol')} are left out here"] if others else []
+    )
+    told += (
+        ["Runs of other weights under the same names are left out here"]
+        if len(same) < len(runs)
+        else []
+    )
     return kept, [f"{one}; python -m benchmark report shows them." for one in told]
 
 
@@ -201,13 +239,21 @@ def _study_report(store: Store, request: Request) -> Report:
     if len(study.varied) > 1:
         lines.append(f"Varied: {', '.join(parameter_label(name) for name in study.varied)}.")
     again = (
-        "Trials have one seed each; winner and base setting were run again on fresh seeds where the sweep was told to."
+        "Trials have one seed each; winner and base setting were run again on fresh seeds where the"
+        " sweep was told to."
     )
     return Report(
-        f"λ search: {study.name}", f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
-        Verdict("open", study.headline, lines), store=hide_secrets(store.uri), date=_now(), made_by=_command(),
-        ui_url=request.ui_url, study=True, studies=[study], notes=[*(f"{note}." for note in study.notes), again],
-    )  # fmt: skip
+        f"λ search: {study.name}",
+        f"{best.run.experiment if best else ''} · {len(study.trials)} trials · {_now()}",
+        Verdict("open", study.headline, lines),
+        store=hide_secrets(store.uri),
+        date=_now(),
+        made_by=_command(),
+        ui_url=request.ui_url,
+        study=True,
+        studies=[study],
+        notes=[*(f"{note}." for note in study.notes), again],
+    )
 
 
 def _now() -> str:
@@ -220,4 +266,8 @@ def _command() -> str:
         place = words.index("--tracking-uri")
         words = words[:place] + words[place + 2 :]
     words = [word for word in words if not word.startswith("--tracking-uri")]
-    return "python -m benchmark " + " ".join(words) if words and words[0] in ("report", "run", "sweep") else ""
+    return (
+        "python -m benchmark " + " ".join(words)
+        if words and words[0] in ("report", "run", "sweep")
+        else ""
+    )

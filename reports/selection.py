@@ -1,4 +1,5 @@
-"""Which runs count: of one backbone, task, protocol and seed the newest finished one; what is missing, with its reason."""
+"""Which runs count: of one backbone, task, protocol and seed the newest finished one; what is
+missing, with its reason."""
 
 from __future__ import annotations
 
@@ -22,7 +23,17 @@ KINDS = (
     "correspondence",
 )
 PROBES = (
-    *("linear", "deeplabv3", "pspnet", "dpt", "dpt-probe3d", "patch-knn", "logreg", "in-context", "open-vocabulary"),
+    *(
+        "linear",
+        "deeplabv3",
+        "pspnet",
+        "dpt",
+        "dpt-probe3d",
+        "patch-knn",
+        "logreg",
+        "in-context",
+        "open-vocabulary",
+    ),
     *("ssd", "mask-rcnn", "attentive", "knn", "few-shot", "zero-shot", "retrieval"),
 )
 DATASETS = (
@@ -58,7 +69,8 @@ class TaskProtocol:
 
     @property
     def base(self) -> str:
-        """The task without what makes it a variant: ``voc/linear`` of ``voc/linear:0.1``. In means it counts once."""
+        """The task without what makes it a variant: ``voc/linear`` of ``voc/linear:0.1``. In means
+        it counts once."""
         return self.task.partition(":")[0]
 
     @property
@@ -80,7 +92,8 @@ class Selection:
     """What a report is about.
 
     Attributes:
-        cells: (backbone, column) → the finished cells that count, by seed; none where there is none.
+        cells: (backbone, column) → the finished cells that count, by seed; none where there is
+            none.
         missing: (backbone, column) → why there is no number.
         seeds: backbone → its seeds.
         parents: (backbone, seed) → the newest parent run.
@@ -106,13 +119,23 @@ def default_experiments(store: Store) -> list[str]:
         TrackingError: no task was ever finished in this store.
     """
     known = store.experiments()
-    wanted, newest = "attributes.status = 'FINISHED' and tags.protocol != ''", ["attributes.start_time DESC"]
+    wanted, newest = (
+        "attributes.status = 'FINISHED' and tags.protocol != ''",
+        ["attributes.start_time DESC"],
+    )
     for identities in ([known["mini"]] if "mini" in known else [], list(known.values())):
-        page = store.client.search_runs(identities, wanted, max_results=1, order_by=newest) if identities else []
+        page = (
+            store.client.search_runs(identities, wanted, max_results=1, order_by=newest)
+            if identities
+            else []
+        )
         if len(page):
-            return [name for name, identity in known.items() if identity == page[0].info.experiment_id]
+            return [
+                name for name, identity in known.items() if identity == page[0].info.experiment_id
+            ]
     raise TrackingError(
-        f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first, or give --tracking-uri"
+        f"no finished run in the MLflow store at {store.uri}; run `python -m benchmark run` first,"
+        " or give --tracking-uri"
     )
 
 
@@ -126,8 +149,10 @@ def select(
     """Choose what counts among all runs of the experiments.
 
     Args:
-        backbones: only these, in this order; ``NAME@SHA`` means the weights whose sha256 starts so. Default: all.
-        baseline: what the others are compared with; default: clip-ft, clip, random or the first that is there.
+        backbones: only these, in this order; ``NAME@SHA`` means the weights whose sha256 starts so.
+            Default: all.
+        baseline: what the others are compared with; default: clip-ft, clip, random or the first
+            that is there.
         tasks: only these.
 
     Raises:
@@ -138,12 +163,18 @@ def select(
     known = {cell.task for cell in every}
     for task in tasks if known else ():
         if task not in known:
-            raise TrackingError(f"no run of task {task!r} in experiment {shown}; {instead(task, known)}")
+            raise TrackingError(
+                f"no run of task {task!r} in experiment {shown}; {instead(task, known)}"
+            )
     every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):
         reasons = Counter(cell.reason or "without numbers" for cell in every)
-        told = f" ({sum(reasons.values())} tasks: {reasons.most_common(1)[0][0]})" if reasons else ""
-        raise TrackingError(f"no finished task in experiment {shown}{told}; run `python -m benchmark run` first")
+        told = (
+            f" ({sum(reasons.values())} tasks: {reasons.most_common(1)[0][0]})" if reasons else ""
+        )
+        raise TrackingError(
+            f"no finished task in experiment {shown}{told}; run `python -m benchmark run` first"
+        )
     names = _chosen(every, backbones, baseline)
     cells = [cell for name in names for cell in _of(every, name)]
     chosen_baseline = baseline or next((b for b in PREFERRED_BASELINES if b in names), names[0])
@@ -173,10 +204,17 @@ def select(
         if (name, column) not in grid
     }
     return Selection(
-        list(experiments), names, chosen_baseline, columns,
+        list(experiments),
+        names,
+        chosen_baseline,
+        columns,
         {key: sorted(found, key=lambda cell: cell.seed) for key, found in grid.items()},
-        missing, seeds, parents, by_id, notes,
-    )  # fmt: skip
+        missing,
+        seeds,
+        parents,
+        by_id,
+        notes,
+    )
 
 
 def _chosen(cells: Sequence[Scored], backbones: Sequence[str], baseline: str | None) -> list[str]:
@@ -187,7 +225,9 @@ def _chosen(cells: Sequence[Scored], backbones: Sequence[str], baseline: str | N
     for name in wanted:
         if not any(cell.metrics for cell in _of(cells, name)):
             what = "baseline" if name == baseline else "backbone"
-            raise TrackingError(f"{what} {name!r} has no finished task there; these have: {', '.join(have)}")
+            raise TrackingError(
+                f"{what} {name!r} has no finished task there; these have: {', '.join(have)}"
+            )
     return wanted
 
 
@@ -197,16 +237,22 @@ def _of(cells: Sequence[Scored], name: str) -> list[Scored]:
     if not at:
         return [cell for cell in cells if cell.backbone == name]
     return [
-        replace(cell, backbone=name) for cell in cells if cell.backbone == backbone and cell.weights.startswith(sha)
+        replace(cell, backbone=name)
+        for cell in cells
+        if cell.backbone == backbone and cell.weights.startswith(sha)
     ]
 
 
 def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Scored], list[str]]:
-    """Of equal cells the newest; of a backbone's seed only the weights that were run last: no row mixes two sets of weights.
+    """Of equal cells the newest; of a backbone's seed only the weights that were run last: no row
+    mixes two sets of weights.
 
-    A run that finds its cells finished makes none anew, so the last run of weights is that of their parent.
+    A run that finds its cells finished makes none anew, so the last run of weights is that of their
+    parent.
     """
-    finished = sorted((cell for cell in cells if cell.metrics), key=lambda cell: (cell.run.started, cell.run.id))
+    finished = sorted(
+        (cell for cell in cells if cell.metrics), key=lambda cell: (cell.run.started, cell.run.id)
+    )
     there = {(cell.backbone, str(cell.seed), cell.weights) for cell in finished}
     used = [(cell.run.started, cell.backbone, str(cell.seed), cell.weights) for cell in finished]
     for run in runs:
@@ -228,7 +274,8 @@ def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Sc
         notes.append(f"{replaced} finished runs were run again later; the newest count")
     for name, count in older.items():
         notes.append(
-            f"{count} runs of {name} with older weights are left out (name them with --backbone {name}@SHA to see them)"
+            f"{count} runs of {name} with older weights are left out (name them with --backbone"
+            f" {name}@SHA to see them)"
         )
     unfinished = Counter(cell.status for cell in cells if not cell.metrics)
     words = {
@@ -245,7 +292,8 @@ def _newest(cells: Sequence[Scored], runs: Sequence[StoredRun]) -> tuple[list[Sc
 
 
 def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[TaskProtocol]:
-    """One for each task and protocol, in the paper's order; several protocols of a task get letters, oldest first.
+    """One for each task and protocol, in the paper's order; several protocols of a task get
+    letters, oldest first.
 
     A task that nobody finished is a column without numbers, under the protocol that was tried last.
     """
@@ -264,7 +312,9 @@ def _columns(cells: Sequence[Scored], broken: Sequence[Scored]) -> list[TaskProt
     for (task, protocol), cell in first.items():
         several = protocols[task]
         letter = _letter(several.index(protocol)) if len(several) > 1 else ""
-        columns.append(TaskProtocol(task, cell.kind, protocol, tuple(cell.declared.items()), letter))
+        columns.append(
+            TaskProtocol(task, cell.kind, protocol, tuple(cell.declared.items()), letter)
+        )
     return sorted(columns, key=_paper_order)
 
 
@@ -294,12 +344,22 @@ def _paper_order(column: TaskProtocol) -> tuple:
         return order.index(name) if name in order else len(order)
 
     zero_shot = probe == "zero-shot"
-    return (place(column.kind, KINDS), zero_shot, place(dataset, DATASETS), dataset, place(probe, PROBES), probe,
-            variant, len(column.letter), column.letter)  # fmt: skip
+    return (
+        place(column.kind, KINDS),
+        zero_shot,
+        place(dataset, DATASETS),
+        dataset,
+        place(probe, PROBES),
+        probe,
+        variant,
+        len(column.letter),
+        column.letter,
+    )
 
 
 def _planned(runs: Sequence[StoredRun], names: Sequence[str]) -> dict[str, dict[str, bool]]:
-    """Backbone → task → whether a parent run that planned it ended well (then a missing child was not applicable)."""
+    """Backbone → task → whether a parent run that planned it ended well (then a missing child was
+    not applicable)."""
     planned: dict[str, dict[str, bool]] = defaultdict(dict)
     for run in runs:
         if not run.is_parent or run.status != "FINISHED":
@@ -326,7 +386,9 @@ def _why(
     if any(cell.task == column.task for cell in kept if cell.backbone == name):
         return "other protocol"
     if tried := [cell for cell in mine if not cell.metrics]:
-        return f"other protocol: {max(tried, key=lambda cell: cell.run.started).reason or 'no value'}"
+        return (
+            f"other protocol: {max(tried, key=lambda cell: cell.run.started).reason or 'no value'}"
+        )
     if planned[name.rpartition("@")[0] or name].get(column.task.replace("/", ".")):
         return "not applicable"
     return "not run"

@@ -1,7 +1,9 @@
 """The one driver of a sweep: asks Optuna for trials, gives out their work, waits, tells.
 
-There is one driver at a time (``sweeps.study.sole_driver``), so a trial that is RUNNING when it starts is one that a driver
-before it left: it is taken up again, with its params and its MLflow run. So every cell ends once, wherever a driver is killed.
+There is one driver at a time (``sweeps.study.sole_driver``), so a trial that is RUNNING when it
+starts is one that a driver
+before it left: it is taken up again, with its params and its MLflow run. So every cell ends once,
+wherever a driver is killed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,13 @@ class Evaluation:
     def log(self, run: Run) -> None:
         """Metrics, links and costs into an MLflow run."""
         run.set_tags(self.tags)
-        run.log_metrics({f"{task}/{name}": v for task, found in self.metrics.items() for name, v in found.items()})
+        run.log_metrics(
+            {
+                f"{task}/{name}": v
+                for task, found in self.metrics.items()
+                for name, v in found.items()
+            }
+        )
         run.log_metrics({f"cost/{name}": value for name, value in self.costs.items()})
 
 
@@ -53,9 +61,16 @@ Evaluate = Callable[[Mapping[str, Value], str, Pruning | None], Awaitable[Evalua
 
 
 async def drive(
-    sweep: Sweep, evaluate: Evaluate, tracker: Tracker, parent: Run, *, width: int, say: Callable[[str], None]
+    sweep: Sweep,
+    evaluate: Evaluate,
+    tracker: Tracker,
+    parent: Run,
+    *,
+    width: int,
+    say: Callable[[str], None],
 ) -> int:
-    """Run trials until every cell is finished or given up, inside ``sole_driver``; returns how many it finished.
+    """Run trials until every cell is finished or given up, inside ``sole_driver``; returns how many
+    it finished.
 
     Args:
         evaluate: trains with a trial's params, probes, and returns metrics.
@@ -80,7 +95,9 @@ async def drive(
                     await asyncio.sleep(0)  # it draws its params before the next one is asked for
                 if not under_way:
                     return finished
-                ended, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                ended, under_way = await asyncio.wait(
+                    under_way, return_when=asyncio.FIRST_COMPLETED
+                )
                 finished += sum(task.result() for task in ended)
         finally:
             for task in under_way:
@@ -99,7 +116,8 @@ class _Driver:
     failures: Counter[str] = field(default_factory=Counter)
 
     def next_trial(self) -> optuna.Trial | None:
-        """One that a driver before this one left, else the next in the queue, with the sampler that draws for it."""
+        """One that a driver before this one left, else the next in the queue, with the sampler that
+        draws for it."""
         must_drive(self.sweep)
         study = self.sweep.study
         left = [t for t in self.sweep.trials(TrialState.RUNNING) if t._trial_id not in self.begun]
@@ -116,11 +134,20 @@ class _Driver:
         params, attrs = sweep.space.suggest(trial), trial.user_attrs
         cell = str(attrs.get("cell", ""))
         name = f"trial {trial.number} · {short(params, sweep.space.base)}"
-        tags = {"study": sweep.name, "trial": str(trial.number), "cell.params": cell, "suite": tracker.experiment}
+        tags = {
+            "study": sweep.name,
+            "trial": str(trial.number),
+            "cell.params": cell,
+            "suite": tracker.experiment,
+        }
         resume = attrs.get("mlflow.run") if tracker.known(attrs.get("mlflow.run")) else None
-        pruning = Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune) if sweep.prune else None
+        pruning = (
+            Pruning(sweep.url, sweep.name, trial._trial_id, sweep.prune) if sweep.prune else None
+        )
         try:
-            with tracker.run(name, tags=tags, params=params, parent=self.parent, resume=resume) as run:
+            with tracker.run(
+                name, tags=tags, params=params, parent=self.parent, resume=resume
+            ) as run:
                 trial.set_user_attr("mlflow.run", run.id)
                 values = None
                 try:
@@ -145,13 +172,19 @@ class _Driver:
         if values is None:
             self._end(trial, TrialState.PRUNED, None, {})
         else:
-            self._end(trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.metrics})
+            self._end(
+                trial, TrialState.COMPLETE, values, {**result.tags, "metrics": result.metrics}
+            )
             text = sweep.told(values)
         self.say(f"{name} · {text} · {time.perf_counter() - began:.0f} s")
         return 1
 
     def _end(
-        self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, object]
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attrs: Mapping[str, object],
     ) -> None:
         must_drive(self.sweep)  # else its cell is another driver's by now
         for key, value in attrs.items():
@@ -161,7 +194,9 @@ class _Driver:
     def _record(self, run: Run, result: Evaluation) -> list[float]:
         """Everything about a trial into its MLflow run; returns the objectives' values."""
         objectives, baseline = self.sweep.objectives, self.sweep.baseline
-        values = {objective.name: objective.value(result.metrics, baseline) for objective in objectives}
+        values = {
+            objective.name: objective.value(result.metrics, baseline) for objective in objectives
+        }
         result.log(run)
         gains = task_gains(result.metrics, baseline, self.sweep.tasks)
         run.log_metrics({f"gain/{task}": gain for task, gain in gains.items()})

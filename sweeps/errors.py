@@ -8,7 +8,8 @@ class NoSweep(UserError):
 
 
 class TrialPruned(Exception):
-    """The trial under way is bad enough to be stopped; it counts as finished, without a value of its own."""
+    """The trial under way is bad enough to be stopped; it counts as finished, without a value of
+    its own."""
 
     run_status = "KILLED"  # of its MLflow runs
 

@@ -1,4 +1,5 @@
-"""What a sweep optimises: the typical relative gain over a baseline, as reports define it, or any metric of any task."""
+"""What a sweep optimises: the typical relative gain over a baseline, as reports define it, or any
+metric of any task."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from reports.stats.gains import interquartile_mean, relative_gain
 
 Direction = Literal["maximize", "minimize"]
 Metrics = Mapping[str, Mapping[str, float]]
-GROUPS = {"gain": "mean gain", "dense": "dense gain", "zero-shot": "zero-shot gain"}  # name → for people
+GROUPS = {
+    "gain": "mean gain",
+    "dense": "dense gain",
+    "zero-shot": "zero-shot gain",
+}  # name → for people
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class ObjectiveTask:
 
     Attributes:
         metrics: name → +1 (higher is better) or -1; the main one first.
-        group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (what needs the text tower) or ``linear``.
+        group: ``dense`` (segmentation, detection, depth, normals), ``zero-shot`` (what needs the
+            text tower) or ``linear``.
         floor: of the main metric: what the baseline counts as at least (see ``relative_gain``).
     """
 
@@ -48,8 +54,8 @@ class Objective:
     Attributes:
         name: ``gain``, ``dense``, ``zero-shot``, or ``TASK/METRIC``.
         tasks: those whose gains are averaged (their interquartile mean); for a metric the one task.
-        metrics, signs, floors: of each of ``tasks``: its metric, +1 (higher is better) or -1, and what the baseline counts as
-            at least.
+        metrics, signs, floors: of each of ``tasks``: its metric, +1 (higher is better) or -1, and
+            what the baseline counts as at least.
     """
 
     name: str
@@ -77,7 +83,9 @@ class Objective:
         found = self._values(metrics, "the trial")
         if self.name not in GROUPS:
             return found[0]
-        gains = map(relative_gain, found, self._values(baseline, "the baseline"), self.signs, self.floors)
+        gains = map(
+            relative_gain, found, self._values(baseline, "the baseline"), self.signs, self.floors
+        )
         return float(interquartile_mean(np.array(list(gains))[:, None])[0])
 
     def _values(self, metrics: Metrics, whose: str) -> list[float]:
@@ -85,11 +93,15 @@ class Objective:
         for task, name in zip(self.tasks, self.metrics, strict=True):
             values.append(metrics.get(task, {}).get(name, math.nan))
             if not math.isfinite(values[-1]):
-                raise ValueError(f"{whose} has no value for {task}/{name}; a mean must not leave it out")
+                raise ValueError(
+                    f"{whose} has no value for {task}/{name}; a mean must not leave it out"
+                )
         return values
 
 
-def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, ObjectiveTask]) -> dict[str, float]:
+def task_gains(
+    metrics: Metrics, baseline: Metrics, tasks: Mapping[str, ObjectiveTask]
+) -> dict[str, float]:
     """Task → relative gain of its main metric, for those that both have."""
     gains = {}
     for name, task in tasks.items():
@@ -99,8 +111,11 @@ def task_gains(metrics: Metrics, baseline: Metrics, tasks: Mapping[str, Objectiv
     return gains
 
 
-def make_objectives(names: Sequence[str], tasks: Mapping[str, ObjectiveTask]) -> tuple[Objective, ...]:
-    """Objectives by name, over the chosen tasks; by default ``dense``, or ``gain`` where no task is dense.
+def make_objectives(
+    names: Sequence[str], tasks: Mapping[str, ObjectiveTask]
+) -> tuple[Objective, ...]:
+    """Objectives by name, over the chosen tasks; by default ``dense``, or ``gain`` where no task is
+    dense.
 
     Raises:
         UserError: an unknown objective, task or metric, or a group without a task.
@@ -110,9 +125,16 @@ def make_objectives(names: Sequence[str], tasks: Mapping[str, ObjectiveTask]) ->
     for name in dict.fromkeys(names or (default,)):
         task, _, metric = name.rpartition("/")
         if name in GROUPS:
-            parts = [(each, t.main, t.sign, t.floor) for each, t in tasks.items() if name in ("gain", t.group)]
+            parts = [
+                (each, t.main, t.sign, t.floor)
+                for each, t in tasks.items()
+                if name in ("gain", t.group)
+            ]
             if not parts:
-                raise UserError(f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that kind")
+                raise UserError(
+                    f"--objective {name}: none of the chosen tasks ({', '.join(tasks)}) is of that"
+                    " kind"
+                )
         elif task not in tasks:
             told = f"choose {', '.join(GROUPS)} or TASK/METRIC with a task among {', '.join(tasks)}"
             raise UserError(f"--objective {name}: {told}")

@@ -1,4 +1,5 @@
-"""Stopping bad trials early: a training reports from its own process, wherever that is, and stops itself."""
+"""Stopping bad trials early: a training reports from its own process, wherever that is, and stops
+itself."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Pruning:
     """The trial that a training belongs to, in plain values.
 
     Attributes:
-        storage: its address in full; it may hold a password, so it travels with a unit's arguments and is never shown.
+        storage: its address in full; it may hold a password, so it travels with a unit's arguments
+            and is never shown.
         study: name; trial: Optuna's id of the trial.
         metric: what is watched, of which more is better: ``val/i2t_R@1`` …
     """
@@ -31,12 +33,17 @@ class Pruning:
     metric: str
 
     def watched(self, run: RunLog, per_epoch: int) -> RunLog:
-        """A log that passes everything to ``run``, and ends the training (``TrialPruned``) when its trial should be stopped:
-        trials are compared after epochs, of ``per_epoch`` steps."""
-        sampler, pruner = optuna.samplers.RandomSampler(), optuna.pruners.SuccessiveHalvingPruner(**HALVING)
+        """A log that passes everything to ``run``, and ends the training (``TrialPruned``) when its
+        trial should be stopped: trials are compared after epochs, of ``per_epoch`` steps."""
+        sampler, pruner = (
+            optuna.samplers.RandomSampler(),
+            optuna.pruners.SuccessiveHalvingPruner(**HALVING),
+        )
         with answering(self.storage):
             storage = open_storage(self.storage, create=False)
-            study = optuna.load_study(study_name=self.study, storage=storage, sampler=sampler, pruner=pruner)
+            study = optuna.load_study(
+                study_name=self.study, storage=storage, sampler=sampler, pruner=pruner
+            )
             return _Watched(self, run, per_epoch, optuna.Trial(study, self.trial))
 
 
@@ -54,7 +61,12 @@ class _Watched:
         epoch = max(1, round(step / self.per_epoch))
         with answering(self.pruning.storage):
             # Optuna's pruner keeps what is best in the study's own direction
-            sign = 1.0 if self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+            sign = (
+                1.0 if self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE else -1.0
+            )
             self.trial.report(sign * value, epoch)
             if self.trial.should_prune():
-                raise TrialPruned(f"{self.pruning.metric} {value:.4g} after epoch {epoch} is not among the better half")
+                raise TrialPruned(
+                    f"{self.pruning.metric} {value:.4g} after epoch {epoch} is not among the better"
+                    " half"
+                )

@@ -1,4 +1,5 @@
-"""What a sweep tries: one declaration for linear and grid search (cells, enumerated here) and for samplers (ranges)."""
+"""What a sweep tries: one declaration for linear and grid search (cells, enumerated here) and for
+samplers (ranges)."""
 
 from __future__ import annotations
 
@@ -28,12 +29,13 @@ class Wanted:
     """What a user says of a search.
 
     Attributes:
-        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every combination), or a sampler.
+        search: ``linear`` (one setting at a time, the others at their base), ``grid`` (every
+            combination), or a sampler.
         lambdas: which λs are varied; the others stay at their base.
         values: what fixed searches try for each λ.
         between: range in which samplers draw each λ, log scale.
-        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as experts), or for samplers
-            a range ``{"lr": "1e-5:1e-3"}``.
+        vary: further recipe settings: ``{"lr": "1e-4,1e-3"}`` values (``|`` between lists, such as
+            experts), or for samplers a range ``{"lr": "1e-5:1e-3"}``.
         trials: how many a sampler gets; seed: of the samplers, and of training and probing.
     """
 
@@ -48,7 +50,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe setting that a sweep varies, or keeps at ``base`` when it has neither ``values`` nor a range.
+    """A recipe setting that a sweep varies, or keeps at ``base`` when it has neither ``values`` nor
+    a range.
 
     Attributes:
         name: field of the recipe (``lambda_seg``, ``lr``, ``experts`` …).
@@ -70,7 +73,8 @@ class Setting:
         return bool(self.values) or self.low is not None
 
     def distribution(self, sampled: bool) -> Distribution:
-        """Optuna's distribution that holds every value; samplers choose from ``values``, the base is not one of them."""
+        """Optuna's distribution that holds every value; samplers choose from ``values``, the base
+        is not one of them."""
         if sampled and self.values:
             return CategoricalDistribution(self.values)
         ends: Any = (*self.values, self.base) if self.low is None else (self.low, self.high)
@@ -81,7 +85,8 @@ class Setting:
 
 
 class Cell(NamedTuple):
-    """One thing to try. ``key`` is its identity in the study; ``params`` is None where a sampler chooses them."""
+    """One thing to try. ``key`` is its identity in the study; ``params`` is None where a sampler
+    chooses them."""
 
     key: str
     params: Mapping[str, Value] | None
@@ -111,16 +116,25 @@ class Space:
         if self.search in SAMPLED:
             return [Cell(f"trial {number + 1}", None) for number in range(self.trials)]
         if self.search == "linear":
-            found = [self.base, *({**self.base, s.name: value} for s in self.settings for value in s.values)]
+            found = [
+                self.base,
+                *({**self.base, s.name: value} for s in self.settings for value in s.values),
+            ]
         else:
-            combinations = itertools.product(*(setting.values or (setting.base,) for setting in self.settings))
+            combinations = itertools.product(
+                *(setting.values or (setting.base,) for setting in self.settings)
+            )
             found = [dict(zip(self.base, values, strict=True)) for values in combinations]
-            found.sort(key=lambda params: params != self.base)  # stable: base first, where it is one of them
+            found.sort(
+                key=lambda params: params != self.base
+            )  # stable: base first, where it is one of them
         return [Cell(*each) for each in {cell_name(params): params for params in found}.items()]
 
     def distributions(self) -> dict[str, Distribution]:
         """Param name → Optuna distribution."""
-        return {setting.name: setting.distribution(self.search in SAMPLED) for setting in self.settings}
+        return {
+            setting.name: setting.distribution(self.search in SAMPLED) for setting in self.settings
+        }
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """The trial's params: those of its cell, or what its sampler draws."""
@@ -129,20 +143,28 @@ class Space:
             if isinstance(found, CategoricalDistribution):
                 params[name] = trial.suggest_categorical(name, found.choices)
             else:
-                suggest = trial.suggest_int if isinstance(found, IntDistribution) else trial.suggest_float
+                suggest = (
+                    trial.suggest_int if isinstance(found, IntDistribution) else trial.suggest_float
+                )
                 params[name] = suggest(name, found.low, found.high, log=found.log)  # type: ignore[arg-type]
         return params
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a study (the number of trials may grow)."""
         settings = [asdict(setting) for setting in self.settings]
-        return {"search": self.search, "settings": {each.pop("name"): each for each in settings}, "seed": self.seed}
+        return {
+            "search": self.search,
+            "settings": {each.pop("name"): each for each in settings},
+            "seed": self.seed,
+        }
 
     @staticmethod
     def from_identity(identity: Mapping[str, Any], trials: int) -> Space:
         """The inverse of ``identity``."""
         found = identity["settings"].items()
-        settings = tuple(Setting(name, **{**each, "values": tuple(each["values"])}) for name, each in found)
+        settings = tuple(
+            Setting(name, **{**each, "values": tuple(each["values"])}) for name, each in found
+        )
         return Space(identity["search"], settings, trials, identity["seed"])
 
 
@@ -152,9 +174,17 @@ def cell_name(params: Mapping[str, Value]) -> str:
 
 
 def short(params: Mapping[str, Value], base: Mapping[str, Value] | None = None) -> str:
-    """Params for people: ``λseg 0.1``; with ``base`` only those that differ from it, ``base`` when none does."""
-    shown = {k: v for k, v in params.items() if base is None or k not in base or _text(v) != _text(base[k])}
-    return " ".join(f"{name.replace('lambda_', 'λ')} {_text(value)}" for name, value in shown.items()) or "base"
+    """Params for people: ``λseg 0.1``; with ``base`` only those that differ from it, ``base`` when
+    none does."""
+    shown = {
+        k: v
+        for k, v in params.items()
+        if base is None or k not in base or _text(v) != _text(base[k])
+    }
+    return (
+        " ".join(f"{name.replace('lambda_', 'λ')} {_text(value)}" for name, value in shown.items())
+        or "base"
+    )
 
 
 def _text(value: Value) -> str:
@@ -169,15 +199,22 @@ def make_space(
     """A space from what a user says.
 
     Args:
-        bases: what settings are while they are not varied; λs default to 1, every other one in ``vary`` must be here.
+        bases: what settings are while they are not varied; λs default to 1, every other one in
+            ``vary`` must be here.
         read: (name, text) → value of that recipe setting; raises for what does not fit.
 
     Raises:
-        UserError: unknown search or λ, a value that is no weight, nothing to vary, more than ``MOST_CELLS``.
+        UserError: unknown search or λ, a value that is no weight, nothing to vary, more than
+            ``MOST_CELLS``.
     """
     if wanted.search not in (*FIXED, *SAMPLED):
         raise UserError(f"--search {wanted.search}: choose one of {', '.join((*FIXED, *SAMPLED))}")
-    fixed, bases, values, between = wanted.search in FIXED, bases or {}, wanted.values, wanted.between
+    fixed, bases, values, between = (
+        wanted.search in FIXED,
+        bases or {},
+        wanted.values,
+        wanted.between,
+    )
     for name in wanted.lambdas:
         if name not in (known := ("clip", *task_names())):
             raise UserError(f"--lambdas {name}: choose among {', '.join(known)}")
@@ -191,10 +228,15 @@ def make_space(
     if not fixed:
         tried = dict(zip(("low", "high"), map(float, between), strict=True))
     settings = []
-    given = {*wanted.lambdas, *(name.removeprefix("lambda_") for name in bases if name.startswith("lambda_"))}
+    given = {
+        *wanted.lambdas,
+        *(name.removeprefix("lambda_") for name in bases if name.startswith("lambda_")),
+    }
     for name in (*LAMBDAS, *sorted(given - set(LAMBDAS))):
         base = float(bases.get(f"lambda_{name}", 1.0))
-        settings.append(Setting(f"lambda_{name}", base, **(tried if name in wanted.lambdas else {})))
+        settings.append(
+            Setting(f"lambda_{name}", base, **(tried if name in wanted.lambdas else {}))
+        )
     for name, text in wanted.vary.items():
         if name.startswith("lambda_"):
             raise UserError(f"--vary {name}: λs are varied by --lambdas with --values or --range")
@@ -205,24 +247,37 @@ def make_space(
     if not any(setting.varied for setting in settings):
         raise UserError("nothing to vary; name λs with --lambdas or settings with --vary")
     counts = [len(setting.values) for setting in settings]
-    count = 1 + sum(counts) if wanted.search == "linear" else math.prod(each or 1 for each in counts)
+    count = (
+        1 + sum(counts) if wanted.search == "linear" else math.prod(each or 1 for each in counts)
+    )
     if (count := count if fixed else wanted.trials) > MOST_CELLS:
         raise UserError(
-            f"{count:,} cells, each a training, are more than {MOST_CELLS:,}; vary less, or give fewer values"
+            f"{count:,} cells, each a training, are more than {MOST_CELLS:,}; vary less, or give"
+            " fewer values"
         )
-    return Space(cast(Search, wanted.search), tuple(settings), 0 if fixed else wanted.trials, wanted.seed)
+    return Space(
+        cast(Search, wanted.search), tuple(settings), 0 if fixed else wanted.trials, wanted.seed
+    )
 
 
-def _setting(name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]) -> Setting:
+def _setting(
+    name: str, text: str, base: Any, fixed: bool, read: Callable[[str, str], Any]
+) -> Setting:
     if ":" in text:
         if fixed:
-            raise UserError(f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range")
+            raise UserError(
+                f"--vary {name}={text}: linear and grid search need values (A,B,C), not a range"
+            )
         low, high = (read(name, part) for part in text.split(":", 1))
         if not _is_number(low) or not low < high:
-            raise UserError(f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH")
+            raise UserError(
+                f"--vary {name}={text}: a range is LOW:HIGH of a number, LOW below HIGH"
+            )
         return Setting(name, base, low=low, high=high)
     parts = text.split("|") if "|" in text or isinstance(base, tuple | list) else text.split(",")
-    values = tuple(dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip()))
+    values = tuple(
+        dict.fromkeys(as_value(read(name, part.strip())) for part in parts if part.strip())
+    )
     if len(values) < (1 if fixed else 2):
         raise UserError(f"--vary {name}={text}: give at least two values, or a range LOW:HIGH")
     return Setting(name, as_value(base), values)

@@ -23,13 +23,16 @@ from reports.secrets import hide_quoted, hide_secrets, remember
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"
-WAIT = 60.0  # seconds that a writer of SQLite waits for another one: the driver, or a training that reports for pruning
+# seconds that a writer of SQLite waits for another one: the driver, or a training that reports for
+# pruning
+WAIT = 60.0
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def storage_url(given: str | None) -> str:
-    """The storage's address in full: an absolute path for a file, the installed driver for PostgreSQL. Raises ``UserError``
-    for another kind than those tested here, or without a driver for it."""
+    """The storage's address in full: an absolute path for a file, the installed driver for
+    PostgreSQL. Raises ``UserError`` for another kind than those tested here, or without a driver
+    for it."""
     url = given or DEFAULT_STORAGE
     remember(url)
     if "://" not in url and url.endswith((".log", ".journal")):
@@ -37,7 +40,8 @@ def storage_url(given: str | None) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise UserError(
-            f"--storage {hide_quoted(url)!r} is no address; use sqlite:///FILE.db, postgresql://HOST/NAME or journal:///FILE.log"
+            f"--storage {hide_quoted(url)!r} is no address; use sqlite:///FILE.db,"
+            " postgresql://HOST/NAME or journal:///FILE.log"
         )
     if scheme in ("sqlite", "journal"):
         path = rest.removeprefix("/")
@@ -46,33 +50,42 @@ def storage_url(given: str | None) -> str:
         full = str(expanded(path).absolute())
         if scheme == "sqlite" and (found := re.findall(r"[?#%]", full)):
             raise UserError(
-                f"--storage: the address of a database cannot hold the {found[0]!r} of {full}; choose another place"
+                f"--storage: the address of a database cannot hold the {found[0]!r} of {full};"
+                " choose another place"
             )
         return f"{scheme}:///{full}"
     if scheme in ("postgres", "postgresql"):
         scheme = "postgresql+psycopg" if find_spec("psycopg2") is None else "postgresql"
     if not scheme.startswith("postgresql"):
-        raise UserError(f"--storage {scheme}://…: only sqlite, postgresql and journal are tested here")
+        raise UserError(
+            f"--storage {scheme}://…: only sqlite, postgresql and journal are tested here"
+        )
     if scheme == "postgresql+psycopg" and find_spec("psycopg") is None:
         raise UserError("no PostgreSQL driver: pip install 'cliptex-benchmark[scale]'")
     return f"{scheme}://{rest}"
 
 
 def open_storage(url: str, *, create: bool) -> BaseStorage:
-    """The storage at ``url`` (from ``storage_url``); without ``create`` one that is not there is an error.
+    """The storage at ``url`` (from ``storage_url``); without ``create`` one that is not there is an
+    error.
 
     Raises:
-        UserError: it cannot be reached, is no Optuna storage, or belongs to another version of Optuna.
+        UserError: it cannot be reached, is no Optuna storage, or belongs to another version of
+            Optuna.
     """
     shown, path = hide_secrets(url), Path(url.partition(":///")[2])
     file = url.startswith(("sqlite:", "journal:"))
-    absent = NoSweep(f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage")
+    absent = NoSweep(
+        f"no sweeps at {shown}; start one with `sweep launch`, or name another --storage"
+    )
     if file and not create and not path.exists():
         raise absent
     if file and not path.parent.is_dir():
         raise UserError(f"--storage {shown}: there is no folder {path.parent}")
     try:
-        with locked(lock_file("sweeps", shown)):  # two processes that make the same tables break each other
+        with locked(
+            lock_file("sweeps", shown)
+        ):  # two processes that make the same tables break each other
             if url.startswith("journal:"):
                 return JournalStorage(_journal(path))
             wait: dict[str, Any] = {"timeout": WAIT} if file else {"connect_timeout": 10}
@@ -90,7 +103,8 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
 
 
 def _journal(path: Path) -> JournalFileBackend:
-    # A lock of the system's goes with its process; Optuna's own stays behind when one is killed, and is waited for.
+    # A lock of the system's goes with its process; Optuna's own stays behind when one is killed,
+    # and is waited for.
     lock = FileLock(path.with_name(f"{path.name}.flock"), fallback_to_soft=False)
     with lock:
         text = read_whole(path) if path.exists() else b""

@@ -1,5 +1,5 @@
-"""A sweep is an ordinary Optuna study that knows what it was started with, refuses to go on with anything else, and is driven
-by one process at a time."""
+"""A sweep is an ordinary Optuna study that knows what it was started with, refuses to go on with
+anything else, and is driven by one process at a time."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Plan:
     """What a sweep is started with.
 
     Attributes:
-        inputs: what a trial's value depends on beside the space, as JSON: suite, tasks and their settings, fixed recipe
-            settings, pairs, labels, initial weights.
+        inputs: what a trial's value depends on beside the space, as JSON: suite, tasks and their
+            settings, fixed recipe settings, pairs, labels, initial weights.
         prune: metric of the training to prune on by successive halving, '' for none.
     """
 
@@ -49,7 +49,13 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """All that must be the same when a study goes on, as JSON would give it back."""
         space, names = self.space.identity(), [objective.name for objective in self.objectives]
-        whole = {"version": VERSION, "space": space, "objectives": names, "prune": self.prune, **self.inputs}
+        whole = {
+            "version": VERSION,
+            "space": space,
+            "objectives": names,
+            "prune": self.prune,
+            **self.inputs,
+        }
         return json.loads(json.dumps(whole, default=list))
 
 
@@ -80,14 +86,18 @@ class Sweep:
         return self.metadata.get("baseline", {})
 
     def too_much_lost(self, metrics: Metrics) -> float:
-        """By how many percent zero-shot lost more than it may; 0 or less for a trial that may be chosen.
+        """By how many percent zero-shot lost more than it may; 0 or less for a trial that may be
+        chosen.
 
         Raises:
             ValueError: a metric is missing.
         """
         if self.constraint is None:
             return 0.0
-        return -self.constraint.value(metrics, self.baseline) - self.metadata["identity"]["zero_shot_loss"]
+        return (
+            -self.constraint.value(metrics, self.baseline)
+            - self.metadata["identity"]["zero_shot_loss"]
+        )
 
     def note(self, key: str, value: Any) -> None:
         """Store something with the study (anything JSON holds)."""
@@ -105,23 +115,32 @@ class Sweep:
         return found
 
     def queue(self, only: str = "") -> None:
-        """Queue every cell (or this one) that is not finished, queued or under way: those that broke are tried again."""
+        """Queue every cell (or this one) that is not finished, queued or under way: those that
+        broke are tried again."""
         attempts = self.attempts()
         for cell in self.space.cells():
             before = attempts.get(cell.key, [])
             if only in ("", cell.key) and all(trial.state == TrialState.FAIL for trial in before):
                 once = cell.params is not None and not before
-                self.study.enqueue_trial(dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once)
+                self.study.enqueue_trial(
+                    dict(cell.params or {}), {"cell": cell.key}, skip_if_exists=once
+                )
 
     def told(self, values: Sequence[float]) -> str:
         """A trial's values for people."""
-        return ", ".join(f"{o.label} {value:+.3g}" for o, value in zip(self.objectives, values, strict=True))
+        return ", ".join(
+            f"{o.label} {value:+.3g}" for o, value in zip(self.objectives, values, strict=True)
+        )
 
     @property
     def driver(self) -> str:
         """The process that drives it, as far as this machine can say; '' for none."""
         sign = self.metadata.get("driver") or {"time": 0.0, "process": ""}
-        return sign["process"] if time.time() - sign["time"] <= SILENT and not gone(sign["process"]) else ""
+        return (
+            sign["process"]
+            if time.time() - sign["time"] <= SILENT and not gone(sign["process"])
+            else ""
+        )
 
 
 def cell_of(trial: FrozenTrial) -> str:
@@ -132,15 +151,17 @@ def cell_of(trial: FrozenTrial) -> str:
 
 @contextmanager
 def sole_driver(sweep: Sweep) -> Iterator[None]:
-    """While the block runs, this process drives the study and no other one does: a lock here, and a sign of life in the study
-    for other machines.
+    """While the block runs, this process drives the study and no other one does: a lock here, and a
+    sign of life in the study for other machines.
 
     Raises:
         UserError: another process drives it.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(lock_file("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False))
+            stack.enter_context(
+                locked(lock_file("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False)
+            )
         except Timeout:
             raise _driven(sweep) from None
         must_be_free(sweep)
@@ -151,12 +172,16 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
 
         def beat() -> None:
             while not over.wait(BEAT):
-                with suppress(Exception):  # a storage that is away: the driver's own calls will say it when it lasts
+                with suppress(
+                    Exception
+                ):  # a storage that is away: the driver's own calls will say it when it lasts
                     must_drive(sweep)
                     sign()
 
         sign()
-        thread = threading.Thread(target=beat, name="driver", daemon=True)  # a task of one process may block the loop
+        thread = threading.Thread(
+            target=beat, name="driver", daemon=True
+        )  # a task of one process may block the loop
         thread.start()
         try:
             yield
@@ -177,28 +202,38 @@ def must_be_free(sweep: Sweep) -> None:
 def _driven(sweep: Sweep) -> UserError:
     where = f" on {sweep.driver.partition('/')[0]}" if sweep.driver else ""
     return UserError(
-        f"study {sweep.name!r} is driven by another process{where}; wait for it, or stop it: it is taken for gone when it was "
-        f"silent for {SILENT:.0f} s"
+        f"study {sweep.name!r} is driven by another process{where}; wait for it, or stop it: it is"
+        f" taken for gone when it was silent for {SILENT:.0f} s"
     )
 
 
 def must_drive(sweep: Sweep) -> None:
-    """Raises ``UserError`` when this process does not drive the study (any more): it was silent for too long."""
+    """Raises ``UserError`` when this process does not drive the study (any more): it was silent for
+    too long."""
     if (sweep.metadata.get("driver") or {}).get("process") != this_process():
-        raise UserError(f"another process has taken study {sweep.name!r} over, as this one gave no sign of life")
+        raise UserError(
+            f"another process has taken study {sweep.name!r} over, as this one gave no sign of life"
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``a.b: 1 → 2`` for every leaf that differs between two JSON values."""
 
     leaves: list[Any] = [pd.json_normalize(dict(each)).to_dict("records")[0] for each in (old, new)]
-    was, now = ({key: json.dumps(leaf, ensure_ascii=False) for key, leaf in each.items()} for each in leaves)
-    pairs = {key: (was.get(key, "(absent)"), now.get(key, "(absent)")) for key in sorted({**was, **now})}
-    return [f"{key}: {one:.80} → {other:.80}" for key, (one, other) in pairs.items() if one != other]
+    was, now = (
+        {key: json.dumps(leaf, ensure_ascii=False) for key, leaf in each.items()} for each in leaves
+    )
+    pairs = {
+        key: (was.get(key, "(absent)"), now.get(key, "(absent)")) for key in sorted({**was, **now})
+    }
+    return [
+        f"{key}: {one:.80} → {other:.80}" for key, (one, other) in pairs.items() if one != other
+    ]
 
 
 def must_agree(name: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` naming what differs; of ``stored`` only the top-level keys that ``wanted`` has are looked at."""
+    """Raises ``UserError`` naming what differs; of ``stored`` only the top-level keys that
+    ``wanted`` has are looked at."""
     if found := differences({key: value for key, value in stored.items() if key in wanted}, wanted):
         more = [f"and {len(found) - 6} more"] if len(found) > 6 else []
         raise UserError(
@@ -211,18 +246,25 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     """The study ``name``, made when it is not there; a sampler's number of trials may grow.
 
     Raises:
-        UserError: it was started with another space, suite or data (says what differs), or the storage cannot be used.
+        UserError: it was started with another space, suite or data (says what differs), or the
+            storage cannot be used.
     """
     url = storage_url(storage)
     opened = open_storage(url, create=True)
-    with locked(lock_file("study", [hide_secrets(url), name])):  # of two that start it at once, one finds it made
+    with locked(
+        lock_file("study", [hide_secrets(url), name])
+    ):  # of two that start it at once, one finds it made
         directions = [objective.direction for objective in plan.objectives]
-        study = optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
+        study = optuna.create_study(
+            storage=opened, study_name=name, directions=directions, load_if_exists=True
+        )
         stored, identity = study.user_attrs, plan.identity()
         if "identity" in stored:
             must_agree(name, stored["identity"], identity)
         elif study.get_trials(deepcopy=False):
-            raise UserError(f"study {name!r} was not made by `sweep launch`; choose another --study NAME")
+            raise UserError(
+                f"study {name!r} was not made by `sweep launch`; choose another --study NAME"
+            )
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -251,7 +293,9 @@ def load_sweep(name: str | None, storage: str | None) -> Sweep:
         raise NoSweep(f"no study {name!r} at {shown}; there: {', '.join(known) or 'none'}")
     study = optuna.load_study(storage=opened, study_name=name)
     if "identity" not in study.user_attrs:
-        raise UserError(f"study {name!r} was not made by `sweep launch`, so it does not say what to run")
+        raise UserError(
+            f"study {name!r} was not made by `sweep launch`, so it does not say what to run"
+        )
     return _sweep(url, study)
 
 
@@ -259,7 +303,10 @@ def _sweep(url: str, study: optuna.Study) -> Sweep:
     stored, name = study.user_attrs, study.study_name
     identity = stored["identity"]
     if (version := identity["version"]) != VERSION:
-        raise UserError(f"study {name!r} is of format {version}, this is {VERSION}; use the version that made it")
+        raise UserError(
+            f"study {name!r} is of format {version}, this is {VERSION}; use the version that"
+            " made it"
+        )
     space = Space.from_identity(identity["space"], int(stored["trials"]))
     tasks = {name: ObjectiveTask(**told) for name, told in stored["tasks"].items()}
     objectives = make_objectives(identity["objectives"], tasks)
@@ -272,15 +319,21 @@ def _sweep(url: str, study: optuna.Study) -> Sweep:
 
 
 def sampler_for(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw what was drawn before."""
+    """The sampler for trial ``number``: seeded by it, so that a driver that goes on does not draw
+    what was drawn before."""
     space = sweep.space
     seed = (space.seed * 1_000_003 + number) % 2**32
-    if space.search == "tpe":  # constant_liar: trials under way count, or all would look at the same place
+    if (
+        space.search == "tpe"
+    ):  # constant_liar: trials under way count, or all would look at the same place
         lost = lambda trial: (sweep.too_much_lost(trial.user_attrs.get("metrics", sweep.baseline)),)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=False, constant_liar=True, constraints_func=lost if sweep.constraint else None
+                seed=seed,
+                multivariate=False,
+                constant_liar=True,
+                constraints_func=lost if sweep.constraint else None,
             )
     if space.search == "cmaes":
         return optuna.samplers.CmaEsSampler(seed=seed)

@@ -1,4 +1,5 @@
-"""A real SLURM of two nodes and a real Ray cluster of three, on this machine, for tests; both end with the session."""
+"""A real SLURM of two nodes and a real Ray cluster of three, on this machine, for tests; both end
+with the session."""
 
 from __future__ import annotations
 
@@ -52,14 +53,23 @@ PartitionName=debug Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP OverSubscr
 @pytest.fixture(scope="session")
 def slurm_config():
     """The path of ``SLURM_CONF`` of a SLURM that runs until the session ends."""
-    if missing := [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]:
+    if missing := [
+        name
+        for name in DAEMONS
+        if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    ]:
         pytest.skip(f"no {', '.join(missing)} here: apt-get install slurm-wlm munge")
     if os.getuid() != 0:
         pytest.skip("only root can start a SLURM for tests")
     pytest.importorskip("submitit", reason="no submitit: pip install submitit")
     with ExitStack() as stack:
-        # a short path (a socket's may have 107 characters), and not in pytest's own folder: munged wants one that root owns
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)))
+        # a short path (a socket's may have 107 characters), and not in pytest's own folder: munged
+        # wants one that root owns
+        folder = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+            )
+        )
         yield stack.enter_context(_slurm(folder))
 
 
@@ -68,7 +78,11 @@ def _slurm(folder: Path):
     for name in ("state", "spooln0", "spooln1"):
         (folder / name).mkdir()
     config = folder / "slurm.conf"
-    config.write_text(CONFIG.format(host=socket.gethostname().partition(".")[0], folder=folder, ports=_free_ports(3)))
+    config.write_text(
+        CONFIG.format(
+            host=socket.gethostname().partition(".")[0], folder=folder, ports=_free_ports(3)
+        )
+    )
     # pretended GPUs: SLURM wants four devices, whichever, and numbers them
     (folder / "gres.conf").write_text(
         "".join(f"Name=gpu File=/dev/{name}\n" for name in ("full", "null", "random", "zero"))
@@ -93,17 +107,27 @@ def _slurm(folder: Path):
     with (folder / "daemons.log").open("w") as log:
         try:
             for command in daemons:
-                running.append(subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True))
+                running.append(
+                    subprocess.Popen(
+                        command, stdout=log, stderr=log, env=env, start_new_session=True
+                    )
+                )
                 _until(lambda: (folder / "munge.socket").exists(), 10)
             idle = ["sinfo", "-h", "-t", "idle", "-o", "%D"]
             if not _until(
-                lambda: subprocess.run(idle, env=env, capture_output=True, text=True).stdout.strip() == "2", 30
+                lambda: (
+                    subprocess.run(idle, env=env, capture_output=True, text=True).stdout.strip()
+                    == "2"
+                ),
+                30,
             ):
                 said = "\n".join(path.read_text()[-1000:] for path in sorted(folder.glob("*.log")))
                 pytest.fail(f"SLURM did not start:\n{said}")
             yield str(config)
         finally:
-            subprocess.run(["scancel", "--user=root", "--full", "--signal=KILL"], env=env, capture_output=True)
+            subprocess.run(
+                ["scancel", "--user=root", "--full", "--signal=KILL"], env=env, capture_output=True
+            )
             subprocess.run(["scancel", "--user=root"], env=env, capture_output=True)
             for daemon in reversed(running):
                 daemon.send_signal(signal.SIGTERM)
@@ -124,12 +148,15 @@ def slurm(slurm_config, monkeypatch) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray of three nodes: one of one core, which the tests' drivers are connected to, and two of two."""
+    """A Ray of three nodes: one of one core, which the tests' drivers are connected to, and two of
+    two."""
     pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2)

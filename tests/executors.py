@@ -10,7 +10,9 @@ from typing import Any
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 
 
-def run_on(work: Callable[[Executor], Coroutine[Any, Any, Any]], jobs: int = 1, bar: Any = None) -> Any:
+def run_on(
+    work: Callable[[Executor], Coroutine[Any, Any, Any]], jobs: int = 1, bar: Any = None
+) -> Any:
     """The result of ``work(executor)`` with ``jobs`` processes on the CPU; 1: in this process."""
     spec = ExecutorSpec(settings={"cpus": str(jobs)}, jobs=jobs, device="cpu")
     with make_executor(spec, bar or Bar(every=math.inf)) as executor:

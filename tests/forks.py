@@ -1,5 +1,5 @@
-"""Processes that a test can kill or run side by side, forked from a server that has imported everything once: an import of
-torch, MMLab and MLflow takes longer than what such a process does."""
+"""Processes that a test can kill or run side by side, forked from a server that has imported
+everything once: an import of torch, MMLab and MLflow takes longer than what such a process does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ FORKS.set_forkserver_preload(
 
 
 class Fork:
-    """``target(*arguments)`` in a process of its own, of one thread, in the working directory and environment of now.
+    """``target(*arguments)`` in a process of its own, of one thread, in the working directory and
+    environment of now.
 
     Args:
         output: where its standard output and errors go.
@@ -32,7 +33,11 @@ class Fork:
     """
 
     def __init__(
-        self, target: Callable[..., Any], *arguments: Any, output: Path, environment: dict[str, str] | None = None
+        self,
+        target: Callable[..., Any],
+        *arguments: Any,
+        output: Path,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.output = output
         place = (str(Path.cwd()), {**os.environ, **(environment or {})}, str(output))
@@ -40,7 +45,8 @@ class Fork:
         self.process.start()
 
     def wait_for(self, folder: Path, pattern: str, seconds: float = 120.0) -> None:
-        """Until a file like ``pattern`` is in ``folder``; fails the test when the process ends without it."""
+        """Until a file like ``pattern`` is in ``folder``; fails the test when the process ends
+        without it."""
         end = time.monotonic() + seconds
         while not list(folder.glob(pattern)):
             assert self.process.is_alive() or list(folder.glob(pattern)), self.said()
@@ -52,7 +58,8 @@ class Fork:
         os.kill(self.process.pid, number)
 
     def end(self, seconds: float = 120.0) -> int:
-        """Wait for its end and its loading processes', which hold its locks; the exit code, negative for a signal."""
+        """Wait for its end and its loading processes', which hold its locks; the exit code,
+        negative for a signal."""
         end = time.monotonic() + seconds
         self.process.join(seconds)
         while self.process.is_alive() or alive(self.process.pid):
@@ -87,7 +94,8 @@ def command(*words: str) -> None:
 
 
 def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int = 2) -> None:
-    """``target(*arguments)`` in processes with the environment that torchrun gives them; all must end well."""
+    """``target(*arguments)`` in processes with the environment that torchrun gives them; all must
+    end well."""
     from tests.servers import free_port
 
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -105,7 +113,9 @@ def ranks(target: Callable[..., Any], *arguments: Any, output: Path, count: int 
     output.write_text("".join(fork.said() for fork in forks))
 
 
-def _run(place: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    place: tuple[str, dict[str, str], str], target: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.setsid()
     folder, environment, output = place
     os.chdir(folder)

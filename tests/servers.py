@@ -26,7 +26,8 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``) that can be ended and started again.
+    """A real ``mlflow server`` on ``backend`` (default: SQLite in ``folder``) that can be ended and
+    started again.
 
     Attributes:
         address: where it answers, also after it was started again.
@@ -35,8 +36,22 @@ class MlflowServer:
     def __init__(self, folder: Path, backend: str = "") -> None:
         self.folder, self.port = folder, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        self.command += ["--port", str(self.port), "--backend-store-uri", backend or f"sqlite:///{folder}/server.db"]
+        self.command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--workers",
+            "1",
+            "--host",
+            "127.0.0.1",
+        ]
+        self.command += [
+            "--port",
+            str(self.port),
+            "--backend-store-uri",
+            backend or f"sqlite:///{folder}/server.db",
+        ]
         self.command += ["--artifacts-destination", str(folder / "artifacts")]
 
     def start(self) -> None:
@@ -88,22 +103,34 @@ NO_SUCH_KEY = b"<Error><Code>NoSuchKey</Code></Error>"  # as S3 says it
 
 
 class FileServer(ThreadingHTTPServer):
-    """Files of a folder over HTTP, as any object store gives them: ranges, ETags and conditions; a context manager.
+    """Files of a folder over HTTP, as any object store gives them: ranges, ETags and conditions; a
+    context manager.
 
     Attributes:
         address: where it answers; ranges, conditions: whether it knows of them.
         version: how it says a file's, ``ETag``, ``Last-Modified`` or not at all.
-        busy: how many requests it refuses with 503 from now on; asked: (method, path, range) of each request.
-        cut: after how many bytes of an answer it hangs up, once; moved: path → where it redirects to.
+        busy: how many requests it refuses with 503 from now on; asked: (method, path, range) of
+            each request.
+        cut: after how many bytes of an answer it hangs up, once; moved: path → where it redirects
+            to.
     """
 
-    def __init__(self, folder: Path, *, ranges: bool = True, version: str = "ETag", conditions: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, ranges: bool = True, version: str = "ETag", conditions: bool = True
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Files)
-        self.folder, self.ranges, self.version, self.conditions = folder, ranges, version, conditions
+        self.folder, self.ranges, self.version, self.conditions = (
+            folder,
+            ranges,
+            version,
+            conditions,
+        )
         self.address, self.busy, self.closed = f"http://127.0.0.1:{self.server_port}", 0, False
         self.asked: list[tuple[str, str, str]] = []
         self.cut, self.moved = 0, dict[str, str]()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def __enter__(self) -> FileServer:
         self._thread.start()
@@ -146,13 +173,18 @@ class _Files(BaseHTTPRequestHandler):
             return self._send(503, b"", {}) if path.is_file() else self._send(404, NO_SUCH_KEY, {})
         data, etag = path.read_bytes(), f'"{path.stat().st_mtime_ns:x}"'
         date = formatdate(path.stat().st_mtime, usegmt=True)
-        headers = {server.version: {"ETag": etag}.get(server.version, date)} if server.version else {}
+        headers = (
+            {server.version: {"ETag": etag}.get(server.version, date)} if server.version else {}
+        )
         if server.conditions and (
-            self.headers.get("If-Match", etag) != etag or self.headers.get("If-Unmodified-Since", date) != date
+            self.headers.get("If-Match", etag) != etag
+            or self.headers.get("If-Unmodified-Since", date) != date
         ):
             return self._send(412, b"", headers)
         if server.ranges and asked and self.headers.get("If-Range", etag) in (etag, date):
-            first, last = (int(word or len(data)) for word in asked.removeprefix("bytes=").split("-"))
+            first, last = (
+                int(word or len(data)) for word in asked.removeprefix("bytes=").split("-")
+            )
             part = data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
             return self._send(206 if part else 416, part, headers)

@@ -1,4 +1,5 @@
-"""No two files import each other, in any direction: not by a function-level import, not for type checking."""
+"""No two files import each other, in any direction: not by a function-level import, not for type
+checking."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 def imports(package: str) -> dict[str, set[str]]:
     """Module → the modules of the same package that its file imports, anywhere in it."""
-    files = {path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / package).rglob("*.py")}
+    files = {
+        path.relative_to(ROOT).with_suffix(""): path for path in (ROOT / package).rglob("*.py")
+    }
     known = {".".join(name.parts).removesuffix(".__init__"): path for name, path in files.items()}
     graph: dict[str, set[str]] = {}
     for name, path in known.items():

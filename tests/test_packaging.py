@@ -1,4 +1,5 @@
-"""What a wheel holds, and that the versions which CI tries are those that setup.cfg allows. `.ci/wheel` installs and runs one."""
+"""What a wheel holds, and that the versions which CI tries are those that setup.cfg allows.
+`.ci/wheel` installs and runs one."""
 
 from __future__ import annotations
 
@@ -31,12 +32,19 @@ def test_a_wheel_holds_every_file_of_the_packages_and_no_other(tmp_path):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True, timeout=120
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        timeout=120,
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         held = {name for name in opened.namelist() if ".dist-info/" not in name}
-        about = {name.partition(".dist-info/")[2]: opened.read(name).decode() for name in set(opened.namelist()) - held}
+        about = {
+            name.partition(".dist-info/")[2]: opened.read(name).decode()
+            for name in set(opened.namelist()) - held
+        }
     wanted = set().union(*(files(ROOT / name) for name in PACKAGES))
     assert held == wanted
     assert {
@@ -53,7 +61,9 @@ def requirements() -> dict[str, str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].splitlines()
-    return {found[1]: found[2] for line in lines if (found := re.match(r"([\w.-]+) >=([\d.]+)", line))}
+    return {
+        found[1]: found[2] for line in lines if (found := re.match(r"([\w.-]+) >=([\d.]+)", line))
+    }
 
 
 def pins(name: str) -> dict[str, str]:
@@ -63,6 +73,10 @@ def pins(name: str) -> dict[str, str]:
 
 def test_the_oldest_versions_that_ci_tries_are_the_oldest_that_are_allowed():
     oldest, allowed = pins("constraints-oldest.txt"), requirements()
-    assert set(oldest) == {"torch", "torchvision", "mlflow", "optuna"} == set(pins("constraints-newest.txt"))
+    assert (
+        set(oldest)
+        == {"torch", "torchvision", "mlflow", "optuna"}
+        == set(pins("constraints-newest.txt"))
+    )
     for name, version in oldest.items():
         assert re.sub(r"(\.0)+$", "", version) == re.sub(r"(\.0)+$", "", allowed[name]), name

@@ -1,8 +1,9 @@
-"""Patches of open_clip's image towers in the space of texts, without training (Zhou, Loy, Dai: MaskCLIP, ECCV 2022).
+"""Patches of open_clip's image towers in the space of texts, without training (Zhou, Loy, Dai:
+MaskCLIP, ECCV 2022).
 
-What pools the image is taken as if it looked at one place alone, so that its values go where the pooled image goes: of a ViT the
-attention of the last block is its value projection; the attention pooling of CLIP's ResNets and of SigLIP likewise; an average is
-of one cell.
+What pools the image is taken as if it looked at one place alone, so that its values go where the
+pooled image goes: of a ViT the attention of the last block is its value projection; the attention
+pooling of CLIP's ResNets and of SigLIP likewise; an average is of one cell.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from backbones.adapters.positions import embed_patches, grid_of
 
 
 def can_be_dense(visual: Any) -> bool:
-    """Whether ``encode_dense`` knows the tower's pooling: not CoCa's, nor a timm ViT's class token."""
+    """Whether ``encode_dense`` knows the tower's pooling: not CoCa's, nor a timm ViT's class
+    token."""
     if isinstance(visual, VisionTransformer):
         return visual.attn_pool is None and isinstance(
             getattr(visual.transformer.resblocks[-1], "attn", None), nn.MultiheadAttention
@@ -38,7 +40,9 @@ def encode_dense(visual: Any, images: Tensor) -> Tensor:
         return _of_vit(visual, images)
     if isinstance(visual, ModifiedResNet):
         pool = visual.attnpool
-        last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)["image_intermediates"][0]
+        last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)[
+            "image_intermediates"
+        ][0]
         return pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     return _of_timm(visual, images)
 
@@ -49,7 +53,11 @@ def _of_vit(visual: VisionTransformer, images: Tensor) -> Tensor:
     for block in blocks:
         tokens = block(tokens)
     attention, width = last.attn, tokens.shape[-1]
-    values = linear(last.ln_1(tokens), attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
+    values = linear(
+        last.ln_1(tokens),
+        attention.in_proj_weight[2 * width :],
+        attention.in_proj_bias[2 * width :],
+    )
     tokens = tokens + last.ls_1(attention.out_proj(values))
     tokens = visual.ln_post(tokens + last.ls_2(last.mlp(last.ln_2(tokens))))[:, 1:]
     if visual.proj is not None:

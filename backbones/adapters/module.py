@@ -1,4 +1,5 @@
-"""Any ``nn.Module`` of the user's as a backbone, for scripts and notebooks: its maps, their strides and widths are measured."""
+"""Any ``nn.Module`` of the user's as a backbone, for scripts and notebooks: its maps, their strides
+and widths are measured."""
 
 from __future__ import annotations
 
@@ -22,9 +23,10 @@ class ModuleBackbone(Backbone):
     """A copy of ``module``, frozen.
 
     Args:
-        module: called with (N, 3, H, W) normalised float images, it returns one feature map (N, C, h, w) or several, shallow to
-            deep, each at a whole stride. Its ``encode_image(images)``, if it has one, returns the embedding (N, D); else that
-            is the mean of the last map. ``encode_text(texts)``, if it has one, returns (len(texts), D).
+        module: called with (N, 3, H, W) normalised float images, it returns one feature map (N, C,
+            h, w) or several, shallow to deep, each at a whole stride. Its ``encode_image(images)``,
+            if it has one, returns the embedding (N, D); else that is the mean of the last map.
+            ``encode_text(texts)``, if it has one, returns (len(texts), D).
         data: how images are prepared; by default 224 × 224 with ImageNet's mean and deviation.
 
     Raises:
@@ -61,12 +63,14 @@ class ModuleBackbone(Backbone):
         for each in maps:
             told = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
             whole = (
-                isinstance(each, Tensor) and each.ndim == 4 and not (height % each.shape[2] or width % each.shape[3])
+                isinstance(each, Tensor)
+                and each.ndim == 4
+                and not (height % each.shape[2] or width % each.shape[3])
             )
             if not whole or height // each.shape[2] != width // each.shape[3]:
                 raise UserError(
-                    f"{self.name!r} must return feature maps (N, C, h, w) at whole strides of {height} × {width} images, not "
-                    f"{told}; wrap it in a module that does"
+                    f"{self.name!r} must return feature maps (N, C, h, w) at whole strides of"
+                    f" {height} × {width} images, not {told}; wrap it in a module that does"
                 )
         return maps
 

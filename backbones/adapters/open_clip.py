@@ -1,4 +1,5 @@
-"""Any open_clip model: image tower (ViT, CLIP ResNet, or a timm trunk such as SigLIP's) and its text tower."""
+"""Any open_clip model: image tower (ViT, CLIP ResNet, or a timm trunk such as SigLIP's) and its
+text tower."""
 
 from __future__ import annotations
 
@@ -29,19 +30,31 @@ from backbones.checkpoint import Checkpoint, check_architecture, fit_state
 from backbones.registry import Request
 from backbones.utils.errors import UserError, nearest
 
-_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_HUB_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 class OpenClipBackbone(Backbone):
-    """An open_clip model. The embedding is CLIP's projected one, so that text and image can be compared.
+    """An open_clip model. The embedding is CLIP's projected one, so that text and image can be
+    compared.
 
-    Feature maps of a ViT are the patch tokens of the blocks read, each through the tower's final norm where it has one.
+    Feature maps of a ViT are the patch tokens of the blocks read, each through the tower's final
+    norm where it has one.
     """
 
     has_text = True
 
     def __init__(
-        self, model: nn.Module, *, name: str, arch: str, model_config: Mapping[str, Any], data: DataConfig
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        arch: str,
+        model_config: Mapping[str, Any],
+        data: DataConfig,
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,13 +64,19 @@ class OpenClipBackbone(Backbone):
         self.libraries = (
             "open_clip",
             *(("timm",) if isinstance(self.visual, TimmModel) else ()),
-            *(("transformers",) if any(key.startswith("hf_") for key in model_config["text_cfg"]) else ()),
+            *(
+                ("transformers",)
+                if any(key.startswith("hf_") for key in model_config["text_cfg"])
+                else ()
+            ),
         )
         self.data = data
         self.embed_dim = self.model_config["embed_dim"]
         self.channels, self.strides = feature_maps(self.visual, data.layers)
         self.divisor = max(self.strides)
-        by_copy = isinstance(self.visual, TimmModel) and hasattr(self.visual.trunk, "set_input_size")
+        by_copy = isinstance(self.visual, TimmModel) and hasattr(
+            self.visual.trunk, "set_input_size"
+        )
         self._sized = SizedCopies(self.visual, tuple(self.visual.image_size)) if by_copy else None
 
     @property
@@ -74,12 +93,18 @@ class OpenClipBackbone(Backbone):
             rows, columns = grid_of(visual, images)
             if normalizes(visual, layers):
                 blocks = [visual.ln_post(tokens) for tokens in blocks]
-            maps = [tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous() for tokens in blocks]
+            maps = [
+                tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+                for tokens in blocks
+            ]
         else:
             maps = self._at(images).forward_intermediates(
-                images, indices=layers, stop_early=True, intermediates_only=True,
+                images,
+                indices=layers,
+                stop_early=True,
+                intermediates_only=True,
                 normalize_intermediates=normalizes(visual, layers),
-            )["image_intermediates"]  # fmt: skip
+            )["image_intermediates"]
         return tuple(maps)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -88,12 +113,15 @@ class OpenClipBackbone(Backbone):
             pooled = self.encode_features(images)
             return pooled if visual.proj is None else pooled @ visual.proj
         if isinstance(visual, ModifiedResNet):
-            last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)["image_intermediates"][0]
+            last = visual.forward_intermediates(images, indices=[4], intermediates_only=True)[
+                "image_intermediates"
+            ][0]
             return attention_pool(visual.attnpool, last)
         return self._at(images)(images)
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """As ``Backbone.encode_features``; where attention pooling ends in the projection (CLIP's ResNets) the embedding."""
+        """As ``Backbone.encode_features``; where attention pooling ends in the projection (CLIP's
+        ResNets) the embedding."""
         visual = self.visual
         if isinstance(visual, VisionTransformer):
             return visual._pool(visual.transformer(embed_patches(visual, images)))[0]
@@ -108,7 +136,9 @@ class OpenClipBackbone(Backbone):
         visual = self.visual
         if isinstance(visual, VisionTransformer):
             self._check_blocks(blocks, len(visual.transformer.resblocks))
-            _, layers = visual.transformer.forward_intermediates(embed_patches(visual, images), indices=blocks)
+            _, layers = visual.transformer.forward_intermediates(
+                embed_patches(visual, images), indices=blocks
+            )
             if normalizes(visual, self.data.layers):
                 layers = [visual.ln_post(tokens) for tokens in layers]
             return [(tokens[:, 0], tokens[:, 1:]) for tokens in layers]
@@ -149,11 +179,15 @@ class OpenClipBackbone(Backbone):
         return self._sized.at(images.shape[-2], images.shape[-1]) if self._sized else self.visual
 
 
-def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callable[[list[str]], Tensor]:
-    """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, carried by open_clip, or the one it names.
+def make_tokenizer(
+    model_config: Mapping[str, Any], *, backbone: str
+) -> Callable[[list[str]], Tensor]:
+    """The tokenizer of an open_clip model config: CLIP's byte-pair encoder, carried by open_clip,
+    or the one it names.
 
     Raises:
-        UserError: it names one on the hub, which can be neither found in the local cache nor reached.
+        UserError: it names one on the hub, which can be neither found in the local cache nor
+            reached.
     """
     text = model_config["text_cfg"]
     length = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
@@ -162,30 +196,38 @@ def make_tokenizer(model_config: Mapping[str, Any], *, backbone: str) -> Callabl
     if not repo:
         return SimpleTokenizer(context_length=length, **options)
     make = functools.partial(
-        HFTokenizer, repo, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
+        HFTokenizer,
+        repo,
+        context_length=length,
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **options,
     )
     try:
         return make(local_files_only=True)
     except (OSError, ValueError) as error:
         if not hub_reachable():
             raise UserError(
-                f"no network for the tokenizer of {backbone!r}: copy the hub cache of https://huggingface.co/{repo} "
-                f"to {constants.HF_HUB_CACHE}"
+                f"no network for the tokenizer of {backbone!r}: copy the hub cache of"
+                f" https://huggingface.co/{repo} to {constants.HF_HUB_CACHE}"
             ) from error
     return make()
 
 
 def build(request: Request) -> Backbone:
-    """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture`` is open_clip's.
+    """The builder of ``open_clip/ARCH[/PRETRAINED]``, and of named entries whose ``architecture``
+    is open_clip's.
 
-    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args`` (changes to
-    open_clip's model config, by section), ``model_config`` (in its place), ``licence``, ``layers``, ``size``.
+    Settings understood: ``architecture`` (``open_clip/ARCH``), ``pretrained`` (tag), ``model_args``
+    (changes to open_clip's model config, by section), ``model_config`` (in its place), ``licence``,
+    ``layers``, ``size``.
 
     Raises:
         UserError: see ``backbones.create``.
     """
     settings, checkpoint = request.settings, request.checkpoint
-    arch, _, tag = settings.get("architecture", request.name).removeprefix("open_clip/").partition("/")
+    arch, _, tag = (
+        settings.get("architecture", request.name).removeprefix("open_clip/").partition("/")
+    )
     tag = settings.get("pretrained", tag)
     config = settings.get("model_config") or _library_config(arch, settings.get("model_args", {}))
     if tag:
@@ -194,7 +236,11 @@ def build(request: Request) -> Backbone:
         check_architecture(checkpoint, f"open_clip/{arch}", config)
     pretrained = cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag)) if tag else {}
     # before the model is built, so that a missing network shows at once
-    file = _pretrained_file(pretrained, request.name) if tag and checkpoint is None and not request.random else None
+    file = (
+        _pretrained_file(pretrained, request.name)
+        if tag and checkpoint is None and not request.random
+        else None
+    )
     model = build_model(config, backbone=request.name)
     has_text, source = True, ""
     if checkpoint is not None:
@@ -213,7 +259,8 @@ def build(request: Request) -> Backbone:
 
 
 def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Module:
-    """A randomly initialised open_clip model of a model config, on the CPU, in float32; also a custom one.
+    """A randomly initialised open_clip model of a model config, on the CPU, in float32; also a
+    custom one.
 
     Raises:
         UserError: its text tower's config is on the hub and cannot be had.
@@ -222,18 +269,22 @@ def build_model(model_config: Mapping[str, Any], *, backbone: str = "") -> nn.Mo
     custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     if "multimodal_cfg" in config:
         raise UserError(
-            f"{backbone!r} is a CoCa model, whose captioning decoder has no place here; choose a CLIP model"
+            f"{backbone!r} is a CoCa model, whose captioning decoder has no place here; choose a"
+            " CLIP model"
         )
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
-        hub_file(config["text_cfg"]["hf_model_name"], ("config.json",), backbone=backbone, weights=False)
+        hub_file(
+            config["text_cfg"]["hf_model_name"], ("config.json",), backbone=backbone, weights=False
+        )
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     return (CustomTextCLIP if custom_text else CLIP)(**config)
 
 
 def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: str) -> bool:
-    """Load a checkpoint in open_clip's layout, or in one it can convert; returns whether it has a text tower.
+    """Load a checkpoint in open_clip's layout, or in one it can convert; returns whether it has a
+    text tower.
 
     Raises:
         UserError: it does not fit.
@@ -251,29 +302,38 @@ def load_open_clip(model: nn.Module, checkpoint: Checkpoint, *, architecture: st
 
 
 def _library_config(arch: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError`` naming the nearest."""
+    """open_clip's own model config of ``arch`` with ``changes`` over it. Raises ``UserError``
+    naming the nearest."""
     config = (
         open_clip.get_model_config(arch) if ":" not in arch else None
     )  # local-dir: and hf-hub: are not the library's own
     if config is None:
-        raise UserError(f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}")
+        raise UserError(
+            f"open_clip has no model {arch!r}; {nearest(arch, open_clip.list_models())}"
+        )
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, Mapping) else value
     return config
 
 
 def _check_tag(arch: str, tag: str, config: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` when there are no such weights, or when they were trained with the other activation."""
+    """Raises ``UserError`` when there are no such weights, or when they were trained with the other
+    activation."""
     pretrained = open_clip.get_pretrained_cfg(arch, tag)
     if not pretrained:
         known = open_clip.list_pretrained_tags_by_model(arch)
-        raise UserError(f"open_clip has no weights {tag!r} of {arch}; known: {', '.join(known) or 'none'}")
+        raise UserError(
+            f"open_clip has no weights {tag!r} of {arch}; known: {', '.join(known) or 'none'}"
+        )
     if (
         bool(pretrained.get("quick_gelu")) != bool(config.get("quick_gelu"))
         and "timm_model_name" not in config["vision_cfg"]
     ):
         other = arch.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{arch}-quickgelu"
-        raise UserError(f"weights {tag!r} were trained with the other activation; ask for open_clip/{other}/{tag}")
+        raise UserError(
+            f"weights {tag!r} were trained with the other activation; ask for"
+            f" open_clip/{other}/{tag}"
+        )
 
 
 def _pretrained_file(pretrained: Mapping[str, Any], backbone: str) -> Path:
@@ -281,19 +341,27 @@ def _pretrained_file(pretrained: Mapping[str, Any], backbone: str) -> Path:
     repo, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repo:
         stem = file.rpartition(".")[0]
-        return hub_file(repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone)
+        return hub_file(
+            repo, (f"{stem}.safetensors", file) if file else _HUB_FILES, backbone=backbone
+        )
     if not hub_reachable():
         raise UserError(
             f"no network for the weights of {backbone!r}: fetch {pretrained.get('url')} elsewhere "
-            f"and pass it with --weights FILE"
+            "and pass it with --weights FILE"
         )
     return Path(open_clip.download_pretrained(dict(pretrained)))
 
 
-def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str, Any]) -> DataConfig:
+def _data(
+    model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str, Any]
+) -> DataConfig:
     """open_clip's preprocessing of these weights, with the entry's own settings over it."""
     visual = cast(Any, model).visual
-    size = visual.image_size if isinstance(visual.image_size, tuple | list) else (visual.image_size,) * 2
+    size = (
+        visual.image_size
+        if isinstance(visual.image_size, tuple | list)
+        else (visual.image_size,) * 2
+    )
     return DataConfig(
         size=tuple(settings.get("size", size)),
         mean=tuple(pretrained.get("mean") or open_clip.OPENAI_DATASET_MEAN),
@@ -306,7 +374,8 @@ def _data(model: nn.Module, pretrained: Mapping[str, Any], settings: Mapping[str
 
 
 def default_layers(visual: Any) -> tuple[int, ...]:
-    """The layers whose maps are read where nothing else is said: evenly spaced blocks, or one stage for each stride."""
+    """The layers whose maps are read where nothing else is said: evenly spaced blocks, or one stage
+    for each stride."""
     if isinstance(visual, ModifiedResNet):
         return (1, 2, 3, 4)  # 0 is the stem
     if isinstance(visual, VisionTransformer):
@@ -317,19 +386,26 @@ def default_layers(visual: Any) -> tuple[int, ...]:
 def feature_maps(visual: Any, layers: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(channels, strides) of the feature maps of ``layers``."""
     if isinstance(visual, VisionTransformer):
-        blocks = [visual.transformer.resblocks[layer] for layer in layers]  # all of them must be there
+        blocks = [
+            visual.transformer.resblocks[layer] for layer in layers
+        ]  # all of them must be there
         return (visual.transformer.width,) * len(blocks), (visual.patch_size[0],) * len(blocks)
     if isinstance(visual, ModifiedResNet):
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         widths = [visual.conv3.out_channels] + [stage[-1].conv3.out_channels for stage in stages]
-        return tuple(widths[layer] for layer in layers), tuple((4, 4, 8, 16, 32)[layer] for layer in layers)
+        return tuple(widths[layer] for layer in layers), tuple(
+            (4, 4, 8, 16, 32)[layer] for layer in layers
+        )
     info = visual.trunk.feature_info
-    return tuple(info[layer]["num_chs"] for layer in layers), tuple(info[layer]["reduction"] for layer in layers)
+    return tuple(info[layer]["num_chs"] for layer in layers), tuple(
+        info[layer]["reduction"] for layer in layers
+    )
 
 
 def normalizes(visual: Any, layers: Sequence[int]) -> bool:
-    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid, which do not share it,
-    nor where attentional pooling comes first and the norm lives in the pooled space."""
+    """Whether the maps of ``layers`` pass the tower's final norm: not the stages of a pyramid,
+    which do not share it, nor where attentional pooling comes first and the norm lives in the
+    pooled space."""
     if isinstance(visual, VisionTransformer):
         return visual.attn_pool is None
     return len(set(feature_maps(visual, layers)[1])) == 1

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-_KEPT = 4  # sizes remembered; a resized copy shares its parameters with the original, position tables apart
+# sizes remembered; a resized copy shares its parameters with the original, position tables apart
+_KEPT = 4
 
 
 class SizedCopies:
-    """Copies of a model for other input sizes, made by its own ``set_input_size``, always from the original.
+    """Copies of a model for other input sizes, made by its own ``set_input_size``, always from the
+    original.
 
-    ``native`` is the (height, width) that ``model`` itself takes; None where it does not say, and every size is a copy.
-    Not a module: the copies are no part of the state dict. They are made again when the model has moved.
+    ``native`` is the (height, width) that ``model`` itself takes; None where it does not say, and
+    every size is a copy.
+    Not a module: the copies are no part of the state dict. They are made again when the model has
+    moved.
     """
 
     def __init__(self, model: nn.Module, native: tuple[int, int] | None) -> None:
@@ -35,7 +39,8 @@ class SizedCopies:
             self.clear()
             self._made_for = (first.device, first.dtype)
         if size not in self._copies:
-            # parameters are shared (a resized one is replaced); buffers are not, since timm fills them in place
+            # parameters are shared (a resized one is replaced); buffers are not, since timm fills
+            # them in place
             shared = {id(parameter): parameter for parameter in self.model.parameters()}
             with torch.inference_mode(False), torch.no_grad():
                 resized: Any = copy.deepcopy(self.model, memo=shared)

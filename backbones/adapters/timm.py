@@ -1,4 +1,5 @@
-"""Any timm model: CNN stages or ViT blocks as feature maps, timm's own pooled features as the embedding."""
+"""Any timm model: CNN stages or ViT blocks as feature maps, timm's own pooled features as the
+embedding."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 class TimmBackbone(Backbone):
     """A timm model, whole, with its ImageNet head where it has one.
 
-    Feature maps come from ``forward_intermediates``, in a plain ViT through the model's own final norm after each block
-    read (as DINOv2's ``get_intermediate_layers`` does); the embedding is ``forward_head(…, pre_logits=True)``.
+    Feature maps come from ``forward_intermediates``, in a plain ViT through the model's own final
+    norm after each block read (as DINOv2's ``get_intermediate_layers`` does); the embedding is
+    ``forward_head(…, pre_logits=True)``.
 
     Raises:
         UserError: the model's maps are not at whole strides, or it gives none.
@@ -35,7 +37,13 @@ class TimmBackbone(Backbone):
     libraries = ("timm",)
 
     def __init__(
-        self, model: nn.Module, *, name: str, arch: str, model_config: Mapping[str, Any], data: DataConfig
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        arch: str,
+        model_config: Mapping[str, Any],
+        data: DataConfig,
     ) -> None:
         super().__init__()
         self.model = model
@@ -46,20 +54,34 @@ class TimmBackbone(Backbone):
         self.data = data
         self.strides = tuple(info[layer]["reduction"] for layer in data.layers)
         if not self.strides:
-            raise UserError(f"{self.architecture} has no feature maps at strides 4 to 32; choose another architecture")
+            raise UserError(
+                f"{self.architecture} has no feature maps at strides 4 to 32; choose another"
+                " architecture"
+            )
         self.divisor = max(self.strides)
         self._norm = len({layer["reduction"] for layer in info}) == 1
-        self._sized = SizedCopies(model, getattr(getattr(model, "patch_embed", None), "img_size", None))
-        # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each size
-        self._any_size = not hasattr(model, "set_input_size") or bool(getattr(model, "dynamic_img_size", False))
+        self._sized = SizedCopies(
+            model, getattr(getattr(model, "patch_embed", None), "img_size", None)
+        )
+        # CNNs take any size; so do ViTs built with dynamic_img_size; others are copied for each
+        # size
+        self._any_size = not hasattr(model, "set_input_size") or bool(
+            getattr(model, "dynamic_img_size", False)
+        )
         self._fixed: tuple[int, int] | None = None
         self.channels, self.embed_dim = self._measure()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._at(images).forward_intermediates(
-            images, indices=list(self.data.layers), norm=self._norm, stop_early=True, intermediates_only=True,
-            output_fmt="NCHW",
-        ))  # fmt: skip
+        return tuple(
+            self._at(images).forward_intermediates(
+                images,
+                indices=list(self.data.layers),
+                norm=self._norm,
+                stop_early=True,
+                intermediates_only=True,
+                output_fmt="NCHW",
+            )
+        )
 
     def encode_image(self, images: Tensor) -> Tensor:
         model = self._at(images)
@@ -83,7 +105,8 @@ class TimmBackbone(Backbone):
         return self.model.state_dict()
 
     def _measure(self) -> tuple[tuple[int, ...], int]:
-        """(channels, embed_dim) of what really comes out, since not every model is what it declares to be."""
+        """(channels, embed_dim) of what really comes out, since not every model is what it declares
+        to be."""
         self.model.eval()
         native = tuple(resolve_model_data_config(self.model)["input_size"][-2:])
         reason = ""
@@ -92,33 +115,47 @@ class TimmBackbone(Backbone):
                 with torch.inference_mode():
                     images = torch.zeros(1, 3, *size)
                     maps, embedding = self(images), self.encode_image(images)
-            except Exception as error:  # any architecture's own way to say that it does not take this size
-                reason, self._fixed = f"{type(error).__name__}: {error}".splitlines()[0][:120], native
+            except (
+                Exception
+            ) as error:  # any architecture's own way to say that it does not take this size
+                reason, self._fixed = (
+                    f"{type(error).__name__}: {error}".splitlines()[0][:120],
+                    native,
+                )
                 continue
             wanted = [(size[0] // stride, size[1] // stride) for stride in self.strides]
             if [tuple(one.shape[-2:]) for one in maps] != wanted or embedding.ndim != 2:
-                reason = f"maps of {size[0]}×{size[1]} are {', '.join(f'{m.shape[-2]}×{m.shape[-1]}' for m in maps)}"
+                reason = (
+                    f"maps of {size[0]}×{size[1]} are"
+                    f" {', '.join(f'{m.shape[-2]}×{m.shape[-1]}' for m in maps)}"
+                )
                 break
             self._sized.clear()
             return tuple(one.shape[1] for one in maps), embedding.shape[1]
-        raise UserError(f"{self.architecture} gives no feature maps at whole strides ({reason}); choose another one")
+        raise UserError(
+            f"{self.architecture} gives no feature maps at whole strides ({reason}); choose"
+            " another one"
+        )
 
     def _at(self, images: Tensor) -> Any:
         size = (images.shape[-2], images.shape[-1])
         if self._fixed is not None and self._fixed != size:
             raise UserError(
-                f"{self.architecture} takes images of {self._fixed[0]}×{self._fixed[1]} only, not {size[0]}×{size[1]}; "
-                f"set the task's image size to that, or choose another architecture"
+                f"{self.architecture} takes images of {self._fixed[0]}×{self._fixed[1]} only, not"
+                f" {size[0]}×{size[1]}; set the task's image size to that, or choose another"
+                " architecture"
             )
         return self.model if self._any_size or self._fixed else self._sized.at(*size)
 
 
 def build(request: Request) -> Backbone:
-    """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of timm's.
+    """The builder of ``timm/NAME[.TAG]``, and of every named entry whose ``architecture`` is one of
+    timm's.
 
-    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of ``create_model``),
-    ``layers``, ``size``, ``mean``, ``std`` (over timm's data config), ``licence`` and, for weights a package carries,
-    ``state`` (a function that returns the state dict and its source).
+    Settings understood: ``architecture`` (``timm/NAME``), ``pretrained`` (tag), ``model_args`` (of
+    ``create_model``), ``layers``, ``size``, ``mean``, ``std`` (over timm's data config),
+    ``licence`` and, for weights a package carries, ``state`` (a function that returns the state
+    dict and its source).
 
     Raises:
         UserError: see ``backbones.create``.
@@ -127,7 +164,11 @@ def build(request: Request) -> Backbone:
     arch, _, tag = settings.get("architecture", request.name).removeprefix("timm/").partition(".")
     tag = settings.get("pretrained", tag)
     _check_name(arch, tag)
-    kwargs, source, licence = dict(settings.get("model_args", {})), "", settings.get("licence", "unknown")
+    kwargs, source, licence = (
+        dict(settings.get("model_args", {})),
+        "",
+        settings.get("licence", "unknown"),
+    )
     name = f"{arch}.{tag}" if tag else arch
     if checkpoint is not None:
         check_architecture(checkpoint, f"timm/{arch}")
@@ -150,20 +191,26 @@ def build(request: Request) -> Backbone:
 
 
 def _check_name(arch: str, tag: str) -> None:
-    """Raises ``UserError`` naming the nearest when timm has no such model, or no such weights of it."""
+    """Raises ``UserError`` naming the nearest when timm has no such model, or no such weights of
+    it."""
     if not timm.is_model(arch):
         raise UserError(f"timm has no model {arch!r}; {nearest(arch, timm.list_models())}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in tags:
-        raise UserError(f"timm has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}")
+        raise UserError(
+            f"timm has no weights {tag!r} of {arch}; known: {', '.join(tags) or 'none'}"
+        )
 
 
 def _head(arch: str, checkpoint: Checkpoint) -> dict[str, int]:
-    """``num_classes`` of the checkpoint, which need not be timm's: its head is not what is benchmarked."""
+    """``num_classes`` of the checkpoint, which need not be timm's: its head is not what is
+    benchmarked."""
     classifier = cast(Any, timm.get_pretrained_cfg(arch)).classifier
     if not isinstance(classifier, str):
         return {}
-    weights = [tensor for name, tensor in checkpoint.state.items() if name.endswith(f"{classifier}.weight")]
+    weights = [
+        tensor for name, tensor in checkpoint.state.items() if name.endswith(f"{classifier}.weight")
+    ]
     return {"num_classes": weights[0].shape[0] if weights else 0}
 
 
@@ -175,7 +222,12 @@ def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """
     try:
         model = timm.create_model(name, dynamic_img_size=True, **kwargs)
-    except (TypeError, ValueError, AttributeError, RuntimeError):  # an architecture that does not know the argument
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):  # an architecture that does not know the argument
         model = timm.create_model(name, **kwargs)
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise UserError(f"timm model {name!r} gives no feature maps; choose another architecture")
@@ -183,10 +235,14 @@ def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_hub(name: str, kwargs: Mapping[str, Any], backbone: str) -> tuple[nn.Module, str, str]:
-    """(model, source, licence) of timm's own weights, converted by timm's own rules for the architecture."""
+    """(model, source, licence) of timm's own weights, converted by timm's own rules for the
+    architecture."""
     config = cast(Any, timm.get_pretrained_cfg(name))
     if config is None or not config.hf_hub_id:
-        raise UserError(f"timm has no weights for {backbone!r}; pass --weights FILE, or ask for random/{backbone}")
+        raise UserError(
+            f"timm has no weights for {backbone!r}; pass --weights FILE, or ask for"
+            f" random/{backbone}"
+        )
     files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
     overlay = {
         "file": str(hub_file(config.hf_hub_id, files, backbone=backbone)),

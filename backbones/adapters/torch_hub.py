@@ -1,7 +1,10 @@
-"""``hub/OWNER/REPO[:REF]:ENTRY``: a model of torch.hub, or of a local folder with a ``hubconf.py``. **It runs the code of that
-repository**: torch.hub asks once, at the terminal, whether it is trusted, and remembers the answer; without one nothing is run.
+"""``hub/OWNER/REPO[:REF]:ENTRY``: a model of torch.hub, or of a local folder with a ``hubconf.py``.
+**It runs the code of that
+repository**: torch.hub asks once, at the terminal, whether it is trusted, and remembers the answer;
+without one nothing is run.
 
-Two interfaces are known: ``get_intermediate_layers`` of DINOv2, DINOv3 and what descends from them (Franca), and CAPI's encoder.
+Two interfaces are known: ``get_intermediate_layers`` of DINOv2, DINOv3 and what descends from them
+(Franca), and CAPI's encoder.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from backbones.utils.errors import UserError, first_line
 
 
 class HubBackbone(Backbone):
-    """A plain ViT of torch.hub. Patch tokens pass the model's final norm; the embedding is the class token of the last block, or
-    CAPI's global feature.
+    """A plain ViT of torch.hub. Patch tokens pass the model's final norm; the embedding is the
+    class token of the last block, or CAPI's global feature.
 
     Args:
         code: digest of the repository's Python files, part of the identity.
@@ -37,7 +40,9 @@ class HubBackbone(Backbone):
 
     libraries = ("torch",)
 
-    def __init__(self, model: nn.Module, *, name: str, entry: str, code: str, data: DataConfig) -> None:
+    def __init__(
+        self, model: nn.Module, *, name: str, entry: str, code: str, data: DataConfig
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.name, self.architecture, self.code = name, f"hub/{entry}", code
@@ -46,7 +51,8 @@ class HubBackbone(Backbone):
         self.divisor = patch[0] if isinstance(patch, tuple | list) else int(patch)
         if not self.divisor or not (self.capi or hasattr(model, "get_intermediate_layers")):
             raise UserError(
-                f"{name!r} is called neither as DINOv2 (get_intermediate_layers) nor as CAPI; copy backbones/template.py for it"
+                f"{name!r} is called neither as DINOv2 (get_intermediate_layers) nor as CAPI; copy"
+                " backbones/template.py for it"
             )
         depth = len(self.blocks)
         self.data = data if data.layers else replace(data, layers=evenly_spaced(depth))
@@ -65,7 +71,9 @@ class HubBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         grid = images.shape[-2] // self.divisor, images.shape[-1] // self.divisor
         tokens = self._tokens(images, self.data.layers)
-        return tuple(patches.transpose(1, 2).unflatten(2, grid).contiguous() for _, patches in tokens)
+        return tuple(
+            patches.transpose(1, 2).unflatten(2, grid).contiguous() for _, patches in tokens
+        )
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.model(images)[0] if self.capi else self.encode_tokens(images, 1)[0][0]
@@ -76,7 +84,8 @@ class HubBackbone(Backbone):
         return self._tokens(images, range(depth - blocks, depth))
 
     def _tokens(self, images: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """(class token, or the mean of the patches, patches) after each of these blocks, through the final norm."""
+        """(class token, or the mean of the patches, patches) after each of these blocks, through
+        the final norm."""
         model = cast(Any, self.model)
         if not self.capi:
             found = model.get_intermediate_layers(images, list(layers), return_class_token=True)
@@ -97,8 +106,9 @@ class HubBackbone(Backbone):
 def build(request: Request) -> Backbone:
     """The builder of ``hub/REPO:ENTRY``; REPO is ``OWNER/NAME[:REF]`` on GitHub, or a local folder.
 
-    Settings understood: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point), ``layers``, ``size``, ``mean``, ``std``,
-    ``crop_pct``, ``licence``. Images are prepared as ImageNet's unless they say otherwise.
+    Settings understood: ``entry`` (``REPO:ENTRY``), ``model_args`` (of the entry point),
+    ``layers``, ``size``, ``mean``, ``std``, ``crop_pct``, ``licence``. Images are prepared as
+    ImageNet's unless they say otherwise.
 
     Raises:
         UserError: see ``backbones.create``; the repository is not trusted, or cannot be fetched.
@@ -118,32 +128,46 @@ def build(request: Request) -> Backbone:
     data = checkpoint.data if checkpoint and checkpoint.data else _data(settings)
     backbone = HubBackbone(model, name=request.name, entry=entry, code=code, data=data)
     backbone.model_config = arguments
-    backbone.weights = request.weights(backbone.model_state(), f"hub/{entry}", settings.get("licence", "unknown"))
+    backbone.weights = request.weights(
+        backbone.model_state(), f"hub/{entry}", settings.get("licence", "unknown")
+    )
     return backbone
 
 
 def _load(
     repo: str, function: str, arguments: Mapping[str, Any], backbone: str, pretrained: bool
 ) -> tuple[nn.Module, str]:
-    """(model, digest of the code). The entry point is told ``pretrained=False`` where nothing shall be loaded."""
+    """(model, digest of the code). The entry point is told ``pretrained=False`` where nothing shall
+    be loaded."""
     arguments = dict(arguments) if pretrained else {**arguments, "pretrained": False}
     try:
         folder = Path(repo) if Path(repo).is_dir() else _code(repo, backbone)
-        model = cast(nn.Module, torch.hub.load(str(folder), function, source="local", verbose=False, **arguments))
+        model = cast(
+            nn.Module,
+            torch.hub.load(str(folder), function, source="local", verbose=False, **arguments),
+        )
     except UserError:
         raise
     except EOFError as error:
         raise UserError(
-            f"{backbone!r} runs the code of github.com/{repo}, which you have not said you trust; answer once, at a terminal: "
-            f"python -c \"import torch; torch.hub.list('{repo}', trust_repo='check')\""
+            f"{backbone!r} runs the code of github.com/{repo}, which you have not said you trust;"
+            f" answer once, at a terminal: python -c \"import torch; torch.hub.list('{repo}',"
+            " trust_repo='check')\""
         ) from error
     except ModuleNotFoundError as error:
-        raise UserError(f"the code of {backbone!r} needs the package {error.name}; install it") from error
-    except Exception as error:  # torch.hub raises whatever the network and the repository's code raise
-        if "'pretrained'" in str(error) and not pretrained:
-            raise UserError(f"{function} of {repo} always loads its weights: there is no random/{backbone}") from error
         raise UserError(
-            f"torch.hub has no {backbone!r} ({type(error).__name__}: {first_line(error)}); check the name and the network"
+            f"the code of {backbone!r} needs the package {error.name}; install it"
+        ) from error
+    except (
+        Exception
+    ) as error:  # torch.hub raises whatever the network and the repository's code raise
+        if "'pretrained'" in str(error) and not pretrained:
+            raise UserError(
+                f"{function} of {repo} always loads its weights: there is no random/{backbone}"
+            ) from error
+        raise UserError(
+            f"torch.hub has no {backbone!r} ({type(error).__name__}: {first_line(error)}); check"
+            " the name and the network"
         ) from error
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -156,8 +180,8 @@ def _code(repo: str, backbone: str) -> Path:
     there = Path(torch.hub.get_dir()).glob(f"{repo.partition(':')[0].replace('/', '_')}_*")
     if constants.HF_HUB_OFFLINE and not any(there):
         raise UserError(
-            f"no network for the code of {backbone!r}: fetch github.com/{repo} where there is one (by torch.hub), and copy "
-            f"its folder to {torch.hub.get_dir()}"
+            f"no network for the code of {backbone!r}: fetch github.com/{repo} where there is one"
+            f" (by torch.hub), and copy its folder to {torch.hub.get_dir()}"
         )
     return Path(torch.hub._get_cache_or_reload(repo, False, "check", verbose=False))
 

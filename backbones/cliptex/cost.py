@@ -1,8 +1,10 @@
-"""What labelling, training and probing cost: floating-point operations beside seconds. "Better" has a price.
+"""What labelling, training and probing cost: floating-point operations beside seconds. "Better" has
+a price.
 
-Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and an add are two operations;
-backward passes are included, element-wise operations (norms, activations, optimizer) and decoding are not. One
-representative step is counted and multiplied by the number of steps, since the counter slows what it counts.
+Counted are matrix products, convolutions and attention, by torch's own counter: a multiply and an
+add are two operations; backward passes are included, element-wise operations (norms, activations,
+optimizer) and decoding are not. One representative step is counted and multiplied by the number of
+steps, since the counter slows what it counts.
 """
 
 from __future__ import annotations
@@ -24,15 +26,21 @@ def count_flops(function: Callable[[], Any]) -> int:
 
 
 def _convolution_backward(
-    gradient: Sequence[int], image: Sequence[int], weight: Sequence[int], *others: Any, out_shape: Any = None
+    gradient: Sequence[int],
+    image: Sequence[int],
+    weight: Sequence[int],
+    *others: Any,
+    out_shape: Any = None,
 ) -> int:
-    """Each gradient that is asked for costs as much as the convolution itself. ``others``: bias, stride, padding, dilation,
-    transposed, output padding, groups, and which gradients are asked for.
+    """Each gradient that is asked for costs as much as the convolution itself. ``others``: bias,
+    stride, padding, dilation, transposed, output padding, groups, and which gradients are asked
+    for.
 
-    Torch's own formula takes the gradient of a grouped convolution's weight for that of a dense one: for EfficientNet's
-    depthwise convolutions thirteen times too much in all.
+    Torch's own formula takes the gradient of a grouped convolution's weight for that of a dense
+    one: for EfficientNet's depthwise convolutions thirteen times too much in all.
     """
     transposed, asked = others[4], others[7]
     places = math.prod((image if transposed else gradient)[2:])
-    # weight: (out, in / groups, …), or transposed (in, out / groups, …); either way its product is multiplied per place
+    # weight: (out, in / groups, …), or transposed (in, out / groups, …); either way its product is
+    # multiplied per place
     return 2 * image[0] * places * math.prod(weight) * (int(asked[0]) + int(asked[1]))

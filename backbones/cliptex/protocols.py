@@ -10,7 +10,8 @@ class RunLog(Protocol):
     """Where curves go; a tracker's run in real life, a list in a test."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values of curves (``train/loss``, ``train/lr``, ``val/i2t_R@1`` …) at ``step``; cheap, batched."""
+        """Record values of curves (``train/loss``, ``train/lr``, ``val/i2t_R@1`` …) at ``step``;
+        cheap, batched."""
 
 
 class Progress(Protocol):
@@ -22,7 +23,8 @@ class Progress(Protocol):
 
 
 class Silent:
-    """A ``RunLog`` and a ``Progress`` that keep nothing: for ranks other than the first, and for tests."""
+    """A ``RunLog`` and a ``Progress`` that keep nothing: for ranks other than the first, and for
+    tests."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         pass

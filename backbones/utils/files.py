@@ -1,4 +1,5 @@
-"""Files that others rely on: written beside their place and renamed, so that a killed write never looks finished."""
+"""Files that others rely on: written beside their place and renamed, so that a killed write never
+looks finished."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ from backbones.utils.errors import DISK_FULL, UserError
 
 
 def home() -> Path:
-    """Where big reusable artifacts live: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's cache folder."""
-    return expanded(os.environ.get("CLIPTEX_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cliptex"))
+    """Where big reusable artifacts live: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's cache
+    folder."""
+    return expanded(
+        os.environ.get("CLIPTEX_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cliptex")
+    )
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -28,26 +33,32 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: {str(error).rstrip('.')}; name a folder in full (CLIPTEX_HOME, HOME)") from error
+        raise UserError(
+            f"{path}: {str(error).rstrip('.')}; name a folder in full (CLIPTEX_HOME, HOME)"
+        ) from error
 
 
 def plain_place(path: Path) -> Path:
     """``path``, or where the link there leads: a place for a file.
 
     Raises:
-        UserError: a folder, a device or a pipe is there already, or it is a way to an open file (``/dev/stdout``).
+        UserError: a folder, a device or a pipe is there already, or it is a way to an open file
+            (``/dev/stdout``).
     """
     ways = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
     if any(Path(os.path.realpath(way.parent)).is_relative_to("/proc") for way in ways):
         raise UserError(f"{path} is no place for a file; name one in a folder")
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     if place.exists() and not place.is_file():
-        raise UserError(f"{path} is {'a folder' if place.is_dir() else 'no regular file'}; name a file")
+        raise UserError(
+            f"{path} is {'a folder' if place.is_dir() else 'no regular file'}; name a file"
+        )
     return place
 
 
 def json_place(path: Path) -> Path:
-    """``plain_place`` of a JSON file. Raises ``UserError`` where there is a file that is none: a picture, settings."""
+    """``plain_place`` of a JSON file. Raises ``UserError`` where there is a file that is none: a
+    picture, settings."""
     path = plain_place(path)
     if path.is_file() and path.stat().st_size:
         with open_regular(path) as file:
@@ -58,11 +69,12 @@ def json_place(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to ``path``.
+    """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to
+    ``path``.
 
     Raises:
-        UserError: the disk is full, the folder cannot be written, or something that is no file is there (``plain_place``). Any
-            other error of the block goes through as it is.
+        UserError: the disk is full, the folder cannot be written, or something that is no file is
+            there (``plain_place``). Any other error of the block goes through as it is.
     """
     path = plain_place(Path(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -79,19 +91,27 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except Exception as error:
-        if (blocks and not _refused(error, temporary)) or (not blocks and not isinstance(error, OSError)):
+        if (blocks and not _refused(error, temporary)) or (
+            not blocks and not isinstance(error, OSError)
+        ):
             raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or choose another folder"
+        ) from error
 
 
 def _refused(error: Exception, file: Path) -> bool:
-    """Whether an error is that of writing ``file``, not one about another file and no mistake of a program."""
+    """Whether an error is that of writing ``file``, not one about another file and no mistake of a
+    program."""
     if isinstance(error, OSError):
         if error.filename is None:  # of a write to a file that is open
             return error.errno in (*DISK_FULL, errno.EFBIG)
-        return str(error.filename) == str(file) and not isinstance(error, FileNotFoundError)  # nobody wrote it: a bug
-    # torch and safetensors say a full disk in their own words: a RuntimeError of the zip writer, a SafetensorError.
+        return str(error.filename) == str(file) and not isinstance(
+            error, FileNotFoundError
+        )  # nobody wrote it: a bug
+    # torch and safetensors say a full disk in their own words: a RuntimeError of the zip writer, a
+    # SafetensorError.
     words = ("inline_container", "PytorchStreamWriter", "iostream error", "I/O error")
     return "PytorchStreamReader" not in str(error) and any(word in str(error) for word in words)
 
@@ -108,7 +128,8 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"cannot write {folder}: {reason}; free some space or set CLIPTEX_HOME to another folder"
+            f"cannot write {folder}: {reason}; free some space or set CLIPTEX_HOME to another"
+            " folder"
         ) from error
 
 
@@ -128,22 +149,26 @@ IN_TEMPORARY = len("/pymp-12345678/listener-12345678")  # where multiprocessing 
 
 
 def keep_sockets_short() -> None:
-    """Where ``TMPDIR`` is so long that no socket fits below it, those of multiprocessing go to ``/tmp``.
+    """Where ``TMPDIR`` is so long that no socket fits below it, those of multiprocessing go to
+    ``/tmp``.
 
-    A loading process hands tensors over by a socket; it says that it cannot, and whoever waits for them waits for ever.
+    A loading process hands tensors over by a socket; it says that it cannot, and whoever waits for
+    them waits for ever.
     """
     if len(os.fsencode(tempfile.gettempdir())) + IN_TEMPORARY <= SOCKET:
         return
     asked = tempfile.tempdir
     tempfile.tempdir = "/tmp"
     try:
-        multiprocessing.util.get_temp_dir()  # of this process and those that it starts; removed in the end
+        # of this process and those that it starts; removed in the end
+        multiprocessing.util.get_temp_dir()
     finally:
         tempfile.tempdir = asked
 
 
 class UnfitFile(OSError):
-    """A file that must not be read: no regular one, or too large. The user can mend it, where nobody deals with it."""
+    """A file that must not be read: no regular one, or too large. The user can mend it, where
+    nobody deals with it."""
 
     exit_code = 2
 
@@ -152,8 +177,8 @@ class UnfitFile(OSError):
 
 
 def open_regular(path: str | os.PathLike[str], most: int = 1 << 63) -> io.BufferedReader:
-    """A file, open for reading. A pipe, which would be waited for without end, a device, a folder and a file of more than
-    ``most`` bytes are an ``UnfitFile`` that says so."""
+    """A file, open for reading. A pipe, which would be waited for without end, a device, a folder
+    and a file of more than ``most`` bytes are an ``UnfitFile`` that says so."""
     try:
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except ValueError as error:  # a NUL in its name
@@ -162,12 +187,17 @@ def open_regular(path: str | os.PathLike[str], most: int = 1 << 63) -> io.Buffer
     if stat.S_ISREG(state.st_mode) and state.st_size <= most:
         return file
     file.close()
-    reason = f"it is larger than {most >> 20} MiB" if stat.S_ISREG(state.st_mode) else "it is no regular file"
+    reason = (
+        f"it is larger than {most >> 20} MiB"
+        if stat.S_ISREG(state.st_mode)
+        else "it is no regular file"
+    )
     raise UnfitFile(errno.EINVAL, reason, os.fspath(path))
 
 
 def read_whole(path: str | os.PathLike[str], most: int = 1 << 30) -> bytes:
-    """The bytes of a file that somebody else may have written: ``open_regular`` says what it must be. Raises ``OSError``."""
+    """The bytes of a file that somebody else may have written: ``open_regular`` says what it must
+    be. Raises ``OSError``."""
     with open_regular(path, most) as file:
         return file.read(most + 1)
 
@@ -213,7 +243,8 @@ LAST_SEED = 2**31 - 1  # which every library takes
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every process."""
+    """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every
+    process."""
     return int(content_key(parts, 16), 16) >> 1
 
 

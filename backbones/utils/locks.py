@@ -1,7 +1,8 @@
 """One process at a time: locks on ``$CLIPTEX_HOME``, by ``filelock``.
 
-A lock is the operating system's (``flock``), so it goes with its process, however that ends. A lock file stays where it is:
-whoever removed it would let a second process in beside one that waits. Whoever had to wait looks again for what he wanted to
+A lock is the operating system's (``flock``), so it goes with its process, however that ends. A lock
+file stays where it is: whoever removed it would let a second process in beside one that waits.
+Whoever had to wait looks again for what he wanted to
 make: the one before him has probably made it.
 """
 
@@ -22,20 +23,25 @@ from backbones.utils.files import content_key, home, read_object, write_json
 
 
 def lock_file(name: str, what: object) -> Path:
-    """Where the lock on ``what`` lies: ``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content of ``what``."""
+    """Where the lock on ``what`` lies: ``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content
+    of ``what``."""
     return home() / "locks" / f"{name}-{content_key(what)}.lock"
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool = True) -> Iterator[bool]:
-    """While the block runs, no other process is in a block with the same lock file; yields whether there was a wait.
+def locked(
+    path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool = True
+) -> Iterator[bool]:
+    """While the block runs, no other process is in a block with the same lock file; yields whether
+    there was a wait.
 
     Args:
         path: see ``lock_file``.
         waiting: called once when another process has the lock.
 
     Raises:
-        UserError: no lock can be had there (a folder that cannot be written, a file system without locks).
+        UserError: no lock can be had there (a folder that cannot be written, a file system without
+            locks).
         Timeout: the lock is another process's, and ``wait`` is False.
     """
     lock = FileLock(path, fallback_to_soft=False)
@@ -60,14 +66,18 @@ def _acquired(lock: BaseFileLock, path: Path, **how: Any) -> bool:
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a file system with locks (flock)"
+            f"cannot lock {path}: {reason}; set CLIPTEX_HOME to a folder that you can write, on a"
+            " file system with locks (flock)"
         ) from error
     return True
 
 
 @asynccontextmanager
-async def locked_async(path: Path, waiting: Callable[[], None] = lambda: None) -> AsyncIterator[bool]:
-    """``locked`` for a coroutine: others go on while it waits, the one that has the lock among them."""
+async def locked_async(
+    path: Path, waiting: Callable[[], None] = lambda: None
+) -> AsyncIterator[bool]:
+    """``locked`` for a coroutine: others go on while it waits, the one that has the lock among
+    them."""
     waited = False
     with ExitStack() as held:
         while True:
@@ -83,11 +93,13 @@ async def locked_async(path: Path, waiting: Callable[[], None] = lambda: None) -
 
 
 def reading(folder: Path) -> FileLock:
-    """A lock of a reader's own, in ``folder``: while one there is locked, what it stands for is in use.
+    """A lock of a reader's own, in ``folder``: while one there is locked, what it stands for is in
+    use.
 
-    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an SQLite database that a process
-    forked from one that uses it (a loader) may not open, ``SoftReadWriteLock`` frees what a killed process held only after a
-    while. Plain ones go with their process, and a forked one has no part in them (filelock 3.30 and later).
+    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an
+    SQLite database that a process forked from one that uses it (a loader) may not open,
+    ``SoftReadWriteLock`` frees what a killed process held only after a while. Plain ones go with
+    their process, and a forked one has no part in them (filelock 3.30 and later).
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
@@ -97,7 +109,8 @@ def reading(folder: Path) -> FileLock:
 
 
 def leave(lock: FileLock) -> None:
-    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the lock is its parent's."""
+    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the
+    lock is its parent's."""
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
         lock.release()
@@ -131,7 +144,8 @@ def keep(path: Path) -> None:
 
 @contextmanager
 def removing(path: Path) -> Iterator[bool]:
-    """Whether ``path`` may be removed in the block: no process keeps it, and none begins to meanwhile."""
+    """Whether ``path`` may be removed in the block: no process keeps it, and none begins to
+    meanwhile."""
     with locked(lock_file("users", "")):
         kept: set[str] = set()
         for reader in (home().absolute() / "users").glob("*.lock"):

@@ -57,7 +57,8 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 
 def read_value(key: str, text: str, hint: Any) -> Any:
-    """``text`` as a value of type ``hint``: int, float, bool, str, Literal, tuples of them (comma separated), or optional."""
+    """``text`` as a value of type ``hint``: int, float, bool, str, Literal, tuples of them (comma
+    separated), or optional."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
@@ -75,10 +76,14 @@ def read_value(key: str, text: str, hint: Any) -> Any:
             return tuple(read_value(key, item.strip(), inner[0]) for item in items)
         if len(items) != len(inner):
             raise UserError(f"--set {key}={text}: needs {len(inner)} values separated by commas")
-        return tuple(read_value(key, item.strip(), kind) for item, kind in zip(items, inner, strict=True))
+        return tuple(
+            read_value(key, item.strip(), kind) for item, kind in zip(items, inner, strict=True)
+        )
     try:
         if hint is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         if hint in (int, float):
             number = hint(text)
             if number != number or abs(number) == float("inf"):

@@ -1,13 +1,15 @@
-"""Things by name, and what other packages add to them: the one registry behind backbones, experts, datasets, probes, suites
-and executors.
+"""Things by name, and what other packages add to them: the one registry behind backbones, experts,
+datasets, probes, suites and executors.
 
-Another package adds to a registry without touching this code, by an entry point of its group (in its setup.cfg)::
+Another package adds to a registry without touching this code, by an entry point of its group (in
+its setup.cfg)::
 
     [options.entry_points]
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
 
-An entry point is imported when its name is asked for, or when things are listed, so that importing stays quick.
+An entry point is imported when its name is asked for, or when things are listed, so that importing
+stays quick.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Registry(Mapping[str, T], Generic[T]):
     Args:
         what: one of them, for messages (``suite``).
         group: its entry points are ``cliptex_benchmark.GROUP``.
-        check: raises for an entry point's object that is no such thing; returns what is registered under which name.
+        check: raises for an entry point's object that is no such thing; returns what is registered
+            under which name.
     """
 
     def __init__(self, what: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
@@ -49,14 +52,16 @@ class Registry(Mapping[str, T], Generic[T]):
         self._things.pop(name, None)
 
     def later(self, name: str, value: str, about: str) -> None:
-        """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it, one line."""
+        """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it,
+        one line."""
         self._later[name] = EntryPoint(name, value, self.group), about
 
     def find(self, name: str, also: str = "") -> T:
         """The thing called ``name``.
 
         Raises:
-            UserError: there is none (names the nearest; ``also`` is added), or the package that brings it is broken.
+            UserError: there is none (names the nearest; ``also`` is added), or the package that
+                brings it is broken.
         """
         if name in self._things:
             return self._things[name]
@@ -67,12 +72,14 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._things[name]
         if name in self.broken:
             raise UserError(
-                f"{self.what} {name!r} cannot be loaded: {self.broken[name]}; mend or uninstall the package that brings it"
+                f"{self.what} {name!r} cannot be loaded: {self.broken[name]}; mend or uninstall the"
+                " package that brings it"
             )
         raise UserError(f"no {self.what} {name!r}; {nearest(name, {*self._things, *points})}{also}")
 
     def read_entry_points(self) -> Registry[T]:
-        """Register what is not imported yet; one that fails is remembered, and only asking for it is an error."""
+        """Register what is not imported yet; one that fails is remembered, and only asking for it
+        is an error."""
         for point in self._points().values():
             self._load(point)
         return self
@@ -81,7 +88,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """Name → one line about it; nothing is imported for that."""
         said = {name: about for name, (_, about) in self._later.items()}
         plugins = {name: f"plug-in {point.value}" for name, point in self._points().items()}
-        known = {name: getattr(thing, "about", "") or said.get(name, "") for name, thing in self.items()}
+        known = {
+            name: getattr(thing, "about", "") or said.get(name, "") for name, thing in self.items()
+        }
         return {**plugins, **said, **known}
 
     def _points(self) -> dict[str, EntryPoint]:
@@ -91,14 +100,19 @@ class Registry(Mapping[str, T], Generic[T]):
     def _load(self, point: EntryPoint) -> None:
         if point.name in self._things:
             return
-        if point.name in self._later:  # our own: what breaks in it is a bug, not the fault of some package
+        if (
+            point.name in self._later
+        ):  # our own: what breaks in it is a bug, not the fault of some package
             self.register(point.name, point.load())
             return
         try:
             thing = point.load()
             self.register(point.name, self._check(point.name, thing) if self._check else thing)
             self.broken.pop(point.name, None)
-        except (Exception, SystemExit) as error:  # someone else's code: whatever it raises must not break the others
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # someone else's code: whatever it raises must not break the others
             self.broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def __getitem__(self, name: str) -> T:
@@ -114,12 +128,14 @@ class Registry(Mapping[str, T], Generic[T]):
 def of_type(
     kind: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
 ) -> Callable[[str, Any], Any]:
-    """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``, which calls itself what the
-    entry point does, where it has a ``name``."""
+    """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``,
+    which calls itself what the entry point does, where it has a ``name``."""
 
     def check(given: str, thing: Any) -> Any:
         is_class = isinstance(thing, type)
-        if is_class is not subclass or not (issubclass(thing, kind) if is_class else isinstance(thing, kind)):
+        if is_class is not subclass or not (
+            issubclass(thing, kind) if is_class else isinstance(thing, kind)
+        ):
             wanted = f"{'subclass of ' * subclass}{kind.__module__}.{kind.__name__}"
             raise TypeError(f"it brings {thing!r}, no {wanted}")
         if name is not None and name(thing) != given:

@@ -1,4 +1,5 @@
-"""``cache ls``, ``cache rm`` and ``cache check``: the big things under ``$CLIPTEX_HOME``, which can all be made again."""
+"""``cache ls``, ``cache rm`` and ``cache check``: the big things under ``$CLIPTEX_HOME``, which can
+all be made again."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ say = partial(console.print, markup=False)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing that is cached: ``name`` is what ``rm`` takes, ``used`` is in seconds since the epoch."""
+    """One thing that is cached: ``name`` is what ``rm`` takes, ``used`` is in seconds since the
+    epoch."""
 
     kind: str
     name: str
@@ -51,12 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = add_commands(parser, "what")
     examples = "--json", "--kind features"
     ls = add_command(commands, "ls", "what is cached, how big, when it was used last", *examples)
-    about = "remove what is named (a beginning that is unique will do), or all of a kind; shows it and asks"
+    about = (
+        "remove what is named (a beginning that is unique will do), or all of a kind; shows it and"
+        " asks"
+    )
     rm = add_command(commands, "rm", about, "3f2a", "--kind features --older-than 30 --yes")
     about = "whether every byte of features, labels and weights is as it was written"
     check = add_command(commands, "check", about, "", "--kind labels")
     for command in (ls, rm, check):
-        command.add_argument("--kind", choices=KINDS, help=f"only these: {', '.join(KINDS)}", metavar="KIND")
+        command.add_argument(
+            "--kind", choices=KINDS, help=f"only these: {', '.join(KINDS)}", metavar="KIND"
+        )
     add(ls, "--json")
     rm.add_argument("names", nargs="*", metavar="NAME", help="see `cache ls`")
     about = "only what was not used for so many days"
@@ -67,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Exit code 1 when ``check`` finds damage or ``rm`` could not remove something."""
-    paths = [path for kind in KINDS if options.kind in (None, kind) for path in (home() / kind).glob("[!.]*")]
+    paths = [
+        path
+        for kind in KINDS
+        if options.kind in (None, kind)
+        for path in (home() / kind).glob("[!.]*")
+    ]
     things = [_entry(path) for path in paths if path.suffix != ".lock"]
     things.sort(key=lambda one: (list(KINDS).index(one.kind), -one.size, one.name))
     return {"ls": ls, "rm": rm, "check": check}[options.what](things, options)
@@ -79,16 +91,24 @@ def _entry(path: Path) -> CacheEntry:
         with suppress(OSError):  # it may be going while we look
             size += file.lstat().st_size * file.is_file()
     return CacheEntry(
-        kind, path.name, path, size, last_used(path) or path.lstat().st_mtime, _about(path) or KINDS[kind]
+        kind,
+        path.name,
+        path,
+        size,
+        last_used(path) or path.lstat().st_mtime,
+        _about(path) or KINDS[kind],
     )
 
 
 def _about(path: Path) -> str:
-    """What a store of features holds, as its manifest (or, while it is being made, its key) says."""
+    """What a store of features holds, as its manifest (or, while it is being made, its key)
+    says."""
     for name in ("manifest.json", "key.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads((path / name).read_text(encoding="utf-8"))
-            return f"{content['kind']}: {content['about']}" + ("" if name == "manifest.json" else " (unfinished)")
+            return f"{content['kind']}: {content['about']}" + (
+                "" if name == "manifest.json" else " (unfinished)"
+            )
     return ""
 
 
@@ -98,12 +118,16 @@ def ls(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
 
     if gave_json(options, [vars(one) for one in things]):
         return 0
-    names = {one: one.name[:12] if one.kind == "features" else one.name for one in things}  # a unique beginning will do
+    names = {
+        one: one.name[:12] if one.kind == "features" else one.name for one in things
+    }  # a unique beginning will do
     width = max(map(len, names.values()), default=0)
     for one in things:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
         say(f"{one.kind:<9} {names[one]:<{width}} {gigabytes(one.size):>9}  {when}  {one.about}")
-    total, features = (sum(one.size for one in things if one.kind in kinds) for kinds in (KINDS, ("features",)))
+    total, features = (
+        sum(one.size for one in things if one.kind in kinds) for kinds in (KINDS, ("features",))
+    )
     most = gigabytes(budget(root()))
     say(f"{gigabytes(total)} in {home()}; features {gigabytes(features)} of at most {most}")
     return 0
@@ -129,7 +153,11 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
             say("nothing was removed")
             return 0
         gone = [remove(one) for one, is_free in free.items() if is_free]
-        stay = f"; {gone.count(False)} stay: in use by now, or not to be removed by you" if not all(gone) else ""
+        stay = (
+            f"; {gone.count(False)} stay: in use by now, or not to be removed by you"
+            if not all(gone)
+            else ""
+        )
         say(f"removed {sum(gone)}{stay}")
         return 0 if all(gone) and all(free.values()) else 1
     return 0 if all(free.values()) else 1
@@ -138,7 +166,9 @@ def rm(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
 def _agreed(question: str) -> bool:
     """Whether somebody at the terminal says yes. Raises ``UserError`` where nobody can be asked."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UserError("cache rm asks first, and nobody is at this terminal: give --yes, or --dry-run to look")
+        raise UserError(
+            "cache rm asks first, and nobody is at this terminal: give --yes, or --dry-run to look"
+        )
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
@@ -154,7 +184,11 @@ def remove(one: CacheEntry, dry_run: bool = False) -> bool:
     if one.kind == "features" and (dry_run or not one.path.is_symlink()):
         return not store.in_use(one.path) if dry_run else store.remove(one.path)
     # what a training goes on from is under the lock of its weights
-    lock = ("cell", one.name) if one.kind == "work" else ("make", str(one.path.absolute()).removesuffix(".resume"))
+    lock = (
+        ("cell", one.name)
+        if one.kind == "work"
+        else ("make", str(one.path.absolute()).removesuffix(".resume"))
+    )
     with suppress(Timeout), locked(lock_file(*lock), wait=False), removing(one.path) as is_free:
         if dry_run or not is_free:
             return is_free
@@ -177,7 +211,10 @@ def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     for line in wrong:
         say(line, style="red")
     if wrong:
-        say("damaged features are made again when they are next asked for; `cache rm` removes the rest")
+        say(
+            "damaged features are made again when they are next asked for; `cache rm` removes the"
+            " rest"
+        )
     else:
         say(f"{len(things)} things are complete")
     return 1 if wrong else 0
@@ -206,9 +243,13 @@ def problems(one: CacheEntry) -> Sequence[str]:
 
 def _named(things: Sequence[CacheEntry], name: str) -> CacheEntry:
     wanted = name.split("/")[-1]
-    found = [one for one in things if one.name == wanted] or [one for one in things if one.name.startswith(wanted)]
+    found = [one for one in things if one.name == wanted] or [
+        one for one in things if one.name.startswith(wanted)
+    ]
     if len(found) > 1:
         raise UserError(f"{len(found)} cached things begin with {wanted!r}; write more of the name")
     if not found:
-        raise UserError(f"nothing cached is called {wanted!r}; {nearest(wanted, [one.name for one in things])}")
+        raise UserError(
+            f"nothing cached is called {wanted!r}; {nearest(wanted, [one.name for one in things])}"
+        )
     return found[0]

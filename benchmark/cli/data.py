@@ -1,4 +1,5 @@
-"""``data check``: which datasets are there, complete or not, and what is missing; ``data get``: fetch them."""
+"""``data check``: which datasets are there, complete or not, and what is missing; ``data get``:
+fetch them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from benchmark.cli.parser import add_command, add_commands, with_examples
 if TYPE_CHECKING:
     from probes.datasets.survey import Row
 
-STYLES = {"complete": "green", "available": "green", "partial": "yellow", "broken": "red", "absent": "dim"}
+STYLES = {
+    "complete": "green",
+    "available": "green",
+    "partial": "yellow",
+    "broken": "red",
+    "absent": "dim",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = add_command(commands, "check", "what is there, what is missing", *examples)
     add_data(check)
     check.add_argument("--full", **FLAG, help="also decode every file")
-    add(check, "--num-workers", default=2, help="what loads images; never changes a result (default: 2)")
+    add(
+        check,
+        "--num-workers",
+        default=2,
+        help="what loads images; never changes a result (default: 2)",
+    )
     add(check, "--json")
     about = "fetch datasets into the layout that `check` wants; without names: say which there are"
-    get = add_command(commands, "get", about, "voc coco --to DIR", "imagenet --archive ILSVRC2012_img_val.tar --to DIR")
-    get.add_argument("names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38")
-    get.add_argument("--to", type=folder, default=Path("data"), metavar="DIR", help="the --data-root (default: ./data)")
+    get = add_command(
+        commands,
+        "get",
+        about,
+        "voc coco --to DIR",
+        "imagenet --archive ILSVRC2012_img_val.tar --to DIR",
+    )
+    get.add_argument(
+        "names", nargs="*", metavar="NAME", help="voc, ade20k, coco, nyu … wds_NAME, or zeroshot38"
+    )
+    get.add_argument(
+        "--to",
+        type=folder,
+        default=Path("data"),
+        metavar="DIR",
+        help="the --data-root (default: ./data)",
+    )
     about = "an archive you have got (repeatable)"
     get.add_argument("--archive", **PAIRS | {"metavar": "PATH"}, type=Path, help=about)
     get.add_argument("--train", **FLAG, help="also the training shards of wds_NAME")
@@ -60,7 +86,11 @@ def check(options: argparse.Namespace) -> int:
     register_folders(options.data_root)
     with Bar() as bar:
         rows = survey(
-            options.data_root, placed(options.data), full=options.full, workers=options.num_workers, progress=bar
+            options.data_root,
+            placed(options.data),
+            full=options.full,
+            workers=options.num_workers,
+            progress=bar,
         )
     if gave_json(options, [asdict(row) for row in rows]):
         return 0
@@ -73,12 +103,20 @@ def check(options: argparse.Namespace) -> int:
             missing = [name for name in names if name in absent]
             listed = f"; missing: {', '.join(missing)}" if missing else ""
             console.print(
-                f"{suite.name}: data of {len(names) - len(missing)} of {len(names)} tasks{listed}", markup=False
+                f"{suite.name}: data of {len(names) - len(missing)} of {len(names)} tasks{listed}",
+                markup=False,
             )
-            told |= {name for name in names if DATASETS[name].module.endswith(".webdataset")}  # each has one reason
+            told |= {
+                name for name in names if DATASETS[name].module.endswith(".webdataset")
+            }  # each has one reason
     for row in rows:
         if row.state == "absent" and options.data_root and row.name not in told:
-            console.print(f"{row.name:<12} absent    {row.message}", style="dim", markup=False, highlight=False)
+            console.print(
+                f"{row.name:<12} absent    {row.message}",
+                style="dim",
+                markup=False,
+                highlight=False,
+            )
     if absent:
         console.print("`data get` brings those that you want", style="dim")
     return 0
@@ -101,11 +139,15 @@ def show(rows: Sequence[Row]) -> None:
             if row.message:
                 console.print(f"{'':<13}{row.message}", markup=False)
     if any(row.state == "partial" for row in rows):
-        console.print("partial datasets run with --partial; their numbers cannot be compared with published ones")
+        console.print(
+            "partial datasets run with --partial; their numbers cannot be compared with published"
+            " ones"
+        )
 
 
 def get(options: argparse.Namespace) -> int:
-    """Fetch, unpack, and say what `data check` says of it. What cannot be had does not keep the others from coming."""
+    """Fetch, unpack, and say what `data check` says of it. What cannot be had does not keep the
+    others from coming."""
     import benchmark.catalog  # noqa: F401
     from benchmark.execution.progress import Bar, console
     from probes.datasets.download.get import get as fetched
@@ -118,12 +160,17 @@ def get(options: argparse.Namespace) -> int:
         for each in ENTRIES.values():
             size = sum(archive.size for archive in each.archives) / 1e9
             say(f"{each.name:<10} {size:6.1f} GB  {each.about}")
-        say("wds_NAME              a webdataset folder of huggingface.co/clip-benchmark or huggingface.co/djghosh")
+        say(
+            "wds_NAME              a webdataset folder of huggingface.co/clip-benchmark or"
+            " huggingface.co/djghosh"
+        )
         say("zeroshot38            those of the 38 tasks")
         return 0
     if options.archive and len(options.names) > 1:
         raise UserError("--archive goes with one NAME; run the command for each")
-    names = [f"wds_{task.name}" for task in TASKS] if options.names == ["zeroshot38"] else options.names
+    names = (
+        [f"wds_{task.name}" for task in TASKS] if options.names == ["zeroshot38"] else options.names
+    )
     missing = []
     for name in names:
         try:
@@ -147,7 +194,10 @@ def get(options: argparse.Namespace) -> int:
             missing.append(name)
             say(f"error: {error}", style="red")
     if missing:
-        raise UserError(f"{len(missing)} of {len(names)} could not be got: {', '.join(missing)}; run the command again")
+        raise UserError(
+            f"{len(missing)} of {len(names)} could not be got: {', '.join(missing)}; run the"
+            " command again"
+        )
     if options.dry_run:
         return 0
     say(f"next: python -m benchmark data check --data-root {options.to} --full")

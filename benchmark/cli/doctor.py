@@ -71,7 +71,12 @@ def main(options: argparse.Namespace) -> int:
         except Exception as error:  # a broken library is what is looked for
             told = users_line(error)
             new = [
-                Finding(name, "bad", told or f"{type(error).__name__}: {first_line(error)}", "" if told else REINSTALL)
+                Finding(
+                    name,
+                    "bad",
+                    told or f"{type(error).__name__}: {first_line(error)}",
+                    "" if told else REINSTALL,
+                )
             ]
         findings += new
         for each in () if options.json == "-" else new:
@@ -87,10 +92,18 @@ def main(options: argparse.Namespace) -> int:
 def software(options: argparse.Namespace) -> Iterator[Finding]:
     """Python and the suite itself."""
     with suppress(metadata.PackageNotFoundError):
-        yield Finding("cliptex", "ok", f"{metadata.version('cliptex-benchmark')} in {Path(__file__).parents[2]}")
+        yield Finding(
+            "cliptex",
+            "ok",
+            f"{metadata.version('cliptex-benchmark')} in {Path(__file__).parents[2]}",
+        )
     newer = sys.version_info >= (3, 11)
-    yield Finding("python", "ok" if newer else "bad", f"{platform.python_version()} ({sys.executable})",
-                  "" if newer else "make the virtual environment with Python 3.11 or later")  # fmt: skip
+    yield Finding(
+        "python",
+        "ok" if newer else "bad",
+        f"{platform.python_version()} ({sys.executable})",
+        "" if newer else "make the virtual environment with Python 3.11 or later",
+    )
 
 
 def machine(options: argparse.Namespace) -> Iterator[Finding]:
@@ -98,16 +111,25 @@ def machine(options: argparse.Namespace) -> Iterator[Finding]:
     from benchmark.execution.task import cores
 
     size = memory()
-    yield Finding("memory", "ok" if size >= 8 * GB else "warn", f"{size / GB:.1f} GB for {cores()} cores",
-                  "" if size >= 8 * GB else "run one task at a time: --jobs 1")  # fmt: skip
+    yield Finding(
+        "memory",
+        "ok" if size >= 8 * GB else "warn",
+        f"{size / GB:.1f} GB for {cores()} cores",
+        "" if size >= 8 * GB else "run one task at a time: --jobs 1",
+    )
     if (shared := Path("/dev/shm")).is_dir():
         free = shutil.disk_usage(shared).free
-        yield Finding("shared memory", "ok" if free >= GB else "warn", f"{free / GB:.1f} GB free in {shared}",
-                      "" if free >= GB else "loading processes need it: docker run --shm-size=8g")  # fmt: skip
+        yield Finding(
+            "shared memory",
+            "ok" if free >= GB else "warn",
+            f"{free / GB:.1f} GB free in {shared}",
+            "" if free >= GB else "loading processes need it: docker run --shm-size=8g",
+        )
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or what its control group admits."""
+    """Bytes of memory that this process may use: the machine's, or what its control group
+    admits."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # "max": as much as there is
@@ -122,29 +144,50 @@ def devices(options: argparse.Namespace) -> Iterator[Finding]:
     driver = shutil.which("nvidia-smi")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     if not torch.cuda.is_available():
-        todo = "this torch has no CUDA: install one that has, see https://pytorch.org/get-started/locally"
+        todo = (
+            "this torch has no CUDA: install one that has, see"
+            " https://pytorch.org/get-started/locally"
+        )
         if torch.version.cuda:
             todo = f"torch wants a driver for {build}; see nvidia-smi, and CUDA_VISIBLE_DEVICES"
-        yield Finding("torch", "warn" if driver else "ok", f"{torch.__version__}, {build}; computes on the CPU",
-                      todo if driver else "")  # fmt: skip
+        yield Finding(
+            "torch",
+            "warn" if driver else "ok",
+            f"{torch.__version__}, {build}; computes on the CPU",
+            todo if driver else "",
+        )
         return
     yield Finding("torch", "ok", f"{torch.__version__}, {build}")
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         busy = free < 0.5 * total
-        yield Finding(f"cuda:{number}", "warn" if busy else "ok",
-                      f"{torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free",
-                      "another process uses it; see nvidia-smi, or choose others with --executor-arg gpus=…" * busy)  # fmt: skip
+        yield Finding(
+            f"cuda:{number}",
+            "warn" if busy else "ok",
+            f"{torch.cuda.get_device_name(number)}, {free / GB:.1f} of {total / GB:.1f} GB free",
+            "another process uses it; see nvidia-smi, or choose others with --executor-arg gpus=…"
+            * busy,
+        )
 
 
 def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
     """Which distributions of OpenMMLab, and whose operators."""
-    there = {name: metadata.version(name) for name in [*MMLAB, *(f"onedl-{each}" for each in MMLAB), "mmdet"]
-             if any(metadata.distributions(name=name))}  # fmt: skip
-    doubled = [name for name in there if f"onedl-{name}" in there or (name == "mmdet" and "onedl-mmdetection" in there)]
+    there = {
+        name: metadata.version(name)
+        for name in [*MMLAB, *(f"onedl-{each}" for each in MMLAB), "mmdet"]
+        if any(metadata.distributions(name=name))
+    }
+    doubled = [
+        name
+        for name in there
+        if f"onedl-{name}" in there or (name == "mmdet" and "onedl-mmdetection" in there)
+    ]
     missing = [f"onedl-{name}" for name in MMLAB if not {name, f"onedl-{name}"} & there.keys()]
     todo = (
-        f"both write the same files: pip uninstall {' '.join(doubled)}, then install the suite again" if doubled else ""
+        f"both write the same files: pip uninstall {' '.join(doubled)}, then install the suite"
+        " again"
+        if doubled
+        else ""
     )
     if missing:
         todo = f"pip install {' '.join(missing)}"
@@ -152,10 +195,14 @@ def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
     yield Finding("mmlab", "bad" if todo else "ok", found or "not there", todo)
     package = find_spec("mmcv")
     compiled = [
-        path for place in (package and package.submodule_search_locations) or () for path in Path(place).glob("_ext*")
+        path
+        for place in (package and package.submodule_search_locations) or ()
+        for path in Path(place).glob("_ext*")
     ]
     yield Finding(
-        "mmcv's ops", "ok", "compiled" if compiled else "nms and roi_align from torchvision (all that is needed)"
+        "mmcv's ops",
+        "ok",
+        "compiled" if compiled else "nms and roi_align from torchvision (all that is needed)",
     )
 
 
@@ -168,18 +215,27 @@ def tracking(options: argparse.Namespace) -> Iterator[Finding]:
     shown = f"{hide_secrets(uri)}, MLflow {metadata.version('mlflow')}"
     if uri.startswith("sqlite:///") and not (file := Path(uri.removeprefix("sqlite:///"))).exists():
         able = os.access(file.parent, os.W_OK)
-        yield Finding("mlflow", "ok" if able else "bad", f"{shown}; not there yet",
-                      "the first run makes it" if able else f"make {file.parent} a folder that you can write")  # fmt: skip
+        yield Finding(
+            "mlflow",
+            "ok" if able else "bad",
+            f"{shown}; not there yet",
+            "the first run makes it" if able else f"make {file.parent} a folder that you can write",
+        )
         return
     try:
         if uri.startswith("http"):
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=QUESTION_SECONDS) as answer:
+            with urllib.request.urlopen(
+                f"{uri.rstrip('/')}/version", timeout=QUESTION_SECONDS
+            ) as answer:
                 yield Finding("mlflow", "ok", f"{shown}; the server has {answer.read(20).decode()}")
             return
         schema, known = database_schema(uri), known_schemas()
     except Exception as error:  # each database's driver has its own
         yield Finding(
-            "mlflow", "bad", f"{shown}: {first_line(error)}", "start the server, or give another --tracking-uri"
+            "mlflow",
+            "bad",
+            f"{shown}: {first_line(error)}",
+            "start the server, or give another --tracking-uri",
         )
         return
     shown += f", schema {schema or '(none yet)'}"
@@ -207,13 +263,18 @@ def artifacts(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("home", "bad", f"{folder}: {error.strerror or error}", another)
         return
     free = shutil.disk_usage(folder).free
-    problems = [f"less than {least} GB are free: `cache ls`, or {another}" for least in (1, 20) if free < least * GB][
-        :1
-    ]
+    problems = [
+        f"less than {least} GB are free: `cache ls`, or {another}"
+        for least in (1, 20)
+        if free < least * GB
+    ][:1]
     problems += [f"this is slow: {another} (a local disk)"] * (speed < 50e6)
     state: Literal["ok", "warn", "bad"] = "bad" if free < GB else "warn" if problems else "ok"
     yield Finding(
-        "home", state, f"{folder}, {free / GB:.0f} GB free, writes {speed / 1e6:.0f} MB/s", "; ".join(problems)
+        "home",
+        state,
+        f"{folder}, {free / GB:.0f} GB free, writes {speed / 1e6:.0f} MB/s",
+        "; ".join(problems),
     )
     try:
         with locked(lock_file("doctor", "")):
@@ -249,24 +310,40 @@ def local() -> Finding:
     """This machine's processes."""
     from benchmark.execution.task import cores, threads_of_a_task
 
-    return Finding("local", "ok", f"{cores()} cores, a task computes with {threads_of_a_task()} of them, or on a GPU")
+    return Finding(
+        "local",
+        "ok",
+        f"{cores()} cores, a task computes with {threads_of_a_task()} of them, or on a GPU",
+    )
 
 
 def slurm() -> Finding:
     """submitit here, and a controller that answers."""
     has = bool(find_spec("submitit"))
     if not shutil.which("sbatch"):
-        return Finding("slurm", "ok", "not on this machine (no sbatch)", "only --executor slurm needs it")
+        return Finding(
+            "slurm", "ok", "not on this machine (no sbatch)", "only --executor slurm needs it"
+        )
     if not has:
         return Finding("slurm", "warn", "sbatch, but no submitit", f"for --executor slurm: {SCALE}")
     try:
         asked = ["sinfo", "-h", "-o", "%P %D nodes"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True).stdout
+        told = subprocess.run(
+            asked, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = first_line(RuntimeError(getattr(error, "stderr", "") or error))
-        return Finding("slurm", "warn", f"sbatch, but sinfo fails: {said}", "see that the controller is up and answers")
+        return Finding(
+            "slurm",
+            "warn",
+            f"sbatch, but sinfo fails: {said}",
+            "see that the controller is up and answers",
+        )
     return Finding(
-        "slurm", "ok", f"submitit {metadata.version('submitit')}; {', '.join(told.splitlines()) or 'no partitions'}"
+        "slurm",
+        "ok",
+        f"submitit {metadata.version('submitit')};"
+        f" {', '.join(told.splitlines()) or 'no partitions'}",
     )
 
 
@@ -275,21 +352,28 @@ def ray() -> Finding:
     if not find_spec("ray"):
         return Finding("ray", "ok", "not installed", f"only --executor ray needs it: {SCALE}")
     where = os.environ.get("RAY_ADDRESS")
-    return Finding("ray", "ok", f"{metadata.version('ray')}" + (f", RAY_ADDRESS={where}" if where else ""))
+    return Finding(
+        "ray", "ok", f"{metadata.version('ray')}" + (f", RAY_ADDRESS={where}" if where else "")
+    )
 
 
 def datasets(options: argparse.Namespace) -> Iterator[Finding]:
-    """Those in their places, by names and counts of the validation split: ``data check`` looks at all."""
+    """Those in their places, by names and counts of the validation split: ``data check`` looks at
+    all."""
     import benchmark.catalog  # noqa: F401 – registers every dataset
     from probes.datasets.survey import survey
     from probes.datasets.webdataset import register_folders
     from probes.registry import DATASETS
 
     if options.data_root is None and not options.data:
-        yield Finding("datasets", "ok", "not looked for (the suite mini needs none)", "--data-root DIR looks")
+        yield Finding(
+            "datasets", "ok", "not looked for (the suite mini needs none)", "--data-root DIR looks"
+        )
         return
     if options.data_root and not options.data_root.is_dir():
-        yield Finding("datasets", "bad", f"{options.data_root} is no folder", "give another --data-root")
+        yield Finding(
+            "datasets", "bad", f"{options.data_root} is no folder", "give another --data-root"
+        )
         return
     register_folders(options.data_root)
     rows = survey(options.data_root, placed(options.data), splits=("val",))
@@ -306,7 +390,8 @@ def datasets(options: argparse.Namespace) -> Iterator[Finding]:
     yield Finding(
         "datasets",
         "ok",
-        f"{len(rows) - len(absent)} found; not there: {', '.join(named)}, {len(absent) - len(named)} webdataset folders",
+        f"{len(rows) - len(absent)} found; not there: {', '.join(named)},"
+        f" {len(absent) - len(named)} webdataset folders",
         "`data get` brings those that you want",
     )
 

@@ -16,9 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``list``."""
     with_examples(parser, "backbones dino", "tasks --limit 10 --json tasks.json")
     parser.add_argument(
-        "what", choices=[*THINGS, "table"], metavar="what", help=f"{', '.join(THINGS)}, or table (as in README)"
+        "what",
+        choices=[*THINGS, "table"],
+        metavar="what",
+        help=f"{', '.join(THINGS)}, or table (as in README)",
     )
-    parser.add_argument("filter", nargs="?", default="", metavar="WORD", help="only lines that contain this")
+    parser.add_argument(
+        "filter", nargs="?", default="", metavar="WORD", help="only lines that contain this"
+    )
     add(parser, "--limit", help="only the first N")
     add(parser, "--json")
 
@@ -31,10 +36,14 @@ def main(options: argparse.Namespace) -> int:
         found = families()
         if not gave_json(options, [dict(zip(COLUMNS, row, strict=True)) for row in found]):
             lines = [COLUMNS, ["---"] * len(COLUMNS), *found]
-            console.print("\n".join(f"| {' | '.join(line)} |" for line in lines), markup=False, soft_wrap=True)
+            console.print(
+                "\n".join(f"| {' | '.join(line)} |" for line in lines), markup=False, soft_wrap=True
+            )
         return 0
     word = options.filter.lower()
-    rows = [(name, about) for name, about in THINGS[options.what]() if word in f"{name} {about}".lower()]
+    rows = [
+        (name, about) for name, about in THINGS[options.what]() if word in f"{name} {about}".lower()
+    ]
     rows = rows[: options.limit]
     if not gave_json(options, [{"name": name, "about": about} for name, about in rows]):
         width = max((len(name) for name, _ in rows), default=0)
@@ -43,7 +52,9 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-Rows = list[tuple[str, str]]  # importing benchmark.catalog registers every dataset, probe, protocol and suite
+Rows = list[
+    tuple[str, str]
+]  # importing benchmark.catalog registers every dataset, probe, protocol and suite
 
 
 def backbones() -> Rows:
@@ -51,7 +62,11 @@ def backbones() -> Rows:
     import backbones
     from backbones.registry import FAMILIES
 
-    named = [(name, f"{e.about} [{e.licence}]") for name in backbones.names() for e in [backbones.find(name)]]
+    named = [
+        (name, f"{e.about} [{e.licence}]")
+        for name in backbones.names()
+        for e in [backbones.find(name)]
+    ]
     families = [(family.pattern, family.about) for family in FAMILIES.values()]
     return [*named, *families, ("random/NAME", "any of these, randomly initialised from the seed")]
 
@@ -65,7 +80,11 @@ def tasks() -> Rows:
     suites = SUITES.read_entry_points().values()
     inside = {task: [suite.name for suite in suites if task in suite.tasks] for task in tasks()}
     return [
-        (task, f"{spec.kind}, {next(iter(probe.metrics))}" + f" [{', '.join(inside[task])}]" * bool(inside[task]))
+        (
+            task,
+            f"{spec.kind}, {next(iter(probe.metrics))}"
+            + f" [{', '.join(inside[task])}]" * bool(inside[task]),
+        )
         for task, (spec, probe) in tasks().items()
     ]
 
@@ -75,7 +94,10 @@ def suites() -> Rows:
     import benchmark.catalog  # noqa: F401
     from benchmark.suites.registry import SUITES
 
-    return [(one.name, f"{one.about} [{len(one.tasks)} tasks]") for one in SUITES.read_entry_points().values()]
+    return [
+        (one.name, f"{one.about} [{len(one.tasks)} tasks]")
+        for one in SUITES.read_entry_points().values()
+    ]
 
 
 def datasets() -> Rows:
@@ -83,7 +105,9 @@ def datasets() -> Rows:
     import benchmark.catalog  # noqa: F401
     from probes.registry import DATASETS
 
-    return [(spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.read_entry_points().values()]
+    return [
+        (spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.read_entry_points().values()
+    ]
 
 
 def probes() -> Rows:
@@ -91,11 +115,15 @@ def probes() -> Rows:
     import benchmark.catalog  # noqa: F401
     from probes.registry import PROBES
 
-    return [(p.name, f"for {p.kind}: {', '.join(p.metrics)}") for p in PROBES.read_entry_points().values()]
+    return [
+        (p.name, f"for {p.kind}: {', '.join(p.metrics)}")
+        for p in PROBES.read_entry_points().values()
+    ]
 
 
 def protocols() -> Rows:
-    """Each with its source, and under it what it fixes for each probe and what its source does otherwise."""
+    """Each with its source, and under it what it fixes for each probe and what its source does
+    otherwise."""
     import benchmark.catalog  # noqa: F401
     from probes.protocols.base import PROTOCOLS
 
@@ -103,7 +131,10 @@ def protocols() -> Rows:
     for protocol in PROTOCOLS.read_entry_points().values():
         rows.append((protocol.name, protocol.source))
         for preset in protocol.presets:
-            fixed = " ".join(f"{key}={_plain(value)}" for key, value in {**preset.settings, **preset.data}.items())
+            fixed = " ".join(
+                f"{key}={_plain(value)}"
+                for key, value in {**preset.settings, **preset.data}.items()
+            )
             where = f" ({', '.join(preset.datasets)})" if preset.datasets else ""
             rows.append((f"{protocol.name} {preset.probe}{where}", fixed))
         rows += [(f"{protocol.name}, not here", each) for each in protocol.differs]
@@ -155,7 +186,8 @@ THINGS: dict[str, Callable[[], Rows]] = {
 
 
 def families() -> list[tuple[str, ...]]:
-    """Rows of README's table: with what each family of tasks is probed, on which datasets, under which published protocols."""
+    """Rows of README's table: with what each family of tasks is probed, on which datasets, under
+    which published protocols."""
     import benchmark.catalog  # noqa: F401
     from probes.protocols.base import PROTOCOLS
     from probes.registry import DATASETS, PROBES
@@ -164,13 +196,22 @@ def families() -> list[tuple[str, ...]]:
     specs = [spec for spec in DATASETS.values() if not spec.name.startswith("mini-")]
     for kind in dict.fromkeys(probe.kind for probe in PROBES.values()):
         probes = [f"`{probe.name}`" for probe in PROBES.values() if probe.kind == kind]
-        shards = [spec.name for spec in specs if spec.kind == kind and spec.module.endswith(".webdataset")]
-        datasets = [f"`{spec.name}`" for spec in specs if spec.kind == kind and spec.name not in shards]
+        shards = [
+            spec.name for spec in specs if spec.kind == kind and spec.module.endswith(".webdataset")
+        ]
+        datasets = [
+            f"`{spec.name}`" for spec in specs if spec.kind == kind and spec.name not in shards
+        ]
         datasets += [f"webdataset folders ({len(shards)})"] if shards else []
         named = [
-            f"`{protocol.name}` ({', '.join(dict.fromkeys(preset.probe.partition('/')[2] for preset in mine))})"
+            f"`{protocol.name}`"
+            f" ({', '.join(dict.fromkeys(preset.probe.partition('/')[2] for preset in mine))})"
             for protocol in PROTOCOLS.values()
-            if (mine := [preset for preset in protocol.presets if preset.probe.partition("/")[0] == kind])
+            if (
+                mine := [
+                    preset for preset in protocol.presets if preset.probe.partition("/")[0] == kind
+                ]
+            )
         ]
         rows.append((kind, ", ".join(probes), ", ".join(datasets), ", ".join(named) or "–"))
     return rows

@@ -1,4 +1,5 @@
-"""What all commands' parsers do alike: no abbreviations, the nearest word, examples, options from a file, old spellings."""
+"""What all commands' parsers do alike: no abbreviations, the nearest word, examples, options from a
+file, old spellings."""
 
 from __future__ import annotations
 
@@ -18,14 +19,21 @@ from backbones.utils.files import read_utf8
 MOST = 1 << 20  # bytes of a file of options
 # what README had before, and what it is now; gone with the next release
 OLD_COMMANDS = {("label",): ("labels", "predict"), ("experts", "list"): ("list", "experts")}
-OLD_OPTIONS = {("run", "--alone"): "--only", ("experts", "--data"): "--data-root", ("labels", "-n"): "--limit"}
+OLD_OPTIONS = {
+    ("run", "--alone"): "--only",
+    ("experts", "--data"): "--data-root",
+    ("labels", "-n"): "--limit",
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, with the nearest word that it knows, and takes options from ``--config FILE``."""
+    """Says in one line what is wrong, with the nearest word that it knows, and takes options from
+    ``--config FILE``."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -54,8 +62,12 @@ class Parser(argparse.ArgumentParser):
             return
         hint = nearest(str(value), action.choices)
         if isinstance(action, argparse._SubParsersAction):
-            near = get_close_matches(str(value), action.choices, n=1, cutoff=0.5)  # its help is the one to read
-            raise UserError(f"no command {value!r}; {hint}; see {self.prog} {' '.join([*near, '--help'])}")
+            near = get_close_matches(
+                str(value), action.choices, n=1, cutoff=0.5
+            )  # its help is the one to read
+            raise UserError(
+                f"no command {value!r}; {hint}; see {self.prog} {' '.join([*near, '--help'])}"
+            )
         raise argparse.ArgumentError(action, f"{value!r} is none; {hint}")
 
 
@@ -65,13 +77,17 @@ def add_commands(parser: argparse.ArgumentParser, dest: str) -> Any:
 
 
 def add_command(commands: Any, name: str, about: str, *examples: str) -> argparse.ArgumentParser:
-    """The parser of one more command, whose ``--help`` ends with ``examples`` (see ``with_examples``)."""
+    """The parser of one more command, whose ``--help`` ends with ``examples`` (see
+    ``with_examples``)."""
     return with_examples(commands.add_parser(name, help=about, description=about), *examples)
 
 
 def with_examples(parser: argparse.ArgumentParser, *examples: str) -> argparse.ArgumentParser:
-    """End a parser's ``--help`` with command lines, given without their beginning (``python -m benchmark COMMAND``)."""
-    parser.epilog = "\n".join(["examples:", *(f"  {parser.prog} {each}".rstrip() for each in examples)])
+    """End a parser's ``--help`` with command lines, given without their beginning
+    (``python -m benchmark COMMAND``)."""
+    parser.epilog = "\n".join(
+        ["examples:", *(f"  {parser.prog} {each}".rstrip() for each in examples)]
+    )
     return parser
 
 
@@ -95,8 +111,8 @@ def _note(old: str, now: str) -> None:
 
 
 def _from_files(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterator[str]:
-    """The words that ``--config`` files among ``words`` stand for, less what is typed there: options, or of
-    KEY=VALUE options their keys."""
+    """The words that ``--config`` files among ``words`` stand for, less what is typed there:
+    options, or of KEY=VALUE options their keys."""
     typed: dict[str, list[str]] = defaultdict(list)
     for word, after in zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
@@ -104,14 +120,19 @@ def _from_files(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterat
     for file in map(Path, typed.get("--config", ())):
         for key, value in read_options(file).items():
             flag = f"--{key.replace('_', '-')}"
-            known = {each for each in parser._option_string_actions if each.startswith("--")} - {"--help", "--config"}
+            known = {each for each in parser._option_string_actions if each.startswith("--")} - {
+                "--help",
+                "--config",
+            }
             if flag not in known:
                 hint = nearest(flag, known).replace("--", "")
                 raise UserError(f"--config {file}: `{parser.prog}` has no option {key!r}; {hint}")
             action = parser._option_string_actions[flag]
             is_pairs = "=" in str(action.metavar)
             for text in _texts(file, key, value, action):
-                if flag not in typed or (is_pairs and text.partition("=")[0] not in _keys(typed[flag])):
+                if flag not in typed or (
+                    is_pairs and text.partition("=")[0] not in _keys(typed[flag])
+                ):
                     yield flag if action.nargs == 0 else f"{flag}={text}"
 
 
@@ -135,7 +156,9 @@ def _joined(file: Path, key: str, value: Any) -> str:
     """A word, or several separated by commas."""
     parts = [_plain(each) for each in (value if isinstance(value, list) else [value])]
     if not parts or not all(parts):
-        raise UserError(f"--config {file}: {key} must be a word, a number, or a list or table of such")
+        raise UserError(
+            f"--config {file}: {key} must be a word, a number, or a list or table of such"
+        )
     return ",".join(parts)
 
 
@@ -147,7 +170,8 @@ def _plain(value: Any) -> str:
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """Option → value of a file. Raises ``UserError`` for one that cannot be read, or says no table of options."""
+    """Option → value of a file. Raises ``UserError`` for one that cannot be read, or says no table
+    of options."""
     try:
         text = read_utf8(file, MOST)
         if file.suffix == ".toml":
@@ -160,7 +184,8 @@ def read_options(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read --config {file}: {error.strerror or error}") from error
     except Exception as error:  # each parser has its own
         raise UserError(
-            f"--config {file} is no {'TOML' if file.suffix == '.toml' else 'YAML'}: {first_line(error)}"
+            f"--config {file} is no {'TOML' if file.suffix == '.toml' else 'YAML'}:"
+            f" {first_line(error)}"
         ) from error
     if not isinstance(found, dict):
         raise UserError(f"--config {file} must be a table of options, such as `suite: paper`")

@@ -13,9 +13,10 @@ from benchmark.cli.parser import with_examples
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``report``."""
     with_examples(
-        parser, "--experiment paper --baseline clip-ft --out report/",
+        parser,
+        "--experiment paper --baseline clip-ft --out report/",
         "--backbone clip,clip-ft,cliptex --format html,latex --ui-url http://127.0.0.1:5000",
-    )  # fmt: skip
+    )
     add(parser, "--config")
     about = "MLflow experiments (default: mini where it has results, else the latest one that has)"
     parser.add_argument("--experiment", **NAMES, metavar="NAME[,NAME]", help=about)
@@ -27,14 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
     about = "html, md, csv, latex (default: html)"
     parser.add_argument("--format", **NAMES, metavar="NAME[,NAME]", help=about)
-    add(parser, "--out", type=folder, default=Path("report"), metavar="DIR", help="folder to write (default: report)")
+    add(
+        parser,
+        "--out",
+        type=folder,
+        default=Path("report"),
+        metavar="DIR",
+        help="folder to write (default: report)",
+    )
     about = "address of an MLflow UI: numbers then link to their runs"
     parser.add_argument("--ui-url", default="", metavar="URL", help=about)
     parser.add_argument(
-        "--verify", **FLAG,
-        help="instead, check every finished result of --experiment (default: of all) against its artifacts: metrics, "
-        "protocol, per-image scores computed again; exit code 1 when one is wrong",
-    )  # fmt: skip
+        "--verify",
+        **FLAG,
+        help=(
+            "instead, check every finished result of --experiment (default: of all) against its"
+            " artifacts: metrics, protocol, per-image scores computed again; exit code 1 when one"
+            " is wrong"
+        ),
+    )
     add_tracking(parser, "")
 
 
@@ -52,9 +64,14 @@ def main(options: argparse.Namespace) -> int:
         if name not in FORMATS:
             raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
     if options.study and (options.backbones or options.tasks or options.baseline):
-        raise TrackingError("--study reports on a sweep's trials; --backbone, --task and --baseline do not go with it")
+        raise TrackingError(
+            "--study reports on a sweep's trials; --backbone, --task and --baseline do not go"
+            " with it"
+        )
     if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
-        raise TrackingError(f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000")
+        raise TrackingError(
+            f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000"
+        )
     request = Request(
         experiments=options.experiment,
         baseline=options.baseline,
@@ -68,7 +85,11 @@ def main(options: argparse.Namespace) -> int:
         report = build(request, bar.start, bar.advance)
         files = write(report, options.out, formats)
     if not request.experiments and report.analysis is not None:
-        console.print(f"experiment {', '.join(report.analysis.selection.experiments)}", style="dim", markup=False)
+        console.print(
+            f"experiment {', '.join(report.analysis.selection.experiments)}",
+            style="dim",
+            markup=False,
+        )
     console.print(report.verdict.headline, style="bold", markup=False)
     for note in report.notes:
         console.print(f"  note · {note}", style="dim", markup=False)

@@ -13,9 +13,17 @@ from benchmark.cli.parser import with_examples
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``ui``."""
-    with_examples(parser, "--experiment paper", "--tracking-uri sqlite:////data/mlflow.db --port 5001 --no-open")
+    with_examples(
+        parser,
+        "--experiment paper",
+        "--tracking-uri sqlite:////data/mlflow.db --port 5001 --no-open",
+    )
     parser.add_argument(
-        "--port", type=number(1, 65535), default=5000, metavar="N", help="of its address (default: 5000)"
+        "--port",
+        type=number(1, 65535),
+        default=5000,
+        metavar="N",
+        help="of its address (default: 5000)",
     )
     parser.add_argument("--no-open", **FLAG, help="print the address, open no browser")
     add_tracking(parser, shown="as `report` chooses")
@@ -36,7 +44,9 @@ def main(options: argparse.Namespace) -> int:
         link = _link(
             hide_secrets(uri).replace(f"{HIDDEN}@", ""), uri, options.experiment
         )  # the browser asks who you are
-        console.print(f"the store is a server with its own UI: open {link}", soft_wrap=True, markup=False)
+        console.print(
+            f"the store is a server with its own UI: open {link}", soft_wrap=True, markup=False
+        )
         _open(link, options)
         return 0
     with socket.socket() as probe:
@@ -44,10 +54,23 @@ def main(options: argparse.Namespace) -> int:
             raise TrackingError(f"port {options.port} is taken; choose another with --port")
     link = _link(f"http://127.0.0.1:{options.port}", uri, options.experiment)
     console.print(f"MLflow on {hide_secrets(uri)}: open {link} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(options.port),
+    ]
     # not as an argument, which everybody on this machine sees
     # and without the seven processes that would wait for jobs of MLflow's judges of language models
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
     server = subprocess.Popen(command, env=environment)
     try:
         _open(link, options, server)
@@ -59,7 +82,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _link(ui: str, uri: str, experiment: str | None) -> str:
-    """The runs of an experiment; without one, MLflow's first page: an experiment alone would open on its language-model view."""
+    """The runs of an experiment; without one, MLflow's first page: an experiment alone would open
+    on its language-model view."""
     from reports.errors import TrackingError
     from reports.mlflow.query import Store
     from reports.mlflow.views import runs_link, save_view
@@ -81,7 +105,11 @@ def _open(link: str, options: argparse.Namespace, server: subprocess.Popen | Non
     import urllib.request
     import webbrowser
 
-    screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    screen = (
+        sys.platform in ("darwin", "win32")
+        or os.environ.get("DISPLAY")
+        or os.environ.get("WAYLAND_DISPLAY")
+    )
     if options.no_open or not screen:
         return
     while server is not None and server.poll() is None:

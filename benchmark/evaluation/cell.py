@@ -1,4 +1,5 @@
-"""One cell of the table – backbone × task × seed – run into a child run of MLflow, or found there already."""
+"""One cell of the table – backbone × task × seed – run into a child run of MLflow, or found there
+already."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ STARTED = "cell.json"  # in a cell's scratch folder: the run that it was begun i
 class Cell:
     """What stands in the table for one backbone, task and seed.
 
-    ``status`` is ``done``, ``cached`` (finished in an earlier run), ``failed`` or ``not applicable``.
+    ``status`` is ``done``, ``cached`` (finished in an earlier run), ``failed`` or
+    ``not applicable``.
     """
 
     backbone: str
@@ -56,9 +58,15 @@ class Cell:
 
 
 def finished_cell(
-    tracker: Tracker, backbone: Backbone, task: PlannedTask, data: PreparedDataset, seed: int, parent: str = ""
+    tracker: Tracker,
+    backbone: Backbone,
+    task: PlannedTask,
+    data: PreparedDataset,
+    seed: int,
+    parent: str = "",
 ) -> Cell | None:
-    """The same cell from an earlier run (of this ``parent``), with its metrics read back, or ``None``."""
+    """The same cell from an earlier run (of this ``parent``), with its metrics read back, or
+    ``None``."""
     under = {"mlflow.parentRunId": parent} if parent else {}
     run = tracker.finished(cell=cell_key(backbone, task.protocol(data), seed), **under)
     if run is None:
@@ -74,7 +82,8 @@ class CellContext:
 
     Attributes:
         tracker, parent: where their runs go.
-        backbone: frozen, on ``device``; config: keyword arguments of ``backbones.create`` that make it again.
+        backbone: frozen, on ``device``; config: keyword arguments of ``backbones.create`` that make
+            it again.
         num_workers: data loading processes; never changes a result.
     """
 
@@ -92,7 +101,12 @@ class CellContext:
         return log_backbone(self.tracker, self.backbone)
 
     def of_task(
-        self, task: PlannedTask, data: PreparedDataset, work_dir: Path, log: RunLog, progress: Progress
+        self,
+        task: PlannedTask,
+        data: PreparedDataset,
+        work_dir: Path,
+        log: RunLog,
+        progress: Progress,
     ) -> Context:
         """What the task's probe is told."""
         return Context(
@@ -115,16 +129,17 @@ def run_cells(
     data: Mapping[str, PreparedDataset],
     ended: Callable[[PlannedTask, Cell | Exception], None],
 ) -> None:
-    """Run tasks that one pass can train (or a single one) on one backbone and write everything about each into a child run of the
-    parent. The caller has the cells' locks.
+    """Run tasks that one pass can train (or a single one) on one backbone and write everything
+    about each into a child run of the parent. The caller has the cells' locks.
 
-    The ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's; its ``cost/peak_memory_mb`` is that
-    of the group.
+    The ``cost/seconds`` and ``cost/disk_bytes`` of a cell are an equal share of the group's; its
+    ``cost/peak_memory_mb`` is that of the group.
 
     Args:
-        ended: told of each cell, or of what it broke with: its child run is then FAILED with the reason. What it raises ends the
-            others, whose runs are KILLED, as all are after an interruption. The scratch folder of a cell that is not finished
-            stays, so that the same command goes on where it stopped.
+        ended: told of each cell, or of what it broke with: its child run is then FAILED with the
+            reason. What it raises ends the others, whose runs are KILLED, as all are after an
+            interruption. The scratch folder of a cell that is not finished stays, so that the same
+            command goes on where it stopped.
     """
     runs: dict[str, ExitStack] = {}
     began, kept = time.perf_counter(), budget.reserved
@@ -132,17 +147,26 @@ def run_cells(
         opened: list[tuple[PlannedTask, Context, Run]] = []
         for task in tasks:
             runs[task.name] = ExitStack()
-            opened.append((task, *runs[task.name].enter_context(_cell_run(context, task, data[task.name]))))
+            opened.append(
+                (task, *runs[task.name].enter_context(_cell_run(context, task, data[task.name])))
+            )
         reset_peak(context.device)
         results = _run_probes([(task.probe, told) for task, told, _ in opened])
-        seconds, disk = (time.perf_counter() - began) / len(tasks), (budget.reserved - kept) / len(tasks)
+        seconds, disk = (
+            (time.perf_counter() - began) / len(tasks),
+            (budget.reserved - kept) / len(tasks),
+        )
         for (task, told, run), result in zip(opened, results, strict=True):
             outcome: Cell | Exception
             try:
                 with runs.pop(task.name):
                     if isinstance(result, Exception):
                         raise result
-                    result.cost |= {"seconds": seconds, "disk_bytes": disk, "peak_memory_mb": peak_mb(context.device)}
+                    result.cost |= {
+                        "seconds": seconds,
+                        "disk_bytes": disk,
+                        "peak_memory_mb": peak_mb(context.device),
+                    }
                     outcome = _finish(task, told, run, result, context.model)
             except Exception as error:
                 outcome = error
@@ -169,7 +193,9 @@ def _run_probes(probes: Sequence[tuple[Probe, Context]]) -> Sequence[TaskResult 
 
 
 @contextmanager
-def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) -> Iterator[tuple[Context, Run]]:
+def _cell_run(
+    context: CellContext, task: PlannedTask, data: PreparedDataset
+) -> Iterator[tuple[Context, Run]]:
     """The child run of a cell, and what its probe is told."""
     tracker, backbone = context.tracker, context.backbone
     protocol = task.protocol(data)
@@ -199,9 +225,16 @@ def _cell_run(context: CellContext, task: PlannedTask, data: PreparedDataset) ->
     with _work_dir(cell) as work_dir:
         # one that was stopped, or broke, goes on in its own run: its curves are in one piece
         begun = tracker.known(read_object(work_dir / STARTED).get("run"))
-        resume = begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
+        resume = (
+            begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
+        )
         with tracker.run(
-            task.name, tags=tags, params=params, parent=context.parent, resume=resume, monitored=True
+            task.name,
+            tags=tags,
+            params=params,
+            parent=context.parent,
+            resume=resume,
+            monitored=True,
         ) as run:
             write_json(work_dir / STARTED, {"cell": cell, "run": run.id})
             told = context.of_task(task, data, work_dir, run, reporter())
@@ -222,27 +255,42 @@ def log_backbone(tracker: Tracker, backbone: Backbone, trained_by: str = "") -> 
         "strides": backbone.strides,
         "text": backbone.has_text,
     }
-    tags = {"backbone": backbone.name, "weights.source": weights.source, "weights.licence": weights.licence}
+    tags = {
+        "backbone": backbone.name,
+        "weights.source": weights.source,
+        "weights.licence": weights.licence,
+    }
     return logged_model(tracker, backbone.name, weights.sha256, params, tags, trained_by)
 
 
 def log_probed(run: Run, data: PreparedDataset) -> None:
     """The dataset of a task, with the sizes of its splits, as an input of a run."""
     sizes = {split: len(samples) for split, samples in data.samples.items()}
-    run.log_dataset(data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes)
+    run.log_dataset(
+        data.spec.name, data.fingerprint, "probing", source=str(data.root.resolve()), **sizes
+    )
 
 
 def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, model: str) -> Cell:
     """Write what came out into the run."""
-    missing = [name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))]
+    missing = [
+        name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))
+    ]
     if missing:
         result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
     result.notes += task.deviations(told.data)
     if told.data.skipped:
-        result.notes.append(f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped))
+        result.notes.append(
+            f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped)
+        )
     protocol = task.protocol(told.data)
-    # the Models page has a column for each "dataset": a task under one protocol is what can be compared
-    scored = {"model_id": model, "dataset_name": task.name, "dataset_digest": content_key(protocol)[:36]}
+    # the Models page has a column for each "dataset": a task under one protocol is what can be
+    # compared
+    scored = {
+        "model_id": model,
+        "dataset_name": task.name,
+        "dataset_digest": content_key(protocol)[:36],
+    }
     run.log_metrics(result.metrics, scored=scored)
     if task.spec.kind in ("segmentation", "detection"):
         result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
@@ -251,17 +299,27 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
     for log in sorted(told.work_dir.rglob("*.log")):
         run.log_file(log, "/".join(["log", *log.relative_to(told.work_dir).parts[:-2]]))
     return Cell(
-        told.backbone.name, task.name, told.seed, "done", result.metrics, seconds=result.cost["seconds"], run_id=run.id,
+        told.backbone.name,
+        task.name,
+        told.seed,
+        "done",
+        result.metrics,
+        seconds=result.cost["seconds"],
+        run_id=run.id,
         notes=result.notes,
-    )  # fmt: skip
+    )
 
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
     run.log_metrics({f"cost/{name}": value for name, value in result.cost.items()})
     run.log_json(protocol, "protocol.json")
-    run.log_json({k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json")
+    run.log_json(
+        {k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json"
+    )
     if result.config:
-        run.log_text(result.config, "config.json" if result.config.lstrip().startswith("{") else "config.py")
+        run.log_text(
+            result.config, "config.json" if result.config.lstrip().startswith("{") else "config.py"
+        )
     if result.notes:
         run.log_text("\n".join(result.notes) + "\n", "notes.txt")
         run.describe("\n".join(f"* {note}" for note in result.notes))
@@ -280,19 +338,25 @@ def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
             run.log_file(path, str(PurePath(HEAD).parent))
         if result.preview is not None:
             run.log_file(result.preview, "pictures")
-            if (gallery := result.preview.with_name("gallery.zip")).is_file():  # a report puts backbones side by side
+            if (
+                gallery := result.preview.with_name("gallery.zip")
+            ).is_file():  # a report puts backbones side by side
                 run.log_file(gallery, "pictures")
 
 
 @contextmanager
 def cell_locks(cells: Iterable[str]) -> Iterator[None]:
-    """No other process works on any of these cells (or removes what they go on from) meanwhile; who comes second waits, and looks
-    whether they are finished. In one order, so that no two processes wait for each other."""
+    """No other process works on any of these cells (or removes what they go on from) meanwhile; who
+    comes second waits, and looks whether they are finished. In one order, so that no two processes
+    wait for each other."""
     with ExitStack() as stack:
         for cell in sorted(cells):
             path = lock_file("cell", cell)
             stack.enter_context(
-                locked(path, lambda: reporter().start("another process runs this cell: waiting for it", 1))
+                locked(
+                    path,
+                    lambda: reporter().start("another process runs this cell: waiting for it", 1),
+                )
             )
         yield
 

@@ -17,7 +17,8 @@ class DataChoice:
     """Where datasets are, and how much of them counts.
 
     Attributes:
-        placed: dataset name → folder (``--data``, and what a suite made), before ``root`` (``--data-root``).
+        placed: dataset name → folder (``--data``, and what a suite made), before ``root``
+            (``--data-root``).
         partial: accept datasets that are not complete.
         limit: images of the validation split that are scored; None for all.
     """
@@ -31,7 +32,8 @@ class DataChoice:
 def prepare_data(
     tasks: Sequence[PlannedTask], choice: DataChoice, num_workers: int = 2, known_only: bool = False
 ) -> dict[str, PreparedDataset]:
-    """Task name → its dataset; each dataset and set of splits is checked once, and the verdict is kept.
+    """Task name → its dataset; each dataset and set of splits is checked once, and the verdict is
+    kept.
 
     Args:
         known_only: write nothing; a dataset that was not looked at before is ``NotExamined``.
@@ -45,8 +47,14 @@ def prepare_data(
         key = (task.spec.name, task.probe.splits)
         if key not in prepared:
             prepared[key] = prepare(
-                task.spec, roots[task.spec.name],
-                splits={split: choice.limit if split == "val" else None for split in task.probe.splits},
-                partial=choice.partial, workers=num_workers, progress=reporter(), known_only=known_only,
-            )  # fmt: skip
+                task.spec,
+                roots[task.spec.name],
+                splits={
+                    split: choice.limit if split == "val" else None for split in task.probe.splits
+                },
+                partial=choice.partial,
+                workers=num_workers,
+                progress=reporter(),
+                known_only=known_only,
+            )
     return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}

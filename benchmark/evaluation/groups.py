@@ -1,4 +1,5 @@
-"""Task groups: tasks of one backbone and seed that are one unit of work, because they read the same images."""
+"""Task groups: tasks of one backbone and seed that are one unit of work, because they read the same
+images."""
 
 from __future__ import annotations
 
@@ -14,14 +15,22 @@ from probes.base import GroupedProbe
 from probes.datasets.base import PreparedDataset
 
 
-def task_groups(tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]) -> list[list[PlannedTask]]:
-    """``tasks`` in groups, each a unit of work, in the order of their first ones: those that read photographs of the same names
-    go together (three probes of VOC; depth and normals of NYU), a detector alone."""
+def task_groups(
+    tasks: Sequence[PlannedTask], data: Mapping[str, PreparedDataset]
+) -> list[list[PlannedTask]]:
+    """``tasks`` in groups, each a unit of work, in the order of their first ones: those that read
+    photographs of the same names go together (three probes of VOC; depth and normals of NYU), a
+    detector alone."""
     groups: dict[str, list[PlannedTask]] = {}
     for task in tasks:
-        photographs = {split: [Path(s.image).stem for s in found] for split, found in data[task.name].samples.items()}
+        photographs = {
+            split: [Path(s.image).stem for s in found]
+            for split, found in data[task.name].samples.items()
+        }
         alone = task.spec.kind == "detection"
-        groups.setdefault(task.name if alone else content_key(photographs.get("val", photographs)), []).append(task)
+        groups.setdefault(
+            task.name if alone else content_key(photographs.get("val", photographs)), []
+        ).append(task)
     return list(groups.values())
 
 

@@ -1,4 +1,5 @@
-"""What a run will do, decided and checked before any work: tasks, their settings, and the identity of each cell."""
+"""What a run will do, decided and checked before any work: tasks, their settings, and the identity
+of each cell."""
 
 from __future__ import annotations
 
@@ -34,15 +35,24 @@ class PlannedTask:
         return with_share(data, self.train_share, seed)
 
     def deviations(self, data: PreparedDataset) -> list[str]:
-        """What differs from the published protocol that the settings name, one line; none for the suite's own."""
-        preset = find_preset(self.settings.protocol, self.spec, self.probe) if has_protocol(self.probe) else None
+        """What differs from the published protocol that the settings name, one line; none for the
+        suite's own."""
+        preset = (
+            find_preset(self.settings.protocol, self.spec, self.probe)
+            if has_protocol(self.probe)
+            else None
+        )
         found = changed(preset, self.settings, data.spec) if preset else []
-        found += [f"train_share={self.train_share:g}"] if preset and preset.settings and self.train_share < 1 else []
+        found += (
+            [f"train_share={self.train_share:g}"]
+            if preset and preset.settings and self.train_share < 1
+            else []
+        )
         return [f"differs from {self.settings.protocol}: {', '.join(found)}"] if found else []
 
     def protocol(self, data: PreparedDataset) -> dict[str, Any]:
-        """All that a number of this task depends on besides the backbone and the seed; two runs whose protocols differ
-        must not stand in one column."""
+        """All that a number of this task depends on besides the backbone and the seed; two runs
+        whose protocols differ must not stand in one column."""
         return {
             "task": self.name,
             "version": self.probe.version,
@@ -59,32 +69,42 @@ class PlannedTask:
 
 
 def split_names(values: Sequence[str]) -> list[str]:
-    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in order. Raises ``UserError``
-    where something was given that names nothing."""
-    names = list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    """Repeatable and comma-separated: ``["a,b", "c"]`` → ``["a", "b", "c"]``, without repeats, in
+    order. Raises ``UserError`` where something was given that names nothing."""
+    names = list(
+        dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip())
+    )
     if values and not names:
-        raise UserError(f"{values[0]!r} names nothing; give names separated by commas, or leave the option out")
+        raise UserError(
+            f"{values[0]!r} names nothing; give names separated by commas, or leave the option out"
+        )
     return names
 
 
-def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]) -> list[PlannedTask]:
-    """The suite's tasks (or the chosen ones), each with its settings: the probe's defaults, over them the suite's, over them
-    those of a published protocol (``protocol=NAME``), over all the user's.
+def plan_tasks(
+    suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
+) -> list[PlannedTask]:
+    """The suite's tasks (or the chosen ones), each with its settings: the probe's defaults, over
+    them the suite's, over them those of a published protocol (``protocol=NAME``), over all the
+    user's.
 
-    An override applies to every task that has such a setting. A chosen task that the suite does not list is one all the same
-    where it has others on that dataset; see ``settings_in``. A task named ``TASK:VALUE`` is a variant of it, with that share of
-    train or (few-shot) so many shots; ``train_share=0.01,0.1,1`` and ``shots=1,5`` make several of each that can have them.
+    An override applies to every task that has such a setting. A chosen task that the suite does not
+    list is one all the same where it has others on that dataset; see ``settings_in``. A task named
+    ``TASK:VALUE`` is a variant of it, with that share of train or (few-shot) so many shots;
+    ``train_share=0.01,0.1,1`` and ``shots=1,5`` make several of each that can have them.
 
     Raises:
-        UserError: unknown task, a task that is not in the suite, a setting that no chosen task has, or a protocol that does
-            not apply to one of them.
+        UserError: unknown task, a task that is not in the suite, a setting that no chosen task has,
+            or a protocol that does not apply to one of them.
     """
     names = list(suite.tasks)
     if chosen:
         for name in chosen:
             find_task(name)  # says the nearest when it exists nowhere
             if settings_in(suite, name) is None:
-                raise UserError(f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}")
+                raise UserError(
+                    f"suite {suite.name!r} has no task {name!r}; {nearest(name, suite.tasks)}"
+                )
         names = [name for name in suite.tasks if name in chosen]
         names += [name for name in chosen if name not in names]
     tasks: dict[str, PlannedTask] = {}
@@ -104,9 +124,14 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
         if "protocol" in changes:
             changes = {**given, **find_preset(changes["protocol"], spec, probe).settings, **fitting}
         settings = with_changes(probe.settings_type(), changes)
-        if "max_iters" in fitting and "epochs" not in fitting and (epochs := getattr(settings, "epochs", 0)):
+        if (
+            "max_iters" in fitting
+            and "epochs" not in fitting
+            and (epochs := getattr(settings, "epochs", 0))
+        ):
             raise UserError(
-                f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set epochs=0 as well, or epochs"
+                f"--set max_iters changes nothing in {name}, whose length is epochs={epochs:g}; set"
+                " epochs=0 as well, or epochs"
             )
         task = PlannedTask(name, spec, probe, settings)
         task = _variant(task, axis, value) if value else task
@@ -117,12 +142,20 @@ def plan_tasks(suite: Suite, chosen: Sequence[str], overrides: Mapping[str, str]
     return list(tasks.values())
 
 
-AXES = frozenset({"train_share", "shots"})  # settings of which a task can have several, each a variant of it
+AXES = frozenset(
+    {"train_share", "shots"}
+)  # settings of which a task can have several, each a variant of it
 
 
 def axis_of(probe: Probe) -> str:
     """What variants of a probe's tasks differ in; '' where it trains on nothing."""
-    return "shots" if "shots" in fields_of(probe.settings_type) else "train_share" if "train" in probe.splits else ""
+    return (
+        "shots"
+        if "shots" in fields_of(probe.settings_type)
+        else "train_share"
+        if "train" in probe.splits
+        else ""
+    )
 
 
 def _variants(name: str, overrides: Mapping[str, str]) -> list[str]:
@@ -138,7 +171,8 @@ def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
     """
     if not axis:
         raise UserError(
-            f"{task.name}:{value}: {task.name} trains on nothing, so that it has no variants; leave :{value} out"
+            f"{task.name}:{value}: {task.name} trains on nothing, so that it has no variants; leave"
+            f" :{value} out"
         )
     if axis == "shots":
         settings = with_changes(task.settings, {axis: value})
@@ -149,7 +183,9 @@ def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
         )
     share = read_value(axis, value, float)
     if not 0 < share <= 1:
-        raise UserError(f"train_share={value} is not possible; it must be a share of train above 0, 1 at most")
+        raise UserError(
+            f"train_share={value} is not possible; it must be a share of train above 0, 1 at most"
+        )
     return task if share == 1 else replace(task, name=f"{task.name}:{share:g}", train_share=share)
 
 

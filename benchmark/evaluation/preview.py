@@ -1,4 +1,5 @@
-"""``run --dry-run`` and ``run --dump-config``: what a run would do, looked up without making anything."""
+"""``run --dry-run`` and ``run --dump-config``: what a run would do, looked up without making
+anything."""
 
 from __future__ import annotations
 
@@ -52,18 +53,25 @@ def _there(plan: RunPlan, seeds: Sequence[int]) -> SuitePreview:
 
 
 def _alike(seeds: Sequence[int], tracker: Tracker | None) -> dict[int, int]:
-    """Seed → how many seeds are as it is: of many, those that have no finished cell in MLflow are looked at once."""
+    """Seed → how many seeds are as it is: of many, those that have no finished cell in MLflow are
+    looked at once."""
     if len(seeds) <= FEW:
         return dict.fromkeys(seeds, 1)
-    known = tracker.search("attributes.status = 'FINISHED' and tags.`cell` != ''") if tracker else []
+    known = (
+        tracker.search("attributes.status = 'FINISHED' and tags.`cell` != ''") if tracker else []
+    )
     ran = {run.data.tags.get("seed") for run in known}
     fresh = [seed for seed in seeds if str(seed) not in ran]
-    return {seed: 1 for seed in seeds if str(seed) in ran} | ({fresh[-1]: len(fresh)} if fresh else {})
+    return {seed: 1 for seed in seeds if str(seed) in ran} | (
+        {fresh[-1]: len(fresh)} if fresh else {}
+    )
 
 
 def _config(plan: RunPlan, there: SuitePreview, name: str, seed: int) -> Mapping[str, Any] | None:
     """Keyword arguments of ``backbones.create``; None while the suite has not made its weights."""
-    return there.backbones[name, seed] if (name, seed) in there.backbones else plan.config(name, seed)
+    return (
+        there.backbones[name, seed] if (name, seed) in there.backbones else plan.config(name, seed)
+    )
 
 
 def _data(
@@ -73,7 +81,9 @@ def _data(
     if there.data is None:
         return None
     with suppress(NotExamined):
-        return prepare_data(plan.tasks, plan.options.choice(there.data), executor.num_workers, known_only)
+        return prepare_data(
+            plan.tasks, plan.options.choice(there.data), executor.num_workers, known_only
+        )
     return None
 
 
@@ -97,11 +107,17 @@ def dump_config(options: RunOptions) -> None:
             backbone = backbones.create(**config)
             for task in plan.tasks:
                 context = Context(
-                    backbone=backbone, backbone_config=config, data=task.of(data[task.name], options.seed),
-                    settings=task.settings, seed=options.seed,
-                    device=choose_device(executor.device), work_dir=Path("work_dirs") / task.name, log=Silent(),
-                    progress=Silent(), num_workers=executor.num_workers,
-                )  # fmt: skip
+                    backbone=backbone,
+                    backbone_config=config,
+                    data=task.of(data[task.name], options.seed),
+                    settings=task.settings,
+                    seed=options.seed,
+                    device=choose_device(executor.device),
+                    work_dir=Path("work_dirs") / task.name,
+                    log=Silent(),
+                    progress=Silent(),
+                    num_workers=executor.num_workers,
+                )
                 text = task.probe.config(context)
                 comment = "//" if text.lstrip().startswith("{") else "#"
                 texts.append(f"{comment} {name} · {task.name}\n{text}")
@@ -109,7 +125,8 @@ def dump_config(options: RunOptions) -> None:
 
 
 class _Line(NamedTuple):
-    """Units that are left, on ``gpus`` GPUs each: what they will take all together, and whether all of that was measured."""
+    """Units that are left, on ``gpus`` GPUs each: what they will take all together, and whether all
+    of that was measured."""
 
     name: str
     units: int
@@ -120,8 +137,11 @@ class _Line(NamedTuple):
 
 
 def dry_run(options: RunOptions) -> None:
-    """Print cells done and to do, the units of what is to do with their needs and places, and what that will cost."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hubs' library is imported: weights are looked up, not fetched
+    """Print cells done and to do, the units of what is to do with their needs and places, and what
+    that will cost."""
+    os.environ["HF_HUB_OFFLINE"] = (
+        "1"  # read when the hubs' library is imported: weights are looked up, not fetched
+    )
     with _looking(options) as (plan, executor):
         for note in plan.notes:
             console.print(note, style="dim", markup=False)
@@ -133,21 +153,40 @@ def dry_run(options: RunOptions) -> None:
         measured = cache(partial(_measured, tracker, executor))
 
         def line(
-            name: str, kind: str, parts: Sequence[tuple[float, float] | None], units: int = 1, seed: int | None = None
+            name: str,
+            kind: str,
+            parts: Sequence[tuple[float, float] | None],
+            units: int = 1,
+            seed: int | None = None,
         ) -> _Line:
             times = seeds.get(seed, 1) if seed is not None else 1
-            name, units = name + (f" and {times - 1} seeds like it" if times > 1 else ""), units * times
+            name, units = (
+                name + (f" and {times - 1} seeds like it" if times > 1 else ""),
+                units * times,
+            )
             asked, known = executor.needs(kind), [part for part in parts if part is not None]
             seconds, size = (times * sum(part[number] for part in known) for number in (0, 1))
             took = f"about {duration(seconds)}" if len(known) == len(parts) else "time unknown"
             where = executor.where(**asked)
-            console.print(f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False)
+            console.print(
+                f"  to do · {name}: {units} unit{'s' * (units > 1)}, {where}, {took}", markup=False
+            )
             return _Line(name, units, asked["gpus"], seconds, size, len(known) == len(parts))
 
-        lines = [line(s.name, s.kind, [_stage(s, measured)], s.units, s.seed) for s in there.stages if not s.available]
+        lines = [
+            line(s.name, s.kind, [_stage(s, measured)], s.units, s.seed)
+            for s in there.stages
+            if not s.available
+        ]
         counts: Counter[str] = Counter({"done": 0, "to do": 0})
         for name, seed in ((name, seed) for seed in seeds for name in plan.names):
-            states = _states(plan, _config(plan, there, name, seed), data, None if options.force else tracker, seed)
+            states = _states(
+                plan,
+                _config(plan, there, name, seed),
+                data,
+                None if options.force else tracker,
+                seed,
+            )
             for state in states.values():
                 counts[state] += seeds[seed]
             left = [task for task in plan.tasks if states[task.name] == "to do"]
@@ -162,7 +201,11 @@ def dry_run(options: RunOptions) -> None:
 
 
 def _states(
-    plan: RunPlan, config: Mapping[str, Any] | None, data: Mapping[str, Any] | None, tracker: Tracker | None, seed: int
+    plan: RunPlan,
+    config: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    tracker: Tracker | None,
+    seed: int,
 ) -> dict[str, str]:
     """Task → ``done``, ``to do`` or ``not applicable`` for a backbone."""
     states = dict.fromkeys((task.name for task in plan.tasks), "to do")
@@ -176,7 +219,11 @@ def _states(
     for task in plan.tasks:
         if why_not(task.probe, backbone):
             states[task.name] = "not applicable"
-        elif data is not None and tracker and finished_cell(tracker, backbone, task, data[task.name], seed):
+        elif (
+            data is not None
+            and tracker
+            and finished_cell(tracker, backbone, task, data[task.name], seed)
+        ):
             states[task.name] = "done"
     return states
 
@@ -195,12 +242,15 @@ def _stage(stage: PreviewStage, measured: Callable[[str, str], Any]) -> tuple[fl
 def _measured(
     tracker: Tracker | None, executor: Executor, filter_string: str, metric: str
 ) -> tuple[float, float] | None:
-    """Median seconds and most bytes of earlier runs on this kind of device, None where there is none."""
+    """Median seconds and most bytes of earlier runs on this kind of device, None where there is
+    none."""
     found = earlier_runs(tracker, executor, f"{filter_string} and attributes.status = 'FINISHED'")
     runs = [run for run in found if metric in run]
     if not runs:
         return None
-    return statistics.median(run[metric] for run in runs), max(run.get("cost/disk_bytes", 0.0) for run in runs)
+    return statistics.median(run[metric] for run in runs), max(
+        run.get("cost/disk_bytes", 0.0) for run in runs
+    )
 
 
 def _say_sums(lines: Sequence[_Line], at_once: int) -> None:
@@ -214,5 +264,10 @@ def _say_sums(lines: Sequence[_Line], at_once: int) -> None:
         told += f", {on_gpus / 3600:.1f} GPU-hours" if on_gpus else ""
     console.print(told, markup=False)
     if unknown := [line.name for line in lines if not line.is_known]:
-        names = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
-        console.print(f"not counted, since no earlier run on this kind of device is in MLflow: {names}", markup=False)
+        names = ", ".join(unknown[:4]) + (
+            f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        )
+        console.print(
+            f"not counted, since no earlier run on this kind of device is in MLflow: {names}",
+            markup=False,
+        )

@@ -1,4 +1,5 @@
-"""Probing through an executor, as a run and a sweep do it: tasks on their data, given out as units of work."""
+"""Probing through an executor, as a run and a sweep do it: tasks on their data, given out as units
+of work."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Probing:
 
     @cached_property
     def data(self) -> dict[str, PreparedDataset]:
-        """Task name → its dataset. Raises ``UserError`` for one that is missing, incomplete or broken."""
+        """Task name → its dataset. Raises ``UserError`` for one that is missing, incomplete or
+        broken."""
         return prepare_data(self.tasks, self.choice, self.stages.executor.num_workers)
 
     def groups(self, tasks: Sequence[PlannedTask]) -> list[list[PlannedTask]]:
@@ -58,8 +60,17 @@ class Probing:
         known = {key for task in group for key in fields_of(task.probe.settings_type)} - AXES
         overrides = {key: value for key, value in self.overrides.items() if key in known}
         unit = ProbeUnit(
-            stages.suite, tuple(task.name for task in group), config, seed, stages.experiment, parent, overrides, self.choice,
-            executor.device, executor.num_workers, self.force,
-        )  # fmt: skip
+            stages.suite,
+            tuple(task.name for task in group),
+            config,
+            seed,
+            stages.experiment,
+            parent,
+            overrides,
+            self.choice,
+            executor.device,
+            executor.num_workers,
+            self.force,
+        )
         name = f"{config['name']} · seed {seed} · {' + '.join(unit.tasks)}"
         return await executor.run("probe", probe_unit, unit, name=name, priority=self.priority)

@@ -26,7 +26,15 @@ from benchmark.evaluation.results.outcome import RunResult, as_json, must_be_wri
 from benchmark.execution import Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import console
 from benchmark.pipeline.stage import driving
-from benchmark.suites.registry import SUITES, MadeBackbone, Stages, Suite, SuiteArtifacts, find_suite, settings_in
+from benchmark.suites.registry import (
+    SUITES,
+    MadeBackbone,
+    Stages,
+    Suite,
+    SuiteArtifacts,
+    find_suite,
+    settings_in,
+)
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
 from probes.features.budget import budget
@@ -86,15 +94,28 @@ class RunPlan:
         return {"name": name, "weights": weights, "seed": seed}
 
     def record(self) -> dict[str, Any]:
-        """What was asked for as ``--config`` takes it back: all names resolved, all paths in full, without what only says how it
-        is computed here."""
-        o, places = self.options, {"weights": self.options.weights, "data-root": self.options.data_root}
+        """What was asked for as ``--config`` takes it back: all names resolved, all paths in full,
+        without what only says how it is computed here."""
+        o, places = (
+            self.options,
+            {"weights": self.options.weights, "data-root": self.options.data_root},
+        )
         asked = {
-            "suite": self.suite.name, "task": split_names(o.tasks), "set": dict(self.overrides), "partial": o.partial,
-            "limit": o.limit, "data": {name: str(path.absolute()) for name, path in o.data.items()},
-            **{key: str(path.absolute()) for key, path in places.items() if path}, "experiment": self.experiment,
-        }  # fmt: skip
-        who = {"backbone": list(self.names), "only": True, "seed": self.seeds[0], "seeds": len(self.seeds)}
+            "suite": self.suite.name,
+            "task": split_names(o.tasks),
+            "set": dict(self.overrides),
+            "partial": o.partial,
+            "limit": o.limit,
+            "data": {name: str(path.absolute()) for name, path in o.data.items()},
+            **{key: str(path.absolute()) for key, path in places.items() if path},
+            "experiment": self.experiment,
+        }
+        who = {
+            "backbone": list(self.names),
+            "only": True,
+            "seed": self.seeds[0],
+            "seeds": len(self.seeds),
+        }
         return {**who, **{key: value for key, value in asked.items() if value}}
 
     @property
@@ -109,11 +130,15 @@ def make_plan(options: RunOptions) -> RunPlan:
     register_folders(options.data_root)
     if options.seed + options.seeds - 1 > LAST_SEED:
         told = f"--seed {options.seed} with --seeds {options.seeds}"
-        raise UserError(f"{told}: the last seed must be at most {LAST_SEED}; begin at a smaller one")
+        raise UserError(
+            f"{told}: the last seed must be at most {LAST_SEED}; begin at a smaller one"
+        )
     suite = _suite(options.suite, split_names(options.tasks))
     names, notes = _chosen(suite, options)
     if options.weights is not None and len(names) != 1:
-        raise UserError(f"--weights belongs to one backbone, but {len(names)} are named; run them one by one")
+        raise UserError(
+            f"--weights belongs to one backbone, but {len(names)} are named; run them one by one"
+        )
     for name in names:
         backbones.find(name.removeprefix("random/"))
     overrides = parse_pairs(options.overrides)
@@ -123,10 +148,14 @@ def make_plan(options: RunOptions) -> RunPlan:
         tasks, absent = split_by_place(suite, tasks, options.data_root, options.data)
         if absent:
             notes.append(
-                f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there: {folders(absent)}"
+                f"{len(absent)} of {len(suite.tasks)} tasks of {suite.name} have no data there:"
+                f" {folders(absent)}"
             )
     if options.limit:
-        notes.append(f"scored on {options.limit} test images of each dataset: to be compared with such runs alone")
+        notes.append(
+            f"scored on {options.limit} test images of each dataset: to be compared with such runs"
+            " alone"
+        )
     if suite.takes:
         notes.append(f"suite {suite.name}: {suite.takes}")
     seeds = range(options.seed, options.seed + options.seeds)
@@ -134,24 +163,31 @@ def make_plan(options: RunOptions) -> RunPlan:
 
 
 def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
-    """The suite of this name; without one the first that lists all these tasks, ``mini`` before others, or else that takes
-    them."""
+    """The suite of this name; without one the first that lists all these tasks, ``mini`` before
+    others, or else that takes them."""
     if name is not None:
         return find_suite(name)
     for task in tasks:
         find_task(task)  # says the nearest when it exists nowhere
     suites = SUITES.read_entry_points().values()
-    taken = {task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks}
+    taken = {
+        task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks
+    }
     found = [suite for suite in suites if all(suite in taken[task] for task in tasks)]
     if not found:
-        told = "; ".join(f"{task}: {', '.join(s.name for s in found) or 'none'}" for task, found in taken.items())
-        raise UserError(f"no suite has all of these tasks ({told}); run those of one suite at a time")
+        told = "; ".join(
+            f"{task}: {', '.join(s.name for s in found) or 'none'}" for task, found in taken.items()
+        )
+        raise UserError(
+            f"no suite has all of these tasks ({told}); run those of one suite at a time"
+        )
     return max(found, key=lambda suite: set(tasks) <= set(suite.tasks))  # the first of equals
 
 
 def _chosen(suite: Suite, options: RunOptions) -> tuple[list[str], list[str]]:
-    """Names of the backbones to run, and what is to be said of them: a single one brings the baselines that its suite has for it
-    (not with ``--only`` or ``--weights``), and may be the name of a group."""
+    """Names of the backbones to run, and what is to be said of them: a single one brings the
+    baselines that its suite has for it (not with ``--only`` or ``--weights``), and may be the name
+    of a group."""
     names = split_names(options.backbones) or list(suite.default_backbones)
     if len(names) != 1 or names[0] not in suite.groups:
         return names, []
@@ -170,7 +206,8 @@ def run(options: RunOptions) -> RunResult:
     Raises:
         UserError: the request cannot be fulfilled; nothing was half-written.
         TrackingError: the MLflow store cannot be used.
-        KeyboardInterrupt: interrupted; finished cells stay, the runs under way are KILLED, the same command goes on.
+        KeyboardInterrupt: interrupted; finished cells stay, the runs under way are KILLED, the same
+            command goes on.
     """
     plan = make_plan(options)
     for note in plan.notes:
@@ -192,18 +229,26 @@ class _Evaluation:
     def __init__(self, plan: RunPlan, tracker: Tracker, executor: Executor) -> None:
         self.plan, self.tracker, self.options = plan, tracker, plan.options
         self.stages = Stages(plan.suite.name, plan.experiment, executor)
-        self.told: list[BaseException] = []  # bugs that were shown: several backbones may wait for one training
+        self.told: list[
+            BaseException
+        ] = []  # bugs that were shown: several backbones may wait for one training
 
     async def run(self) -> RunResult:
         """All backbones and seeds; inputs are checked before anything is trained."""
         plan, options = self.plan, self.options
         make = plan.suite.artifacts
-        artifacts = await make(self.stages, plan.made_names, plan.seeds) if make else SuiteArtifacts()
+        artifacts = (
+            await make(self.stages, plan.made_names, plan.seeds) if make else SuiteArtifacts()
+        )
         choice = options.choice(artifacts.data)
         self.probing = Probing(self.stages, plan.tasks, plan.overrides, choice, force=options.force)
         self.data = self.probing.data
-        for name in plan.names:  # weights that cannot be had are said now, not when the first backbone's hours are over
-            if (name, options.seed) not in artifacts.makes and len(plan.names) * len(plan.seeds) > 1:
+        for name in (
+            plan.names
+        ):  # weights that cannot be had are said now, not when the first backbone's hours are over
+            if (name, options.seed) not in artifacts.makes and len(plan.names) * len(
+                plan.seeds
+            ) > 1:
                 backbones.create(**plan.config(name, options.seed))
         keys = [(name, seed) for seed in plan.seeds for name in plan.names]
         self._expect(len(keys) * len(self.probing.groups(plan.tasks)))
@@ -218,8 +263,11 @@ class _Evaluation:
     def _average(self) -> Average | None:
         return Average.of(self.plan.suite, self.plan.tasks, self.data, self.plan.absent)
 
-    async def _backbone(self, name: str, seed: int, artifacts: SuiteArtifacts) -> tuple[list[Cell], str]:
-        """The cells of one backbone and seed, and the id of their parent run. Without its weights, all are missing."""
+    async def _backbone(
+        self, name: str, seed: int, artifacts: SuiteArtifacts
+    ) -> tuple[list[Cell], str]:
+        """The cells of one backbone and seed, and the id of their parent run. Without its weights,
+        all are missing."""
         what = "its weights"
         try:
             make = artifacts.makes.get((name, seed))
@@ -228,28 +276,47 @@ class _Evaluation:
             return await self._probe(seed, made)
         except Exception as error:
             reason = f"{what}: {self._reason(error)}"
-            return [Cell(name, task.name, seed, "failed", reason=reason) for task in self.plan.tasks], ""
+            return [
+                Cell(name, task.name, seed, "failed", reason=reason) for task in self.plan.tasks
+            ], ""
 
     async def _probe(self, seed: int, made: MadeBackbone) -> tuple[list[Cell], str]:
         plan = self.plan
         backbone = backbones.create(**made.config)
         parent = Parent.of(
-            backbone, plan.suite.name, seed, overrides=plan.overrides, made=made, tasks=plan.tasks, data=self.data,
-            model=log_backbone(self.tracker, backbone, made.run), asked=plan.record(),
-        )  # fmt: skip
+            backbone,
+            plan.suite.name,
+            seed,
+            overrides=plan.overrides,
+            made=made,
+            tasks=plan.tasks,
+            data=self.data,
+            model=log_backbone(self.tracker, backbone, made.run),
+            asked=plan.record(),
+        )
         told = f"another process runs {backbone.name} · seed {seed}: waiting for it"
-        lock = lock_file("parent", [self.tracker.uri, plan.experiment, parent.key, [task.name for task in plan.tasks]])
-        async with locked_async(lock, lambda: console.print(told, style="dim")):  # its cells are found then
+        lock = lock_file(
+            "parent",
+            [self.tracker.uri, plan.experiment, parent.key, [task.name for task in plan.tasks]],
+        )
+        async with locked_async(
+            lock, lambda: console.print(told, style="dim")
+        ):  # its cells are found then
             cells = self._known(backbone, seed)
             del backbone  # gigabytes, perhaps, while others are loaded
             return await self._run(parent, cells, made)
 
-    async def _run(self, parent: Parent, cells: dict[str, Cell], made: MadeBackbone) -> tuple[list[Cell], str]:
+    async def _run(
+        self, parent: Parent, cells: dict[str, Cell], made: MadeBackbone
+    ) -> tuple[list[Cell], str]:
         plan, tracker, name, seed = self.plan, self.tracker, parent.name, parent.seed
         left = [task for task in plan.tasks if task.name not in cells]
         earlier = None if self.options.force else parent.earlier(tracker)
         if cached := [cell for cell in cells.values() if cell.status == "cached"]:
-            told = f"{len(cached)} of {len(plan.tasks)} tasks were finished before and are not run again (--force does)"
+            told = (
+                f"{len(cached)} of {len(plan.tasks)} tasks were finished before and are not run"
+                " again (--force does)"
+            )
             console.print(f"{name} · seed {seed}: {told}", style="dim")
         if not left and earlier is not None and earlier.info.status == "FINISHED":
             self._expect(-len(self.probing.groups(plan.tasks)))
@@ -273,7 +340,9 @@ class _Evaluation:
         cells = {}
         for task in self.plan.tasks:
             if reason := why_not(task.probe, backbone):
-                cells[task.name] = Cell(backbone.name, task.name, seed, "not applicable", reason=reason)
+                cells[task.name] = Cell(
+                    backbone.name, task.name, seed, "not applicable", reason=reason
+                )
             elif not self.options.force and (
                 old := finished_cell(self.tracker, backbone, task, self.data[task.name], seed)
             ):
@@ -288,11 +357,14 @@ class _Evaluation:
             return await self.probing.cells(group, made.config, seed, parent)
         except Exception as error:
             reason, tasks = self._reason(error), [task.name for task in group]
-            console.print(f"{name} · seed {seed} · {' + '.join(tasks)}: {reason}", style="red", markup=False)
+            console.print(
+                f"{name} · seed {seed} · {' + '.join(tasks)}: {reason}", style="red", markup=False
+            )
             return [Cell(name, task, seed, "failed", reason=reason) for task in tasks]
 
     def _reason(self, error: Exception) -> str:
-        """Why a unit has no result; raises what the user must mend, which ends the run. A bug is shown whole, once."""
+        """Why a unit has no result; raises what the user must mend, which ends the run. A bug is
+        shown whole, once."""
         if users_line(error) is not None:
             raise error
         if not isinstance(error, NonFiniteLoss | WorkerLost) and error not in self.told:

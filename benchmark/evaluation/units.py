@@ -1,4 +1,5 @@
-"""The unit of work of probing: one backbone × task group × seed, in plain values, run by whichever process."""
+"""The unit of work of probing: one backbone × task group × seed, in plain values, run by whichever
+process."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class ProbeUnit:
         config: keyword arguments of ``backbones.create``.
         data: where the datasets are, and how much of them counts.
         experiment: in MLflow; parent: id of the run that the cells' runs nest under.
-        force: run finished cells again, but those of this parent: its worker may have been lost after it had finished them.
+        force: run finished cells again, but those of this parent: its worker may have been lost
+            after it had finished them.
     """
 
     suite: str
@@ -52,7 +54,8 @@ class ProbeUnit:
 
 
 def probe_unit(unit: ProbeUnit) -> list[Cell]:
-    """The unit's cells, in the order of its tasks. One that breaks is a failed cell with its reason; the others go on.
+    """The unit's cells, in the order of its tasks. One that breaks is a failed cell with its
+    reason; the others go on.
 
     Raises:
         what the user must mend (see ``users_line``): a full disk, a store that is away.
@@ -63,14 +66,27 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     data = prepare_data(tasks, unit.data, unit.num_workers)
     device = choose_device(unit.device)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32: what heads, and backbones in fp32, multiply in
+        torch.set_float32_matmul_precision(
+            "high"
+        )  # TF32: what heads, and backbones in fp32, multiply in
     backbone = backbones.create(**unit.config).to(device)
     context = CellContext(
-        tracker, Run(tracker, unit.parent, ""), backbone, unit.config, unit.seed, device, unit.num_workers
+        tracker,
+        Run(tracker, unit.parent, ""),
+        backbone,
+        unit.config,
+        unit.seed,
+        device,
+        unit.num_workers,
     )
-    with cell_locks(cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks):
+    with cell_locks(
+        cell_key(backbone, task.protocol(data[task.name]), unit.seed) for task in tasks
+    ):
         parent = unit.parent if unit.force else ""
-        known = ((task, finished_cell(tracker, backbone, task, data[task.name], unit.seed, parent)) for task in tasks)
+        known = (
+            (task, finished_cell(tracker, backbone, task, data[task.name], unit.seed, parent))
+            for task in tasks
+        )
         cells = {task.name: cell for task, cell in known if cell is not None}
         left = [task for task in tasks if task.name not in cells]
         if left:
@@ -78,19 +94,25 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
             context.parent.log_metrics({f"cost/{name}": value for name, value in spent.items()})
             context.parent.flush()
         for group in training_groups(left, context, data):
-            reporter().prefix = f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
+            reporter().prefix = (
+                f"{backbone.name} · seed {unit.seed} · {' + '.join(task.name for task in group)} · "
+            )
             run_cells(group, context, data, lambda task, cell: _ended(context, cells, task, cell))
             reporter().prefix = ""
     return [cells[task.name] for task in tasks]
 
 
-def _ended(context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception) -> None:
+def _ended(
+    context: CellContext, cells: dict[str, Cell], task: PlannedTask, cell: Cell | Exception
+) -> None:
     name, seed = context.backbone.name, context.seed
     if isinstance(cell, Exception):
         if users_line(cell) is not None:
             raise cell
         if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
-            console.print(Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8))
+            console.print(
+                Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8)
+            )
         cell = Cell(name, task.name, seed, "failed", reason=first_line(cell))
     cells[task.name] = cell
     main = next(iter(task.probe.metrics))

@@ -1,8 +1,9 @@
 """Who runs a unit of work: one interface for this machine's processes, SLURM and Ray.
 
-An executor takes functions of modules with plain arguments and gives ``concurrent.futures.Future``. What all of them share is
-here: tasks wait for room by priority, a worker that vanishes is replaced at most twice, progress and words of a task are seen by
-the caller, and an interruption lets tasks save what they have.
+An executor takes functions of modules with plain arguments and gives ``concurrent.futures.Future``.
+What all of them share is
+here: tasks wait for room by priority, a worker that vanishes is replaced at most twice, progress
+and words of a task are seen by the caller, and an interruption lets tasks save what they have.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ LOSSES = 2  # times that a unit whose worker vanished is run again
 PREEMPTIONS = 20  # times that a unit which was asked to stop, and saved what it had, is run again
 POLL = 0.5  # seconds between looks at what tasks say
 PATIENCE = 90.0  # seconds that interrupted tasks have for saving what they have
-ON_DEVICE = ("train", "probe", "label", "expert")  # kinds of units that compute on a GPU where there is one
+ON_DEVICE = (
+    "train",
+    "probe",
+    "label",
+    "expert",
+)  # kinds of units that compute on a GPU where there is one
 MOST_LOADERS = 16  # loading processes of a task, where the user does not say how many
 
 
@@ -85,7 +91,8 @@ class _Unit:
 
 
 class Executor(ABC):
-    """Runs units of work; a context manager, whose end waits for them (or, after an error, lets them save and stops them).
+    """Runs units of work; a context manager, whose end waits for them (or, after an error, lets
+    them save and stops them).
 
     A subclass says where and how (``_start``); it is registered in ``EXECUTORS`` under its name.
 
@@ -93,7 +100,8 @@ class Executor(ABC):
         about: one line for ``list executors``.
         options: ``--executor-arg`` keys → what they do; ``None`` admits any.
         several_nodes: tasks may run on other machines than this one.
-        width: how many tasks can run at once, as far as is known, each on a GPU where there are some; ``cpus``: how many of one
+        width: how many tasks can run at once, as far as is known, each on a GPU where there are
+            some; ``cpus``: how many of one
             core each that need none: hints for cutting work into pieces.
         has_gpus: whether a task can have a GPU.
         loaders: loading processes of a task, where the user does not say how many.
@@ -111,13 +119,17 @@ class Executor(ABC):
         self.spec, self.bar = spec, bar
         self.closing = False
         self._open: set[_Unit] = set()  # submitted, and not at their end
-        self._news: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()  # what is submitted, or a reason to look
+        self._news: queue.SimpleQueue[_Unit | None] = (
+            queue.SimpleQueue()
+        )  # what is submitted, or a reason to look
         self._waiting: list[_Unit] = []
         self._running: list[_Unit] = []
         self._numbers = itertools.count()
         self.overview = Overview(bar)
         self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
-        wrong = [key for key in spec.settings if self.options is not None and key not in self.options]
+        wrong = [
+            key for key in spec.settings if self.options is not None and key not in self.options
+        ]
         if wrong:
             hint = nearest(wrong[0], self.options or ())
             raise UserError(f"--executor-arg {wrong[0]}: {spec.name} has no such setting; {hint}")
@@ -126,7 +138,8 @@ class Executor(ABC):
     def _start(self, task: Task) -> Future[Outcome] | None:
         """Run ``execute(task)`` in a worker, or None while there is no room for it.
 
-        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker vanished.
+        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker
+        vanished.
         """
 
     @abstractmethod
@@ -137,7 +150,8 @@ class Executor(ABC):
         """Let go of what the executor holds; whatever still runs is ended at once."""
 
     def _look(self) -> None:  # noqa: B027
-        """Called at least every ``POLL`` seconds: for an engine that has to be asked how its tasks are."""
+        """Called at least every ``POLL`` seconds: for an engine that has to be asked how its tasks
+        are."""
 
     def _has_room(self, cpus: int, gpus: int) -> None:
         """Settle ``width`` and its like where tasks have so many cores and GPUs altogether."""
@@ -149,7 +163,8 @@ class Executor(ABC):
 
     @property
     def device(self) -> str:
-        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task sees."""
+        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task
+        sees."""
         return self.spec.device.partition(":")[0]
 
     @property
@@ -158,10 +173,11 @@ class Executor(ABC):
         return self.loaders if self.spec.num_workers is None else self.spec.num_workers
 
     def needs(self, kind: str) -> dict[str, Any]:
-        """``cpus`` and ``gpus`` of a unit of work, as ``submit`` takes them: fixed by its ``kind`` and never by who else runs.
+        """``cpus`` and ``gpus`` of a unit of work, as ``submit`` takes them: fixed by its ``kind``
+        and never by who else runs.
 
-        What is in ``ON_DEVICE`` computes on a GPU where there is one; each of its loading processes then has a core beside its
-        own. On a CPU they share the unit's.
+        What is in ``ON_DEVICE`` computes on a GPU where there is one; each of its loading processes
+        then has a core beside its own. On a CPU they share the unit's.
         """
         if kind not in (*ON_DEVICE, "render"):
             raise ValueError(f"no kind of unit {kind!r}")
@@ -173,24 +189,32 @@ class Executor(ABC):
 
     def where(self, cpus: int, gpus: int) -> str:
         """Where a task with these needs would run, for people."""
-        return f"{self.spec.name}, {f'{gpus} GPU and ' if gpus else ''}{cpus} core{'s' * (cpus > 1)}"
+        return (
+            f"{self.spec.name}, {f'{gpus} GPU and ' if gpus else ''}{cpus} core{'s' * (cpus > 1)}"
+        )
 
     def submit(
-        self, function: Callable[..., Any], *args: Any, cpus: int = 1, gpus: int = 0, name: str = "", priority: int = 0,
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        cpus: int = 1,
+        gpus: int = 0,
+        name: str = "",
+        priority: int = 0,
         kind: str = "",
-    ) -> Future[Any]:  # fmt: skip
+    ) -> Future[Any]:
         """Run ``function(*args)`` in a worker.
 
         Args:
-            function: of a module; args: plain values (paths, names, settings). It reports its progress to
-                ``benchmark.execution.progress.reporter()``.
+            function: of a module; args: plain values (paths, names, settings). It reports its
+                progress to ``benchmark.execution.progress.reporter()``.
             cpus: threads that it computes with; gpus: how many GPUs it sees.
             name: for people; kind: what it counts as.
             priority: among tasks that wait for room here, the higher one goes first.
 
         Returns:
-            a future of its result. It raises what the function raises, and ``WorkerLost`` when its worker vanished for the
-            third time.
+            a future of its result. It raises what the function raises, and ``WorkerLost`` when its
+            worker vanished for the third time.
         """
         self.overview.submitted(kind)
         name = name or getattr(function, "__name__", "task")
@@ -215,25 +239,30 @@ class Executor(ABC):
         """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
         if self.several_nodes and uri.startswith("sqlite:"):
             raise UserError(
-                f"--executor {self.spec.name} runs tasks on other machines, which cannot share the file {uri}; start `mlflow "
-                "server` and give --tracking-uri http://HOST:PORT"
+                f"--executor {self.spec.name} runs tasks on other machines, which cannot share the"
+                f" file {uri}; start `mlflow server` and give --tracking-uri http://HOST:PORT"
             )
 
     async def run(self, kind: str, function: Callable[..., Any], *args: Any, **told: Any) -> Any:
-        """``submit``, awaited, with the needs of its ``kind``; ``told`` is its name and priority."""
+        """``submit``, awaited, with the needs of its ``kind``; ``told`` is its name and
+        priority."""
         needs: dict[str, Any] = {**self.needs(kind), "kind": kind, **told}
         return await asyncio.wrap_future(self.submit(function, *args, **needs))
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
         with writing(tasks):
-            tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may hold the password of a storage
+            tasks.mkdir(
+                0o700, parents=True, exist_ok=True
+            )  # arguments may hold the password of a storage
         sweep(tasks)
         self._driver.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        with ExitStack() as stack:  # the last first, whatever breaks: what runs may save, is ended, and is dropped
+        with (
+            ExitStack() as stack
+        ):  # the last first, whatever breaks: what runs may save, is ended, and is dropped
             stack.callback(self._drop_all)
             stack.callback(self.release)
             stack.callback(self._close)
@@ -252,7 +281,8 @@ class Executor(ABC):
             self._drop(unit)
 
     def _drive(self) -> None:
-        """Start, follow and end tasks, until the executor is left: all that is known of them is this thread's."""
+        """Start, follow and end tasks, until the executor is left: all that is known of them is
+        this thread's."""
         end, mistake = math.inf, None
         while not self.closing or (self._is_busy() and time.monotonic() < end):
             try:
@@ -294,8 +324,8 @@ class Executor(ABC):
         bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
 
     def _start_waiting(self) -> None:
-        """Start what there is room for. One that finds no room keeps those behind it back that want the same, cores or GPUs:
-        else a task that needs several would never have its turn."""
+        """Start what there is room for. One that finds no room keeps those behind it back that want
+        the same, cores or GPUs: else a task that needs several would never have its turn."""
         full: set[bool] = set()
         for unit in list(self._waiting):
             on_gpus = unit.task.gpus > 0
@@ -321,13 +351,24 @@ class Executor(ABC):
             value = inner.result().result()
         except (WorkerLost, BrokenExecutor) as lost:
             unit.losses += 1
-            why = lost if isinstance(lost, WorkerLost) else "its process died, perhaps for want of memory"
-            told = f"the worker of {unit.task.name} vanished ({why}); it is run again, {unit.losses} of {LOSSES}"
-            last = unit.losses > LOSSES and WorkerLost(f"its worker vanished {unit.losses} times: {why}")
+            why = (
+                lost
+                if isinstance(lost, WorkerLost)
+                else "its process died, perhaps for want of memory"
+            )
+            told = (
+                f"the worker of {unit.task.name} vanished ({why}); it is run again, {unit.losses}"
+                f" of {LOSSES}"
+            )
+            last = unit.losses > LOSSES and WorkerLost(
+                f"its worker vanished {unit.losses} times: {why}"
+            )
         except KeyboardInterrupt:
             unit.preemptions += 1
             told = f"{unit.task.name} was asked to stop and saved what it had; it is run again"
-            last = unit.preemptions > PREEMPTIONS and WorkerLost(f"it was asked to stop {unit.preemptions} times")
+            last = unit.preemptions > PREEMPTIONS and WorkerLost(
+                f"it was asked to stop {unit.preemptions} times"
+            )
         except Exception as error:
             return self._end(unit, error=error)
         else:
@@ -348,7 +389,8 @@ class Executor(ABC):
         self._end(unit)
 
     def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
-        """The last words of a task are shown, its folder goes, and its future ends; only the first end counts."""
+        """The last words of a task are shown, its folder goes, and its future ends; only the first
+        end counts."""
         if unit not in self._open:
             return
         with suppress(Exception):  # whoever waits for it must hear that it ended
@@ -364,7 +406,8 @@ class Executor(ABC):
         self._open.discard(unit)
 
     def _show(self, unit: _Unit, whole: bool = False) -> None:
-        """Print what a task has said since the last time, in full lines unless ``whole``, and draw how far it is."""
+        """Print what a task has said since the last time, in full lines unless ``whole``, and draw
+        how far it is."""
         with suppress(OSError):
             if unit.task.log.is_file():
                 with unit.task.log.open("rb") as log:
@@ -373,7 +416,9 @@ class Executor(ABC):
                 said = said if whole else said[: said.rfind(b"\n") + 1]
                 unit.shown += len(said)
                 if said:
-                    console.print(said.decode("utf-8", errors="replace"), markup=False, emoji=False, end="")
+                    console.print(
+                        said.decode("utf-8", errors="replace"), markup=False, emoji=False, end=""
+                    )
             unit.line.follow(read(unit.task.status))
 
 
@@ -384,4 +429,6 @@ def positive(key: str, text: str, least: int = 1) -> int:
     return int(text)
 
 
-EXECUTORS: Registry[type[Executor]] = Registry("executor", "executors", of_type(Executor, None, subclass=True))
+EXECUTORS: Registry[type[Executor]] = Registry(
+    "executor", "executors", of_type(Executor, None, subclass=True)
+)

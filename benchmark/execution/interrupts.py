@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: remembered, since a signal to the whole process group also kills loading workers, whose death would
-otherwise be taken for the failure of a task."""
+"""Ctrl-C and SIGTERM: remembered, since a signal to the whole process group also kills loading
+workers, whose death would otherwise be taken for the failure of a task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ _once: tuple[int, ...] = ()
 
 
 def install(*, once: bool = False, numbers: Sequence[int] = ASKED) -> None:
-    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` in this process, and end a forked worker at once.
+    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` in this process, and end a forked
+    worker at once.
 
     Args:
-        once: a second signal, of any of them, is ignored, so that it does not break what the first lets be saved: for a
-            process that gets one with its whole group, and one from its parent.
+        once: a second signal, of any of them, is ignored, so that it does not break what the first
+            lets be saved: for a process that gets one with its whole group, and one from its
+            parent.
     """
     global _main, _interrupted, _once
     _main, _interrupted, _once = os.getpid(), 0, tuple(numbers) if once else ()
@@ -31,7 +33,8 @@ def install(*, once: bool = False, numbers: Sequence[int] = ASKED) -> None:
 
 @contextmanager
 def interruptible(numbers: Sequence[int] = ASKED) -> Iterator[None]:
-    """``install(once=True)`` while the block runs, then the handlers of before; nothing outside the main thread."""
+    """``install(once=True)`` while the block runs, then the handlers of before; nothing outside the
+    main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,7 +48,8 @@ def interruptible(numbers: Sequence[int] = ASKED) -> Iterator[None]:
 
 
 def leave(code: int) -> None:
-    """From now on a signal ends the process at once, quietly and with ``code``: nothing is left that could be saved."""
+    """From now on a signal ends the process at once, quietly and with ``code``: nothing is left
+    that could be saved."""
     for number in ASKED:
         signal.signal(number, lambda *_: os._exit(code))
 
@@ -60,7 +64,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _main:
         os._exit(128 + number)
     _interrupted = number
-    if _is_importing(frame):  # libraries swallow what comes while they are imported, or stay behind half imported
+    if _is_importing(
+        frame
+    ):  # libraries swallow what comes while they are imported, or stay behind half imported
         threading.Timer(0.05, os.kill, (_main, number)).start()
         return
     for each in _once:

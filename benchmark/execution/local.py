@@ -1,4 +1,5 @@
-"""This machine: a process for each GPU, or for each share of the cores, from the standard library's pool."""
+"""This machine: a process for each GPU, or for each share of the cores, from the standard library's
+pool."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ from benchmark.execution.task import THREADS, Outcome, Task, cores, execute, thr
 
 
 class LocalExecutor(Executor):
-    """Tasks in processes of this machine, each seeing only its own GPUs; where there is room for one at a time (``--jobs 1``),
-    in this process, for debuggers. A process is kept for the next task, so that it imports its libraries once."""
+    """Tasks in processes of this machine, each seeing only its own GPUs; where there is room for
+    one at a time (``--jobs 1``), in this process, for debuggers. A process is kept for the next
+    task, so that it imports its libraries once."""
 
     options: ClassVar[Mapping[str, str]] = {
         "gpus": "which GPUs, such as 0,1,2 (default: all)",
@@ -35,7 +37,8 @@ class LocalExecutor(Executor):
         self._cpus = positive("cpus", spec.settings.get("cpus", str(cores())))
         self._gpus = _gpus(spec)
         self._has_room(self._cpus, len(self._gpus))
-        # one GPU is no reason for the cores to wait for each other: only its tasks go one after the other
+        # one GPU is no reason for the cores to wait for each other: only its tasks go one after the
+        # other
         self._in_this_process = self.width == 1 and (spec.jobs == 1 or not self._gpus)
         self._workers: list[_Worker] = []
 
@@ -49,7 +52,8 @@ class LocalExecutor(Executor):
             return super()._take(task, priority)
         future: Future[Any] = Future()
         with threads(task.cpus), reporting(self.bar):
-            try:  # nothing travels, errors keep their traceback, an interruption goes straight through
+            # nothing travels, errors keep their traceback, an interruption goes straight through
+            try:
                 self._check(task)
                 future.set_result(task.call())
             except Exception as error:
@@ -87,8 +91,8 @@ class LocalExecutor(Executor):
             return self._start(task)
 
     def _look(self) -> None:
-        """Let processes end that are of no use any more. Until they have, they hold memory of their GPUs, and nobody else gets
-        them."""
+        """Let processes end that are of no use any more. Until they have, they hold memory of their
+        GPUs, and nobody else gets them."""
         for worker in list(self._workers):
             if not worker.is_busy and not worker.is_idle and not worker.ending:
                 worker.end()
@@ -114,10 +118,15 @@ class _Worker:
     def __init__(self, gpus: list[str], threads: int) -> None:
         self.gpus, self.cpus, self.ending = gpus, 0, 0.0
         self.running: Future[Outcome] | None = None
-        # spawned, not forked: a parent with torch's threads running, or with CUDA in use, must not be forked
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (",".join(gpus), threads))
+        # spawned, not forked: a parent with torch's threads running, or with CUDA in use, must not
+        # be forked
+        self.pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _begin, (",".join(gpus), threads)
+        )
         resource_tracker.ensure_running()  # it would let signals in again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, until ``_begin``
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGINT]
+        )  # inherited, until ``_begin``
         try:
             self._pid = self.pool.submit(os.getpid)
         finally:
@@ -143,7 +152,8 @@ class _Worker:
         self.pool.shutdown(wait=False)
 
     def is_alive(self) -> bool:
-        """Whether a process that was told to end is still there; one that takes too long is killed."""
+        """Whether a process that was told to end is still there; one that takes too long is
+        killed."""
         if time.monotonic() > self.ending + PATIENCE:
             self.signal(signal.SIGKILL)
         try:
@@ -158,11 +168,14 @@ class _Worker:
 
 
 def _begin(visible: str, cpus: int) -> None:
-    """What a process does first: it sees its own GPUs, and it ends with its parent, however that went."""
+    """What a process does first: it sees its own GPUs, and it ends with its parent, however that
+    went."""
     os.environ.update({"CUDA_VISIBLE_DEVICES": visible, **dict.fromkeys(THREADS, str(cpus))})
     # loading processes: spawned ones, as this one is, would each import torch and MMLab first
     multiprocessing.set_start_method("fork", force=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then asks its processes to stop
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's, which then asks its processes to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def follow(parent: Any) -> None:
@@ -173,7 +186,8 @@ def _begin(visible: str, cpus: int) -> None:
 
 
 def _gpus(spec: ExecutorSpec) -> list[str]:
-    """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the CPU."""
+    """Ids of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` has them; none where the device is the
+    CPU."""
     asked, number = spec.settings.get("gpus"), spec.device.partition(":")[2]
     if asked is None and not spec.on_gpus:
         return []
@@ -181,17 +195,32 @@ def _gpus(spec: ExecutorSpec) -> list[str]:
 
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = [part.strip() for part in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
+    there = (
+        [part.strip() for part in visible.split(",")][:count]
+        if visible
+        else [str(i) for i in range(count)]
+    )
     if asked is not None:
         ids = [part.strip() for part in asked.split(",") if part.strip()]
         if number:
-            raise UserError(f"--executor-arg gpus={asked} with --device {spec.device}: give one of the two")
-        if len(set(ids)) < len(ids) or not all(re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids):
-            raise UserError(f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2")
+            raise UserError(
+                f"--executor-arg gpus={asked} with --device {spec.device}: give one of the two"
+            )
+        if len(set(ids)) < len(ids) or not all(
+            re.fullmatch(r"\d+|(GPU|MIG)-\S+", each) for each in ids
+        ):
+            raise UserError(
+                f"--executor-arg gpus={asked}: give the numbers of GPUs, each once, such as 0,1,2"
+            )
         missing = [each for each in ids if each.isdigit() and each not in there]
         if there and missing:  # its tasks would see none
-            raise UserError(f"--executor-arg gpus={asked}: there is no GPU {missing[0]} here, but {', '.join(there)}")
+            raise UserError(
+                f"--executor-arg gpus={asked}: there is no GPU {missing[0]} here, but"
+                f" {', '.join(there)}"
+            )
         return ids
     if number and not (number.isdigit() and int(number) < len(there)):
-        raise UserError(f"no device {spec.device!r} here: there are {len(there)} GPUs; use cpu, cuda or auto")
+        raise UserError(
+            f"no device {spec.device!r} here: there are {len(there)} GPUs; use cpu, cuda or auto"
+        )
     return [there[int(number)]] if number else there

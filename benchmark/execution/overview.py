@@ -1,4 +1,5 @@
-"""What a run as a whole is at: a bar above those of its units in a terminal, a line now and then elsewhere."""
+"""What a run as a whole is at: a bar above those of its units in a terminal, a line now and then
+elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Overview:
         self._done = 0
 
     def expect(self, kind: str, units: int) -> None:
-        """So many units of a kind are to come (or, below 0, do not come) beside those that were expected."""
+        """So many units of a kind are to come (or, below 0, do not come) beside those that were
+        expected."""
         self._expected[kind] += units
 
     def submitted(self, kind: str) -> None:
@@ -49,10 +51,16 @@ class Overview:
             self._line.show("all units of work", self._done, self.total)
         elif running and time.monotonic() - self._said >= EVERY:
             passed, total = time.monotonic() - self._began, self.total
-            left = f", about {_clock(passed * (total - self._done) / self._done)} left" if self._done >= ENOUGH else ""
+            left = (
+                f", about {_clock(passed * (total - self._done) / self._done)} left"
+                if self._done >= ENOUGH
+                else ""
+            )
             under_way = "; ".join(filter(None, (line.told() for line in running)))
             console.print(
-                f"  {self._done} of {total} units of work done in {_clock(passed)}{left}: {under_way}", markup=False
+                f"  {self._done} of {total} units of work done in {_clock(passed)}{left}:"
+                f" {under_way}",
+                markup=False,
             )
             self._said = time.monotonic()
 

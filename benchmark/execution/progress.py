@@ -1,4 +1,5 @@
-"""Progress for people: a bar with rate and time left in a terminal, a line now and then in a log."""
+"""Progress for people: a bar with rate and time left in a terminal, a line now and then in a
+log."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from reports.mlflow.heartbeat import Heartbeat
@@ -70,7 +78,9 @@ class TaskProgress(Reporter):
 
     def start(self, description: str, total: int) -> None:
         self._steps += 1
-        self._beat.update(step=f"{self.prefix}{description}", number=self._steps, total=total, done=0)
+        self._beat.update(
+            step=f"{self.prefix}{description}", number=self._steps, total=total, done=0
+        )
 
     def advance(self, steps: int = 1) -> None:
         self._beat.update(done=self._beat.fields.get("done", 0) + steps)
@@ -103,7 +113,10 @@ class ProgressLine(Reporter):
             return ""
         (step,) = (each for each in self._progress.tasks if each.id == self._step)
         left = int(step.time_remaining or 0)
-        where = f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s  {left // 60}:{left % 60:02d} left"
+        where = (
+            f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s "
+            f" {left // 60}:{left % 60:02d} left"
+        )
         return f"{step.description}  {where}"
 
     def show(self, description: str, done: int, total: int) -> None:
@@ -126,8 +139,8 @@ class _Rate(TextColumn):
 
 
 class Bar(ProgressLine):
-    """Progress of the step under way, and of others beside it (``line``): live bars in a terminal, elsewhere a line every
-    ``every`` seconds."""
+    """Progress of the step under way, and of others beside it (``line``): live bars in a terminal,
+    elsewhere a line every ``every`` seconds."""
 
     def __init__(self, every: float = 15.0) -> None:
         described = TextColumn("{task.description}", markup=False)
@@ -145,7 +158,8 @@ class Bar(ProgressLine):
             self._progress.stop()
 
     def line(self) -> ProgressLine:
-        """A further line, for work that goes on beside the first; where it is not drawn, ``Overview`` says what it is at."""
+        """A further line, for work that goes on beside the first; where it is not drawn,
+        ``Overview`` says what it is at."""
         return ProgressLine(self._progress, self.live, math.inf)
 
 

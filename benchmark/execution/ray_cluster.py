@@ -17,14 +17,27 @@ from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positiv
 from benchmark.execution.progress import Bar, console
 from benchmark.execution.task import Outcome, Task, cores, execute
 
-PASSED_ON = ("CLIPTEX_", "MLFLOW_", "HF_", "AWS_", "NO_PROXY", "no_proxy", "TORCH_HOME", "OMP_WAIT_POLICY")
+PASSED_ON = (
+    "CLIPTEX_",
+    "MLFLOW_",
+    "HF_",
+    "AWS_",
+    "NO_PROXY",
+    "no_proxy",
+    "TORCH_HOME",
+    "OMP_WAIT_POLICY",
+)
 
 
 class RayExecutor(Executor):
-    """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced by the driver."""
+    """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced
+    by the driver."""
 
     options: ClassVar[Mapping[str, str]] = {
-        "address": "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this command)",
+        "address": (
+            "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this"
+            " command)"
+        ),
         "num_cpus": "cores of a Ray of this machine",
         "num_gpus": "GPUs of a Ray of this machine",
     }
@@ -32,13 +45,21 @@ class RayExecutor(Executor):
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
         least = {"num_cpus": 1, "num_gpus": 0}
-        sizes = {key: positive(key, spec.settings[key], least[key]) for key in least if key in spec.settings}
+        sizes = {
+            key: positive(key, spec.settings[key], least[key])
+            for key in least
+            if key in spec.settings
+        }
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # ``execute`` hides GPUs from tasks without
+        os.environ.setdefault(
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+        )  # ``execute`` hides GPUs from tasks without
         try:
             import ray
         except ImportError:
-            raise UserError("--executor ray needs Ray: pip install 'cliptex-benchmark[scale]'") from None
+            raise UserError(
+                "--executor ray needs Ray: pip install 'cliptex-benchmark[scale]'"
+            ) from None
         self._ray: Any = ray
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -50,25 +71,37 @@ class RayExecutor(Executor):
             int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
         )
         there = ray.cluster_resources()
-        self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {socket.gethostname()} or len(nodes) > 1
+        self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {
+            socket.gethostname()
+        } or len(nodes) > 1
         self._has_room(int(there.get("CPU", 1)), int(there.get("GPU", 0)) if spec.on_gpus else 0)
         self._on_cpus = ray.remote(max_retries=0)(in_worker)
         # a process that has computed on one GPU cannot see another: it ends with its task
         self._on_gpus = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
         self._refs: set[Any] = set()
-        # not by Ray's ``runtime_env``, which stands in clear in its logs; workers of a Ray of ours inherit them
+        # not by Ray's ``runtime_env``, which stands in clear in its logs; workers of a Ray of ours
+        # inherit them
         inherited = self._ours and "address" not in spec.settings
-        self._passed = {} if inherited else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+        self._passed = (
+            {} if inherited else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+        )
 
     def _start(self, task: Task) -> Future[Outcome] | None:
         if task.gpus > self._most_gpus:  # Ray would wait for such a node for ever
-            raise UserError(f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than {self._most_gpus}")
+            raise UserError(
+                f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than"
+                f" {self._most_gpus}"
+            )
         future: Future[Outcome] = Future()
         content = pickle.dumps(task)
         # cores never keep a GPU idle: a task on GPUs asks for at most their share of its node's
         most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
         needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
-        ref = (self._on_gpus if task.gpus else self._on_cpus).options(**needs).remote(content, self._passed)
+        ref = (
+            (self._on_gpus if task.gpus else self._on_cpus)
+            .options(**needs)
+            .remote(content, self._passed)
+        )
         self._refs.add(ref)
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
@@ -82,7 +115,9 @@ class RayExecutor(Executor):
         except exceptions.TaskCancelledError:
             outcome = Outcome("interrupted")
         except Exception as error:
-            lost = isinstance(error, exceptions.RayError) and not isinstance(error, exceptions.RayTaskError)
+            lost = isinstance(error, exceptions.RayError) and not isinstance(
+                error, exceptions.RayTaskError
+            )
             told = _first_line(error) if lost else f"the task could not run: {error}"
             outcome = Outcome.failed(WorkerLost(told) if lost else RuntimeError(told))
         future.set_result(outcome)
@@ -102,11 +137,12 @@ class RayExecutor(Executor):
 
 
 def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
-    """``execute``, and a thread that watches for the driver's wish to stop: Ray's own is only heard between two steps of Python,
-    and not by a task that waits for its loading workers.
+    """``execute``, and a thread that watches for the driver's wish to stop: Ray's own is only heard
+    between two steps of Python, and not by a task that waits for its loading workers.
 
     Args:
-        content: the pickled task, whose modules are imported when the environment has ``variables``.
+        content: the pickled task, whose modules are imported when the environment has
+            ``variables``.
     """
     os.environ.update(variables)
     task: Task = pickle.loads(content)
@@ -131,12 +167,20 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     """Join a cluster, or start a Ray of this machine."""
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address := spec.settings.get("address", ""):
-        found = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}  # where this module is
+        found = (
+            {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+        )  # where this module is
         settings |= {"address": address, "runtime_env": {"env_vars": found}}
     else:
         no_gpus = {"num_gpus": 0} if not spec.on_gpus else {}
         # "local": a cluster that happens to run here is joined only when it is asked for
-        settings |= {"address": "local", "num_cpus": cores(), "include_dashboard": False, **no_gpus, **sizes}
+        settings |= {
+            "address": "local",
+            "num_cpus": cores(),
+            "include_dashboard": False,
+            **no_gpus,
+            **sizes,
+        }
     before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
@@ -147,9 +191,13 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
         ray.init(**settings)
     except Exception as error:
         where = f"no Ray at {address}" if address else "Ray cannot start on this machine"
-        raise UserError(f"{where}: {_first_line(error)}; start one with `ray start --head`") from error
+        raise UserError(
+            f"{where}: {_first_line(error)}; start one with `ray start --head`"
+        ) from error
     finally:
-        if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place, which exits
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Ray has put its own in its place, which exits
             signal.signal(signal.SIGTERM, before)
 
 

@@ -1,4 +1,5 @@
-"""Standard streams that hide secrets, whoever writes to them, and degrade what their encoding does not have."""
+"""Standard streams that hide secrets, whoever writes to them, and degrade what their encoding does
+not have."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Discreet:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        # a terminal would obey what a name tells it; of its codes only colours and those of the progress bar may pass
+        # a terminal would obey what a name tells it; of its codes only colours and those of the
+        # progress bar may pass
         with self._named():
             self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], hide_quoted(text)))
         return len(text)
@@ -48,7 +50,8 @@ class Discreet:
 
 
 def install() -> None:
-    """Make this process's streams so, to its end: what libraries and tracebacks say goes through them too."""
+    """Make this process's streams so, to its end: what libraries and tracebacks say goes through
+    them too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # neither closed nor one of these already

@@ -1,4 +1,5 @@
-"""One unit of work on its way to a worker, and what the worker does with it: the same for every executor."""
+"""One unit of work on its way to a worker, and what the worker does with it: the same for every
+executor."""
 
 from __future__ import annotations
 
@@ -31,14 +32,17 @@ GPUS = "CLIPTEX_TASK_GPUS"  # how many the task of this process, or of its paren
 
 @dataclass(frozen=True)
 class Task:
-    """A function of a module and its arguments: plain values, so that any process anywhere can run it.
+    """A function of a module and its arguments: plain values, so that any process anywhere can run
+    it.
 
     Attributes:
-        folder: of its heartbeat (``status.json``, with progress) and of what it said (``log.txt``); every process sees it.
+        folder: of its heartbeat (``status.json``, with progress) and of what it said (``log.txt``);
+            every process sees it.
         cpus: threads that it computes with, whoever else runs.
         gpus: how many it needs; it sees no others.
         cwd: the caller's working folder.
-        software: the caller's, where tasks run on several nodes: theirs must be the same, and they must see ``folder``.
+        software: the caller's, where tasks run on several nodes: theirs must be the same, and they
+            must see ``folder``.
     """
 
     function: Callable[..., Any]
@@ -56,7 +60,9 @@ class Task:
         try:
             return self.function(*self.args)
         except SystemExit as error:
-            raise RuntimeError(f"{self.name} called sys.exit({error.code!r}) instead of returning a result") from error
+            raise RuntimeError(
+                f"{self.name} called sys.exit({error.code!r}) instead of returning a result"
+            ) from error
         finally:
             os.environ.pop(GPUS, None)
 
@@ -66,7 +72,8 @@ class Task:
 
     @property
     def stop(self) -> Path:
-        """A file that is there once its driver wishes it to stop: a signal may come before it is heard."""
+        """A file that is there once its driver wishes it to stop: a signal may come before it is
+        heard."""
         return self.folder / "stop"
 
     @property
@@ -76,7 +83,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; ``content`` is the pickled result, or the pickled errors, the first one first."""
+    """How a task ended; ``content`` is the pickled result, or the pickled errors, the first one
+    first."""
 
     kind: Literal["done", "failed", "interrupted"]
     content: bytes = b""
@@ -89,7 +97,9 @@ class Outcome:
             return cls("done", pickle.dumps(call()))
         except Exception as error:
             return (
-                cls("interrupted", signal=received()) if received() else cls("failed", pickle.dumps(_portable(error)))
+                cls("interrupted", signal=received())
+                if received()
+                else cls("failed", pickle.dumps(_portable(error)))
             )
         except KeyboardInterrupt:
             return cls("interrupted", signal=received())
@@ -112,7 +122,8 @@ class Outcome:
 
 
 def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
-    """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words in ``log.txt``."""
+    """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words
+    in ``log.txt``."""
     try:
         with ExitStack() as stack:
             stack.enter_context(interruptible(signals))  # first: what comes earlier is lost
@@ -127,9 +138,13 @@ def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
             stack.enter_context(threads(task.cpus))
             beat = stack.enter_context(Heartbeat(task.status, name=task.name))
             stack.enter_context(reporting(TaskProgress(beat)))
-            stack.callback(setattr, console, "file", console._file)  # what was set, not what standard output is now
+            stack.callback(
+                setattr, console, "file", console._file
+            )  # what was set, not what standard output is now
             stack.enter_context(discreet())
-            log = stack.enter_context(task.log.open("a", encoding="utf-8", errors="replace", buffering=1))
+            log = stack.enter_context(
+                task.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+            )
             console.file = Discreet(log)  # type: ignore[assignment]
             _forget(task.function)
             return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
@@ -143,7 +158,8 @@ _last: Callable[..., Any] | None = None
 
 
 def _forget(function: Callable[..., Any]) -> None:
-    """What this process keeps for the next task of one kind (``forget`` of its function) goes before one of another kind."""
+    """What this process keeps for the next task of one kind (``forget`` of its function) goes
+    before one of another kind."""
     global _last
     before, _last = _last, function
     if before is not None and before is not function and hasattr(before, "forget"):
@@ -154,26 +170,31 @@ def _forget(function: Callable[..., Any]) -> None:
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
     found = environment()
-    commit = found["git.commit"].partition("+")[0]  # one checkout, which is edited or not, is seen by all
+    commit = found["git.commit"].partition("+")[
+        0
+    ]  # one checkout, which is edited or not, is seen by all
     return {"git.commit": commit, "python": found["python"], **found["packages"]}
 
 
 def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
-    """What nodes share with the driver. Raises ``UserError`` when this one does not see ``folder``, or has other software."""
+    """What nodes share with the driver. Raises ``UserError`` when this one does not see ``folder``,
+    or has other software."""
     node, here = socket.gethostname(), software()
     if not folder.is_dir():
         raise UserError(
-            f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes share, under one path"
+            f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes"
+            " share, under one path"
         )
     other = [
         f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
         for name, version in driver.items()
-        if here.get(name) != version and not (name == "git.commit" and "" in (version, here.get(name, "")))
+        if here.get(name) != version
+        and not (name == "git.commit" and "" in (version, here.get(name, "")))
     ]
     if other:
         raise UserError(
-            f"node {node} has other software than the machine that submits: {', '.join(other)}; use one environment and "
-            "checkout on all"
+            f"node {node} has other software than the machine that submits: {', '.join(other)}; use"
+            " one environment and checkout on all"
         )
 
 
@@ -183,10 +204,11 @@ def cores() -> int:
 
 
 def threads_of_a_task() -> int:
-    """Threads that a unit computes with on a CPU: a quarter of this machine's cores, 1 to 8, and at most ``OMP_NUM_THREADS``.
+    """Threads that a unit computes with on a CPU: a quarter of this machine's cores, 1 to 8, and at
+    most ``OMP_NUM_THREADS``.
 
-    It does not depend on how many tasks there are or run: the last bits of sums do depend on it, and a number must not depend on
-    who else is at work.
+    It does not depend on how many tasks there are or run: the last bits of sums do depend on it,
+    and a number must not depend on who else is at work.
     """
     share = max(1, min(8, cores() // 4))
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -195,11 +217,14 @@ def threads_of_a_task() -> int:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in their last bits."""
+    """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in
+    their last bits."""
     from threadpoolctl import threadpool_limits
 
     before = {name: os.environ[name] for name in THREADS if name in os.environ}
-    os.environ.update(dict.fromkeys(THREADS, str(count)))  # read by libraries that are imported in the block
+    os.environ.update(
+        dict.fromkeys(THREADS, str(count))
+    )  # read by libraries that are imported in the block
     torch = sys.modules.get("torch")
     had = torch.get_num_threads() if torch else 0
     try:
@@ -216,7 +241,8 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _portable(error: BaseException) -> list[BaseException]:
-    """The error and its causes; what cannot travel between processes is replaced by what says the same."""
+    """The error and its causes; what cannot travel between processes is replaced by what says the
+    same."""
     if users_line(error) is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     chain: list[BaseException] = []
@@ -242,7 +268,8 @@ ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's 
 
 
 def remove(folder: Path, tries: int = 5) -> None:
-    """Remove a task's folder, also where a worker that was given up writes its heartbeat meanwhile."""
+    """Remove a task's folder, also where a worker that was given up writes its heartbeat
+    meanwhile."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -251,8 +278,12 @@ def remove(folder: Path, tries: int = 5) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no sign of life since."""
+    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no
+    sign of life since."""
     for folder in root.glob("*"):
         with suppress(OSError):
-            if max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < time.time() - ABANDONED:
+            if (
+                max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                < time.time() - ABANDONED
+            ):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Captions: noisy and incomplete ones as the web has them, and five clean, mostly distinguishing ones for retrieval."""
+"""Captions: noisy and incomplete ones as the web has them, and five clean, mostly distinguishing
+ones for retrieval."""
 
 from __future__ import annotations
 
@@ -14,21 +15,47 @@ from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 
 SYNONYMS = {
-    "bookshelf": ("bookcase", "shelf with books"), "bottle": ("flask",), "chair": ("seat", "dining chair"),
-    "lamp": ("light", "lamp with a shade"), "monitor": ("screen", "tv"), "mug": ("cup", "coffee mug"),
-    "plant": ("houseplant", "potted plant"), "sofa": ("couch", "settee"), "table": ("desk", "dining table"),
+    "bookshelf": ("bookcase", "shelf with books"),
+    "bottle": ("flask",),
+    "chair": ("seat", "dining chair"),
+    "lamp": ("light", "lamp with a shade"),
+    "monitor": ("screen", "tv"),
+    "mug": ("cup", "coffee mug"),
+    "plant": ("houseplant", "potted plant"),
+    "sofa": ("couch", "settee"),
+    "table": ("desk", "dining table"),
     "teddy": ("teddy bear", "toy bear"),
-}  # fmt: skip
+}
 IRRELEVANT = (
-    "click to see more pictures", "new arrivals this week", "our favourite ideas for your home", "untitled",
-    "image may be subject to copyright", "best prices online, free delivery", "picture of the day", "stock photo",
-    "photo by a friend", "see the full gallery here", "interior design inspiration", "sale ends soon",
-    "how we spent the weekend", "before and after",
-)  # fmt: skip
+    "click to see more pictures",
+    "new arrivals this week",
+    "our favourite ideas for your home",
+    "untitled",
+    "image may be subject to copyright",
+    "best prices online, free delivery",
+    "picture of the day",
+    "stock photo",
+    "photo by a friend",
+    "see the full gallery here",
+    "interior design inspiration",
+    "sale ends soon",
+    "how we spent the weekend",
+    "before and after",
+)
 FORMS = (
-    "{}", "a photo of {}", "a picture of {}", "{} for sale", "{} in a room", "look at {}", "there is {}",
-    "{}, interior view", "my new photo: {}", "close look at {}", "we found {}", "{} at home",
-)  # fmt: skip
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "{} for sale",
+    "{} in a room",
+    "look at {}",
+    "there is {}",
+    "{}, interior view",
+    "my new photo: {}",
+    "close look at {}",
+    "we found {}",
+    "{} at home",
+)
 PATTERNS = ("checkered", "striped", "dotted", "wooden", "brick")
 
 
@@ -74,7 +101,9 @@ def seen_objects(scene: Scene, truth: Truth) -> list[Seen]:
     return sorted(found, key=lambda seen: -seen.share)
 
 
-def web_caption(rng: np.random.Generator, scene: Scene, seen: Sequence[Seen], noise: CaptionNoise) -> WebCaption:
+def web_caption(
+    rng: np.random.Generator, scene: Scene, seen: Sequence[Seen], noise: CaptionNoise
+) -> WebCaption:
     """One noisy caption of what is ``seen``."""
     draw = rng.random()
     if draw < noise.irrelevant or not seen:
@@ -93,7 +122,9 @@ def web_caption(rng: np.random.Generator, scene: Scene, seen: Sequence[Seen], no
     return WebCaption(_web_text(rng, scene, kept, noise), "right")
 
 
-def _web_text(rng: np.random.Generator, scene: Scene, things: Sequence[Seen], noise: CaptionNoise) -> str:
+def _web_text(
+    rng: np.random.Generator, scene: Scene, things: Sequence[Seen], noise: CaptionNoise
+) -> str:
     phrases = []
     for thing in things:
         name = str(rng.choice(SYNONYMS[thing.name])) if rng.random() < noise.synonym else thing.name
@@ -105,12 +136,17 @@ def _web_text(rng: np.random.Generator, scene: Scene, things: Sequence[Seen], no
     if rng.random() < noise.room:
         text += str(rng.choice([f", {scene.wall} wall", f" on a {scene.floor} floor"]))
     if rng.random() < 0.15:
-        text = str(rng.choice([text.capitalize(), text + ".", text + " !", text + f" #{rng.integers(1, 100)}"]))
+        text = str(
+            rng.choice(
+                [text.capitalize(), text + ".", text + " !", text + f" #{rng.integers(1, 100)}"]
+            )
+        )
     return text
 
 
 def clean_captions(rng: np.random.Generator, scene: Scene, seen: Sequence[Seen]) -> list[str]:
-    """Five captions that name the main objects with their colours, and where they are or what room it is."""
+    """Five captions that name the main objects with their colours, and where they are or what room
+    it is."""
     main, others = seen[0], seen[1:3]
     what = with_article(f"{main.colour} {main.name}")
     rest = [with_article(f"{thing.colour} {thing.name}") for thing in others]

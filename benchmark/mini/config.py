@@ -19,7 +19,9 @@ class WorldConfig:
     seed: int = 0
     size: int = 64  # height and width of the pictures in pixels
     pairs: int = 5_000  # image-caption pairs, written as shards of ``shard_size``
-    expert_train: int = 2_000  # pictures with all truth from the shifted domain, to train and measure experts
+    expert_train: int = (
+        2_000  # pictures with all truth from the shifted domain, to train and measure experts
+    )
     expert_val: int = 200
     probe_train: int = 600  # pictures with all truth for the dense probes and detection
     val: int = 400
@@ -38,11 +40,19 @@ class WorldConfig:
 
 CONFIGS: dict[str, WorldConfig] = {
     "smoke": WorldConfig(
-        pairs=600, expert_train=160, expert_val=40, probe_train=80, val=60, class_train=100, class_val=60,
-        retrieval_train=20, retrieval=60, shard_size=150,
+        pairs=600,
+        expert_train=160,
+        expert_val=40,
+        probe_train=80,
+        val=60,
+        class_train=100,
+        class_val=60,
+        retrieval_train=20,
+        retrieval=60,
+        shard_size=150,
     ),
     "mini": WorldConfig(),
-}  # fmt: skip
+}
 CONFIGS["sweep"] = CONFIGS["mini"]  # the same world, so that nothing is made twice
 
 
@@ -57,16 +67,22 @@ class _Split(NamedTuple):
 # the stream is part of every picture's seed, so that no two splits share a scene
 SPLITS: dict[str, _Split] = {
     "pairs": _Split(0, "home"),
-    "expert-train": _Split(1, "expert", 1), "expert-val": _Split(2, "expert", 500_001),
-    "probe-train": _Split(3, "home", 1), "val": _Split(4, "home", 500_001),
-    "class-train": _Split(5, "home"), "class-val": _Split(6, "home"),
-    "retrieval-train": _Split(7, "home"), "retrieval": _Split(8, "home"),
-}  # fmt: skip
+    "expert-train": _Split(1, "expert", 1),
+    "expert-val": _Split(2, "expert", 500_001),
+    "probe-train": _Split(3, "home", 1),
+    "val": _Split(4, "home", 500_001),
+    "class-train": _Split(5, "home"),
+    "class-val": _Split(6, "home"),
+    "retrieval-train": _Split(7, "home"),
+    "retrieval": _Split(8, "home"),
+}
 # splits with all truth: the folder that holds their layouts, and the split's official name
 DENSE = {
-    "expert-train": ("expert/", "train"), "expert-val": ("expert/", "val"),
-    "probe-train": ("", "train"), "val": ("", "val"),
-}  # fmt: skip
+    "expert-train": ("expert/", "train"),
+    "expert-val": ("expert/", "val"),
+    "probe-train": ("", "train"),
+    "val": ("", "val"),
+}
 KARPATHY = "flickr30k/dataset_flickr30k.json"
 
 
@@ -87,6 +103,12 @@ def chunks_of(config: WorldConfig) -> list[Chunk]:
     """All chunks of a world, in a fixed order."""
     found = []
     for split in SPLITS:
-        total, step = getattr(config, split.replace("-", "_")), config.shard_size if split == "pairs" else CHUNK
-        found += [Chunk(split, n, start, min(start + step, total)) for n, start in enumerate(range(0, total, step))]
+        total, step = (
+            getattr(config, split.replace("-", "_")),
+            config.shard_size if split == "pairs" else CHUNK,
+        )
+        found += [
+            Chunk(split, n, start, min(start + step, total))
+            for n, start in enumerate(range(0, total, step))
+        ]
     return found

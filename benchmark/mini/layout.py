@@ -1,7 +1,8 @@
-"""The official layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json, webdataset pairs.
+"""The official layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json,
+webdataset pairs.
 
-A chunk of pictures writes its own files and hands back what it knows of them (``records``); the texts of the lists and
-annotation files that span a split are made from all records at the end.
+A chunk of pictures writes its own files and hands back what it knows of them (``records``); the
+texts of the lists and annotation files that span a split are made from all records at the end.
 """
 
 from __future__ import annotations
@@ -56,14 +57,16 @@ def encode_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Unit normals → uint8 with n = png / 127.5 - 1; a normal of length 0 becomes (0, 0, 0), the code of 'none'."""
+    """Unit normals → uint8 with n = png / 127.5 - 1; a normal of length 0 becomes (0, 0, 0), the
+    code of 'none'."""
     coded = np.clip(np.rint((normals + 1) * 127.5), 0, 255).astype(np.uint8)
     coded[~normals.any(axis=-1)] = 0
     return coded
 
 
 def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
-    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name are crowds, not scored."""
+    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name
+    are crowds, not scored."""
     found = []
     for number, thing in enumerate(scene.objects, start=1):
         mask = truth.instance == number
@@ -83,7 +86,8 @@ def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed RLE: run lengths column by column, beginning with a run of zeros (perhaps empty)."""
+    """COCO's uncompressed RLE: run lengths column by column, beginning with a run of zeros (perhaps
+    empty)."""
     edges = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
     return np.diff(edges, prepend=0, append=mask.size).tolist()
 
@@ -100,7 +104,8 @@ class Files:
         path = self.root / name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # not flushed one by one: a chunk's record, written last, is what says that its files are complete
+            # not flushed one by one: a chunk's record, written last, is what says that its files
+            # are complete
             path.write_bytes(content)
         self.written[name] = fingerprint(content)
 
@@ -111,9 +116,16 @@ def fingerprint(content: bytes) -> list[Any]:
 
 
 def write_dense(
-    files: Files, prefix: str, split: str, stem: str, picture: np.ndarray, scene: Scene, truth: Truth
+    files: Files,
+    prefix: str,
+    split: str,
+    stem: str,
+    picture: np.ndarray,
+    scene: Scene,
+    truth: Truth,
 ) -> dict[str, Any]:
-    """One picture with all its truth in the VOC, COCO and NYU trees below ``prefix`` (``""`` or ``expert/``)."""
+    """One picture with all its truth in the VOC, COCO and NYU trees below ``prefix`` (``""`` or
+    ``expert/``)."""
     image, nyu = jpeg(picture), {"train": "train", "val": "test"}[split]
     files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", image)
     files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, labels=True))
@@ -124,22 +136,36 @@ def write_dense(
     return {"stem": stem, "annotations": instances(scene, truth)}
 
 
-def dense_lists(prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
+def dense_lists(
+    prefix: str, split: str, size: int, records: Sequence[dict[str, Any]]
+) -> dict[str, str]:
     """The list file and the COCO json of a split: name → text."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
         number = int(record["stem"])
-        images.append({"id": number, "file_name": f"{record['stem']}.jpg", "width": size, "height": size})
+        images.append(
+            {"id": number, "file_name": f"{record['stem']}.jpg", "width": size, "height": size}
+        )
         for annotation in record["annotations"]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
     coco = {
-        "info": {"description": "mini world"}, "licenses": [], "images": images, "annotations": annotations,
-        "categories": [{"id": n, "name": name, "supercategory": "object"} for n, name in enumerate(CLASSES, start=1)],
-    }  # fmt: skip
+        "info": {"description": "mini world"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": n, "name": name, "supercategory": "object"}
+            for n, name in enumerate(CLASSES, start=1)
+        ],
+    }
     return {
-        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": "".join(f"{record['stem']}\n" for record in records),
-        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(coco, separators=(",", ":")),
+        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": "".join(
+            f"{record['stem']}\n" for record in records
+        ),
+        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(
+            coco, separators=(",", ":")
+        ),
     }
 
 
@@ -150,8 +176,14 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
         sentences = []
         for text in record["captions"]:
             tokens = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-            sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": next(numbers)})
-        image = {"sentids": [sentence["sentid"] for sentence in sentences], "imgid": number, "sentences": sentences}
+            sentences.append(
+                {"tokens": tokens, "raw": text, "imgid": number, "sentid": next(numbers)}
+            )
+        image = {
+            "sentids": [sentence["sentid"] for sentence in sentences],
+            "imgid": number,
+            "sentences": sentences,
+        }
         images.append({**image, "split": record["split"], "filename": record["filename"]})
     return json.dumps({"images": images, "dataset": "mini"}, indent=1)
 
@@ -170,9 +202,17 @@ def write_shard(files: Files, name: str, members: Sequence[tuple[str, bytes]]) -
 def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[str, bytes]]:
     """The three members of a pair, as img2dataset writes them."""
     about = {
-        "caption": caption, "url": f"mini://{key}.jpg", "key": key, "status": "success", "error_message": None,
-        "width": size, "height": size, "original_width": size, "original_height": size, "exif": "{}",
+        "caption": caption,
+        "url": f"mini://{key}.jpg",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": size,
+        "height": size,
+        "original_width": size,
+        "original_height": size,
+        "exif": "{}",
         "sha256": hashlib.sha256(image).hexdigest(),
-    }  # fmt: skip
+    }
     text = json.dumps(about, indent=4)
     return [(f"{key}.jpg", image), (f"{key}.txt", caption.encode()), (f"{key}.json", text.encode())]

@@ -1,7 +1,7 @@
 """Colours with names, procedural textures, and the two domains that pictures come from.
 
-A material is two colours mixed by a texture of the place on the object (Perlin, *An Image Synthesizer*, 1985: solid
-textures need no texture coordinates).
+A material is two colours mixed by a texture of the place on the object (Perlin, *An Image
+Synthesizer*, 1985: solid textures need no texture coordinates).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 Range = tuple[float, float]
-# name → ranges of hue, saturation and value; what a caption calls a colour is what the colour was drawn from
+# name → ranges of hue, saturation and value; what a caption calls a colour is what the colour was
+# drawn from
 COLOURS: Mapping[str, tuple[Range, Range, Range]] = {
     "red": ((-0.025, 0.015), (0.75, 0.95), (0.6, 0.9)),
     "orange": ((0.055, 0.09), (0.8, 0.95), (0.85, 1.0)),
@@ -33,7 +34,8 @@ COLOUR_NAMES = tuple(COLOURS)
 
 @dataclass(frozen=True)
 class Domain:
-    """Where pictures come from: how colours, textures, lights and cameras are distributed; a range is (low, high)."""
+    """Where pictures come from: how colours, textures, lights and cameras are distributed; a range
+    is (low, high)."""
 
     object_textures: Mapping[str, float]  # name in TEXTURES → weight
     room_textures: Mapping[str, float]
@@ -54,19 +56,44 @@ DOMAINS: Mapping[str, Domain] = {
     "home": Domain(
         {"plain": 6, "checkered": 0.6, "striped": 1, "wooden": 2, "marbled": 1, "dotted": 0.6},
         {"plain": 4, "striped": 1, "wooden": 4, "marbled": 2, "checkered": 1},
-        saturation=(0.75, 1.05), value=(0.85, 1.05), wall_value=(0.5, 0.95),
-        ambient=(0.3, 0.5), warmth=(-0.1, 0.35), exposure=(0.75, 1.05), light_radius=(0.1, 0.45),
-        fov=(42.0, 62.0), elevation=(4.0, 40.0), roll=2.5, noise=(0.5, 3.0),
+        saturation=(0.75, 1.05),
+        value=(0.85, 1.05),
+        wall_value=(0.5, 0.95),
+        ambient=(0.3, 0.5),
+        warmth=(-0.1, 0.35),
+        exposure=(0.75, 1.05),
+        light_radius=(0.1, 0.45),
+        fov=(42.0, 62.0),
+        elevation=(4.0, 40.0),
+        roll=2.5,
+        noise=(0.5, 3.0),
     ),
-    # what the experts learn from: paler, colder, brick and tiles instead of wood, harder shadows, other cameras, more noise
+    # what the experts learn from: paler, colder, brick and tiles instead of wood, harder shadows,
+    # other cameras, more noise
     "expert": Domain(
-        {"plain": 5, "checkered": 1.5, "striped": 1, "wooden": 0.7, "marbled": 1, "dotted": 1.5, "brick": 0.5},
+        {
+            "plain": 5,
+            "checkered": 1.5,
+            "striped": 1,
+            "wooden": 0.7,
+            "marbled": 1,
+            "dotted": 1.5,
+            "brick": 0.5,
+        },
         {"plain": 3, "brick": 3, "checkered": 3, "wooden": 1, "dotted": 0.5},
-        saturation=(0.4, 0.85), value=(0.7, 1.0), wall_value=(0.35, 0.8),
-        ambient=(0.2, 0.42), warmth=(-0.45, 0.1), exposure=(0.8, 1.25), light_radius=(0.02, 0.2),
-        fov=(50.0, 72.0), elevation=(10.0, 50.0), roll=5.0, noise=(2.0, 6.0),
+        saturation=(0.4, 0.85),
+        value=(0.7, 1.0),
+        wall_value=(0.35, 0.8),
+        ambient=(0.2, 0.42),
+        warmth=(-0.45, 0.1),
+        exposure=(0.8, 1.25),
+        light_radius=(0.02, 0.2),
+        fov=(50.0, 72.0),
+        elevation=(10.0, 50.0),
+        roll=5.0,
+        noise=(2.0, 6.0),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -87,7 +114,8 @@ class Materials:
         value: Range | None = None,
         shine: float | None = None,
     ) -> int:
-        """Draw a material called ``colour`` with ``texture`` of grain ``size`` metres; returns its row."""
+        """Draw a material called ``colour`` with ``texture`` of grain ``size`` metres; returns its
+        row."""
         rng = self.rng
         first = self.draw(colour, value)
         if texture in ("checkered", "striped", "dotted") and rng.random() < 0.35:
@@ -99,13 +127,19 @@ class Materials:
             second = [min(channel * 0.5 + 0.35, 1.0) for channel in first]
         shine = float(rng.uniform(0, 0.5) * (rng.random() < 0.5)) if shine is None else shine
         # textures start at a random place: a face lying exactly on a cell's border would flicker
-        shift = [place + step * size for place, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)]
+        shift = [
+            place + step * size
+            for place, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)
+        ]
         axis, kind = int(rng.integers(3)), TEXTURES.index(texture)
-        self.rows.append((kind, *first, *second, size, *shift, math.cos(yaw), math.sin(yaw), axis, shine))
+        self.rows.append(
+            (kind, *first, *second, size, *shift, math.cos(yaw), math.sin(yaw), axis, shine)
+        )
         return len(self.rows) - 1
 
     def draw(self, colour: str, value: Range | None = None) -> list[float]:
-        """Linear RGB in [0, 1] of a colour with this name in this domain; ``value`` overrides its HSV value range."""
+        """Linear RGB in [0, 1] of a colour with this name in this domain; ``value`` overrides its
+        HSV value range."""
         rng = self.rng
         hue, saturation, brightness = (rng.uniform(*span) for span in COLOURS[colour])
         if value is not None:
@@ -115,7 +149,8 @@ class Materials:
         return [channel**2.2 for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, brightness)]
 
     def table(self) -> np.ndarray:
-        """(M, 15) float32: kind, first and second colour (3 + 3), size, origin (3), cos and sin of yaw, axis, shine."""
+        """(M, 15) float32: kind, first and second colour (3 + 3), size, origin (3), cos and sin of
+        yaw, axis, shine."""
         return np.array(self.rows, np.float32)
 
 
@@ -130,12 +165,16 @@ def pick_texture(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of ``options``; ``rng.choice`` takes ten times as long, and a scene picks a hundred times."""
+    """One of ``options``; ``rng.choice`` takes ten times as long, and a scene picks a hundred
+    times."""
     return options[int(rng.integers(len(options)))]
 
 
-def albedo(table: np.ndarray, material: np.ndarray, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of rows ``material`` of ``table``."""
+def albedo(
+    table: np.ndarray, material: np.ndarray, points: np.ndarray, normals: np.ndarray
+) -> np.ndarray:
+    """Linear RGB (N, 3) of surface ``points`` (N, 3; metres) with ``normals`` (N, 3), made of rows
+    ``material`` of ``table``."""
     colour = table[:, 1:4][material]
     for row in np.flatnonzero(np.bincount(material)):
         kind, first, second, size, origin = np.split(table[row, :11], [1, 4, 7, 8])
@@ -150,8 +189,9 @@ def albedo(table: np.ndarray, material: np.ndarray, points: np.ndarray, normals:
     return colour
 
 
-# A texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the position on the object in units of
-# the texture's grain; ``normals`` (3, N); ``axis`` is a direction drawn with the material.
+# A texture says how much of the second colour shows (N,), in [0, 1], at ``place`` (3, N), the
+# position on the object in units of the texture's grain; ``normals`` (3, N); ``axis`` is a
+# direction drawn with the material.
 
 
 def dotted(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
@@ -193,6 +233,9 @@ _PHASES = np.array([[0.3], [1.9], [4.4]], np.float32)
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "checkered": lambda place, normals, axis: np.floor(place).sum(axis=0) % 2,
     "striped": lambda place, normals, axis: place[axis] % 1.0 < 0.45,
-    "wooden": wooden, "marbled": marbled, "brick": brick, "dotted": dotted,
-}  # fmt: skip
+    "wooden": wooden,
+    "marbled": marbled,
+    "brick": brick,
+    "dotted": dotted,
+}
 TEXTURES = ("plain", *PATTERNS)

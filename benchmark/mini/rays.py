@@ -8,8 +8,8 @@ from embreex.rtcore_scene import EmbreeScene
 
 
 class Rays:
-    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3). ``normals`` (F, 3) float64,
-    ``normals32``: unit normals of the triangles, either side."""
+    """A triangle soup ready for rays; made from ``vertices`` (V, 3; metres) and ``faces`` (F, 3).
+    ``normals`` (F, 3) float64, ``normals32``: unit normals of the triangles, either side."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray) -> None:
         corner = vertices[faces]
@@ -20,10 +20,13 @@ class Rays:
         self._scene = EmbreeScene()
         self._mesh = TriangleMesh(self._scene, vertices.astype(np.float32), faces.astype(np.int32))
 
-    def first_hit(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,) of the hit: its
-        distance in units of the length of ``directions`` (N, 3). In the precision of ``directions``: float32 for
-        pictures, float64 (the triangle's plane, met exactly) for truth."""
+    def first_hit(
+        self, origin: np.ndarray, directions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Triangle (N,) int32 (-1: none) hit first from ``origin`` (3,), and the ray parameter (N,)
+        of the hit: its distance in units of the length of ``directions`` (N, 3). In the precision
+        of ``directions``: float32 for pictures, float64 (the triangle's plane, met exactly) for
+        truth."""
         origins = np.full(directions.shape, origin, np.float32)
         if directions.dtype == np.float32:
             hit = self._scene.run(origins, directions, query="INTERSECT", output=1)
@@ -35,7 +38,8 @@ class Rays:
         return triangle, (self._offsets[triangle] - normal @ origin) / slope
 
     def blocked(self, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """Whether anything lies on the first ``reach`` (N,) units of each ray (N, 3) float32; boolean (N,)."""
+        """Whether anything lies on the first ``reach`` (N,) units of each ray (N, 3) float32;
+        boolean (N,)."""
         return self._scene.run(origins, directions, dists=reach, query="OCCLUDED") == 0
 
 

@@ -1,4 +1,5 @@
-"""Rendering: RGB with soft shadows and textures, and the exact truth of the centre of every pixel."""
+"""Rendering: RGB with soft shadows and textures, and the exact truth of the centre of every
+pixel."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ class Truth:
     """What is really there, at pixel centres."""
 
     instance: np.ndarray  # (H, W) uint8: 0 background, k the object scene.objects[k - 1]
-    semantic: np.ndarray  # (H, W) uint8: 0, 1 + index in CLASSES; 255 where too little of an object shows to be named
+    semantic: (
+        np.ndarray
+    )  # (H, W) uint8: 0, 1 + index in CLASSES; 255 where too little of an object shows to be named
     depth: np.ndarray  # (H, W) float32: z-depth in metres, 0 where nothing was hit
-    normals: np.ndarray  # (H, W, 3) float32: unit, x right, y up, z towards the camera; 0 where nothing was hit
+    normals: (
+        np.ndarray
+    )  # (H, W, 3) float32: unit, x right, y up, z towards the camera; 0 where nothing was hit
     too_small: tuple[int, ...]  # instances that are 255 in ``semantic``
 
 
@@ -42,18 +47,30 @@ def render_truth(scene: Scene, size: int) -> Truth:
     too_small = tuple(k for k in range(1, len(ids)) if 0 < pixels[k] < smallest_area(size))
     ids[list(too_small)] = IGNORE
     depth, normals = depth.astype(np.float32), normals.astype(np.float32)
-    return Truth(instance, ids[instance], depth.reshape(size, size), normals.reshape(size, size, 3), too_small)
+    return Truth(
+        instance,
+        ids[instance],
+        depth.reshape(size, size),
+        normals.reshape(size, size, 3),
+        too_small,
+    )
 
 
 def smallest_area(size: int) -> int:
-    """Pixels below which nobody could name an object in a picture of ``size`` × ``size``: 12 at 64 × 64."""
+    """Pixels below which nobody could name an object in a picture of ``size`` × ``size``: 12 at 64
+    × 64."""
     return max(1, round(12 * (size / 64) ** 2))
 
 
 def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
-    """RGB (H, W, 3) uint8: three jittered samples a pixel, each with its own shadow and ambient-occlusion rays."""
-    cell = np.array([[1, 0], [0, 1], [2, 2]], np.float32)[:, None]  # of a 3 × 3 grid: one in each row and column
-    samples = ((cell + rng.random((SAMPLES, size * size, 2), np.float32)) / np.float32(3)).reshape(-1, 2)
+    """RGB (H, W, 3) uint8: three jittered samples a pixel, each with its own shadow and
+    ambient-occlusion rays."""
+    cell = np.array([[1, 0], [0, 1], [2, 2]], np.float32)[
+        :, None
+    ]  # of a 3 × 3 grid: one in each row and column
+    samples = ((cell + rng.random((SAMPLES, size * size, 2), np.float32)) / np.float32(3)).reshape(
+        -1, 2
+    )
     directions = scene.camera.directions(_plane(size, samples, repeat=SAMPLES))
     triangle, depth = scene.rays.first_hit(scene.camera.position, directions)
     light = _shade(scene, triangle, directions, depth, rng)
@@ -66,8 +83,11 @@ def render_image(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _plane(size: int, inside: np.ndarray, repeat: int = 1) -> np.ndarray:
-    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place ``inside`` it (N, 2; 0 to 1)."""
-    points = np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(2 / size)
+    """Image-plane points (N, 2) in [-1, 1] of every pixel, row by row from the top, at place
+    ``inside`` it (N, 2; 0 to 1)."""
+    points = np.tile(_pixels(size, inside.dtype), (repeat, 1)) + inside * inside.dtype.type(
+        2 / size
+    )
     return points * np.array([1, -1], inside.dtype)
 
 
@@ -78,10 +98,14 @@ def _pixels(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _shade(
-    scene: Scene, triangle: np.ndarray, directions: np.ndarray, depth: np.ndarray, rng: np.random.Generator
+    scene: Scene,
+    triangle: np.ndarray,
+    directions: np.ndarray,
+    depth: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Linear RGB (N, 3): Blinn-Phong under a main light with a jittered shadow ray, a weak light without shadow, and
-    ambient light with one occlusion ray. All float32."""
+    """Linear RGB (N, 3): Blinn-Phong under a main light with a jittered shadow ray, a weak light
+    without shadow, and ambient light with one occlusion ray. All float32."""
     count = len(triangle)
     normals = scene.rays.normals32[triangle]
     normals *= np.where(dot(normals, directions) > 0, np.float32(-1), np.float32(1))[:, None]
@@ -93,7 +117,11 @@ def _shade(
 
     around = normals + _unit_vectors(count, rng) * np.float32(0.98)  # cosine-weighted
     occluded = scene.rays.blocked(lifted, around, np.full(count, 0.2 * main.reach, np.float32))
-    total = scene.ambient * (1 - np.float32(0.5) * occluded) * (np.float32(0.85) + np.float32(0.15) * normals[:, 2])
+    total = (
+        scene.ambient
+        * (1 - np.float32(0.5) * occluded)
+        * (np.float32(0.85) + np.float32(0.15) * normals[:, 2])
+    )
     total = total[:, None].astype(np.float32)
 
     towards = fill.position - points
@@ -112,14 +140,20 @@ def _shade(
     shine = scene.materials[:, 14][material]
     glossy = np.flatnonzero((shine > 0) & ~shadow)
     view = -directions[glossy]
-    half = view / np.sqrt(dot(view, view))[:, None] + towards[glossy] / np.sqrt(squared[glossy])[:, None]
+    half = (
+        view / np.sqrt(dot(view, view))[:, None]
+        + towards[glossy] / np.sqrt(squared[glossy])[:, None]
+    )
     lobe = np.clip(dot(half, normals[glossy]), 0, None) / np.sqrt(dot(half, half))
-    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[:, None] * main.colour
+    total[glossy] += (np.float32(0.6) * strength[glossy] * shine[glossy] * lobe**24)[
+        :, None
+    ] * main.colour
     return total
 
 
 def _unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random directions (count, 3) float32, the ``SAMPLES`` of a pixel 109° apart: fewer then look like more."""
+    """Random directions (count, 3) float32, the ``SAMPLES`` of a pixel 109° apart: fewer then look
+    like more."""
     pixels = count // SAMPLES
     drawn = _TABLE[rng.integers(0, len(_TABLE), pixels, dtype=np.uint16)]
     return (_SIGNS[:, None] * drawn).reshape(count, 3)

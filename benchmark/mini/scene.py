@@ -1,6 +1,8 @@
-"""Scenes: a room or a table-top corner with one to five objects, a camera and lights, all drawn from one seed.
+"""Scenes: a room or a table-top corner with one to five objects, a camera and lights, all drawn
+from one seed.
 
-World axes: z up, the floor at z = 0, metres. Camera axes: x right, y up, z towards the camera (so it looks along -z).
+World axes: z up, the floor at z = 0, metres. Camera axes: x right, y up, z towards the camera (so
+it looks along -z).
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ ATTEMPTS = 12  # cameras tried on one scene, before another scene is drawn
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in the scene: its class, the names of its main colour and texture, its box (2, 3) in world axes, its facing
-    (radians), and its half sizes (2,) along its own x and y."""
+    """An object in the scene: its class, the names of its main colour and texture, its box (2, 3)
+    in world axes, its facing (radians), and its half sizes (2,) along its own x and y."""
 
     name: str
     colour: str
@@ -33,22 +35,25 @@ class Placed:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: position (3,), ``axes`` (3, 3) with rows right, up, backwards in world axes, and tan(fov / 2)."""
+    """A pinhole camera: position (3,), ``axes`` (3, 3) with rows right, up, backwards in world
+    axes, and tan(fov / 2)."""
 
     position: np.ndarray
     axes: np.ndarray
     tangent: float
 
     def directions(self, plane: np.ndarray) -> np.ndarray:
-        """World directions (N, 3), not unit, of image-plane points (N, 2) in [-1, 1], x right and y up; each advances
-        one metre of z-depth per unit, so that a ray's parameter *is* the z-depth."""
+        """World directions (N, 3), not unit, of image-plane points (N, 2) in [-1, 1], x right and y
+        up; each advances one metre of z-depth per unit, so that a ray's parameter *is* the
+        z-depth."""
         axes = self.axes.astype(plane.dtype)
         return plane @ (axes[:2] * plane.dtype.type(self.tangent)) - axes[2]
 
 
 @dataclass(frozen=True)
 class Light:
-    """A ball of light: position (3,) float32, radius in metres, linear RGB (3,) float32 at ``reach`` metres."""
+    """A ball of light: position (3,) float32, radius in metres, linear RGB (3,) float32 at
+    ``reach`` metres."""
 
     position: np.ndarray
     radius: float
@@ -56,7 +61,8 @@ class Light:
     reach: float
 
     def fall(self, squared: np.ndarray) -> np.ndarray:
-        """Strength at squared distances (N,) float32: 1 at ``reach``, softer than the inverse square."""
+        """Strength at squared distances (N,) float32: 1 at ``reach``, softer than the inverse
+        square."""
         near = np.float32(self.reach**2)
         return near / (np.float32(0.35) * near + np.float32(0.65) * squared)
 
@@ -83,14 +89,19 @@ class Scene:
 
 
 def make_scene(
-    rng: np.random.Generator, domain: str = "home", *, dominant: str | None = None, close_ups: float = 0.6
+    rng: np.random.Generator,
+    domain: str = "home",
+    *,
+    dominant: str | None = None,
+    close_ups: float = 0.6,
 ) -> Scene:
     """Draw a scene from ``rng`` alone.
 
     Args:
         domain: a name in ``DOMAINS``.
         dominant: class of the one object that must fill the picture (for classification).
-        close_ups: share of pictures with a dominant object, where none is given; the rest are wide shots.
+        close_ups: share of pictures with a dominant object, where none is given; the rest are wide
+            shots.
     """
     while True:
         target = dominant
@@ -101,7 +112,9 @@ def make_scene(
             return scene
 
 
-def _try_scene(rng: np.random.Generator, domain: Domain, target: str | None, alone: bool) -> Scene | None:
+def _try_scene(
+    rng: np.random.Generator, domain: Domain, target: str | None, alone: bool
+) -> Scene | None:
     if target is None:
         small = rng.random() >= 0.6
     else:
@@ -132,14 +145,28 @@ def _try_scene(rng: np.random.Generator, domain: Domain, target: str | None, alo
         return None
     lights, ambient = draft.lights(camera)
     return Scene(
-        domain, vertices, faces, owner, np.asarray(material, np.int16), draft.materials.table(), objects, camera,
-        lights, ambient, "counter" if small else "room", floor, wall, 0 if target else -1, rays,
-    )  # fmt: skip
+        domain,
+        vertices,
+        faces,
+        owner,
+        np.asarray(material, np.int16),
+        draft.materials.table(),
+        objects,
+        camera,
+        lights,
+        ambient,
+        "counter" if small else "room",
+        floor,
+        wall,
+        0 if target else -1,
+        rays,
+    )
 
 
 @dataclass
 class _Draft:
-    """A scene in the making: a room (or a corner of one, for ``small`` things) that is ``2 * half`` wide and deep.
+    """A scene in the making: a room (or a corner of one, for ``small`` things) that is ``2 * half``
+    wide and deep.
 
     A part's ``slot`` is a row of ``materials`` here; ``owners`` has an entry for each part.
     """
@@ -163,34 +190,50 @@ class _Draft:
         self.owners.append(owner)
 
     def add_room(self) -> tuple[str, str]:
-        """Floor, ceiling and four walls: slabs that overlap at the corners, so that no ray slips out. Returns the names of the
-        colours of floor and walls."""
+        """Floor, ceiling and four walls: slabs that overlap at the corners, so that no ray slips
+        out. Returns the names of the colours of floor and walls."""
         rng, thick, (x, y) = self.rng, 0.2, self.half
         floor, wall = pick(rng, COLOUR_NAMES), pick(rng, COLOUR_NAMES)
         texture = pick_texture(rng, self.domain.room_textures)
         grain = (
-            {"checkered": 0.4, "wooden": 0.16, "striped": 0.3}.get(texture, 0.5) * self.scale * rng.uniform(0.8, 1.4)
+            {"checkered": 0.4, "wooden": 0.16, "striped": 0.3}.get(texture, 0.5)
+            * self.scale
+            * rng.uniform(0.8, 1.4)
         )
         yaw = float(rng.integers(2)) * np.pi / 2
         ground = self.materials.add(floor, texture, grain, yaw=yaw, shine=rng.uniform(0, 0.3))
         wide = (2 * x + 1, 2 * y + 1, thick)
         self.add(box(wide, (0, 0, -thick), ground))
         self.add(
-            box(wide, (0, 0, self.height), self.materials.add("white", "plain", 1.0, value=(0.75, 0.95), shine=0.0))
+            box(
+                wide,
+                (0, 0, self.height),
+                self.materials.add("white", "plain", 1.0, value=(0.75, 0.95), shine=0.0),
+            )
         )
-        texture, grain = pick_texture(rng, self.domain.room_textures), self.scale * rng.uniform(0.25, 0.6)
+        texture, grain = (
+            pick_texture(rng, self.domain.room_textures),
+            self.scale * rng.uniform(0.25, 0.6),
+        )
         side = self.materials.add(wall, texture, grain, value=self.domain.wall_value, shine=0.0)
         for sign in (-1, 1):
-            self.add(box((thick, 2 * y + 1, self.height + 0.3), (sign * (x + thick / 2), 0, -0.15), side))
-            self.add(box((2 * x + 1, thick, self.height + 0.3), (0, sign * (y + thick / 2), -0.15), side))
+            self.add(
+                box((thick, 2 * y + 1, self.height + 0.3), (sign * (x + thick / 2), 0, -0.15), side)
+            )
+            self.add(
+                box((2 * x + 1, thick, self.height + 0.3), (0, sign * (y + thick / 2), -0.15), side)
+            )
         return floor, wall
 
     def place_objects(self, wanted: list[str]) -> list[Placed]:
-        """Put the wanted classes down without overlap, as many as fit; on some tables, small things on top."""
+        """Put the wanted classes down without overlap, as many as fit; on some tables, small things
+        on top."""
         for name in wanted:
             self._place(name)
         if not self.small:
-            for table in [thing for thing in self.objects if thing.name == "table" and self.rng.random() < 0.7]:
+            for table in [
+                thing for thing in self.objects if thing.name == "table" and self.rng.random() < 0.7
+            ]:
                 self._lay_table(table)
         return self.objects
 
@@ -201,7 +244,11 @@ class _Draft:
         # the first, which may be dominant, is kept away from the walls
         spread = 1.0 if backs_to_wall or self.objects else 0.7
         for _ in range(8):
-            yaw = float(rng.integers(4)) * np.pi / 2 if backs_to_wall else float(rng.uniform(0, 2 * np.pi))
+            yaw = (
+                float(rng.integers(4)) * np.pi / 2
+                if backs_to_wall
+                else float(rng.uniform(0, 2 * np.pi))
+            )
             low, high = _bounds(body, yaw)
             room = self.half - (high - low)[:2] / 2 - 0.02
             if (room < 0).any():
@@ -225,7 +272,9 @@ class _Draft:
             body = merge(make_object(name, rng, True))
             low, high = _bounds(body, yaw)
             reach = table.half * 0.75 - np.linalg.norm((high - low)[:2]) / 2
-            at = np.array([*(centre + rotation_z(table.yaw)[:2, :2] @ (rng.uniform(-1, 1, 2) * reach)), top])
+            at = np.array(
+                [*(centre + rotation_z(table.yaw)[:2, :2] @ (rng.uniform(-1, 1, 2) * reach)), top]
+            )
             if (reach > 0).all() and self._is_free(low + at, high + at, 0.01, below=table):
                 self._add_object(name, body, at, yaw)
 
@@ -238,10 +287,14 @@ class _Draft:
         textures += [textures[0] if rng.random() < 0.4 else "plain" for _ in range(SLOTS - 1)]
         grain = float((high - low).max()) * rng.uniform(0.08, 0.2)
         looks = zip(colours, textures, strict=True)
-        rows = np.array([self.materials.add(*look, grain, origin=tuple(at), yaw=yaw) for look in looks])
+        rows = np.array(
+            [self.materials.add(*look, grain, origin=tuple(at), yaw=yaw) for look in looks]
+        )
         turned = Solid(body.vertices @ rotation_z(yaw).T + at, body.faces, rows[body.slot])
         half = np.ptp(body.vertices, axis=0)[:2] / 2
-        self.objects.append(Placed(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half))
+        self.objects.append(
+            Placed(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half)
+        )
         self.add(turned, owner=len(self.objects))
 
     def add_clutter(self) -> None:
@@ -252,29 +305,43 @@ class _Draft:
             wall, sign = int(rng.integers(2)), 2 * int(rng.integers(2)) - 1
             size, at = np.array([0.0, 0.0, tall]), np.zeros(3)
             size[wall], size[1 - wall] = 0.04 * scale, wide
-            at[wall], at[1 - wall] = sign * half[wall], rng.uniform(-1, 1) * (half[1 - wall] - wide / 2)
+            at[wall], at[1 - wall] = (
+                sign * half[wall],
+                rng.uniform(-1, 1) * (half[1 - wall] - wide / 2),
+            )
             at[2] = self.height * rng.uniform(0.3, 0.6)
             frame, inside = self._any_material(0.15), self._any_material(0.15)
             self.add(box(size, at, frame))
             size *= np.where(np.arange(3) == wall, 1.3, 0.82)
             self.add(box(size, at + np.array((0, 0, tall * 0.09)), inside))
         if rng.random() < 0.35:
-            size, at = np.array([*(rng.uniform(0.4, 0.9, 2) * half), 0.006 * scale]), rng.uniform(-0.4, 0.4, 2) * half
+            size, at = (
+                np.array([*(rng.uniform(0.4, 0.9, 2) * half), 0.006 * scale]),
+                rng.uniform(-0.4, 0.4, 2) * half,
+            )
             self.add(box(size, (*at, 0.0), self._any_material(0.15)))
         for _ in range(int(rng.integers(0, 3))):
             size = rng.uniform(0.2, 0.55, 3) * scale
             at = np.array([*(rng.uniform(-0.9, 0.9, 2) * (half - size[:2])), 0.0])
             if self._is_free(at - size / 2 * (1, 1, 0), at + size / (2, 2, 1), 0.03 * scale):
                 radius = size[:2].min() / 2
-                solid = box(size, at) if rng.random() < 0.6 else frustum(radius, radius, size[2], at)
+                solid = (
+                    box(size, at) if rng.random() < 0.6 else frustum(radius, radius, size[2], at)
+                )
                 self.add(solid._replace(slot=self._any_material(0.12)))
 
     def _any_material(self, grain: float) -> int:
-        colour, texture = pick(self.rng, COLOUR_NAMES), pick_texture(self.rng, self.domain.object_textures)
+        colour, texture = (
+            pick(self.rng, COLOUR_NAMES),
+            pick_texture(self.rng, self.domain.object_textures),
+        )
         return self.materials.add(colour, texture, grain * self.scale)
 
-    def _is_free(self, low: np.ndarray, high: np.ndarray, gap: float, below: Placed | None = None) -> bool:
-        """Whether a box touches no object (but the one ``below``), seen from above or (things on a table) from the side."""
+    def _is_free(
+        self, low: np.ndarray, high: np.ndarray, gap: float, below: Placed | None = None
+    ) -> bool:
+        """Whether a box touches no object (but the one ``below``), seen from above or (things on a
+        table) from the side."""
         gaps = np.array((gap, gap, -1e-6))
         return all(
             (low >= thing.box[1] + gaps).any() or (thing.box[0] >= high + gaps).any()
@@ -283,7 +350,8 @@ class _Draft:
         )
 
     def close_up(self, thing: Placed) -> Camera | None:
-        """A camera that sees ``thing`` large, mostly from its front half; None when it would stand outside the room."""
+        """A camera that sees ``thing`` large, mostly from its front half; None when it would stand
+        outside the room."""
         rng = self.rng
         tangent = float(np.tan(np.radians(rng.uniform(*self.domain.fov)) / 2))
         low, high = thing.box
@@ -293,7 +361,13 @@ class _Draft:
         elevation = np.radians(rng.uniform(*self.domain.elevation))
         distance = radius / np.sin(np.arctan(tangent)) * rng.uniform(0.72, 1.15)
         aim = centre + rng.uniform(-0.22, 0.22, 3) * radius
-        out = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+        out = np.array(
+            [
+                np.cos(azimuth) * np.cos(elevation),
+                np.sin(azimuth) * np.cos(elevation),
+                np.sin(elevation),
+            ]
+        )
         position, margin = aim + out * distance, 0.05 * self.scale
         inside = (np.abs(position[:2]) < self.half - margin).all()
         inside = inside and 0.06 * self.scale < position[2] < self.height - margin
@@ -306,7 +380,9 @@ class _Draft:
         middle = np.mean([thing.box.mean(axis=0) for thing in self.objects], axis=0)
         angle = rng.uniform(0, 2 * np.pi)
         out = np.array([np.cos(angle), np.sin(angle)])
-        reach = np.min((self.half - 0.08 * self.scale) / (np.abs(out) + 1e-9)) * rng.uniform(0.8, 1.0)
+        reach = np.min((self.half - 0.08 * self.scale) / (np.abs(out) + 1e-9)) * rng.uniform(
+            0.8, 1.0
+        )
         level = rng.uniform(0.18, 0.7) if self.small else rng.uniform(0.8, 2.1)
         position = np.array([*(out * reach), min(level, self.height - 0.1)])
         return self._look(position, middle + rng.normal(0, 0.15, 3) * self.scale, tangent)
@@ -318,11 +394,15 @@ class _Draft:
         right /= np.linalg.norm(right) + 1e-9
         up = np.cross(backwards, right)
         roll = np.radians(self.rng.normal(0, self.domain.roll))
-        right, up = np.cos(roll) * right + np.sin(roll) * up, np.cos(roll) * up - np.sin(roll) * right
+        right, up = (
+            np.cos(roll) * right + np.sin(roll) * up,
+            np.cos(roll) * up - np.sin(roll) * right,
+        )
         return Camera(position, np.stack([right, up, backwards]), tangent)
 
     def lights(self, camera: Camera) -> tuple[list[Light], float]:
-        """A main light on the camera's side of the room and a weaker one anywhere; and the share of ambient light."""
+        """A main light on the camera's side of the room and a weaker one anywhere; and the share of
+        ambient light."""
         rng, domain, middle = self.rng, self.domain, self.objects[0].box.mean(axis=0)
         ambient = float(rng.uniform(*domain.ambient))
         lights = []
@@ -335,9 +415,15 @@ class _Draft:
                 limit = self.half - 1.1 * radius
                 place = 0.5 * place + 0.5 * np.clip(camera.position[:2], -limit, limit)
             position, warmth = np.array([*place, level]), rng.uniform(*domain.warmth)
-            colour = np.array([1 + 0.35 * warmth, 1.0, 1 - 0.55 * warmth]) * rng.uniform(*domain.exposure) * strength
+            colour = (
+                np.array([1 + 0.35 * warmth, 1.0, 1 - 0.55 * warmth])
+                * rng.uniform(*domain.exposure)
+                * strength
+            )
             reach = float(np.linalg.norm(position - middle))
-            lights.append(Light(position.astype(np.float32), radius, colour.astype(np.float32), reach))
+            lights.append(
+                Light(position.astype(np.float32), radius, colour.astype(np.float32), reach)
+            )
         return lights, ambient
 
 
@@ -346,8 +432,11 @@ def _bounds(body: Solid, yaw: float) -> tuple[np.ndarray, np.ndarray]:
     return turned.min(axis=0), turned.max(axis=0)
 
 
-def _good_view(camera: Camera, rays: Rays, owner: np.ndarray, target: bool, alone: bool, scale: float) -> bool:
-    """Whether a coarse look shows what the picture is about, and nothing sits right before the lens."""
+def _good_view(
+    camera: Camera, rays: Rays, owner: np.ndarray, target: bool, alone: bool, scale: float
+) -> bool:
+    """Whether a coarse look shows what the picture is about, and nothing sits right before the
+    lens."""
     grid = (np.arange(20) + 0.5) / 10 - 1
     plane = np.stack(np.meshgrid(grid, -grid), axis=-1).reshape(-1, 2)
     triangle, depth = rays.first_hit(camera.position, camera.directions(plane))

@@ -1,8 +1,10 @@
-"""The ten object classes: composite solids with random proportions and variants, told apart by shape and not by colour.
+"""The ten object classes: composite solids with random proportions and variants, told apart by
+shape and not by colour.
 
-Every class has a function of a random generator and of whether the object is to stand on a table top (``small``) or on a floor
-(what is found in one place only has one size), which yields its parts. Objects stand on z = 0, are centred on the z axis and
-face -y; units are metres. Material slots are 0 (the colour a caption names), 1, 2 and 3.
+Every class has a function of a random generator and of whether the object is to stand on a table
+top (``small``) or on a floor (what is found in one place only has one size), which yields its
+parts. Objects stand on z = 0, are centred on the z axis and face -y; units are metres. Material
+slots are 0 (the colour a caption names), 1, 2 and 3.
 """
 
 from __future__ import annotations
@@ -26,10 +28,17 @@ def make_object(name: str, rng: np.random.Generator, small: bool) -> list[Solid]
 
 def bookshelf(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """A case with boards and books."""
-    width, height, depth, board = rng.uniform(0.6, 1.2), rng.uniform(0.9, 2.0), rng.uniform(0.25, 0.38), 0.03
+    width, height, depth, board = (
+        rng.uniform(0.6, 1.2),
+        rng.uniform(0.9, 2.0),
+        rng.uniform(0.25, 0.38),
+        0.03,
+    )
     for x in (-width / 2, width / 2):
         yield box((board, depth, height), (x, 0, 0))
-    yield box((width, board, height), (0, depth / 2 - board / 2, 0), slot=0 if rng.random() < 0.7 else 1)
+    yield box(
+        (width, board, height), (0, depth / 2 - board / 2, 0), slot=0 if rng.random() < 0.7 else 1
+    )
     shelves = min(max(round(height / rng.uniform(0.3, 0.42)), 3), 6)
     gap = (height - board) / shelves
     for level in range(shelves + 1):
@@ -52,12 +61,24 @@ def bottle(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """A lathed bottle with a label and a cap."""
     height = rng.uniform(0.22, 0.36) if small else rng.uniform(0.5, 0.9)
     radius = height * rng.uniform(0.12, 0.2)
-    neck, shoulder, slope = radius * rng.uniform(0.25, 0.42), rng.uniform(0.45, 0.68), rng.uniform(0.06, 0.22)
-    outline = [(0.0, 0.0), (radius * 0.95, 0.0), (radius, 0.03 * height), (radius, shoulder * height)]
+    neck, shoulder, slope = (
+        radius * rng.uniform(0.25, 0.42),
+        rng.uniform(0.45, 0.68),
+        rng.uniform(0.06, 0.22),
+    )
+    outline = [
+        (0.0, 0.0),
+        (radius * 0.95, 0.0),
+        (radius, 0.03 * height),
+        (radius, shoulder * height),
+    ]
     if rng.random() < 0.4:  # a waist
         outline[3:3] = [(radius * rng.uniform(0.75, 0.9), shoulder * height * 0.5)]
     turn = np.linspace(0, 1, 5)[1:]
-    outline += [(neck + (radius - neck) * np.cos(t * np.pi / 2), (shoulder + slope * t) * height) for t in turn]
+    outline += [
+        (neck + (radius - neck) * np.cos(t * np.pi / 2), (shoulder + slope * t) * height)
+        for t in turn
+    ]
     yield lathe([*outline, (neck, 0.93 * height)])
     yield frustum(neck * 1.25, neck * 1.2, 0.09 * height, (0, 0, 0.91 * height), slot=2)
     if rng.random() < 0.75:
@@ -145,7 +166,10 @@ def monitor(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     if rng.random() < 0.35:  # something on the screen
         for _ in range(int(rng.integers(1, 4))):
             w, h = inner * rng.uniform(0.15, 0.5), tall * rng.uniform(0.1, 0.4)
-            x, z = rng.uniform(-0.5, 0.5) * (inner - w), lift + bezel + rng.uniform(0, tall - 2 * bezel - h)
+            x, z = (
+                rng.uniform(-0.5, 0.5) * (inner - w),
+                lift + bezel + rng.uniform(0, tall - 2 * bezel - h),
+            )
             yield box((w, 0.002, h), (x, -thick * 0.62, z), slot=int(rng.integers(2, SLOTS)))
     if rng.random() < 0.7:
         yield box((width * 0.1, thick * 0.8, lift + tall * 0.3), (0, thick * 0.7, 0))
@@ -165,7 +189,12 @@ def mug(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     height = rng.uniform(0.085, 0.13)
     radius = height * rng.uniform(0.38, 0.55)
     foot, wall = radius * rng.uniform(0.72, 1.0), radius * 0.09
-    outline = [(0, 0), (foot, 0), ((foot + radius) / 2 * rng.uniform(0.98, 1.08), height * 0.5), (radius, height)]
+    outline = [
+        (0, 0),
+        (foot, 0),
+        ((foot + radius) / 2 * rng.uniform(0.98, 1.08), height * 0.5),
+        (radius, height),
+    ]
     inner = [(radius - wall, height), (foot - wall, height * 0.12), (0, height * 0.12)]
     parts = [lathe(outline), lathe([outline[-1], *inner], slot=1)]
     size, angle = height * rng.uniform(0.26, 0.36), np.linspace(-np.pi / 2, np.pi / 2, 9)
@@ -173,7 +202,9 @@ def mug(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     path = [(side + size * stretch * np.cos(a), 0, height * 0.52 + size * np.sin(a)) for a in angle]
     parts.append(tube(path, height * rng.uniform(0.05, 0.075)))
     if rng.random() < 0.35:
-        parts.append(frustum(radius * 1.015, radius * 1.02, height * 0.14, (0, 0, height * 0.8), slot=2))
+        parts.append(
+            frustum(radius * 1.015, radius * 1.02, height * 0.14, (0, 0, height * 0.8), slot=2)
+        )
     rotation = rotation_z(rng.uniform(-0.9, 0.9)).T
     sides = (-1, -1, 1) if rng.random() < 0.5 else (1, 1, 1)  # the handle shows on either side
     for part in parts:
@@ -186,7 +217,13 @@ def plant(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     pot = height * rng.uniform(0.24, 0.36)
     top = pot * rng.uniform(0.45, 0.6)
     earth = (0, 0, pot * 0.9)
-    outline = [(0, 0), (top * rng.uniform(0.6, 0.95), 0), (top, pot), (top * 0.88, pot), (top * 0.85, pot * 0.9)]
+    outline = [
+        (0, 0),
+        (top * rng.uniform(0.6, 0.95), 0),
+        (top, pot),
+        (top * 0.88, pot),
+        (top * 0.85, pot * 0.9),
+    ]
     yield lathe([*outline, (0, pot * 0.9)], slot=1)
     yield frustum(top * 0.86, top * 0.86, 0.004, earth, slot=2)
     crown, style = height - pot, rng.integers(3)
@@ -198,19 +235,34 @@ def plant(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     elif style == 1:  # stems with broad leaves
         for stem in range(int(rng.integers(3, 6))):
             azimuth, lean = stem * 2.4 + rng.uniform(-0.4, 0.4), crown * rng.uniform(0.05, 0.3)
-            tip = np.array([lean * np.cos(azimuth), lean * np.sin(azimuth), pot + crown * rng.uniform(0.55, 0.95)])
+            tip = np.array(
+                [
+                    lean * np.cos(azimuth),
+                    lean * np.sin(azimuth),
+                    pot + crown * rng.uniform(0.55, 0.95),
+                ]
+            )
             yield tube([earth, tip], crown * 0.014, slot=2, segments=6)
             for index in range(5):
                 at = np.array(earth) * (0.55 - index * 0.13) + tip * (0.45 + index * 0.13)
                 length, wide = crown * rng.uniform(0.28, 0.45), crown * rng.uniform(0.16, 0.28)
-                yield leaf(length, wide, rng.uniform(0, 6.28), rng.uniform(0.1, 0.9), rng.uniform(0.4, 1.3), at)
+                yield leaf(
+                    length,
+                    wide,
+                    rng.uniform(0, 6.28),
+                    rng.uniform(0.1, 0.9),
+                    rng.uniform(0.4, 1.3),
+                    at,
+                )
     else:  # a trunk with leaves all round a crown
         trunk = pot + crown * rng.uniform(0.3, 0.5)
         yield frustum(height * 0.02, height * 0.015, trunk, (0, 0, pot * 0.5), slot=2)
         centre = np.array([0, 0, trunk + pot * 0.5])
         for index in range(26):
             azimuth, rise = index * 2.4, rng.uniform(-0.7, 1.4)
-            out = np.array([np.cos(azimuth) * np.cos(rise), np.sin(azimuth) * np.cos(rise), np.sin(rise)])
+            out = np.array(
+                [np.cos(azimuth) * np.cos(rise), np.sin(azimuth) * np.cos(rise), np.sin(rise)]
+            )
             at = centre + out * crown * rng.uniform(0.08, 0.22)
             yield leaf(crown * rng.uniform(0.22, 0.34), crown * 0.16, azimuth, rise, 0.5, at)
 
@@ -236,7 +288,9 @@ def sofa(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
         x = -width / 2 + arm + inner * (index + 0.5)
         slot = 1 if rng.random() < 0.3 else 0
         yield box((inner * 0.96, depth * 0.74, 0.14), (x, -depth * 0.12, seat - 0.12), slot)
-        yield box((inner * 0.92, 0.14, back - seat - 0.06), (x, depth * 0.27, seat + 0.02), tilt=-0.2)
+        yield box(
+            (inner * 0.92, 0.14, back - seat - 0.06), (x, depth * 0.27, seat + 0.02), tilt=-0.2
+        )
     for _ in range(int(rng.integers(0, 3))):
         x = rng.uniform(-1, 1) * (width / 2 - arm - 0.2)
         yield box((0.36, 0.11, 0.36), (x, depth * 0.08, seat + 0.03), slot=3, tilt=-0.35)
@@ -284,7 +338,9 @@ def teddy(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
         ellipsoid((body, body * 0.85, body * 1.2), (0, 0, waist)),
         ellipsoid((body * 0.7, body * 0.3, body * 0.85), (0, -body * 0.62, waist), slot=1),
         ellipsoid((head, head * 0.92, head * 0.92), (0, -0.01, z)),
-        ellipsoid((head * 0.45, head * 0.4, head * 0.35), (0, -head * 0.8, z - head * 0.25), slot=1),
+        ellipsoid(
+            (head * 0.45, head * 0.4, head * 0.35), (0, -head * 0.8, z - head * 0.25), slot=1
+        ),
         ellipsoid((head * 0.14,) * 3, (0, -head * 1.18, z - head * 0.14), slot=2, coarse=True),
     ]
     ear, lift = head * rng.uniform(0.34, 0.48), rng.uniform(-0.5, 0.9)
@@ -294,11 +350,19 @@ def teddy(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
         parts += [
             ellipsoid((ear, ear * 0.45, ear), (x, 0, top)),
             ellipsoid((ear * 0.6, ear * 0.2, ear * 0.6), (x, -ear * 0.4, top), slot=1, coarse=True),
-            ellipsoid((head * 0.1,) * 3, (side * head * 0.38, -head * 0.82, z + head * 0.16), slot=2, coarse=True),
+            ellipsoid(
+                (head * 0.1,) * 3,
+                (side * head * 0.38, -head * 0.82, z + head * 0.16),
+                slot=2,
+                coarse=True,
+            ),
             limb((side * body * 0.8, 0, waist + body * 0.75), hand, body * 0.34),
         ]
         if sitting:
-            foot, sole = (side * body * 0.95, -body * 1.65, body * 0.35), (side * body * 0.97, -body * 1.9, body * 0.42)
+            foot, sole = (
+                (side * body * 0.95, -body * 1.65, body * 0.35),
+                (side * body * 0.97, -body * 1.9, body * 0.42),
+            )
             parts.append(limb((side * body * 0.6, 0, body * 0.4), foot, body * 0.4))
             parts.append(ellipsoid((body * 0.38, body * 0.16, body * 0.42), sole, slot=1))
         else:
@@ -323,9 +387,17 @@ def limb(start: ArrayLike, end: ArrayLike, radius: float) -> Solid:
 
 
 BUILDERS: dict[str, Callable[[np.random.Generator, bool], Iterator[Solid]]] = {
-    "bookshelf": bookshelf, "bottle": bottle, "chair": chair, "lamp": lamp, "monitor": monitor,
-    "mug": mug, "plant": plant, "sofa": sofa, "table": table, "teddy": teddy,
-}  # fmt: skip
+    "bookshelf": bookshelf,
+    "bottle": bottle,
+    "chair": chair,
+    "lamp": lamp,
+    "monitor": monitor,
+    "mug": mug,
+    "plant": plant,
+    "sofa": sofa,
+    "table": table,
+    "teddy": teddy,
+}
 CLASSES = tuple(BUILDERS)
 # where each class is found: furniture on floors, small things on table tops, some in both sizes
 FLOOR = ("bookshelf", "chair", "lamp", "monitor", "plant", "sofa", "table", "teddy")

@@ -1,7 +1,9 @@
-"""Building blocks of objects: boxes, frusta, ellipsoids, tubes, lathed profiles and leaves, as bare triangle arrays.
+"""Building blocks of objects: boxes, frusta, ellipsoids, tubes, lathed profiles and leaves, as bare
+triangle arrays.
 
-Units are metres, z is up, angles are radians. Templates come from ``trimesh.creation`` once and are scaled afterwards: about a
-hundred times cheaper than making a ``Trimesh`` for every part of every scene.
+Units are metres, z is up, angles are radians. Templates come from ``trimesh.creation`` once and are
+scaled afterwards: about a hundred times cheaper than making a ``Trimesh`` for every part of every
+scene.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import numpy as np
 import trimesh
 from numpy.typing import ArrayLike
 
-ROUND = 28  # segments round a circle: facets smaller than a pixel at the sizes the world is rendered at
+ROUND = (
+    28  # segments round a circle: facets smaller than a pixel at the sizes the world is rendered at
+)
 
 
 class Solid(NamedTuple):
-    """``vertices`` (V, 3) float64, ``faces`` (F, 3) int32, and the material ``slot`` of all, or of each (F,)."""
+    """``vertices`` (V, 3) float64, ``faces`` (F, 3) int32, and the material ``slot`` of all, or of
+    each (F,)."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -32,7 +37,9 @@ def merge(parts: Iterable[Solid]) -> Solid:
     return Solid(
         np.concatenate(vertices),
         np.concatenate([face + np.int32(start) for face, start in zip(faces, starts, strict=True)]),
-        np.concatenate([np.broadcast_to(slot, len(face)) for slot, face in zip(slots, faces, strict=True)]),
+        np.concatenate(
+            [np.broadcast_to(slot, len(face)) for slot, face in zip(slots, faces, strict=True)]
+        ),
     )
 
 
@@ -50,7 +57,8 @@ def _template(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def box(size: ArrayLike, at: ArrayLike, slot: int = 0, tilt: float = 0.0) -> Solid:
-    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt`` about x."""
+    """A box of ``size`` (x, y, z) standing on ``at`` (centre of its base), leaning back by ``tilt``
+    about x."""
     vertices, faces = _template("box")
     vertices = vertices * np.asarray(size)
     if tilt:
@@ -63,11 +71,16 @@ def frustum(bottom: float, top: float, height: float, at: ArrayLike, slot: int =
     """A cylinder or cone with radii ``bottom`` and ``top``, standing on ``at``."""
     vertices, faces = _template("cylinder")
     radius = bottom + (top - bottom) * vertices[:, 2:]
-    return Solid(np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + np.asarray(at), faces, slot)
+    return Solid(
+        np.hstack([vertices[:, :2] * radius, vertices[:, 2:] * height]) + np.asarray(at),
+        faces,
+        slot,
+    )
 
 
 def ellipsoid(radii: ArrayLike, at: ArrayLike, slot: int = 0, coarse: bool = False) -> Solid:
-    """An ellipsoid centred at ``at``; a ``coarse`` one, for small parts, has 80 facets instead of 320."""
+    """An ellipsoid centred at ``at``; a ``coarse`` one, for small parts, has 80 facets instead of
+    320."""
     vertices, faces = _template("coarse ball" if coarse else "ball")
     return Solid(vertices * np.asarray(radii) + np.asarray(at), faces, slot)
 
@@ -87,27 +100,37 @@ def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int 
     points = np.asarray(path, np.float64)
     tangent = np.gradient(points, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    # one reference direction for the whole bar keeps the rings from twisting; it must not be parallel to the path
+    # one reference direction for the whole bar keeps the rings from twisting; it must not be
+    # parallel to the path
     side = np.cross(tangent, np.eye(3)[np.abs(points[-1] - points[0]).argmin()])
     side /= np.linalg.norm(side, axis=1, keepdims=True) + 1e-12
     other = np.cross(tangent, side)
     angle = (np.arange(segments) * (2 * np.pi / segments))[:, None]
-    vertices = points[:, None] + radius * (np.cos(angle) * side[:, None] + np.sin(angle) * other[:, None])
+    vertices = points[:, None] + radius * (
+        np.cos(angle) * side[:, None] + np.sin(angle) * other[:, None]
+    )
     return Solid(vertices.reshape(-1, 3), _strip(len(points), segments), slot)
 
 
-def leaf(length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike) -> Solid:
-    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` above the horizon and bends down by ``bend``."""
+def leaf(
+    length: float, width: float, azimuth: float, rise: float, bend: float, at: ArrayLike
+) -> Solid:
+    """A pointed, bent, flat leaf from ``at``: it starts ``rise`` above the horizon and bends down
+    by ``bend``."""
     steps = 6
     along = np.linspace(0, 1, steps)
     pitch = rise - bend * along
-    centre = np.cumsum(np.stack([np.cos(pitch), np.zeros(steps), np.sin(pitch)], axis=1), axis=0) * (length / steps)
+    centre = np.cumsum(
+        np.stack([np.cos(pitch), np.zeros(steps), np.sin(pitch)], axis=1), axis=0
+    ) * (length / steps)
     half = width / 2 * np.sin(np.pi * np.clip(along * 0.85 + 0.15, 0, 1)) ** 0.8
     half[-1] = 0.002
     vertices = np.repeat(centre, 2, axis=0)
     vertices[::2, 1], vertices[1::2, 1] = half, -half  # left and right edge in turn
     first = 2 * np.arange(steps - 1, dtype=np.int32)
-    faces = np.concatenate([np.stack([first, first + 1, first + 3], 1), np.stack([first, first + 3, first + 2], 1)])
+    faces = np.concatenate(
+        [np.stack([first, first + 1, first + 3], 1), np.stack([first, first + 3, first + 2], 1)]
+    )
     return Solid(vertices @ rotation_z(azimuth).T + np.asarray(at), faces, 0)
 
 
@@ -124,4 +147,8 @@ def _strip(rows: int, columns: int) -> np.ndarray:
     a = row * columns + column
     b = row * columns + (column + 1) % columns
     c, d = a + columns, b + columns
-    return np.concatenate([np.stack([a, b, d], -1), np.stack([a, d, c], -1)]).reshape(-1, 3).astype(np.int32)
+    return (
+        np.concatenate([np.stack([a, b, d], -1), np.stack([a, d, c], -1)])
+        .reshape(-1, 3)
+        .astype(np.int32)
+    )

@@ -1,8 +1,10 @@
-"""The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again by content.
+"""The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again
+by content.
 
-A chunk (a webdataset shard, or a hundred pictures of another split) writes its files first and its record last; a chunk without a
-record that fits its files is rendered again. ``manifest.json`` is written when all is there, so a killed build is resumed and a
-damaged world is mended by calling ``build_world`` once more.
+A chunk (a webdataset shard, or a hundred pictures of another split) writes its files first and its
+record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is
+written when all is there, so a killed build is resumed and a damaged world is mended by calling
+``build_world`` once more.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ MANIFEST = "manifest.json"
 
 
 async def build_world(config: WorldConfig, executor: Executor) -> Path:
-    """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if it is not complete.
+    """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if
+    it is not complete.
 
     Raises:
         UserError: no space, or a folder that cannot be written.
@@ -49,7 +52,14 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         _prepare(root, config, missing)
         pieces = min(len(missing), PIECES * executor.cpus)
         units = [
-            executor.run("render", render_chunks, root, config, missing[n::pieces], name=f"render {n + 1}/{pieces}")
+            executor.run(
+                "render",
+                render_chunks,
+                root,
+                config,
+                missing[n::pieces],
+                name=f"render {n + 1}/{pieces}",
+            )
             for n in range(pieces)
         ]
         await asyncio.gather(*units)
@@ -58,7 +68,8 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
 
 
 def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
-    """Render some chunks of the world at ``root``; a unit of work. One that is killed leaves finished chunks and their records.
+    """Render some chunks of the world at ``root``; a unit of work. One that is killed leaves
+    finished chunks and their records.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -79,9 +90,14 @@ def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> N
 
 
 def _render(
-    files: layout.Files, members: list[tuple[str, bytes]], config: WorldConfig, chunk: Chunk, index: int
+    files: layout.Files,
+    members: list[tuple[str, bytes]],
+    config: WorldConfig,
+    chunk: Chunk,
+    index: int,
 ) -> dict[str, Any]:
-    """Write a picture, or add it to the ``members`` of a shard; returns what the lists must know of it."""
+    """Write a picture, or add it to the ``members`` of a shard; returns what the lists must know of
+    it."""
     split = SPLITS[chunk.split]
     rng = np.random.default_rng([config.seed, split.stream, index])
     dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
@@ -95,7 +111,9 @@ def _render(
         return {"key": key}
     if chunk.split in DENSE:
         prefix, part = DENSE[chunk.split]
-        return layout.write_dense(files, prefix, part, f"{split.first + index:012d}", picture, scene, truth)
+        return layout.write_dense(
+            files, prefix, part, f"{split.first + index:012d}", picture, scene, truth
+        )
     if dominant:
         part = chunk.split.removeprefix("class-")
         name = f"imagefolder/{part}/{dominant}/{part}_{index:06d}.jpg"
@@ -104,7 +122,11 @@ def _render(
     part = "train" if chunk.split == "retrieval-train" else "test"
     name = f"{part}_{index:06d}.jpg"
     files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
-    return {"filename": name, "split": part, "captions": clean_captions(rng, scene, seen_objects(scene, truth))}
+    return {
+        "filename": name,
+        "split": part,
+        "captions": clean_captions(rng, scene, seen_objects(scene, truth)),
+    }
 
 
 def is_complete(root: Path, config: WorldConfig) -> bool:
@@ -117,11 +139,14 @@ def is_complete(root: Path, config: WorldConfig) -> bool:
 
 def _read_record(root: Path, chunk: Chunk) -> dict[str, Any] | None:
     record = _read(root, chunk.record, "files")
-    return record if record and len(record.get("pictures", ())) == chunk.stop - chunk.start else None
+    return (
+        record if record and len(record.get("pictures", ())) == chunk.stop - chunk.start else None
+    )
 
 
 def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
-    """The manifest or a chunk's record; None where it is missing, damaged, or does not fit the ``files`` that it lists."""
+    """The manifest or a chunk's record; None where it is missing, damaged, or does not fit the
+    ``files`` that it lists."""
     try:
         record = json.loads((root / name).read_text(encoding="utf-8"))
         for file, written in record[files].items():
@@ -138,7 +163,9 @@ def _finish(root: Path, config: WorldConfig) -> None:
     for chunk in chunks_of(config):
         record = _read_record(root, chunk)
         if record is None:
-            raise UserError(f"mini world in {root}: {chunk.record} is gone or damaged while building; run again")
+            raise UserError(
+                f"mini world in {root}: {chunk.record} is gone or damaged while building; run again"
+            )
         records[chunk.split] += record["pictures"]
     lists = {KARPATHY: layout.karpathy_json(records["retrieval-train"] + records["retrieval"])}
     for split, (prefix, part) in DENSE.items():
@@ -151,8 +178,8 @@ def _finish(root: Path, config: WorldConfig) -> None:
 
 
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a picture takes about 1.3 bytes
-    a pixel, a file at least a block."""
+    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a
+    picture takes about 1.3 bytes a pixel, a file at least a block."""
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).unlink(missing_ok=True)
@@ -162,6 +189,7 @@ def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise UserError(
-            f"the mini world needs about {needed / 2**20:.0f} MiB in {root}, where {free / 2**20:.0f} MiB are free; "
-            "free some space or set CLIPTEX_HOME to another folder"
+            f"the mini world needs about {needed / 2**20:.0f} MiB in {root}, where"
+            f" {free / 2**20:.0f} MiB are free; free some space or set CLIPTEX_HOME to another"
+            " folder"
         )

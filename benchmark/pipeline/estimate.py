@@ -1,4 +1,5 @@
-"""How long much work takes and how large it gets, from how quick one device is: what ``--dry-run`` and ``estimate`` say."""
+"""How long much work takes and how large it gets, from how quick one device is: what ``--dry-run``
+and ``estimate`` say."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
 
 
-def scale_table(pairs: int, epochs: float, label: float, train: float, label_bytes: float, gpus: Sequence[int]) -> str:
+def scale_table(
+    pairs: int, epochs: float, label: float, train: float, label_bytes: float, gpus: Sequence[int]
+) -> str:
     """A Markdown table: hours of labelling and training, GPU-hours and disk, on so many GPUs.
 
     Args:

@@ -39,15 +39,19 @@ class ExpertTraining:
     experiment: str = "experts"
 
 
-async def expert_stage(inputs: ExpertTraining, executor: Executor, priority: int = 0) -> dict[str, Any]:
+async def expert_stage(
+    inputs: ExpertTraining, executor: Executor, priority: int = 0
+) -> dict[str, Any]:
     """``expert_unit`` through an executor, which says where it computes."""
     inputs = replace(inputs, device=executor.device)
-    return await executor.run("expert", expert_unit, inputs, name=f"expert {inputs.name}", priority=priority)
+    return await executor.run(
+        "expert", expert_unit, inputs, name=f"expert {inputs.name}", priority=priority
+    )
 
 
 def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
-    """Train an expert, or find what another process has trained meanwhile; one unit of work. Returns its ``expert.json``, with
-    its accuracy on truth.
+    """Train an expert, or find what another process has trained meanwhile; one unit of work.
+    Returns its ``expert.json``, with its accuracy on truth.
 
     Raises:
         UserError: as ``backbones.cliptex.experts.training.train_expert``.
@@ -61,8 +65,12 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
         with stage_run(Tracker(inputs.experiment), "experts", name, tags, inputs.settings) as run:
             made = _train(inputs, run)
             run.log_json(made, CONFIG)
-            run.log_metrics({"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]})
-            run.set_tags({"weights.sha256": made["sha256"], "weights.file": str(inputs.out.absolute())})
+            run.log_metrics(
+                {"cost/train_seconds": made["seconds"], "cost/train_flops": made["flops"]}
+            )
+            run.set_tags(
+                {"weights.sha256": made["sha256"], "weights.file": str(inputs.out.absolute())}
+            )
     accuracy = ", ".join(f"{key} {value:.3g}" for key, value in made["accuracy"].items())
     console.print(f"  expert {inputs.name}: {accuracy}  {made['seconds']:.0f} s")
     return made

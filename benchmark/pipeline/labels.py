@@ -40,11 +40,12 @@ class LabelRequest:
 
     Attributes:
         pairs: image-caption pairs, as ``--pairs`` takes them; experts: ``NAME=WHERE`` each.
-        out: the store's folder; None: under ``$CLIPTEX_HOME``, by what the experts are, not by where they lie, so that
-            those which were trained anew make new labels.
+        out: the store's folder; None: under ``$CLIPTEX_HOME``, by what the experts are, not by
+            where they lie, so that those which were trained anew make new labels.
         settings: what labels look like.
         batch_size: images of one size that experts see at once.
-        device, num_workers: where it is computed, with how many threads that decode and encode; the executor says it.
+        device, num_workers: where it is computed, with how many threads that decode and encode; the
+            executor says it.
         experiment: in MLflow.
         name: of the pairs, in the name of a folder under ``$CLIPTEX_HOME``.
         priority: of its units, see ``Executor.submit``.
@@ -70,13 +71,17 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
     """Label every pair with every expert; returns the store's manifest. Finished shards are kept.
 
     Raises:
-        UserError: experts or pairs that cannot be used, a folder that holds labels of others, or over 1 % of the images cannot
-            be read.
+        UserError: experts or pairs that cannot be used, a folder that holds labels of others, or
+            over 1 % of the images cannot be read.
     """
     request = replace(request, device=executor.device, num_workers=executor.num_workers)
     source = open_pairs(request.pairs, executor.bar)
     experts = load_experts(list(request.experts), "cpu")
-    params = {"experts": ",".join(expert.name for expert in experts), "pairs": source.name, "count": len(source)}
+    params = {
+        "experts": ",".join(expert.name for expert in experts),
+        "pairs": source.name,
+        "count": len(source),
+    }
     writer = labels_writer(source, experts, request.settings, request.folder)
     del experts  # from here on they are the units' business
     async with one_maker_async(writer.root):
@@ -91,7 +96,11 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
             return LabelStore(writer.root).manifest
         tags = {"labels.file": str(writer.root), "labelling.kind": labelling_kind(writer)}
         with stage_run(
-            Tracker(request.experiment), "label", f"label {PurePath(source.name).name}", tags, params
+            Tracker(request.experiment),
+            "label",
+            f"label {PurePath(source.name).name}",
+            tags,
+            params,
         ) as run:
             steps = itertools.count(1)
 
@@ -99,21 +108,31 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
                 """One shard after the other; after one that breaks no other is begun."""
                 while missing:
                     number = missing.popleft()
-                    told = {"name": f"label {source.shards[number].name}", "priority": request.priority}
+                    told = {
+                        "name": f"label {source.shards[number].name}",
+                        "priority": request.priority,
+                    }
                     try:
-                        shard, device = await executor.run("label", label_unit, request, writer, number, **told)
+                        shard, device = await executor.run(
+                            "label", label_unit, request, writer, number, **told
+                        )
                         run.set_tags({"device.kind": device})
                         speed = shard.images / max(shard.seconds, 1e-9)
-                        run.log_metrics({"label/images_per_second": speed} if shard.images else {}, next(steps))
+                        run.log_metrics(
+                            {"label/images_per_second": speed} if shard.images else {}, next(steps)
+                        )
                         _count(tally, shard, len(source))
                     except BaseException:
                         missing.clear()
                         raise
 
             try:  # twice as many under way as can run
-                ended = await asyncio.gather(*(label() for _ in range(2 * executor.width)), return_exceptions=True)
+                ended = await asyncio.gather(
+                    *(label() for _ in range(2 * executor.width)), return_exceptions=True
+                )
             finally:
-                _labeller.cache_clear()  # where units ran in this process, its memory is wanted for other things now
+                # where units ran in this process, its memory is wanted for other things now
+                _labeller.cache_clear()
             for error in ended:
                 if error is not None:
                     raise error
@@ -124,7 +143,8 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
 
 
 def labelling_kind(writer: LabelWriter) -> str:
-    """What makes two labellings equally quick: experts and sizes, whatever the experts' weights and classes."""
+    """What makes two labellings equally quick: experts and sizes, whatever the experts' weights and
+    classes."""
     experts = [
         {key: value for key, value in expert.items() if key not in ("sha256", "classes")}
         for expert in writer.identity["experts"]
@@ -132,8 +152,11 @@ def labelling_kind(writer: LabelWriter) -> str:
     return content_key([experts, writer.identity["settings"]])
 
 
-def label_unit(request: LabelRequest, writer: LabelWriter, number: int) -> tuple[LabelledShard, str]:
-    """Label one shard of the pairs, unless its labels are there, and say on what kind of device; one unit of work."""
+def label_unit(
+    request: LabelRequest, writer: LabelWriter, number: int
+) -> tuple[LabelledShard, str]:
+    """Label one shard of the pairs, unless its labels are there, and say on what kind of device;
+    one unit of work."""
     labeller = _labeller(request, writer.root, writer.key)
     shard = labeller.label(labeller.source.shards[number], reporter(), _say)
     return shard, device_kind(choose_device(request.device))
@@ -146,8 +169,12 @@ def _labeller(request: LabelRequest, root: Path, key: str) -> Labeller:
     experts = load_experts(list(request.experts), choose_device(request.device))
     writer = labels_writer(source, experts, request.settings, root)
     if writer.key != key:
-        raise UserError("the experts or pairs have changed while they were labelled; run the command again")
-    return Labeller(source, experts, writer, request.settings, request.batch_size, request.num_workers)
+        raise UserError(
+            "the experts or pairs have changed while they were labelled; run the command again"
+        )
+    return Labeller(
+        source, experts, writer, request.settings, request.batch_size, request.num_workers
+    )
 
 
 label_unit.forget = _labeller.cache_clear  # type: ignore[attr-defined]
@@ -173,7 +200,10 @@ def _log(run: Run, store: LabelStore, source: PairSource) -> None:
             "cost/label_seconds": cost["seconds"],
             "cost/label_flops": cost["flops"],
             "cost/images_per_second": cost["images"] / max(cost["seconds"], 1e-9),
-            **{f"cost/label_seconds/{name}": seconds for name, seconds in cost["expert_seconds"].items()},
+            **{
+                f"cost/label_seconds/{name}": seconds
+                for name, seconds in cost["expert_seconds"].items()
+            },
             **{
                 f"cost/images_per_second/{name}": cost["images"] / max(s, 1e-9)
                 for name, s in cost["expert_seconds"].items()

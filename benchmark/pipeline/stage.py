@@ -1,4 +1,5 @@
-"""What all stages share: an MLflow run of its own, skipped when its result is there, by one process at a time."""
+"""What all stages share: an MLflow run of its own, skipped when its result is there, by one process
+at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ from reports.mlflow.run import Run, Tracker
 
 @contextmanager
 def driving(spec: ExecutorSpec, experiment: str) -> Iterator[tuple[Executor, Tracker]]:
-    """What a command needs that gives out units: an executor, and the experiment that they write to. Runs whose process is gone
-    are closed before, and after the executor's tasks have ended.
+    """What a command needs that gives out units: an executor, and the experiment that they write
+    to. Runs whose process is gone are closed before, and after the executor's tasks have ended.
 
     Raises:
-        UserError, TrackingError: no such executor, or a store that cannot be used (by tasks on other machines).
+        UserError, TrackingError: no such executor, or a store that cannot be used (by tasks on
+            other machines).
     """
     tracker = None
     try:
@@ -29,7 +31,11 @@ def driving(spec: ExecutorSpec, experiment: str) -> Iterator[tuple[Executor, Tra
             executor.check_store(tracking_uri())
             tracker = Tracker(experiment)
             for name in tracker.close_stale():
-                console.print(f"closed the run {name!r}: its process had vanished", style="yellow", markup=False)
+                console.print(
+                    f"closed the run {name!r}: its process had vanished",
+                    style="yellow",
+                    markup=False,
+                )
             yield executor, tracker
     finally:
         if tracker is not None:
@@ -47,12 +53,16 @@ def stage_run(
 ) -> Iterator[Run]:
     """An MLflow run for a stage (under ``parent``)."""
     about = {"stage": stage, "suite": tracker.experiment, **tags}
-    with tracker.run(name, tags=about, params=params, parent=parent, monitored=True) as run, as_interrupt():
+    with (
+        tracker.run(name, tags=about, params=params, parent=parent, monitored=True) as run,
+        as_interrupt(),
+    ):
         yield run
 
 
 def one_maker(out: Path) -> AbstractContextManager[bool]:
-    """No other process makes ``out`` (a file or folder) meanwhile; who comes second waits, and looks for it again."""
+    """No other process makes ``out`` (a file or folder) meanwhile; who comes second waits, and
+    looks for it again."""
     return locked(*_lock(out))
 
 

@@ -1,4 +1,5 @@
-"""The suites ``mini`` (the embedded default), ``smoke`` (the same, tiny, for tests) and ``sweep`` on the mini world."""
+"""The suites ``mini`` (the embedded default), ``smoke`` (the same, tiny, for tests) and ``sweep``
+on the mini world."""
 
 from __future__ import annotations
 
@@ -13,25 +14,47 @@ from backbones.cliptex.training.recipes import subsets
 from benchmark.suites.registry import Suite, register_suite
 
 DENSE = {
-    "size": 64, "scale_range": (0.75, 1.5), "batch_size": 16, "channels": 64, "feature_stride": 8, "lr": 3e-3,
-    "fixed_crops": 2, "cache": "fp16",
-}  # fmt: skip
+    "size": 64,
+    "scale_range": (0.75, 1.5),
+    "batch_size": 16,
+    "channels": 64,
+    "feature_stride": 8,
+    "lr": 3e-3,
+    "fixed_crops": 2,
+    "cache": "fp16",
+}
 DETECT = {
-    "batch_size": 8, "out_channels": 64, "lr": 1e-3, "cache": "fp16", "short_side": 64, "long_side": 64, "fc_out_channels": 128,
+    "batch_size": 8,
+    "out_channels": 64,
+    "lr": 1e-3,
+    "cache": "fp16",
+    "short_side": 64,
+    "long_side": 64,
+    "fc_out_channels": 128,
     # a few objects in 64 × 64 pixels: smaller anchors, and fewer of everything, than COCO needs
-    "anchor_scale": 4.0, "proposals": 100, "rois_per_image": 64, "detections": 30,
-}  # fmt: skip
+    "anchor_scale": 4.0,
+    "proposals": 100,
+    "rois_per_image": 64,
+    "detections": 30,
+}
 
 
 def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[str, dict]:
-    """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations, without some probes."""
+    """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations,
+    without some probes."""
     dense = {**DENSE, "max_iters": iters}
     found: dict[str, dict] = {
-        "mini-seg/linear": dense, "mini-seg/pspnet": dense, "mini-seg/in-context": {"size": 64, "feature_stride": 8},
+        "mini-seg/linear": dense,
+        "mini-seg/pspnet": dense,
+        "mini-seg/in-context": {"size": 64, "feature_stride": 8},
         "mini-det/mask-rcnn": {**DETECT, "max_iters": detect_iters},
-        "mini-depth/linear": dense, "mini-normal/linear": dense,
-        "mini-class/linear": {}, "mini-class/knn": {}, "mini-class/zero-shot": {}, "mini-retrieval/retrieval": {},
-    }  # fmt: skip
+        "mini-depth/linear": dense,
+        "mini-normal/linear": dense,
+        "mini-class/linear": {},
+        "mini-class/knn": {},
+        "mini-class/zero-shot": {},
+        "mini-retrieval/retrieval": {},
+    }
     return {name: settings for name, settings in found.items() if name.split("/")[1] not in without}
 
 
@@ -45,28 +68,46 @@ class Sizes:
 
     clip: Mapping[str, Any]  # changes to the recipe that pre-trains CLIP on captions
     init: str  # what that starts from, see backbones.cliptex.training.models.load_pretrained_clip
-    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same pairs in the same order
+    # changes to the recipes that fine-tune it; the same for clip-ft and cliptex: both see the same
+    # pairs in the same order
     tune: Mapping[str, Any]
-    lambdas: Mapping[str, Any]  # further changes to cliptex alone: its λs, where they are not the recipe's
+    lambdas: Mapping[
+        str, Any
+    ]  # further changes to cliptex alone: its λs, where they are not the recipe's
     experts: Mapping[str, Mapping[str, Any]]  # expert → changes to its settings
 
 
 _EXPERT = {"size": 64, "batch_size": 32, "color_jitter": 0.3, "crop_scale": (0.6, 1.0)}
 EXPERTS: dict[str, dict[str, Any]] = {
-    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of CPU)
+    # a U-Net stands for Mask R-CNN, which is too slow to train at this size (23 images a second of
+    # CPU)
     "unet": {**_EXPERT, "width": 24, "stride": 4, "epochs": 5.0, "lr": 3e-3, "balance": 0.5},
     "dpt": {**_EXPERT, "encoder": "tf_efficientnet_lite0", "fusion": 16, "epochs": 2.5, "lr": 2e-3},
     "nll-angmf": {**_EXPERT, "width": 24, "stride": 4, "epochs": 2.5, "lr": 2e-3},
 }
 SIZES = {
     "mini": Sizes(
-        clip={"model": "mini", "epochs": 1.5, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400},
+        clip={
+            "model": "mini",
+            "epochs": 1.5,
+            "batch_size": 64,
+            "lr": 1e-3,
+            "warmup": 0.1,
+            "val_pairs": 400,
+        },
         init="imagenet",
         tune={
-            "epochs": 2.0, "batch_size": 64, "lr": 1e-3, "warmup": 0.1, "val_pairs": 400, "head_lr": 3.0, "head_width": 64,
+            "epochs": 2.0,
+            "batch_size": 64,
+            "lr": 1e-3,
+            "warmup": 0.1,
+            "val_pairs": 400,
+            "head_lr": 3.0,
+            "head_width": 64,
             "label_size": 32,
         },
-        # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything starts at 1
+        # the paper's 0.1 belongs to its own losses and data; here, as in its search, everything
+        # starts at 1
         lambdas={"lambda_seg": 1.0},
         experts=EXPERTS,
     ),
@@ -77,7 +118,7 @@ SIZES = {
         lambdas={},
         experts={name: {**settings, "epochs": 0.5} for name, settings in EXPERTS.items()},
     ),
-}  # fmt: skip
+}
 # what a sweep repeats is shorter; what it shares (world, CLIP, experts, labels) is mini's own
 SIZES["sweep"] = replace(SIZES["mini"], tune={**SIZES["mini"].tune, "epochs": 1.0})
 
@@ -90,15 +131,22 @@ GROUPS = {
 
 
 def later(name: str) -> Callable[..., Any]:
-    """A function of ``mini_artifacts``, which is imported when it is called: suites are listed without torch."""
+    """A function of ``mini_artifacts``, which is imported when it is called: suites are listed
+    without torch."""
     return lambda *args: getattr(import_module("benchmark.suites.mini_artifacts"), name)(*args)
 
 
 UNTRAINED = ("in-context", "knn")
 # a default run, from nothing, measured; a seed more shares world, experts and labels
-TAKES = "on two cores the first numbers come after about 5 minutes and all of a seed after 11, sooner where something is there"
+TAKES = (
+    "on two cores the first numbers come after about 5 minutes and all of a seed after 11, sooner"
+    " where something is there"
+)
 ABOUT = "embedded default: a ray-traced world with exact truth for every task, made on first use"
-SWEEP = "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a task, no detection"
+SWEEP = (
+    "the mini suite, for λ sweeps: same world, labels and CLIP; shorter fine-tuning, one probe a"
+    " task, no detection"
+)
 for name, about, found in (  # what is trained for each is in SIZES
     ("mini", ABOUT, tasks(400, 150, without=["pspnet"])),
     ("smoke", "the mini suite, tiny: for tests", tasks(20, 10, without=UNTRAINED)),
@@ -106,8 +154,15 @@ for name, about, found in (  # what is trained for each is in SIZES
 ):
     register_suite(
         Suite(
-            name=name, about=about, tasks=found, default_backbones=GROUPS["cliptex"], groups=GROUPS,
-            artifacts=later("artifacts"), preview=later("preview"), training=later("training"),
-            training_settings=SIZES[name].tune, takes=TAKES if name == "mini" else "",
+            name=name,
+            about=about,
+            tasks=found,
+            default_backbones=GROUPS["cliptex"],
+            groups=GROUPS,
+            artifacts=later("artifacts"),
+            preview=later("preview"),
+            training=later("training"),
+            training_settings=SIZES[name].tune,
+            takes=TAKES if name == "mini" else "",
         )
-    )  # fmt: skip
+    )

@@ -1,4 +1,5 @@
-"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels, CLIP-FT and CLIPTeX."""
+"""What the mini suites make for themselves: the world, and on it CLIP, the experts, their labels,
+CLIP-FT and CLIPTeX."""
 
 from __future__ import annotations
 
@@ -24,51 +25,75 @@ from benchmark.pipeline.experts import ExpertTraining, expert_stage
 from benchmark.pipeline.labels import LabelRequest, label_stage
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
 from benchmark.suites.mini import MADE, SIZES, SUBSETS, Sizes
-from benchmark.suites.registry import MadeBackbone, PreviewStage, Stages, SuiteArtifacts, SuitePreview, SuiteTraining
+from benchmark.suites.registry import (
+    MadeBackbone,
+    PreviewStage,
+    Stages,
+    SuiteArtifacts,
+    SuitePreview,
+    SuiteTraining,
+)
 from reports.mlflow.run import Tracker
 
 
 async def artifacts(stages: Stages, names: Sequence[str], seeds: Sequence[int]) -> SuiteArtifacts:
-    """The world's datasets, and what makes the weights that are asked for and known here; nothing is made twice."""
+    """The world's datasets, and what makes the weights that are asked for and known here; nothing
+    is made twice."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
     maker = _Maker(stages, world)
-    return SuiteArtifacts(_datasets(world), {key: partial(maker.backbone, *key) for key in _wanted(names, seeds)})
+    return SuiteArtifacts(
+        _datasets(world), {key: partial(maker.backbone, *key) for key in _wanted(names, seeds)}
+    )
 
 
 async def training(stages: Stages, seed: int) -> SuiteTraining:
-    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained CLIP."""
+    """What a sweep on this suite trains on: the world's pairs, their labels, and the pre-trained
+    CLIP."""
     world = await build_world(CONFIGS[stages.suite], stages.executor)
     maker = _Maker(stages, world)
     clip, (labels, _) = await asyncio.gather(maker.clip(seed), maker.labels())
     return SuiteTraining(
-        _datasets(world), str(clip.path), str(world / "pairs"), labels,
+        _datasets(world),
+        str(clip.path),
+        str(world / "pairs"),
+        labels,
         lambda recipe, used: _weights_path(world, recipe, str(clip.path), used),
-    )  # fmt: skip
+    )
 
 
 def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePreview:
-    """What of it is there. Weights whose labels or initial weights are not there yet are not there either."""
+    """What of it is there. Weights whose labels or initial weights are not there yet are not there
+    either."""
     config, sizes = CONFIGS[suite], SIZES[suite]
     world = home() / "mini" / config.key()
     is_there = is_complete(world, config)
     stages = [PreviewStage("render the mini world", "render", len(chunks_of(config)), is_there)]
     wanted = _wanted(names, seeds)
-    clips = {seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None) for _, seed in wanted}
+    clips = {
+        seed: _weights_path(world, _recipe("clip", sizes.clip, seed), sizes.init, None)
+        for _, seed in wanted
+    }
     labels: LabelStore | None = None
     if any(name in SUBSETS for name, _ in wanted):
         for name, settings in sizes.experts.items():
             trained = (_expert_folder(world, name, settings) / "expert.json").is_file()
             stages.append(PreviewStage(f"train expert {name}", "expert", 1, trained))
         stores = sorted(
-            (home() / "labels").glob(f"{world.name}-*/manifest.json"), key=lambda path: path.stat().st_mtime
+            (home() / "labels").glob(f"{world.name}-*/manifest.json"),
+            key=lambda path: path.stat().st_mtime,
         )
         if all(stage.available for stage in stages[1:]):
-            for store in stores:  # the newest that can be read: those of older formats are made again
+            for (
+                store
+            ) in stores:  # the newest that can be read: those of older formats are made again
                 with suppress(UserError):
                     labels = LabelStore(store.parent)
         shards = -(-config.pairs // config.shard_size)
         stages.append(PreviewStage("label the pairs", "label", shards, labels is not None))
-    stages += [PreviewStage(f"train clip · seed {s}", "train", 1, path.is_file(), s) for s, path in clips.items()]
+    stages += [
+        PreviewStage(f"train clip · seed {s}", "train", 1, path.is_file(), s)
+        for s, path in clips.items()
+    ]
     backbones: dict[tuple[str, int], Mapping[str, Any] | None] = {}
     for name, seed in wanted:
         path, used = clips[seed], labels if name in SUBSETS else None
@@ -94,8 +119,8 @@ def _config(name: str, seed: int, path: Path) -> dict[str, Any]:
 
 
 class _Maker:
-    """Makes each thing once, however many backbones wait for it; the long ones first, so that in the end no core is left alone
-    with one."""
+    """Makes each thing once, however many backbones wait for it; the long ones first, so that in
+    the end no core is left alone with one."""
 
     def __init__(self, stages: Stages, world: Path) -> None:
         self.stages, self.world, self.sizes = stages, world, SIZES[stages.suite]
@@ -115,30 +140,49 @@ class _Maker:
         if name == "clip":
             made = await pretrained
         elif name in SUBSETS:
-            clip, (labels, cost) = await asyncio.gather(pretrained, self.once("labels", self.labels))
-            made = await self._train(_tuned(self.sizes, name, seed), str(clip.path), labels, priority=2)
+            clip, (labels, cost) = await asyncio.gather(
+                pretrained, self.once("labels", self.labels)
+            )
+            made = await self._train(
+                _tuned(self.sizes, name, seed), str(clip.path), labels, priority=2
+            )
         else:
             clip = await pretrained
-            made = await self._train(_tuned(self.sizes, name, seed), str(clip.path), None, priority=1)
+            made = await self._train(
+                _tuned(self.sizes, name, seed), str(clip.path), None, priority=1
+            )
         return MadeBackbone(_config(name, seed, made.path), made.run, {**made.spent, **cost})
 
     async def clip(self, seed: int) -> TrainedWeights:
         """CLIP, pre-trained on the captions."""
-        return await self._train(_recipe("clip", self.sizes.clip, seed), self.sizes.init, None, priority=3)
+        return await self._train(
+            _recipe("clip", self.sizes.clip, seed), self.sizes.init, None, priority=3
+        )
 
     async def labels(self) -> tuple[Path, dict[str, float]]:
         """The store of all experts' labels of the pairs, and what experts and labels cost."""
         stages, experts = self.stages, self.sizes.experts
         longest = sorted(experts, key=lambda name: -experts[name]["epochs"])
         made = await asyncio.gather(*map(self._expert, longest))
-        where = tuple(f"{name}={_expert_folder(self.world, name, settings)}" for name, settings in experts.items())
+        where = tuple(
+            f"{name}={_expert_folder(self.world, name, settings)}"
+            for name, settings in experts.items()
+        )
         request = LabelRequest(
-            pairs=str(self.world / "pairs"), experts=where, out=None, name=self.world.name,
-            settings=LabelSettings(input_side=0, label_side=0), batch_size=128, experiment=stages.experiment, priority=3,
-        )  # fmt: skip
+            pairs=str(self.world / "pairs"),
+            experts=where,
+            out=None,
+            name=self.world.name,
+            settings=LabelSettings(input_side=0, label_side=0),
+            batch_size=128,
+            experiment=stages.experiment,
+            priority=3,
+        )
         manifest = await label_stage(request, stages.executor)
         cost = {f"label_{kind}": manifest["cost"][kind] for kind in ("seconds", "flops")}
-        cost |= {f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")}
+        cost |= {
+            f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")
+        }
         store = home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}"
         keep(store)
         return store, cost
@@ -149,17 +193,28 @@ class _Maker:
         keep(out)
         if (out / "expert.json").is_file():
             return json.loads((out / "expert.json").read_text(encoding="utf-8"))
-        inputs = ExpertTraining(name, self.world / "expert", out, settings, experiment=stages.experiment)
+        inputs = ExpertTraining(
+            name, self.world / "expert", out, settings, experiment=stages.experiment
+        )
         return await expert_stage(inputs, stages.executor, priority=3)
 
-    async def _train(self, recipe: Recipe, init: str, labels: Path | None, priority: int) -> TrainedWeights:
+    async def _train(
+        self, recipe: Recipe, init: str, labels: Path | None, priority: int
+    ) -> TrainedWeights:
         stages = self.stages
         out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
         keep(out)
         inputs = TrainingInputs(
-            recipe, init, str(self.world / "pairs"), out, (labels,) if labels else (), experiment=stages.experiment
+            recipe,
+            init,
+            str(self.world / "pairs"),
+            out,
+            (labels,) if labels else (),
+            experiment=stages.experiment,
         )
-        return find_weights(inputs, self.tracker) or await train_stage(inputs, stages.executor, priority)
+        return find_weights(inputs, self.tracker) or await train_stage(
+            inputs, stages.executor, priority
+        )
 
 
 def _recipe(name: str, settings: Mapping[str, Any], seed: int) -> Recipe:
@@ -176,5 +231,13 @@ def _expert_folder(world: Path, name: str, settings: Mapping[str, Any]) -> Path:
 
 
 def _weights_path(world: Path, recipe: Recipe, init: str, labels: LabelStore | None) -> Path:
-    inputs = {"recipe": recipe.identity(), "init": Path(init).name, "labels": labels.identity if labels else ""}
-    return home() / "weights" / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"
+    inputs = {
+        "recipe": recipe.identity(),
+        "init": Path(init).name,
+        "labels": labels.identity if labels else "",
+    }
+    return (
+        home()
+        / "weights"
+        / f"{world.name}-{recipe.name}-s{recipe.seed}-{content_key(inputs, 8)}.safetensors"
+    )

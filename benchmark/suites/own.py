@@ -8,7 +8,10 @@ from benchmark.suites.registry import Suite, cross, register_suite
 OWN = register_suite(
     Suite(
         name="own",
-        about="your own data: examples of datasets declared in one file (place each with --data NAME=DIR)",
+        about=(
+            "your own data: examples of datasets declared in one file (place each with --data"
+            " NAME=DIR)"
+        ),
         tasks={
             **cross(["camvid"], DENSE),
             **cross(["imagefolder"], ["linear", "zero-shot"]),

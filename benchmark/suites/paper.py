@@ -1,8 +1,9 @@
 """The tasks of the CLIPTeX paper, on the real datasets.
 
-The frozen backbone computes in bf16 (heads, losses and scores in fp32), which is twice as quick on GPUs and on CPUs that have
-it; ``--set precision=fp32`` for full precision. It is part of each number's identity, as every setting is. The settings are
-this suite's own; those of published protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
+The frozen backbone computes in bf16 (heads, losses and scores in fp32), which is twice as quick on
+GPUs and on CPUs that have it; ``--set precision=fp32`` for full precision. It is part of each
+number's identity, as every setting is. The settings are this suite's own; those of published
+protocols are presets: ``--set protocol=NAME``, see ``list protocols``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ ENCODER = {"precision": "bf16"}
 PAPER = register_suite(
     Suite(
         name="paper",
-        about="the tasks of the CLIPTeX paper on the real datasets (bring them with --data-root), backbones in bf16",
+        about=(
+            "the tasks of the CLIPTeX paper on the real datasets (bring them with --data-root),"
+            " backbones in bf16"
+        ),
         tasks={
             **cross(["voc", "ade20k"], DENSE, **ENCODER),
             **cross(["coco"], ["ssd", "mask-rcnn"], **ENCODER),
@@ -37,7 +41,10 @@ SHORT = {
 COMPANION = register_suite(
     Suite(
         name="companion",
-        about="quick tasks to follow a training by: short linear probes, zero-shot and retrieval (for `watch`)",
+        about=(
+            "quick tasks to follow a training by: short linear probes, zero-shot and retrieval (for"
+            " `watch`)"
+        ),
         tasks={
             **cross(["voc", "nyu-depth"], ["linear"], **SHORT),
             **cross(["imagenet"], ["zero-shot"], **ENCODER),

@@ -1,4 +1,5 @@
-"""``dense``: what the patches of a frozen backbone know, without training beside with it, on the real datasets that are there."""
+"""``dense``: what the patches of a frozen backbone know, without training beside with it, on the
+real datasets that are there."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ SEGMENTATION = ("patch-knn", "in-context", "logreg", "open-vocabulary", "linear"
 register_suite(
     Suite(
         name="dense",
-        about="segmentation without training (k-NN, in context, L-BFGS, class texts) beside linear probes, depth and normals",
+        about=(
+            "segmentation without training (k-NN, in context, L-BFGS, class texts) beside linear"
+            " probes, depth and normals"
+        ),
         tasks={
             **cross(["voc", "ade20k"], SEGMENTATION, **ENCODER),
             **cross(["coco-stuff"], ["open-vocabulary"], **ENCODER),

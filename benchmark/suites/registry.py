@@ -1,4 +1,5 @@
-"""Suites: named lists of tasks with their settings. A suite may make its own data and weights (the mini world does)."""
+"""Suites: named lists of tasks with their settings. A suite may make its own data and weights (the
+mini world does)."""
 
 from __future__ import annotations
 
@@ -29,22 +30,29 @@ class MadeBackbone:
 
     config: Mapping[str, Any]  # keyword arguments of ``backbones.create``
     run: str = ""  # MLflow id of the run that trained them, '' when it is not known
-    cost: Mapping[str, float] = field(default_factory=dict)  # of making them (``train_seconds``, ``label_seconds`` …)
+    cost: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of making them (``train_seconds``, ``label_seconds`` …)
 
 
 @dataclass(frozen=True)
 class SuiteArtifacts:
     """What a suite makes for a run."""
 
-    data: Mapping[str, Path] = field(default_factory=dict)  # dataset name → folder, as if given with ``--data``
-    # (name, seed) → makes, or finds, that backbone's weights; called once for each, all at the same time
-    makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(default_factory=dict)
+    data: Mapping[str, Path] = field(
+        default_factory=dict
+    )  # dataset name → folder, as if given with ``--data``
+    # (name, seed) → makes, or finds, that backbone's weights; called once for each, all at the same
+    # time
+    makes: Mapping[tuple[str, int], Callable[[], Awaitable[MadeBackbone]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
 class PreviewStage:
-    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see ``needs``), ``seed`` the one
-    that it is for, if it is for one."""
+    """A stage before probing, looked at without making anything: ``kind`` is that of its units (see
+    ``needs``), ``seed`` the one that it is for, if it is for one."""
 
     name: str
     kind: str
@@ -85,20 +93,31 @@ class Suite:
     takes: str = field(
         default="", kw_only=True
     )  # how long it is until the first numbers and the last, where that is known
-    tasks: Mapping[str, Mapping[str, Any]]  # task name → changes to its probe's settings, in the order of the report
+    tasks: Mapping[
+        str, Mapping[str, Any]
+    ]  # task name → changes to its probe's settings, in the order of the report
     default_backbones: Sequence[str] = ()  # what runs when no ``--backbone`` is given
-    # what a single name after ``--backbone`` stands for: a backbone with its baselines beside it, or several
+    # what a single name after ``--backbone`` stands for: a backbone with its baselines beside it,
+    # or several
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # (stages, backbones, seeds) → the suite's own data and weights; None when the user brings them
-    artifacts: Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None = None
+    artifacts: (
+        Callable[[Stages, Sequence[str], Sequence[int]], Awaitable[SuiteArtifacts]] | None
+    ) = None
     # (suite, backbones, seeds) → what of them is there; makes nothing
     preview: Callable[[str, Sequence[str], Sequence[int]], SuitePreview] | None = None
     # (stages, seed) → what a sweep trains on; None when the user brings it
     training: Callable[[Stages, int], Awaitable[SuiteTraining]] | None = None
-    training_settings: Mapping[str, Any] = field(default_factory=dict)  # changes to the recipes that a sweep trains
+    training_settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # changes to the recipes that a sweep trains
     what_is_there: bool = False  # tasks whose data have no folder are left out, and named
-    average: str = ""  # what the mean of the main metrics of all its tasks is called, where that is a figure of its own
-    any_dataset: bool = False  # it takes tasks on datasets that no suite names, with the probes' own settings
+    # what the mean of the main metrics of all its tasks is called, where that is a figure of its
+    # own
+    average: str = ""
+    any_dataset: bool = (
+        False  # it takes tasks on datasets that no suite names, with the probes' own settings
+    )
 
 
 SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))
@@ -117,9 +136,9 @@ def find_suite(name: str) -> Suite:
 def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     """What a suite changes in the settings of a task, None where it does not take it.
 
-    A task need not be listed: of another probe on a dataset that the suite has, it is what its tasks on that dataset share
-    (``nyu-depth/dpt-probe3d`` in ``paper``), those with the same kind of settings where there are some. A variant is like the
-    task that it is of.
+    A task need not be listed: of another probe on a dataset that the suite has, it is what its
+    tasks on that dataset share (``nyu-depth/dpt-probe3d`` in ``paper``), those with the same kind
+    of settings where there are some. A variant is like the task that it is of.
     """
     task, _, _ = task.partition(":")
     if task in suite.tasks:
@@ -127,14 +146,24 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
     dataset = _dataset(task)
     names = [name for name in suite.tasks if _dataset(name) == dataset]
     alike = (
-        [name for name in names if find_task(name)[1].settings_type is find_task(task)[1].settings_type]
+        [
+            name
+            for name in names
+            if find_task(name)[1].settings_type is find_task(task)[1].settings_type
+        ]
         if names
         else []
     )
     beside = [suite.tasks[name] for name in alike or names]
     if beside:
-        return {key: value for key, value in beside[0].items() if all(key in o and o[key] == value for o in beside)}
-    listed = {_dataset(name) for other in SUITES.read_entry_points().values() for name in other.tasks}
+        return {
+            key: value
+            for key, value in beside[0].items()
+            if all(key in o and o[key] == value for o in beside)
+        }
+    listed = {
+        _dataset(name) for other in SUITES.read_entry_points().values() for name in other.tasks
+    }
     return {} if suite.any_dataset and dataset not in listed else None
 
 
@@ -142,6 +171,8 @@ def _dataset(task: str) -> str:
     return task.partition("/")[0]
 
 
-def cross(datasets: Sequence[str], probes: Sequence[str], **settings: Any) -> dict[str, dict[str, Any]]:
+def cross(
+    datasets: Sequence[str], probes: Sequence[str], **settings: Any
+) -> dict[str, dict[str, Any]]:
     """Every dataset with every probe: ``{"voc/linear": settings, …}``."""
     return {f"{dataset}/{probe}": settings for dataset in datasets for probe in probes}

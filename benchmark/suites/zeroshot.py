@@ -1,7 +1,8 @@
-"""Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the paper's Table 4), and
-``imagenet-shifts``.
+"""Zero-shot on webdataset folders: ``zeroshot38``, the 38 tasks of DataComp and OpenCLIP (the
+paper's Table 4), and ``imagenet-shifts``.
 
-The backbone computes in fp32, as DataComp's evaluation does; ``--set precision=bf16`` is twice as quick.
+The backbone computes in fp32, as DataComp's evaluation does; ``--set precision=bf16`` is twice as
+quick.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sket
 register_suite(
     Suite(
         name="zeroshot38",
-        about="the 38 zero-shot tasks of OpenCLIP and DataComp, each by its own metric, and their average (folders wds_NAME)",
+        about=(
+            "the 38 zero-shot tasks of OpenCLIP and DataComp, each by its own metric, and their"
+            " average (folders wds_NAME)"
+        ),
         tasks={f"{task.name}/{PROBES[task.kind]}": {} for task in TASKS},
         default_backbones=("clip", "clip-ft", "cliptex"),
         what_is_there=True,
@@ -25,7 +29,10 @@ register_suite(
 register_suite(
     Suite(
         name="imagenet-shifts",
-        about="zero-shot on ImageNet and its shifts V2, A, R, Sketch, ObjectNet, each among its own classes (folders wds_NAME)",
+        about=(
+            "zero-shot on ImageNet and its shifts V2, A, R, Sketch, ObjectNet, each among its own"
+            " classes (folders wds_NAME)"
+        ),
         tasks={f"{name}/zero-shot": {} for name in SHIFTS},
         default_backbones=("clip", "clip-ft", "cliptex"),
         what_is_there=True,

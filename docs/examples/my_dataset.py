@@ -1,4 +1,5 @@
-"""A dataset of your own: leaves, with masks of diseased spots. One declaration; nothing is converted."""
+"""A dataset of your own: leaves, with masks of diseased spots. One declaration; nothing is
+converted."""
 
 from probes.datasets.base import DatasetSpec
 from probes.datasets.layouts import mirrored

@@ -1,4 +1,5 @@
-"""An expert of your own: it labels images with edges, which are steps of brightness. Nothing in it is trained."""
+"""An expert of your own: it labels images with edges, which are steps of brightness. Nothing in it
+is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class EdgeExpert(Expert):
     task = "edges"  # what it labels: seg, depth, normal, or a task of your own
     settings_type = EdgeSettings
 
-    # Weights would be parameters of this module; ``save`` and ``load`` of the base class keep them as safetensors.
+    # Weights would be parameters of this module; ``save`` and ``load`` of the base class keep them
+    # as safetensors.
     def __init__(self, settings: EdgeSettings, classes: tuple[str, ...] = ()) -> None:
         super().__init__(settings)
         self.register_buffer("grey", torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1))
@@ -37,7 +39,10 @@ class EdgeExpert(Expert):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        # (N, 3, H, W) uint8 in, (N, H, W) float32 out, by the name of the task, at the images' own resolution
+        # (N, 3, H, W) uint8 in, (N, H, W) float32 out, by the name of the task, at the images' own
+        # resolution
         bright = F.pad((images.float() / 255 * self.grey).sum(1), (0, 1, 0, 1), mode="replicate")
-        step = (bright[:, 1:, :-1] - bright[:, :-1, :-1]).abs() + (bright[:, :-1, 1:] - bright[:, :-1, :-1]).abs()
+        step = (bright[:, 1:, :-1] - bright[:, :-1, :-1]).abs() + (
+            bright[:, :-1, 1:] - bright[:, :-1, :-1]
+        ).abs()
         return {"edges": (self.settings.gain * step).clamp(0, 1).numpy()}

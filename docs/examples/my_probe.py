@@ -36,7 +36,9 @@ class NearestMean:
     version: int = 1  # raise it whenever the same settings would give other numbers
     settings_type: type = NearestMeanSettings
     # the main metric first; the default of Metric is a percentage of which more is better
-    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"top1": Metric(label="top-1"), "top5": Metric()})
+    metrics: Mapping[str, Metric] = field(
+        default_factory=lambda: {"top1": Metric(label="top-1"), "top5": Metric()}
+    )
     needs_text: bool = False
     splits: tuple[Split, ...] = ("train", "val")
 
@@ -45,20 +47,29 @@ class NearestMean:
         return settings_json(self.name, context)
 
     def run(self, context: Context) -> TaskResult:
-        """Means of train, scores of val. Embeddings that another probe has made are found, not made again."""
+        """Means of train, scores of val. Embeddings that another probe has made are found, not made
+        again."""
         encoding, started = EncodeRun.of(context), time.perf_counter()
         train, val = (encode_split(context, split, encoding) for split in ("train", "val"))
         if context.settings.centre:
             centre = train.mean(dim=0)
             train, val = train - centre, val - centre
-        members = one_hot(targets(context, "train"), len(context.data.classes)).float()  # (N, classes)
+        members = one_hot(
+            targets(context, "train"), len(context.data.classes)
+        ).float()  # (N, classes)
         means = normalize(members.T @ normalize(train, dim=1), dim=1)
-        result = score(context, normalize(val, dim=1) @ means.T)  # metrics, and the rank of each image's class
-        result.metrics = {name: result.metrics[name] for name in self.metrics if name in result.metrics}
-        result.cost = encoding.cost.added_to({
-            "eval_seconds": time.perf_counter() - started,
-            "eval_flops": 2.0 * means.numel() * (len(train) + len(val)),
-        })  # fmt: skip
+        result = score(
+            context, normalize(val, dim=1) @ means.T
+        )  # metrics, and the rank of each image's class
+        result.metrics = {
+            name: result.metrics[name] for name in self.metrics if name in result.metrics
+        }
+        result.cost = encoding.cost.added_to(
+            {
+                "eval_seconds": time.perf_counter() - started,
+                "eval_flops": 2.0 * means.numel() * (len(train) + len(val)),
+            }
+        )
         empty = int((members.sum(dim=0) == 0).sum())
         result.notes = [f"{empty} classes have no training image"] * bool(empty)
         result.config = self.config(context)

@@ -1,4 +1,5 @@
-"""A dense task of your own for CLIPTeX: where things end. One file; the registration is an entry point."""
+"""A dense task of your own for CLIPTeX: where things end. One file; the registration is an entry
+point."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from backbones.cliptex.tasks.base import Summed, Task, grey
 class Edges(Task):
     """A label is (H, W) float32 in [0, 1], NaN where nothing is known."""
 
-    name = "edges"  # its λ is lambda_edges, its files are KEY.edges.png, its expert predicts "edges"
+    name = (
+        "edges"  # its λ is lambda_edges, its files are KEY.edges.png, its expert predicts "edges"
+    )
     about = "where things end"
     quantisation = "254 steps"  # what encode loses, in words
     missing = torch.full((1, 1), float("nan"))
@@ -30,8 +33,12 @@ class Edges(Task):
         return output.squeeze(1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        known = torch.isfinite(target)  # a sum and a count, not a mean: batches may be split over processes
-        each = F.binary_cross_entropy_with_logits(prediction.float(), torch.nan_to_num(target), reduction="none")
+        known = torch.isfinite(
+            target
+        )  # a sum and a count, not a mean: batches may be split over processes
+        each = F.binary_cross_entropy_with_logits(
+            prediction.float(), torch.nan_to_num(target), reduction="none"
+        )
         return torch.where(known, each, 0.0).sum(), self.count(target)
 
     def count(self, target: Tensor) -> Tensor:
@@ -60,7 +67,9 @@ class Edges(Task):
 
     # --- measured and seen
 
-    def score(self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0) -> dict[str, float]:
+    def score(
+        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
         return {"edge_error": float(np.nanmean(np.abs(outputs["edges"] - truth)))}
 
     def picture(self, label: np.ndarray, image: np.ndarray) -> np.ndarray:

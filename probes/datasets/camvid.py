@@ -1,7 +1,7 @@
 """CamVid: road scenes, 11 classes – and the example of a user's own dataset, declared in one file.
 
-To declare yours, copy this file: name it, say where images and label maps lie, list the classes, and register it. A
-dataset that lives outside this package does the same in a module of its own.
+To declare yours, copy this file: name it, say where images and label maps lie, list the classes,
+and register it. A dataset that lives outside this package does the same in a module of its own.
 """
 
 from probes.datasets.base import DatasetSpec
@@ -19,6 +19,9 @@ register_dataset(
             *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
         ),
         ignore_index=255,
-        about="CamVid road scenes, 11 classes: images/{train,val}, annotations/{train,val} with labels 0-10, void 255",
+        about=(
+            "CamVid road scenes, 11 classes: images/{train,val}, annotations/{train,val} with"
+            " labels 0-10, void 255"
+        ),
     )
 )

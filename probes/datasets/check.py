@@ -1,4 +1,5 @@
-"""Where a dataset lies, whether it is complete, and whether every sample can be used – before hours of work start."""
+"""Where a dataset lies, whether it is complete, and whether every sample can be used – before hours
+of work start."""
 
 from __future__ import annotations
 
@@ -39,11 +40,12 @@ class NotExamined(LookupError):
 def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Path]) -> Path:
     """The folder of a dataset: ``--data NAME=DIR`` if given, else its folder under ``--data-root``.
 
-    NAME is the dataset's name or its folder (``nyu`` places nyu-depth and nyu-normal). DIR is the dataset's own
-    folder, or one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``).
+    NAME is the dataset's name or its folder (``nyu`` places nyu-depth and nyu-normal). DIR is the
+    dataset's own folder, or one that holds it in the usual tree (``DIR/VOCdevkit/VOC2012``).
 
     Raises:
-        NotPlaced: no place given, or nothing there. UserError: a NAME that no dataset has, or one with no folder.
+        NotPlaced: no place given, or nothing there. UserError: a NAME that no dataset has, or one
+            with no folder.
     """
     known = known_names() | {spec.name, spec.folder}
     for name in data_dirs:
@@ -58,13 +60,15 @@ def place(spec: DatasetSpec, data_root: Path | None, data_dirs: Mapping[str, Pat
         raise UserError(f"--data {spec.name}={given}: no such folder")
     if data_root is None:
         raise NotPlaced(
-            f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data {spec.name}=DIR"
+            f"dataset {spec.name} needs a place: --data-root DIR (with DIR/{spec.folder}) or --data"
+            f" {spec.name}=DIR"
         )
     for folder in (spec.folder, *spec.also):
         if (root := Path(data_root) / folder).is_dir():
             return root
     raise NotPlaced(
-        f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
+        f"dataset {spec.name} is not in {data_root}: no folder {spec.folder}; put it there or pass"
+        f" --data {spec.name}=DIR"
     )
 
 
@@ -78,23 +82,28 @@ def prepare(
     progress: Progress | None = None,
     known_only: bool = False,
 ) -> PreparedDataset:
-    """List, count and decode every sample of the copy at ``root``. The verdict is kept: a second call only looks at names,
-    sizes and times of the files.
+    """List, count and decode every sample of the copy at ``root``. The verdict is kept: a second
+    call only looks at names, sizes and times of the files.
 
     Args:
-        splits: those that the probe uses (``val`` alone for zero-shot and retrieval); as a mapping with how many samples of it
-            count, evenly spaced (None: all). With fewer than there are, the dataset is partial.
-        partial: accept fewer samples than the official dataset has; what is left out then is part of the protocol.
+        splits: those that the probe uses (``val`` alone for zero-shot and retrieval); as a mapping
+            with how many samples of it count, evenly spaced (None: all). With fewer than there are,
+            the dataset is partial.
+        partial: accept fewer samples than the official dataset has; what is left out then is part
+            of the protocol.
         workers: decoding threads; never changes the result.
-        known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or written.
+        known_only: a copy that was not looked at before is ``NotExamined``; nothing is read or
+            written.
     Raises:
-        UserError: something is missing, the dataset is not complete (without ``partial``), a split is empty, too many
-            samples (more than 1 % of a split and more than one) cannot be read, or labels do not fit the declaration.
-            One line, naming files.
+        UserError: something is missing, the dataset is not complete (without ``partial``), a split
+            is empty, too many samples (more than 1 % of a split and more than one) cannot be read,
+            or labels do not fit the declaration. One line, naming files.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR")
+        raise UserError(
+            f"dataset {spec.name}: no folder {root}; pass --data-root DIR or --data {spec.name}=DIR"
+        )
     spec = spec.at(root)
     inventory = Inventory.take(spec, root, splits)
     complete = inventory.is_complete()
@@ -158,9 +167,11 @@ class Inventory:
     left_out: dict[Split, int] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, spec: DatasetSpec, root: Path, splits: Sequence[Split] | Mapping[Split, int | None]) -> Inventory:
-        """List the samples (see ``prepare``) and see whether their files are there. Raises ``UserError`` naming a missing list or
-        folder."""
+    def take(
+        cls, spec: DatasetSpec, root: Path, splits: Sequence[Split] | Mapping[Split, int | None]
+    ) -> Inventory:
+        """List the samples (see ``prepare``) and see whether their files are there. Raises
+        ``UserError`` naming a missing list or folder."""
         inventory = cls(spec, root)
         limits = splits if isinstance(splits, Mapping) else dict.fromkeys(splits)
         dense = spec.kind in ("segmentation", "depth", "normals")
@@ -191,68 +202,97 @@ class Inventory:
         return inventory
 
     def noted(self, split: Split, path: str) -> bool:
-        """Whether a file is there. Raises ``UserError`` for one that is outside of the root, or that reading would not end of."""
+        """Whether a file is there. Raises ``UserError`` for one that is outside of the root, or
+        that reading would not end of."""
         where = f"{self.root}/{path}"
         if path.startswith("/") or ".." in path.split("/"):
-            raise UserError(f"{self.spec.name}: {path!r} is no place within {self.root}; mend the list that names it")
+            raise UserError(
+                f"{self.spec.name}: {path!r} is no place within {self.root}; mend the list that"
+                " names it"
+            )
         try:
-            found = None if ".tar/" in path else os.lstat(where)  # a Path for each of a million files takes minutes
+            found = (
+                None if ".tar/" in path else os.lstat(where)
+            )  # a Path for each of a million files takes minutes
             if found and S_ISLNK(found.st_mode):
                 found = os.stat(where)  # noqa: PTH116
                 must_not_lead_astray(self.root, path, is_folder=False)
                 target = os.path.realpath(where)
                 if (other := self.links.setdefault(target, path)) != path:
-                    raise UserError(f"{self.spec.name}: {path} and {other} are links to the same file; remove one")
+                    raise UserError(
+                        f"{self.spec.name}: {path} and {other} are links to the same file;"
+                        " remove one"
+                    )
             size, time, _ = of_status(found) if found else state_of(where)  # of a member of a tar
         except UserError:
             raise
         except (OSError, ValueError):
             return False
         if found and not S_ISREG(found.st_mode) and not S_ISDIR(found.st_mode):
-            raise UserError(f"{self.spec.name}: {path} in {self.root} is no regular file; remove it")
+            raise UserError(
+                f"{self.spec.name}: {path} in {self.root} is no regular file; remove it"
+            )
         self.stats.append((f"{split}:{path}", size, time))
         return found is None or S_ISREG(found.st_mode)
 
     def is_complete(self) -> bool:
-        """Whether the counts are the official ones; a dataset that declares none is complete by definition."""
-        counts = {split: len(samples) + self.left_out.get(split, 0) for split, samples in self.present.items()}
+        """Whether the counts are the official ones; a dataset that declares none is complete by
+        definition."""
+        counts = {
+            split: len(samples) + self.left_out.get(split, 0)
+            for split, samples in self.present.items()
+        }
         return all(count == self.spec.expected.get(split, count) for split, count in counts.items())
 
     def counts(self) -> str:
         """``train 103 of 1464, val 60 of 1449; no JPEGImages/x.jpg``."""
         text = ", ".join(
-            f"{split} {len(samples)}" + (f" of {self.spec.expected[split]}" if split in self.spec.expected else "")
+            f"{split} {len(samples)}"
+            + (f" of {self.spec.expected[split]}" if split in self.spec.expected else "")
             for split, samples in self.present.items()
         )
         gone = [path for paths in self.missing.values() for path in paths]
         return text + (f"; {len(gone)} listed files missing, such as {gone[0]}" if gone else "")
 
     def must_be_disjoint_and_filled(self) -> None:
-        """No split is empty, and no image occurs twice: a model must not be scored on what it was trained on."""
+        """No split is empty, and no image occurs twice: a model must not be scored on what it was
+        trained on."""
         for split, samples in self.present.items():
             if not samples:
-                raise UserError(f"{self.spec.name}: split {split!r} is empty in {self.root}; {self.counts()}")
+                raise UserError(
+                    f"{self.spec.name}: split {split!r} is empty in {self.root}; {self.counts()}"
+                )
         seen: dict[str, Split] = {}
         for split, samples in self.present.items():
             for sample in samples:
                 if (other := seen.get(sample.image)) is not None:
-                    where = f"in both {other} and {split}" if other != split else f"listed twice in {split}"
+                    where = (
+                        f"in both {other} and {split}"
+                        if other != split
+                        else f"listed twice in {split}"
+                    )
                     raise UserError(f"{self.spec.name}: {sample.image} is {where}; mend the lists")
                 seen[sample.image] = split
         for target, link in self.links.items():
             if (image := os.path.relpath(target, os.path.realpath(self.root))) in seen:
-                raise UserError(f"{self.spec.name}: {link} is a link to {image}, which is listed too; remove one")
+                raise UserError(
+                    f"{self.spec.name}: {link} is a link to {image}, which is listed too;"
+                    " remove one"
+                )
 
 
 class Journal:
-    """What was found out about single samples, so that a long check that is cut short goes on where it stopped."""
+    """What was found out about single samples, so that a long check that is cut short goes on where
+    it stopped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: dict[str, tuple[str, str]] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, TypeError):  # the line that was being written when the check was cut short
+                with suppress(
+                    ValueError, TypeError
+                ):  # the line that was being written when the check was cut short
                     name, digest, reason = json.loads(line)
                     self.known[name] = (digest, reason)
 
@@ -262,12 +302,18 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps([name, *result]) + "\n" for name, result in found.items())
+                file.writelines(
+                    json.dumps([name, *result]) + "\n" for name, result in found.items()
+                )
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}; free some space") from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; free some space"
+            ) from error
 
 
-def examine(inventory: Inventory, journal: Journal, workers: int, progress: Progress) -> dict[str, Any]:
+def examine(
+    inventory: Inventory, journal: Journal, workers: int, progress: Progress
+) -> dict[str, Any]:
     """Decode and hash everything: {"fingerprint": hash, "skipped": {split: [(path, reason)]}}."""
     spec, root = inventory.spec, inventory.root
     classes = len(spec.class_names(root))
@@ -288,39 +334,54 @@ def examine(inventory: Inventory, journal: Journal, workers: int, progress: Prog
         progress.advance(len(samples) - len(pending))
         for start in range(0, len(pending), AT_ONCE):
             part, found = pending[start : start + AT_ONCE], dict[str, tuple[str, str]]()
-            with ThreadPoolExecutor(max(1, workers)) as pool:  # decoding and hashing free the interpreter
+            with ThreadPoolExecutor(
+                max(1, workers)
+            ) as pool:  # decoding and hashing free the interpreter
                 try:
                     for sample, result in zip(part, pool.map(look, part), strict=True):
                         found[f"{split}:{sample.image}"] = result
                         progress.advance()
                 finally:
                     journal.note(found)
-                    content_hashes.save()  # what keeps features of these images need not read them for it
+                    # what keeps features of these images need not read them for it
+                    content_hashes.save()
         results = [(sample.image, *journal.known[f"{split}:{sample.image}"]) for sample in samples]
         digests[split] = [digest for _, digest, reason in results if not reason]
         bad = [(image, reason) for image, _, reason in results if reason]
-        if not spec.expected:  # in a part of an official dataset, files that are not there are what 'partial' means
+        if (
+            not spec.expected
+        ):  # in a part of an official dataset, files that are not there are what 'partial' means
             bad += [(path, "missing") for path in inventory.missing[split]]
         total = len(digests[split]) + len(bad)
         if len(bad) > max(1, int(UNREADABLE_SHARE * total)) or not digests[split]:
             named = ", ".join(f"{path} ({reason})" for path, reason in bad[:3])
             raise UserError(
-                f"{spec.name}: {len(bad)} of {total} {split} samples cannot be used, more than 1 %: {named}; "
-                f"get them again or take them out (in {root})"
+                f"{spec.name}: {len(bad)} of {total} {split} samples cannot be used, more than 1 %:"
+                f" {named}; get them again or take them out (in {root})"
             )
         skipped[split] = bad
-    return {"fingerprint": content_key([protocol(spec, root), digests], length=32), "skipped": skipped}
+    return {
+        "fingerprint": content_key([protocol(spec, root), digests], length=32),
+        "skipped": skipped,
+    }
 
 
 def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -> None:
-    """Retrieval figures are comparable only over the same captions: five an image in Flickr30k, all 5,000 of them."""
+    """Retrieval figures are comparable only over the same captions: five an image in Flickr30k, all
+    5,000 of them."""
     if (wanted := spec.extra.get("captions_per_image")) is None:
         return
     for sample in samples:
         if (found := len(sample.target)) != wanted:
-            raise UserError(f"{spec.name}: {sample.image} in {split} has {found} captions instead of {wanted}; "
-                            "get the annotation file again")  # fmt: skip
+            raise UserError(
+                f"{spec.name}: {sample.image} in {split} has {found} captions instead of {wanted}; "
+                "get the annotation file again"
+            )
 
 
 def known_names() -> set[str]:
-    return {name for spec in DATASETS.read_entry_points().values() for name in (spec.name, spec.folder, *spec.also)}
+    return {
+        name
+        for spec in DATASETS.read_entry_points().values()
+        for name in (spec.name, spec.folder, *spec.also)
+    }

@@ -15,7 +15,10 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     folder(root, images)
     content = read_json(path)
     with well_formed(f"{path} is not a COCO annotation file: images need id and file_name"):
-        return [Sample(f"{images}/{entry['file_name']}", int(entry["id"])) for entry in content["images"]]
+        return [
+            Sample(f"{images}/{entry['file_name']}", int(entry["id"]))
+            for entry in content["images"]
+        ]
 
 
 COCO = register_dataset(
@@ -26,7 +29,12 @@ COCO = register_dataset(
         list_samples=list_samples,
         expected={"train": 118287, "val": 5000},
         classes=partial(mmlab_classes, "mmdet.datasets", "CocoDataset"),
-        annotations={split: f"annotations/instances_{split}2017.json" for split in ("train", "val")},
-        about="COCO 2017 boxes and instance masks, 80 classes (train2017, val2017, annotations from cocodataset.org)",
+        annotations={
+            split: f"annotations/instances_{split}2017.json" for split in ("train", "val")
+        },
+        about=(
+            "COCO 2017 boxes and instance masks, 80 classes (train2017, val2017, annotations from"
+            " cocodataset.org)"
+        ),
     )
 )

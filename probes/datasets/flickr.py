@@ -1,7 +1,9 @@
-"""Flickr30k and Flickr8k, the Karpathy splits: 29,000 or 6,000 train and 1,000 test images, 5 captions each.
+"""Flickr30k and Flickr8k, the Karpathy splits: 29,000 or 6,000 train and 1,000 test images, 5
+captions each.
 
-``dataset_flickr30k.json`` or ``dataset_flickr8k.json`` (Karpathy's) and the images in one folder, in any of their usual
-places. ``val`` is the test split, which retrieval is scored on; a sample's target is the list of its raw captions.
+``dataset_flickr30k.json`` or ``dataset_flickr8k.json`` (Karpathy's) and the images in one folder,
+in any of their usual places. ``val`` is the test split, which retrieval is scored on; a sample's
+target is the list of its raw captions.
 """
 
 from functools import partial
@@ -15,7 +17,9 @@ from probes.registry import register_dataset
 
 def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     """Samples of Flickr8k or Flickr30k."""
-    path = file(root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/")))
+    path = file(
+        root, *(f"{folder}dataset_{name}.json" for folder in ("", "annotations/", "karpathy/"))
+    )
     images = ("images", f"{name}-images", f"{name}_images", "Images", "Flicker8k_Dataset")
     place = next((folder for folder in images if (Path(root) / folder).is_dir()), None)
     if place is None:
@@ -23,7 +27,10 @@ def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     content, part = read_json(path), {"train": "train", "val": "test"}[split]
     with well_formed(f"{path} is not a Karpathy caption file"):
         return [
-            Sample(f"{place}/{entry['filename']}", [str(sentence["raw"]) for sentence in entry["sentences"]])
+            Sample(
+                f"{place}/{entry['filename']}",
+                [str(sentence["raw"]) for sentence in entry["sentences"]],
+            )
             for entry in content["images"]
             if entry["split"] == part
         ]
@@ -39,7 +46,10 @@ FLICKR30K, FLICKR8K = (
             expected={"train": train, "val": 1000},
             annotations=dict.fromkeys(("train", "val"), f"dataset_{title.lower()}.json"),
             extra={"captions_per_image": 5, "split": "Karpathy test"},
-            about=f"{title} with five captions an image, Karpathy's json (cs.stanford.edu/people/karpathy/deepimagesent)",
+            about=(
+                f"{title} with five captions an image, Karpathy's json"
+                " (cs.stanford.edu/people/karpathy/deepimagesent)"
+            ),
         )
     )
     for title, train in (("Flickr30k", 29000), ("Flickr8k", 6000))

@@ -1,8 +1,9 @@
-"""A user's own classification set: ``train/<class>/`` and ``val/<class>/``; classes are the sorted folder names.
+"""A user's own classification set: ``train/<class>/`` and ``val/<class>/``; classes are the sorted
+folder names.
 
-Readable names for prompts come from ``classnames.json`` (folder → name, or a list in folder order) or
-``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root; WordNet ids of ImageNet-1k are known without
-either.
+Readable names for prompts come from ``classnames.json`` (folder → name, or a list in folder order)
+or ``wnid_to_name.txt`` (``<folder><tab><name>[, synonyms]``) in the root; WordNet ids of
+ImageNet-1k are known without either.
 """
 
 from pathlib import Path
@@ -23,7 +24,9 @@ def classes(root: Path) -> tuple[str, ...]:
     folders = folder_names(root)
     names = readable_names(Path(root), folders)
     if unnamed := [name for name in folders if not names.get(name)]:
-        raise UserError(f"{root} names its classes but not {unnamed[0]!r}; add it to the file of names")
+        raise UserError(
+            f"{root} names its classes but not {unnamed[0]!r}; add it to the file of names"
+        )
     return tuple(names[name] for name in folders)
 
 
@@ -33,7 +36,9 @@ def readable_names(root: Path, folders: list[str]) -> dict[str, str]:
         if isinstance(names, list) and len(names) == len(folders):
             names = dict(zip(folders, names, strict=True))
         if not isinstance(names, dict):
-            raise UserError(f"{path} must map {len(folders)} folders to names, or list as many names")
+            raise UserError(
+                f"{path} must map {len(folders)} folders to names, or list as many names"
+            )
         return {str(name): str(value) for name, value in names.items()}
     if (path := root / "wnid_to_name.txt").is_file():
         pairs = (line.partition("\t") for line in read_lines(path))
@@ -58,6 +63,8 @@ register_dataset(
         folder="imagefolder",
         list_samples=list_samples,
         classes=classes,
-        about="your own images: train/<class>/, val/<class>/ (place them with --data imagefolder=DIR)",
+        about=(
+            "your own images: train/<class>/, val/<class>/ (place them with --data imagefolder=DIR)"
+        ),
     )
 )

@@ -1,4 +1,5 @@
-"""ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with ``meta/val.txt``."""
+"""ImageNet-1k (ILSVRC 2012): ``train/<wnid>/``, ``val/<wnid>/``, or a flat ``val/`` with
+``meta/val.txt``."""
 
 from pathlib import Path
 
@@ -16,21 +17,25 @@ def wnids() -> tuple[str, ...]:
 
 
 def classes(root: Path) -> tuple[str, ...]:
-    """Readable names in the order of ``wnids()``, as cleaned up for prompts by the authors of CLIP (from open_clip)."""
+    """Readable names in the order of ``wnids()``, as cleaned up for prompts by the authors of CLIP
+    (from open_clip)."""
     from open_clip import IMAGENET_CLASSNAMES
 
     return tuple(IMAGENET_CLASSNAMES)
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Of folders, or of the flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in ``meta/<split>.txt``."""
+    """Of folders, or of the flat layout: lines ``ILSVRC2012_val_00000001.JPEG 65`` in
+    ``meta/<split>.txt``."""
     if any(entry.is_dir() for entry in folder(root, split).iterdir()):
         return image_folder(root, split, wnids())
     path, samples = file(root, f"meta/{split}.txt"), []
     for number, line in enumerate(read_lines(path), start=1):
         name, _, label = line.rpartition(" ")
         if not (name and label.isdecimal() and int(label) < 1000):
-            raise UserError(f"{path} line {number}: expected '<file> <class 0-999>', found {line!r}")
+            raise UserError(
+                f"{path} line {number}: expected '<file> <class 0-999>', found {line!r}"
+            )
         samples.append(Sample(f"{split}/{name}", int(label)))
     return samples
 
@@ -43,6 +48,9 @@ register_dataset(
         list_samples=list_samples,
         expected={"train": 1281167, "val": 50000},
         classes=classes,
-        about="ImageNet-1k, ILSVRC 2012: train/<wnid>, val/<wnid> or flat val with meta/val.txt (image-net.org)",
+        about=(
+            "ImageNet-1k, ILSVRC 2012: train/<wnid>, val/<wnid> or flat val with meta/val.txt"
+            " (image-net.org)"
+        ),
     )
 )

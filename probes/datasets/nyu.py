@@ -1,18 +1,20 @@
-"""NYU Depth v2: metric depth and surface normals of the same images, scored on the official 654 test images (``val``).
+"""NYU Depth v2: metric depth and surface normals of the same images, scored on the official 654
+test images (``val``).
 
-Layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene folders allowed) and, under the same names, the
-ground truth as PNG.
+Layout of mmseg's ``NYUDataset``: ``images/{train,test}`` (jpg or png, scene folders allowed) and,
+under the same names, the ground truth as PNG.
 
 ``data get nyu`` and ``data get nyu-24k`` make the images and depths of it (``download/nyu.py``).
 
-* ``nyu-depth``: ``annotations/{train,test}``, 16 bits, millimetres, 0 where there is none; scored inside the Eigen crop. The
-  train set is the 795 images of the labelled set, or the 24,231 frames of the raw videos (Lee et al. 2019, "BTS") that most
-  published depth heads are trained on, as mmseg's ``tools/dataset_converters/nyu.py`` lays out their ``nyu.zip``
-  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). Which of them a copy has is told by its
-  size, and is part of the protocol.
-* ``nyu-normal``: ``normals/{train,test}``, 8-bit RGB: n = png / 127.5 - 1, then scaled to unit length. Axes: x right, y up,
-  z towards the camera. A stored (0, 0, 0), which would decode to (-1, -1, -1), means 'no normal here' and is neither trained
-  on nor scored.
+* ``nyu-depth``: ``annotations/{train,test}``, 16 bits, millimetres, 0 where there is none; scored
+  inside the Eigen crop. The train set is the 795 images of the labelled set, or the 24,231 frames
+  of the raw videos (Lee et al. 2019, "BTS") that most published depth heads are trained on, as
+  mmseg's ``tools/dataset_converters/nyu.py`` lays out their ``nyu.zip``
+  (``kitchen_0028b/rgb_00045.jpg`` becomes ``images/train/kitchen_0028b_00045.jpg``). Which of them
+  a copy has is told by its size, and is part of the protocol.
+* ``nyu-normal``: ``normals/{train,test}``, 8-bit RGB: n = png / 127.5 - 1, then scaled to unit
+  length. Axes: x right, y up, z towards the camera. A stored (0, 0, 0), which would decode to (-1,
+  -1, -1), means 'no normal here' and is neither trained on nor scored.
 """
 
 from dataclasses import replace
@@ -46,11 +48,19 @@ DEPTH = register_dataset(
             "depth_scale": 1e-3,  # metres per stored unit
             "min_depth": 1e-3,  # metres; values outside the range are not scored
             "max_depth": 10.0,
-            "crop": (45, 471, 41, 601),  # Eigen et al. 2014: rows 45-470, columns 41-600 of 480 x 640
+            "crop": (
+                45,
+                471,
+                41,
+                601,
+            ),  # Eigen et al. 2014: rows 45-470, columns 41-600 of 480 x 640
             "split": "official 795/654",
         },
         adapt=adapt,
-        about="NYU Depth v2 in metres, 795 (cs.nyu.edu/~silberman) or 24,231 train / 654 test, in mmseg's layout",
+        about=(
+            "NYU Depth v2 in metres, 795 (cs.nyu.edu/~silberman) or 24,231 train / 654 test, in"
+            " mmseg's layout"
+        ),
     )
 )
 NORMAL = register_dataset(
@@ -66,6 +76,9 @@ NORMAL = register_dataset(
             "axes": "x right, y up, z towards the camera",
             "split": "official 795/654",
         },
-        about="NYU Depth v2 surface normals, 795 train / 654 test: nyu/normals/{train,test} 8-bit RGB, (0,0,0) invalid",
+        about=(
+            "NYU Depth v2 surface normals, 795 train / 654 test: nyu/normals/{train,test} 8-bit"
+            " RGB, (0,0,0) invalid"
+        ),
     )
 )

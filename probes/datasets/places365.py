@@ -1,4 +1,5 @@
-"""Places365-Standard in its 'easy directory' form: ``train/<scene>/`` and ``val/<scene>/``, 365 scenes."""
+"""Places365-Standard in its 'easy directory' form: ``train/<scene>/`` and ``val/<scene>/``, 365
+scenes."""
 
 from pathlib import Path
 
@@ -19,6 +20,9 @@ register_dataset(
         list_samples=list_samples,
         expected={"train": 1803460, "val": 36500},
         classes=classes,
-        about="Places365-Standard, 365 scenes, 256 px (places365standard_easyformat.tar from places2.csail.mit.edu)",
+        about=(
+            "Places365-Standard, 365 scenes, 256 px (places365standard_easyformat.tar from"
+            " places2.csail.mit.edu)"
+        ),
     )
 )

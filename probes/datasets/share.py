@@ -1,4 +1,5 @@
-"""A part of train, for curves of label efficiency: the same for all backbones, the smaller one inside the larger."""
+"""A part of train, for curves of label efficiency: the same for all backbones, the smaller one
+inside the larger."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from probes.features.content_hashes import content_hashes
 
 
 def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDataset:
-    """``data`` whose train is ``share`` of its images (0 to 1), drawn by the seed and the images' content, one at least; of
-    classification that share of each class. What is encoded stays the whole split, so all shares need one encoding.
+    """``data`` whose train is ``share`` of its images (0 to 1), drawn by the seed and the images'
+    content, one at least; of classification that share of each class. What is encoded stays the
+    whole split, so all shares need one encoding.
 
     Raises:
         UserError: an image cannot be read.
@@ -30,7 +32,9 @@ def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDatase
     places = sorted(
         place
         for members in strata.values()
-        for place in sorted(members, key=lambda place: (ranks[place], place))[: max(1, round(share * len(members)))]
+        for place in sorted(members, key=lambda place: (ranks[place], place))[
+            : max(1, round(share * len(members)))
+        ]
     )
     samples = {**data.samples, "train": [whole[place] for place in places]}
     return replace(data, samples=samples, whole=tuple(whole), places=tuple(places))

@@ -1,7 +1,9 @@
-"""SPair-71k (Min et al. 2019): 70,958 pairs of photographs of 18 categories with the keypoints that both show; tested on 12,234.
+"""SPair-71k (Min et al. 2019): 70,958 pairs of photographs of 18 categories with the keypoints that
+both show; tested on 12,234.
 
-``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list ``Layout/large/test.txt``, as its archive unpacks.
-An image is a sample with the pairs that it is the source of.
+``JPEGImages/CATEGORY/NAME.jpg``, ``PairAnnotation/test/*.json`` and the list
+``Layout/large/test.txt``, as its archive unpacks. An image is a sample with the pairs that it is
+the source of.
 """
 
 from collections import defaultdict
@@ -28,13 +30,23 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
         path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
         told = read_json(path)
         with well_formed(f"{path} is no pair of SPair-71k"):
-            source, target = (f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg"))
-            pair = {"image": target, "source": told["src_kps"], "target": told["trg_kps"], "box": told["trg_bndbox"]}
+            source, target = (
+                f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg")
+            )
+            pair = {
+                "image": target,
+                "source": told["src_kps"],
+                "target": told["trg_kps"],
+                "box": told["trg_bndbox"],
+            }
             for points in (pair["source"], pair["target"]):
                 np.asarray(points, np.float64).reshape(len(points), 2)
             np.asarray(pair["box"], np.float64).reshape(4)
         if not pair["source"] or len(pair["source"]) != len(pair["target"]):
-            raise UserError(f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the file again")
+            raise UserError(
+                f"{path} has {len(pair['source'])} and {len(pair['target'])} keypoints; get the"
+                " file again"
+            )
         found[source].append(pair)
         found[target]  # an image that is a target only is looked at all the same
     return [Sample(image, pairs) for image, pairs in sorted(found.items())]

@@ -1,4 +1,5 @@
-"""What ``data check`` says: which datasets are there, how much of them, and what they are good for as they are."""
+"""What ``data check`` says: which datasets are there, how much of them, and what they are good for
+as they are."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS
 
 UNTRAINED: Mapping[Kind, str] = {  # what needs no train split
-    "classification": "zero-shot", "image-text": "retrieval", "association": "zero-shot", "correspondence": "keypoints",
-}  # fmt: skip
+    "classification": "zero-shot",
+    "image-text": "retrieval",
+    "association": "zero-shot",
+    "correspondence": "keypoints",
+}
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,13 @@ class Row:
     """One line of ``data check``.
 
     Attributes:
-        state: ``absent``, ``broken`` (no probe can run), ``partial`` (runs with ``--partial``), ``complete`` (the official
-            counts) or ``available`` (there, of a dataset that declares no counts).
-        found, expected: samples by split; ``expected`` is empty for a dataset that declares no counts.
-        message: what is missing or wrong, or what should be known; empty when there is nothing to say.
+        state: ``absent``, ``broken`` (no probe can run), ``partial`` (runs with ``--partial``),
+            ``complete`` (the official counts) or ``available`` (there, of a dataset that declares
+            no counts).
+        found, expected: samples by split; ``expected`` is empty for a dataset that declares no
+            counts.
+        message: what is missing or wrong, or what should be known; empty when there is nothing to
+            say.
     """
 
     name: str
@@ -45,15 +52,17 @@ def survey(
     only: Container[str] | None = None,
     splits: Sequence[Split] = SPLITS,
 ) -> list[Row]:
-    """One row for each registered dataset (of those in ``only``) but those that a suite makes for itself; by names and counts
-    only, or with every sample decoded when ``full``.
+    """One row for each registered dataset (of those in ``only``) but those that a suite makes for
+    itself; by names and counts only, or with every sample decoded when ``full``.
 
     Raises:
         UserError: a place in ``data_dirs`` is not there, or of no known dataset.
     """
     rows = []
     for spec in DATASETS.read_entry_points().values():
-        if (spec.embedded and spec.name not in data_dirs) or (only is not None and spec.name not in only):
+        if (spec.embedded and spec.name not in data_dirs) or (
+            only is not None and spec.name not in only
+        ):
             continue
         try:
             root = place(spec, data_root, data_dirs)
@@ -70,7 +79,9 @@ def survey(
         if full and state != "broken":
             try:
                 splits = [split for split in SPLITS if found.get(split)]
-                data = prepare(spec, root, splits=splits, partial=True, workers=workers, progress=progress)
+                data = prepare(
+                    spec, root, splits=splits, partial=True, workers=workers, progress=progress
+                )
                 messages += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
             except UserError as error:
                 state = "broken"
@@ -79,8 +90,11 @@ def survey(
     return rows
 
 
-def look_at(spec: DatasetSpec, root: Path, splits: Sequence[Split] = SPLITS) -> tuple[str, dict[str, int], list[str]]:
-    """State, samples by split and messages (see ``Row``) of the copy of a dataset at ``root``, without decoding anything."""
+def look_at(
+    spec: DatasetSpec, root: Path, splits: Sequence[Split] = SPLITS
+) -> tuple[str, dict[str, int], list[str]]:
+    """State, samples by split and messages (see ``Row``) of the copy of a dataset at ``root``,
+    without decoding anything."""
     found: dict[str, int] = {}
     messages, complete = [], True
     for split in splits:

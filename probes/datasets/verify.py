@@ -1,8 +1,9 @@
-"""Is one sample fit for use? Each is decoded once, its ground truth looked at, and its bytes hashed on the way.
+"""Is one sample fit for use? Each is decoded once, its ground truth looked at, and its bytes hashed
+on the way.
 
-Two ways to fail: ``Unreadable`` for what goes wrong with a single file (it is skipped, counted and named), and
-``UserError`` for what is wrong with the dataset as such (labels out of range, sizes that differ): going on would train
-on nonsense.
+Two ways to fail: ``Unreadable`` for what goes wrong with a single file (it is skipped, counted and
+named), and ``UserError`` for what is wrong with the dataset as such (labels out of range, sizes
+that differ): going on would train on nonsense.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Unreadable(Exception):
     """One sample cannot be used; the message says why."""
 
 
-def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: Mapping[Any, Any]) -> str:
+def verify(
+    spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: Mapping[Any, Any]
+) -> str:
     """Decode ``sample``, look at its ground truth, and return a sha256 over its name and content.
 
     Args:
@@ -46,15 +49,20 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
         data, sha256 = read(root / sample.target)
         label, label_size = decoded(data, "label map")
         if label_size != size:
-            raise UserError(f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
-                            f"the label maps of {spec.name} do not belong to these images")  # fmt: skip
+            raise UserError(
+                f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
+                f"the label maps of {spec.name} do not belong to these images"
+            )
         {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}[spec.kind](
             spec, classes, root / sample.target, label
         )
         digest.update(bytes.fromhex(sha256))
     elif spec.kind == "classification":
         if not 0 <= sample.target < classes:
-            raise UserError(f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes} classes")
+            raise UserError(
+                f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes}"
+                " classes"
+            )
         digest.update(str(sample.truth).encode())
     elif spec.kind in ("association", "correspondence"):
         digest.update(encoded(sample.target))
@@ -65,8 +73,10 @@ def verify(spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: M
     else:
         entry = truth[sample.target]
         if size != entry["size"]:
-            raise UserError(f"{root / sample.image} is {by(size)} but its annotation says {by(entry['size'])}; "
-                            f"the images of {spec.name} do not belong to these annotations")  # fmt: skip
+            raise UserError(
+                f"{root / sample.image} is {by(size)} but its annotation says {by(entry['size'])}; "
+                f"the images of {spec.name} do not belong to these annotations"
+            )
         digest.update(encoded(entry["annotations"]))
     return digest.hexdigest()
 
@@ -80,7 +90,8 @@ def read(path: Path) -> tuple[bytes, str]:
 
 
 def encoded(truth: Any) -> bytes:
-    """What is hashed of ground truth. Raises ``Unreadable`` for half of a character that JSON writes as two (``\\ud83d``)."""
+    """What is hashed of ground truth. Raises ``Unreadable`` for half of a character that JSON
+    writes as two (``\\ud83d``)."""
     try:
         return canonical(truth).encode()
     except UnicodeEncodeError as error:
@@ -91,8 +102,11 @@ def by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def decoded(data: bytes, what: str, *, only_size: bool = False) -> tuple[Image.Image, tuple[int, int]]:
-    """An image that decodes whole, and its (width, height). Where ``only_size`` is needed JPEGs are decoded at an eighth of
+def decoded(
+    data: bytes, what: str, *, only_size: bool = False
+) -> tuple[Image.Image, tuple[int, int]]:
+    """An image that decodes whole, and its (width, height). Where ``only_size`` is needed JPEGs are
+    decoded at an eighth of
     their size: all bytes are read."""
     try:
         with warnings.catch_warnings():
@@ -102,30 +116,44 @@ def decoded(data: bytes, what: str, *, only_size: bool = False) -> tuple[Image.I
         if only_size:
             image.draft("RGB", (1, 1))
         image.load()
-    except Exception as error:  # Pillow raises many kinds for broken files, SyntaxError and struct.error among them
+    # Pillow raises many kinds for broken files, SyntaxError and struct.error among them
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
         raise Unreadable(f"{what} cannot be decoded: {reason}") from error
     return image, size
 
 
 def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset makes 'unlabelled'."""
+    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset
+    makes 'unlabelled'."""
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise UserError(f"{path} is a colour picture ({image.mode}); {spec.name} wants one class index a pixel")
+        raise UserError(
+            f"{path} is a colour picture ({image.mode}); {spec.name} wants one class index a pixel"
+        )
     stored = np.unique(np.asarray(image).astype(np.int64))
     label = stored + spec.label_offset
-    wrong = stored[~((label >= 0) & (label < classes) | (stored == spec.ignore_index) | (stored < -spec.label_offset))]
+    wrong = stored[
+        ~(
+            (label >= 0) & (label < classes)
+            | (stored == spec.ignore_index)
+            | (stored < -spec.label_offset)
+        )
+    ]
     if len(wrong):
         first, last = -spec.label_offset, classes - 1 - spec.label_offset
-        raise UserError(f"{path} has label {', '.join(map(str, wrong[:5]))}; {spec.name} stores its {classes} classes as "
-                        f"{first}-{last} and {spec.ignore_index} for ignore")  # fmt: skip
+        raise UserError(
+            f"{path} has label {', '.join(map(str, wrong[:5]))}; {spec.name} stores its {classes}"
+            f" classes as {first}-{last} and {spec.ignore_index} for ignore"
+        )
 
 
 def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
     """16 bits a pixel, and some of them within the valid range."""
     if not image.mode.startswith("I"):
-        raise UserError(f"{path} is not 16-bit ({image.mode}); {spec.name} stores depth in units of "
-                        f"{spec.extra['depth_scale']} m as 16-bit PNG")  # fmt: skip
+        raise UserError(
+            f"{path} is not 16-bit ({image.mode}); {spec.name} stores depth in units of "
+            f"{spec.extra['depth_scale']} m as 16-bit PNG"
+        )
     depth = np.asarray(image).astype(np.float64) * spec.extra["depth_scale"]
     if not (measured := depth[depth > 0]).size:
         raise Unreadable("no pixel has a depth")
@@ -137,7 +165,10 @@ def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image)
 def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
     """Some valid pixels, and those are of unit length, as far as 8 bits allow."""
     if image.mode != "RGB":
-        raise UserError(f"{path} is not an RGB picture ({image.mode}); {spec.name} stores {spec.extra['encoding']}")
+        raise UserError(
+            f"{path} is not an RGB picture ({image.mode}); {spec.name} stores"
+            f" {spec.extra['encoding']}"
+        )
     stored = np.asarray(image)[::4, ::4].reshape(-1, 3)  # every 16th pixel tells as much
     valid = stored[(stored != np.asarray(spec.extra["invalid"])).any(axis=1)]
     if not len(valid):
@@ -145,15 +176,18 @@ def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Imag
     length = float(np.median(np.linalg.norm(valid / 127.5 - 1, axis=1)))
     if not 0.8 < length < 1.2:
         encoding = spec.extra["encoding"]
-        raise UserError(f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}")
+        raise UserError(
+            f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}"
+        )
 
 
 def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:
-    """Image id → {size: (width, height), annotations: list} of a COCO annotation file, checked as a whole.
+    """Image id → {size: (width, height), annotations: list} of a COCO annotation file, checked as a
+    whole.
 
     Raises:
-        UserError: ids that occur twice or belong to nothing, a category the declaration lacks, a box or mask that
-            makes no sense; names the annotation.
+        UserError: ids that occur twice or belong to nothing, a category the declaration lacks, a
+            box or mask that makes no sense; names the annotation.
     """
     path = file(root, spec.annotations[split])
     content = read_json(path)
@@ -168,12 +202,18 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
         for annotation in content["annotations"]:
             name = f"{path} annotation {annotation['id']}"
             if annotation["image_id"] not in images:
-                raise UserError(f"{name} belongs to image {annotation['image_id']}, which is not in the file")
+                raise UserError(
+                    f"{name} belongs to image {annotation['image_id']}, which is not in the file"
+                )
             if annotation["category_id"] not in categories:
-                raise UserError(f"{name} has category {annotation['category_id']}, which is not in the file")
+                raise UserError(
+                    f"{name} has category {annotation['category_id']}, which is not in the file"
+                )
             if categories[annotation["category_id"]] not in classes:
-                raise UserError(f"{name} is a {categories[annotation['category_id']]!r}, not one of the "
-                                f"{len(classes)} classes of {spec.name}")  # fmt: skip
+                raise UserError(
+                    f"{name} is a {categories[annotation['category_id']]!r}, not one of the "
+                    f"{len(classes)} classes of {spec.name}"
+                )
             image = images[annotation["image_id"]]
             check_instance(name, annotation, image["size"])
             image["annotations"].append(annotation)
@@ -183,7 +223,8 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
 
 
 def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """The box lies in the image (a pixel or two of rounding allowed), the mask is one of this image."""
+    """The box lies in the image (a pixel or two of rounding allowed), the mask is one of this
+    image."""
     x, y, width, height = (float(value) for value in annotation["bbox"])
     inside = x >= -2 and y >= -2 and x + width <= size[0] + 2 and y + height <= size[1] + 2
     if not (inside and width >= 0 and height >= 0):  # a NaN is never inside

@@ -1,4 +1,5 @@
-"""PASCAL VOC 2012 segmentation: 21 classes with background; with the augmented train list (SBD) where it is present."""
+"""PASCAL VOC 2012 segmentation: 21 classes with background; with the augmented train list (SBD)
+where it is present."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,8 @@ LISTS = "ImageSets/Segmentation"
 
 
 def augmented(root: Path) -> bool:
-    """Whether the copy has the 10,582-image train list and its label maps (mmseg's and DeepLab's layout)."""
+    """Whether the copy has the 10,582-image train list and its label maps (mmseg's and DeepLab's
+    layout)."""
     return (root / LISTS / "trainaug.txt").is_file() and (root / "SegmentationClassAug").is_dir()
 
 
@@ -25,7 +27,10 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     # VOC's own label maps are finer than SBD's: they are kept for the images that have them
     own = set(official)
     names = read_lines(file(root, f"{LISTS}/trainaug.txt"))
-    return [sample(name, "SegmentationClass" if name in own else "SegmentationClassAug") for name in names]
+    return [
+        sample(name, "SegmentationClass" if name in own else "SegmentationClassAug")
+        for name in names
+    ]
 
 
 def sample(name: str, labels: str) -> Sample:
@@ -36,7 +41,11 @@ def adapt(spec: DatasetSpec, root: Path) -> DatasetSpec:
     """With the augmented list the train split is another one, and so is the protocol."""
     if not augmented(root):
         return spec
-    return replace(spec, expected={**spec.expected, "train": 10582}, extra={**spec.extra, "train_list": "trainaug"})
+    return replace(
+        spec,
+        expected={**spec.expected, "train": 10582},
+        extra={**spec.extra, "train_list": "trainaug"},
+    )
 
 
 register_dataset(
@@ -50,6 +59,9 @@ register_dataset(
         ignore_index=255,
         extra={"train_list": "train"},
         adapt=adapt,
-        about="PASCAL VOC 2012 segmentation, 21 classes (VOCtrainval_11-May-2012.tar, host.robots.ox.ac.uk/pascal/VOC)",
+        about=(
+            "PASCAL VOC 2012 segmentation, 21 classes (VOCtrainval_11-May-2012.tar,"
+            " host.robots.ox.ac.uk/pascal/VOC)"
+        ),
     )
 )

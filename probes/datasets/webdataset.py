@@ -1,16 +1,18 @@
-"""Datasets in the webdataset layout of CLIP_benchmark and DataComp: ``wds_NAME`` under ``--data-root`` is dataset NAME.
+"""Datasets in the webdataset layout of CLIP_benchmark and DataComp: ``wds_NAME`` under
+``--data-root`` is dataset NAME.
 
 ::
 
     wds_NAME/classnames.txt                            one class a line, in the order of the labels
-    wds_NAME/zeroshot_classification_templates.txt     one prompt a line, ``{c}`` stands for the class
-    wds_NAME/dataset_type.txt                          ``retrieval`` where images have captions in place of classes
-    wds_NAME/test/nshards.txt, 0.tar, 1.tar …          KEY.webp (png, jpg) with KEY.cls, KEY.txt, and KEY.npy (its groups)
-    wds_NAME/train/…                                   likewise, for probes that train
+    wds_NAME/zeroshot_classification_templates.txt     one prompt a line, ``{c}`` stands for the
+    class wds_NAME/dataset_type.txt                          ``retrieval`` where images have
+    captions in place of classes wds_NAME/test/nshards.txt, 0.tar, 1.tar …          KEY.webp (png,
+    jpg) with KEY.cls, KEY.txt, and KEY.npy (its groups) wds_NAME/train/…
+    likewise, for probes that train
 
-A ``/`` in a name is ``-`` in the folder, and DataComp's own folders end in ``_test``. The 38 tasks, their sizes and main metrics
-are those of DataComp's ``tasklist.yml``; OpenCLIP's table has the same. Any other ``wds_NAME`` is a dataset too, see
-``register_folders``.
+A ``/`` in a name is ``-`` in the folder, and DataComp's own folders end in ``_test``. The 38 tasks,
+their sizes and main metrics are those of DataComp's ``tasklist.yml``; OpenCLIP's table has the
+same. Any other ``wds_NAME`` is a dataset too, see ``register_folders``.
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ class Task:
     """One of the 38.
 
     Attributes:
-        name: DataComp's, with ``-`` for ``/``; ``title``: as OpenCLIP's table has it; ``size``: images of its test set.
-        extra: of its ``DatasetSpec``; without ``main_metric`` it is top-1 accuracy. ``group`` is the column of KEY.npy by which
-            it is scored.
+        name: DataComp's, with ``-`` for ``/``; ``title``: as OpenCLIP's table has it; ``size``:
+            images of its test set.
+        extra: of its ``DatasetSpec``; without ``main_metric`` it is top-1 accuracy. ``group`` is
+            the column of KEY.npy by which it is scored.
         also: other names of its folder.
     """
 
@@ -86,26 +89,48 @@ TASKS = (
     Task("stl10", "STL-10", 8000, {}),
     Task("sun397", "SUN397", 108754, {}),
     Task("vtab-svhn", "SVHN", 26032, {}),
-    Task("retrieval-flickr_1k_test_image_text_retrieval", "Flickr", 1000, RECALL, "image-text", ("wds_flickr30k",)),
     Task(
-        "retrieval-mscoco_2014_5k_test_image_text_retrieval", "MSCOCO", 5000, RECALL, "image-text",
+        "retrieval-flickr_1k_test_image_text_retrieval",
+        "Flickr",
+        1000,
+        RECALL,
+        "image-text",
+        ("wds_flickr30k",),
+    ),
+    Task(
+        "retrieval-mscoco_2014_5k_test_image_text_retrieval",
+        "MSCOCO",
+        5000,
+        RECALL,
+        "image-text",
         ("wds_mscoco_captions",),
     ),
     Task("misc-winogavil", "WinoGAViL", 0, {}, "association", ("wds_winogavil",)),
     Task("wilds-iwildcam", "iWildCam", 42791, {"main_metric": "f1_macro"}),
     Task("wilds-camelyon17", "Camelyon17", 85054, {}),
-    # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the published numbers, do not
+    # WILDS leaves the region "Other" (four images of the test set) out; DataComp's code, and so the
+    # published numbers, do not
     Task("wilds-fmow", "FMoW", 22108, {"main_metric": "worst_group_top1", "group": 0}),
     Task(
-        "fairness-dollar_street", "Dollar Street", 3503, {"main_metric": "worst_group_top5", "group": 0},
+        "fairness-dollar_street",
+        "Dollar Street",
+        3503,
+        {"main_metric": "worst_group_top5", "group": 0},
         also=("wds_dollar_street",),
     ),
-    Task("fairness-geode", "GeoDE", 12488, {"main_metric": "worst_group_top1", "group": 0}, also=("wds_geode",)),
-)  # fmt: skip
+    Task(
+        "fairness-geode",
+        "GeoDE",
+        12488,
+        {"main_metric": "worst_group_top1", "group": 0},
+        also=("wds_geode",),
+    ),
+)
 
 
 def tars(root: Path, split: Split) -> list[str]:
-    """The shards of a split, relative to ``root``, in their order; all that ``nshards.txt`` counts must be there."""
+    """The shards of a split, relative to ``root``, in their order; all that ``nshards.txt`` counts
+    must be there."""
     place = folder(root, FOLDERS[split])
     if (count := place / "nshards.txt").is_file():
         (line,) = read_lines(count)[:1]
@@ -113,19 +138,26 @@ def tars(root: Path, split: Split) -> list[str]:
             raise UserError(f"{count} must hold the number of shards, not {line[:20]!r}")
         names = [f"{number}.tar" for number in range(int(line))]
         if missing := [name for name in names if not (place / name).is_file()]:
-            raise UserError(f"{len(missing)} of {line} shards are missing in {place}, such as {missing[0]}; get them")
+            raise UserError(
+                f"{len(missing)} of {line} shards are missing in {place}, such as {missing[0]}; get"
+                " them"
+            )
     else:
-        names = sorted((path.name for path in place.glob("*.tar")), key=lambda name: (len(name), name))
+        names = sorted(
+            (path.name for path in place.glob("*.tar")), key=lambda name: (len(name), name)
+        )
     if not names:
         raise UserError(f"{place} has no shards (0.tar, 1.tar …)")
     return [f"{FOLDERS[split]}/{name}" for name in names]
 
 
 def list_samples(root: Path, split: Split) -> list[Sample]:
-    """Images with what stands beside them: captions (KEY.txt) or class (KEY.cls), and the group where one is asked for.
+    """Images with what stands beside them: captions (KEY.txt) or class (KEY.cls), and the group
+    where one is asked for.
 
     Raises:
-        UserError: a shard is missing or damaged, an image has no label, or the labels are not what the type says.
+        UserError: a shard is missing or damaged, an image has no label, or the labels are not what
+            the type says.
     """
     root, found = Path(root), []
     captions = kind_of(root) == "image-text"
@@ -137,18 +169,24 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
                 continue
             label = f"{key}.{'txt' if captions else 'cls'}"
             if label not in names:
-                raise UserError(f"{root / tar}: {name} has no {label}; dataset_type.txt says what {root.name} is "
-                                "(classification where there is none, or retrieval)")  # fmt: skip
+                raise UserError(
+                    f"{root / tar}: {name} has no {label}; dataset_type.txt says what {root.name}"
+                    " is (classification where there is none, or retrieval)"
+                )
             try:
                 text = read_bytes(root / tar / label).decode()
             except UnicodeDecodeError as error:
-                raise UserError(f"{root / tar}: {label} is not UTF-8; get the shard again") from error
+                raise UserError(
+                    f"{root / tar}: {label} is not UTF-8; get the shard again"
+                ) from error
             if captions:
                 target: Any = text.splitlines()
             elif text.strip().isdecimal() and len(text.strip()) < 10:
                 target = int(text)
             else:
-                raise UserError(f"{root / tar}: {label} holds {text[:20]!r}, which is no class number")
+                raise UserError(
+                    f"{root / tar}: {label} holds {text[:20]!r}, which is no class number"
+                )
             found.append(Sample(f"{tar}/{name}", target))
     return found
 
@@ -162,14 +200,17 @@ def in_groups(column: int, root: Path, split: Split) -> list[Sample]:
             values = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False).reshape(-1)
             grouped.append(replace(sample, group=int(values[column])))
         except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"{path} must hold the groups of its image, {column + 1} or more numbers") from error
+            raise UserError(
+                f"{path} must hold the groups of its image, {column + 1} or more numbers"
+            ) from error
     return grouped
 
 
 def list_candidates(root: Path, split: Split) -> list[Sample]:
-    """WinoGAViL (Bitton et al. 2022): images in ``test/*.tar``, questions in ``instances.json``, a list of {"cue",
-    "candidates", "associations"} with the images' names (their keys in the tars). A sample's target: [number of the instance,
-    cue, whether it is associated] of each question that it is a candidate of."""
+    """WinoGAViL (Bitton et al. 2022): images in ``test/*.tar``, questions in ``instances.json``, a
+    list of {"cue", "candidates", "associations"} with the images' names (their keys in the tars). A
+    sample's target: [number of the instance, cue, whether it is associated] of each question that
+    it is a candidate of."""
     path = file(Path(root), "instances.json")
     images = {
         name.rpartition(".")[0]: f"{tar}/{name}"
@@ -221,17 +262,27 @@ def spec_of(task: Task) -> DatasetSpec:
     if (column := task.extra.get("group")) is not None:
         lister = partial(in_groups, column)
     return DatasetSpec(
-        name=task.name, kind=task.kind, folder=folders[0], also=(*folders[1:], *(f"{each}_test" for each in folders)),
-        list_samples=lister, expected={"val": task.size} if task.size else {}, counts_itself=True,
-        classes=classes if task.kind == "classification" else (), extra=task.extra, module=__name__,
+        name=task.name,
+        kind=task.kind,
+        folder=folders[0],
+        also=(*folders[1:], *(f"{each}_test" for each in folders)),
+        list_samples=lister,
+        expected={"val": task.size} if task.size else {},
+        counts_itself=True,
+        classes=classes if task.kind == "classification" else (),
+        extra=task.extra,
+        module=__name__,
         adapt=adapt if task.kind == "classification" else None,
-        about=f"{task.title}: webdataset folder {folders[0]} (huggingface.co/clip-benchmark, huggingface.co/djghosh)",
-    )  # fmt: skip
+        about=(
+            f"{task.title}: webdataset folder {folders[0]} (huggingface.co/clip-benchmark,"
+            " huggingface.co/djghosh)"
+        ),
+    )
 
 
 def register_folders(data_root: Path | None) -> list[str]:
-    """Make every other ``wds_NAME`` in ``data_root`` the dataset NAME; returns the names that are new. One of a type that is not
-    known here is none."""
+    """Make every other ``wds_NAME`` in ``data_root`` the dataset NAME; returns the names that are
+    new. One of a type that is not known here is none."""
     found = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
         known = {name for spec in DATASETS.values() for name in (spec.folder, *spec.also)}
@@ -240,7 +291,9 @@ def register_folders(data_root: Path | None) -> list[str]:
             with suppress(UserError):
                 kind = kind_of(path)
                 task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
-                register_dataset(replace(spec_of(task), also=(), about=f"webdataset folder {path.name}"))
+                register_dataset(
+                    replace(spec_of(task), also=(), about=f"webdataset folder {path.name}")
+                )
                 found.append(name)
     return found
 

@@ -1,5 +1,5 @@
-"""The one MMEngine config of all dense probes: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to
-one stride and concatenated."""
+"""The one MMEngine config of all dense probes: mmseg's encoder-decoder over the frozen backbone,
+whose maps are brought to one stride and concatenated."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ AT_ONCE = 32  # images of an evaluation's batch at most
 
 
 def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = frozenset()) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds what all probes
-    share.
+    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
+    adds what all probes share.
 
     Args:
         held_out: training images to score in the place of ``val`` (whoever trains leaves them out).
@@ -58,7 +58,11 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
     test: dict[str, Any] = {"mode": "whole", "flip": settings.flip_test}
     if settings.slide:
         side, step = settings.slide
-        test |= {"mode": "slide", "crop_size": (padded(side, backbone.divisor),) * 2, "stride": (step, step)}
+        test |= {
+            "mode": "slide",
+            "crop_size": (padded(side, backbone.divisor),) * 2,
+            "stride": (step, step),
+        }
     objective, scores = objective_and_scores(probe, settings, spec, len(classes))
     model = {
         "type": "DenseSegmenter" if probe.kind == "segmentation" else "DenseRegressor",
@@ -79,21 +83,31 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
 
     # importing it registers the dataset that the config names
     declared_in = spec.module or getattr(spec.list_samples, "__module__", "probes.catalog")
-    config = Config({
-        "default_scope": "mmseg",
-        "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
-        "model": model,
-        "train_dataloader": {"batch_size": settings.batch_size, "dataset": dataset_config(data, "train", train_pipeline)},
-        "val_dataloader": {
-            **at_once(AT_ONCE, context.device), "dataset": dataset_config(
-                data, "train" if held_out else "val", test_pipeline, test_mode=True, only=held_out
-            )
-        },
-        "val_evaluator": scores,
-        "optim_wrapper": optimizer(settings),
-        "param_scheduler": schedule(settings),
-        "train_cfg": {"max_iters": settings.max_iters},
-    })  # fmt: skip
+    config = Config(
+        {
+            "default_scope": "mmseg",
+            "custom_imports": {"imports": [*OWN_MODULES, declared_in]},
+            "model": model,
+            "train_dataloader": {
+                "batch_size": settings.batch_size,
+                "dataset": dataset_config(data, "train", train_pipeline),
+            },
+            "val_dataloader": {
+                **at_once(AT_ONCE, context.device),
+                "dataset": dataset_config(
+                    data,
+                    "train" if held_out else "val",
+                    test_pipeline,
+                    test_mode=True,
+                    only=held_out,
+                ),
+            },
+            "val_evaluator": scores,
+            "optim_wrapper": optimizer(settings),
+            "param_scheduler": schedule(settings),
+            "train_cfg": {"max_iters": settings.max_iters},
+        }
+    )
     if settings.cache not in KEPT:
         return config
     from probes.dense.cached import cached
@@ -103,9 +117,18 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
 
 def preprocessor(backbone: Backbone) -> dict[str, Any]:
     """Config of what makes batches of images as the backbone takes them."""
-    mean, std = ([255 * value for value in values] for values in (backbone.data.mean, backbone.data.std))
+    mean, std = (
+        [255 * value for value in values] for values in (backbone.data.mean, backbone.data.std)
+    )
     padding = {"size_divisor": backbone.divisor}
-    return {"type": "SegDataPreProcessor", "mean": mean, "std": std, "bgr_to_rgb": True, **padding, "test_cfg": padding}
+    return {
+        "type": "SegDataPreProcessor",
+        "mean": mean,
+        "std": std,
+        "bgr_to_rgb": True,
+        **padding,
+        "test_cfg": padding,
+    }
 
 
 def dataset_config(
@@ -115,7 +138,8 @@ def dataset_config(
     test_mode: bool = False,
     only: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Config of a split's usable images (all of train, see ``PreparedDataset.encoded``), or of those in ``only``."""
+    """Config of a split's usable images (all of train, see ``PreparedDataset.encoded``), or of
+    those in ``only``."""
     usable = {sample.image for sample in data.encoded(split)}
     usable &= only or usable
     listed = [sample.image for sample in data.spec.list_samples(data.root, split)]
@@ -131,8 +155,8 @@ def dataset_config(
 
 
 def native_stride(strides: Sequence[float]) -> float:
-    """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it does at 8); else the
-    coarsest."""
+    """The finest of ``strides`` that is 8 or more (at 4, of CNNs, a head costs four times what it
+    does at 8); else the coarsest."""
     return min((stride for stride in strides if stride >= 8), default=max(strides))
 
 
@@ -146,7 +170,8 @@ def objective_and_scores(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of the head's config, and the evaluator's, follows from the kind of dataset."""
     if probe.kind == "segmentation":
-        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has many
+        # the mean over labelled pixels: ignored ones would only shrink the loss of a crop that has
+        # many
         loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "avg_non_ignore": True}
         head = {"num_classes": classes, "ignore_index": spec.ignore_index, "loss_decode": loss}
         return head, {"type": "SegmentationScores", "ignore_index": spec.ignore_index}
@@ -166,13 +191,26 @@ def check(probe: Probe, context: Context) -> None:
     """Raise ``UserError`` for what can be known to be wrong before any work is done."""
     settings, spec, backbone = context.settings, context.data.spec, context.backbone
     if probe.name in ("deeplabv3", "pspnet") and settings.batch_size < 2:
-        raise UserError(f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more")
+        raise UserError(
+            f"{probe.name} normalises pooled features over the batch: batch_size must be 2 or more"
+        )
     if probe.name.startswith("dpt") and (len(backbone.channels) != 4 or settings.layers != "all"):
         raise UserError(
-            f"{probe.name} fuses four feature maps, and {backbone.name!r} gives {len(backbone.channels)} (layers="
-            f"{settings.layers}); choose another probe or backbone"
+            f"{probe.name} fuses four feature maps, and {backbone.name!r} gives"
+            f" {len(backbone.channels)} (layers={settings.layers}); choose another probe or"
+            " backbone"
         )
     if probe.kind == "segmentation" and len(context.data.classes) < 2:
-        raise UserError(f"dataset {spec.name!r} has {len(context.data.classes)} class; segmentation needs 2 or more")
-    if missing := {"depth_scale", "min_depth", "max_depth"} - set(spec.extra) if probe.kind == "depth" else set():
-        raise UserError(f"dataset {spec.name!r} does not declare {', '.join(sorted(missing))}; add them to its extra")
+        raise UserError(
+            f"dataset {spec.name!r} has {len(context.data.classes)} class; segmentation needs 2 or"
+            " more"
+        )
+    if missing := (
+        {"depth_scale", "min_depth", "max_depth"} - set(spec.extra)
+        if probe.kind == "depth"
+        else set()
+    ):
+        raise UserError(
+            f"dataset {spec.name!r} does not declare {', '.join(sorted(missing))}; add them to its"
+            " extra"
+        )

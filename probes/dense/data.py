@@ -1,10 +1,11 @@
-"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the kinds segmentation, depth and
-normals.
+"""Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the
+kinds segmentation, depth and normals.
 
-The transforms between loading and packing are mmcv's and mmseg's own; those here load the ground truth, keep normals right
-under a flip, and pack. Within a pipeline the ground truth is ``results["gt_seg_map"]``, the name that mmcv's transforms
-know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit normals with (0, 0,
-0) where unknown.
+The transforms between loading and packing are mmcv's and mmseg's own; those here load the ground
+truth, keep normals right under a flip, and pack. Within a pipeline the ground truth is
+``results["gt_seg_map"]``, the name that mmcv's transforms
+know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit
+normals with (0, 0, 0) where unknown.
 """
 
 from __future__ import annotations
@@ -64,23 +65,37 @@ class DenseDataset(BaseDataset):
         exclude: Sequence[str] = (),
         test_mode: bool = False,
     ) -> None:
-        self.spec, self.root, self.split, self.exclude = DATASETS.find(dataset), Path(root), split, frozenset(exclude)
+        self.spec, self.root, self.split, self.exclude = (
+            DATASETS.find(dataset),
+            Path(root),
+            split,
+            frozenset(exclude),
+        )
         if self.spec.kind not in FIELDS:
-            raise UserError(f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}")
+            raise UserError(
+                f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}"
+            )
         if self.spec.adapt is not None:
             self.spec = self.spec.adapt(self.spec, self.root)
         metainfo = {"classes": tuple(self.spec.class_names(self.root))}
         # a failed sample is never replaced by another one: that would change the numbers in silence
         # not serialised: mmengine collects garbage for it, which takes longer than all else here
         super().__init__(
-            metainfo=metainfo, pipeline=list(pipeline), test_mode=test_mode, max_refetch=0, serialize_data=False
+            metainfo=metainfo,
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            max_refetch=0,
+            serialize_data=False,
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         samples = self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
         kept = [sample for sample in samples if sample.image not in self.exclude]
         if not kept:
-            raise UserError(f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at {self.root}")
+            raise UserError(
+                f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at"
+                f" {self.root}"
+            )
         return [
             {
                 "img_path": str(self.root / sample.image),
@@ -106,7 +121,8 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
 
     Args:
         path: single-channel or palette PNG; 8 or 16 bits.
-        offset: added to stored values; a value that would fall below 0 is ignored, as is a stored ``ignore_index``.
+        offset: added to stored values; a value that would fall below 0 is ignored, as is a stored
+            ``ignore_index``.
         ignore_index: value of pixels that are not scored, in the file and in the result.
         classes: number of classes.
 
@@ -119,17 +135,24 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
     except BROKEN as error:
         raise UserError(f"cannot read label map {path}: {error}") from error
     if stored.ndim != 2:
-        raise UserError(f"label map {path} has {stored.shape[-1]} channels; it must hold one class index a pixel")
+        raise UserError(
+            f"label map {path} has {stored.shape[-1]} channels; it must hold one class index a"
+            " pixel"
+        )
     labels = stored.astype(np.int32) + offset
     labels[(stored == ignore_index) | (labels < 0)] = ignore_index
     wrong = (labels >= classes) & (labels != ignore_index)
     if wrong.any():
-        raise UserError(f"label map {path} holds {labels[wrong][0] - offset}, which is none of the {classes} classes")
+        raise UserError(
+            f"label map {path} holds {labels[wrong][0] - offset}, which is none of the {classes}"
+            " classes"
+        )
     return labels.astype(np.uint16)
 
 
 def read_depth(path: str, scale: float) -> np.ndarray:
-    """A depth PNG (8 or 16 bits, stored 0 = unknown) × ``scale`` → (H, W) float32 metres, 0 where unknown."""
+    """A depth PNG (8 or 16 bits, stored 0 = unknown) × ``scale`` → (H, W) float32 metres, 0 where
+    unknown."""
     stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
     if stored is None or stored.ndim != 2:
         raise UserError(f"cannot read depth map {path}; it must be a PNG with one channel")
@@ -137,7 +160,8 @@ def read_depth(path: str, scale: float) -> np.ndarray:
 
 
 def read_normals(path: str) -> np.ndarray:
-    """An 8-bit RGB PNG with n = value / 127.5 - 1 → (H, W, 3) float32 unit vectors; stored (0, 0, 0) stays (0, 0, 0).
+    """An 8-bit RGB PNG with n = value / 127.5 - 1 → (H, W, 3) float32 unit vectors; stored (0, 0,
+    0) stays (0, 0, 0).
 
     A stored vector shorter than a half (which has no direction to speak of) counts as unknown too.
     """
@@ -157,8 +181,8 @@ def read_normals(path: str) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class LoadGroundTruth(BaseTransform):
-    """Load the ground truth of a ``DenseDataset``'s sample. Placed after resizing (testing) it keeps the label's own
-    resolution.
+    """Load the ground truth of a ``DenseDataset``'s sample. Placed after resizing (testing) it
+    keeps the label's own resolution.
 
     Args:
         kind: ``segmentation``, ``depth`` or ``normals``.
@@ -166,11 +190,17 @@ class LoadGroundTruth(BaseTransform):
         depth_scale: metres per stored unit (depth).
 
     Raises:
-        UserError: the file cannot be read, its labels are out of range, or its size differs from the image's.
+        UserError: the file cannot be read, its labels are out of range, or its size differs from
+            the image's.
     """
 
     def __init__(
-        self, kind: str, classes: int = 0, label_offset: int = 0, ignore_index: int = 255, depth_scale: float = 1.0
+        self,
+        kind: str,
+        classes: int = 0,
+        label_offset: int = 0,
+        ignore_index: int = 255,
+        depth_scale: float = 1.0,
     ) -> None:
         self.kind, self.depth_scale = kind, depth_scale
         self.labels = (label_offset, ignore_index, classes)
@@ -180,10 +210,18 @@ class LoadGroundTruth(BaseTransform):
         if self.kind == "segmentation":
             truth = read_labels(path, *self.labels)
         else:
-            truth = read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
+            truth = (
+                read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
+            )
         if truth.shape[:2] != results["ori_shape"]:
-            sizes = ["×".join(map(str, reversed(shape))) for shape in (results["ori_shape"], truth.shape[:2])]
-            raise UserError(f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be equal")
+            sizes = [
+                "×".join(map(str, reversed(shape)))
+                for shape in (results["ori_shape"], truth.shape[:2])
+            ]
+            raise UserError(
+                f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be"
+                " equal"
+            )
         results["gt_seg_map"] = truth
         return results
 
@@ -207,34 +245,41 @@ class RandomBrightness(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         factor = np.random.uniform(*self.range)
-        results["img"] = (results["img"].astype(np.float32) * factor).round().clip(0, 255).astype(np.uint8)
+        results["img"] = (
+            (results["img"].astype(np.float32) * factor).round().clip(0, 255).astype(np.uint8)
+        )
         return results
 
 
 @TRANSFORMS.register_module()
 class PadCrop(BaseTransform):
-    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with ``image`` (BGR 0–255) and
-    ``truth`` values."""
+    """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
+    ``image`` (BGR 0–255) and ``truth`` values."""
 
     def __init__(self, size: Sequence[int], image: Sequence[float], truth: float) -> None:
         self.size, self.image, self.truth = size, image, truth
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         height, width = (
-            max(0, wanted - side) for wanted, side in zip(self.size, results["img"].shape[:2], strict=True)
+            max(0, wanted - side)
+            for wanted, side in zip(self.size, results["img"].shape[:2], strict=True)
         )
         border = (0, height, 0, width, cv2.BORDER_CONSTANT)
         results["img"] = cv2.copyMakeBorder(results["img"], *border, value=tuple(self.image))
         if "gt_seg_map" in results:
-            results["gt_seg_map"] = cv2.copyMakeBorder(results["gt_seg_map"], *border, value=(self.truth,) * 3)
+            results["gt_seg_map"] = cv2.copyMakeBorder(
+                results["gt_seg_map"], *border, value=(self.truth,) * 3
+            )
         results["img_shape"] = results["img"].shape[:2]
         return results
 
 
 @TRANSFORMS.register_module()
 class PackDense(BaseTransform):
-    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground truth of the dataset's
-    kind: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or ``gt_normal_map`` (3, H, W) float32."""
+    """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground
+    truth of the dataset's
+    kind: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or ``gt_normal_map`` (3, H, W)
+        float32."""
 
     def __init__(self, kind: str) -> None:
         self.field = FIELDS[kind]
@@ -248,11 +293,14 @@ class PackDense(BaseTransform):
 
 def channels_first(truth: np.ndarray) -> torch.Tensor:
     """(H, W) → (1, H, W); (H, W, 3) → (3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None]))
+    return torch.from_numpy(
+        np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None])
+    )
 
 
 class DenseSample(SegDataSample):
-    """A sample whose ground truth a loader can pin, so that its copy to a GPU need not be waited for."""
+    """A sample whose ground truth a loader can pin, so that its copy to a GPU need not be waited
+    for."""
 
     def pin_memory(self) -> DenseSample:
         for field in set(FIELDS.values()) & set(self.keys()):
@@ -261,8 +309,8 @@ class DenseSample(SegDataSample):
 
 
 def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | None) -> SegDataSample:
-    """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under ``field``, and ``facts``'
-    names and shapes."""
+    """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under
+    ``field``, and ``facts``' names and shapes."""
     sample = DenseSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
     if truth is not None:
         sample.set_data({field: PixelData(data=truth.long() if field == "gt_sem_seg" else truth)})
@@ -270,14 +318,18 @@ def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | Non
 
 
 def pipelines(
-    spec: DatasetSpec, classes: int, settings: DenseSettings, crop: tuple[int, ...], mean: Sequence[float]
+    spec: DatasetSpec,
+    classes: int,
+    settings: DenseSettings,
+    crop: tuple[int, ...],
+    mean: Sequence[float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train and test pipelines as configs.
 
-    Train: short side to ``size`` × a random factor of ``scale_range``, random crop, random horizontal flip, colours, pad to
-    the crop; with ``fixed_crops`` resizing, crop and flip are one ``FixedCrop``. Test: short side to ``size`` with the
-    image's own aspect, ground truth untouched at its own resolution. (As in mmseg's configs the long side stays within
-    4 × ``size``.)
+    Train: short side to ``size`` × a random factor of ``scale_range``, random crop, random
+    horizontal flip, colours, pad to the crop; with ``fixed_crops`` resizing, crop and flip are one
+    ``FixedCrop``. Test: short side to ``size`` with the image's own aspect, ground truth untouched
+    at its own resolution. (As in mmseg's configs the long side stays within 4 × ``size``.)
 
     Args:
         spec: how the ground truth is stored.
@@ -291,11 +343,17 @@ def pipelines(
     scale = (4 * settings.size, settings.size)
     crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
     if segments:
-        # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn again, up to ten times
+        # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn
+        # again, up to ten times
         crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
     pad_colour = [round(value) for value in reversed(mean)]
     augment: list[dict[str, Any]] = [
-        {"type": "RandomResize", "scale": scale, "ratio_range": settings.scale_range, "keep_ratio": True},
+        {
+            "type": "RandomResize",
+            "scale": scale,
+            "ratio_range": settings.scale_range,
+            "keep_ratio": True,
+        },
         crops,
         {"type": "RandomFlip", "prob": settings.flip},
     ]
@@ -310,20 +368,32 @@ def pipelines(
     if settings.photometric:
         augment.append({"type": "PhotoMetricDistortion"})
     if settings.brightness != (1.0, 1.0):
-        augment.append({"type": "RandomBrightness", "low": settings.brightness[0], "high": settings.brightness[1]})
+        augment.append(
+            {
+                "type": "RandomBrightness",
+                "low": settings.brightness[0],
+                "high": settings.brightness[1],
+            }
+        )
     train = [
         LOAD,
         truth,
         *augment,
         *([{"type": "FlipNormals"}] if spec.kind == "normals" else []),
-        {"type": "PadCrop", "size": crop, "image": pad_colour, "truth": spec.ignore_index if segments else 0},
+        {
+            "type": "PadCrop",
+            "size": crop,
+            "image": pad_colour,
+            "truth": spec.ignore_index if segments else 0,
+        },
         {"type": "PackDense", "kind": spec.kind},
     ]
     return train, test_pipeline(spec, classes, settings.size)
 
 
 def test_pipeline(spec: DatasetSpec, classes: int, size: int) -> list[dict[str, Any]]:
-    """Whole images, the short side at ``size``, and their ground truth at its own resolution; see ``pipelines``."""
+    """Whole images, the short side at ``size``, and their ground truth at its own resolution; see
+    ``pipelines``."""
     resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
     return [LOAD, resize, _truth_config(spec, classes), {"type": "PackDense", "kind": spec.kind}]
 
@@ -335,7 +405,11 @@ LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 def _truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
     truth: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
     if spec.kind == "segmentation":
-        truth |= {"classes": classes, "label_offset": spec.label_offset, "ignore_index": spec.ignore_index}
+        truth |= {
+            "classes": classes,
+            "label_offset": spec.label_offset,
+            "ignore_index": spec.ignore_index,
+        }
     if spec.kind == "depth":
         truth |= {"depth_scale": spec.extra["depth_scale"]}
     return truth

@@ -1,10 +1,12 @@
 """Two heads that fuse four feature maps from the deepest to the shallowest.
 
-``DPTHead`` is MMSegmentation's, of Ranftl, Bochkovskiy, Koltun, "Vision Transformers for Dense Prediction", ICCV 2021: maps are
-brought to four resolutions, fused with batch-normalised residual units and enlarged bilinearly; the class token is not read.
-``Probe3dHead`` is that of probe3d (El Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024;
-``evals/models/probes.py`` of github.com/mbanani/probe3d), a simplification by its authors: all maps have one resolution, nothing
-is normalised, and upsampling between the stages is by nearest neighbours.
+``DPTHead`` is MMSegmentation's, of Ranftl, Bochkovskiy, Koltun, "Vision Transformers for Dense
+Prediction", ICCV 2021: maps are brought to four resolutions, fused with batch-normalised residual
+units and enlarged bilinearly; the class token is not read. ``Probe3dHead`` is that of probe3d (El
+Banani et al., "Probing the 3D Awareness of Visual Foundation Models", CVPR 2024;
+``evals/models/probes.py`` of github.com/mbanani/probe3d), a simplification by its authors: all maps
+have one resolution, nothing is normalised, and upsampling between the stages is by nearest
+neighbours.
 """
 
 from __future__ import annotations
@@ -23,23 +25,28 @@ from torch import Tensor, nn
 
 
 class DPTHead(dpt_head.DPTHead):
-    """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a CNN can be fused too.
+    """MMSegmentation's DPT head; its 1×1 convolutions take maps of any widths, so that stages of a
+    CNN can be fused too.
 
-    Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, ⌈h / 2⌉ · 16, ⌈w / 2⌉ · 16).
+    Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, ⌈h / 2⌉ · 16,
+        ⌈w / 2⌉ · 16).
 
     Args:
         map_channels: channels of each of the four maps, shallow to deep.
-        channels: width of the fusion; the maps are reassembled to 3/8, 3/4, 3/2 and 3 times that, as in MMSegmentation, where it
-            is 256.
+        channels: width of the fusion; the maps are reassembled to 3/8, 3/4, 3/2 and 3 times that,
+            as in MMSegmentation, where it is 256.
         **kwargs: of mmseg's ``BaseDecodeHead``.
     """
 
     def __init__(self, map_channels: Sequence[int], channels: int, **kwargs: Any) -> None:
         widths = [max(1, channels * eighths // 8) for eighths in (3, 6, 12, 24)]
-        super().__init__(embed_dims=map_channels[0], post_process_channels=widths, channels=channels, **kwargs)
+        super().__init__(
+            embed_dims=map_channels[0], post_process_channels=widths, channels=channels, **kwargs
+        )
         self.map_channels = tuple(map_channels)
         self.reassemble_blocks.projects = nn.ModuleList(
-            ConvModule(width, out, 1, act_cfg=None) for width, out in zip(map_channels, widths, strict=True)
+            ConvModule(width, out, 1, act_cfg=None)
+            for width, out in zip(map_channels, widths, strict=True)
         )
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -50,7 +57,8 @@ class DPTHead(dpt_head.DPTHead):
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions, each with a ReLU after it, around which the input goes too; shapes stay."""
+    """Two 3×3 convolutions, each with a ReLU after it, around which the input goes too; shapes
+    stay."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,9 +74,9 @@ class Residual(nn.Module):
 
 
 class Probe3dHead(BaseDecodeHead):
-    """Four maps → 1×1 convolutions to ``channels`` → twice the size → fused, the deepest first: each of the others passes a
-    residual unit, what is deeper is added, and the sum passes another → four times the size → 3×3 convolution, ReLU,
-    3×3 convolution onto the outputs → twice the size.
+    """Four maps → 1×1 convolutions to ``channels`` → twice the size → fused, the deepest first:
+    each of the others passes a residual unit, what is deeper is added, and the sum passes another →
+    four times the size → 3×3 convolution, ReLU, 3×3 convolution onto the outputs → twice the size.
 
     Input: the maps concatenated, (N, Σ map_channels, h, w); output (N, out_channels, 16 h, 16 w).
 
@@ -91,7 +99,10 @@ class Probe3dHead(BaseDecodeHead):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         maps = self._transform_inputs(inputs).split(self.map_channels, dim=1)
-        maps = [F.interpolate(layer(x), scale_factor=2) for layer, x in zip(self.project, maps, strict=True)]
+        maps = [
+            F.interpolate(layer(x), scale_factor=2)
+            for layer, x in zip(self.project, maps, strict=True)
+        ]
         fused = self.after[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             fused = self.after[level](self.before[level](maps[level]) + fused)

@@ -1,6 +1,8 @@
-"""Heads of the dense probes: linear, DeepLabv3, PSPNet, DPT and probe3d's, as segmenters and, by one mix-in, as regressors.
+"""Heads of the dense probes: linear, DeepLabv3, PSPNet, DPT and probe3d's, as segmenters and, by
+one mix-in, as regressors.
 
-A regressor is one of these architectures with its raw outputs read by an *objective* (``probes.dense.objectives``).
+A regressor is one of these architectures with its raw outputs read by an *objective*
+(``probes.dense.objectives``).
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ def in_fp32(loss_by_feat: Callable[..., dict[str, Tensor]]) -> Callable[..., dic
 
 
 class Segmentation:
-    """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and the share of right
-    pixels, at an eighth of the cost; see ``probes.dense.resized_loss``. Any other loss is mmseg's own affair."""
+    """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and
+    the share of right pixels, at an eighth of the cost; see ``probes.dense.resized_loss``. Any
+    other loss is mmseg's own affair."""
 
     loss_decode: Any
     sampler: Any
@@ -53,8 +56,13 @@ class Segmentation:
         if self.sampler is not None or not _is_plain(loss):
             return super().loss_by_feat(logits, samples)  # type: ignore[misc]
         labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
-        mean, right, scored = resized_cross_entropy(logits, labels, self.ignore_index, self.align_corners)
-        return {loss.loss_name: loss.loss_weight * mean, "acc_seg": 100 * right / scored.clamp(min=1)}
+        mean, right, scored = resized_cross_entropy(
+            logits, labels, self.ignore_index, self.align_corners
+        )
+        return {
+            loss.loss_name: loss.loss_weight * mean,
+            "acc_seg": 100 * right / scored.clamp(min=1),
+        }
 
 
 def _is_plain(loss: Any) -> bool:
@@ -102,8 +110,9 @@ class DPTSegmenter(Segmentation, DPTHead):
 def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
     """Dilation rates of DeepLabv3 for feature maps of ``size / stride``.
 
-    Chen et al. 2017 use (1, 12, 24, 36) on 64×64 maps (512 px at stride 8). A rate beyond the map only sees padding,
-    so the rates keep their share of the map's side at other sizes: 12/64, 24/64 and 36/64.
+    Chen et al. 2017 use (1, 12, 24, 36) on 64×64 maps (512 px at stride 8). A rate beyond the map
+    only sees padding, so the rates keep their share of the map's side at other sizes: 12/64, 24/64
+    and 36/64.
     """
     side = size / stride
     first = max(2, round(side * 12 / 64))
@@ -112,7 +121,8 @@ def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
 
 
 class Regression:
-    """Mix-in before an mmseg decode head: an objective in ``loss_decode`` in place of a loss over classes."""
+    """Mix-in before an mmseg decode head: an objective in ``loss_decode`` in place of a loss over
+    classes."""
 
     loss_decode: Any
     align_corners: bool
@@ -120,8 +130,12 @@ class Regression:
 
     def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
         objective = MODELS.build(loss_decode)
-        # the threshold belongs to binary segmentation; naming it silences a warning about one output channel
-        super().__init__(loss_decode=loss_decode, **{"num_classes": objective.channels, "threshold": 0.0, **kwargs})  # type: ignore[call-arg]
+        # the threshold belongs to binary segmentation; naming it silences a warning about one
+        # output channel
+        super().__init__(
+            loss_decode=loss_decode,
+            **{"num_classes": objective.channels, "threshold": 0.0, **kwargs},
+        )  # type: ignore[call-arg]
         self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
 
     def init_weights(self) -> None:
@@ -131,7 +145,8 @@ class Regression:
             self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))  # type: ignore[union-attr]
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Maps of the backbone → what the objective reads from the head's outputs, (N, out_channels, h, w)."""
+        """Maps of the backbone → what the objective reads from the head's outputs, (N,
+        out_channels, h, w)."""
         return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
 
     @in_fp32
@@ -168,8 +183,8 @@ class Probe3dRegressor(Regression, Probe3dHead):
 
 
 class FlipTest(EncoderDecoder):
-    """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where ``test_cfg.flip`` is
-    set, whole or sliding."""
+    """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where
+    ``test_cfg.flip`` is set, whole or sliding."""
 
     def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         raw = super().inference(inputs, metas)
@@ -184,8 +199,9 @@ class FlipTest(EncoderDecoder):
 
 @MODELS.register_module()
 class DenseSegmenter(FlipTest):
-    """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at the resolution of the
-    image file. Images of one shape are decoded together; logits are not kept."""
+    """mmseg's encoder-decoder: predictions are ``pred_sem_seg`` (1, H, W; int64 class indices) at
+    the resolution of the image file. Images of one shape are decoded together; logits are not
+    kept."""
 
     def postprocess_result(self, logits: Tensor, samples: list[Any] | None = None) -> Any:
         if samples is None:
@@ -196,12 +212,17 @@ class DenseSegmenter(FlipTest):
         return samples
 
 
-def at_own_size(raw: Tensor, samples: list[Any], align_corners: bool) -> Iterator[tuple[list[int], Tensor]]:
-    """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one shape together, as
-    (their places in the batch, (n, C, height, width))."""
+def at_own_size(
+    raw: Tensor, samples: list[Any], align_corners: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one
+    shape together, as (their places in the batch, (n, C, height, width))."""
     shapes: dict[tuple[Any, ...], list[int]] = {}
     for place, sample in enumerate(samples):
-        shape = tuple(sample.ori_shape[:2]), tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
+        shape = (
+            tuple(sample.ori_shape[:2]),
+            tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0))),
+        )
         shapes.setdefault(shape, []).append(place)
     for (size, (left, right, top, bottom)), places in shapes.items():
         part = raw if len(places) == len(raw) else raw[places]
@@ -213,8 +234,8 @@ def at_own_size(raw: Tensor, samples: list[Any], align_corners: bool) -> Iterato
 
 @MODELS.register_module()
 class DenseRegressor(FlipTest):
-    """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W; metres) or
-    ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
+    """mmseg's encoder-decoder with a regressing head: predictions are ``pred_depth_map`` (1, H, W;
+    metres) or ``pred_normal_map`` (3, H, W; unit length), at the resolution of the image file."""
 
     def mirror(self, raw: Tensor) -> Tensor:
         return self.decode_head.loss_decode.mirror(raw)
@@ -229,7 +250,8 @@ class DenseRegressor(FlipTest):
         return samples
 
 
-# probe → segmenter and regressor, and the dropout before its last convolution where none is asked for
+# probe → segmenter and regressor, and the dropout before its last convolution where none is asked
+# for
 HEADS: dict[str, tuple[str | None, str, float]] = {
     "linear": ("LinearHead", "LinearRegressor", 0.0),
     "deeplabv3": ("ASPPSegmenter", "ASPPRegressor", 0.1),
@@ -248,14 +270,19 @@ def head_config(
         probe: a name of ``HEADS``.
         in_channels: channels of each feature map, which come concatenated.
         settings: a ``DenseSettings``, for ``channels`` and ``dropout``.
-        size, stride: (shorter) input side in pixels and stride of the feature maps: they set DeepLabv3's dilations.
-        extra: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an objective's config.
+        size, stride: (shorter) input side in pixels and stride of the feature maps: they set
+            DeepLabv3's dilations.
+        extra: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an objective's
+            config.
     """
     *types, dropout = HEADS[probe]
     config: dict[str, Any] = {
-        "type": types["num_classes" not in extra], "in_channels": sum(in_channels), "in_index": 0,
-        "dropout_ratio": dropout if settings.dropout is None else settings.dropout, **extra,
-    }  # fmt: skip
+        "type": types["num_classes" not in extra],
+        "in_channels": sum(in_channels),
+        "in_index": 0,
+        "dropout_ratio": dropout if settings.dropout is None else settings.dropout,
+        **extra,
+    }
     if probe != "linear":
         config["channels"] = settings.channels
     if probe in ("deeplabv3", "pspnet", "dpt"):

@@ -1,8 +1,9 @@
 """Scores of dense predictions at the label's own resolution, over the set and for each image.
 
-Each class is an mmengine metric. Images are scored where the model computes (no number leaves the device before the end of
-an evaluation). After ``compute_metrics`` it also has ``per_image``: arrays whose first axis is the images in the order of
-the dataset, and ``notes``: lines on what was left out. Percentages are 0–100.
+Each class is an mmengine metric. Images are scored where the model computes (no number leaves the
+device before the end of an evaluation). After ``compute_metrics`` it also has ``per_image``: arrays
+whose first axis is the images in the order of the dataset, and ``notes``: lines on what was left
+out. Percentages are 0–100.
 """
 
 from __future__ import annotations
@@ -23,44 +24,62 @@ from torch import Tensor
 from backbones.utils.errors import UserError
 
 
-def class_areas(prediction: Tensor, label: Tensor, classes: int, ignore_index: int) -> dict[str, Tensor]:
-    """Pixel counts of one image, each (classes,) int64: ``intersection``, ``prediction`` and ``label``; pixels whose
-    label is ``ignore_index`` count nowhere.
+def class_areas(
+    prediction: Tensor, label: Tensor, classes: int, ignore_index: int
+) -> dict[str, Tensor]:
+    """Pixel counts of one image, each (classes,) int64: ``intersection``, ``prediction`` and
+    ``label``; pixels whose label is ``ignore_index`` count nowhere.
 
-    One histogram of pairs, with a last bin for what is not scored: a tenth of the time of mmseg's ``intersect_and_union``,
-    which gives the same counts, and on a GPU nothing waits for them.
+    One histogram of pairs, with a last bin for what is not scored: a tenth of the time of mmseg's
+    ``intersect_and_union``, which gives the same counts, and on a GPU nothing waits for them.
 
     Args:
         prediction, label: (H, W) int64 class indices.
     """
     pairs = torch.where(label == ignore_index, classes**2, label * classes + prediction).flatten()
-    counts = pairs.new_zeros(classes**2 + 1).index_add_(0, pairs, torch.ones_like(pairs))[:-1].view(classes, classes)
-    return {"intersection": counts.diagonal().clone(), "prediction": counts.sum(dim=0), "label": counts.sum(dim=1)}
+    counts = (
+        pairs.new_zeros(classes**2 + 1)
+        .index_add_(0, pairs, torch.ones_like(pairs))[:-1]
+        .view(classes, classes)
+    )
+    return {
+        "intersection": counts.diagonal().clone(),
+        "prediction": counts.sum(dim=0),
+        "label": counts.sum(dim=1),
+    }
 
 
 def segmentation_scores(areas: Mapping[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
-    """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither ground truth nor
-    prediction).
+    """mIoU, mAcc and aAcc in percent, and the IoU of each class (NaN where a class is in neither
+    ground truth nor prediction).
 
-    As in mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the mean over the classes
-    present in ground truth or prediction, mAcc over those present in ground truth, aAcc the share of right pixels.
+    As in mmseg (and the PASCAL VOC challenge): areas are summed over the set first; mIoU is the
+    mean over the classes present in ground truth or prediction, mAcc over those present in ground
+    truth, aAcc the share of right pixels.
 
     Args:
-        areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images, classes).
+        areas: ``intersection``, ``prediction``, ``label`` in pixels, each (classes,) or (images,
+            classes).
     """
     names = ("intersection", "prediction", "label")
-    hit, predicted, true = (torch.from_numpy(np.atleast_2d(areas[name]).sum(axis=0)).double() for name in names)
+    hit, predicted, true = (
+        torch.from_numpy(np.atleast_2d(areas[name]).sum(axis=0)).double() for name in names
+    )
     found = IoUMetric.total_area_to_metrics(hit, predicted + true - hit, predicted, true)
     iou = 100 * found["IoU"]
-    return {"mIoU": _mean(iou), "mAcc": _mean(100 * found["Acc"]), "aAcc": 100 * float(found["aAcc"])}, iou
+    return {
+        "mIoU": _mean(iou),
+        "mAcc": _mean(100 * found["Acc"]),
+        "aAcc": 100 * float(found["aAcc"]),
+    }, iou
 
 
 def depth_scores(prediction: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Scores of one image over its valid pixels (Eigen, Puhrsch, Fergus 2014, section 4.3), scalars in float64; NaN
-    without such a pixel.
+    """Scores of one image over its valid pixels (Eigen, Puhrsch, Fergus 2014, section 4.3), scalars
+    in float64; NaN without such a pixel.
 
-    ``abs_rel`` = mean |p - t| / t; ``rmse`` in metres; ``log10`` = mean |log10 p - log10 t|; ``delta1`` … ``delta3``
-    = percent of pixels with max(p / t, t / p) < 1.25, 1.25², 1.25³.
+    ``abs_rel`` = mean |p - t| / t; ``rmse`` in metres; ``log10`` = mean |log10 p - log10 t|;
+    ``delta1`` … ``delta3`` = percent of pixels with max(p / t, t / p) < 1.25, 1.25², 1.25³.
 
     Args:
         prediction, truth: (H, W) metres, > 0 where valid.
@@ -78,7 +97,8 @@ def depth_scores(prediction: Tensor, truth: Tensor, valid: Tensor) -> dict[str, 
 
 
 def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
-    """(…, H, W) inside ``crop`` = (top, bottom, left, right), bottom and right exclusive; all of it when None.
+    """(…, H, W) inside ``crop`` = (top, bottom, left, right), bottom and right exclusive; all of it
+    when None.
 
     Raises:
         UserError: the picture does not hold the crop.
@@ -89,8 +109,8 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     height, width = pixels.shape[-2:]
     if bottom > height or right > width:
         raise UserError(
-            f"the evaluation crop (rows {top}-{bottom}, columns {left}-{right}) does not fit a {width}×{height} "
-            "label map; the dataset must be at its official resolution"
+            f"the evaluation crop (rows {top}-{bottom}, columns {left}-{right}) does not fit a"
+            f" {width}×{height} label map; the dataset must be at its official resolution"
         )
     return pixels[..., top:bottom, left:right]
 
@@ -98,16 +118,19 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
 def angles(prediction: Tensor, truth: Tensor) -> Tensor:
     """Angles in degrees, [0, 180], between vectors (3, …) of any length, in float64.
 
-    By atan2(|p × t|, p · t): unlike arccos it is exact for small angles, and no rounding leaves its domain. By components:
-    ``torch.linalg.cross`` takes nine times as long on a CPU.
+    By atan2(|p × t|, p · t): unlike arccos it is exact for small angles, and no rounding leaves its
+    domain. By components: ``torch.linalg.cross`` takes nine times as long on a CPU.
     """
     (px, py, pz), (tx, ty, tz) = prediction.double(), truth.double()
-    cross = ((py * tz - pz * ty).square() + (pz * tx - px * tz).square() + (px * ty - py * tx).square()).sqrt()
+    cross = (
+        (py * tz - pz * ty).square() + (pz * tx - px * tz).square() + (px * ty - py * tx).square()
+    ).sqrt()
     return torch.rad2deg(torch.atan2(cross, px * tx + py * ty + pz * tz))
 
 
 class PerImageMetric(BaseMetric):
-    """A metric whose results are one dict of tensors for each image, with ``image`` its relative path."""
+    """A metric whose results are one dict of tensors for each image, with ``image`` its relative
+    path."""
 
     default_prefix = ""  # mmengine warns of None
 
@@ -117,14 +140,19 @@ class PerImageMetric(BaseMetric):
         self.notes: list[str] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        self.results += [{"image": sample["image"], **self.score(sample)} for sample in data_samples]
+        self.results += [
+            {"image": sample["image"], **self.score(sample)} for sample in data_samples
+        ]
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of one image (a SegDataSample as a dict, with ground truth and prediction at the label's resolution)."""
+        """Tensors of one image (a SegDataSample as a dict, with ground truth and prediction at the
+        label's resolution)."""
         raise NotImplementedError
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        self.per_image = {key: np.array([_plain(result[key]) for result in results]) for key in results[0]}
+        self.per_image = {
+            key: np.array([_plain(result[key]) for result in results]) for key in results[0]
+        }
         self.notes = []
         return self.summary()
 
@@ -135,8 +163,8 @@ class PerImageMetric(BaseMetric):
 
 @METRICS.register_module()
 class SegmentationScores(PerImageMetric):
-    """mIoU, mAcc, aAcc; see ``segmentation_scores``. ``per_image``: (images, classes) areas; ``class_iou``:
-    (classes,) percent."""
+    """mIoU, mAcc, aAcc; see ``segmentation_scores``. ``per_image``: (images, classes) areas;
+    ``class_iou``: (classes,) percent."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()
@@ -150,12 +178,20 @@ class SegmentationScores(PerImageMetric):
     def summary(self) -> dict[str, float]:
         metrics, self.class_iou = segmentation_scores(self.per_image)
         names = self.dataset_meta["classes"]
-        if absent := [name for name, iou in zip(names, self.class_iou, strict=True) if np.isnan(iou)]:
-            shown = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        if absent := [
+            name for name, iou in zip(names, self.class_iou, strict=True) if np.isnan(iou)
+        ]:
+            shown = ", ".join(absent[:8]) + (
+                f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+            )
             counted = f"{len(names) - len(absent)} of {len(names)} classes"
             self.notes.append(f"mIoU is over {counted}; in no label and no prediction: {shown}")
         if len(names) <= 25:
-            ious = [f"{name} {iou:.1f}" for name, iou in zip(names, self.class_iou, strict=True) if not np.isnan(iou)]
+            ious = [
+                f"{name} {iou:.1f}"
+                for name, iou in zip(names, self.class_iou, strict=True)
+                if not np.isnan(iou)
+            ]
             self.notes.append(f"IoU by class: {', '.join(ious)}")
         return metrics
 
@@ -164,44 +200,57 @@ class SegmentationScores(PerImageMetric):
 class DepthScores(PerImageMetric):
     """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
 
-    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any are left out and said so.
+    Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
+    are left out and said so.
 
     Args:
         min_depth, max_depth: valid range of the ground truth, metres.
-        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive; None for the whole
-            map.
+        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive;
+            None for the whole map.
     """
 
-    def __init__(self, min_depth: float, max_depth: float, crop: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, min_depth: float, max_depth: float, crop: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, truth = (cropped(sample[key]["data"][0], self.crop) for key in ("pred_depth_map", "gt_depth_map"))
+        prediction, truth = (
+            cropped(sample[key]["data"][0], self.crop) for key in ("pred_depth_map", "gt_depth_map")
+        )
         valid = (truth > self.min_depth) & (truth < self.max_depth)
         return depth_scores(prediction, truth, valid) | {"pixels": valid.sum()}
 
     def summary(self) -> dict[str, float]:
         _note_empty(self)
-        return {key: _mean(values) for key, values in self.per_image.items() if key not in ("image", "pixels")}
+        return {
+            key: _mean(values)
+            for key, values in self.per_image.items()
+            if key not in ("image", "pixels")
+        }
 
 
 @METRICS.register_module()
 class NormalScores(PerImageMetric):
-    """Angular errors over all valid pixels of the set together, as Fouhey et al. 2013 and later papers report them.
+    """Angular errors over all valid pixels of the set together, as Fouhey et al. 2013 and later
+    papers report them.
 
-    ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``, ``normal_30``: percent of
-    pixels whose error is below; ``normal_image_mean``: the mean over images of each one's mean error, as probe3d (El Banani
-    et al. 2024) reports it. Valid are pixels whose ground truth is not (0, 0, 0).
+    ``normal_mean`` and ``normal_median`` in degrees; ``normal_11.25``, ``normal_22.5``,
+    ``normal_30``: percent of pixels whose error is below; ``normal_image_mean``: the mean over
+    images of each one's mean error, as probe3d (El Banani et al. 2024) reports it. Valid are pixels
+    whose ground truth is not (0, 0, 0).
 
-    The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what float32 predictions
-    resolve: right within half a bin, in 16 MB for a set of any size, where NYU's 654 images have 650 MB of errors.
-    ``per_image`` has ``normal_mean`` and shares of each image and ``pixels``: weighted by them they give back the metrics;
-    the median of any draw of images follows from ``error_histogram``, (images, 1800) pixels by error in bins of 0.1°.
+    The median is that of all pixels, counted in bins of 180° / 2²² = 0.00004°, which is about what
+    float32 predictions
+    resolve: right within half a bin, in 16 MB for a set of any size, where NYU's 654 images have
+    650 MB of errors. ``per_image`` has ``normal_mean`` and shares of each image and ``pixels``:
+    weighted by them they give back the metrics; the median of any draw of images follows from
+    ``error_histogram``, (images, 1800) pixels by error in bins of 0.1°.
 
     Args:
-        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive; None for the whole
-            map.
+        crop: (top, bottom, left, right) in pixels of the label map, bottom and right exclusive;
+            None for the whole map.
     """
 
     BINS = 2**22
@@ -214,7 +263,9 @@ class NormalScores(PerImageMetric):
         self.histogram: Tensor | None = None  # (BINS,) of all pixels so far
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, truth = (cropped(sample[key]["data"], self.crop) for key in ("pred_normal_map", "gt_normal_map"))
+        prediction, truth = (
+            cropped(sample[key]["data"], self.crop) for key in ("pred_normal_map", "gt_normal_map")
+        )
         valid = truth.any(dim=0).flatten()
         error, pixels = angles(prediction, truth).flatten(), valid.sum().double()
         if self.histogram is None:
@@ -224,7 +275,10 @@ class NormalScores(PerImageMetric):
         coarse = torch.zeros(self.COARSE, dtype=torch.int32, device=error.device)
         return {
             "normal_mean": torch.where(valid, error, 0.0).sum() / pixels,
-            **{f"normal_{limit:g}": 100 * ((error < limit) & valid).sum() / pixels for limit in self.WITHIN},
+            **{
+                f"normal_{limit:g}": 100 * ((error < limit) & valid).sum() / pixels
+                for limit in self.WITHIN
+            },
             "pixels": pixels.long(),
             "error_histogram": coarse.index_add_(0, _bin(error, self.COARSE), counted),
         }
@@ -238,13 +292,15 @@ class NormalScores(PerImageMetric):
         scored = pixels > 0
         for key in (key for key in self.per_image if key.startswith("normal_")):
             values = self.per_image[key][scored]
-            metrics[key] = float(np.average(values, weights=pixels[scored])) if scored.any() else float("nan")
+            metrics[key] = (
+                float(np.average(values, weights=pixels[scored])) if scored.any() else float("nan")
+            )
         return metrics
 
 
 def histogram_median(counts: np.ndarray) -> float:
-    """Median of errors counted in bins of equal width over [0°, 180°], as the middle of its bin (of an even number, between
-    those of the middle two); NaN when all are empty."""
+    """Median of errors counted in bins of equal width over [0°, 180°], as the middle of its bin (of
+    an even number, between those of the middle two); NaN when all are empty."""
     total, so_far = int(counts.sum()), np.cumsum(counts, dtype=np.int64)
     if not total:
         return float("nan")
@@ -253,7 +309,8 @@ def histogram_median(counts: np.ndarray) -> float:
 
 
 def _bin(error: Tensor, bins: int) -> Tensor:
-    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without ground truth, in the first)."""
+    """Which of ``bins`` of equal width over [0°, 180°] each error is in (NaN, of a pixel without
+    ground truth, in the first)."""
     return (error.nan_to_num() * (bins / 180)).long().clamp(0, bins - 1)
 
 
@@ -261,7 +318,9 @@ def _note_empty(metric: PerImageMetric) -> None:
     empty = metric.per_image["image"][metric.per_image["pixels"] == 0]
     if len(empty):
         count = f"{len(empty)} of {len(metric.per_image['image'])}"
-        metric.notes.append(f"{count} images have no valid pixel and are not scored: {', '.join(empty[:5])}")
+        metric.notes.append(
+            f"{count} images have no valid pixel and are not scored: {', '.join(empty[:5])}"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,9 @@
-"""What the raw outputs of a regressing head mean (``decode``) and how wrong they are (``forward``): depth and normals.
+"""What the raw outputs of a regressing head mean (``decode``) and how wrong they are (``forward``):
+depth and normals.
 
-Raw outputs are resized to the label's resolution first and decoded there, as segmentation logits are; what ``read`` does
-(the mean over bins of depth) comes before that, at the resolution of the features.
+Raw outputs are resized to the label's resolution first and decoded there, as segmentation logits
+are; what ``read`` does (the mean over bins of depth) comes before that, at the resolution of the
+features.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Objective(nn.Module):
 
 
 class Depth(Objective):
-    """Metres between two bounds. A pixel is valid when its ground truth is within [min_depth, max_depth] and above 0.
+    """Metres between two bounds. A pixel is valid when its ground truth is within [min_depth,
+    max_depth] and above 0.
 
     Args:
         min_depth, max_depth: metres, 0 < min_depth < max_depth.
@@ -74,12 +77,14 @@ class Depth(Objective):
 class DepthObjective(Depth):
     """Depth in metres through a bounded output, trained with the scale-invariant logarithmic loss.
 
-    ``depth = min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential, so that the loss in
-    log depth has a gradient of about one, and the range is kept by construction.
+    ``depth = min_depth + (max_depth - min_depth) · sigmoid(raw)``: near zero this is exponential,
+    so that the loss in log depth has a gradient of about one, and the range is kept by
+    construction.
 
-    The loss of an image is ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with ``d = log(prediction) - log(truth)`` over its
-    valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4, under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain
-    log RMSE, 1 ignores the scale of the image, and the paper's 0.5 is in between. Images without valid pixels do not count.
+    The loss of an image is ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with
+    ``d = log(prediction) - log(truth)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4,
+    under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1 ignores the
+    scale of the image, and the paper's 0.5 is in between. Images without valid pixels do not count.
 
     Args:
         min_depth, max_depth: range of the output, metres, 0 < min_depth < max_depth.
@@ -88,8 +93,9 @@ class DepthObjective(Depth):
 
     loss_name = "loss_silog"
     channels = 1
-    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of their depth near a
-    # quarter of it, and a bias is slow to learn when batch normalisation leaves the other inputs without a mean.
+    # Where training begins: raw 0 is the middle of the range, but rooms and streets have most of
+    # their depth near a quarter of it, and a bias is slow to learn when batch normalisation leaves
+    # the other inputs without a mean.
     first_raw = (-math.log(3),)  # sigmoid = 1/4
 
     def __init__(self, min_depth: float, max_depth: float, silog_lambda: float = 0.5) -> None:
@@ -101,10 +107,12 @@ class DepthObjective(Depth):
         return self.min_depth + (self.max_depth - self.min_depth) * raw.float().sigmoid()
 
     def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean loss over images of ``raw`` against ``truth`` (both (N, 1, H, W); truth in metres, 0 = unknown); a
-        scalar."""
+        """Mean loss over images of ``raw`` against ``truth`` (both (N, 1, H, W); truth in metres, 0
+        = unknown); a scalar."""
         valid = self.valid(truth)
-        difference = torch.where(valid, self.decode(raw).log() - torch.where(valid, truth, 1.0).log(), 0.0)
+        difference = torch.where(
+            valid, self.decode(raw).log() - torch.where(valid, truth, 1.0).log(), 0.0
+        )
         count = valid.sum(dim=(1, 2, 3))
         mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
         mean_square = difference.square().sum(dim=(1, 2, 3)) / count.clamp(min=1)
@@ -115,12 +123,14 @@ class DepthObjective(Depth):
 
 @MODELS.register_module()
 class DepthBins(Depth):
-    """Depth in metres as the mean of uniform bins, trained with SigLoss: the depth heads of DINOv2, DINOv3 and probe3d.
+    """Depth in metres as the mean of uniform bins, trained with SigLoss: the depth heads of DINOv2,
+    DINOv3 and probe3d.
 
-    ``depth = Σ p_k · b_k`` with ``b`` from min_depth to max_depth in equal steps and ``p_k = (relu(raw_k) + 0.1) / Σ_j
-    (relu(raw_j) + 0.1)`` (the "linear" normalisation of AdaBins' code, Bhat, Alhashim, Wonka, CVPR 2021). The loss is
-    ``sqrt(var(g) + 0.15 · mean(g)²)`` with ``g = log(prediction + ε) - log(truth + ε)``, ε = 1 mm, over all valid pixels of
-    the batch (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one).
+    ``depth = Σ p_k · b_k`` with ``b`` from min_depth to max_depth in equal steps and
+    ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of AdaBins'
+    code, Bhat, Alhashim, Wonka, CVPR 2021). The loss is ``sqrt(var(g) + 0.15 · mean(g)²)`` with
+    ``g = log(prediction + ε) - log(truth + ε)``, ε = 1 mm, over all valid pixels of the batch
+    (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one).
 
     Args:
         min_depth, max_depth: of the first and the last bin, metres, 0 < min_depth < max_depth.
@@ -145,8 +155,8 @@ class DepthBins(Depth):
         return raw.float()
 
     def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Loss of ``raw`` against ``truth`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0 where less than two pixels
-        are valid."""
+        """Loss of ``raw`` against ``truth`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0
+        where less than two pixels are valid."""
         valid = self.valid(truth)
         if valid.sum() < 2:
             return raw.sum() * 0.0
@@ -156,16 +166,18 @@ class DepthBins(Depth):
 
 @MODELS.register_module()
 class NormalObjective(Objective):
-    """Unit surface normals, trained with the mean angle to the ground truth in radians, or with AngMF's likelihood.
+    """Unit surface normals, trained with the mean angle to the ground truth in radians, or with
+    AngMF's likelihood.
 
-    The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as the angle gets small.
-    ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 - 1e-6); within 0.08° of the ground truth (or of
-    its opposite) the gradient is zero. A pixel is valid when its ground truth is not (0, 0, 0).
+    The angle itself, not ``1 - cos``: it is what is scored, and its gradient does not fade as the
+    angle gets small. ``arccos`` has an infinite slope at ±1, so the cosine is clamped to ±(1 -
+    1e-6); within 0.08° of the ground truth (or of its opposite) the gradient is zero. A pixel is
+    valid when its ground truth is not (0, 0, 0).
 
     Args:
-        uncertainty: a fourth output is each pixel's concentration, κ = elu(raw) + 1.01, and the loss of a pixel
-            ``κ · angle + log(1 + exp(-κπ)) - log(κ² + 1)``, the negative logarithm of AngMF's density but for a constant
-            (Bae, Budvytis, Cipolla, ICCV 2021).
+        uncertainty: a fourth output is each pixel's concentration, κ = elu(raw) + 1.01, and the
+            loss of a pixel ``κ · angle + log(1 + exp(-κπ)) - log(κ² + 1)``, the negative logarithm
+            of AngMF's density but for a constant (Bae, Budvytis, Cipolla, ICCV 2021).
     """
 
     field = "normal_map"
@@ -175,8 +187,9 @@ class NormalObjective(Objective):
         super().__init__()
         self.uncertainty = uncertainty
         self.channels = 4 if uncertainty else 3
-        # Training begins with normals that face the camera: most do, more or less. Near (0, 0, 0) a direction is noise, and
-        # its gradient turns a pixel without making it any surer, however good the features are.
+        # Training begins with normals that face the camera: most do, more or less. Near (0, 0, 0) a
+        # direction is noise, and its gradient turns a pixel without making it any surer, however
+        # good the features are.
         self.first_raw = (0.0, 0.0, 1.0, 0.0)[: self.channels]
 
     def mirror(self, raw: Tensor) -> Tensor:
@@ -185,19 +198,24 @@ class NormalObjective(Objective):
         return torch.cat([-raw[:, :1], raw[:, 1:]], dim=1)
 
     def decode(self, raw: Tensor) -> Tensor:
-        """(N, 3 or 4, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the camera for our
-        datasets)."""
+        """(N, 3 or 4, H, W) raw outputs → (N, 3, H, W) unit vectors (x right, y up, z towards the
+        camera for our datasets)."""
         return F.normalize(raw[:, :3].float(), dim=1, eps=1e-6)
 
     def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``truth`` (N, 3, H, W); a scalar."""
+        """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``truth`` (N,
+        3, H, W); a scalar."""
         valid = truth.square().sum(dim=1) > 0.25
-        # the cosine without the unit vectors, which cost four times as much to make; the least length bounds the gradient of
-        # a raw output that happens to be (0, 0, 0)
+        # the cosine without the unit vectors, which cost four times as much to make; the least
+        # length bounds the gradient of a raw output that happens to be (0, 0, 0)
         vector = raw[:, :3].float()
         cosine = (vector * truth).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
             kappa = F.elu(raw[:, 3].float()) + 1.01
-            loss = kappa * loss + torch.log1p(torch.exp(-kappa * math.pi)) - torch.log1p(kappa.square())
+            loss = (
+                kappa * loss
+                + torch.log1p(torch.exp(-kappa * math.pi))
+                - torch.log1p(kappa.square())
+            )
         return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,4 +1,5 @@
-"""The preview of a dense task: a few validation images with ground truth and prediction, always the same ones."""
+"""The preview of a dense task: a few validation images with ground truth and prediction, always the
+same ones."""
 
 from __future__ import annotations
 
@@ -39,9 +40,12 @@ class Predicted:
     prediction: np.ndarray
 
 
-def draw_preview(predicted: Callable[[int], Predicted], dataset: Any, kind: Kind, path: Path, images: int = 6) -> Path:
-    """Write what is ``predicted`` of ``images`` evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a
-    PNG; and up to 48, the same among them, small, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
+def draw_preview(
+    predicted: Callable[[int], Predicted], dataset: Any, kind: Kind, path: Path, images: int = 6
+) -> Path:
+    """Write what is ``predicted`` of ``images`` evenly spaced images of ``dataset`` (a
+    ``DenseDataset`` in test mode) as a PNG; and up to 48, the same among them, small, into
+    ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
     """
@@ -52,10 +56,16 @@ def draw_preview(predicted: Callable[[int], Predicted], dataset: Any, kind: Kind
     rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
     more = (known.get(place) or predicted(place) for place in places)
     pictures = (
-        (one.name, {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)}) for one in more
+        (
+            one.name,
+            {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)},
+        )
+        for one in more
     )
     write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
-    return write_preview(path, ("image", "ground truth", "prediction"), rows, [one.name for one in shown], legend)
+    return write_preview(
+        path, ("image", "ground truth", "prediction"), rows, [one.name for one in shown], legend
+    )
 
 
 @torch.no_grad()
@@ -65,7 +75,8 @@ def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted
     # mmcv swaps channels for plain "color" only
     photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
     truth, prediction = (
-        sample.get(field).data.cpu().numpy() for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
+        sample.get(field).data.cpu().numpy()
+        for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
     )
     return Predicted(sample.image, photo, truth, prediction)
 

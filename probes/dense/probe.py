@@ -1,9 +1,9 @@
-"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a DeepLabv3, a
-PSPNet and a DPT head, depth and normals with probe3d's simplified DPT head too.
+"""The dense probes: semantic segmentation, depth and surface normals, each with a linear, a
+DeepLabv3, a PSPNet and a DPT head, depth and normals with probe3d's simplified DPT head too.
 
-One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose maps are brought to one
-stride and concatenated. What differs between kinds is the objective, the truth and the scores; what differs between
-probes is the head.
+One config is generated for all of them: mmseg's encoder-decoder over the frozen backbone, whose
+maps are brought to one stride and concatenated. What differs between kinds is the objective, the
+truth and the scores; what differs between probes is the head.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class DenseProbe:
     splits: tuple[Split, ...] = ("train", "val")
 
     def config(self, context: Context) -> str:
-        """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the first rate."""
+        """The resolved MMEngine config; it runs with plain mmengine. With ``lr_grid`` that of the
+        first rate."""
         from probes.dense.config import dense_config
         from probes.dense.lr_grid import with_rate
         from probes.runner.training import resolved
@@ -92,6 +93,8 @@ class DenseProbe:
 for _kind, _settings in SETTINGS.items():
     for _name in PROBES:
         register_probe(DenseProbe(_name, _kind, _settings, METRICS[_kind]))
-    register_probe(DenseProbe("dpt", _kind, _settings, METRICS[_kind], version=5))  # 4 was probe3d's head
+    register_probe(
+        DenseProbe("dpt", _kind, _settings, METRICS[_kind], version=5)
+    )  # 4 was probe3d's head
     if _kind != "segmentation":
         register_probe(DenseProbe("dpt-probe3d", _kind, _settings, METRICS[_kind]))

@@ -1,9 +1,12 @@
-"""Cross-entropy at the label's resolution of logits at the features' resolution, without the large logits in memory.
+"""Cross-entropy at the label's resolution of logits at the features' resolution, without the large
+logits in memory.
 
-``F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)`` and its gradient take most of a 1×1 probe's
-time: each of a dozen passes goes over logits many times as large as the cache. Here some images at a time are
-resized (by two products with small matrices: bilinear resizing is linear and separable), scored and differentiated
-while they are in the cache; what remains of them is the gradient at the features' resolution.
+``F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)`` and its gradient take most
+of a 1×1 probe's
+time: each of a dozen passes goes over logits many times as large as the cache. Here some images at
+a time are resized (by two products with small matrices: bilinear resizing is linear and separable),
+scored and differentiated while they are in the cache; what remains of them is the gradient at the
+features' resolution.
 """
 
 from __future__ import annotations
@@ -21,21 +24,26 @@ GPU_BYTES = 2**28
 
 @lru_cache(maxsize=64)
 def resizing(old: int, new: int, align_corners: bool, device: torch.device) -> Tensor:
-    """(old, new) weights: a row of ``old`` values times them is that row resized as ``F.interpolate`` does it."""
+    """(old, new) weights: a row of ``old`` values times them is that row resized as
+    ``F.interpolate`` does it."""
     with torch.inference_mode(False):  # kept for later, also where gradients are
         rows = torch.eye(old)[None]
         return F.interpolate(rows, new, mode="linear", align_corners=align_corners)[0].to(device)
 
 
-# an operator of its own: the products that resize are, like any resizing, no part of a probe's counted operations
+# an operator of its own: the products that resize are, like any resizing, no part of a probe's
+# counted operations
 @torch.library.custom_op("cliptex::resized_cross_entropy", mutates_args=())
 def _resized_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the loss over all scored pixels, its gradient by ``logits``, and how many pixels are right."""
+    """Sum of the loss over all scored pixels, its gradient by ``logits``, and how many pixels are
+    right."""
     images, classes, *low = logits.shape
     high = labels.shape[1:]
-    rows, columns = (resizing(old, new, align_corners, logits.device) for old, new in zip(low, high, strict=True))
+    rows, columns = (
+        resizing(old, new, align_corners, logits.device) for old, new in zip(low, high, strict=True)
+    )
     most = CACHED_BYTES if logits.device.type == "cpu" else GPU_BYTES
     step = max(1, most // (4 * classes * high[0] * high[1]))
     total, right = logits.new_zeros(()), labels.new_zeros(())
@@ -55,7 +63,9 @@ def _resized_cross_entropy(
 
 
 @_resized_cross_entropy.register_fake
-def _(logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     return logits.new_empty(()), torch.empty_like(logits), labels.new_empty(())
 
 
@@ -74,8 +84,8 @@ _resized_cross_entropy.register_autograd(_backward, setup_context=_keep)
 def resized_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy over the scored pixels of logits resized (bilinear) to the labels, as a scalar with a gradient;
-    the number of pixels that are right; the number that are scored.
+    """Mean cross-entropy over the scored pixels of logits resized (bilinear) to the labels, as a
+    scalar with a gradient; the number of pixels that are right; the number that are scored.
 
     The same as ``F.interpolate`` and ``F.cross_entropy`` up to float32's rounding.
 

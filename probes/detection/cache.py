@@ -1,4 +1,5 @@
-"""Detection probes on kept features: those below the trained pyramid; see ``probes.features.kept``."""
+"""Detection probes on kept features: those below the trained pyramid; see
+``probes.features.kept``."""
 
 from __future__ import annotations
 
@@ -27,18 +28,22 @@ META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 
 def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Config:
-    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are kept in ``dtype``."""
+    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are kept in
+    ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
     stack, train, val = config.model.data_preprocessor, {"flip": flip}, {"flip": 0.0}
-    return on_kept_features(config, dtype, device, "CachedInstances", train=train, val=val, stack=stack)
+    return on_kept_features(
+        config, dtype, device, "CachedInstances", train=train, val=val, stack=stack
+    )
 
 
 @DATASETS.register_module()
 class CachedInstances(FeatureDataset):
     """Feature maps and instances of a ``CocoInstances``.
 
-    The ground truth goes through the uncached pipeline, on a black image of the file's size (nothing is decoded); then the
-    maps of the image, or of its mirror image if the pipeline flipped it, take the image's place.
+    The ground truth goes through the uncached pipeline, on a black image of the file's size
+    (nothing is decoded); then the maps of the image, or of its mirror image if the pipeline flipped
+    it, take the image's place.
 
     Args:
         dataset: config of the ``CocoInstances`` with its uncached pipeline.
@@ -49,10 +54,18 @@ class CachedInstances(FeatureDataset):
     scope = "mmdet"
 
     def __init__(
-        self, dataset: Mapping[str, Any], encoder: Mapping[str, Any], dtype: str, flip: float, device: str
+        self,
+        dataset: Mapping[str, Any],
+        encoder: Mapping[str, Any],
+        dtype: str,
+        flip: float,
+        device: str,
     ) -> None:
         pipeline = [dict(part) for part in dataset["pipeline"]]
-        black = [{"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part for part in pipeline]
+        black = [
+            {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
+            for part in pipeline
+        ]
         source: Any = DATASETS.build({**dataset, "pipeline": black})
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
         self.flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
@@ -61,7 +74,8 @@ class CachedInstances(FeatureDataset):
         mirror = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
         with DefaultScope.overwrite_default_scope("mmdet"):
             self._pipelines = [
-                Compose([*self.image_only[:-1], *mirror[flipped], self.image_only[-1]]) for flipped in self.flips
+                Compose([*self.image_only[:-1], *mirror[flipped], self.image_only[-1]])
+                for flipped in self.flips
             ]
         self._by_id = {info["img_id"]: index for index, info in enumerate(self.infos())}
 
@@ -81,7 +95,9 @@ class CachedInstances(FeatureDataset):
         packed = self.source[index]
         sample = packed["data_samples"]
         # by its id: where no object is left on the image, mmengine draws another one
-        place = self._by_id[sample.img_id] * len(self.flips) + self.flips.index(bool(sample.get("flip", False)))
+        place = self._by_id[sample.img_id] * len(self.flips) + self.flips.index(
+            bool(sample.get("flip", False))
+        )
         sample.set_metainfo({"pad_shape": tuple(self.features.metadata(place)["pad_shape"])})
         return {"inputs": tuple(self.features[place]), "data_samples": sample}
 

@@ -1,4 +1,5 @@
-"""COCO-format data and scores for MMDetection: chosen images, classes in the order given, COCO's mean AP."""
+"""COCO-format data and scores for MMDetection: chosen images, classes in the order given, COCO's
+mean AP."""
 
 from __future__ import annotations
 
@@ -29,16 +30,20 @@ STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 class _OrderedCOCO(MMDetCOCO):
-    """An annotation file, read silently, whose category ids come in the order of the names asked for.
+    """An annotation file, read silently, whose category ids come in the order of the names asked
+    for.
 
-    mmdet takes the file's order for the labels and the config's order for the names, which need not agree.
+    mmdet takes the file's order for the labels and the config's order for the names, which need not
+    agree.
     """
 
     def __init__(self, annotation_file: str) -> None:
         with redirect_stdout(io.StringIO()):
             super().__init__(annotation_file)
 
-    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()) -> list[int]:
+    def get_cat_ids(
+        self, cat_names: Sequence[str] = (), sup_names: Any = (), cat_ids: Any = ()
+    ) -> list[int]:
         return category_ids(self.dataset, cat_names)
 
 
@@ -50,7 +55,9 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
     """
     known = {category["name"]: category["id"] for category in annotations.get("categories", [])}
     if missing := [name for name in classes if name not in known]:
-        raise UserError(f"the annotation file has no category {missing[0]!r}; it has {', '.join(sorted(known))}")
+        raise UserError(
+            f"the annotation file has no category {missing[0]!r}; it has {', '.join(sorted(known))}"
+        )
     return [known[name] for name in classes]
 
 
@@ -58,14 +65,15 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
 class CocoInstances(CocoDataset):
     """mmdet's ``CocoDataset`` on chosen images.
 
-    In ``test_mode`` images come in the order of their resized shapes, so that neighbours can be evaluated together.
+    In ``test_mode`` images come in the order of their resized shapes, so that neighbours can be
+    evaluated together.
 
     Args:
         image_ids: keep only these images of the file; None keeps all.
         drop_empty: leave out images without an object that is not a crowd (for training).
         min_size: leave out images with a shorter side of less, pixels (for training).
-        aspect_groups: images of a batch whose images are all upright or all not (see ``arrange``); 0: any order.
-        **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
+        aspect_groups: images of a batch whose images are all upright or all not (see ``arrange``);
+        0: any order. **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 
     Attributes:
         dropped_empty: how many images ``drop_empty`` left out.
@@ -95,19 +103,30 @@ class CocoInstances(CocoDataset):
             chosen = set(self.image_ids)
             images = [image for image in images if image["img_id"] in chosen]
             if len(images) < len(chosen):
-                raise UserError(f"{self.ann_file} has only {len(images)} of the {len(chosen)} chosen images")
+                raise UserError(
+                    f"{self.ann_file} has only {len(images)} of the {len(chosen)} chosen images"
+                )
         return images
 
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list
         if self.drop_empty:
-            images = [image for image in images if any(not one["ignore_flag"] for one in image["instances"])]
+            images = [
+                image
+                for image in images
+                if any(not one["ignore_flag"] for one in image["instances"])
+            ]
             self.dropped_empty = len(self.data_list) - len(images)
-        images = [image for image in images if min(image["width"], image["height"]) >= self.min_size]
+        images = [
+            image for image in images if min(image["width"], image["height"]) >= self.min_size
+        ]
         if not images:
-            large, check = (f" of {self.min_size} px or more", " and min_size") if self.min_size else ("", "")
+            large, check = (
+                (f" of {self.min_size} px or more", " and min_size") if self.min_size else ("", "")
+            )
             raise UserError(
-                f"{self.ann_file} has no image{large} with an object of the classes asked for; check the classes{check}"
+                f"{self.ann_file} has no image{large} with an object of the classes asked for;"
+                f" check the classes{check}"
             )
         return sorted(images, key=self._resized) if self.test_mode else images
 
@@ -123,10 +142,12 @@ class CocoInstances(CocoDataset):
         return size[1], size[0]
 
     def arrange(self, order: np.ndarray, drawn: int) -> np.ndarray:
-        """One epoch's order of images, so that the images of a batch are all upright or all not: batches need less padding.
+        """One epoch's order of images, so that the images of a batch are all upright or all not:
+        batches need less padding.
 
-        By mmdet's ``AspectRatioBatchSampler``; at an epoch's end what is left is put together. It follows from the order and
-        ``drawn`` alone, so a training that is resumed, or read by other processes, has the same batches.
+        By mmdet's ``AspectRatioBatchSampler``; at an epoch's end what is left is put together. It
+        follows from the order and ``drawn`` alone, so a training that is resumed, or read by other
+        processes, has the same batches.
 
         Args:
             order: places of images, each once.
@@ -151,15 +172,18 @@ class _InOrder(Sampler):
 
 @METRICS.register_module()
 class CocoMeanAP(BaseMetric):
-    """COCO's box and mask average precision in per cent, over exactly the images that were predicted.
+    """COCO's box and mask average precision in per cent, over exactly the images that were
+    predicted.
 
-    The definition is that of pycocotools' ``COCOeval`` (IoU 0.5:0.95, 101 recall points, at most 100 detections an
-    image, crowds ignored), computed by faster-coco-eval. The area of a mask result is its mask's. A size without any
-    object in the ground truth has no score and is left out of the result.
+    The definition is that of pycocotools' ``COCOeval`` (IoU 0.5:0.95, 101 recall points, at most
+    100 detections an image, crowds ignored), computed by faster-coco-eval. The area of a mask
+    result is its mask's. A size without any object in the ground truth has no score and is left out
+    of the result.
 
     Attributes:
-        detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of the original image).
-            Each also says what it matched, see ``probes.detection.matches.add_matches``.
+        detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of
+            the original image). Each also says what it matched, see
+            ``probes.detection.matches.add_matches``.
         image_ids: of the predicted images, in their order.
         class_objects: (images, classes) int64, the objects of each class that are no crowd.
     """
@@ -199,43 +223,62 @@ class CocoMeanAP(BaseMetric):
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool → COCO's compressed run-length code, with ``counts`` as str (so that it fits JSON)."""
+    """(H, W) bool → COCO's compressed run-length code, with ``counts`` as str (so that it fits
+    JSON)."""
     code = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()}
 
 
-def coco_results(results: Sequence[Mapping[str, Any]], categories: Sequence[int]) -> list[dict[str, Any]]:
-    """Predictions of images (``boxes`` x1 y1 x2 y2, ``labels``, ``scores``, perhaps ``masks``) → COCO result list."""
+def coco_results(
+    results: Sequence[Mapping[str, Any]], categories: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Predictions of images (``boxes`` x1 y1 x2 y2, ``labels``, ``scores``, perhaps ``masks``) →
+    COCO result list."""
     detections = []
     for result in results:
         boxes = np.concatenate(
             [result["boxes"][:, :2], result["boxes"][:, 2:] - result["boxes"][:, :2]], axis=1
         ).tolist()
-        for place, (label, score) in enumerate(zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)):
+        for place, (label, score) in enumerate(
+            zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)
+        ):
             one = {
                 "image_id": result["image_id"],
                 "category_id": categories[label],
                 "bbox": boxes[place],
                 "score": score,
             }
-            detections.append(one | ({"segmentation": result["masks"][place]} if "masks" in result else {}))
+            detections.append(
+                one | ({"segmentation": result["masks"][place]} if "masks" in result else {})
+            )
     return detections
 
 
 def mean_ap(
-    truth: COCO, detections: list[dict[str, Any]], image_ids: Sequence[int], categories: Sequence[int], kind: str
+    truth: COCO,
+    detections: list[dict[str, Any]],
+    image_ids: Sequence[int],
+    categories: Sequence[int],
+    kind: str,
 ) -> dict[str, float]:
-    """``bbox_mAP`` … or ``segm_mAP`` … (as ``kind`` says) in per cent; sizes without ground truth are left out.
+    """``bbox_mAP`` … or ``segm_mAP`` … (as ``kind`` says) in per cent; sizes without ground truth
+    are left out.
 
     Raises:
         UserError: the images have no object at all.
     """
-    evaluation = COCOeval_faster(truth, results_of(truth, detections, kind), kind, print_function=lambda *_: None)
+    evaluation = COCOeval_faster(
+        truth, results_of(truth, detections, kind), kind, print_function=lambda *_: None
+    )
     evaluation.params.imgIds = sorted(image_ids)
     evaluation.params.catIds = list(categories)
     evaluation.run()
-    metrics = {f"{kind}_{name}": 100 * float(evaluation.stats[place]) for place, name in enumerate(STATS)}
+    metrics = {
+        f"{kind}_{name}": 100 * float(evaluation.stats[place]) for place, name in enumerate(STATS)
+    }
     scored = {name: value for name, value in metrics.items() if value >= 0}
     if f"{kind}_mAP" not in scored:
-        raise UserError(f"the {len(image_ids)} images to evaluate on have no object; there is nothing to score")
+        raise UserError(
+            f"the {len(image_ids)} images to evaluate on have no object; there is nothing to score"
+        )
     return scored

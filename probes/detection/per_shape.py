@@ -1,9 +1,11 @@
-"""Images of a batch are encoded alone, or with those of their own shape; only the maps that heads read are padded.
+"""Images of a batch are encoded alone, or with those of their own shape; only the maps that heads
+read are padded.
 
-A batch padded to its largest image is not what a model sees of each: a ViT attends to the padding (its features move by a
-third of their norm), and the group norms of the pyramid count it. Evaluated one by one nothing is padded so, and what was
-trained is not what is scored. Here the maps of an image are the same whatever it is in a batch with, in training and in
-evaluation, encoded as they are needed or kept.
+A batch padded to its largest image is not what a model sees of each: a ViT attends to the padding
+(its features move by a third of their norm), and the group norms of the pyramid count it. Evaluated
+one by one nothing is padded so, and what was trained is not what is scored. Here the maps of an
+image are the same whatever it is in a batch with, in training and in evaluation, encoded as they
+are needed or kept.
 """
 
 from __future__ import annotations
@@ -51,11 +53,13 @@ class PerShape(BaseModule):
         self.backbone, self.neck = MODELS.build(backbone), MODELS.build(neck)
 
     def forward(self, images: Sequence[Tensor | Maps]) -> tuple[Tensor, ...]:
-        """(3, H, W) images, or kept maps of each, padded to the backbone's divisor only → levels (N, C, h, w) of the largest;
-        what an image does not fill is zero."""
+        """(3, H, W) images, or kept maps of each, padded to the backbone's divisor only → levels
+        (N, C, h, w) of the largest; what an image does not fill is zero."""
         alike: dict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
         for place, image in enumerate(images):
-            alike[tuple(one.shape for one in ([image] if isinstance(image, Tensor) else image))].append(place)
+            alike[
+                tuple(one.shape for one in ([image] if isinstance(image, Tensor) else image))
+            ].append(place)
         found: list[Maps] = [()] * len(images)
         for places in alike.values():
             group: list[Any] = [images[place] for place in places]
@@ -75,8 +79,8 @@ class PerShape(BaseModule):
 @MODELS.register_module()
 @bridge.mmdet.registry.MODELS.register_module()
 class UnstackedDetPreprocessor(DetDataPreprocessor):
-    """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to ``pad_size_divisor`` only. Maps
-    that come in in the place of images go out as they are."""
+    """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to
+    ``pad_size_divisor`` only. Maps that come in in the place of images go out as they are."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
         samples = self.cast_data(data["data_samples"])
@@ -99,6 +103,9 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
 
 
 def stacked(maps: Sequence[Tensor]) -> Tensor:
-    """(C, h, w) maps of several sizes → (N, C, H, W) of the largest, zeros at the right and the bottom."""
+    """(C, h, w) maps of several sizes → (N, C, H, W) of the largest, zeros at the right and the
+    bottom."""
     height, width = (max(one.shape[side] for one in maps) for side in (1, 2))
-    return torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in maps])
+    return torch.stack(
+        [F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in maps]
+    )

@@ -1,4 +1,5 @@
-"""A picture of some validation images: the ground truth at the left, what was found at the right."""
+"""A picture of some validation images: the ground truth at the left, what was found at the
+right."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def draw_preview(
     detections: Sequence[Mapping[str, Any]],
     masks: bool,
 ) -> Path:
-    """Write a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and up to 48 of
-    them, smaller, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
+    """Write a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and
+    up to 48 of them, smaller, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
     Args:
         ann_file: COCO annotation file.
@@ -40,7 +41,9 @@ def draw_preview(
     """
     truth = COCO(ann_file)
     names = {identity: category["name"] for identity, category in truth.cats.items()}
-    colours = {identity: colour_of(place, len(names)) for place, identity in enumerate(sorted(names))}
+    colours = {
+        identity: colour_of(place, len(names)) for place, identity in enumerate(sorted(names))
+    }
     with_objects = [image for image in images if truth.imgToAnns[image]] or list(images)
     of_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for one in detections:
@@ -49,24 +52,38 @@ def draw_preview(
     def drawn(image: int, side: int) -> dict[str, np.ndarray]:
         with Image.open(Path(root, images[image])) as opened:
             picture = to_rgb(opened)
-        objects = {"image": [], "truth": truth.imgToAnns[image], "prediction": shown(of_image[image])}
+        objects = {
+            "image": [],
+            "truth": truth.imgToAnns[image],
+            "prediction": shown(of_image[image]),
+        }
         pictures = {}
         for role, found in objects.items():
-            inside = [truth.annToMask(one) if masks and one.get("segmentation") else None for one in found]
+            inside = [
+                truth.annToMask(one) if masks and one.get("segmentation") else None for one in found
+            ]
             pictures[role] = np.asarray(annotate(picture, found, inside, names, colours, side))
         return pictures
 
     chosen = [with_objects[place] for place in evenly(len(with_objects), GALLERY)]
-    write_gallery(path.with_name("gallery.zip"), ((images[one], drawn(one, SMALL)) for one in chosen), side=SMALL)
+    write_gallery(
+        path.with_name("gallery.zip"),
+        ((images[one], drawn(one, SMALL)) for one in chosen),
+        side=SMALL,
+    )
     pairs = [drawn(with_objects[place], SIDE) for place in evenly(len(with_objects), IMAGES)]
     flat = [pair[role] for pair in pairs for role in ("truth", "prediction")]
-    titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)") * min(2, len(pairs))
+    titles = (
+        "ground truth",
+        f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)",
+    ) * min(2, len(pairs))
     rows = [flat[start : start + 4] for start in range(0, len(flat), 4)]
     return write_preview(path, titles, rows, side=SIDE)
 
 
 def shown(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The detections worth drawing: the best ten with a score of 0.3 or more, else the best three; best last."""
+    """The detections worth drawing: the best ten with a score of 0.3 or more, else the best three;
+    best last."""
     ranked = sorted(found, key=lambda one: one["score"])
     return [one for one in ranked if one["score"] >= SCORE_THRESHOLD][-MOST:] or ranked[-3:]
 
@@ -79,19 +96,24 @@ def annotate(
     colours: Mapping[int, tuple[int, int, int]],
     longest: int = SIDE,
 ) -> Image.Image:
-    """``picture``, resized to a longest side of ``longest`` px, with boxes, names and scores drawn in, and the
-    ``masks``: (H, W) uint8 of 0 and 1, or None, for each object.
+    """``picture``, resized to a longest side of ``longest`` px, with boxes, names and scores drawn
+    in, and the ``masks``: (H, W) uint8 of 0 and 1, or None, for each object.
 
-    Not by torchvision, whose names cover small objects and end at the edge of the picture, which paints overlapping masks
-    black, and takes ten times as long.
+    Not by torchvision, whose names cover small objects and end at the edge of the picture, which
+    paints overlapping masks black, and takes ten times as long.
     """
     factor = longest / max(picture.size)
     size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
     canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
     for one, mask in zip(objects, masks, strict=True):
         if mask is not None:
-            inside = np.asarray(Image.fromarray(mask * 255).resize(size, Image.Resampling.BILINEAR)) > 127
-            canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(colours[one["category_id"]], np.float32)
+            inside = (
+                np.asarray(Image.fromarray(mask * 255).resize(size, Image.Resampling.BILINEAR))
+                > 127
+            )
+            canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(
+                colours[one["category_id"]], np.float32
+            )
     drawn = Image.fromarray(canvas.round().astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(13 if longest >= SIDE else 10)

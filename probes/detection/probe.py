@@ -1,4 +1,5 @@
-"""The detection probes: a config generated from backbone, dataset and settings, trained and scored by COCO's rules."""
+"""The detection probes: a config generated from backbone, dataset and settings, trained and scored
+by COCO's rules."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 Part = dict[str, Any]  # of a config
-# orientation tags are ignored: annotations lie over the stored pixels, as is checked when a dataset is prepared
+# orientation tags are ignored: annotations lie over the stored pixels, as is checked when a dataset
+# is prepared
 LOAD: Part = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 OWN_MODULES = (
     "probes.detection.coco",
@@ -63,15 +65,20 @@ class DetectionProbe:
         from probes.runner.training import run_training
 
         spec, samples = context.data.spec, context.data.samples["val"]
-        trained = run_training(detection_config(self, context), context, description=f"{spec.name}/{self.name}")
+        trained = run_training(
+            detection_config(self, context), context, description=f"{spec.name}/{self.name}"
+        )
         (scores,) = trained.evaluator.metrics
         names = {sample.target: sample.image for sample in samples}
         if sorted(scores.image_ids) != sorted(names):
-            raise RuntimeError(f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split")
+            raise RuntimeError(
+                f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split"
+            )
         notes, train = [], trained.train_dataset
         if dropped := train.dropped_empty:
             notes.append(
-                f"{dropped} of {dropped + len(train)} training images have no object and were left out of training"
+                f"{dropped} of {dropped + len(train)} training images have no object and were left"
+                " out of training"
             )
         if missing := [name for name in self.metrics if name not in trained.metrics]:
             notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
@@ -81,7 +88,9 @@ class DetectionProbe:
             per_image={
                 "image": np.array([names[image] for image in scores.image_ids]),
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
-                "detections": np.array([found[image] for image in scores.image_ids], dtype=np.int64),
+                "detections": np.array(
+                    [found[image] for image in scores.image_ids], dtype=np.int64
+                ),
                 "objects": scores.class_objects.sum(axis=1),
                 "class_objects": scores.class_objects,
             },
@@ -102,7 +111,8 @@ class DetectionProbe:
 
 
 def detection_config(probe: DetectionProbe, context: Context) -> Config:
-    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved`` adds the shared parts."""
+    """Config of model, data, optimizer, schedule and scores; ``probes.runner.training.resolved``
+    adds the shared parts."""
     from mmengine.config import Config
 
     from probes.detection import coco, models  # noqa: F401 - register what the config names
@@ -126,7 +136,8 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
         "min_size": settings.min_size,
         "aspect_groups": settings.batch_size if grouped else 0,
     }
-    # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few small ones
+    # a GPU that can train on a batch can evaluate as many; a CPU gains nothing from more than a few
+    # small ones
     room = settings.batch_size * largest if context.device.type == "cuda" else 0
     ann_file = f"{val_set['data_root']}/{val_set['ann_file']}"
     config = Config(
@@ -157,7 +168,8 @@ def detection_config(probe: DetectionProbe, context: Context) -> Config:
 def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
     """Config of the ``CocoInstances`` that has the samples of a split.
 
-    The image ids are named unless the split is the complete official one (their list would be long).
+    The image ids are named unless the split is the complete official one (their list would be
+    long).
     """
     samples = data.encoded(split)
     folders = data.spec.extra.get("image_folder", {})
@@ -174,11 +186,16 @@ def coco_set(data: PreparedDataset, split: Split, pipeline: list[Part]) -> Part:
 
 
 def _pipelines(settings: DetectionSettings, fill: list[float]) -> tuple[list[Part], list[Part]]:
-    """Of train and val. ``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed out."""
+    """Of train and val. ``fill`` is the colour (R, G, B, 0–255) around an image that is zoomed
+    out."""
     zoom: list[Part] = []
     color_jitter: list[Part] = []
     if isinstance(settings, MaskRCNNSettings):
-        resize = {"type": "Resize", "scale": (settings.long_side, settings.short_side), "keep_ratio": True}
+        resize = {
+            "type": "Resize",
+            "scale": (settings.long_side, settings.short_side),
+            "keep_ratio": True,
+        }
     else:
         assert isinstance(settings, SSDSettings)
         resize = {"type": "Resize", "scale": (settings.size, settings.size), "keep_ratio": False}
@@ -187,7 +204,11 @@ def _pipelines(settings: DetectionSettings, fill: list[float]) -> tuple[list[Par
             color_jitter = [{"type": "PhotoMetricDistortion"}]
     train: list[Part] = [
         LOAD,
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": isinstance(settings, MaskRCNNSettings)},
+        {
+            "type": "LoadAnnotations",
+            "with_bbox": True,
+            "with_mask": isinstance(settings, MaskRCNNSettings),
+        },
         *zoom,
         resize,
         {"type": "RandomFlip", "prob": settings.flip},

@@ -16,8 +16,8 @@ class DetectionSettings(TrainingSettings):
     Attributes:
         min_size: training images with a shorter side of less are left out, pixels.
         out_channels: of the pyramid and the heads.
-        cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32`` encodes each image (and its
-            mirror image) once and keeps its maps in this precision.
+        cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
+            encodes each image (and its mirror image) once and keeps its maps in this precision.
     """
 
     max_iters: int = 90_000
@@ -32,10 +32,12 @@ class DetectionSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must({
-            "min_size": (self.min_size >= 0, "0 or more"),
-            "out_channels": (self.out_channels >= 1, "1 or more"),
-        })  # fmt: skip
+        self.must(
+            {
+                "min_size": (self.min_size >= 0, "0 or more"),
+                "out_channels": (self.out_channels >= 1, "1 or more"),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,18 @@ class MaskRCNNSettings(DetectionSettings):
     """Defaults: COCO's 1x schedule, 90k iterations of 16 images.
 
     Attributes:
-        short_side, long_side: images are resized, keeping their shape, until one of these is met, pixels.
+        short_side, long_side: images are resized, keeping their shape, until one of these is met,
+            pixels.
         fc_out_channels: of the box head's fully connected layers.
-        anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32 pixels.
+        anchor_scale: side of a square anchor, in strides of its level: with stride 4 and 8, 32
+            pixels.
         proposals: the most that the RPN hands on of an image.
-        rois_per_image: regions of an image that the heads are trained on, a quarter of them with an object.
-        detections: the most that are kept of an image (COCO: 100). Small pictures with few objects need fewer of all three.
-        aspect_ratio_groups: images of a training batch are all upright or all not (mmdet's ``AspectRatioBatchSampler``).
+        rois_per_image: regions of an image that the heads are trained on, a quarter of them with an
+            object.
+        detections: the most that are kept of an image (COCO: 100). Small pictures with few objects
+            need fewer of all three.
+        aspect_ratio_groups: images of a training batch are all upright or all not (mmdet's
+            ``AspectRatioBatchSampler``).
     """
 
     short_side: int = 800
@@ -63,13 +70,20 @@ class MaskRCNNSettings(DetectionSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must({
-            "short_side": (32 <= self.short_side <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels"),
-            "long_side": (self.short_side <= self.long_side <= MOST_PIXELS, f"short_side to {MOST_PIXELS}"),
-            "anchor_scale": (self.anchor_scale > 0, "above 0"),
-            **{name: (getattr(self, name) >= 1, "1 or more")
-               for name in ("fc_out_channels", "proposals", "rois_per_image", "detections")},
-        })  # fmt: skip
+        self.must(
+            {
+                "short_side": (32 <= self.short_side <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels"),
+                "long_side": (
+                    self.short_side <= self.long_side <= MOST_PIXELS,
+                    f"short_side to {MOST_PIXELS}",
+                ),
+                "anchor_scale": (self.anchor_scale > 0, "above 0"),
+                **{
+                    name: (getattr(self, name) >= 1, "1 or more")
+                    for name in ("fc_out_channels", "proposals", "rois_per_image", "detections")
+                },
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,8 @@ class SSDSettings(DetectionSettings):
 
     Attributes:
         size: images are resized to size × size pixels, whatever their shape.
-        augment: SSD's own augmentation (zoom out, crops by overlap, color jitter) on top of the flip.
+        augment: SSD's own augmentation (zoom out, crops by overlap, color jitter) on top of the
+            flip.
     """
 
     max_iters: int = 120_000
@@ -90,4 +105,7 @@ class SSDSettings(DetectionSettings):
         super().__post_init__()
         self.must({"size": (32 <= self.size <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels")})
         if self.cache != "none" and self.augment:
-            raise UserError(f"cache={self.cache} keeps features of images that repeat; set augment=false as well")
+            raise UserError(
+                f"cache={self.cache} keeps features of images that repeat; set augment=false as"
+                " well"
+            )

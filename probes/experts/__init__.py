@@ -1,9 +1,11 @@
-"""Experts that need MMDetection, which only this floor may import. Importing this makes them known beside the others."""
+"""Experts that need MMDetection, which only this floor may import. Importing this makes them known
+beside the others."""
 
 from backbones.cliptex.experts.registry import EXPERTS
 
 EXPERTS.later(
     "mask-rcnn",
     "probes.experts.mask_rcnn:MaskRCNN",
-    "semantic maps from instances, by MMDetection's CONFIG.py:CHECKPOINT or torchvision's CHECKPOINT; can be trained here",
+    "semantic maps from instances, by MMDetection's CONFIG.py:CHECKPOINT or torchvision's"
+    " CHECKPOINT; can be trained here",
 )

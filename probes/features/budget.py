@@ -1,7 +1,9 @@
-"""How much disk the feature cache may take, and what goes when a new store needs room: the least recently used.
+"""How much disk the feature cache may take, and what goes when a new store needs room: the least
+recently used.
 
-The budget is ``$CLIPTEX_CACHE_GB``, or the lesser of 20 GB and half of what is free or used by the cache already. A
-store that is being made counts with its estimated size, so that two processes do not promise the same room twice.
+The budget is ``$CLIPTEX_CACHE_GB``, or the lesser of 20 GB and half of what is free or used by the
+cache already. A store that is being made counts with its estimated size, so that two processes do
+not promise the same room twice.
 """
 
 from __future__ import annotations
@@ -37,26 +39,35 @@ def budget(folder: Path) -> int:
         except ValueError:
             gigabytes = -1.0
         if not 0 <= gigabytes < float("inf"):
-            raise UserError(f"{VARIABLE}={given!r} is not a number of gigabytes; set one such as 20")
+            raise UserError(
+                f"{VARIABLE}={given!r} is not a number of gigabytes; set one such as 20"
+            )
         return int(gigabytes * GB)
     return int(min(DEFAULT_GB * GB, (free(folder) + sum(map(size_of, stores(folder)))) / 2))
 
 
-def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[Path], bool]) -> None:
-    """Make room for ``more`` bytes in ``store`` (one of the stores under ``folder``) by removing others, least recently
-    used first, and remember the promise.
+def reserve(
+    folder: Path, store: Path, more: int, about: str, remove: Callable[[Path], bool]
+) -> None:
+    """Make room for ``more`` bytes in ``store`` (one of the stores under ``folder``) by removing
+    others, least recently used first, and remember the promise.
 
     Args:
         remove: removes a store, unless it is in use; whether it is gone.
 
     Raises:
-        NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too little.
+        NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too
+            little.
     """
     allowed, own = budget(folder), _real_size(store)
-    advice = f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
+    advice = (
+        f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
+    )
     if own + more > allowed:
-        raise NoRoom(f"features of {about} would take {gigabytes(own + more)}, and the cache may hold "
-                     f"{gigabytes(allowed)}; {advice}")  # fmt: skip
+        raise NoRoom(
+            f"features of {about} would take {gigabytes(own + more)}, and the cache may hold "
+            f"{gigabytes(allowed)}; {advice}"
+        )
     others = sorted((one for one in stores(folder) if one != store), key=last_used)
     taken = sum(map(size_of, others))
     for one in others:
@@ -66,13 +77,15 @@ def reserve(folder: Path, store: Path, more: int, about: str, remove: Callable[[
         taken -= size if remove(one) else 0
     if taken + own + more > allowed:
         raise NoRoom(
-            f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the cache's "
-            f"{gigabytes(allowed)} are in use by this task or other processes; wait for those, or {advice}"
+            f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the"
+            f" cache's {gigabytes(allowed)} are in use by this task or other processes; wait for"
+            f" those, or {advice}"
         )
     if more > free(folder):
         raise NoRoom(
-            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free(folder))} are free on the disk of "
-            f"{folder}; free some space, set CLIPTEX_HOME to a larger disk, or {advice}"
+            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free(folder))}"
+            f" are free on the disk of {folder}; free some space, set CLIPTEX_HOME to a larger"
+            f" disk, or {advice}"
         )
     write_json(store / "making.json", {"bytes": own + more})
     global reserved

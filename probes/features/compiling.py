@@ -16,7 +16,8 @@ log = logging.getLogger("cliptex.encode")
 
 
 def wanted() -> bool:
-    """Whether backbones are to be compiled. It rounds differently: what is kept is then kept under another key."""
+    """Whether backbones are to be compiled. It rounds differently: what is kept is then kept under
+    another key."""
     return os.environ.get(SETTING, "") not in ("", "0")
 
 
@@ -28,8 +29,9 @@ def identity() -> dict[str, bool]:
 def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tensor], Result]:
     """``function`` by way of ``torch.compile`` where that is wanted and possible, else itself.
 
-    Compiling happens at the first call. Where it fails (no compiler on this machine, say) that is one line in the log, and
-    the function runs as it is. An error of the function itself is raised as without compiling.
+    Compiling happens at the first call. Where it fails (no compiler on this machine, say) that is
+    one line in the log, and the function runs as it is. An error of the function itself is raised
+    as without compiling.
 
     Args:
         name: of what is compiled, for the log.
@@ -42,7 +44,9 @@ def compiled(function: Callable[[Tensor], Result], name: str) -> Callable[[Tenso
         nonlocal quick
         try:
             return quick(images)
-        except Exception as error:  # of many kinds: what is missing is found by whatever needs it first
+        except (
+            Exception
+        ) as error:  # of many kinds: what is missing is found by whatever needs it first
             if quick is function:
                 raise
             result = function(images)  # raises if it is its own error

@@ -1,8 +1,10 @@
-"""Content of files as hashes, so that what is kept about an image is found by what the image is, not by its name.
+"""Content of files as hashes, so that what is kept about an image is found by what the image is,
+not by its name.
 
-A hash is remembered beside the file's size, time and inode, in one file of ``$CLIPTEX_HOME/content_hashes`` for each folder,
-to which processes append lines. Whoever reads a file whole anyway (the check of a dataset) hands its hash on, so that the
-bytes of a large dataset are not read once more for it.
+A hash is remembered beside the file's size, time and inode, in one file of
+``$CLIPTEX_HOME/content_hashes`` for each folder, to which processes append lines. Whoever reads a
+file whole anyway (the check of a dataset) hands its hash on, so that the bytes of a large dataset
+are not read once more for it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _pending: list[tuple[Path, State, str]] = []
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
-    """The sha256 of each file, in their order. A file whose size, time and inode are those remembered is not read.
+    """The sha256 of each file, in their order. A file whose size, time and inode are those
+    remembered is not read.
 
     Raises:
         UserError: a file cannot be read.
@@ -38,10 +41,18 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
             known = remembered(folder)
             try:
                 states = {index: state_of(paths[index]) for index in members}
-                new = [index for index in members if known.get(paths[index].name, ("",))[0] != states[index]]
-                found = dict(zip(new, pool.map(sha256_file, [paths[index] for index in new]), strict=True))
+                new = [
+                    index
+                    for index in members
+                    if known.get(paths[index].name, ("",))[0] != states[index]
+                ]
+                found = dict(
+                    zip(new, pool.map(sha256_file, [paths[index] for index in new]), strict=True)
+                )
             except OSError as error:
-                raise UserError(f"cannot read {error.filename}: {error.strerror}; was it moved just now?") from error
+                raise UserError(
+                    f"cannot read {error.filename}: {error.strerror}; was it moved just now?"
+                ) from error
             for index in members:
                 hashes[index] = found.get(index) or known[paths[index].name][1]
             remember((paths[index], states[index], sha256) for index, sha256 in found.items())
@@ -49,7 +60,8 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 
 
 def content_hash(path: str | Path) -> str:
-    """The sha256 of one file, read once by this process while it does not change. Raises ``OSError``."""
+    """The sha256 of one file, read once by this process while it does not change. Raises
+    ``OSError``."""
     return _hash(Path(path), state_of(path))
 
 
@@ -97,4 +109,6 @@ def remember(found: Iterable[tuple[Path, State, str]]) -> None:
         for folder, lines in folders.items():
             memory(folder).parent.mkdir(parents=True, exist_ok=True)
             with memory(folder).open("a", encoding="utf-8") as file:
-                file.write("".join(["\n", *lines]))  # after a line that a killed process has cut short
+                file.write(
+                    "".join(["\n", *lines])
+                )  # after a line that a killed process has cut short

@@ -1,4 +1,5 @@
-"""What encoding images costs a run: time, images and floating-point operations, of what was not kept already."""
+"""What encoding images costs a run: time, images and floating-point operations, of what was not
+kept already."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class EncodeCost:
     Attributes:
         images: that went through the backbone (each view of an image counts).
         seconds: of decoding, computing and writing them.
-        flops: of the backbone, see ``backbones.cliptex.cost``. The first batch of each shape is counted, since an image's
-            operations follow from its shape.
+        flops: of the backbone, see ``backbones.cliptex.cost``. The first batch of each shape is
+            counted, since an image's operations follow from its shape.
     """
 
     images: float = 0
@@ -33,9 +34,13 @@ class EncodeCost:
     _of_an_image: dict[tuple[int, ...], float] = field(default_factory=dict, repr=False)
 
     def run(
-        self, function: Callable[[Tensor], Any], batch: Tensor, quick: Callable[[Tensor], Any] | None = None
+        self,
+        function: Callable[[Tensor], Any],
+        batch: Tensor,
+        quick: Callable[[Tensor], Any] | None = None,
     ) -> Any:
-        """``function(batch)``, counted; ``batch`` is (N, 3, H, W). ``quick`` is a compiled ``function``, in which nothing
+        """``function(batch)``, counted; ``batch`` is (N, 3, H, W). ``quick`` is a compiled
+        ``function``, in which nothing
         can be counted: the first batch of a shape goes without it."""
         shape = tuple(batch.shape[1:])
         if shape in self._of_an_image:
@@ -65,7 +70,10 @@ class EncodeCost:
         added = {**costs, "encode_seconds": self.seconds, "encode_flops": self.flops}
         if self.images:
             added["encode_images_per_second"] = self.images / self.seconds
-        return {**added, "flops": sum(value for name, value in added.items() if name.endswith("_flops"))}
+        return {
+            **added,
+            "flops": sum(value for name, value in added.items() if name.endswith("_flops")),
+        }
 
 
 @dataclass(frozen=True)

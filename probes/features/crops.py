@@ -1,6 +1,8 @@
-"""Crops of a training image that repeat: which part, how large, flipped or not, follows from the image's content alone.
+"""Crops of a training image that repeat: which part, how large, flipped or not, follows from the
+image's content alone.
 
-So a backbone can encode each crop once, every backbone sees the same ones, and so does every task on the same images.
+So a backbone can encode each crop once, every backbone sees the same ones, and so does every task
+on the same images.
 """
 
 from __future__ import annotations
@@ -43,11 +45,13 @@ def draw_crop(fixed_crops: int, flip: float) -> Crop:
 
 @TRANSFORMS.register_module()
 class FixedCrop(BaseTransform):
-    """Resize, crop and flip an image, and its ground truth where it is loaded, to one of ``fixed_crops`` crops.
+    """Resize, crop and flip an image, and its ground truth where it is loaded, to one of
+    ``fixed_crops`` crops.
 
-    Number 0 is the centre crop at scale 1. Another is resized by a factor of ``scale_range`` and cropped anywhere, as
-    the seed (sha256 of the image file, number) says. Which one is drawn by ``draw_crop`` unless ``results["crop"]``
-    names it. Smaller images than the crop stay so: padding comes after.
+    Number 0 is the centre crop at scale 1. Another is resized by a factor of ``scale_range`` and
+    cropped anywhere, as the seed (sha256 of the image file, number) says. Which one is drawn by
+    ``draw_crop`` unless ``results["crop"]`` names it. Smaller images than the crop stay so: padding
+    comes after.
 
     Args:
         size: short side in pixels at scale 1 (the long side stays within 4 × it).
@@ -56,27 +60,38 @@ class FixedCrop(BaseTransform):
         fixed_crops, flip: what to draw from.
     """
 
-    def __init__(self, size: int, crop: int, scale_range: Sequence[float], fixed_crops: int, flip: float) -> None:
+    def __init__(
+        self, size: int, crop: int, scale_range: Sequence[float], fixed_crops: int, flip: float
+    ) -> None:
         self.size, self.crop, self.scale_range = size, crop, tuple(scale_range)
         self.fixed_crops, self.flip = fixed_crops, flip
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        crop = Crop(*results["crop"]) if "crop" in results else draw_crop(self.fixed_crops, self.flip)
+        crop = (
+            Crop(*results["crop"]) if "crop" in results else draw_crop(self.fixed_crops, self.flip)
+        )
         random = None
         if crop.number:
             # "view": as the first version called it, so that the crops stay those that they were
-            random = np.random.default_rng(seed_of("view", content_hash(results["img_path"]), crop.number))
+            random = np.random.default_rng(
+                seed_of("view", content_hash(results["img_path"]), crop.number)
+            )
         factor = 1.0 if random is None else random.uniform(self.scale_range[0], self.scale_range[1])
         scale = (int(4 * self.size * factor), int(self.size * factor))
         results = Resize(scale=scale, keep_ratio=True).transform(results)
         spare = [max(side - self.crop, 0) for side in results["img"].shape[:2]]
-        top, left = (each // 2 if random is None else int(random.integers(each + 1)) for each in spare)
+        top, left = (
+            each // 2 if random is None else int(random.integers(each + 1)) for each in spare
+        )
         for name in ("img", "gt_seg_map"):
             if name in results:
                 part = results[name][top : top + self.crop, left : left + self.crop]
                 results[name] = np.ascontiguousarray(part[:, ::-1] if crop.flipped else part)
         results["img_shape"] = results["img"].shape[:2]
-        results["flip"], results["flip_direction"] = crop.flipped, "horizontal" if crop.flipped else None
+        results["flip"], results["flip_direction"] = (
+            crop.flipped,
+            "horizontal" if crop.flipped else None,
+        )
         return results
 
 
@@ -96,7 +111,8 @@ class LoadBlank(BaseTransform):
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the stored pixels, from the file's header. Raises ``UserError`` when it cannot be read."""
+    """(width, height) of the stored pixels, from the file's header. Raises ``UserError`` when it
+    cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size

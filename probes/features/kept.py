@@ -1,8 +1,9 @@
-"""Datasets that deliver kept features in the place of images: what dense probes and detection share.
+"""Datasets that deliver kept features in the place of images: what dense probes and detection
+share.
 
-In mmengine's terms the dataset delivers the maps and the backbone only reads them: heads, losses, schedules and evaluators
-are those of the uncached config. What is not kept yet is encoded when a set is opened: decoded in loading processes while the
-backbone computes, in batches of one shape.
+In mmengine's terms the dataset delivers the maps and the backbone only reads them: heads, losses,
+schedules and evaluators are those of the uncached config. What is not kept yet is encoded when a
+set is opened: decoded in loading processes while the backbone computes, in batches of one shape.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from probes.runner.shared_parts import SharedPart
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
-CPU_PIXELS = 8 * 224**2  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
+CPU_PIXELS = (
+    8 * 224**2
+)  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
@@ -55,18 +58,31 @@ def on_kept_features(
         train, val: further arguments of it.
         stack: config of the data preprocessor, which makes a batch of kept maps.
     """
-    encoder = {"backbone": config.model.backbone, "data_preprocessor": config.model.data_preprocessor}
+    encoder = {
+        "backbone": config.model.backbone,
+        "data_preprocessor": config.model.data_preprocessor,
+    }
     config = copy.deepcopy(config)
     for loader, more in ((config.train_dataloader, train), (config.val_dataloader, val)):
         loader.dataset = {
-            "type": dataset, "dataset": loader.dataset, "encoder": copy.deepcopy(encoder), "dtype": dtype,
-            "device": device.type, **more,
-        }  # fmt: skip
-        loader.num_workers = 0  # reading what is mapped is quicker than passing it between processes
+            "type": dataset,
+            "dataset": loader.dataset,
+            "encoder": copy.deepcopy(encoder),
+            "dtype": dtype,
+            "device": device.type,
+            **more,
+        }
+        loader.num_workers = (
+            0  # reading what is mapped is quicker than passing it between processes
+        )
         loader.persistent_workers = False
     config.model.data_preprocessor = dict(stack)
     config.model.backbone = {"type": "KeptFeatures"}
-    config.custom_imports.imports = [*config.custom_imports.imports, "probes.features.kept", "probes.runner.batches"]
+    config.custom_imports.imports = [
+        *config.custom_imports.imports,
+        "probes.features.kept",
+        "probes.runner.batches",
+    ]
     return config
 
 
@@ -81,12 +97,15 @@ class FeatureDataset(Dataset):
         name: of the set, for people.
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``.
         dtype: that features are kept in: ``fp32``, ``fp16`` or ``bf16``.
-        device: type of the device that encodes (``cpu``, ``cuda``), which is part of the features' identity.
+        device: type of the device that encodes (``cpu``, ``cuda``), which is part of the features'
+            identity.
     """
 
     scope: str
 
-    def __init__(self, source: Any, name: str, encoder: Mapping[str, Any], dtype: str, device: str) -> None:
+    def __init__(
+        self, source: Any, name: str, encoder: Mapping[str, Any], dtype: str, device: str
+    ) -> None:
         self.source, self.name = source, name
         self.encoder, self.dtype, self.device = dict(encoder), dtype, device
         source.full_init()
@@ -94,12 +113,14 @@ class FeatureDataset(Dataset):
 
     @abstractmethod
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        """What is kept: the features (see ``maps``), then – where it is kept too – the ground truth."""
+        """What is kept: the features (see ``maps``), then – where it is kept too – the ground
+        truth."""
 
     @abstractmethod
     def load(self, item: int) -> dict[str, Any]:
-        """``inputs`` (3, H, W) and ``data_samples`` of an item of the store of features, as a pipeline packs them, in whichever
-        process. Raises ``UserError`` when the image cannot be read."""
+        """``inputs`` (3, H, W) and ``data_samples`` of an item of the store of features, as a
+        pipeline packs them, in whichever process. Raises ``UserError`` when the image cannot be
+        read."""
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -121,7 +142,8 @@ class FeatureDataset(Dataset):
         return self.stores[0]
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Height and width of a test image as the backbone saw it, padded, and within its padding."""
+        """Height and width of a test image as the backbone saw it, padded, and within its
+        padding."""
         metadata = self.features.metadata(index)
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
@@ -137,7 +159,9 @@ class FeatureDataset(Dataset):
         with bridge.isolated_rng():  # flipping an image draws, though it is certain
             for key, build in self.keys(run):
                 with run.cost.timed():
-                    self.stores.append(get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1)))
+                    self.stores.append(
+                        get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1))
+                    )
 
     def close(self) -> None:
         """Let go of the files."""
@@ -159,7 +183,8 @@ class FeatureDataset(Dataset):
 
         Args:
             sizes: (height, width) of every item, to sort by.
-            identity: what the maps follow from besides the encoder and the type of device, since another one rounds
+            identity: what the maps follow from besides the encoder and the type of device, since
+                another one rounds
                 differently: images, pipeline, crops.
         """
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -169,22 +194,33 @@ class FeatureDataset(Dataset):
             "dense maps",
             f"{backbone.name} on {self.name}",
             {
-                **identity, "backbone": backbone.identity(), "layers": layers, "precision": frozen.precision,
-                "data_preprocessor": self.encoder["data_preprocessor"], "device": run.device.type,
-                "libraries": versions(*DENSE), **compiling.identity(),
+                **identity,
+                "backbone": backbone.identity(),
+                "layers": layers,
+                "precision": frozen.precision,
+                "data_preprocessor": self.encoder["data_preprocessor"],
+                "device": run.device.type,
+                "libraries": versions(*DENSE),
+                **compiling.identity(),
             },
             (self.dtype,) * len(layers),
             [maps_bytes(backbone, layers, size, self.dtype) for size in sizes],
-        )  # fmt: skip
+        )
         return key, partial(self.encoded, frozen=frozen, sizes=sizes, run=run)
 
     @torch.inference_mode()
     def encoded(
-        self, wanted: Sequence[Sequence[int]], frozen: Any, sizes: Sequence[tuple[int, ...]], run: EncodeRun
+        self,
+        wanted: Sequence[Sequence[int]],
+        frozen: Any,
+        sizes: Sequence[tuple[int, ...]],
+        run: EncodeRun,
     ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
-        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all that is ``wanted``; see ``Builder``.
+        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all that is ``wanted``; see
+        ``Builder``.
 
-        Items of one shard come in the order of their sizes, so that they go through the backbone together.
+        Items of one shard come in the order of their sizes, so that they go through the backbone
+        together.
 
         Raises:
             NonFiniteLoss: a map is not finite.
@@ -200,16 +236,25 @@ class FeatureDataset(Dataset):
         orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
         loaded = _loaded(self.load, [item for order in orders for item in order], run)
         for order in orders:
-            for shape, alike in groupby(islice(loaded, len(order)), lambda one: one[1]["inputs"].shape):
+            for shape, alike in groupby(
+                islice(loaded, len(order)), lambda one: one[1]["inputs"].shape
+            ):
                 most = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
                 while part := list(islice(alike, most)):
-                    batch = preprocess({"inputs": [one["inputs"] for _, one in part],
-                                        "data_samples": [one["data_samples"] for _, one in part]}, False)  # fmt: skip
+                    batch = preprocess(
+                        {
+                            "inputs": [one["inputs"] for _, one in part],
+                            "data_samples": [one["data_samples"] for _, one in part],
+                        },
+                        False,
+                    )
                     maps = run.cost.run(frozen, batch["inputs"], quick)
                     if not all(bool(one.isfinite().all()) for one in maps):
                         raise NonFiniteLoss(f"feature maps of {about} are not finite")
                     kept = [one.cpu() for one in as_dtype(maps, self.dtype, about)]
-                    for place, ((item, _), sample) in enumerate(zip(part, batch["data_samples"], strict=True)):
+                    for place, ((item, _), sample) in enumerate(
+                        zip(part, batch["data_samples"], strict=True)
+                    ):
                         found = sample.metainfo
                         yield (
                             item,
@@ -228,27 +273,38 @@ def features_key(config: Any, context: Context) -> str:
     """What the features of a config's datasets are found by, whether they are there yet or not."""
     bridge.share(context.backbone_config, context.backbone)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        sets = [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+        sets = [
+            DATASETS.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        ]
         return content_key([dataset.key() for dataset in sets])
 
 
 @bridge.in_both_scopes("KeptFeatures")
 class KeptFeatures(SharedPart):
-    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32 ones."""
+    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32
+    ones."""
 
     def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(one.float() for one in maps)
 
 
-def maps_bytes(backbone: Backbone, indices: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
-    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here) take."""
+def maps_bytes(
+    backbone: Backbone, indices: Sequence[int], size: tuple[int, ...], dtype: str
+) -> int:
+    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here)
+    take."""
     height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
-    cells = [backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i]) for i in indices]
+    cells = [
+        backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i])
+        for i in indices
+    ]
     return sum(cells) * DTYPES[dtype].itemsize
 
 
 class _Items(Dataset[tuple[int, Any]]):
-    """What ``load`` makes of an item; or the user's error, which would come from a loading process as a page of traceback."""
+    """What ``load`` makes of an item; or the user's error, which would come from a loading process
+    as a page of traceback."""
 
     def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
         self.load = load
@@ -266,9 +322,13 @@ def _loaded(
     """Items in order, about two batches of which are being loaded."""
     workers = min(run.num_workers, len(order))
     items = DataLoader(
-        _Items(load), batch_size=None, sampler=order, num_workers=workers,
-        pin_memory=run.device.type == "cuda", prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
-    )  # fmt: skip
+        _Items(load),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=run.device.type == "cuda",
+        prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
+    )
     for item, one in items:
         if isinstance(one, UserError):
             raise one

@@ -1,6 +1,8 @@
-"""Files that may be members of a tar: ``test/0.tar/s0000001.webp`` is read at random out of ``test/0.tar``; nothing is unpacked.
+"""Files that may be members of a tar: ``test/0.tar/s0000001.webp`` is read at random out of
+``test/0.tar``; nothing is unpacked.
 
-A name is that of a plain file unless a folder in it ends in ``.tar``, which no folder of the official layouts does.
+A name is that of a plain file unless a folder in it ends in ``.tar``, which no folder of the
+official layouts does.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of members that are found
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The content of a file or a member. Raises ``OSError``; ``UserError`` where the tar is damaged."""
+    """The content of a file or a member. Raises ``OSError``; ``UserError`` where the tar is
+    damaged."""
     if (where := _place(str(path))) is None:
         return files.read_whole(path)
     tar, offset, size = where
@@ -40,7 +43,8 @@ def opened(path: Path | str) -> Path | io.BytesIO:
 
 
 def state_of(path: Path | str) -> State:
-    """What changes with a file's content; of a member its own size, with its tar's time and inode. Raises ``OSError``."""
+    """What changes with a file's content; of a member its own size, with its tar's time and inode.
+    Raises ``OSError``."""
     if (where := _place(str(path))) is None:
         return of_status(os.stat(path))  # noqa: PTH116 – a Path for each of a million files takes minutes
     tar, _, size = where
@@ -52,7 +56,8 @@ def of_status(status: os.stat_result) -> State:
 
 
 def members(tar: Path) -> dict[str, tuple[int, int]]:
-    """Name (``KEY.SUFFIX``) → (offset, size) of each member with one of ``SUFFIXES``, in the order of the tar.
+    """Name (``KEY.SUFFIX``) → (offset, size) of each member with one of ``SUFFIXES``, in the order
+    of the tar.
 
     Raises:
         UserError: see ``index_tar``.
@@ -72,7 +77,8 @@ def _members(tar: Path, version: tuple[int, int | str]) -> dict[str, tuple[int, 
 
 
 def _place(path: str) -> tuple[Path, int, int] | None:
-    """(tar, offset, size) of a member, None for a plain file. Raises ``FileNotFoundError`` for a member that is not there."""
+    """(tar, offset, size) of a member, None for a plain file. Raises ``FileNotFoundError`` for a
+    member that is not there."""
     head, found, name = path.partition(".tar/")
     if not found:
         return None

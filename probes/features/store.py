@@ -1,11 +1,13 @@
-"""Tensors that took long to make, kept by content: dense feature maps, crops of the ground truth, global embeddings.
+"""Tensors that took long to make, kept by content: dense feature maps, crops of the ground truth,
+global embeddings.
 
-A *store* is a folder ``$CLIPTEX_HOME/features/KEY`` of memory-mapped safetensors files, where KEY is a hash of all that made
-the tensors (see ``CacheKey``). Each shard is written beside its place and renamed, then its entry; the manifest, with every
-shard's size and checksum, comes last, so that whatever a killed process leaves never counts as done – and the shards
-that it finished are not made twice. A shard that is cut short or altered is found when the store is opened, said, and
-made again. A lock keeps two processes from making one store at once (the second waits), and each open store has a lock of its
-own, which keeps it from being removed.
+A *store* is a folder ``$CLIPTEX_HOME/features/KEY`` of memory-mapped safetensors files, where KEY
+is a hash of all that made the tensors (see ``CacheKey``). Each shard is written beside its place
+and renamed, then its entry; the manifest, with every shard's size and checksum, comes last, so that
+whatever a killed process leaves never counts as done – and the shards that it finished are not made
+twice. A shard that is cut short or altered is found when the store is opened, said, and made again.
+A lock keeps two processes from making one store at once (the second waits), and each open store has
+a lock of its own, which keeps it from being removed.
 """
 
 from __future__ import annotations
@@ -35,8 +37,12 @@ from probes.features.members import State, state_of
 VERSION = 3  # raised whenever the same key would give other bytes
 SHARD_BYTES = 64 * 2**20
 DTYPES = {
-    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8, "uint16": torch.uint16,
-}  # fmt: skip
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "uint8": torch.uint8,
+    "uint16": torch.uint16,
+}
 log = logging.getLogger("cliptex.features")
 
 
@@ -47,9 +53,11 @@ class CacheKey:
     Attributes:
         kind: ``dense maps``, ``ground truth`` or ``embeddings``.
         about: one line for people, e.g. ``clip on mini-seg, train``.
-        identity: all that the tensors follow from, JSON-able: weights, images, crop, layers, precision …
+        identity: all that the tensors follow from, JSON-able: weights, images, crop, layers,
+            precision …
         dtypes: of the tensors of each item, keys of ``DTYPES``.
-        item_bytes: bytes of each item's tensors, in the order of the items; what the size is estimated from.
+        item_bytes: bytes of each item's tensors, in the order of the items; what the size is
+            estimated from.
     """
 
     kind: str
@@ -62,9 +70,15 @@ class CacheKey:
     def digest(self) -> str:
         """What the store is found by."""
         return content_key(
-            {"version": VERSION, "kind": self.kind, "identity": self.identity, "dtypes": self.dtypes,
-             "items": len(self.item_bytes)}, 32,
-        )  # fmt: skip
+            {
+                "version": VERSION,
+                "kind": self.kind,
+                "identity": self.identity,
+                "dtypes": self.dtypes,
+                "items": len(self.item_bytes),
+            },
+            32,
+        )
 
     @property
     def folder(self) -> Path:
@@ -82,9 +96,11 @@ class CacheKey:
         return [*parts, range(start, len(self.item_bytes))]
 
 
-# What makes items: given the items wanted, shard by shard, it yields (item, tensors, metadata of it that is JSON),
-# all of one shard before any of the next, in any order within.
-Builder = Callable[[Sequence[Sequence[int]]], Iterable[tuple[int, Sequence[Tensor], Mapping[str, Any]]]]
+# What makes items: given the items wanted, shard by shard, it yields (item, tensors, metadata of it
+# that is JSON), all of one shard before any of the next, in any order within.
+Builder = Callable[
+    [Sequence[Sequence[int]]], Iterable[tuple[int, Sequence[Tensor], Mapping[str, Any]]]
+]
 
 
 def root() -> Path:
@@ -100,7 +116,9 @@ class Store:
         notes: what was wrong with it and was mended, one line each.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], lock: FileLock, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, Any], lock: FileLock, notes: Sequence[str] = ()
+    ) -> None:
         self.folder, self.notes, self._lock = folder, notes, lock
         self._kinds, self._items = len(manifest["dtypes"]), manifest["items"]
         self._first = [shard["first"] for shard in manifest["shards"]]
@@ -111,7 +129,8 @@ class Store:
         return self._items
 
     def __getitem__(self, item: int) -> list[Tensor]:
-        """The tensors of one item, as they lie on disk (mapped, not read; writing to them changes no file)."""
+        """The tensors of one item, as they lie on disk (mapped, not read; writing to them changes
+        no file)."""
         number, place = self._find(item)
         return [each[place] for each in self._part(number)[0]]
 
@@ -121,7 +140,8 @@ class Store:
         return self._part(number)[1][place]
 
     def stacked(self) -> Tensor:
-        """The first tensor of every item, all of one shape: mapped if it is a single shard, else copied once."""
+        """The first tensor of every item, all of one shape: mapped if it is a single shard, else
+        copied once."""
         parts: Any = [self._part(number)[0][0] for number in range(len(self._files))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -144,10 +164,13 @@ class Store:
                 metadata = json.loads(file.metadata()["items"])
                 names = set(file.keys())
                 tensors = [
-                    file.get_tensor(str(kind)) if str(kind) in names
-                    else [file.get_tensor(f"{kind}.{place}") for place in range(len(metadata))]
+                    (
+                        file.get_tensor(str(kind))
+                        if str(kind) in names
+                        else [file.get_tensor(f"{kind}.{place}") for place in range(len(metadata))]
+                    )
                     for kind in range(self._kinds)
-                ]  # fmt: skip
+                ]
             self._parts[number] = tensors, metadata
         return self._parts[number]
 
@@ -170,12 +193,16 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
             notes.append(f"a kept shard of {key.about} was damaged ({reason}) and made again")
             log.warning("%s (%s)", notes[-1], folder)
         made = manifest is None or bool(wrong)
-        if made:  # who has a damaged store open keeps the files that it reads: others take their place
+        if (
+            made
+        ):  # who has a damaged store open keeps the files that it reads: others take their place
             folder.mkdir(parents=True, exist_ok=True)
             _make(key, build)
             manifest = read_manifest(folder)
         if manifest is None or (made and verify(folder, manifest)):
-            raise RuntimeError(f"{folder} was made and is not whole: is something else writing there?")
+            raise RuntimeError(
+                f"{folder} was made and is not whole: is something else writing there?"
+            )
         budget.touch(folder)
         return Store(folder, manifest, reading(folder / "readers"), notes)
 
@@ -187,11 +214,15 @@ def _make(key: CacheKey, build: Builder) -> None:
     for left in folder.glob(".*.tmp"):  # by a process that was killed
         left.unlink()
     known = remembered(folder)
-    entries = [_finished(folder / shard_name(number), items, known) for number, items in enumerate(shards)]
+    entries = [
+        _finished(folder / shard_name(number), items, known) for number, items in enumerate(shards)
+    ]
     missing = [number for number, entry in enumerate(entries) if entry is None]
     size = sum(key.item_bytes[item] for number in missing for item in shards[number])
     budget.reserve(root(), folder, size, key.about, remove)
-    write_json(folder / "key.json", {"kind": key.kind, "about": key.about, "identity": key.identity})
+    write_json(
+        folder / "key.json", {"kind": key.kind, "about": key.about, "identity": key.identity}
+    )
     stream = iter(build([shards[number] for number in missing]))
     for number in missing:
         items = shards[number]
@@ -199,13 +230,23 @@ def _make(key: CacheKey, build: Builder) -> None:
         while len(found) < len(items):
             item, tensors, metadata = next(stream)
             if item not in items or item in found or len(tensors) != len(key.dtypes):
-                raise RuntimeError(f"item {item} was made while those of shard {number} were wanted")
+                raise RuntimeError(
+                    f"item {item} was made while those of shard {number} were wanted"
+                )
             found[item] = list(tensors), metadata
-        entries[number] = _write_shard(folder / shard_name(number), key, [found[item] for item in items], items[0])
+        entries[number] = _write_shard(
+            folder / shard_name(number), key, [found[item] for item in items], items[0]
+        )
     manifest = {
-        "version": VERSION, "key": key.digest, "kind": key.kind, "about": key.about, "identity": key.identity,
-        "dtypes": list(key.dtypes), "items": len(key.item_bytes), "shards": entries,
-    }  # fmt: skip
+        "version": VERSION,
+        "key": key.digest,
+        "kind": key.kind,
+        "about": key.about,
+        "identity": key.identity,
+        "dtypes": list(key.dtypes),
+        "items": len(key.item_bytes),
+        "shards": entries,
+    }
     budget.touch(folder)
     write_json(folder / "manifest.json", {**manifest, "sha256": content_key(manifest, 64)})
     budget.release(folder)
@@ -223,7 +264,8 @@ def entry_path(shard: Path) -> Path:
 def _write_shard(
     path: Path, key: CacheKey, items: Sequence[tuple[list[Tensor], Mapping[str, Any]]], first: int
 ) -> dict[str, Any]:
-    """Write a shard and then its entry of the manifest, which is returned too. Tensors of one shape are one tensor in it."""
+    """Write a shard and then its entry of the manifest, which is returned too. Tensors of one shape
+    are one tensor in it."""
     tensors: dict[str, Tensor] = {}
     for kind, name in enumerate(key.dtypes):
         each = [of_item[kind] for of_item, _ in items]
@@ -234,42 +276,64 @@ def _write_shard(
         else:
             tensors |= {f"{kind}.{place}": one.clone() for place, one in enumerate(each)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"items": json.dumps([dict(metadata) for _, metadata in items])})
+        save_file(
+            tensors, temporary, {"items": json.dumps([dict(metadata) for _, metadata in items])}
+        )
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)  # which reads it back
     remember([(path, state_of(path), sha256)])
-    entry = {"file": path.name, "first": first, "items": len(items), "bytes": size, "sha256": sha256}
+    entry = {
+        "file": path.name,
+        "first": first,
+        "items": len(items),
+        "bytes": size,
+        "sha256": sha256,
+    }
     write_json(entry_path(path), entry)
     return entry
 
 
-def _finished(shard: Path, items: range, known: Mapping[str, tuple[State, str]]) -> dict[str, Any] | None:
+def _finished(
+    shard: Path, items: range, known: Mapping[str, tuple[State, str]]
+) -> dict[str, Any] | None:
     """The manifest's entry of a shard that is whole; None for any other."""
     entry = read_object(entry_path(shard))
-    whole = entry and (entry["first"], entry["items"]) == (items.start, len(items)) and not _damage(shard, entry, known)
+    whole = (
+        entry
+        and (entry["first"], entry["items"]) == (items.start, len(items))
+        and not _damage(shard, entry, known)
+    )
     return entry if whole else None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished store; None where there is none that is whole and of this version."""
+    """The manifest of a finished store; None where there is none that is whole and of this
+    version."""
     manifest = read_object(folder / "manifest.json")
     told = manifest.pop("sha256", "")
-    right = content_key(manifest, 64) == told and manifest["version"] == VERSION and manifest["key"] == folder.name
+    right = (
+        content_key(manifest, 64) == told
+        and manifest["version"] == VERSION
+        and manifest["key"] == folder.name
+    )
     return manifest if right else None
 
 
 def verify(folder: Path, manifest: Mapping[str, Any], *, full: bool = False) -> dict[str, str]:
     """File name of each shard that is not what the manifest says → why.
 
-    Sizes are always looked at. Contents are hashed the first time and whenever size, time or inode have changed since (see
-    ``probes.features.content_hashes``); always when ``full``.
+    Sizes are always looked at. Contents are hashed the first time and whenever size, time or inode
+    have changed since (see ``probes.features.content_hashes``); always when ``full``.
     """
     known = {} if full else remembered(folder)
-    found = {entry["file"]: _damage(folder / entry["file"], entry, known) for entry in manifest["shards"]}
+    found = {
+        entry["file"]: _damage(folder / entry["file"], entry, known) for entry in manifest["shards"]
+    }
     return {name: reason for name, reason in found.items() if reason}
 
 
 def _damage(shard: Path, entry: Mapping[str, Any], known: Mapping[str, tuple[State, str]]) -> str:
-    """What is wrong with a shard; empty when nothing is. It is not read where its content is ``known``."""
+    """What is wrong with a shard; empty when nothing is. It is not read where its content is
+    ``known``."""
     try:
         state = state_of(shard)
         if state[0] != entry["bytes"]:
@@ -296,7 +360,9 @@ def in_use(folder: Path) -> bool:
 def room() -> int:
     """Bytes that a new store could take now, if all that nobody uses made room."""
     stores = budget.stores(root())
-    used = sum(budget.size_of(one) for one in stores if in_use(one) or (one / "making.json").exists())
+    used = sum(
+        budget.size_of(one) for one in stores if in_use(one) or (one / "making.json").exists()
+    )
     removable = sum(map(budget.size_of, stores)) - used
     return min(budget.budget(root()) - used, budget.free(root()) + removable)
 
@@ -323,5 +389,8 @@ def as_dtype(maps: Sequence[Tensor], name: str, about: str) -> list[Tensor]:
     """
     kept = [one.to(DTYPES[name]) for one in maps]
     if name == "fp16" and not all(bool(one.isfinite().all()) for one in kept):
-        raise UserError(f"features of {about} do not fit into fp16 (beyond ±65504, or not finite); use cache=bf16")
+        raise UserError(
+            f"features of {about} do not fit into fp16 (beyond ±65504, or not finite); use"
+            " cache=bf16"
+        )
     return kept

@@ -1,4 +1,5 @@
-"""Whether keeping feature maps pays (``cache=auto``): from what encoding takes and what the disk does here, measured."""
+"""Whether keeping feature maps pays (``cache=auto``): from what encoding takes and what the disk
+does here, measured."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ TRIED = 64 * 2**20  # bytes that are written and read to know the disk
 
 
 def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
-    """Whether training gets quicker by keeping features, and why; other probes, seeds and runs that would find them count for
-    nothing.
+    """Whether training gets quicker by keeping features, and why; other probes, seeds and runs that
+    would find them count for nothing.
 
     Args:
         config: of the probe on kept features, with fixed crops.
@@ -31,7 +32,10 @@ def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
     """
     bridge.share(context.backbone_config, context.backbone)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        train, val = (DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader))
+        train, val = (
+            DATASETS.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        )
         frozen = MODELS.build(config.train_dataloader.dataset.encoder.backbone).to(context.device)
     keys = [key for each in (train, val) for key, _ in each.keys(EncodeRun(context.device))]
     missing = [key for key in keys if read_manifest(key.folder) is None]
@@ -48,9 +52,13 @@ def keeping_pays(config: Any, context: Context, drawn: int) -> tuple[bool, str]:
     items = sum(len(key.item_bytes) for key in missing if key.kind == "dense maps")
     kept = items * encode + size / write + drawn * each / read
     anew = (drawn + len(val)) * encode
-    return kept < anew, (
-        f"an image takes {1000 * encode:.1f} ms to encode, and the disk writes {write / 1e6:.0f} MB/s: about {kept:.0f} s with "
-        f"kept features ({gigabytes(size)}), {anew:.0f} s without"
+    return (
+        kept < anew,
+        (
+            f"an image takes {1000 * encode:.1f} ms to encode, and the disk writes"
+            f" {write / 1e6:.0f} MB/s: about {kept:.0f} s with kept features ({gigabytes(size)}),"
+            f" {anew:.0f} s without"
+        ),
     )
 
 
@@ -67,7 +75,8 @@ def seconds_to_encode(frozen: torch.nn.Module, side: int, device: torch.device) 
 
 
 def disk_speed(folder: Path) -> tuple[float, float]:
-    """Bytes a second that are written to, and read from, the disk of ``folder`` (what the system remembers is dropped)."""
+    """Bytes a second that are written to, and read from, the disk of ``folder`` (what the system
+    remembers is dropped)."""
     folder.mkdir(parents=True, exist_ok=True)
     path, data = folder / f".speed-{os.getpid()}.tmp", os.urandom(TRIED)
     try:

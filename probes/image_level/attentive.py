@@ -1,8 +1,10 @@
-"""``attentive`` classification: an attention pool with one learned query over the frozen patch tokens, and a linear classifier.
+"""``attentive`` classification: an attention pool with one learned query over the frozen patch
+tokens, and a linear classifier.
 
-What backbones without a trained class token are judged by (V-JEPA, CAPI, AIM); the pool is SigLIP's and timm's
-``AttentionPoolLatent``. One head for each learning rate, all trained by AdamW on one frozen pass over random crops of train; the
-one that is best on a held-out part of train is scored. Tokens of a whole training set would fill a disk: none are kept.
+What backbones without a trained class token are judged by (V-JEPA, CAPI, AIM); the pool is SigLIP's
+and timm's ``AttentionPoolLatent``. One head for each learning rate, all trained by AdamW on one
+frozen pass over random crops of train; the one that is best on a held-out part of train is scored.
+Tokens of a whole training set would fill a disk: none are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ from probes.runner.shared_parts import counted
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: AttentiveSettings = context.settings
-    encoding, started, labels = EncodeRun.of(context), time.perf_counter(), targets(context, "train")
+    encoding, started, labels = (
+        EncodeRun.of(context),
+        time.perf_counter(),
+        targets(context, "train"),
+    )
     kept, held = held_out_split(labels, settings, context.seed)
     paths = [context.data.root / sample.image for sample in context.data.samples["train"]]
     heads = make_heads(context)
@@ -40,35 +46,51 @@ def run(context: Context) -> TaskResult:
         trained = time.perf_counter()
         chosen = logits_of(context, heads, [paths[index] for index in held], encoding)
         scores = [
-            (100 * (ranks(each, labels[held]) == 0).double().mean().item(), F.cross_entropy(each, labels[held]).item())
+            (
+                100 * (ranks(each, labels[held]) == 0).double().mean().item(),
+                F.cross_entropy(each, labels[held]).item(),
+            )
             for each in chosen
         ]
         best = best_of(scores)
         val = [context.data.root / sample.image for sample in context.data.samples["val"]]
         (logits,) = logits_of(context, [heads[best]], val, encoding)
     rates = settings.learning_rates
-    context.log.log_metrics({f"select/top1/lr_{r:g}": s[0] for r, s in zip(rates, scores, strict=True)}, 0)
+    context.log.log_metrics(
+        {f"select/top1/lr_{r:g}": s[0] for r, s in zip(rates, scores, strict=True)}, 0
+    )
     result = score(context, logits)
     result.cost = encoding.cost.added_to(
-        {"train_seconds": trained - started, "eval_seconds": time.perf_counter() - trained, "train_flops": flops}
+        {
+            "train_seconds": trained - started,
+            "eval_seconds": time.perf_counter() - trained,
+            "train_flops": flops,
+        }
     )
-    why = f"best of {len(rates)} on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
+    why = (
+        f"best of {len(rates)} on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
+    )
     result.notes = [f"learning rate {rates[best]:g}: {why}{at_the_edge(rates[best], rates)}"]
     return result
 
 
 def make_heads(context: Context) -> list[nn.Module]:
-    """A head for each learning rate, all from the same weights: normalised tokens (N, L, C) → logits (N, classes)."""
+    """A head for each learning rate, all from the same weights: normalised tokens (N, L, C) →
+    logits (N, classes)."""
     height, width = fitting(context.settings.encoding(context.device.type).size, context.backbone)
     image = torch.zeros(1, 3, height, width, device=context.device)
     channels = tokens_of(context, image).shape[2]
-    attention = next(heads for heads in (channels // 64, 8, 4, 2, 1) if heads and channels % heads == 0)
+    attention = next(
+        heads for heads in (channels // 64, 8, 4, 2, 1) if heads and channels % heads == 0
+    )
     made: list[nn.Module] = []
     for _ in context.settings.learning_rates:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("attentive", context.seed))
             pool = AttentionPoolLatent(channels, num_heads=attention)
-            head = nn.Sequential(nn.LayerNorm(channels), pool, nn.Linear(channels, len(context.data.classes)))
+            head = nn.Sequential(
+                nn.LayerNorm(channels), pool, nn.Linear(channels, len(context.data.classes))
+            )
         made.append(head.to(context.device))
     return made
 
@@ -85,13 +107,25 @@ def encoded(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Items of each batch, and their tokens."""
     how = context.settings.encoding(context.device.type)
-    for items, pixels in zip(batches, normalised(images, batches, context.backbone, run), strict=True):
-        parts = [run.cost.run(lambda part: tokens_of(context, part), part) for part in pixels.split(how.batch_size)]
+    for items, pixels in zip(
+        batches, normalised(images, batches, context.backbone, run), strict=True
+    ):
+        parts = [
+            run.cost.run(lambda part: tokens_of(context, part), part)
+            for part in pixels.split(how.batch_size)
+        ]
         yield items, torch.cat(parts)
 
 
-def train(context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], labels: Tensor, run: EncodeRun) -> float:
-    """Train the heads, from where a killed process has left them; returns the operations of the heads alone.
+def train(
+    context: Context,
+    heads: Sequence[nn.Module],
+    paths: Sequence[Path],
+    labels: Tensor,
+    run: EncodeRun,
+) -> float:
+    """Train the heads, from where a killed process has left them; returns the operations of the
+    heads alone.
 
     Raises:
         NonFiniteLoss: every head diverged; one that does so alone is left to lose.
@@ -102,7 +136,8 @@ def train(context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], l
     crops = random_crops.RandomCrops(paths, size, backbone.data, context.seed)
     whole = settings.epochs * -(-len(paths) // length)
     groups = [
-        {"params": head.parameters(), "lr": rate} for head, rate in zip(heads, settings.learning_rates, strict=True)
+        {"params": head.parameters(), "lr": rate}
+        for head, rate in zip(heads, settings.learning_rates, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     file, done, flops = context.work_dir / "heads.pt", 0, 0.0
@@ -128,11 +163,17 @@ def train(context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], l
         context.progress.advance()
         if last := done % max(1, whole // settings.epochs) == 0:
             if not bool(losses.isfinite().any()):
-                raise NonFiniteLoss(f"attentive: the loss of every head is not finite at iteration {done}")
+                raise NonFiniteLoss(
+                    f"attentive: the loss of every head is not finite at iteration {done}"
+                )
             context.log.log_metrics({"train/loss": losses.nan_to_num(torch.inf).min().item()}, done)
         if last or time.monotonic() - saved > random_crops.SAVE_EVERY:
             with replacing(file) as temporary:
-                state = {"iteration": done, "heads": parts.state_dict(), "optimizer": optimizer.state_dict()}
+                state = {
+                    "iteration": done,
+                    "heads": parts.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
                 torch.save(state, temporary)
             saved = time.monotonic()
     return flops * whole
@@ -146,11 +187,16 @@ def _backward(heads: nn.ModuleList, tokens: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], run: EncodeRun) -> list[Tensor]:
+def logits_of(
+    context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], run: EncodeRun
+) -> list[Tensor]:
     """(N, classes) float32 on the CPU, of each head."""
     how = context.settings.encoding(context.device.type)
     images = Images(paths, fitting(how.size, context.backbone), context.backbone.data)
-    batches = [range(start, min(start + how.batch_size, len(paths))) for start in range(0, len(paths), how.batch_size)]
+    batches = [
+        range(start, min(start + how.batch_size, len(paths)))
+        for start in range(0, len(paths), how.batch_size)
+    ]
     context.progress.start("encoding images", len(paths))
     found: list[list[Tensor]] = [[] for _ in heads]
     for items, tokens in encoded(context, images, batches, run):

@@ -1,8 +1,10 @@
-"""``keypoints`` correspondence, without training: a point of one image is where the other's features are nearest by cosine.
+"""``keypoints`` correspondence, without training: a point of one image is where the other's
+features are nearest by cosine.
 
-PCK@α (percentage of correct keypoints): a match counts when it is within α times the longer side of the object's box in the
-target (Yang and Ramanan 2013). Main figure: the share of a pair, averaged over pairs, as SPair-71k's authors evaluate (Min et al.
-2019); beside it the share of all points. Similarities are interpolated bilinearly between patches before the best is taken.
+PCK@α (percentage of correct keypoints): a match counts when it is within α times the longer side of
+the object's box in the target (Yang and Ramanan 2013). Main figure: the share of a pair, averaged
+over pairs, as SPair-71k's authors evaluate (Min et al. 2019); beside it the share of all points.
+Similarities are interpolated bilinearly between patches before the best is taken.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ BETWEEN = 8  # places from one patch to the next
 
 
 class Upright(Images):
-    """Images turned as their EXIF says, resized to a square without keeping their shape: (3, side, side) uint8."""
+    """Images turned as their EXIF says, resized to a square without keeping their shape: (3, side,
+    side) uint8."""
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.path(index)) as image:
@@ -59,7 +62,9 @@ def run(context: Context) -> TaskResult:
     names, errors, positions = [], [], 0
     for group in by_folder(pairs):
         maps = feature_maps(
-            context, sorted({name for source, pair in group for name in (source, pair["image"])}), encoding
+            context,
+            sorted({name for source, pair in group for name in (source, pair["image"])}),
+            encoding,
         )
         for source, pair in group:
             told = spec.keypoints(root, pair) if spec.keypoints else pair
@@ -76,18 +81,32 @@ def run(context: Context) -> TaskResult:
     right = {name: np.array([(each <= float(name)).sum() for each in errors]) for name in ALPHAS}
     metrics = {f"PCK@{name}": 100 * float((each / points).mean()) for name, each in right.items()}
     metrics["PCK@0.1_point"] = 100 * float(right["0.1"].sum() / points.sum())
-    per_image = {"image": np.array(names), "points": points, **{f"right_{name}": each for name, each in right.items()}}
-    cost = encoding.cost.added_to({
-        "eval_seconds": time.perf_counter() - started - encoding.cost.seconds,
-        "eval_flops": linear_flops(context.backbone.channels[context.settings.layer], 1, 0, positions),
-    })  # fmt: skip
+    per_image = {
+        "image": np.array(names),
+        "points": points,
+        **{f"right_{name}": each for name, each in right.items()},
+    }
+    cost = encoding.cost.added_to(
+        {
+            "eval_seconds": time.perf_counter() - started - encoding.cost.seconds,
+            "eval_flops": linear_flops(
+                context.backbone.channels[context.settings.layer], 1, 0, positions
+            ),
+        }
+    )
     empty = len(pairs) - len(errors)
-    notes = [f"{len(errors)} pairs, {points.sum()} points" + (f"; {empty} pairs share no point" if empty else "")]
+    notes = [
+        f"{len(errors)} pairs, {points.sum()} points"
+        + (f"; {empty} pairs share no point" if empty else "")
+    ]
     return TaskResult(metrics, per_image, cost=cost, notes=notes)
 
 
-def by_folder(pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
-    """Pairs whose source is in one folder (a category, an object), whose maps are in memory together."""
+def by_folder(
+    pairs: Sequence[tuple[str, Mapping[str, Any]]],
+) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
+    """Pairs whose source is in one folder (a category, an object), whose maps are in memory
+    together."""
 
     def folder(pair: tuple[str, Mapping[str, Any]]) -> str:
         return str(Path(pair[0]).parent)
@@ -109,11 +128,18 @@ def feature_maps(context: Context, names: Sequence[str], run: EncodeRun) -> dict
     backbone, side = context.backbone, side_of(context)
     if not -len(backbone.channels) <= settings.layer < len(backbone.channels):
         raise UserError(
-            f"backbone {backbone.name!r} has {len(backbone.channels)} feature maps, no layer {settings.layer}"
+            f"backbone {backbone.name!r} has {len(backbone.channels)} feature maps, no layer"
+            f" {settings.layer}"
         )
-    images = Upright([context.data.root / name for name in names], (side, side), replace(backbone.data, squash=True))
+    images = Upright(
+        [context.data.root / name for name in names],
+        (side, side),
+        replace(backbone.data, squash=True),
+    )
     length = settings.encoding(context.device.type).batch_size
-    batches = [range(start, min(start + length, len(names))) for start in range(0, len(names), length)]
+    batches = [
+        range(start, min(start + length, len(names))) for start in range(0, len(names), length)
+    ]
     found: dict[str, Tensor] = {}
     with run.cost.timed():
         for items, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
@@ -136,9 +162,12 @@ def longer_side(box: Sequence[float]) -> float:
 
 @torch.inference_mode()
 def pixel_errors(
-    source: tuple[Tensor, tuple[int, int]], target: tuple[Tensor, tuple[int, int]], told: Mapping[str, Any]
+    source: tuple[Tensor, tuple[int, int]],
+    target: tuple[Tensor, tuple[int, int]],
+    told: Mapping[str, Any],
 ) -> np.ndarray:
-    """How far from its true place each point is found in the target, (K,) pixels of the target's file.
+    """How far from its true place each point is found in the target, (K,) pixels of the target's
+    file.
 
     Args:
         source, target: feature map (C, h, w), and (width, height) of the image.
@@ -149,16 +178,27 @@ def pixel_errors(
     points = torch.tensor(told["source"], dtype=torch.float32, device=device)
     grid = 2 * points / torch.tensor(one_size, device=device) - 1
     features = F.grid_sample(
-        one[None].float(), grid[None, None], mode="bilinear", padding_mode="border", align_corners=False
+        one[None].float(),
+        grid[None, None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
     )
     queries = F.normalize(features[0, :, 0].T, dim=1)
     likeness = (queries @ F.normalize(two.float(), dim=0).flatten(1)).unflatten(1, two.shape[1:])
-    # from the centre of the first patch to that of the last: beyond, nothing is known that is nearer to one place than to another
+    # from the centre of the first patch to that of the last: beyond, nothing is known that is
+    # nearer to one place than to another
     rows, columns = ((count - 1) * BETWEEN + 1 for count in two.shape[1:])
     fine = (
-        F.interpolate(likeness[None], (rows, columns), mode="bilinear", align_corners=True)[0].flatten(1).argmax(dim=1)
+        F.interpolate(likeness[None], (rows, columns), mode="bilinear", align_corners=True)[0]
+        .flatten(1)
+        .argmax(dim=1)
     )
     places = torch.stack([fine % columns, fine // columns], dim=1) / BETWEEN + 0.5
-    found = places * torch.tensor(two_size, device=device) / torch.tensor(two.shape[:0:-1], device=device)
+    found = (
+        places
+        * torch.tensor(two_size, device=device)
+        / torch.tensor(two.shape[:0:-1], device=device)
+    )
     truth = torch.tensor(told["target"], dtype=torch.float32, device=device)
     return (found - truth).norm(dim=1).cpu().numpy()

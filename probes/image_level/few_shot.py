@@ -1,9 +1,11 @@
-"""``few-shot`` classification in closed form: least squares on a few images of each class (big_vision's ``fewshot_lsr``).
+"""``few-shot`` classification in closed form: least squares on a few images of each class
+(big_vision's ``fewshot_lsr``).
 
-Features are whitened, classes are ±1, a constant feature of 100 is a bias that is hardly penalised. One eigendecomposition serves
-every strength of the penalty, and gives the error of each image by a fit without it (leave-one-out) too: by that the strength is
-chosen, so that no label beyond the shots is used. With one shot nothing is left of a class without its image: then it is 2¹⁰,
-which big_vision takes always.
+Features are whitened, classes are ±1, a constant feature of 100 is a bias that is hardly penalised.
+One eigendecomposition serves every strength of the penalty, and gives the error of each image by a
+fit without it (leave-one-out) too: by that the strength is chosen, so that no label beyond the
+shots is used. With one shot nothing is left of a class without its image: then it is 2¹⁰, which
+big_vision takes always.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ USUAL = 2.0**10
 
 @dataclass
 class Fits:
-    """Least squares on (N, D) features and (N,) labels, whitened and with a bias, for any strength of the penalty; float64.
+    """Least squares on (N, D) features and (N,) labels, whitened and with a bias, for any strength
+    of the penalty; float64.
 
-    With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are L (diag(e) + λ)⁻¹ R.
+    With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are L (diag(e) + λ)⁻¹
+    R.
     """
 
     mean: Tensor
@@ -63,7 +67,8 @@ class Fits:
         return _with_bias((features.double() - self.mean) / self.std) @ self.weights(l2)
 
     def without(self, l2: float) -> Tensor:
-        """(N, classes): of each image by the fit to all others, with y - (y - ŷ) / (1 - h), h its leverage."""
+        """(N, classes): of each image by the fit to all others, with y - (y - ŷ) / (1 - h), h its
+        leverage."""
         turned = self.inputs @ self.left
         # left is Q (h = x Q (e + λ)⁻¹ Q' x') or X'Q, whose product with X is Q diag(e)
         square = turned.square()
@@ -80,29 +85,41 @@ def _with_bias(x: Tensor) -> Tensor:
 def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: FewShotSettings = context.settings
-    encoding, labels, classes = EncodeRun.of(context), targets(context, "train"), len(context.data.classes)
+    encoding, labels, classes = (
+        EncodeRun.of(context),
+        targets(context, "train"),
+        len(context.data.classes),
+    )
     train, val = encode_split(context, "train", encoding), encode_split(context, "val", encoding)
     encoded, drawn = time.perf_counter(), draw(labels, settings.shots, context.seed)
     fits = Fits.of(train[drawn].to(context.device), labels[drawn].to(context.device), classes)
     l2, note = choose(fits, labels[drawn].to(context.device), settings)
     fitted = time.perf_counter()
-    result = score(context, torch.cat([fits.scores(part.to(context.device), l2).cpu() for part in val.split(4096)]))
+    result = score(
+        context,
+        torch.cat([fits.scores(part.to(context.device), l2).cpu() for part in val.split(4096)]),
+    )
     side = min(fits.inputs.shape)
-    result.cost = encoding.cost.added_to({
-        "train_seconds": fitted - encoded,
-        "eval_seconds": time.perf_counter() - fitted,
-        "train_flops": 2.0 * max(fits.inputs.shape) * side**2 + 9.0 * side**3,
-        "eval_flops": linear_flops(train.shape[1], classes, 0, len(val)),
-    })  # fmt: skip
+    result.cost = encoding.cost.added_to(
+        {
+            "train_seconds": fitted - encoded,
+            "eval_seconds": time.perf_counter() - fitted,
+            "train_flops": 2.0 * max(fits.inputs.shape) * side**2 + 9.0 * side**3,
+            "eval_flops": linear_flops(train.shape[1], classes, 0, len(val)),
+        }
+    )
     fewer = int((torch.bincount(labels, minlength=classes) < settings.shots).sum())
     result.notes = [f"{len(drawn)} training images, λ = {l2:g}: {note}"]
     if fewer:
-        result.notes.append(f"{fewer} of {classes} classes have fewer than {settings.shots} training images")
+        result.notes.append(
+            f"{fewer} of {classes} classes have fewer than {settings.shots} training images"
+        )
     return result
 
 
 def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Indices of ``shots`` images of each class, or of all that it has; those of fewer shots are among those of more."""
+    """Indices of ``shots`` images of each class, or of all that it has; those of fewer shots are
+    among those of more."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for label in labels.unique().tolist():
@@ -112,7 +129,8 @@ def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
 
 
 def choose(fits: Fits, labels: Tensor, settings: FewShotSettings) -> tuple[float, str]:
-    """The strength with the best leave-one-out top-1, of equals the one with the least squared error; and why."""
+    """The strength with the best leave-one-out top-1, of equals the one with the least squared
+    error; and why."""
     if len(settings.l2) == 1:
         return settings.l2[0], "given"
     if int(torch.bincount(labels).max()) < 2:

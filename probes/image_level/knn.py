@@ -1,6 +1,8 @@
-"""``knn`` classification: the nearest training images vote (Wu et al. 2018, section 3.4, as DINO's ``eval_knn.py`` does it).
+"""``knn`` classification: the nearest training images vote (Wu et al. 2018, section 3.4, as DINO's
+``eval_knn.py`` does it).
 
-A neighbour at cosine s counts exp(s / 0.07). How many vote is chosen on a held-out part of train; DINO names the best on val.
+A neighbour at cosine s counts exp(s / 0.07). How many vote is chosen on a held-out part of train;
+DINO names the best on val.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def run(context: Context) -> TaskResult:
     settings: KnnSettings = context.settings
     encoding, labels = EncodeRun.of(context), targets(context, "train").to(context.device)
     train, val = (
-        normalize(near(encode_split(context, split, encoding), context.device), dim=1) for split in ("train", "val")
+        normalize(near(encode_split(context, split, encoding), context.device), dim=1)
+        for split in ("train", "val")
     )
     encoded, classes = time.perf_counter(), len(context.data.classes)
     context.progress.start("looking for neighbours", 1)
@@ -35,12 +38,26 @@ def run(context: Context) -> TaskResult:
     if len(settings.neighbours) > 1:
         kept, held = stratified_split(labels.cpu(), settings.holdout, context.seed)
         if not len(held):
-            raise UserError("knn: every class has only one training image, so that no number of neighbours can be chosen; "
-                            "give one with --set neighbours=10")  # fmt: skip
-        ballots = votes(train[held], train[kept], labels[kept], settings, settings.neighbours, classes, context.device)
-        top1 = [100 * (ranks(each, labels[held].cpu()) == 0).double().mean().item() for each in ballots]
+            raise UserError(
+                "knn: every class has only one training image, so that no number of neighbours can"
+                " be chosen; give one with --set neighbours=10"
+            )
+        ballots = votes(
+            train[held],
+            train[kept],
+            labels[kept],
+            settings,
+            settings.neighbours,
+            classes,
+            context.device,
+        )
+        top1 = [
+            100 * (ranks(each, labels[held].cpu()) == 0).double().mean().item() for each in ballots
+        ]
         chosen = settings.neighbours[max(range(len(top1)), key=lambda place: (top1[place], -place))]
-        told = {f"select/top1/k_{k}": value for k, value in zip(settings.neighbours, top1, strict=True)}
+        told = {
+            f"select/top1/k_{k}": value for k, value in zip(settings.neighbours, top1, strict=True)
+        }
         context.log.log_metrics(told, 1)
         note, searched = (
             f"best of {len(top1)} on {len(held)} held-out training images (top1 {max(top1):.1f})",
@@ -49,10 +66,12 @@ def run(context: Context) -> TaskResult:
     (logits,) = votes(val, train, labels, settings, [chosen], classes, context.device)
     context.progress.advance()
     result = score(context, logits)
-    result.cost = encoding.cost.added_to({
-        "eval_seconds": time.perf_counter() - encoded,
-        "eval_flops": linear_flops(train.shape[1], len(train), 0, searched + len(val)),
-    })  # fmt: skip
+    result.cost = encoding.cost.added_to(
+        {
+            "eval_seconds": time.perf_counter() - encoded,
+            "eval_flops": linear_flops(train.shape[1], len(train), 0, searched + len(val)),
+        }
+    )
     result.notes = [f"{chosen} neighbours: {note}"]
     return result
 
@@ -66,7 +85,8 @@ def votes(
     classes: int,
     device: torch.device,
 ) -> list[Tensor]:
-    """For each number of ``neighbours`` what each class gets of its votes, (N, classes) float64 on the CPU.
+    """For each number of ``neighbours`` what each class gets of its votes, (N, classes) float64 on
+    the CPU.
 
     Args:
         queries: (N, D), memory: (M, D) unit vectors; labels: (M,) of the memory.

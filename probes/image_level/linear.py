@@ -1,7 +1,7 @@
 """Linear classifiers on features, a whole grid of learning rates and weight decays trained at once.
 
-All classifiers of a grid see the same batches in the same order; their weights are stacked, so that one matrix product
-serves them all and each comes out as if it had been trained alone (tested).
+All classifiers of a grid see the same batches in the same order; their weights are stacked, so that
+one matrix product serves them all and each comes out as if it had been trained alone (tested).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Samples:
     """Features with their classes, or some of them; the others are not copied.
 
     Attributes:
-        features: (N, D) float32, labels: (N,) int64, on the CPU (or, where it has the room, on a GPU).
+        features: (N, D) float32, labels: (N,) int64, on the CPU (or, where it has the room, on a
+            GPU).
         classes: number of classes.
         members: (M,) indices of those that count; None for all.
     """
@@ -50,8 +51,9 @@ class Samples:
 
 @dataclass
 class Standardiser:
-    """Shift and scale of each feature to mean 0 and variance 1, measured on the training features: a BatchNorm without
-    affine part whose statistics are exact. Features that do not vary become 0."""
+    """Shift and scale of each feature to mean 0 and variance 1, measured on the training features:
+    a BatchNorm without affine part whose statistics are exact. Features that do not vary become
+    0."""
 
     mean: Tensor
     scale: Tensor
@@ -94,17 +96,22 @@ class Linear:
 
 
 class Grid:
-    """Linear classifiers of all pairs of a grid while they are trained: softmax cross-entropy, SGD with momentum.
+    """Linear classifiers of all pairs of a grid while they are trained: softmax cross-entropy, SGD
+    with momentum.
 
     Args:
         model: the classifiers, G of them; trained in place.
-        grid: G pairs: a peak rate, given for a batch of 256 and scaled with the batch (Goyal et al. 2017), and the decay of
-            the weights (not the biases).
+        grid: G pairs: a peak rate, given for a batch of 256 and scaled with the batch (Goyal et al.
+            2017), and the decay of the weights (not the biases).
         batch_size: samples of a step.
     """
 
     def __init__(
-        self, model: Linear, grid: Sequence[tuple[float, float]], batch_size: int, momentum: float = 0.9
+        self,
+        model: Linear,
+        grid: Sequence[tuple[float, float]],
+        batch_size: int,
+        momentum: float = 0.9,
     ) -> None:
         self.model, self.momentum = model, momentum
         rates, self.decays = torch.tensor(grid, device=model.bias.device).T[..., None]
@@ -112,16 +119,20 @@ class Grid:
         self.momenta = [torch.zeros_like(model.weight), torch.zeros_like(model.bias)]
 
     def step(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
-        """One step of SGD on (N, D) standardised features and (N,) classes, with a ``share`` of each peak rate; returns
-        the (G,) cross-entropies before it, summed over the samples."""
+        """One step of SGD on (N, D) standardised features and (N,) classes, with a ``share`` of
+        each peak rate; returns the (G,) cross-entropies before it, summed over the samples."""
         model = self.model
         log_probabilities = model.scores(inputs).log_softmax(dim=2)
         index = targets[:, None, None].expand(-1, len(self.rates), 1)
         losses = -log_probabilities.gather(2, index).sum(dim=(0, 2))
         # the gradient of the mean cross-entropy: (softmax - one-hot) / samples
-        error = log_probabilities.exp_().scatter_add_(2, index, -torch.ones_like(index, dtype=inputs.dtype))
+        error = log_probabilities.exp_().scatter_add_(
+            2, index, -torch.ones_like(index, dtype=inputs.dtype)
+        )
         error /= len(targets)
-        of_weight = (inputs.T @ error.flatten(1)).unflatten(1, error.shape[1:]) + self.decays * model.weight
+        of_weight = (inputs.T @ error.flatten(1)).unflatten(
+            1, error.shape[1:]
+        ) + self.decays * model.weight
         for parameter, momentum, gradient in zip(
             (model.weight, model.bias), self.momenta, (of_weight, error.sum(dim=0)), strict=True
         ):
@@ -143,14 +154,18 @@ def train_linear(
     device: torch.device,
     on_epoch: Callable[[int, list[float], Linear], None] | None = None,
 ) -> Linear:
-    """Train one classifier for each (learning rate, weight decay) pair, from zero weights; see ``Grid``.
+    """Train one classifier for each (learning rate, weight decay) pair, from zero weights; see
+    ``Grid``.
 
     Args:
-        settings: of which epochs, batch_size, momentum and standardise are read; a cosine takes the rate to zero.
+        settings: of which epochs, batch_size, momentum and standardise are read; a cosine takes the
+            rate to zero.
         seed: of the order of samples, which is the same for every member of the grid.
-        on_epoch: called after each epoch with its number from 1, the mean loss of each classifier, and the classifiers.
+        on_epoch: called after each epoch with its number from 1, the mean loss of each classifier,
+            and the classifiers.
     Raises:
-        NonFiniteLoss: every classifier of the grid diverged. (One that diverges alone is left to lose.)
+        NonFiniteLoss: every classifier of the grid diverged. (One that diverges alone is left to
+            lose.)
     """
     batch, width = min(settings.batch_size, len(samples)), samples.features.shape[1]
     model = Linear(
@@ -170,7 +185,8 @@ def train_linear(
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
-                f"linear: every loss of the grid is not finite in epoch {epoch + 1} of {settings.epochs}"
+                f"linear: every loss of the grid is not finite in epoch {epoch + 1} of"
+                f" {settings.epochs}"
             )
         if on_epoch:
             on_epoch(epoch + 1, mean, model)
@@ -178,13 +194,15 @@ def train_linear(
 
 
 def linear_flops(features: int, classes: int, trained: int, scored: int = 0) -> float:
-    """Of linear classifiers, from the number of samples that they were trained on and only scored on, repetitions counted:
-    a product for the scores and, in training, one for the gradient of the weights."""
+    """Of linear classifiers, from the number of samples that they were trained on and only scored
+    on, repetitions counted: a product for the scores and, in training, one for the gradient of the
+    weights."""
     return 2.0 * features * classes * (2 * trained + scored)
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """Rank of the true class, 0 for the first: how many others score at least as high (ties count against it).
+    """Rank of the true class, 0 for the first: how many others score at least as high (ties count
+    against it).
 
     (…, N, C) and (N,) → (…, N) int64. Scores that are not finite rank last.
     """
@@ -194,8 +212,8 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held out), each sorted: of every class about ``share`` is held out, at least one of two or more,
-    and never all. Which ones depends on ``seed`` and the labels alone."""
+    """Indices (kept, held out), each sorted: of every class about ``share`` is held out, at least
+    one of two or more, and never all. Which ones depends on ``seed`` and the labels alone."""
     generator = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():

@@ -1,4 +1,5 @@
-"""The probes on embeddings of whole images. What computes is imported when it runs, so that names are listed without torch."""
+"""The probes on embeddings of whole images. What computes is imported when it runs, so that names
+are listed without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from reports.metrics import Metric
 
 @dataclass
 class ImageLevelProbe:
-    """A probe on whole images, computed by ``run`` of ``module`` of this package; see ``probes.base.Probe``."""
+    """A probe on whole images, computed by ``run`` of ``module`` of this package; see
+    ``probes.base.Probe``."""
 
     name: str
     kind: Kind
@@ -50,7 +52,9 @@ class ImageLevelProbe:
     def on(self, spec: DatasetSpec) -> ImageLevelProbe:
         """The probe as it is scored on a dataset that has a main metric of its own."""
         main = spec.extra.get("main_metric")
-        return replace(self, metrics={main: OTHERS[main], **self.metrics}) if main in OTHERS else self
+        return (
+            replace(self, metrics={main: OTHERS[main], **self.metrics}) if main in OTHERS else self
+        )
 
 
 TOP = {f"top{k}": Metric(label=f"top-{k}", shown=True) for k in (1, 5)}
@@ -77,14 +81,34 @@ JACCARD = {
     "jaccard": Metric(label="Jaccard"),
 }
 LINEAR, ZERO_SHOT, RETRIEVAL, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS = (
-    ImageLevelProbe("linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"),
-    ImageLevelProbe("zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"),
-    ImageLevelProbe("retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval", 2),
+    ImageLevelProbe(
+        "linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"
+    ),
+    ImageLevelProbe(
+        "zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"
+    ),
+    ImageLevelProbe(
+        "retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval", 2
+    ),
     ImageLevelProbe("knn", "classification", KnnSettings, TOP, False, ("train", "val"), "knn"),
-    ImageLevelProbe("few-shot", "classification", FewShotSettings, TOP, False, ("train", "val"), "few_shot"),
-    ImageLevelProbe("attentive", "classification", AttentiveSettings, TOP, False, ("train", "val"), "attentive"),
-    ImageLevelProbe("zero-shot", "association", AssociationSettings, JACCARD, True, ("val",), "association"),
-    ImageLevelProbe("keypoints", "correspondence", CorrespondenceSettings, PCK, False, ("val",), "correspondence"),
+    ImageLevelProbe(
+        "few-shot", "classification", FewShotSettings, TOP, False, ("train", "val"), "few_shot"
+    ),
+    ImageLevelProbe(
+        "attentive", "classification", AttentiveSettings, TOP, False, ("train", "val"), "attentive"
+    ),
+    ImageLevelProbe(
+        "zero-shot", "association", AssociationSettings, JACCARD, True, ("val",), "association"
+    ),
+    ImageLevelProbe(
+        "keypoints",
+        "correspondence",
+        CorrespondenceSettings,
+        PCK,
+        False,
+        ("val",),
+        "correspondence",
+    ),
 )
 for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS):
     register_probe(_probe)

@@ -1,11 +1,14 @@
-"""Linear heads on the tokens of a frozen backbone, all of them trained at once on one pass over fresh random crops.
+"""Linear heads on the tokens of a frozen backbone, all of them trained at once on one pass over
+fresh random crops.
 
-DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of facebookresearch/dinov2): heads
-on the class tokens of the last n blocks, without and with the mean of the last patch tokens, one for each learning rate;
-``RandomResizedCrop`` and a flip, SGD with momentum, a cosine to zero, no weight decay. Weights start from N(0, 0.01²).
+DINOv2's linear classification of ImageNet (Oquab et al. 2024; ``dinov2/eval/linear.py`` of
+facebookresearch/dinov2): heads on the class tokens of the last n blocks, without and with the mean
+of the last patch tokens, one for each learning rate; ``RandomResizedCrop`` and a flip, SGD with
+momentum, a cosine to zero, no weight decay. Weights start from N(0, 0.01²).
 
-It chooses the best head on the validation set; here a part of train that no head has seen decides, so that ``val`` is looked
-at once. The head that wins is not trained again on that part: it would cost another pass.
+It chooses the best head on the validation set; here a part of train that no head has seen decides,
+so that ``val`` is looked at once. The head that wins is not trained again on that part: it would
+cost another pass.
 """
 
 from __future__ import annotations
@@ -20,7 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import Compose, InterpolationMode, PILToTensor, RandomHorizontalFlip, RandomResizedCrop
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    PILToTensor,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
 
 from backbones.base import DataConfig
 from backbones.utils.errors import NonFiniteLoss
@@ -48,16 +57,24 @@ SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
 
 
 class RandomCrops(Images):
-    """Item k is the k-th random crop ever drawn: of the images in one shuffled order after the other, (3, H, W) uint8.
+    """Item k is the k-th random crop ever drawn: of the images in one shuffled order after the
+    other, (3, H, W) uint8.
 
-    Order and crops follow from the seed and k alone, whatever loads them and wherever training goes on.
+    Order and crops follow from the seed and k alone, whatever loads them and wherever training goes
+    on.
     """
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig, seed: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig, seed: int
+    ) -> None:
         super().__init__(paths, size, data)
         self.seed = seed
         self.transform = Compose(
-            [RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC), RandomHorizontalFlip(), PILToTensor()]
+            [
+                RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+                RandomHorizontalFlip(),
+                PILToTensor(),
+            ]
         )
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -92,7 +109,11 @@ def run(context: Context) -> TaskResult:
     """See ``probes.image_level.probe``."""
     settings: LinearSettings = context.settings
     grid = grid_of(settings)
-    classes, encoding, started = len(context.data.classes), EncodeRun.of(context), time.perf_counter()
+    classes, encoding, started = (
+        len(context.data.classes),
+        EncodeRun.of(context),
+        time.perf_counter(),
+    )
     labels = targets(context, "train")
     kept, held = held_out_split(labels, settings, context.seed)
     paths = [context.data.root / sample.image for sample in context.data.samples["train"]]
@@ -117,16 +138,20 @@ def run(context: Context) -> TaskResult:
     val = encode_split(context, "val", encoding)[:, kind.columns]
     logits = [kind.model.logits(part.to(context.device))[place].cpu() for part in val.split(1024)]
     result = score(context, torch.cat(logits))
-    result.cost = encoding.cost.added_to({
-        "train_seconds": trained - started,
-        "eval_seconds": time.perf_counter() - trained,
-        "train_flops": flops,
-        "eval_flops": linear_flops(val.shape[1], classes, 0, len(val)),
-    })  # fmt: skip
-    result.head = linear_head(kind.model, place, settings.encoding(context.device.type), kind.columns, context)
+    result.cost = encoding.cost.added_to(
+        {
+            "train_seconds": trained - started,
+            "eval_seconds": time.perf_counter() - trained,
+            "train_flops": flops,
+            "eval_flops": linear_flops(val.shape[1], classes, 0, len(val)),
+        }
+    )
+    result.head = linear_head(
+        kind.model, place, settings.encoding(context.device.type), kind.columns, context
+    )
     result.notes = [
-        f"{names[best]}: best of {len(names)} heads on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
-        + at_the_edge(grid[place][0], settings.learning_rates),
+        f"{names[best]}: best of {len(names)} heads on {len(held)} held-out training images (top1"
+        f" {scores[best][0]:.1f})" + at_the_edge(grid[place][0], settings.learning_rates),
         "DINOv2 itself chooses the head on val",
     ]
     return result
@@ -139,7 +164,8 @@ def iterations(context: Context, images: int) -> int:
 
 
 def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
-    """The heads before training, each from a seed of its own, so that it is the same whoever else is trained."""
+    """The heads before training, each from a seed of its own, so that it is the same whoever else
+    is trained."""
     settings: LinearSettings = context.settings
     how, device = settings.encoding(context.device.type), context.device
     image = torch.zeros(1, 3, *fitting(how.size, context.backbone), device=device)
@@ -148,19 +174,35 @@ def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
     widths = [token.shape[1] for token, _ in tokens]
     kinds = []
     for blocks, pooled in product(settings.blocks, settings.average_pool):
-        columns = slice(sum(widths[: how.blocks - blocks]), sum(widths) + (widths[-1] if pooled else 0))
-        width, name = columns.stop - columns.start, f"blocks_{blocks}" + ("_avgpool" if pooled else "")
+        columns = slice(
+            sum(widths[: how.blocks - blocks]), sum(widths) + (widths[-1] if pooled else 0)
+        )
+        width, name = (
+            columns.stop - columns.start,
+            f"blocks_{blocks}" + ("_avgpool" if pooled else ""),
+        )
         weight = torch.empty(width, len(grid), classes)
         for place, pair in enumerate(grid):
-            seed = torch.Generator().manual_seed(seed_of("head", context.seed, name, *map(repr, pair)))
+            seed = torch.Generator().manual_seed(
+                seed_of("head", context.seed, name, *map(repr, pair))
+            )
             weight[:, place] = torch.empty(width, classes).normal_(0, 0.01, generator=seed)
-        model = Linear(Standardiser.identity(width), weight.to(device), torch.zeros(len(grid), classes, device=device))
-        kinds.append(Kind(name, columns, model, Grid(model, grid, settings.batch_size, settings.momentum)))
+        model = Linear(
+            Standardiser.identity(width),
+            weight.to(device),
+            torch.zeros(len(grid), classes, device=device),
+        )
+        kinds.append(
+            Kind(name, columns, model, Grid(model, grid, settings.batch_size, settings.momentum))
+        )
     return kinds
 
 
-def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, run: EncodeRun) -> float:
-    """Train all heads, from where a killed process has left them; returns the operations of the heads alone.
+def train(
+    context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels: Tensor, run: EncodeRun
+) -> float:
+    """Train all heads, from where a killed process has left them; returns the operations of the
+    heads alone.
 
     Raises:
         NonFiniteLoss: every head diverged; one that does so alone is left to lose.
@@ -173,7 +215,9 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
     epoch = whole // settings.epochs
     state = load(file, kinds, device)
     encode = encoder(backbone, how)
-    context.progress.start(f"training {sum(len(kind.training.rates) for kind in kinds)} heads on random crops", whole)
+    context.progress.start(
+        f"training {sum(len(kind.training.rates) for kind in kinds)} heads on random crops", whole
+    )
     context.progress.advance(state["iteration"])
     batches = [range(i * length, (i + 1) * length) for i in range(state["iteration"], whole)]
     saved = time.monotonic()
@@ -183,27 +227,36 @@ def train(context: Context, kinds: Sequence[Kind], paths: Sequence[Path], labels
         tokens = torch.cat(parts)
         truth = labels[[crops.index(draw) for draw in draws]].to(device)
         for number, kind in enumerate(kinds):
-            losses = kind.training.step(tokens[:, kind.columns], truth, cosine(state["iteration"] / whole))
+            losses = kind.training.step(
+                tokens[:, kind.columns], truth, cosine(state["iteration"] / whole)
+            )
             state["losses"][number] += losses / length
         state["iteration"] += 1
         context.progress.advance()
         if done := state["iteration"] % epoch == 0:
             mean = torch.cat(state["losses"]) / epoch
             if not bool(mean.isfinite().any()):
-                raise NonFiniteLoss(f"linear: the loss of every head is not finite at iteration {state['iteration']}")
-            context.log.log_metrics({"train/loss": mean.nan_to_num(torch.inf).min().item()}, state["iteration"])
+                raise NonFiniteLoss(
+                    "linear: the loss of every head is not finite at iteration"
+                    f" {state['iteration']}"
+                )
+            context.log.log_metrics(
+                {"train/loss": mean.nan_to_num(torch.inf).min().item()}, state["iteration"]
+            )
             state["losses"] = [torch.zeros_like(each) for each in state["losses"]]
         if done or time.monotonic() - saved > SAVE_EVERY:
             with replacing(file) as temporary:
                 torch.save(state, temporary)
             saved = time.monotonic()
     shapes = [kind.model.weight.shape for kind in kinds]
-    return sum(grid * linear_flops(width, classes, length * whole) for width, grid, classes in shapes)
+    return sum(
+        grid * linear_flops(width, classes, length * whole) for width, grid, classes in shapes
+    )
 
 
 def load(file: Path, kinds: Sequence[Kind], device: torch.device) -> dict[str, Any]:
-    """What training goes on from: ``iteration`` (those done), ``losses`` of the epoch so far, and the heads' tensors, which
-    are those of ``kinds``."""
+    """What training goes on from: ``iteration`` (those done), ``losses`` of the epoch so far, and
+    the heads' tensors, which are those of ``kinds``."""
     heads = [[kind.model.weight, kind.model.bias, *kind.training.momenta] for kind in kinds]
     losses = [torch.zeros(len(kind.training.rates), device=device) for kind in kinds]
     if not file.is_file():

@@ -23,9 +23,10 @@ class Encoding:
 
     Attributes:
         size: (height, width) in pixels that the backbone sees; None for its own.
-        features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's projection.
-        blocks: where it is not 0, neither of these: the class tokens of the last so many blocks, shallow to deep, and the mean
-            of the last patch tokens.
+        features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's
+            projection.
+        blocks: where it is not 0, neither of these: the class tokens of the last so many blocks,
+            shallow to deep, and the mean of the last patch tokens.
     """
 
     size: tuple[int, int] | None = None
@@ -40,10 +41,12 @@ class EncodeSettings:
     """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
+        protocol: the published protocol that the settings come from, or ``own``; see
+            ``probes.protocols``.
         size: side in pixels of the square that the backbone sees; None for its own size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        encode_batch_size: images that the backbone sees at once; None for 256 on a GPU and 64 elsewhere.
+        encode_batch_size: images that the backbone sees at once; None for 256 on a GPU and 64
+            elsewhere.
     """
 
     protocol: str = "own"
@@ -53,7 +56,9 @@ class EncodeSettings:
 
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
-            raise impossible(self, "size", f"1 to {MOST_PIXELS} pixels, or none for the backbone's own size")
+            raise impossible(
+                self, "size", f"1 to {MOST_PIXELS} pixels, or none for the backbone's own size"
+            )
         if self.precision not in get_args(Precision):
             raise impossible(self, "precision", " or ".join(get_args(Precision)))
         if self.encode_batch_size is not None and self.encode_batch_size < 1:
@@ -70,17 +75,23 @@ class LinearSettings(EncodeSettings):
     """Protocol of linear classification, besides ``EncodeSettings``.
 
     Attributes:
-        features: ``projected``, the global embedding; or ``pre_projection``, what comes before CLIP's projection to the space of
-            texts (its authors' linear probe; the embedding itself where there is no such projection).
-        epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to zero.
-        learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a batch of 256.
-        holdout: share of each class of train on which the pair is chosen; the rest of train is then used too.
-        standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without affine does.
-        random_crops: train on fresh random crops of each image instead of its one embedding, with one frozen pass for all
-            heads; see ``probes.image_level.random_crops``, also for the next three, which have no meaning without.
+        features: ``projected``, the global embedding; or ``pre_projection``, what comes before
+            CLIP's projection to the space of texts (its authors' linear probe; the embedding itself
+            where there is no such projection).
+        epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to
+            zero.
+        learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a
+            batch of 256.
+        holdout: share of each class of train on which the pair is chosen; the rest of train is then
+            used too.
+        standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without
+            affine does.
+        random_crops: train on fresh random crops of each image instead of its one embedding, with
+            one frozen pass for all heads; see ``probes.image_level.random_crops``, also for the
+            next three, which have no meaning without.
         epoch_length: iterations of an epoch; 0 for a pass over train.
-        blocks, average_pool: heads stand on the class tokens of the last so many blocks, without and with the mean of the last
-            patch tokens; every pair of both is trained.
+        blocks, average_pool: heads stand on the class tokens of the last so many blocks, without
+            and with the mean of the last patch tokens; every pair of both is trained.
     """
 
     features: Features = "projected"
@@ -99,30 +110,44 @@ class LinearSettings(EncodeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("learning_rates", "weight_decays", "blocks", "average_pool"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
+            object.__setattr__(
+                self, name, tuple(getattr(self, name))
+            )  # a list from JSON is the same protocol
         if not self.learning_rates or not self.weight_decays:
             raise UserError("linear: learning_rates and weight_decays need at least one value each")
         if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
         if self.epochs < 1 or self.batch_size < 1 or self.epoch_length < 0:
-            raise UserError("linear: epochs and batch_size must be at least 1, epoch_length 0 or more")
+            raise UserError(
+                "linear: epochs and batch_size must be at least 1, epoch_length 0 or more"
+            )
         if not 0 < self.holdout < 1:
-            raise UserError(f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}")
+            raise UserError(
+                f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}"
+            )
         if self.features not in get_args(Features):
             raise impossible(self, "features", " or ".join(get_args(Features)))
         tokens = (*self.blocks, *self.average_pool)
         if self.random_crops and not (self.blocks and self.average_pool and min(self.blocks) > 0):
             raise UserError(
-                "linear: random_crops needs blocks (1 or more each) and average_pool; protocol=dinov2 sets all of it"
+                "linear: random_crops needs blocks (1 or more each) and average_pool;"
+                " protocol=dinov2 sets all of it"
             )
         if self.random_crops and (self.standardise or self.features != "projected"):
-            raise UserError("linear: random_crops has no whole set of features to standardise, and reads tokens; "
-                            "set standardise=false and leave features")  # fmt: skip
+            raise UserError(
+                "linear: random_crops has no whole set of features to standardise, and reads"
+                " tokens; set standardise=false and leave features"
+            )
         if not self.random_crops and (tokens or self.epoch_length):
-            raise UserError("linear: blocks, average_pool and epoch_length have a meaning with random_crops=true only")
+            raise UserError(
+                "linear: blocks, average_pool and epoch_length have a meaning with"
+                " random_crops=true only"
+            )
 
     def encoding(self, device: str) -> Encoding:
-        return replace(super().encoding(device), features=self.features, blocks=max(self.blocks, default=0))
+        return replace(
+            super().encoding(device), features=self.features, blocks=max(self.blocks, default=0)
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,9 @@ class RetrievalSettings(EncodeSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.template.count("{}") != 1:
-            raise UserError(f"retrieval: template {self.template!r} must hold one {{}} for the caption")
+            raise UserError(
+                f"retrieval: template {self.template!r} must hold one {{}} for the caption"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,9 +173,10 @@ class ZeroShotSettings(EncodeSettings):
     """Protocol of zero-shot classification, besides ``EncodeSettings``.
 
     Attributes:
-        templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
-            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``), ``dataset`` (those that it
-            brings), or ``auto``: its own where it brings some, ``openai`` for imagenet and ``photo`` for everything else.
+        templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet),
+            ``openai-7`` (the seven of them that CLIP's authors found to be enough), ``photo``
+            (``a photo of a {}.``), ``dataset`` (those that it brings), or ``auto``: its own where
+            it brings some, ``openai`` for imagenet and ``photo`` for everything else.
     """
 
     templates: Literal["auto", "openai", "openai-7", "photo", "dataset"] = "auto"
@@ -159,7 +187,8 @@ class CorrespondenceSettings(EncodeSettings):
     """Protocol of keypoint matching, besides ``EncodeSettings``.
 
     Attributes:
-        size: side of the square that images are resized to without keeping their shape, rounded up to the backbone's divisor.
+        size: side of the square that images are resized to without keeping their shape, rounded up
+            to the backbone's divisor.
         layer: which of the backbone's feature maps is matched; -1 for the last.
     """
 
@@ -172,7 +201,8 @@ class AttentiveSettings(EncodeSettings):
     """Protocol of attentive classification, besides ``EncodeSettings``.
 
     Attributes:
-        epochs, batch_size: passes over random crops of train, and images of an iteration; a cosine takes the rates to zero.
+        epochs, batch_size: passes over random crops of train, and images of an iteration; a cosine
+            takes the rates to zero.
         learning_rates: of AdamW; a head is trained with each.
         weight_decay: of all parameters.
         holdout: share of each class of train on which the rate is chosen; no head is trained on it.
@@ -188,9 +218,15 @@ class AttentiveSettings(EncodeSettings):
         super().__post_init__()
         object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
         if not self.learning_rates or min(self.learning_rates) <= 0 or self.weight_decay < 0:
-            raise UserError("attentive: learning rates must be above 0, one or more; the weight decay 0 or above")
+            raise UserError(
+                "attentive: learning rates must be above 0, one or more; the weight decay 0 or"
+                " above"
+            )
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.holdout < 1:
-            raise UserError("attentive: epochs and batch_size are at least 1, holdout a share of train between 0 and 1")
+            raise UserError(
+                "attentive: epochs and batch_size are at least 1, holdout a share of train between"
+                " 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,7 +237,8 @@ class KnnSettings(EncodeSettings):
         features: see ``LinearSettings``.
         neighbours: the numbers of neighbours to choose from.
         temperature: a neighbour at cosine s counts exp(s / temperature).
-        holdout: share of each class of train on which the number is chosen; all of train then votes.
+        holdout: share of each class of train on which the number is chosen; all of train then
+            votes.
     """
 
     features: Features = "projected"
@@ -253,4 +290,5 @@ class FewShotSettings(EncodeSettings):
 
 @dataclass(frozen=True)
 class AssociationSettings(EncodeSettings):
-    """Protocol of WinoGAViL, besides ``EncodeSettings``: the prompt is "A cue" or "An cue", in lower case, as DataComp's."""
+    """Protocol of WinoGAViL, besides ``EncodeSettings``: the prompt is "A cue" or "An cue", in
+    lower case, as DataComp's."""

@@ -1,4 +1,5 @@
-"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al. 2021, section 3.1)."""
+"""``zero-shot`` classification: an image is the class whose description is nearest (Radford et al.
+2021, section 3.1)."""
 
 from __future__ import annotations
 
@@ -30,19 +31,25 @@ def run(context: Context) -> TaskResult:
     prompted = time.perf_counter()
     images = normalize(encode_split(context, "val", encoding), dim=1)
     result = score(context, torch.cat([part @ weights.T for part in images.split(4096)]))
-    result.cost = encoding.cost.added_to({
-        "text_seconds": prompted - started,
-        "eval_seconds": time.perf_counter() - started,
-        "text_flops": text_flops(context, prompts_of(context, templates)),
-        "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
-    })  # fmt: skip
+    result.cost = encoding.cost.added_to(
+        {
+            "text_seconds": prompted - started,
+            "eval_seconds": time.perf_counter() - started,
+            "text_flops": text_flops(context, prompts_of(context, templates)),
+            "eval_flops": linear_flops(images.shape[1], len(weights), 0, len(images)),
+        }
+    )
     result.notes = [f"prompts: {which} ({len(templates)} for each of {len(weights)} classes)"]
     return result
 
 
 def templates_for(name: str, spec: DatasetSpec) -> tuple[str, Sequence[Template]]:
-    """(name of the set, templates): what ``auto`` means for a dataset, and the prompts themselves."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # slow to import: only when used
+    """(name of the set, templates): what ``auto`` means for a dataset, and the prompts
+    themselves."""
+    from open_clip import (
+        OPENAI_IMAGENET_TEMPLATES,
+        SIMPLE_IMAGENET_TEMPLATES,
+    )  # slow to import: only when used
 
     sets: dict[str, Sequence[Template]] = {
         "openai": OPENAI_IMAGENET_TEMPLATES,
@@ -64,7 +71,8 @@ def _filled(template: str, name: str) -> str:
 
 
 def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
-    """Every prompt of every class, class by class. Names of a dataset that brings its own prompts are taken as they are."""
+    """Every prompt of every class, class by class. Names of a dataset that brings its own prompts
+    are taken as they are."""
     names = context.data.classes
     if "templates" not in context.data.spec.extra:
         names = tuple(name.replace("_", " ") for name in names)
@@ -72,7 +80,12 @@ def prompts_of(context: Context, templates: Sequence[Template]) -> list[str]:
 
 
 def class_embeddings(context: Context, templates: Sequence[Template]) -> Tensor:
-    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought to unit length again."""
+    """(classes, D) unit vectors: the mean of the unit embeddings of each class's prompts, brought
+    to unit length again."""
     prompts = prompts_of(context, templates)
-    embedded = encode_texts(context.backbone, prompts, EncodeRun.of(context), context.settings.precision)
-    return normalize(normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1)
+    embedded = encode_texts(
+        context.backbone, prompts, EncodeRun.of(context), context.settings.precision
+    )
+    return normalize(
+        normalize(embedded, dim=1).unflatten(0, (-1, len(templates))).mean(dim=1), dim=1
+    )

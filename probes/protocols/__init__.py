@@ -1,1 +1,2 @@
-"""Published protocols as named presets of settings; ``base`` says what one is, and each other file is one."""
+"""Published protocols as named presets of settings; ``base`` says what one is, and each other file
+is one."""

@@ -1,8 +1,9 @@
-"""What a protocol is: settings by the name of who published them, so that a number can be compared with theirs.
+"""What a protocol is: settings by the name of who published them, so that a number can be compared
+with theirs.
 
-``protocol`` is a setting of every probe. Its preset comes over the defaults and the suite's settings, and gives way to
-what the user sets (``--set``), which is then said. Another package adds one by the entry point group
-``cliptex_benchmark.protocols``.
+``protocol`` is a setting of every probe. Its preset comes over the defaults and the suite's
+settings, and gives way to what the user sets (``--set``), which is then said. Another package adds
+one by the entry point group ``cliptex_benchmark.protocols``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Preset:
         probe: its name in ``probes.registry.PROBES`` (``segmentation/linear``).
         settings: setting → value. What is not here is the suite's or the probe's own.
         datasets: those that the source has it for; empty for every dataset of the kind.
-        data: what the source's copy of the dataset is, of ``DatasetSpec.extra``, where copies differ.
+        data: what the source's copy of the dataset is, of ``DatasetSpec.extra``, where copies
+            differ.
     """
 
     probe: str
@@ -42,7 +44,8 @@ class Protocol:
     Attributes:
         name: as ``--set protocol=NAME`` takes it.
         source: paper, repository and files that it was read from.
-        presets: for each probe that it has; of several for one probe that which names the dataset counts.
+        presets: for each probe that it has; of several for one probe that which names the dataset
+            counts.
         differs: what the source does otherwise than this suite, a phrase each.
     """
 
@@ -56,9 +59,12 @@ class Protocol:
         fitting = [
             preset
             for preset in self.presets
-            if preset.probe == f"{probe.kind}/{probe.name}" and (not preset.datasets or spec.name in preset.datasets)
+            if preset.probe == f"{probe.kind}/{probe.name}"
+            and (not preset.datasets or spec.name in preset.datasets)
         ]
-        return next((preset for preset in fitting if preset.datasets), fitting[0] if fitting else None)
+        return next(
+            (preset for preset in fitting if preset.datasets), fitting[0] if fitting else None
+        )
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", of_type(Protocol))
@@ -69,14 +75,17 @@ def register_protocol(protocol: Protocol) -> Protocol:
     return PROTOCOLS.register(protocol.name, protocol)
 
 
-OWN = register_protocol(Protocol("own", "this suite's own settings: the probe's defaults and what the suite changes"))
+OWN = register_protocol(
+    Protocol("own", "this suite's own settings: the probe's defaults and what the suite changes")
+)
 
 
 def find_preset(name: str, spec: DatasetSpec, probe: Probe) -> Preset:
     """What the protocol called ``name`` fixes for a task; ``own`` fixes nothing.
 
     Raises:
-        UserError: there is no such protocol, or it has nothing for the task (names the tasks that it has).
+        UserError: there is no such protocol, or it has nothing for the task (names the tasks that
+            it has).
     """
     protocol = PROTOCOLS.find(name)
     if protocol is OWN:
@@ -85,12 +94,18 @@ def find_preset(name: str, spec: DatasetSpec, probe: Probe) -> Preset:
         return preset
     known = [task for task, (other, each) in tasks().items() if protocol.preset(other, each)]
     raise UserError(
-        f"protocol {name} does not apply to {spec.name}/{probe.name}; it does to {', '.join(sorted(known))}"
+        f"protocol {name} does not apply to {spec.name}/{probe.name}; it does to"
+        f" {', '.join(sorted(known))}"
     )
 
 
 def changed(preset: Preset, settings: Any, spec: DatasetSpec) -> list[str]:
-    """``max_iters=100 instead of 40000`` for each setting, and each fact of the dataset, that is not the preset's."""
+    """``max_iters=100 instead of 40000`` for each setting, and each fact of the dataset, that is
+    not the preset's."""
     used = {key: (getattr(settings, key), value) for key, value in preset.settings.items()}
     used |= {key: (spec.extra.get(key, "none"), value) for key, value in preset.data.items()}
-    return [f"{key}={given} instead of {value}" for key, (given, value) in used.items() if given != value]
+    return [
+        f"{key}={given} instead of {value}"
+        for key, (given, value) in used.items()
+        if given != value
+    ]

@@ -1,7 +1,8 @@
 """CAPI's segmentation without training of a backbone: k-NN and logistic regression on patches.
 
-Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling", 2025, and
-``eval_segmentation.py`` of github.com/facebookresearch/capi: its defaults, which ``default_eval_config.yaml`` leaves as they are.
+Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling",
+2025, and ``eval_segmentation.py`` of github.com/facebookresearch/capi: its defaults, which
+``default_eval_config.yaml`` leaves as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ register_protocol(
         "capi",
         "CAPI (Darcet et al. 2025), eval_segmentation.py of facebookresearch/capi",
         (
-            Preset("segmentation/patch-knn", {**SHARED, "neighbours": (1, 3, 10, 30), "distances": ("cosine", "l2")}),
+            Preset(
+                "segmentation/patch-knn",
+                {**SHARED, "neighbours": (1, 3, 10, 30), "distances": ("cosine", "l2")},
+            ),
             Preset(
                 "segmentation/logreg",
                 {
@@ -33,10 +37,18 @@ register_protocol(
             ),
         ),
         differs=(
-            "images and label maps are squeezed to squares of 224 px, and scored there; here the aspect stays, and labels are "
-            "scored at their own resolution",
-            "a tenth of train is held out by chance, not by content, and the chosen setting is fitted on the other nine tenths",
-            "neighbours hand on their labels pixel by pixel, and the logistic regression one label for the whole patch",
+            (
+                "images and label maps are squeezed to squares of 224 px, and scored there; here"
+                " the aspect stays, and labels are scored at their own resolution"
+            ),
+            (
+                "a tenth of train is held out by chance, not by content, and the chosen setting is"
+                " fitted on the other nine tenths"
+            ),
+            (
+                "neighbours hand on their labels pixel by pixel, and the logistic regression one"
+                " label for the whole patch"
+            ),
             "on ADE20K its k-NN computes in bfloat16, and its mIoU is of the classes that occur",
         ),
     )

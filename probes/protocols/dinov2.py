@@ -1,10 +1,12 @@
 """DINOv2's linear classification, of ImageNet-1k (for other datasets the same length).
 
-Source: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024, and ``dinov2/eval/linear.py``,
-``dinov2/eval/utils.py`` and ``dinov2/data/transforms.py`` of github.com/facebookresearch/dinov2.
+Source: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", TMLR 2024, and
+``dinov2/eval/linear.py``, ``dinov2/eval/utils.py`` and ``dinov2/data/transforms.py`` of
+github.com/facebookresearch/dinov2.
 
-52 heads on one frozen pass: 13 learning rates (for a batch of 256) × the class tokens of the last 1 or 4 blocks × without or
-with the mean of the last patch tokens; 10 epochs of 1,250 iterations of 1,024 images, ``RandomResizedCrop`` and a flip.
+52 heads on one frozen pass: 13 learning rates (for a batch of 256) × the class tokens of the last 1
+or 4 blocks × without or with the mean of the last patch tokens; 10 epochs of 1,250 iterations of
+1,024 images, ``RandomResizedCrop`` and a flip.
 """
 
 from __future__ import annotations
@@ -16,11 +18,21 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2,
 LINEAR = Preset(
     "classification/linear",
     {
-        "size": 224, "random_crops": True, "epochs": 10, "epoch_length": 1_250, "batch_size": 1_024, "momentum": 0.9,
-        "learning_rates": RATES, "weight_decays": (0.0,), "blocks": (1, 4), "average_pool": (False, True),
-        "standardise": False, "features": "projected", "holdout": 0.02,
+        "size": 224,
+        "random_crops": True,
+        "epochs": 10,
+        "epoch_length": 1_250,
+        "batch_size": 1_024,
+        "momentum": 0.9,
+        "learning_rates": RATES,
+        "weight_decays": (0.0,),
+        "blocks": (1, 4),
+        "average_pool": (False, True),
+        "standardise": False,
+        "features": "projected",
+        "holdout": 0.02,
     },
-)  # fmt: skip
+)
 
 register_protocol(
     Protocol(
@@ -28,8 +40,14 @@ register_protocol(
         "DINOv2 (Oquab et al. 2024), dinov2/eval/linear.py of facebookresearch/dinov2",
         (LINEAR,),
         differs=(
-            "it chooses the best head on val; here 2 % of train, which no head is trained on, decide",
-            "val is resized and cropped as the backbone wants it (its own is 256 and 224, as dinov2-b14's)",
+            (
+                "it chooses the best head on val; here 2 % of train, which no head is trained on,"
+                " decide"
+            ),
+            (
+                "val is resized and cropped as the backbone wants it (its own is 256 and 224, as"
+                " dinov2-b14's)"
+            ),
             "of a network without blocks the last feature maps, averaged, stand for class tokens",
         ),
     )

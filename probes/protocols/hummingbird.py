@@ -1,7 +1,9 @@
-"""Hummingbird's in-context segmentation: attention over the nearest of ten million training patches.
+"""Hummingbird's in-context segmentation: attention over the nearest of ten million training
+patches.
 
 Source: Balažević et al., "Towards In-context Scene Understanding", NeurIPS 2023, as reproduced by
-github.com/vpariza/open-hummingbird-eval: README.md (sizes, memory of 1024·10⁴) and ``hbird/hbird_eval.py``.
+github.com/vpariza/open-hummingbird-eval: README.md (sizes, memory of 1024·10⁴) and
+``hbird/hbird_eval.py``.
 """
 
 from __future__ import annotations
@@ -26,8 +28,14 @@ register_protocol(
             ),
         ),
         differs=(
-            "the memory is filled from two passes of random crops and flips over train, here from one of whole images",
-            "of an image's patches those of classes that are rare in it are the likelier to be remembered, here all alike",
+            (
+                "the memory is filled from two passes of random crops and flips over train, here"
+                " from one of whole images"
+            ),
+            (
+                "of an image's patches those of classes that are rare in it are the likelier to be"
+                " remembered, here all alike"
+            ),
             "images are squares of 512 px (504 with patches of 14); here the aspect stays",
             "pixels without a label count as background in the memory, here they are left out",
             "neighbours are searched approximately (ScaNN, FAISS), here exactly",

@@ -1,9 +1,10 @@
 """MMDetection's 1x schedule of Mask R-CNN with an FPN on COCO.
 
-Source: ``configs/_base_/{models/mask-rcnn_r50_fpn,datasets/coco_instance,schedules/schedule_1x}.py`` of
-github.com/open-mmlab/mmdetection 3.x: SGD 0.02 with momentum 0.9 and weight decay 1e-4 for 16 images, 500 iterations of
-warm-up, a tenth of the rate after 8 and after 11 of 12 epochs; 1333 × 800 px, batches by aspect ratio, images below 32 px left
-out.
+Source:
+``configs/_base_/{models/mask-rcnn_r50_fpn,datasets/coco_instance,schedules/schedule_1x}.py`` of
+github.com/open-mmlab/mmdetection 3.x: SGD 0.02 with momentum 0.9 and weight decay 1e-4 for 16
+images, 500 iterations of warm-up, a tenth of the rate after 8 and after 11 of 12 epochs; 1333 × 800
+px, batches by aspect ratio, images below 32 px left out.
 """
 
 from __future__ import annotations
@@ -16,20 +17,43 @@ LENGTH = 12 * 117_266 // BATCH  # the images of train2017 that have an object
 register_protocol(
     Protocol(
         "mmdet1x",
-        "MMDetection 3.x, configs/_base_ of open-mmlab/mmdetection (mask-rcnn_r50_fpn, coco_instance, schedule_1x)",
+        "MMDetection 3.x, configs/_base_ of open-mmlab/mmdetection (mask-rcnn_r50_fpn,"
+        " coco_instance, schedule_1x)",
         (
             Preset(
                 "detection/mask-rcnn",
                 {
-                    "max_iters": LENGTH, "batch_size": BATCH, "optimizer": "sgd", "lr": 0.02, "weight_decay": 1e-4,
-                    "decay_all": True, "clip_norm": 0.0, "warmup": 500 / LENGTH, "schedule": "steps",
-                    "steps": (8 / 12, 11 / 12), "flip": 0.5, "short_side": 800, "long_side": 1333, "min_size": 32,
-                    "aspect_ratio_groups": True, "out_channels": 256, "fc_out_channels": 1024, "anchor_scale": 8.0,
-                    "proposals": 1000, "rois_per_image": 512, "detections": 100, "cache": "none",
+                    "max_iters": LENGTH,
+                    "batch_size": BATCH,
+                    "optimizer": "sgd",
+                    "lr": 0.02,
+                    "weight_decay": 1e-4,
+                    "decay_all": True,
+                    "clip_norm": 0.0,
+                    "warmup": 500 / LENGTH,
+                    "schedule": "steps",
+                    "steps": (8 / 12, 11 / 12),
+                    "flip": 0.5,
+                    "short_side": 800,
+                    "long_side": 1333,
+                    "min_size": 32,
+                    "aspect_ratio_groups": True,
+                    "out_channels": 256,
+                    "fc_out_channels": 1024,
+                    "anchor_scale": 8.0,
+                    "proposals": 1000,
+                    "rois_per_image": 512,
+                    "detections": 100,
+                    "cache": "none",
                 },
                 datasets=("coco",),
             ),
         ),
-        differs=("the backbone is trained too, and its FPN is not normalised; here a plain ViT has ViTDet's pyramid",),
+        differs=(
+            (
+                "the backbone is trained too, and its FPN is not normalised; here a plain ViT has"
+                " ViTDet's pyramid"
+            ),
+        ),
     )
-)  # fmt: skip
+)

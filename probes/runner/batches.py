@@ -9,25 +9,31 @@ import torch
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
-PIXELS, CUDA_PIXELS = 2**18, 2**22  # of a batch: on a GPU the work around a batch is long beside that for its images
+PIXELS, CUDA_PIXELS = (
+    2**18,
+    2**22,
+)  # of a batch: on a GPU the work around a batch is long beside that for its images
 
 
 def at_once(images: int, device: torch.device) -> dict[str, Any]:
-    """How an evaluation's loader makes its batches: ``images`` at most, fewer where they are large."""
+    """How an evaluation's loader makes its batches: ``images`` at most, fewer where they are
+    large."""
     pixels = CUDA_PIXELS if device.type == "cuda" else PIXELS
     return {"batch_size": images, "batch_sampler": {"type": "SameShapeBatches", "pixels": pixels}}
 
 
 @DATA_SAMPLERS.register_module()
 class SameShapeBatches(Sampler[list[int]]):
-    """Batches of neighbours that have one shape; the order stays that of the dataset, and with it that of the scores.
+    """Batches of neighbours that have one shape; the order stays that of the dataset, and with it
+    that of the scores.
 
     Args:
-        sampler: gives the order; its ``dataset`` has ``shape(index)``: what must be equal within a batch, height and width
-            of the padded image first.
+        sampler: gives the order; its ``dataset`` has ``shape(index)``: what must be equal within a
+            batch, height and width of the padded image first.
         batch_size: images of a batch at most.
-        pixels: of the images of a batch at most. What several images at once save is the work around the model, a fixed
-            time for each batch; large images gain nothing and would only take memory (logits at the label's resolution).
+        pixels: of the images of a batch at most. What several images at once save is the work
+            around the model, a fixed time for each batch; large images gain nothing and would only
+            take memory (logits at the label's resolution).
     """
 
     def __init__(self, sampler: Sampler[int], batch_size: int, pixels: int = PIXELS) -> None:

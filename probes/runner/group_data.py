@@ -1,4 +1,5 @@
-"""The data of a task group: each photograph (or its features) is loaded once, with the ground truth of every task on it."""
+"""The data of a task group: each photograph (or its features) is loaded once, with the ground truth
+of every task on it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from probes.runner import bridge
 class GroupDataset(Dataset):
     """Datasets of the same photographs in the same order, as one.
 
-    An item is that of the first dataset; ``others`` are the ``data_samples`` of the rest, made by the same random numbers
-    and so with the same geometry, of black images.
+    An item is that of the first dataset; ``others`` are the ``data_samples`` of the rest, made by
+    the same random numbers and so with the same geometry, of black images.
 
     Args:
         configs: of each member's dataset; members with equal ones share it.
@@ -34,12 +35,17 @@ class GroupDataset(Dataset):
         order = list(dict.fromkeys(keys))
         self.places = [order.index(key) for key in keys]
         first, *rest = (distinct[key] for key in order)
-        self.datasets: list[Any] = [DATASETS.build(first), *(DATASETS.build(_without_images(one)) for one in rest)]
+        self.datasets: list[Any] = [
+            DATASETS.build(first),
+            *(DATASETS.build(_without_images(one)) for one in rest),
+        ]
         for dataset in self.datasets:
             if hasattr(dataset, "full_init"):
                 dataset.full_init()
         if len(lengths := {len(dataset) for dataset in self.datasets}) > 1:
-            raise ValueError(f"the datasets of a group have {sorted(lengths)} images, so they are not the same")
+            raise ValueError(
+                f"the datasets of a group have {sorted(lengths)} images, so they are not the same"
+            )
 
     def __len__(self) -> int:
         return len(self.datasets[0])
@@ -72,11 +78,12 @@ class GroupDataset(Dataset):
         return self.datasets[0] if place == 0 else _View(self, place)
 
     def open(self, context: Context, cost: EncodeCost) -> list[str]:
-        """Make the features that are not there, with progress, and hold all of them open: nobody can remove them meanwhile.
-        Returns what was found damaged.
+        """Make the features that are not there, with progress, and hold all of them open: nobody
+        can remove them meanwhile. Returns what was found damaged.
 
         Raises:
-            UserError: they do not fit together (see ``probes.features.budget``), or an image cannot be read.
+            UserError: they do not fit together (see ``probes.features.budget``), or an image cannot
+                be read.
             NonFiniteLoss: a map is not finite.
         """
         notes: list[str] = []
@@ -107,7 +114,8 @@ class _View(Dataset):
 def prepared(
     preprocessor: nn.Module, data: Mapping[str, Any], places: Sequence[int], training: bool
 ) -> list[dict[str, Any]]:
-    """A collated batch of a ``GroupDataset`` on the device, prepared once: what each member's model takes.
+    """A collated batch of a ``GroupDataset`` on the device, prepared once: what each member's model
+    takes.
 
     Args:
         preprocessor: mmengine's ``BaseDataPreprocessor`` or a subclass.
@@ -118,18 +126,28 @@ def prepared(
     others = preprocessor.cast_data(data.get("others", []))  # type: ignore[operator]
     for samples in others:
         for sample, first in zip(samples, batch["data_samples"], strict=True):
-            padding = {name: value for name, value in first.metainfo.items() if name not in sample.metainfo}
+            padding = {
+                name: value for name, value in first.metainfo.items() if name not in sample.metainfo
+            }
             sample.set_metainfo(padding)
     if training or "data_samples" not in batch:
         truths = [batch.get("data_samples"), *others]
         return [{**batch, "data_samples": truths[place]} if others else batch for place in places]
-    truths = [batch["data_samples"], *others]  # predictions are written into a sample: each member has its own
-    return [{**batch, "data_samples": [sample.clone() for sample in truths[place]]} for place in places]
+    truths = [
+        batch["data_samples"],
+        *others,
+    ]  # predictions are written into a sample: each member has its own
+    return [
+        {**batch, "data_samples": [sample.clone() for sample in truths[place]]} for place in places
+    ]
 
 
 def _without_images(config: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's config for its ground truth alone: only the header of an image is read."""
     if "pipeline" not in config:
         return dict(config)
-    blank = [{"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part for part in config["pipeline"]]
+    blank = [
+        {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
+        for part in config["pipeline"]
+    ]
     return {**config, "pipeline": blank}

@@ -1,6 +1,8 @@
-"""Multi-head training: the heads of a task group on one frozen backbone, whose maps are computed once a batch for all of them.
+"""Multi-head training: the heads of a task group on one frozen backbone, whose maps are computed
+once a batch for all of them.
 
-Each head is a whole model of its own (``probes.runner.member``); they share the parts that have no weights, and their data.
+Each head is a whole model of its own (``probes.runner.member``); they share the parts that have no
+weights, and their data.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from probes.runner.shared_parts import SharedOutputs, counted, share_parts
 class MultiHead(BaseModel):
     """The models of a group as one that mmengine's Runner trains.
 
-    An iteration is one for every member that has done just as many; one that is ahead, because it was stopped later, waits
-    until the group has come so far. One that breaks leaves with its error, and the others go on.
+    An iteration is one for every member that has done just as many; one that is ahead, because it
+    was stopped later, waits until the group has come so far. One that breaks leaves with its error,
+    and the others go on.
 
     Args:
         members: of one backbone, data and seed, not all of which have ended.
@@ -50,7 +53,9 @@ class MultiHead(BaseModel):
     @property
     def optim_wrapper(self) -> OptimWrapperDict:
         """Each head's own optimizer."""
-        return OptimWrapperDict(**{str(place): member.optim_wrapper for place, member in enumerate(self.members)})
+        return OptimWrapperDict(
+            **{str(place): member.optim_wrapper for place, member in enumerate(self.members)}
+        )
 
     def init_weights(self) -> None:
         """Nothing is left to do: each head was initialised by random numbers of its own."""
@@ -61,8 +66,11 @@ class MultiHead(BaseModel):
             return [head(inputs, data_samples, mode=mode) for head in self.heads]
 
     def train_step(self, data: Mapping[str, Any], optim_wrapper: Any = None) -> dict[str, Any]:
-        """One iteration of those whose turn it is; nothing is returned, since reading a loss would wait for the device."""
-        members = [each for each in self.members if each.trains and each.iteration == self.iteration]
+        """One iteration of those whose turn it is; nothing is returned, since reading a loss would
+        wait for the device."""
+        members = [
+            each for each in self.members if each.trains and each.iteration == self.iteration
+        ]
         if members:
             count = any(not member.step_flops for member in members)
             for member, flops in self._each(members, Member.step, self._batches(data, True), count):
@@ -79,7 +87,8 @@ class MultiHead(BaseModel):
         return {}
 
     def test_step(self, data: Mapping[str, Any], count: bool = False) -> dict[Member, float]:
-        """Score a batch by each head that did not leave; its operations as if it were alone, if they are to be counted."""
+        """Score a batch by each head that did not leave; its operations as if it were alone, if
+        they are to be counted."""
         working = [member for member in self.members if member.error is None]
         batches = self._batches(data, False)
         return dict(self._each(working, Member.score, batches, count))

@@ -1,9 +1,11 @@
-"""mmcv's compiled operators, given from torchvision's kernels where mmcv was installed without them.
+"""mmcv's compiled operators, given from torchvision's kernels where mmcv was installed without
+them.
 
-mmdet imports ``mmcv.ops``, whose files ask a compiled module ``mmcv._ext`` for their functions at import time; the
-wheels of mmcv that exist for new torch versions come without that module, and building it takes many minutes.
-``install()`` puts a small module in its place which has the operators that our probes use and names any other one
-clearly. Everything here works on every device that torchvision's kernels work on.
+mmdet imports ``mmcv.ops``, whose files ask a compiled module ``mmcv._ext`` for their functions at
+import time; the wheels of mmcv that exist for new torch versions come without that module, and
+building it takes many minutes. ``install()`` puts a small module in its place which has the
+operators that our probes use and names any other one clearly. Everything here works on every device
+that torchvision's kernels work on.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int = 0)
         (M,) int64 indices of the kept boxes, best first.
     """
     if offset:
-        # moving x2, y2 by one makes every width, height and overlap what mmcv calls its value at offset 1
+        # moving x2, y2 by one makes every width, height and overlap what mmcv calls its value at
+        # offset 1
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     return torch.ops.torchvision.nms(boxes, scores, iou_threshold)
 
@@ -57,10 +60,12 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign with average pooling (He et al. 2017) into ``output`` (K, C, aligned_height, aligned_width).
+    """RoIAlign with average pooling (He et al. 2017) into ``output`` (K, C, aligned_height,
+    aligned_width).
 
-    ``input`` is (N, C, H, W), ``rois`` (K, 5) as batch index, x1, y1, x2, y2 in input pixels; ``sampling_ratio`` 0
-    takes ceil(roi size / output size) samples per bin and axis. ``argmax_*`` belong to max pooling and are left alone.
+    ``input`` is (N, C, H, W), ``rois`` (K, 5) as batch index, x1, y1, x2, y2 in input pixels;
+    ``sampling_ratio`` 0 takes ceil(roi size / output size) samples per bin and axis. ``argmax_*``
+    belong to max pooling and are left alone.
 
     Raises:
         UserError: ``pool_mode`` is 0 (max), for which torchvision has no kernel.
@@ -86,7 +91,8 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Gradient of ``roi_align_forward`` with respect to its input, written to ``grad_input`` (N, C, H, W)."""
+    """Gradient of ``roi_align_forward`` with respect to its input, written to ``grad_input`` (N, C,
+    H, W)."""
     _average_only(pool_mode)
     gradient = torch.ops.torchvision._roi_align_backward(
         grad_output,
@@ -116,7 +122,8 @@ def compiled_ops_present() -> bool:
 
 
 def install() -> bool:
-    """Put the stand-in at ``mmcv._ext`` unless compiled operators are there; harmless when called again.
+    """Put the stand-in at ``mmcv._ext`` unless compiled operators are there; harmless when called
+    again.
 
     Must come before the first import of ``mmcv.ops``, mmdet or mmseg.
 
@@ -134,18 +141,31 @@ def install() -> bool:
 
 def _average_only(pool_mode: int) -> None:
     if pool_mode == 0:
-        raise UserError(f"RoIAlign with pool_mode='max' is not among torchvision's kernels; use 'avg', or {_BUILD}")
+        raise UserError(
+            "RoIAlign with pool_mode='max' is not among torchvision's kernels; use 'avg', or"
+            f" {_BUILD}"
+        )
 
 
-_BUILD = "build mmcv with its operators (MMCV_WITH_OPS=1 pip install --no-deps --no-binary onedl-mmcv onedl-mmcv)"
+_BUILD = (
+    "build mmcv with its operators (MMCV_WITH_OPS=1 pip install --no-deps --no-binary onedl-mmcv"
+    " onedl-mmcv)"
+)
 _GIVEN: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (nms, roi_align_forward, roi_align_backward, get_compiler_version, get_compiling_cuda_version)
+    for function in (
+        nms,
+        roi_align_forward,
+        roi_align_backward,
+        get_compiler_version,
+        get_compiling_cuda_version,
+    )
 }
 
 
 class _TorchvisionOps(ModuleType):
-    """The stand-in. ``mmcv.ops`` only checks at import that every name is there; what we lack fails when called."""
+    """The stand-in. ``mmcv.ops`` only checks at import that every name is there; what we lack fails
+    when called."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -154,7 +174,10 @@ class _TorchvisionOps(ModuleType):
             return _GIVEN[name]
 
         def missing(*_: Any, **__: Any) -> NoReturn:
-            raise UserError(f"mmcv's operator {name!r} is not installed and torchvision has no kernel for it; {_BUILD}")
+            raise UserError(
+                f"mmcv's operator {name!r} is not installed and torchvision has no kernel for it;"
+                f" {_BUILD}"
+            )
 
         return missing
 

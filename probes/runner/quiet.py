@@ -1,4 +1,5 @@
-"""mmengine's Runner of things that are built already, whose words go to log files and which leaves nothing global behind."""
+"""mmengine's Runner of things that are built already, whose words go to log files and which leaves
+nothing global behind."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class QuietRunner(Runner):
         return model  # mmengine would move it to a device of its own choice
 
     def _log_env(self, env_cfg: dict) -> None:
-        """mmengine asks compilers for their versions here; a run records its environment elsewhere."""
+        """mmengine asks compilers for their versions here; a run records its environment
+        elsewhere."""
 
     def dump_config(self) -> None:
         """The resolved config is an artifact of the run, written by whoever tracks it."""
@@ -37,8 +39,9 @@ class QuietRunner(Runner):
 
 @contextmanager
 def quietly(folders: Sequence[Path]) -> Iterator[None]:
-    """In the block mmengine's log, and the warnings of mmengine, mmseg and mmdet about their own internals, go to a file in
-    each folder (``TIME/TIME.log``), and afterwards mmengine's global instances (logger, hub, visualizer) are those of before."""
+    """In the block mmengine's log, and the warnings of mmengine, mmseg and mmdet about their own
+    internals, go to a file in each folder (``TIME/TIME.log``), and afterwards mmengine's global
+    instances (logger, hub, visualizer) are those of before."""
     managers = (MMLogger, MessageHub, Visualizer, DefaultScope)
     before = [set(manager._instance_dict) for manager in managers]
     logger = MMLogger.get_instance(uuid.uuid4().hex)
@@ -51,7 +54,9 @@ def quietly(folders: Sequence[Path]) -> Iterator[None]:
         handler.setFormatter(MMFormatter(color=False, datefmt="%Y/%m/%d %H:%M:%S"))
         logger.addHandler(handler)
 
-    def to_log(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    def to_log(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+    ) -> None:
         logger.debug(f"{filename}:{lineno}: {category.__name__}: {message}")
 
     try:

@@ -1,6 +1,8 @@
-"""The same samples, in the same order, augmented alike, whatever loads them and however often training stopped.
+"""The same samples, in the same order, augmented alike, whatever loads them and however often
+training stopped.
 
-All randomness follows from (seed, number): sample ``k`` ever taken is seeded by (seed, k), iteration ``i`` by (seed, i).
+All randomness follows from (seed, number): sample ``k`` ever taken is seeded by (seed, k),
+iteration ``i`` by (seed, i).
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ from probes.runner import bridge
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed every generator by (seed, iteration): dropout and the like repeat after a resume, and for each head of a group."""
+    """Seed every generator by (seed, iteration): dropout and the like repeat after a resume, and
+    for each head of a group."""
     bridge.seed_all(seed_of("iteration", seed, 0, iteration) % 2**32)
 
 
 @DATASETS.register_module()
 class SeededSamples(Dataset):
-    """A training set without end: item ``k`` is the k-th sample ever taken, from one shuffle after the other.
+    """A training set without end: item ``k`` is the k-th sample ever taken, from one shuffle after
+    the other.
 
-    python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and put back afterwards.
+    python's, numpy's and torch's generators are seeded by (seed, k) while the sample is made and
+    put back afterwards.
 
     Args:
         dataset: config of the training set, or the set.
@@ -37,7 +42,10 @@ class SeededSamples(Dataset):
     """
 
     def __init__(
-        self, dataset: Mapping[str, Any] | BaseDataset | Dataset, seed: int = 0, leave_out: Sequence[int] = ()
+        self,
+        dataset: Mapping[str, Any] | BaseDataset | Dataset,
+        seed: int = 0,
+        leave_out: Sequence[int] = (),
     ) -> None:
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         if hasattr(self.dataset, "full_init"):
@@ -58,7 +66,10 @@ class SeededSamples(Dataset):
         epoch, place = divmod(number, len(self))
         if self._order[0] != epoch:
             generator = np.random.default_rng(seed_of("order", self.seed, epoch))
-            order, arrange = self._items[generator.permutation(len(self))], getattr(self.dataset, "arrange", None)
+            order, arrange = (
+                self._items[generator.permutation(len(self))],
+                getattr(self.dataset, "arrange", None),
+            )
             self._order = epoch, arrange(order, epoch * len(order)) if arrange else order
         return int(self._order[1][place])
 
@@ -73,7 +84,10 @@ class EndlessSampler(Sampler[int]):
 
     def __init__(self, dataset: SeededSamples, seed: int | None = None) -> None:
         if not isinstance(dataset, SeededSamples):
-            raise TypeError(f"EndlessSampler numbers the samples of SeededSamples, not of {type(dataset).__name__}")
+            raise TypeError(
+                "EndlessSampler numbers the samples of SeededSamples, not of"
+                f" {type(dataset).__name__}"
+            )
         self.size = len(dataset)
         self.start = 0
 
@@ -93,7 +107,8 @@ class EndlessSampler(Sampler[int]):
 
 @HOOKS.register_module()
 class SeedEachIteration(Hook):
-    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.multi_head`` does for each head."""
+    """``seed_iteration`` before each step of plain mmengine, as ``probes.runner.multi_head`` does
+    for each head."""
 
     priority = "VERY_HIGH"
 

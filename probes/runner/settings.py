@@ -1,4 +1,5 @@
-"""Settings of every probe that MMEngine's Runner trains, and the optimizer and schedule that follow from them."""
+"""Settings of every probe that MMEngine's Runner trains, and the optimizer and schedule that follow
+from them."""
 
 from __future__ import annotations
 
@@ -16,20 +17,22 @@ class TrainingSettings:
     """Every field is part of the task's identity.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
+        protocol: the published protocol that the settings come from, or ``own``; see
+            ``probes.protocols``.
         max_iters, batch_size: length of training; images of a batch.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
         lr, weight_decay, betas: of the optimizer (the betas of AdamW).
         decay_all: norms and biases decay too.
         clip_norm: the gradient's norm is clipped to this; 0 for never.
-        schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up; ``quarter-cosine``, the
-            first quarter of a cosine's wave, which falls slowly at first, to a hundredth of ``lr``; ``steps``, a tenth of the
-            rate before at each of ``steps``, shares of the training; or ``onecycle``, whose first phase, from lr / 25 up by a
-            cosine, is the warm-up, and whose second goes down to lr / 250,000 (Smith, Topin 2018, as in
+        schedule: ``poly`` (power 0.9) or ``cosine`` from ``lr`` to ``min_lr`` after the warm-up;
+            ``quarter-cosine``, the first quarter of a cosine's wave, which falls slowly at first,
+            to a hundredth of ``lr``; ``steps``, a tenth of the rate before at each of ``steps``,
+            shares of the training; or ``onecycle``, whose first phase, from lr / 25 up by a cosine,
+            is the warm-up, and whose second goes down to lr / 250,000 (Smith, Topin 2018, as in
             ``torch.optim.lr_scheduler.OneCycleLR``, the momentum left alone).
         min_lr: what ``poly`` and ``cosine`` end at.
-        warmup: share of the training over which the learning rate grows linearly from a thousandth; from 1 on a number of
-            iterations.
+        warmup: share of the training over which the learning rate grows linearly from a thousandth;
+            from 1 on a number of iterations.
         flip: probability of a horizontal flip in training (the x of normals changes sign with it).
         precision: of the frozen backbone, ``fp32`` or ``bf16``.
         cache: whether, and in which precision, the backbone's maps are kept; see the probes.
@@ -56,27 +59,45 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("betas", "steps"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
-        self.must({
-            "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
-            "schedule": (self.schedule in SCHEDULES, _either(SCHEDULES)),
-            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
-            "cache": (self.cache in self.caches, _either(self.caches)),
-            "betas": (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two shares below 1"),
-            "steps": (all(0 < step < 1 for step in self.steps), "shares between 0 and 1"),
-            "flip": (0 <= self.flip <= 1, "a probability"),
-            "warmup": (0 <= self.warmup < 1 or self.warmup == int(self.warmup) > 0,
-                       "a share below 1, or a whole number of iterations"),
-            "lr": (self.lr > 0, "above 0"),
-            **{name: (getattr(self, name) >= 0, "0 or more") for name in ("weight_decay", "clip_norm", "min_lr")},
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("max_iters", "batch_size")},
-        })  # fmt: skip
+            object.__setattr__(
+                self, name, tuple(getattr(self, name))
+            )  # a list from JSON is the same protocol
+        self.must(
+            {
+                "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
+                "schedule": (self.schedule in SCHEDULES, _either(SCHEDULES)),
+                "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+                "cache": (self.cache in self.caches, _either(self.caches)),
+                "betas": (
+                    len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                    "two shares below 1",
+                ),
+                "steps": (all(0 < step < 1 for step in self.steps), "shares between 0 and 1"),
+                "flip": (0 <= self.flip <= 1, "a probability"),
+                "warmup": (
+                    0 <= self.warmup < 1 or self.warmup == int(self.warmup) > 0,
+                    "a share below 1, or a whole number of iterations",
+                ),
+                "lr": (self.lr > 0, "above 0"),
+                **{
+                    name: (getattr(self, name) >= 0, "0 or more")
+                    for name in ("weight_decay", "clip_norm", "min_lr")
+                },
+                **{
+                    name: (getattr(self, name) >= 1, "1 or more")
+                    for name in ("max_iters", "batch_size")
+                },
+            }
+        )
 
     def must(self, checks: Mapping[str, tuple[bool, str]]) -> None:
-        """Raise ``UserError`` for the first setting that is not right: setting → (whether it is, what it must be)."""
+        """Raise ``UserError`` for the first setting that is not right: setting → (whether it is,
+        what it must be)."""
         for name, (right, wanted) in checks.items():
             if not right:
-                raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}"
+                )
 
 
 def _either(values: tuple[str, ...]) -> str:
@@ -91,7 +112,11 @@ def optimizer(settings: TrainingSettings) -> dict[str, Any]:
         "sgd": {"type": "SGD", "momentum": 0.9, **common},
     }[settings.optimizer]
     clip = {"clip_grad": {"max_norm": settings.clip_norm}} if settings.clip_norm else {}
-    apart = {} if settings.decay_all else {"paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}}
+    apart = (
+        {}
+        if settings.decay_all
+        else {"paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0}}
+    )
     return {"type": "OptimWrapper", "optimizer": chosen, **clip, **apart}
 
 
@@ -104,13 +129,23 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
     end = settings.max_iters
     warm = round(settings.warmup * (end if settings.warmup < 1 else 1))
     if warm >= max(end, 2):
-        raise UserError(f"warmup={settings.warmup:g} leaves nothing of max_iters={end}; set warmup to a share below 1")
+        raise UserError(
+            f"warmup={settings.warmup:g} leaves nothing of max_iters={end}; set warmup to a share"
+            " below 1"
+        )
     warm = warm if warm >= 2 else 0  # mmengine's LinearLR divides by its length less one
     left = end - warm
-    warmup: list[dict[str, Any]] = [{"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warm}] if warm else []
+    warmup: list[dict[str, Any]] = (
+        [{"type": "LinearLR", "start_factor": 1e-3, "begin": 0, "end": warm}] if warm else []
+    )
     decay: dict[str, Any] = {
         "poly": {"type": "PolyLR", "power": 0.9, "eta_min": settings.min_lr, "begin": warm},
-        "cosine": {"type": "CosineAnnealingLR", "T_max": left, "eta_min": settings.min_lr, "begin": warm},
+        "cosine": {
+            "type": "CosineAnnealingLR",
+            "T_max": left,
+            "eta_min": settings.min_lr,
+            "begin": warm,
+        },
         # 0.99 · cos(π/2 · share) + 0.01 of lr: the first half of a cosine that goes on to -0.98
         "quarter-cosine": {
             "type": "CosineAnnealingLR",
@@ -118,8 +153,17 @@ def schedule(settings: TrainingSettings) -> list[dict[str, Any]]:
             "eta_min": -0.98 * settings.lr,
             "begin": warm,
         },
-        "steps": {"type": "MultiStepLR", "milestones": [round(step * end) for step in settings.steps], "gamma": 0.1},
-        "onecycle": {"type": "OneCycleLR", "eta_max": settings.lr, "total_steps": end, "pct_start": warm / end},
+        "steps": {
+            "type": "MultiStepLR",
+            "milestones": [round(step * end) for step in settings.steps],
+            "gamma": 0.1,
+        },
+        "onecycle": {
+            "type": "OneCycleLR",
+            "eta_max": settings.lr,
+            "total_steps": end,
+            "pct_start": warm / end,
+        },
     }[settings.schedule]
     parts = [decay] if settings.schedule == "onecycle" else [*warmup, decay]
     return [{"by_epoch": False, "begin": 0, "end": end, **part} for part in parts]

@@ -1,4 +1,5 @@
-"""Parts of a model without trained weights, which the models of a task group share: each output is computed once a batch."""
+"""Parts of a model without trained weights, which the models of a task group share: each output is
+computed once a batch."""
 
 from __future__ import annotations
 
@@ -48,14 +49,19 @@ class SharedOutputs:
         """``part.compute(inputs)``, from before if it was asked for already.
 
         Raises:
-            RuntimeError: somebody changed that output in place, so that it is no longer what the part gives.
+            RuntimeError: somebody changed that output in place, so that it is no longer what the
+                part gives.
         """
-        key = (id(part), *((one.data_ptr(), one.shape, one.stride(), one.dtype) for one in _tensors(inputs)))
+        key = (
+            id(part),
+            *((one.data_ptr(), one.shape, one.stride(), one.dtype) for one in _tensors(inputs)),
+        )
         if key in self._outputs:
             known = self._outputs[key]
             if known.versions != [one._version for one in known.value]:
                 raise RuntimeError(
-                    f"what {type(part).__name__} gave was changed in place, so that others cannot use it"
+                    f"what {type(part).__name__} gave was changed in place, so that others cannot"
+                    " use it"
                 )
             self.reused_flops += known.flops
             return known.value
@@ -65,8 +71,8 @@ class SharedOutputs:
 
 
 class SharedPart(nn.Module):
-    """A part that gives a tuple of tensors for a tensor, or for several. Subclasses have ``compute``, and what it depends on in
-    public attributes.
+    """A part that gives a tuple of tensors for a tensor, or for several. Subclasses have
+    ``compute``, and what it depends on in public attributes.
 
     Attributes:
         outputs: of the batch under way, while a group shares this part; None: each call computes.
@@ -78,20 +84,27 @@ class SharedPart(nn.Module):
     def signature(self) -> Hashable:
         """Parts of one type and signature give the same for the same inputs."""
         mine = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return repr(sorted((name, value) for name, value in mine.items() if name not in ("training", "outputs")))
+        return repr(
+            sorted(
+                (name, value) for name, value in mine.items() if name not in ("training", "outputs")
+            )
+        )
 
     def compute(self, inputs: Any) -> tuple[Tensor, ...]:
         """The output, from the inputs and the public attributes alone."""
         raise NotImplementedError
 
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:
-        if self.outputs is None or any(one.requires_grad for one in _tensors(inputs)):  # each has its own gradient
+        if self.outputs is None or any(
+            one.requires_grad for one in _tensors(inputs)
+        ):  # each has its own gradient
             return self.compute(inputs)
         return self.outputs.get(self, inputs)
 
 
 def share_parts(models: Sequence[nn.Module]) -> list[SharedPart]:
-    """Let the models use one object in the place of equal shared parts; returns those that are left."""
+    """Let the models use one object in the place of equal shared parts; returns those that are
+    left."""
     found: dict[Hashable, SharedPart] = {}
     for model in models:
         for name, child in list(model.named_children()):

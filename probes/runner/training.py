@@ -1,10 +1,13 @@
-"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, one pass for many heads.
+"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, one pass for
+many heads.
 
-A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the shared parts (all named by
-registered types, so that the dumped text runs with plain mmengine); ``train_together`` trains the heads of several such
-configs on one pass over the same photographs, quietly, and ``run_training`` one.
+A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the
+shared parts (all named by registered types, so that the dumped text runs with plain mmengine);
+``train_together`` trains the heads of several such configs on one pass over the same photographs,
+quietly, and ``run_training`` one.
 
-Neither the number of loading processes, nor a stop and a resume, nor who else is in the group changes what is computed.
+Neither the number of loading processes, nor a stop and a resume, nor who else is in the group
+changes what is computed.
 """
 
 from __future__ import annotations
@@ -41,29 +44,50 @@ def resolved(cfg: Config, context: Context) -> Config:
     """``cfg`` with all that the probes share; its ``pretty_text`` is what ``Probe.config`` returns.
 
     Args:
-        cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and ``val_dataloader``
-            (``batch_size``, ``dataset`` and what else is their own), ``val_evaluator``, ``optim_wrapper``,
-            ``param_scheduler`` (by iteration) and ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of
-            its own registered types.
+        cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and
+            ``val_dataloader`` (``batch_size``, ``dataset`` and what else is their own),
+            ``val_evaluator``, ``optim_wrapper``, ``param_scheduler`` (by iteration) and
+            ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of its own registered
+            types.
         context: gives seed and loading processes.
     """
     cfg = copy.deepcopy(cfg)
     max_iters = cfg.train_cfg["max_iters"]
-    imports = ["probes.runner.bridge", "probes.runner.sampling", *cfg.get("custom_imports", {}).get("imports", [])]
+    imports = [
+        "probes.runner.bridge",
+        "probes.runner.sampling",
+        *cfg.get("custom_imports", {}).get("imports", []),
+    ]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update({**_loading(context), **loader})
-    samples = {"type": "SeededSamples", "seed": context.seed, "dataset": cfg.train_dataloader.dataset}
+    samples = {
+        "type": "SeededSamples",
+        "seed": context.seed,
+        "dataset": cfg.train_dataloader.dataset,
+    }
     cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
     cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
     cfg.setdefault("val_cfg", {"type": "ValLoop"})
     every = max(1, max_iters // 20)
     cfg.default_hooks = {
-        "logger": {"type": "LoggerHook", "interval": max(1, max_iters // 50), "log_metric_by_epoch": False},
-        "checkpoint": {"type": "CheckpointHook", "interval": every, "by_epoch": False, "max_keep_ckpts": 1},
+        "logger": {
+            "type": "LoggerHook",
+            "interval": max(1, max_iters // 50),
+            "log_metric_by_epoch": False,
+        },
+        "checkpoint": {
+            "type": "CheckpointHook",
+            "interval": every,
+            "by_epoch": False,
+            "max_keep_ckpts": 1,
+        },
     }
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), {"type": "SeedEachIteration", "seed": context.seed}]
+    cfg.custom_hooks = [
+        *cfg.get("custom_hooks", []),
+        {"type": "SeedEachIteration", "seed": context.seed},
+    ]
     cfg.log_processor = {"by_epoch": False}
     cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
     cfg.randomness = {"seed": context.seed % 2**32}
@@ -80,10 +104,16 @@ LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def run_training(
-    cfg: Config, context: Context, *, description: str = "training", checkpoint_every: int | None = None
+    cfg: Config,
+    context: Context,
+    *,
+    description: str = "training",
+    checkpoint_every: int | None = None,
 ) -> Member:
     """``train_together`` of one head. Raises what it broke with, ``NonFiniteLoss`` among others."""
-    (result,) = train_together([(cfg, context)], description=description, checkpoint_every=checkpoint_every)
+    (result,) = train_together(
+        [(cfg, context)], description=description, checkpoint_every=checkpoint_every
+    )
     if isinstance(result, Exception):
         raise result
     return result
@@ -97,22 +127,25 @@ def train_together(
     checkpoint_every: int | None = None,
     finish: Callable[[int, Member], Any] = lambda place, trained: trained,
 ) -> list[Any]:
-    """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming what its ``work_dir`` holds, and
-    evaluate all on another; in their order, what came of each (a ``Member``, or what ``finish`` makes of it) or the ``Exception``
-    that it broke with.
+    """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming
+    what its ``work_dir`` holds, and evaluate all on another; in their order, what came of each (a
+    ``Member``, or what ``finish`` makes of it) or the ``Exception`` that it broke with.
 
-    The heads must be of one backbone, seed and device, and their data the same photographs in the same order, with equal
-    settings of batches and geometry; ground truth, model, optimizer, schedule and length may differ. On a CPU the same
-    seed gives the same weights and metrics, bit by bit, whatever the number of loading processes, however often the run was
-    stopped, and whoever else is in the group.
+    The heads must be of one backbone, seed and device, and their data the same photographs in the
+    same order, with equal settings of batches and geometry; ground truth, model, optimizer,
+    schedule and length may differ. On a CPU the same seed gives the same weights and metrics, bit
+    by bit, whatever the number of loading processes, however often the run was stopped, and whoever
+    else is in the group.
 
-    mmengine's log goes to files in each ``work_dir``; loss and learning-rate curves go to each ``context.log`` as ``train/loss``,
-    ``train/lr`` …; the first context's ``progress`` shows how far the group is.
+    mmengine's log goes to files in each ``work_dir``; loss and learning-rate curves go to each
+    ``context.log`` as ``train/loss``, ``train/lr`` …; the first context's ``progress`` shows how
+    far the group is.
 
     Args:
         description: of the progress bar, e.g. the tasks' names.
         leave_out: items of the training set that are not trained on.
-        checkpoint_every: iterations between two states; a twentieth of each head's training when None.
+        checkpoint_every: iterations between two states; a twentieth of each head's training when
+            None.
         finish: called with the place and the outcome of each head, while the data are still open.
 
     Raises:
@@ -127,7 +160,9 @@ def train_together(
     ):
         data = [GroupDataset([cfg[name].dataset.to_dict() for cfg, _ in heads]) for name in LOADERS]
         encoding, notes = EncodeCost(), list[str]()
-        for loaded in data:  # held open till the end: nothing can be missing in the middle of training
+        for (
+            loaded
+        ) in data:  # held open till the end: nothing can be missing in the middle of training
             stack.callback(loaded.close)
             notes += loaded.open(context, encoding)
         train, val = data
@@ -140,16 +175,32 @@ def train_together(
                 results.append(error)
         working = [place for place, each in enumerate(results) if isinstance(each, Member)]
         if working:
-            model = MultiHead([results[place] for place in working], [train.places[place] for place in working])
+            model = MultiHead(
+                [results[place] for place in working], [train.places[place] for place in working]
+            )
             if model.trains:
-                _train(model, config, SeededSamples(train, context.seed, leave_out), context, description)
+                _train(
+                    model,
+                    config,
+                    SeededSamples(train, context.seed, leave_out),
+                    context,
+                    description,
+                )
             _evaluate(model, config, val, context, description)
         for place in working:
             member = results[place]
             with leaves(member):
                 if member.error is None:
-                    member.train_dataset, member.val_dataset, member.notes = train.view(place), val.view(place), notes
-                    member.cost = encoding.share(len(heads)).added_to(member.costs()) if val.encodes else member.costs()
+                    member.train_dataset, member.val_dataset, member.notes = (
+                        train.view(place),
+                        val.view(place),
+                        notes,
+                    )
+                    member.cost = (
+                        encoding.share(len(heads)).added_to(member.costs())
+                        if val.encodes
+                        else member.costs()
+                    )
                     results[place] = finish(place, member)
             results[place] = member.error or results[place]
     gc.collect()  # loading processes, and what mmengine's objects hold of each other
@@ -157,21 +208,33 @@ def train_together(
 
 
 def unused(dataset: Any, data: PreparedDataset) -> list[int]:
-    """Items of a training set that are no part of the share of train that is trained on; see ``PreparedDataset.whole``."""
+    """Items of a training set that are no part of the share of train that is trained on; see
+    ``PreparedDataset.whole``."""
     left = {str(data.root / data.whole[place].image) for place in data.unused}
-    return [item for item in range(len(dataset) if left else 0) if dataset.get_data_info(item)["img_path"] in left]
+    return [
+        item
+        for item in range(len(dataset) if left else 0)
+        if dataset.get_data_info(item)["img_path"] in left
+    ]
 
 
-def _train(model: MultiHead, config: Config, samples: SeededSamples, context: Context, description: str) -> None:
+def _train(
+    model: MultiHead, config: Config, samples: SeededSamples, context: Context, description: str
+) -> None:
     loader = _loader(config.train_dataloader, samples, EndlessSampler(samples), context)
     try:
         QuietRunner(
             model=model,
             work_dir=str(context.work_dir),
             train_dataloader=loader,
-            train_cfg={"type": "IterBasedTrainLoop", "max_iters": max(each.max_iters for each in model.members)},
+            train_cfg={
+                "type": "IterBasedTrainLoop",
+                "max_iters": max(each.max_iters for each in model.members),
+            },
             optim_wrapper=model.optim_wrapper,
-            default_hooks=dict.fromkeys(("logger", "timer", "checkpoint", "param_scheduler", "sampler_seed")),
+            default_hooks=dict.fromkeys(
+                ("logger", "timer", "checkpoint", "param_scheduler", "sampler_seed")
+            ),
             custom_hooks=[_Pace(context.progress, description)],
             visualizer={"type": "Visualizer", "vis_backends": []},
             randomness={"seed": context.seed % 2**32},
@@ -184,7 +247,9 @@ def _train(model: MultiHead, config: Config, samples: SeededSamples, context: Co
 
 
 @torch.no_grad()
-def _evaluate(model: MultiHead, config: Config, val: GroupDataset, context: Context, description: str) -> None:
+def _evaluate(
+    model: MultiHead, config: Config, val: GroupDataset, context: Context, description: str
+) -> None:
     """Score every head of ``model`` that did not leave, on one pass."""
     began = time.perf_counter()
     loader = _loader(config.val_dataloader, val, DefaultSampler(val, shuffle=False), context)
@@ -195,7 +260,9 @@ def _evaluate(model: MultiHead, config: Config, val: GroupDataset, context: Cont
         context.progress.start(f"{description}: evaluation", len(loader))
         for number, batch in enumerate(loader):
             for member, flops in model.test_step(batch, count=not number).items():
-                member.eval_flops += flops / len(batch["inputs"]) * len(val)  # of the first batch alone
+                member.eval_flops += (
+                    flops / len(batch["inputs"]) * len(val)
+                )  # of the first batch alone
             context.progress.advance()
     finally:
         _end_workers(loader)
@@ -230,7 +297,8 @@ def _end_workers(loader: DataLoader) -> None:
 
 
 class _Pace(Hook):
-    """Begins where the group is, shows how far it is, and ends when nobody is left (not registered: it holds live objects)."""
+    """Begins where the group is, shows how far it is, and ends when nobody is left (not registered:
+    it holds live objects)."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self.progress, self.description = progress, description
@@ -242,7 +310,11 @@ class _Pace(Hook):
             self.progress.advance(runner.iter)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
     ) -> None:
         self.progress.advance()
         runner.train_loop.stop_training = not runner.model.trains

@@ -33,13 +33,16 @@ def provenance() -> dict[str, str]:
 
 @functools.cache
 def git_commit(folder: Path | None = None) -> str:
-    """The commit of the checkout that ``folder`` (default: this package's) is in, ``+dirty`` when it has changes, or ''."""
+    """The commit of the checkout that ``folder`` (default: this package's) is in, ``+dirty`` when
+    it has changes, or ''."""
     git = shutil.which("git")
     if not git:
         return ""
     command = [git, "-C", str(folder or Path(__file__).parent)]
     try:
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
         changes = subprocess.run(
             [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
         )
@@ -56,7 +59,15 @@ def environment() -> dict[str, Any]:
 
     packages = {}
     for name in (
-        *("cliptex-benchmark", "torch", "torchvision", "open_clip_torch", "timm", "onedl-mmengine", "onedl-mmcv"),
+        *(
+            "cliptex-benchmark",
+            "torch",
+            "torchvision",
+            "open_clip_torch",
+            "timm",
+            "onedl-mmengine",
+            "onedl-mmcv",
+        ),
         *("onedl-mmsegmentation", "onedl-mmdetection", "mlflow", "numpy", "pandas", "transformers"),
     ):
         with contextlib.suppress(PackageNotFoundError):

@@ -1,9 +1,10 @@
 """Signs of life: does the process that writes a run still exist, wherever it runs?
 
-A process rewrites a small file once a second (``Heartbeat``), and the time goes to MLflow once a minute with each of its open
-runs. A run's process is dead when its sign of life is old *and* the process is known to be gone, or when the sign is older than
-``SILENT`` (where the file is in sight) or ``LIMIT``: host names repeat among containers, pids are used again, and a cluster moves
-a job to another node.
+A process rewrites a small file once a second (``Heartbeat``), and the time goes to MLflow once a
+minute with each of its open runs. A run's process is dead when its sign of life is old *and* the
+process is known to be gone, or when the sign is older than ``SILENT`` (where the file is in sight)
+or ``LIMIT``: host names repeat among containers, pids are used again, and a cluster moves a job to
+another node.
 """
 
 from __future__ import annotations
@@ -21,21 +22,29 @@ from pathlib import Path
 from typing import Any
 
 EVERY = 1.0  # seconds between two writings of the file
-OLD = 5.0  # seconds after which a sign of life no longer speaks for a process that is known to be gone
-SILENT = (
-    120.0  # seconds after which a file that is in sight speaks for no process: its machine is gone, or out of reach
-)
+# seconds after which a sign of life no longer speaks for a process that is known to be gone
+OLD = 5.0
+# seconds after which a file that is in sight speaks for no process: its machine is gone, or out of
+# reach
+SILENT = 120.0
 LIMIT = 600.0  # the same of what MLflow was told, once a minute
-PROCESS_TAG, FILE_TAG, TIME_TAG, HOME_TAG = "process", "heartbeat.file", "heartbeat.time", "heartbeat.home"
+PROCESS_TAG, FILE_TAG, TIME_TAG, HOME_TAG = (
+    "process",
+    "heartbeat.file",
+    "heartbeat.time",
+    "heartbeat.home",
+)
 
 _current: Heartbeat | None = None
 
 
 class Heartbeat:
-    """This process's sign of life while the block runs: ``path`` is rewritten once a second with the fields as they are.
+    """This process's sign of life while the block runs: ``path`` is rewritten once a second with
+    the fields as they are.
 
     Args:
-        path: JSON; its folder is made. A disk that is full or a folder that is away never ends the work.
+        path: JSON; its folder is made. A disk that is full or a folder that is away never ends the
+            work.
         fields: anything JSON holds, to begin with; ``update`` changes it.
     """
 
@@ -53,7 +62,9 @@ class Heartbeat:
         global _current
         self._before, _current = _current, self
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)  # once: a task that was given up has no folder any more
+            self.path.parent.mkdir(
+                parents=True, exist_ok=True
+            )  # once: a task that was given up has no folder any more
         self.write()
         self._thread.start()
         return self
@@ -89,7 +100,11 @@ def read(path: Path | str) -> dict[str, Any]:
 
 def tags() -> dict[str, str]:
     """What a run remembers of the process that writes it."""
-    file = {FILE_TAG: str(_current.path), HOME_TAG: _home(_current.path)} if _current is not None else {}
+    file = (
+        {FILE_TAG: str(_current.path), HOME_TAG: _home(_current.path)}
+        if _current is not None
+        else {}
+    )
     return {PROCESS_TAG: this_process(), TIME_TAG: f"{time.time():.0f}", **file}
 
 
@@ -106,7 +121,8 @@ def alive(run_tags: Mapping[str, str]) -> bool:
 
 
 def settle(run_tags: Mapping[str, str]) -> bool:
-    """``alive``; where the process is gone but its sign of life is fresh, after it has become old."""
+    """``alive``; where the process is gone but its sign of life is fresh, after it has become
+    old."""
     while alive(run_tags):
         if not gone(run_tags.get(PROCESS_TAG, "")):
             return True
@@ -115,7 +131,8 @@ def settle(run_tags: Mapping[str, str]) -> bool:
 
 
 def _home(file: Path) -> str:
-    """The name of the folder of all tasks that ``file`` is in: another machine may have one at the same path."""
+    """The name of the folder of all tasks that ``file`` is in: another machine may have one at the
+    same path."""
     name = file.parents[1] / ".name"
     with suppress(OSError):
         if file.parents[1].is_dir() and not name.exists():
@@ -134,7 +151,8 @@ def _number(value: Any) -> float:
 
 @functools.cache
 def machine() -> str:
-    """This machine or container: pids only mean something within one boot and one pid namespace, and host names repeat."""
+    """This machine or container: pids only mean something within one boot and one pid namespace,
+    and host names repeat."""
     facts = [socket.gethostname()]
     with suppress(OSError):  # no /proc: the host name must do
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
@@ -148,7 +166,8 @@ def this_process() -> str:
 
 
 def gone(process: str) -> bool:
-    """True when the process was on this machine and no longer exists; of other machines nothing is known."""
+    """True when the process was on this machine and no longer exists; of other machines nothing is
+    known."""
     where, _, name = process.partition("|")
     pid, _, started = name.partition(":")
     if where != machine() or not pid.isdigit():
@@ -166,7 +185,8 @@ def gone(process: str) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; empty where there is no such process (or no /proc)."""
+    """The fields of /proc/PID/stat from the state on; empty where there is no such process (or no
+    /proc)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

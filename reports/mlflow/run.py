@@ -1,8 +1,8 @@
 """Writing runs to MLflow: parents and children, batched metrics, artifacts, and honest endings.
 
-The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an interrupted one KILLED; one
-whose process vanished (kill -9, power) is found at the next start and closed (``reports.mlflow.heartbeat``). None stays RUNNING
-for ever.
+The only module that writes to MLflow. A run that raises is FAILED with the reason as a tag, an
+interrupted one KILLED; one whose process vanished (kill -9, power) is found at the next start and
+closed (``reports.mlflow.heartbeat``). None stays RUNNING for ever.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "failure"
-# MLflow's UI opens an experiment of this kind on its runs; without it, on traces of language models.
+# MLflow's UI opens an experiment of this kind on its runs; without it, on traces of language
+# models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -38,7 +39,8 @@ class Tracker:
 
     Args:
         experiment: name; made when it is not there. By convention the suite's name.
-        uri: tracking URI; ``None`` = ``MLFLOW_TRACKING_URI`` or MLflow's default database in the working directory.
+        uri: tracking URI; ``None`` = ``MLFLOW_TRACKING_URI`` or MLflow's default database in the
+            working directory.
 
     Raises:
         TrackingError: the store cannot be reached or written.
@@ -61,7 +63,8 @@ class Tracker:
                 self.experiment_id = found.experiment_id
         elif found.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow gc`, then try again"
+                f"experiment {experiment!r} was deleted; restore it in the MLflow UI or run `mlflow"
+                " gc`, then try again"
             )
         else:
             self.experiment_id = found.experiment_id
@@ -74,15 +77,22 @@ class Tracker:
         path = where.removeprefix("sqlite:///")
         if path != where and not Path(path).exists():
             return None
-        return cls(experiment, where) if connect(where).get_experiment_by_name(experiment) is not None else None
+        return (
+            cls(experiment, where)
+            if connect(where).get_experiment_by_name(experiment) is not None
+            else None
+        )
 
     def close_stale(self) -> list[str]:
-        """End as KILLED the RUNNING runs whose process is gone, or has given no sign of life for long; returns their names."""
+        """End as KILLED the RUNNING runs whose process is gone, or has given no sign of life for
+        long; returns their names."""
         closed = []
         for run in self.search("attributes.status = 'RUNNING'"):
             if heartbeat.settle(run.data.tags):
                 continue
-            self.close(run.info.run_id, "its process vanished: killed, crashed, or silent for too long")
+            self.close(
+                run.info.run_id, "its process vanished: killed, crashed, or silent for too long"
+            )
             closed.append(run.info.run_name)
         return closed
 
@@ -120,7 +130,11 @@ class Tracker:
             run = self.client.get_run(run_id) if run_id else None
         except Exception:
             return None
-        here = run and run.info.lifecycle_stage == "active" and run.info.experiment_id == self.experiment_id
+        here = (
+            run
+            and run.info.lifecycle_stage == "active"
+            and run.info.experiment_id == self.experiment_id
+        )
         return run if here else None
 
     @contextmanager
@@ -138,12 +152,16 @@ class Tracker:
 
         Args:
             name: run name in the UI.
-            tags, params: written at the start; params are short typed facts, the whole config belongs in an artifact.
+            tags, params: written at the start; params are short typed facts, the whole config
+                belongs in an artifact.
             parent: the run under which it nests.
             resume: id of an earlier run to take up again instead of starting a new one.
-            monitored: keep MLflow's system metrics (CPU, memory, GPU, disk, network), a point a minute.
+            monitored: keep MLflow's system metrics (CPU, memory, GPU, disk, network), a point a
+                minute.
         """
-        tags = {k: v for k, v in {**provenance(), **heartbeat.tags(), **(tags or {})}.items() if v != ""}
+        tags = {
+            k: v for k, v in {**provenance(), **heartbeat.tags(), **(tags or {})}.items() if v != ""
+        }
         if parent is not None:
             tags[PARENT_TAG] = parent.id
         if resume:
@@ -153,7 +171,9 @@ class Tracker:
             with contextlib.suppress(Exception):
                 self.client.delete_tag(run_id, tag_key(FAILURE_TAG))
         else:
-            run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+            run_id = self.client.create_run(
+                self.experiment_id, run_name=name, tags=tags
+            ).info.run_id
         run = Run(self, run_id, name)
         try:
             if params and not resume:
@@ -165,8 +185,12 @@ class Tracker:
             if isinstance(error, KeyboardInterrupt | CancelledError):
                 status, reason = "KILLED", "interrupted"
             else:
-                status = getattr(error, "run_status", "FAILED")  # KILLED for what was stopped on purpose
-                reason = hide_quoted(f"{type(error).__name__}: {error}".strip().splitlines()[0])[:400]
+                status = getattr(
+                    error, "run_status", "FAILED"
+                )  # KILLED for what was stopped on purpose
+                reason = hide_quoted(f"{type(error).__name__}: {error}".strip().splitlines()[0])[
+                    :400
+                ]
             with contextlib.suppress(Exception):  # the first error is the one to show
                 run.flush()
             with contextlib.suppress(Exception):
@@ -177,12 +201,14 @@ class Tracker:
         self.client.set_terminated(run_id, run.status)
 
 
-MLFLOW_BEAT = 60.0  # seconds between signs of life in MLflow itself, for those who do not see this process's file
+# seconds between signs of life in MLflow itself, for those who do not see this process's file
+MLFLOW_BEAT = 60.0
 
 
 @contextmanager
 def _beating(run: Run) -> Iterator[None]:
-    """The run's sign of life in MLflow, from a thread; a store that is away for a moment is tried again, not given up."""
+    """The run's sign of life in MLflow, from a thread; a store that is away for a moment is tried
+    again, not given up."""
     over = threading.Event()
 
     def beat() -> None:
@@ -199,13 +225,16 @@ def _beating(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _monitoring(run: Run) -> Iterator[None]:
-    """MLflow's monitor of this machine, which stops with the run; where it cannot look or write, work goes on."""
+    """MLflow's monitor of this machine, which stops with the run; where it cannot look or write,
+    work goes on."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
     monitor = None
     with contextlib.suppress(Exception):
-        monitor = SystemMetricsMonitor(run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri)
+        monitor = SystemMetricsMonitor(
+            run.id, 10, 6, resume_logging=True, tracking_uri=run.tracker.uri
+        )
         monitor.start()
     try:
         yield
@@ -216,7 +245,8 @@ def _monitoring(run: Run) -> Iterator[None]:
 
 
 class Run:
-    """A run being written. Metrics are buffered and sent in the background, in batches, with their own time stamps."""
+    """A run being written. Metrics are buffered and sent in the background, in batches, with their
+    own time stamps."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str):
         self.tracker = tracker
@@ -240,11 +270,14 @@ class Run:
         for start in range(0, len(entities), 100):
             self.tracker.client.log_batch(self.id, params=entities[start : start + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, scored: Mapping[str, str] | None = None
+    ) -> None:
         """Record finite values at ``step``; NaN is missing, not a number, and is left out.
 
         Args:
-            scored: what was scored on what, for MLflow's Models page: ``model_id``, ``dataset_name``, ``dataset_digest``.
+            scored: what was scored on what, for MLflow's Models page: ``model_id``,
+                ``dataset_name``, ``dataset_digest``.
         """
         from mlflow.entities import Metric
 
@@ -252,7 +285,9 @@ class Run:
         for name, value in metrics.items():
             value = float(value)
             if value == value and abs(value) != float("inf"):
-                self._buffer.append(Metric(metric_key(name), value, now, int(step), **(scored or {})))
+                self._buffer.append(
+                    Metric(metric_key(name), value, now, int(step), **(scored or {}))
+                )
         if len(self._buffer) >= FLUSH_AT or time.monotonic() - self._sent > FLUSH_AFTER:
             self._send()
 
@@ -264,12 +299,15 @@ class Run:
         """The run's description in the MLflow UI."""
         self.set_tags({"mlflow.note.content": markdown})
 
-    def log_dataset(self, name: str, digest: str, context: str, *, source: str = "", **profile: int) -> None:
-        """Record that a dataset was used, from where (shown in the UI's Datasets column). MLflow keeps what was said of a digest
-        first.
+    def log_dataset(
+        self, name: str, digest: str, context: str, *, source: str = "", **profile: int
+    ) -> None:
+        """Record that a dataset was used, from where (shown in the UI's Datasets column). MLflow
+        keeps what was said of a digest first.
 
         Args:
-            name: a short one: of a path, its last part counts. profile: sizes, of splits say; their sum is ``num_rows``.
+            name: a short one: of a path, its last part counts. profile: sizes, of splits say; their
+                sum is ``num_rows``.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -280,16 +318,22 @@ class Run:
             source=hide_secrets(json.dumps({"uri": source})),
             profile=json.dumps({"num_rows": sum(profile.values()), **profile}),
         )
-        self.tracker.client.log_inputs(self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        self.tracker.client.log_inputs(
+            self.id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        )
 
     def log_models(self, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> None:
         """Link LoggedModels, by id, that the run works with or has made."""
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
         if inputs:
-            self.tracker.client.log_inputs(self.id, models=[LoggedModelInput(one) for one in inputs])
+            self.tracker.client.log_inputs(
+                self.id, models=[LoggedModelInput(one) for one in inputs]
+            )
         if outputs:
-            self.tracker.client.log_outputs(self.id, [LoggedModelOutput(one, step=0) for one in outputs])
+            self.tracker.client.log_outputs(
+                self.id, [LoggedModelOutput(one, step=0) for one in outputs]
+            )
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file as an artifact, whole or not at all."""
@@ -297,7 +341,8 @@ class Run:
             self.tracker.client.log_artifact(self.id, str(path), folder)
         except OSError as error:
             raise TrackingError(
-                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error}; free some space"
+                f"cannot store {Path(path).name} in MLflow's artifacts: {error.strerror or error};"
+                " free some space"
             ) from error
 
     def log_text(self, text: str, name: str) -> None:
@@ -318,13 +363,16 @@ class Run:
         for start in range(0, len(metrics), 1000):
             chunk = metrics[start : start + 1000]
             self._pending.append((chunk, self.tracker._pool.submit(self._log, chunk)))
-        self._pending = [(c, future) for c, future in self._pending if not future.done() or future.exception()]
+        self._pending = [
+            (c, future) for c, future in self._pending if not future.done() or future.exception()
+        ]
 
     def _log(self, metrics: list[Any]) -> None:
         self.tracker.client.log_batch(self.id, metrics=metrics, synchronous=True)
 
     def flush(self) -> None:
-        """Wait until everything logged so far is in the store; what it refused before (it was away) is sent once more.
+        """Wait until everything logged so far is in the store; what it refused before (it was away)
+        is sent once more.
 
         Raises:
             TrackingError: some of it could not be written.
@@ -339,6 +387,7 @@ class Run:
                 raise
             except Exception as error:
                 raise TrackingError(
-                    f"MLflow did not take the metrics of {self.name!r}: {str(error).splitlines()[0][:200]}; "
-                    "check the store and run the command again (finished tasks are kept)"
+                    f"MLflow did not take the metrics of {self.name!r}:"
+                    f" {str(error).splitlines()[0][:200]}; check the store and run the command"
+                    " again (finished tasks are kept)"
                 ) from error

@@ -1,7 +1,8 @@
-"""A saved view of an experiment's runs in MLflow's UI: one row for each backbone and seed, one column and bar for each task.
+"""A saved view of an experiment's runs in MLflow's UI: one row for each backbone and seed, one
+column and bar for each task.
 
-MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link names one. What it holds is what the
-UI's own "Save view" writes there.
+MLflow (3.14 and later) lists such views, JSON in an experiment's tags, under "Views"; a link names
+one. What it holds is what the UI's own "Save view" writes there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ MOST = 100  # columns; MLflow takes 20,000 characters
 def save_view(client: Client, experiment_id: str) -> None:
     """Write the view of an experiment, with the tasks of its newest parent runs."""
     runs = client.search_runs([experiment_id], f"tags.`{MAIN_TAG}` != ''", max_results=200)
-    names = dict.fromkeys(metric_key(name) for run in runs for name in run.data.tags[MAIN_TAG].split(","))
+    names = dict.fromkeys(
+        metric_key(name) for run in runs for name in run.data.tags[MAIN_TAG].split(",")
+    )
     state = json.dumps(_state(list(names)[:MOST]))
     now = int(time.time() * 1000)
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode())).decode()
@@ -32,21 +35,30 @@ def save_view(client: Client, experiment_id: str) -> None:
 
 
 def runs_link(ui: str, client: Client, experiment_id: str) -> str:
-    """The address of an experiment's runs in the UI at ``ui``, in the saved view where it has one."""
+    """The address of an experiment's runs in the UI at ``ui``, in the saved view where it has
+    one."""
     saved = VIEW_TAG in client.get_experiment(experiment_id).tags
     view = f"&viewStateShareKey={VIEW}" if saved else ""
-    return f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
+    return (
+        f"{ui.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{view}"
+    )
 
 
 def _state(metrics: list[str]) -> dict[str, Any]:
     columns = ["attributes.`Dataset`", *(f"metrics.`{name}`" for name in metrics)]
     charts = [
         {
-            "type": "BAR", "uuid": f"main-{place}", "metricSectionId": "main", "metricKey": name, "displayName": name,
-            "runsCountToCompare": 20, "deleted": False, "isGenerated": False,
+            "type": "BAR",
+            "uuid": f"main-{place}",
+            "metricSectionId": "main",
+            "metricKey": name,
+            "displayName": name,
+            "runsCountToCompare": 20,
+            "deleted": False,
+            "isGenerated": False,
         }
         for place, name in enumerate(metrics)
-    ]  # fmt: skip
+    ]
     section = {"uuid": "main", "name": "Main metrics", "display": True, "isReordered": True}
     return {
         "searchFilter": f"tags.`{PREFIX}run.key` != ''",

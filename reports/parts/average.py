@@ -1,4 +1,5 @@
-"""A suite's average (``zeroshot38``): the mean of all its tasks' main metrics, of backbones that have every one of them."""
+"""A suite's average (``zeroshot38``): the mean of all its tasks' main metrics, of backbones that
+have every one of them."""
 
 from __future__ import annotations
 
@@ -17,14 +18,21 @@ TITLE_TAG = "average.title"  # of parent runs whose tasks all have a number
 
 
 def average_lines(analysis: Analysis) -> list[str]:
-    """One for each backbone whose suite has an average, with its interval and, but for the baseline, the difference to it."""
+    """One for each backbone whose suite has an average, with its interval and, but for the
+    baseline, the difference to it."""
     selection, lines = analysis.selection, []
     for name in selection.backbones:
-        whole = [run for (b, _), run in selection.parents.items() if b == name and TITLE_TAG in run.tags]
+        whole = [
+            run for (b, _), run in selection.parents.items() if b == name and TITLE_TAG in run.tags
+        ]
         if not whole:
             continue
         tasks = {one.rpartition("/")[0] for one in whole[0].tags[MAIN_TAG].split(",")}
-        columns = [c for c in selection.columns if c.task in tasks and (name, c, c.main) in analysis.samples]
+        columns = [
+            c
+            for c in selection.columns
+            if c.task in tasks and (name, c, c.main) in analysis.samples
+        ]
         if len(columns) != len(tasks):
             continue  # several protocols of a task, or only some of them were asked for
         found = _mean([Contrast((analysis.samples[name, c, c.main],)) for c in columns])
@@ -40,7 +48,10 @@ def average_lines(analysis: Analysis) -> list[str]:
 
 def _gaps(analysis: Analysis, name: str, columns: Sequence[TaskProtocol]) -> list[Contrast]:
     base = analysis.selection.baseline
-    return [contrast(analysis.samples[name, c, c.main], analysis.samples[base, c, c.main]) for c in columns]
+    return [
+        contrast(analysis.samples[name, c, c.main], analysis.samples[base, c, c.main])
+        for c in columns
+    ]
 
 
 def _mean(contrasts: Sequence[Contrast]) -> Estimate:

@@ -64,14 +64,19 @@ class _Pack:
 
 
 def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Gallery]:
-    """Galleries of all tasks that have pictures: evenly spaced images, then the worst of all, then where backbones differ most.
+    """Galleries of all tasks that have pictures: evenly spaced images, then the worst of all, then
+    where backbones differ most.
 
     Each task gets an equal share of ``budget`` (bytes); rows that do not fit are left out.
 
     Raises:
         TrackingError: a file of pictures is damaged.
     """
-    columns = [c for c in analysis.selection.columns if c.kind in KINDS and _packs(store, analysis, c, only_first=True)]
+    columns = [
+        c
+        for c in analysis.selection.columns
+        if c.kind in KINDS and _packs(store, analysis, c, only_first=True)
+    ]
     made = []
     left = budget
     for place, column in enumerate(columns):
@@ -82,7 +87,9 @@ def galleries(store: Store, analysis: Analysis, budget: int = BUDGET) -> list[Ga
     return made
 
 
-def _packs(store: Store, analysis: Analysis, column: TaskProtocol, only_first: bool = False) -> dict[str, _Pack]:
+def _packs(
+    store: Store, analysis: Analysis, column: TaskProtocol, only_first: bool = False
+) -> dict[str, _Pack]:
     packs = {}
     for backbone in analysis.selection.backbones:
         for cell in analysis.selection.cells.get((backbone, column), [])[:1]:
@@ -93,9 +100,12 @@ def _packs(store: Store, analysis: Analysis, column: TaskProtocol, only_first: b
                 files = zipfile.ZipFile(path)
                 index = json.loads(files.read("index.json"))
                 packs[backbone] = _Pack(
-                    cell.run, files, {one["name"]: one for one in index["images"]}, index["legend"] or "",
+                    cell.run,
+                    files,
+                    {one["name"]: one for one in index["images"]},
+                    index["legend"] or "",
                     {one.filename: one.file_size for one in files.infolist()},
-                )  # fmt: skip
+                )
             except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
                 raise damaged("pictures/gallery.zip", cell.run.id, cell.run.name, error) from error
             if only_first:
@@ -103,9 +113,15 @@ def _packs(store: Store, analysis: Analysis, column: TaskProtocol, only_first: b
     return packs
 
 
-def _gallery(store: Store, analysis: Analysis, column: TaskProtocol, budget: int) -> tuple[Gallery | None, int]:
+def _gallery(
+    store: Store, analysis: Analysis, column: TaskProtocol, budget: int
+) -> tuple[Gallery | None, int]:
     packs = _packs(store, analysis, column)
-    names = [name for name in next(iter(packs.values())).index if all(name in pack.index for pack in packs.values())]
+    names = [
+        name
+        for name in next(iter(packs.values())).index
+        if all(name in pack.index for pack in packs.values())
+    ]
     if not names:
         return None, 0
     scores, score_name, sign = _scores(analysis, column, list(packs), names)
@@ -128,12 +144,22 @@ def _gallery(store: Store, analysis: Analysis, column: TaskProtocol, budget: int
                 continue
             pack = packs[backbone]
             value = (
-                float(scores[backbone][place]) if backbone in scores and np.isfinite(scores[backbone][place]) else None
+                float(scores[backbone][place])
+                if backbone in scores and np.isfinite(scores[backbone][place])
+                else None
             )
-            predictions.append((backbone, Tile(_uri(pack, pack.index[name]["prediction"]), backbone, value)))
+            predictions.append(
+                (backbone, Tile(_uri(pack, pack.index[name]["prediction"]), backbone, value))
+            )
         rows.append(
-            Row(name, why, Tile(_uri(*files[0]), "image"), Tile(_uri(*files[1]), "truth"), predictions)
-        )  # fmt: skip
+            Row(
+                name,
+                why,
+                Tile(_uri(*files[0]), "image"),
+                Tile(_uri(*files[1]), "truth"),
+                predictions,
+            )
+        )
     legend = _uri(first, first.legend) if first.legend else ""
     gallery = Gallery(column, score_name, rows, legend, len(names))
     if len(rows) < len(chosen):
@@ -151,7 +177,9 @@ def _scores(
         if scores is None:
             continue
         place = {image: number for number, image in enumerate(scores.images)}
-        found[backbone] = np.array([scores.each[place[n]] if n in place else np.nan for n in names], np.float64)
+        found[backbone] = np.array(
+            [scores.each[place[n]] if n in place else np.nan for n in names], np.float64
+        )
         score_name, sign = scores.each_name, scores.each_sign
     return found, score_name, sign
 
@@ -159,7 +187,9 @@ def _scores(
 def _choose(names: list[str], scores: dict[str, np.ndarray], sign: int) -> list[tuple[str, str]]:
     """(image, why it is shown), without repeats."""
     chosen = {}
-    for place in np.unique(np.linspace(0, len(names) - 1, min(EVEN, len(names))).round().astype(int)):
+    for place in np.unique(
+        np.linspace(0, len(names) - 1, min(EVEN, len(names))).round().astype(int)
+    ):
         chosen[names[place]] = "evenly spaced"
     if scores:
         table = sign * np.stack(list(scores.values()))

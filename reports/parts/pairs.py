@@ -32,9 +32,11 @@ class Pair:
 
 
 def all_pairs(analysis: Analysis) -> dict[tuple[str, str], Pair]:
-    """(backbone, baseline) → what is known of the pair; none with fewer than three backbones or more than ``MOST``.
+    """(backbone, baseline) → what is known of the pair; none with fewer than three backbones or
+    more than ``MOST``.
 
-    All pairs hold together: each of B baselines has its own family of comparisons, judged at 5 % / B (Bonferroni).
+    All pairs hold together: each of B baselines has its own family of comparisons, judged at 5 % /
+    B (Bonferroni).
     """
     names = analysis.selection.backbones
     if not 2 < len(names) <= MOST:
@@ -48,7 +50,11 @@ def all_pairs(analysis: Analysis) -> dict[tuple[str, str], Pair]:
             told = list(turned.tasks(name).values())
             if name != base and told:
                 gain = turned.gains[name].typical if name in turned.gains else None
-                ends = (gain.value, gain.low, gain.high, gain.verdict()) if gain else (float("nan"),) * 3 + ("",)
+                ends = (
+                    (gain.value, gain.low, gain.high, gain.verdict())
+                    if gain
+                    else (float("nan"),) * 3 + ("",)
+                )
                 won, lost = told.count("win"), told.count("loss")
                 found[name, base] = Pair(name, base, *ends, won, lost, len(told) - won - lost)
     return found

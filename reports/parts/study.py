@@ -1,4 +1,5 @@
-"""A λ sweep as it is in MLflow: its trials, the best, the Pareto front, and the figures that Optuna drew of it."""
+"""A λ sweep as it is in MLflow: its trials, the best, the Pareto front, and the figures that Optuna
+drew of it."""
 
 from __future__ import annotations
 
@@ -17,13 +18,33 @@ from reports.parts.figures import Figure
 from reports.parts.provenance import read_json
 from reports.parts.tables import number
 
-STUDY_TAG = "study"  # on every run of a sweep; trials have a `trial` too, cells that were run again an `again`
+# on every run of a sweep; trials have a `trial` too, cells that were run again an `again`
+STUDY_TAG = "study"
 OBJECTIVES = {"gain": "mean gain (%)", "dense": "dense gain (%)", "zero-shot": "zero-shot gain (%)"}
-LAMBDAS = ("lambda_clip", "lambda_seg", "lambda_depth", "lambda_normal")  # in this order; others after them
+LAMBDAS = (
+    "lambda_clip",
+    "lambda_seg",
+    "lambda_depth",
+    "lambda_normal",
+)  # in this order; others after them
 # of a line of summary.json → heading
-SUMMARY = {"what": "what", "metric": "metric", "best": "best setting", "value": "value", "base": "base",
-           "baseline": "clip-ft", "confirmed": "again", "noise": "noise", "verdict": "best against base"}  # fmt: skip
-FACTS = {"suite": "suite", "storage": "storage", "git.commit": "code", "best.trial": "best trial"}  # tags → words
+SUMMARY = {
+    "what": "what",
+    "metric": "metric",
+    "best": "best setting",
+    "value": "value",
+    "base": "base",
+    "baseline": "clip-ft",
+    "confirmed": "again",
+    "noise": "noise",
+    "verdict": "best against base",
+}
+FACTS = {
+    "suite": "suite",
+    "storage": "storage",
+    "git.commit": "code",
+    "best.trial": "best trial",
+}  # tags → words
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,8 @@ class Study:
     Attributes:
         directions: objective → +1 (more is better) or -1.
         varied: parameters with more than one value, λs first.
-        summary: what the sweep says of each objective and task: best, base and clip-ft with the noise of seeds.
+        summary: what the sweep says of each objective and task: best, base and clip-ft with the
+            noise of seeds.
         figures: Optuna's.
     """
 
@@ -73,15 +95,22 @@ class Study:
         return [trial for trial in self.trials if trial.objectives]
 
     def best(self, objective: str) -> Trial | None:
-        """The trial with the best value of an objective, of those that keep the constraint where any does."""
+        """The trial with the best value of an objective, of those that keep the constraint where
+        any does."""
         there = [trial for trial in self.complete if objective in trial.objectives]
         sign = self.directions[objective]
-        return max(there, key=lambda trial: (trial.allowed, sign * trial.objectives[objective]), default=None)
+        return max(
+            there,
+            key=lambda trial: (trial.allowed, sign * trial.objectives[objective]),
+            default=None,
+        )
 
     def front(self) -> list[Trial]:
         """Trials that no other one beats in every objective (all of them finite)."""
         names = list(self.directions)
-        there = [trial for trial in self.complete if all(name in trial.objectives for name in names)]
+        there = [
+            trial for trial in self.complete if all(name in trial.objectives for name in names)
+        ]
 
         def beats(a: Trial, b: Trial) -> bool:
             gaps = [self.directions[n] * (a.objectives[n] - b.objectives[n]) for n in names]
@@ -100,16 +129,22 @@ class Study:
         objective = next(iter(self.directions))
         best = self.best(objective)
         assert best is not None
-        more = f", {len(self.front())} of them on the Pareto front" if len(self.directions) > 1 else ""
+        more = (
+            f", {len(self.front())} of them on the Pareto front" if len(self.directions) > 1 else ""
+        )
         return (
-            f"{settings(best)} is best by {objective_label(objective)} ({number(best.objectives[objective], 2)}) of "
-            f"{len(self.complete)} finished trials{more}{self._confirmed(objective)}."
+            f"{settings(best)} is best by {objective_label(objective)}"
+            f" ({number(best.objectives[objective], 2)}) of {len(self.complete)} finished"
+            f" trials{more}{self._confirmed(objective)}."
         )
 
     def _confirmed(self, objective: str) -> str:
-        """How the best trial stood against the base setting on fresh seeds, as the end of a sentence."""
+        """How the best trial stood against the base setting on fresh seeds, as the end of a
+        sentence."""
         label = objective_label(objective).removesuffix(" (%)")
-        row = next((r for r in self.summary if not r["metric"] and str(r["what"]).startswith(label)), {})
+        row = next(
+            (r for r in self.summary if not r["metric"] and str(r["what"]).startswith(label)), {}
+        )
         if row.get("best") == "base":
             return ""
         gap = row.get("confirmed")
@@ -136,21 +171,30 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
         raise TrackingError(f"no study {name!r} in the MLflow store; {instead(name, known)}")
     study = build_study(name, mine, store)
     if not study.complete:
-        raise TrackingError(f"no trial of study {name!r} is finished; continue the sweep, then report again")
+        raise TrackingError(
+            f"no trial of study {name!r} is finished; continue the sweep, then report again"
+        )
     return study
 
 
 def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
-    """A study from its runs: those tagged as trials, and the parent of all with its summary and figures."""
+    """A study from its runs: those tagged as trials, and the parent of all with its summary and
+    figures."""
     parent = next((run for run in reversed(runs) if run.tags.get("stage") == "sweep"), None)
     told = filter(None, parent.tags.get("directions", "").split(",")) if parent else ()
-    directions = {name: -1 if sign == "-1" else 1 for name, _, sign in (one.rpartition(":") for one in told)}
+    directions = {
+        name: -1 if sign == "-1" else 1 for name, _, sign in (one.rpartition(":") for one in told)
+    }
     trials: dict[tuple, Trial] = {}
     replaced = 0
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
         if "trial" not in run.tags or not run.params:
             continue
-        values = {k.removeprefix("objective/"): v for k, v in run.metrics.items() if k.startswith("objective/")}
+        values = {
+            k.removeprefix("objective/"): v
+            for k, v in run.metrics.items()
+            if k.startswith("objective/")
+        }
         finished = run.status == "FINISHED" and values
         for key in values:  # those of older sweeps, which did not say it
             directions.setdefault(key, -1 if key.rpartition("/")[2] in OLDER_LOWER else 1)
@@ -164,17 +208,36 @@ def build_study(name: str, runs: Sequence[StoredRun], store: Store) -> Study:
                 continue
         trials[cell] = trial
     found = list(trials.values())
-    varied = [n for n in _in_order({n for t in found for n in t.params}) if len({t.params.get(n) for t in found}) > 1]
-    notes = [f"{replaced} trials ran the same cell again; the newest finished one counts"] if replaced else []
+    varied = [
+        n
+        for n in _in_order({n for t in found for n in t.params})
+        if len({t.params.get(n) for t in found}) > 1
+    ]
+    notes = (
+        [f"{replaced} trials ran the same cell again; the newest finished one counts"]
+        if replaced
+        else []
+    )
     if broken := [trial for trial in found if not trial.objectives]:
-        notes.append(f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}")
-    kept = {file: read_json(store, parent, file) if parent else {} for file in ("summary.json", "plots.json")}
+        notes.append(
+            f"{len(broken)} of {len(found)} trials have no value, the first: {broken[0].state}"
+        )
+    kept = {
+        file: read_json(store, parent, file) if parent else {}
+        for file in ("summary.json", "plots.json")
+    }
     lines = [line for line in kept["summary.json"] if isinstance(line, dict)]
     figures = [
-        Figure(f"optuna-{name}-{place}", one["title"], "Drawn by Optuna.", "the table of trials has its numbers",
-               one["spec"], 300 + 60 * max(len(varied) - 2, 0))
+        Figure(
+            f"optuna-{name}-{place}",
+            one["title"],
+            "Drawn by Optuna.",
+            "the table of trials has its numbers",
+            one["spec"],
+            300 + 60 * max(len(varied) - 2, 0),
+        )
         for place, one in enumerate(kept["plots.json"])
-    ]  # fmt: skip
+    ]
     return Study(name, parent, found, directions, varied, notes, lines, figures)
 
 
@@ -186,7 +249,9 @@ def _number(text: str) -> float | str:
 
 
 def _in_order(names: Any) -> list[str]:
-    return sorted(names, key=lambda name: (LAMBDAS.index(name) if name in LAMBDAS else len(LAMBDAS), name))
+    return sorted(
+        names, key=lambda name: (LAMBDAS.index(name) if name in LAMBDAS else len(LAMBDAS), name)
+    )
 
 
 def objective_label(name: str) -> str:
@@ -208,7 +273,8 @@ def settings(trial: Trial) -> str:
 
 
 def study_frame(study: Study) -> pd.DataFrame:
-    """A row for each trial, best first, those without a value last: trial, parameters, objectives, state, run."""
+    """A row for each trial, best first, those without a value last: trial, parameters, objectives,
+    state, run."""
     names = list(study.directions)
     front = {trial.run.id for trial in study.front()} if len(names) > 1 else set()
     params = study.varied or _in_order({name for trial in study.trials for name in trial.params})
@@ -235,6 +301,13 @@ def study_frame(study: Study) -> pd.DataFrame:
 
 def summary_frame(study: Study) -> pd.DataFrame:
     """What the sweep says of each objective and task."""
-    frame = pd.DataFrame([{words: line.get(key) for key, words in SUMMARY.items()} for line in study.summary])
-    signs = [{1: " ↑", -1: " ↓"}.get(line.get("sign", 0), "") * bool(line.get("metric")) for line in study.summary]
-    return frame.assign(metric=[f"{m or ''}{sign}" for m, sign in zip(frame["metric"], signs, strict=True)])
+    frame = pd.DataFrame(
+        [{words: line.get(key) for key, words in SUMMARY.items()} for line in study.summary]
+    )
+    signs = [
+        {1: " ↑", -1: " ↓"}.get(line.get("sign", 0), "") * bool(line.get("metric"))
+        for line in study.summary
+    ]
+    return frame.assign(
+        metric=[f"{m or ''}{sign}" for m, sign in zip(frame["metric"], signs, strict=True)]
+    )

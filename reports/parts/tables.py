@@ -17,8 +17,16 @@ SECTIONS = (
     ("segmentation", "Semantic segmentation", lambda c: c.kind == "segmentation"),
     ("detection", "Detection and instance segmentation", lambda c: c.kind == "detection"),
     ("geometry", "Depth and surface normals", lambda c: c.kind in ("depth", "normals")),
-    ("classification", "Classification", lambda c: c.kind == "classification" and not c.task.endswith("/zero-shot")),
-    ("zero-shot", "Zero-shot and retrieval", lambda c: c.kind == "image-text" or c.task.endswith("/zero-shot")),
+    (
+        "classification",
+        "Classification",
+        lambda c: c.kind == "classification" and not c.task.endswith("/zero-shot"),
+    ),
+    (
+        "zero-shot",
+        "Zero-shot and retrieval",
+        lambda c: c.kind == "image-text" or c.task.endswith("/zero-shot"),
+    ),
     ("other", "Other tasks", lambda c: True),
 )
 MARKS = {"win": "▲", "loss": "▼", "tie": "=", "unknown": "?", "": ""}
@@ -29,7 +37,8 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """One column of a table: a metric of a task under one protocol, computed from so many images (0: not known)."""
+    """One column of a table: a metric of a task under one protocol, computed from so many images
+    (0: not known)."""
 
     column: TaskProtocol
     metric: str
@@ -55,14 +64,16 @@ class MetricColumn:
 
 @dataclass(frozen=True)
 class Number:
-    """What stands where a backbone meets a column, and a row of ``results.csv``; NaN where there is none.
+    """What stands where a backbone meets a column, and a row of ``results.csv``; NaN where there is
+    none.
 
     Attributes:
         low, high: of the 95 % interval.
         seeds, images: how many it is computed from; no ``images`` where their noise is not known.
         difference: to the baseline, with the interval that holds together with all others.
         detectable: the smallest difference that would be told apart in 80 % of such comparisons.
-        verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing numbers.
+        verdict: ``win``, ``loss``, ``tie``, ``unknown``, or '' for the baseline and missing
+            numbers.
         best: better than every other backbone by its interval.
         missing: why there is no number.
         runs: ids of the MLflow runs behind it.
@@ -97,7 +108,9 @@ class Number:
 
     @property
     def error(self) -> str:
-        return number(self.standard_error, self.digits) if math.isfinite(self.standard_error) else ""
+        return (
+            number(self.standard_error, self.digits) if math.isfinite(self.standard_error) else ""
+        )
 
     @property
     def interval(self) -> str:
@@ -125,7 +138,9 @@ class Table:
 
 def overview(analysis: Analysis) -> Table:
     """Every task's main metric."""
-    heads = [_head(analysis, column, column.main) for column in analysis.selection.columns if column.main]
+    heads = [
+        _head(analysis, column, column.main) for column in analysis.selection.columns if column.main
+    ]
     return _table(analysis, "overview", "At a glance", heads, analysis.selection.backbones)
 
 
@@ -136,12 +151,14 @@ def sections(analysis: Analysis) -> list[Table]:
     for name, title, fits in SECTIONS:
         mine = [column for column in left if fits(column)]
         left = [column for column in left if column not in mine]
-        # without metrics that no backbone has (mask mAP of a box detector), unless it is the main one
+        # without metrics that no backbone has (mask mAP of a box detector), unless it is the main
+        # one
         heads = [
             _head(analysis, column, metric)
             for column in mine
             for metric in shown_metrics(column)
-            if metric == column.main or any((b, column, metric) in analysis.estimates for b in names)
+            if metric == column.main
+            or any((b, column, metric) in analysis.estimates for b in names)
         ]
         if heads:
             tables.append(_table(analysis, name, title, heads, names))
@@ -149,10 +166,12 @@ def sections(analysis: Analysis) -> list[Table]:
 
 
 def experts_table(analysis: Analysis) -> Table | None:
-    """The role of experts: the baseline and every ``cliptex…`` variant with the experts it was trained with; None when there are
-    not two variants."""
+    """The role of experts: the baseline and every ``cliptex…`` variant with the experts it was
+    trained with; None when there are not two variants."""
     selection = analysis.selection
-    variants = [name for name in selection.backbones if name.split("@")[0].split("-")[0] == "cliptex"]
+    variants = [
+        name for name in selection.backbones if name.split("@")[0].split("-")[0] == "cliptex"
+    ]
     if len(variants) < 2:
         return None
     experts = {name: _experts(analysis, name) for name in variants}
@@ -160,7 +179,9 @@ def experts_table(analysis: Analysis) -> Table | None:
     names = ([selection.baseline] if selection.baseline not in variants else []) + variants
     heads = [_head(analysis, column, column.main) for column in selection.columns if column.main]
     table = _table(analysis, "experts", "Role of experts", heads, names)
-    table.marks = {name: "experts: " + (" + ".join(experts.get(name, ())) or "none") for name in names}
+    table.marks = {
+        name: "experts: " + (" + ".join(experts.get(name, ())) or "none") for name in names
+    }
     return table
 
 
@@ -172,8 +193,12 @@ def _experts(analysis: Analysis, name: str) -> tuple[str, ...]:
     return tuple(part for part in suffix.split("-") if part in EXPERTS) or EXPERTS
 
 
-def _table(analysis: Analysis, name: str, title: str, heads: list[MetricColumn], backbones: Sequence[str]) -> Table:
-    return Table(name, title, heads, [(b, [_number(analysis, b, head) for head in heads]) for b in backbones])
+def _table(
+    analysis: Analysis, name: str, title: str, heads: list[MetricColumn], backbones: Sequence[str]
+) -> Table:
+    return Table(
+        name, title, heads, [(b, [_number(analysis, b, head) for head in heads]) for b in backbones]
+    )
 
 
 def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
@@ -190,13 +215,28 @@ def _number(analysis: Analysis, backbone: str, head: MetricColumn) -> Number:
         return Number(**what, direction=head.sign, missing=why, runs=runs)
     told: dict[str, Any] = {}
     if (gap := analysis.differences.get(key)) is not None:
-        told = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high,
-                "detectable": gap.detectable(), "verdict": gap.verdict(head.sign)}  # fmt: skip
+        told = {
+            "difference": gap.value,
+            "difference_low": gap.low,
+            "difference_high": gap.high,
+            "detectable": gap.detectable(),
+            "verdict": gap.verdict(head.sign),
+        }
     return Number(
-        **what, direction=head.sign, value=found.value, low=found.low, high=found.high, standard_error=found.error,
-        seeds=found.seeds, images=found.images, best=analysis.best(head.column, head.metric) == backbone, runs=runs,
-        absent=tuple(s for s in selection.seeds[backbone] if s not in analysis.samples[key].seeds), digits=head.digits, **told,
-    )  # fmt: skip
+        **what,
+        direction=head.sign,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        standard_error=found.error,
+        seeds=found.seeds,
+        images=found.images,
+        best=analysis.best(head.column, head.metric) == backbone,
+        runs=runs,
+        absent=tuple(s for s in selection.seeds[backbone] if s not in analysis.samples[key].seeds),
+        digits=head.digits,
+        **told,
+    )
 
 
 def _head(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn:
@@ -205,7 +245,8 @@ def _head(analysis: Analysis, column: TaskProtocol, metric: str) -> MetricColumn
 
 
 def digits(estimates: Sequence[Estimate]) -> int:
-    """Decimals of a column: two figures of its typical uncertainty, between one and three; without one, of its size."""
+    """Decimals of a column: two figures of its typical uncertainty, between one and three; without
+    one, of its size."""
     widths = [(e.high - e.low) / 2 for e in estimates if e.known and e.high > e.low]
     if widths:
         return int(np.clip(1 - math.floor(math.log10(float(np.median(widths)))), 1, 3))

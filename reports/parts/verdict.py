@@ -19,8 +19,8 @@ class Verdict:
     """What the report says first.
 
     Attributes:
-        tone: ``better`` or ``worse`` where the interval of the mean gain leaves out zero, ``mixed`` where only single tasks are
-            decided, ``open`` (nothing can be told) or ``alone``.
+        tone: ``better`` or ``worse`` where the interval of the mean gain leaves out zero, ``mixed``
+            where only single tasks are decided, ``open`` (nothing can be told) or ``alone``.
         headline: one sentence.
         lines: one sentence for each backbone.
     """
@@ -31,33 +31,48 @@ class Verdict:
 
 
 def verdict(analysis: Analysis) -> Verdict:
-    """Judge every backbone against the baseline; the headline is about the one with the highest mean gain.
+    """Judge every backbone against the baseline; the headline is about the one with the highest
+    mean gain.
 
-    All of it is judged at ``analysis.level``, whichever backbone is looked at after the numbers are known.
+    All of it is judged at ``analysis.level``, whichever backbone is looked at after the numbers are
+    known.
     """
     selection = analysis.selection
     base = selection.baseline
     others = [name for name in selection.backbones if name != base]
     if not others:
-        tasks = len({column.base for column in selection.columns if (base, column) in selection.cells})
+        tasks = len(
+            {column.base for column in selection.columns if (base, column) in selection.cells}
+        )
         return Verdict(
-            "alone", f"Only {base} has results ({count(tasks, 'task')}): nothing to compare it with yet.", []
+            "alone",
+            f"Only {base} has results ({count(tasks, 'task')}): nothing to compare it with yet.",
+            [],
         )
     judged = {name: list(analysis.tasks(name).values()) for name in others}
-    common = [c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)]
-    leader = max(others, key=lambda name: (_gain(analysis, name, common), judged[name].count("win")))
+    common = [
+        c for c in selection.columns if all((name, c) in analysis.task_gains for name in others)
+    ]
+    leader = max(
+        others, key=lambda name: (_gain(analysis, name, common), judged[name].count("win"))
+    )
     tones = {name: _tone(analysis, name, judged[name]) for name in others}
     tone = tones[leader]
     lines = [_line(analysis, name) for name in others]
     if set(tones.values()) == {"open"} and len(others) > 1:
         compared = max(map(len, judged.values()))
         best = f"; highest is {leader}: {words}" if (words := _gain_words(analysis, leader)) else ""
-        return Verdict(tone, f"No backbone can be told from {base} on any of {count(compared, 'task')}{best}.", lines)
+        return Verdict(
+            tone,
+            f"No backbone can be told from {base} on any of {count(compared, 'task')}{best}.",
+            lines,
+        )
     return Verdict(tone, _headline(analysis, leader, tone, common), lines)
 
 
 def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> float:
-    """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else over its own."""
+    """Mean gain over the tasks that all have (gains over different tasks cannot be compared), else
+    over its own."""
     if common:
         gains = np.array([[analysis.task_gains[name, column].value] for column in common])
         return float(interquartile_mean(by_task([column.base for column in common]) @ gains)[0])
@@ -66,7 +81,9 @@ def _gain(analysis: Analysis, name: str, common: Sequence[TaskProtocol]) -> floa
 
 def _tone(analysis: Analysis, name: str, told: Sequence[str]) -> str:
     overall = analysis.gains[name].typical.verdict() if name in analysis.gains else "unknown"
-    return {"win": "better", "loss": "worse"}.get(overall, "mixed" if {"win", "loss"} & set(told) else "open")
+    return {"win": "better", "loss": "worse"}.get(
+        overall, "mixed" if {"win", "loss"} & set(told) else "open"
+    )
 
 
 def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskProtocol]) -> str:
@@ -83,17 +100,22 @@ def _headline(analysis: Analysis, name: str, tone: str, common: Sequence[TaskPro
     wins, losses, tasks = told.count("win"), told.count("loss"), count(len(told), "task")
     if wins:
         words = (
-            f"{best} is better than {base} on {wins} of {tasks} and {f'worse on {losses}' if losses else 'loses none'}"
+            f"{best} is better than {base} on {wins} of {tasks} and"
+            f" {f'worse on {losses}' if losses else 'loses none'}"
         )
     elif losses:
         words = f"{best} is worse than {base} on {losses} of {tasks} and better on none"
     elif tone in ("better", "worse"):
-        words = f"{best} is {tone} than {base} on average, and cannot be told from it on any single one of {tasks}"
+        words = (
+            f"{best} is {tone} than {base} on average, and cannot be told from it on any single one"
+            f" of {tasks}"
+        )
     else:
         words = f"{best} cannot be told from {base} on any of {tasks}"
     seeds = analysis.selection.seeds
     one = min(len(seeds[name]), len(seeds[base])) == 1
-    return f"{words}{'; ' + gain if gain else ''}{'; one seed, so without the noise of training' if one else ''}."
+    caveat = "; one seed, so without the noise of training" if one else ""
+    return f"{words}{'; ' + gain if gain else ''}{caveat}."
 
 
 def _gain_words(analysis: Analysis, name: str) -> str:
@@ -106,8 +128,15 @@ def gain_words(gain: Gain) -> str:
     """Interquartile mean, interval, plain mean, probability of improvement."""
     found = gain.typical
     text = f"{number(found.value, 1, True)} %"
-    text += f" ({number(found.low, 1, True)} to {number(found.high, 1, True)})" if found.known else " (no interval)"
-    return f"{text}, plain mean {number(gain.mean.value, 1, True)} %, better in {100 * gain.improvement:.0f} % of runs"
+    text += (
+        f" ({number(found.low, 1, True)} to {number(found.high, 1, True)})"
+        if found.known
+        else " (no interval)"
+    )
+    return (
+        f"{text}, plain mean {number(gain.mean.value, 1, True)} %, better in"
+        f" {100 * gain.improvement:.0f} % of runs"
+    )
 
 
 def _left(analysis: Analysis, name: str, gain: Gain) -> str:
@@ -117,34 +146,52 @@ def _left(analysis: Analysis, name: str, gain: Gain) -> str:
 
 def _line(analysis: Analysis, name: str) -> str:
     told = analysis.tasks(name)
-    words = {"win": "better on", "loss": "worse on", "tie": "undecided", "unknown": "without a verdict"}
+    words = {
+        "win": "better on",
+        "loss": "worse on",
+        "tie": "undecided",
+        "unknown": "without a verdict",
+    }
     parts = []
     for key, word in words.items():
         tasks = [task for task, found in told.items() if found == key]
         if tasks:
-            parts.append(f"{word} {_list(tasks)}" if key in ("win", "loss") else f"{len(tasks)} {word}")
+            parts.append(
+                f"{word} {_list(tasks)}" if key in ("win", "loss") else f"{len(tasks)} {word}"
+            )
     gain = _gain_words(analysis, name)
     return f"{name}: {'; '.join(parts) or 'no task in common'}{'; ' + gain if gain else ''}."
 
 
 def power_lines(analysis: Analysis) -> list[str]:
-    """The smallest difference that each task's images and seeds tell apart (typical over backbones), and what would decide the
-    rest."""
+    """The smallest difference that each task's images and seeds tell apart (typical over
+    backbones), and what would decide the rest."""
     lines = []
     for column in analysis.selection.columns:
-        found = {b: analysis.differences.get((b, column, column.main)) for b in analysis.selection.backbones}
+        found = {
+            b: analysis.differences.get((b, column, column.main))
+            for b in analysis.selection.backbones
+        }
         gaps = {name: gap for name, gap in found.items() if gap is not None and gap.known}
         if not gaps:
             continue
-        images, seeds = (sorted({getattr(gap, name) for gap in gaps.values()}) for name in ("images", "seeds"))
+        images, seeds = (
+            sorted({getattr(gap, name) for gap in gaps.values()}) for name in ("images", "seeds")
+        )
         fewest = f"{seeds[0]} to " if len(seeds) > 1 else ""
-        have = f"{count(images[0], 'image') if images[0] else 'unknown noise of images'} and {fewest}{count(seeds[-1], 'seed')}"
+        have = (
+            f"{count(images[0], 'image') if images[0] else 'unknown noise of images'} and"
+            f" {fewest}{count(seeds[-1], 'seed')}"
+        )
         size = (
-            f"{np.median([gap.detectable() for gap in gaps.values()]):.2g} {column.metric(column.main).unit}".rstrip()
+            f"{np.median([gap.detectable() for gap in gaps.values()]):.2g}"
+            f" {column.metric(column.main).unit}".rstrip()
         )
         line = f"{column.title}: {have} tell {size} apart in 80 % of such comparisons"
         if rest := [
-            f"{name} {_would_decide(gap)}" for name, gap in gaps.items() if gap.value and gap.verdict() == "tie"
+            f"{name} {_would_decide(gap)}"
+            for name, gap in gaps.items()
+            if gap.value and gap.verdict() == "tie"
         ]:
             line += f"; undecided, and decided if differences stay as they are: {', '.join(rest)}"
         lines.append(line + ".")

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 def render(report: Report) -> str:
     """The whole page as text.
 
-    Plotly (4.8 MB) is embedded once, gzipped (1.4 MB), and unpacked by the browser; the tables are plain HTML and need no script.
+    Plotly (4.8 MB) is embedded once, gzipped (1.4 MB), and unpacked by the browser; the tables are
+    plain HTML and need no script.
     """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     environment.filters |= {
         "number": number,
         "count": count,
@@ -39,18 +43,26 @@ def render(report: Report) -> str:
         "sums": summary_frame,
     }
     environment.globals |= {
-        "run_link": functools.partial(run_link, report.ui_url), "runs_link": functools.partial(runs_link, report),
-        "interval": interval, "ACROSS": ACROSS,
+        "run_link": functools.partial(run_link, report.ui_url),
+        "runs_link": functools.partial(runs_link, report),
+        "interval": interval,
+        "ACROSS": ACROSS,
         "figure_json": _script_safe({figure.id: figure.spec for figure in report.figures()}),
-    }  # fmt: skip
+    }
     template = environment.get_template("page.html.j2")
     plotly = _plotly() if report.figures() else ""
-    return template.render(report=report, style=_source("style.css"), script=_source("script.js"), plotly=plotly)
+    return template.render(
+        report=report, style=_source("style.css"), script=_source("script.js"), plotly=plotly
+    )
 
 
 def run_link(ui_url: str, run: StoredRun) -> str:
     """Address of a run in MLflow's UI, '' where no UI is given."""
-    return f"{ui_url.rstrip('/')}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}" if ui_url else ""
+    return (
+        f"{ui_url.rstrip('/')}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+        if ui_url
+        else ""
+    )
 
 
 def runs_link(report: Report, ids: tuple[str, ...]) -> str:
@@ -61,7 +73,8 @@ def runs_link(report: Report, ids: tuple[str, ...]) -> str:
     if len(runs) == 1:
         return run_link(report.ui_url, runs[0])
     asked = json.dumps(list(ids)), json.dumps(sorted({run.experiment_id for run in runs}))
-    return f"{report.ui_url.rstrip('/')}/#/compare-runs?runs={quote(asked[0])}&experiments={quote(asked[1])}"
+    query = f"runs={quote(asked[0])}&experiments={quote(asked[1])}"
+    return f"{report.ui_url.rstrip('/')}/#/compare-runs?{query}"
 
 
 def _script_safe(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Intervals over seeds × images, and what they can tell apart.
 
-The variance of a mean over S seeds on N images has three parts: what seeds share over images (σ_s² / S), what images share over
-seeds (σ_i² / N), and what is of one seed on one image (σ_si² / SN). The spread between seeds holds the first and the third, the
-bootstrap of images the second and the third; so the third is taken once from the bootstrap's (the mean square of how each seed's
-resamples depart from the mean's). docs/statistics.md has the derivation, and how often the intervals cover.
+The variance of a mean over S seeds on N images has three parts: what seeds share over images (σ_s²
+/ S), what images share over seeds (σ_i² / N), and what is of one seed on one image (σ_si² / SN).
+The spread between seeds holds the first and the third, the bootstrap of images the second and the
+third; so the third is taken once from the bootstrap's (the mean square of how each seed's resamples
+depart from the mean's). docs/statistics.md has the derivation, and how often the intervals cover.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Estimate:
         return replace(self, level=level)
 
     def verdict(self, sign: int = 1) -> str:
-        """``win``, ``loss`` or ``tie``: a difference counts only when its interval leaves out zero; ``unknown`` without one,
-        and on fewer than ``FEW`` images.
+        """``win``, ``loss`` or ``tie``: a difference counts only when its interval leaves out zero;
+        ``unknown`` without one, and on fewer than ``FEW`` images.
 
         Args:
             sign: +1 where more is better, else -1.
@@ -103,11 +104,15 @@ class Estimate:
         return "win" if self.value * sign > 0 else "loss"
 
     def detectable(self) -> float:
-        """The smallest difference that is told from none with probability ``POWER``, with this noise at this level."""
-        return self.reach + float(special.ndtri(POWER)) * float(np.sqrt(sum(part.variance for part in self.parts)))
+        """The smallest difference that is told from none with probability ``POWER``, with this
+        noise at this level."""
+        return self.reach + float(special.ndtri(POWER)) * float(
+            np.sqrt(sum(part.variance for part in self.parts))
+        )
 
     def seeds_to_decide(self) -> int | None:
-        """How many seeds would decide a difference of this size; None where even ``MOST_SEEDS`` would not."""
+        """How many seeds would decide a difference of this size; None where even ``MOST_SEEDS``
+        would not."""
         for seeds in range(self.seeds + 1, MOST_SEEDS + 1):
             parts = [
                 Part(part.variance * part.seeds / seeds, seeds - 1, seeds) if part.seeds else part
@@ -121,9 +126,10 @@ class Estimate:
 def half_width(parts: Sequence[Part], level: float) -> float:
     """Half of the width of an interval that misses with probability ``level``.
 
-    Between two bounds that are both exact for a single part: quantiles added in quadrature (never too narrow, a little too wide
-    where parts are alike) and Welch and Satterthwaite's degrees of freedom (too narrow far out, where a spread over few seeds is
-    small by luck). At 5 % Welch counts by how much of the variance is not of the largest group of seeds; the smaller the level,
+    Between two bounds that are both exact for a single part: quantiles added in quadrature (never
+    too narrow, a little too wide where parts are alike) and Welch and Satterthwaite's degrees of
+    freedom (too narrow far out, where a spread over few seeds is small by luck). At 5 % Welch
+    counts by how much of the variance is not of the largest group of seeds; the smaller the level,
     the less.
     """
     found = [(part.variance, part.df) for part in parts if part.variance > 0]
@@ -132,7 +138,9 @@ def half_width(parts: Sequence[Part], level: float) -> float:
     variances, freedom = np.array(found).T
     total = variances.sum()
     safe = np.sqrt(np.sum(variances * special.stdtrit(freedom, 1 - level / 2) ** 2))
-    welch = np.sqrt(total) * special.stdtrit(total**2 / np.sum(variances**2 / freedom), 1 - level / 2)
+    welch = np.sqrt(total) * special.stdtrit(
+        total**2 / np.sum(variances**2 / freedom), 1 - level / 2
+    )
     largest = max((part.variance for part in parts if part.seeds), default=0.0)
     share = min(20 * level, 1.0) * (1 - largest / total)
     return float(share * welch + (1 - share) * safe)
@@ -144,14 +152,18 @@ def estimate(sample: Sample) -> Estimate:
 
 
 def combine(
-    contrasts: Sequence[Contrast], formula: Formula = lambda values: values[0], around: np.ndarray | None = None
+    contrasts: Sequence[Contrast],
+    formula: Formula = lambda values: values[0],
+    around: np.ndarray | None = None,
 ) -> Estimate:
     """``formula`` of contrasts, with the noise of seeds and images that they share.
 
-    A contrast without resamples, or with one seed, adds nothing of that noise; the others keep theirs.
+    A contrast without resamples, or with one seed, adds nothing of that noise; the others keep
+    theirs.
 
     Args:
-        around: (T,) values of the contrasts at which noise is looked at, where that matters for ``formula``; default: their own.
+        around: (T,) values of the contrasts at which noise is looked at, where that matters for
+            ``formula``; default: their own.
     """
     means = np.array([[one.value] for one in contrasts])
     value = float(formula(means)[0])
@@ -176,8 +188,8 @@ def deviations(contrasts: Sequence[Contrast]) -> np.ndarray:
 
 
 def _groups(contrasts: Sequence[Contrast]) -> list[dict[int, Sample]]:
-    """Samples with several seeds that are drawn together, by the place of their contrast: those that are paired, and each side
-    of those that are not."""
+    """Samples with several seeds that are drawn together, by the place of their contrast: those
+    that are paired, and each side of those that are not."""
     groups: dict[tuple[int, int], dict[int, Sample]] = {}
     for place, one in enumerate(contrasts):
         if one.seeds > 1:
@@ -189,8 +201,8 @@ def _groups(contrasts: Sequence[Contrast]) -> list[dict[int, Sample]]:
 def _of_seeds(group: dict[int, Sample], means: np.ndarray, formula: Formula) -> tuple[Part, float]:
     """The noise of a group's seeds, and how much of it the images' noise holds, too.
 
-    Each seed moves all contrasts that it is in at once. Where seeds are missing in some, the others' deviations are enlarged so
-    that each contrast has the variance of its own.
+    Each seed moves all contrasts that it is in at once. Where seeds are missing in some, the
+    others' deviations are enlarged so that each contrast has the variance of its own.
     """
     value = float(formula(means)[0])
     seeds = sorted(set().union(*(sample.seeds for sample in group.values())))

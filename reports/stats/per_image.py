@@ -1,6 +1,8 @@
-"""Per-image scores → a task's metrics over any resample of images, as the probe computes them over all.
+"""Per-image scores → a task's metrics over any resample of images, as the probe computes them over
+all.
 
-Retrieval keeps the ranks found among all images and captions: the query is resampled, the gallery stays whole.
+Retrieval keeps the ranks found among all images and captions: the query is resampled, the gallery
+stays whole.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from reports.stats.average_precision import Matches, image_f1
 
 Weights = np.ndarray
 OLDER_DETECTIONS = "detections.json.gz"  # a COCO result list, of older stores
-DETECTION_WORK = 1_000_000  # right detections over all IoU thresholds × resamples: a fifth of a second
+DETECTION_WORK = (
+    1_000_000  # right detections over all IoU thresholds × resamples: a fifth of a second
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class ImageScores:
 
     Attributes:
         images: names, sorted; the columns of weights.
-        metrics: metric → function from weights (R, N), how often each image is in each resample, to values (R,).
+        metrics: metric → function from weights (R, N), how often each image is in each resample, to
+            values (R,).
         each: (N,) one score an image, to choose pictures by; NaN where it has none.
         each_name, each_sign: its name, and +1 where higher is better.
         most_resamples: more resamples than this would take too long.
@@ -84,7 +89,16 @@ def load_scores(store: Store, run: StoredRun, kind: str) -> ImageScores | None:
         elif found is not None:
             detections = _arrays(found, TYPES)
         return image_scores(kind, arrays, detections)
-    except (ValueError, TypeError, OSError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        KeyError,
+        IndexError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise damaged(path.name, run.id, run.name, error) from error
 
 
@@ -93,7 +107,9 @@ def _arrays(path: Path, wanted: Container[str] | None = None) -> dict[str, np.nd
         return {name: stored[name] for name in stored.files if wanted is None or name in wanted}
 
 
-def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns | None = None) -> ImageScores | None:
+def image_scores(
+    kind: str, arrays: dict[str, np.ndarray], detections: Columns | None = None
+) -> ImageScores | None:
     """See ``ImageScores``; None for a kind that keeps nothing per image.
 
     Args:
@@ -103,7 +119,10 @@ def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns |
     arrays = {name: values for name, values in arrays.items() if name != "classes"}
     order = np.argsort(arrays["image"], kind="stable")
     count = len(order)
-    arrays = {name: values[order] if values.shape[:1] == (count,) else values for name, values in arrays.items()}
+    arrays = {
+        name: values[order] if values.shape[:1] == (count,) else values
+        for name, values in arrays.items()
+    }
     images = tuple(str(name) for name in arrays["image"])
     build = {
         "depth": _depth,
@@ -117,13 +136,20 @@ def image_scores(kind: str, arrays: dict[str, np.ndarray], detections: Columns |
         return build[kind](images, arrays)
     scores = _detection(images, arrays, detections) if kind == "detection" else None
     scores = _segmentation(images, arrays) if kind == "segmentation" else scores
-    if scores is None or scores.classes is None or named is None or len(named) != len(scores.classes.names):
+    if (
+        scores is None
+        or scores.classes is None
+        or named is None
+        or len(named) != len(scores.classes.names)
+    ):
         return scores
     return replace(scores, classes=replace(scores.classes, names=tuple(map(str, named))))
 
 
 def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
-    hit, predicted, true = (arrays[name].astype(np.float64) for name in ("intersection", "prediction", "label"))
+    hit, predicted, true = (
+        arrays[name].astype(np.float64) for name in ("intersection", "prediction", "label")
+    )
 
     def iou(weights: Weights) -> np.ndarray:
         return _nanmean(_ratio(weights @ hit, weights @ (predicted + true - hit)))
@@ -136,7 +162,11 @@ def _segmentation(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> Ima
 
     each = _nanmean(_ratio(hit, predicted + true - hit))
     classes = _classes("IoU", true, _ratio(hit.sum(axis=0), (predicted + true - hit).sum(axis=0)))
-    metrics: dict[str, Callable[[Weights], np.ndarray]] = {"mIoU": iou, "mAcc": accuracy, "aAcc": overall}
+    metrics: dict[str, Callable[[Weights], np.ndarray]] = {
+        "mIoU": iou,
+        "mAcc": accuracy,
+        "aAcc": overall,
+    }
     return ImageScores(images, metrics, each, "mIoU of the image", 1, classes=classes)
 
 
@@ -152,24 +182,32 @@ def _depth(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScore
 
 def _normals(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
     shares = [name for name in arrays if name.startswith("normal_") and name != "normal_median"]
-    metrics = {name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in shares}
+    metrics = {
+        name: _weighted(arrays[name], arrays["pixels"].astype(np.float64)) for name in shares
+    }
     metrics["normal_image_mean"] = _weighted(arrays["normal_mean"], np.ones(len(images)))
-    if "error_histogram" in arrays:  # the median over all pixels does not follow from the images' medians
+    if (
+        "error_histogram" in arrays
+    ):  # the median over all pixels does not follow from the images' medians
         metrics["normal_median"] = _histogram_median(arrays["error_histogram"].astype(np.float32))
     return ImageScores(images, metrics, arrays["normal_mean"], "normal_mean", -1)
 
 
 def _histogram_median(counts: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """The median error in degrees of all pixels of a resample, from (N, bins) pixels by error, in bins of equal width over
-    [0°, 180°]; within a bin they lie evenly."""
+    """The median error in degrees of all pixels of a resample, from (N, bins) pixels by error, in
+    bins of equal width over [0°, 180°]; within a bin they lie evenly."""
 
     def median(weights: Weights) -> np.ndarray:
         so_far = np.cumsum(weights.astype(np.float32) @ counts, axis=1, dtype=np.float64)
         half = so_far[:, -1:] / 2
         place = np.minimum((so_far < half).sum(axis=1, keepdims=True), counts.shape[1] - 1)
         above = np.take_along_axis(so_far, place, axis=1)
-        below = np.where(place > 0, np.take_along_axis(so_far, np.maximum(place - 1, 0), axis=1), 0.0)
-        within = np.divide(half - below, above - below, out=np.full(half.shape, np.nan), where=above > below)
+        below = np.where(
+            place > 0, np.take_along_axis(so_far, np.maximum(place - 1, 0), axis=1), 0.0
+        )
+        within = np.divide(
+            half - below, above - below, out=np.full(half.shape, np.nan), where=above > below
+        )
         return (place + within)[:, 0] * 180 / counts.shape[1]
 
     return median
@@ -187,13 +225,17 @@ def _classification(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
     return ImageScores(images, metrics, -rank.astype(np.float64), "rank of the true class", 1)
 
 
-def _by_class(hit: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> dict[str, Callable[[Weights], np.ndarray]]:
+def _by_class(
+    hit: np.ndarray, label: np.ndarray, prediction: np.ndarray
+) -> dict[str, Callable[[Weights], np.ndarray]]:
     """Mean per-class recall and macro F1 over the classes that a resample has."""
     shape = len(label), 1 + int(max(label.max(), prediction.max()))
 
     def counted(weights: Weights, classes: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(R, classes): the weighted sum of the images of each class."""
-        return weights @ csr_array((values.astype(np.float64), (np.arange(len(classes)), classes)), shape)
+        return weights @ csr_array(
+            (values.astype(np.float64), (np.arange(len(classes)), classes)), shape
+        )
 
     ones = np.ones(len(label))
 
@@ -211,7 +253,9 @@ def _by_class(hit: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> dic
 def _worst(hit: np.ndarray, member: np.ndarray) -> Callable[[Weights], np.ndarray]:
     """The least share of hits of a group, of those that a resample has."""
     hit, member = hit.astype(np.float64), member.astype(np.float64)
-    return lambda weights: np.nanmin(np.nan_to_num(_ratio(weights @ hit, weights @ member), nan=np.inf), axis=1)
+    return lambda weights: np.nanmin(
+        np.nan_to_num(_ratio(weights @ hit, weights @ member), nan=np.inf), axis=1
+    )
 
 
 def _association(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> ImageScores:
@@ -225,7 +269,9 @@ def _correspondence(images: tuple[str, ...], arrays: dict[str, np.ndarray]) -> I
     """The images are pairs."""
     points = arrays["points"].astype(np.float64)
     share = {name: _ratio(arrays[f"right_{name}"], points) for name in ("0.05", "0.1")}
-    metrics = {f"PCK@{name}": _weighted(share[name], np.ones(len(images))) for name in ("0.1", "0.05")}
+    metrics = {
+        f"PCK@{name}": _weighted(share[name], np.ones(len(images))) for name in ("0.1", "0.05")
+    }
     metrics["PCK@0.1_point"] = _weighted(share["0.1"], points)
     return ImageScores(images, metrics, share["0.1"], "share of right keypoints", 1)
 
@@ -270,7 +316,8 @@ def _mean_precision(matches: Matches) -> Callable[[Weights], np.ndarray]:
 
 
 def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.ndarray]:
-    """Mean of the images' values weighted by ``size``; images whose value is NaN are left out, as the probes do."""
+    """Mean of the images' values weighted by ``size``; images whose value is NaN are left out, as
+    the probes do."""
     known = ~np.isnan(values) & (size > 0)
     weight = np.where(known, size, 0.0)
     product = np.where(known, values, 0.0) * weight
@@ -283,7 +330,9 @@ def _weighted(values: np.ndarray, size: np.ndarray) -> Callable[[Weights], np.nd
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Percent; NaN where there is nothing below."""
-    return np.divide(100 * above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+    return np.divide(
+        100 * above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0
+    )
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

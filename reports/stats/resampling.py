@@ -1,7 +1,8 @@
 """Images and seeds resampled: what every interval of a report is computed from.
 
-Images are drawn with replacement, and the metric is computed of each resample whole (mIoU from summed areas, AP from pooled
-detections – never the mean of single images' scores). All backbones, and all tasks on the same images, see the same resamples,
+Images are drawn with replacement, and the metric is computed of each resample whole (mIoU from
+summed areas, AP from pooled detections – never the mean of single images' scores). All backbones,
+and all tasks on the same images, see the same resamples,
 and a seed is the same seed for all of them: so a difference is *paired* in both.
 """
 
@@ -40,12 +41,15 @@ class Sample:
         return Sample(tuple(seeds), self.values[places], resamples, self.images)
 
     def minus(self, other: Sample) -> Sample:
-        """The difference seed by seed (both have the same) on the same resamples; without any where one side has none."""
+        """The difference seed by seed (both have the same) on the same resamples; without any where
+        one side has none."""
         mine, theirs = self.resamples, other.resamples
         if mine is None or theirs is None or self.images != other.images:
             return Sample(self.seeds, self.values - other.values)
         count = min(mine.shape[1], theirs.shape[1])
-        return Sample(self.seeds, self.values - other.values, mine[:, :count] - theirs[:, :count], self.images)
+        return Sample(
+            self.seeds, self.values - other.values, mine[:, :count] - theirs[:, :count], self.images
+        )
 
     def times(self, factor: float) -> Sample:
         """In another unit."""
@@ -55,10 +59,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What an interval is about: the sum of one or two samples. Each sample's seeds are independent of the other's.
+    """What an interval is about: the sum of one or two samples. Each sample's seeds are independent
+    of the other's.
 
-    One sample is a number, or a difference whose two sides have seeds in common; two samples are a difference whose sides were
-    made with other seeds, the second one negative.
+    One sample is a number, or a difference whose two sides have seeds in common; two samples are a
+    difference whose sides were made with other seeds, the second one negative.
     """
 
     samples: tuple[Sample, ...]
@@ -82,8 +87,8 @@ class Contrast:
         return self.images > 1 or self.seeds > 1
 
     def deviations(self) -> np.ndarray | None:
-        """(R,) what resampling the images adds to the value, scaled by √(N / (N − 1)) (the bootstrap's shortfall; Efron,
-        Tibshirani 1993, section 5.3)."""
+        """(R,) what resampling the images adds to the value, scaled by √(N / (N − 1)) (the
+        bootstrap's shortfall; Efron, Tibshirani 1993, section 5.3)."""
         if self.images < 2:
             return None
         found = [s.resamples.mean(axis=0) for s in self.samples if s.resamples is not None]
@@ -99,8 +104,9 @@ class Contrast:
 def contrast(mine: Sample, other: Sample) -> Contrast:
     """``mine`` - ``other``: value and noise come from the same seeds.
 
-    Seeds that both have are paired when there are several. Otherwise the sides are independent where each has several, and else
-    compared at one seed (in common where there is one), whose noise is then not known.
+    Seeds that both have are paired when there are several. Otherwise the sides are independent
+    where each has several, and else compared at one seed (in common where there is one), whose
+    noise is then not known.
     """
     shared = sorted(set(mine.seeds) & set(other.seeds))
     several = min(len(mine.seeds), len(other.seeds)) > 1
@@ -113,7 +119,8 @@ def contrast(mine: Sample, other: Sample) -> Contrast:
 
 
 def image_weights(images: Sequence[str], resamples: int = RESAMPLES) -> np.ndarray:
-    """(R, N) float32: how often each image is in each resample. The same images give the same resamples."""
+    """(R, N) float32: how often each image is in each resample. The same images give the same
+    resamples."""
     seed = int.from_bytes(hashlib.sha256("\n".join(images).encode()).digest()[:8], "little")
     rng, count = np.random.default_rng(seed), len(images)
     weights = np.empty((resamples, count), np.float32)
@@ -121,5 +128,7 @@ def image_weights(images: Sequence[str], resamples: int = RESAMPLES) -> np.ndarr
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         chosen = rng.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
-        weights[start : start + rows] = np.bincount(chosen.ravel(), minlength=rows * count).reshape(rows, count)
+        weights[start : start + rows] = np.bincount(chosen.ravel(), minlength=rows * count).reshape(
+            rows, count
+        )
     return weights

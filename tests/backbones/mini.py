@@ -17,7 +17,13 @@ CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-DATA = DataConfig(size=(64, 64), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", layers=(0, 1))
+DATA = DataConfig(
+    size=(64, 64),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.3, 0.4),
+    interpolation="bilinear",
+    layers=(0, 1),
+)
 
 
 def mini_clip(seed: int = 0, **changes: Any) -> torch.nn.Module:
@@ -29,5 +35,11 @@ def mini_clip(seed: int = 0, **changes: Any) -> torch.nn.Module:
 def save_backbone(path: Path, backbone: Any) -> str:
     """What the adapters made, as a checkpoint; its digest."""
     made = backbone.weights
-    described = backbone.architecture, dict(backbone.model_config), backbone.data, made.licence, made.source
+    described = (
+        backbone.architecture,
+        dict(backbone.model_config),
+        backbone.data,
+        made.licence,
+        made.source,
+    )
     return save_checkpoint(Checkpoint(path, backbone.model_state(), *described))

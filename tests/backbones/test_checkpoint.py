@@ -21,7 +21,10 @@ from backbones import Checkpoint, UserError, load_checkpoint, save_checkpoint
 from backbones.base import state_sha256
 from tests.backbones.mini import CONFIG, DATA, mini_clip, save_backbone
 
-TEXTS = ["a red sphere", "two boxes on a table in a room that is described at far too great a length for the context"]
+TEXTS = [
+    "a red sphere",
+    "two boxes on a table in a room that is described at far too great a length for the context",
+]
 
 
 @pytest.fixture
@@ -45,7 +48,10 @@ def mini(tmp_path) -> Path:
 @functools.cache
 def lite_bytes(kind: str) -> bytes:
     """A small checkpoint of each kind, as bytes."""
-    state = {"weight": torch.arange(60.0).reshape(3, 20), "bias": torch.ones(3, dtype=torch.float16)}
+    state = {
+        "weight": torch.arange(60.0).reshape(3, 20),
+        "bias": torch.ones(3, dtype=torch.float16),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         if kind == "ours":
@@ -101,7 +107,9 @@ def test_quick_gelu_is_part_of_who_it_is(tmp_path):
     for quick in (False, True):
         files.append(tmp_path / f"{quick}.safetensors")
         config = {**CONFIG, "quick_gelu": quick}
-        save_checkpoint(Checkpoint(files[-1], mini_clip().state_dict(), "open_clip/m", config, DATA))
+        save_checkpoint(
+            Checkpoint(files[-1], mini_clip().state_dict(), "open_clip/m", config, DATA)
+        )
     exact, quick = (backbones.create("cliptex", weights=file) for file in files)
     assert exact.weights.sha256 == quick.weights.sha256
     assert exact.key() != quick.key()
@@ -110,7 +118,8 @@ def test_quick_gelu_is_part_of_who_it_is(tmp_path):
 
 
 def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
-    """The trap: a tuned ``-quickgelu`` model fits the plain architecture, and silently computes otherwise."""
+    """The trap: a tuned ``-quickgelu`` model fits the plain architecture, and silently computes
+    otherwise."""
     import open_clip.factory as factory
 
     plain = {**CONFIG, "quick_gelu": False}
@@ -119,7 +128,8 @@ def test_quick_gelu_of_another_name_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "tuned.safetensors"
     save_backbone(path, backbones.create("open_clip/Mini-quickgelu"))
     with pytest.raises(
-        UserError, match=r"holds open_clip/Mini-quickgelu, not open_clip/Mini .quick_gelu is True, not None"
+        UserError,
+        match=r"holds open_clip/Mini-quickgelu, not open_clip/Mini .quick_gelu is True, not None",
     ):
         backbones.create("open_clip/Mini", weights=path)
     assert backbones.create("open_clip/Mini-quickgelu", weights=path).model_config["quick_gelu"]
@@ -146,12 +156,17 @@ def test_another_head_is_no_other_architecture(tmp_path):
     save_file(model.state_dict(), tmp_path / "tuned.safetensors")
     backbone = backbones.create("timm/test_vit", weights=tmp_path / "tuned.safetensors")
     assert backbone.model(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
-    headless = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    headless = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")
+    }
     save_file(headless, tmp_path / "headless.safetensors")
     backbone = backbones.create("timm/test_vit", weights=tmp_path / "headless.safetensors")
     assert backbone.model.num_classes == 0
     save_backbone(tmp_path / "again.safetensors", backbone)
-    assert backbones.create("timm/test_vit", weights=tmp_path / "again.safetensors").key() == backbone.key()
+    assert (
+        backbones.create("timm/test_vit", weights=tmp_path / "again.safetensors").key()
+        == backbone.key()
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "visual."])
@@ -160,8 +175,14 @@ def test_an_image_tower_alone_has_no_text(tmp_path, monkeypatch, prefix):
 
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Mini", CONFIG)
     original = mini_clip()
-    save_file({prefix + n: t for n, t in original.visual.state_dict().items()}, tmp_path / "tower.safetensors")
-    one, two = (backbones.create("open_clip/Mini", weights=tmp_path / "tower.safetensors", seed=s) for s in (0, 1))
+    save_file(
+        {prefix + n: t for n, t in original.visual.state_dict().items()},
+        tmp_path / "tower.safetensors",
+    )
+    one, two = (
+        backbones.create("open_clip/Mini", weights=tmp_path / "tower.safetensors", seed=s)
+        for s in (0, 1)
+    )
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(one.encode_image(images), original.encode_image(images))
     assert one.weights.sha256 == two.weights.sha256
@@ -172,16 +193,22 @@ def test_an_image_tower_alone_has_no_text(tmp_path, monkeypatch, prefix):
 def test_wrong_architectures_are_refused_by_name(mini, tmp_path):
     resnet = tmp_path / "resnet.pth"
     torch.save(backbones.create("random/timm/resnet18").model_state(), resnet)
-    with pytest.raises(UserError, match=r"resnet.pth does not fit timm/resnet34: no layer1.2.conv1.weight") as caught:
+    with pytest.raises(
+        UserError, match=r"resnet.pth does not fit timm/resnet34: no layer1.2.conv1.weight"
+    ) as caught:
         backbones.create("timm/resnet34", weights=resnet)
     assert "\n" not in str(caught.value)
     assert "more" in str(caught.value)
-    wide = {n: t.new_zeros(t.shape[0] * 2, *t.shape[1:]) for n, t in mini_clip().visual.state_dict().items()}
+    wide = {
+        n: t.new_zeros(t.shape[0] * 2, *t.shape[1:])
+        for n, t in mini_clip().visual.state_dict().items()
+    }
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(UserError, match="does not fit open_clip/ViT-B-16"):
         backbones.create("clip", weights=tmp_path / "wide.safetensors")
     with pytest.raises(
-        UserError, match=r"holds open_clip/mini-clip, not open_clip/ViT-B-16 .*embed_dim is 32, not 512"
+        UserError,
+        match=r"holds open_clip/mini-clip, not open_clip/ViT-B-16 .*embed_dim is 32, not 512",
     ):
         backbones.create("clip", weights=mini)
     with pytest.raises(UserError, match="holds open_clip/mini-clip, not timm/resnet18"):
@@ -233,12 +260,23 @@ def test_other_bad_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("size", "big"), ("size", (64, 0)), ("size", (64.5, 64)), ("mean", ("a", "b", "c")), ("mean", (0.5, 0.5)),
-     ("std", (0, 0, 0)), ("std", (float("nan"),) * 3), ("std", (10**400, 1, 1)), ("crop_pct", 0)],
-)  # fmt: skip
+    [
+        ("size", "big"),
+        ("size", (64, 0)),
+        ("size", (64.5, 64)),
+        ("mean", ("a", "b", "c")),
+        ("mean", (0.5, 0.5)),
+        ("std", (0, 0, 0)),
+        ("std", (float("nan"),) * 3),
+        ("std", (10**400, 1, 1)),
+        ("crop_pct", 0),
+    ],
+)
 def test_a_data_config_that_no_image_can_be_prepared_by_is_refused(tmp_path, name, value):
     data = dataclasses.replace(DATA, **{name: value})
-    save_checkpoint(Checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(1)}, "timm/x", {}, data))
+    save_checkpoint(
+        Checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(1)}, "timm/x", {}, data)
+    )
     with pytest.raises(UserError, match=r"x\.safetensors is damaged \("):
         load_checkpoint(tmp_path / "x.safetensors")
 
@@ -263,7 +301,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, save):
 def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        save_checkpoint(Checkpoint(tmp_path / "file" / "w.st", {"w": torch.ones(1)}, "timm/x", {}, DATA))
+        save_checkpoint(
+            Checkpoint(tmp_path / "file" / "w.st", {"w": torch.ones(1)}, "timm/x", {}, DATA)
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(ValueError, match="architecture"):
         save_checkpoint(Checkpoint(tmp_path / "w.st", {"w": torch.ones(1)}))
@@ -271,7 +311,9 @@ def test_a_full_disk_or_a_bad_folder_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ours", "safetensors", "torch"])
 @given(share=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
     whole = lite_bytes(kind)
     path = tmp_path / "cut"
@@ -283,7 +325,9 @@ def test_truncated_files_are_refused_in_one_line(kind, tmp_path, share):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
     damaged = bytearray(lite_bytes("ours"))
     damaged[int(len(damaged) * place)] ^= 1 << bit
@@ -300,12 +344,20 @@ def test_a_flipped_bit_never_changes_weights_in_silence(tmp_path, place, bit):
         assert state_sha256(state) == state_sha256(whole)
 
 
-@given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    damage=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4
+    )
+)
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_a_damaged_torch_file_makes_torch_raise_is_one_line(tmp_path, damage):
     """The old format is a bare pickle: a wrong byte sends the unpickler anywhere."""
     path = tmp_path / "old.pth"
-    torch.save({"a": torch.ones(4, 4), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"a": torch.ones(4, 4), "b": torch.ones(3)}, path, _use_new_zipfile_serialization=False
+    )
     content = bytearray(path.read_bytes())
     for place, value in damage:
         content[int(len(content) * place)] = value
@@ -317,7 +369,9 @@ def test_whatever_a_damaged_torch_file_makes_torch_raise_is_one_line(tmp_path, d
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("content", [b".", b"\x80\x02.", b"\x80\x02(", b"PK\x03\x04", b"\x80\x04\x95\x00"])
+@pytest.mark.parametrize(
+    "content", [b".", b"\x80\x02.", b"\x80\x02(", b"PK\x03\x04", b"\x80\x04\x95\x00"]
+)
 def test_a_few_bytes_are_no_weights(tmp_path, content):
     (tmp_path / "few.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"few\.pth"):
@@ -342,16 +396,29 @@ def test_a_model_that_the_library_does_not_know_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     strange = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "from_the_future": 3}}
     save_checkpoint(Checkpoint(path, mini_clip().state_dict(), "open_clip/Mini", strange, DATA))
-    with pytest.raises(UserError, match=r"w\.safetensors remembers .*from_the_future.*save it again"):
+    with pytest.raises(
+        UserError, match=r"w\.safetensors remembers .*from_the_future.*save it again"
+    ):
         backbones.create("cliptex", weights=path)
 
 
-_DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+_DTYPES = st.sampled_from(
+    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
 _SHAPES = st.lists(st.integers(0, 4), max_size=3)
 
 
-@given(st.dictionaries(st.text("abc.é_", min_size=1, max_size=8), st.tuples(_DTYPES, _SHAPES), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.text("abc.é_", min_size=1, max_size=8),
+        st.tuples(_DTYPES, _SHAPES),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_state_dict_comes_back(tmp_path, layout):
     state = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in layout.items()}
     path = tmp_path / "any.safetensors"

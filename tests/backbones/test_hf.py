@@ -1,4 +1,5 @@
-"""``hf/REPO``: its tokens, embeddings and texts are those of transformers' own models, from a folder as the hub has it."""
+"""``hf/REPO``: its tokens, embeddings and texts are those of transformers' own models, from a
+folder as the hub has it."""
 
 from __future__ import annotations
 
@@ -22,8 +23,14 @@ from backbones import UserError
 from tests.backbones.mini import save_backbone
 from tests.backbones.test_conformance import HF, TEXT, VIT, save_tokenizer
 
-CROPPED = {"do_center_crop": True, "size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32},
-           "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}  # fmt: skip
+CROPPED = {
+    "do_center_crop": True,
+    "size": {"shortest_edge": 40},
+    "crop_size": {"height": 32, "width": 32},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "resample": 2,
+}
 SQUASHED = {**CROPPED, "do_center_crop": None, "size": {"height": 32, "width": 32}, "resample": 3}
 
 
@@ -54,7 +61,11 @@ def test_tokens_are_those_of_the_model(dino):
     assert [tuple(one.shape) for one in maps] == [(2, 32, 3, 5)] * 4
     torch.testing.assert_close(maps[0][:, :, 1, 2], first[:, 5 + 2])
     assert backbone.weights.source == name and backbone.data.mean == (0.1, 0.2, 0.3)
-    assert (backbone.data.size, backbone.data.crop_pct, backbone.data.interpolation) == ((32, 32), 0.8, "bilinear")
+    assert (backbone.data.size, backbone.data.crop_pct, backbone.data.interpolation) == (
+        (32, 32),
+        0.8,
+        "bilinear",
+    )
 
 
 def test_clip_images_and_texts(tmp_path):
@@ -64,11 +75,19 @@ def test_clip_images_and_texts(tmp_path):
     backbone, images = backbones.create(saved(tmp_path, model, SQUASHED)), torch.randn(2, 3, 32, 32)
     ids = torch.tensor([[1, 4, 5, 2], [1, 4, 6, 2]])
     with torch.inference_mode():
-        torch.testing.assert_close(backbone.encode_image(images), model.get_image_features(images).pooler_output)
+        torch.testing.assert_close(
+            backbone.encode_image(images), model.get_image_features(images).pooler_output
+        )
         told = model.get_text_features(ids, attention_mask=torch.ones_like(ids)).pooler_output
-        torch.testing.assert_close(backbone.encode_text(["a dog", "A cat"]), told)  # padding means nothing to it
+        torch.testing.assert_close(
+            backbone.encode_text(["a dog", "A cat"]), told
+        )  # padding means nothing to it
         wide = backbone(torch.randn(1, 3, 16, 48))[0]
-    assert wide.shape == (1, 32, 2, 6) and backbone.data.squash and backbone.data.interpolation == "bicubic"
+    assert (
+        wide.shape == (1, 32, 2, 6)
+        and backbone.data.squash
+        and backbone.data.interpolation == "bicubic"
+    )
 
 
 def test_siglip2_takes_the_rows_of_its_processor(tmp_path):
@@ -121,7 +140,12 @@ def test_what_cannot_be_read_is_said(tmp_path):
 
 def test_code_of_a_repository_is_never_run(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
-    told = {**Dinov2Config(**VIT).to_diff_dict(), "auto_map": {"AutoModel": "evil.M", "AutoConfig": "evil.C"}}
+    told = {
+        **Dinov2Config(**VIT).to_diff_dict(),
+        "auto_map": {"AutoModel": "evil.M", "AutoConfig": "evil.C"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(told))
-    backbone = backbones.create(f"random/hf/{tmp_path}")  # a model that transformers knows is its own
+    backbone = backbones.create(
+        f"random/hf/{tmp_path}"
+    )  # a model that transformers knows is its own
     assert type(backbone.model).__module__.startswith("transformers.")

@@ -43,7 +43,7 @@ for name in ("timm/test_vit", "open_clip/Mini-quickgelu/web"):
     except backbones.UserError as error:
         result[name] = str(error)
 print(json.dumps(result))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def little_hub(files):
-    """A server that speaks as much of the hub's protocol as a download needs; yields its address."""
+    """A server that speaks as much of the hub's protocol as a download needs; yields its
+    address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -99,10 +100,20 @@ def little_hub(files):
 
 
 def create_elsewhere(endpoint: str, home: Path, offline: bool = False) -> dict:
-    """Both backbones made in a process of its own (hub settings are read once), with that hub and that cache."""
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+    """Both backbones made in a process of its own (hub settings are read once), with that hub and
+    that cache."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT, json.dumps(CONFIG)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
@@ -115,13 +126,20 @@ def test_download_then_cache(little_hub, tmp_path, files):
     clip = backbones.base.state_sha256(mini_clip(1).state_dict())
     expected = {
         "timm/test_vit": ["timm/test_vit.r160_in1k", vit, "apache-2.0", [0.5, 0.5, 0.5]],
-        "open_clip/Mini-quickgelu/web": ["open_clip/Mini-quickgelu/web", clip, "unknown", [0.1, 0.2, 0.3]],
+        "open_clip/Mini-quickgelu/web": [
+            "open_clip/Mini-quickgelu/web",
+            clip,
+            "unknown",
+            [0.1, 0.2, 0.3],
+        ],
     }
     assert create_elsewhere(little_hub, tmp_path) == expected
     # once in the cache, no hub is needed
     assert create_elsewhere("http://127.0.0.1:9", tmp_path, offline=True) == expected
     # the very file the message asks for also goes in by hand
-    by_hand = backbones.create("timm/test_vit", weights=files[f"/{TIMM}/resolve/main/model.safetensors"])
+    by_hand = backbones.create(
+        "timm/test_vit", weights=files[f"/{TIMM}/resolve/main/model.safetensors"]
+    )
     assert by_hand.weights.sha256 == vit
 
 
@@ -134,7 +152,11 @@ def no_hub(request, monkeypatch, tmp_path):
         listener.bind(("127.0.0.1", 0))
         if request.param == "silent":
             listener.listen()
-        address = "hub.invalid" if request.param == "no such host" else f"127.0.0.1:{listener.getsockname()[1]}"
+        address = (
+            "hub.invalid"
+            if request.param == "no such host"
+            else f"127.0.0.1:{listener.getsockname()[1]}"
+        )
         monkeypatch.setattr(constants, "ENDPOINT", f"http://{address}")
         yield
 
@@ -143,9 +165,17 @@ def test_without_network_one_line_says_which_file_to_put_where(no_hub):
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
         backbones.create("timm/resnet18")
-    assert time.monotonic() - started < hub.TIMEOUT + 20  # the hub's client alone would go on for half a minute
+    assert (
+        time.monotonic() - started < hub.TIMEOUT + 20
+    )  # the hub's client alone would go on for half a minute
     message = str(caught.value)
-    for part in ("no network", "model.safetensors", "huggingface.co/timm/resnet18.a1_in1k", "--weights FILE", "cache"):
+    for part in (
+        "no network",
+        "model.safetensors",
+        "huggingface.co/timm/resnet18.a1_in1k",
+        "--weights FILE",
+        "cache",
+    ):
         assert part in message
     assert "\n" not in message
 
@@ -168,7 +198,11 @@ def test_every_hub_backbone_says_so_before_it_is_built(monkeypatch, tmp_path):
 
 def test_a_download_that_is_not_what_the_hub_says_goes(tmp_path):
     content = b"weights"
-    right, wrong, small = hashlib.sha256(content).hexdigest(), "0" * 64, "e" * 40  # small files are known by git's hash
+    right, wrong, small = (
+        hashlib.sha256(content).hexdigest(),
+        "0" * 64,
+        "e" * 40,
+    )  # small files are known by git's hash
     for name in (right, wrong, small):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "model.safetensors").symlink_to(right)
@@ -179,7 +213,9 @@ def test_a_download_that_is_not_what_the_hub_says_goes(tmp_path):
     assert not (tmp_path / wrong).exists()
 
 
-@pytest.mark.parametrize("name", ["hf/../../etc", "open_clip/local-dir:/etc", "open_clip/hf-hub:a/b"])
+@pytest.mark.parametrize(
+    "name", ["hf/../../etc", "open_clip/local-dir:/etc", "open_clip/hf-hub:a/b"]
+)
 def test_names_that_no_hub_has_are_one_line(name):
     with pytest.raises(UserError):
         backbones.create(name)

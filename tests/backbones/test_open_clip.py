@@ -17,7 +17,10 @@ from backbones.adapters.open_clip import OpenClipBackbone, build_model
 from backbones.adapters.positions import attention_pool, resize_position
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 
-RESNET = {**CONFIG, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}}
+RESNET = {
+    **CONFIG,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
+}
 SIGLIP = {
     **CONFIG,
     "embed_dim": 64,
@@ -46,7 +49,9 @@ def test_the_library_s_own_numbers_at_the_native_size(name):
     images = torch.randn(2, 3, *backbone.data.size)
     with torch.inference_mode():
         # torch's fused attention of one path and the plain one of the other differ in the last bits
-        torch.testing.assert_close(backbone.encode_image(images), backbone.model.encode_image(images))
+        torch.testing.assert_close(
+            backbone.encode_image(images), backbone.model.encode_image(images)
+        )
         theirs = backbone.model.forward_intermediates(
             image=images,
             image_indices=list(backbone.data.layers),
@@ -60,7 +65,8 @@ def test_the_library_s_own_numbers_at_the_native_size(name):
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 120), (160, 32)])
 def test_another_size_is_as_if_built_at_it(size):
-    """open_clip resizes position embeddings when it loads weights into a model of another size; so do we."""
+    """open_clip resizes position embeddings when it loads weights into a model of another size; so
+    do we."""
     backbone = backbones.create("open_clip/Mini", seed=5)
     config = copy.deepcopy(CONFIG)
     config["vision_cfg"]["image_size"] = size
@@ -71,7 +77,10 @@ def test_another_size_is_as_if_built_at_it(size):
     with torch.inference_mode():
         torch.testing.assert_close(backbone.encode_image(images), built.encode_image(images))
         theirs = built.forward_intermediates(
-            image=images, image_indices=[0, 1], normalize_intermediates=True, intermediates_only=True
+            image=images,
+            image_indices=[0, 1],
+            normalize_intermediates=True,
+            intermediates_only=True,
         )["image_intermediates"]
         for mine, other in zip(backbone(images), theirs, strict=True):
             torch.testing.assert_close(mine, other)
@@ -88,7 +97,9 @@ def test_maps_follow_the_content(name, place):
     marked = blank.clone()
     marked[..., row * side : (row + 1) * side, column * side : (column + 1) * side] = 3.0
     with torch.inference_mode():
-        for before, after, stride in zip(backbone(blank), backbone(marked), backbone.strides, strict=True):
+        for before, after, stride in zip(
+            backbone(blank), backbone(marked), backbone.strides, strict=True
+        ):
             change = (after - before).norm(dim=1)[0]
             y, x = divmod(int(change.argmax()), change.shape[1])
             assert (y * stride // side, x * stride // side) == place
@@ -100,7 +111,10 @@ def test_sized_copies_leave_the_original_alone():
     with torch.inference_mode():
         before, digest = backbone.encode_image(native), backbone.weights.sha256
         for size in [(80, 80), (32, 160), (160, 32), (96, 64), (64, 96), (80, 80)]:
-            assert backbone(torch.randn(1, 3, *size))[0].shape[-2:] == (size[0] // 16, size[1] // 16)
+            assert backbone(torch.randn(1, 3, *size))[0].shape[-2:] == (
+                size[0] // 16,
+                size[1] // 16,
+            )
         assert torch.equal(backbone.encode_image(native), before)
     assert backbones.base.state_sha256(backbone.model_state()) == digest
     assert len(list(backbone.parameters())) == len(list(backbone.model.parameters()))
@@ -118,12 +132,18 @@ def test_resize_position(old, new):
     flat = resize_position(torch.full_like(embedding, 0.7), old, new)
     torch.testing.assert_close(flat, torch.full_like(flat, 0.7))
     # rows are rows: turning the grid round turns the result round
-    turned = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5).transpose(0, 1).reshape(-1, 5)])
+    turned = torch.cat(
+        [embedding[:1], embedding[1:].reshape(*old, 5).transpose(0, 1).reshape(-1, 5)]
+    )
     other = resize_position(turned, old[::-1], new[::-1])
-    torch.testing.assert_close(other[1:].reshape(*new[::-1], 5).transpose(0, 1).reshape(-1, 5), resized[1:])
+    torch.testing.assert_close(
+        other[1:].reshape(*new[::-1], 5).transpose(0, 1).reshape(-1, 5), resized[1:]
+    )
     # an embedding that is the same in every column resizes as each of its columns does
     column = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].reshape(-1, 5)])
-    wide = torch.cat([embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].expand(-1, 3, -1).reshape(-1, 5)])
+    wide = torch.cat(
+        [embedding[:1], embedding[1:].reshape(*old, 5)[:, :1].expand(-1, 3, -1).reshape(-1, 5)]
+    )
     expected = resize_position(wide, (old[0], 3), (new[0], 3))[1:].reshape(new[0], 3, 5)[:, 1]
     torch.testing.assert_close(resize_position(column, (old[0], 1), (new[0], 1))[1:], expected)
 
@@ -152,11 +172,15 @@ def test_names():
         backbones.create("open_clip/ViT-B16")
     with pytest.raises(UserError, match="no weights 'nonsense' of ViT-B-16; known: openai, "):
         backbones.create("open_clip/ViT-B-16/nonsense")
-    with pytest.raises(UserError, match="other activation; ask for open_clip/ViT-B-16-quickgelu/openai"):
+    with pytest.raises(
+        UserError, match="other activation; ask for open_clip/ViT-B-16-quickgelu/openai"
+    ):
         backbones.create("open_clip/ViT-B-16/openai")
     with pytest.raises(UserError, match="CoCa"):
         backbones.create("open_clip/coca_ViT-B-32")
-    with pytest.raises(UserError, match=r"no network .* config.json of https://huggingface.co/roberta-base"):
+    with pytest.raises(
+        UserError, match=r"no network .* config.json of https://huggingface.co/roberta-base"
+    ):
         backbones.create("open_clip/roberta-ViT-B-32")
 
 
@@ -168,7 +192,10 @@ def test_data_config_is_that_of_the_weights():
 
     for entry in (siglip, clip, backbones.find("clip-openai")):
         arch = entry.settings["architecture"].removeprefix("open_clip/")
-        assert open_clip.get_pretrained_cfg(arch, entry.settings["pretrained"])["hf_hub"] == entry.download + "/"
+        assert (
+            open_clip.get_pretrained_cfg(arch, entry.settings["pretrained"])["hf_hub"]
+            == entry.download + "/"
+        )
 
 
 def test_a_tokenizer_on_the_hub_is_named(monkeypatch):
@@ -177,7 +204,9 @@ def test_a_tokenizer_on_the_hub_is_named(monkeypatch):
     monkeypatch.setitem(factory._MODEL_CONFIGS, "Foreign", config)
     backbone = backbones.create("open_clip/Foreign")
     assert backbone.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 32)
-    with pytest.raises(UserError, match=r"tokenizer of 'open_clip/Foreign'.*huggingface.co/timm/ViT-B-16-SigLIP"):
+    with pytest.raises(
+        UserError, match=r"tokenizer of 'open_clip/Foreign'.*huggingface.co/timm/ViT-B-16-SigLIP"
+    ):
         backbone.encode_text(["a dog"])
 
 

@@ -14,9 +14,9 @@ from backbones import Checkpoint, UserError, registry, save_checkpoint
 from backbones.cliptex.training.recipes import subsets
 
 NAMED = (
-    "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex deit3-b16 dinov2-b14 dinov2-l14 "
-    "dinov2-reg-b14 dinov2-reg-l14 dinov3-b16 dinov3-l16 efficientnet-lite0 franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 "
-    "random resnet50 siglip siglip2-b16 siglip2-l16"
+    "aimv2-l14 beit-b16 c-radio-b16 c-radio-l16 capi-l14 clip clip-ft clip-openai cliptex deit3-b16"
+    " dinov2-b14 dinov2-l14 dinov2-reg-b14 dinov2-reg-l14 dinov3-b16 dinov3-l16 efficientnet-lite0"
+    " franca-b14 franca-l14 mae-b16 pe-b16 pe-l14 random resnet50 siglip siglip2-b16 siglip2-l16"
 )
 
 PLUGIN = """
@@ -55,7 +55,8 @@ def plugins(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey-backbone\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cliptex_benchmark.backbones]\ngrey = grey_backbone:ENTRY\nbroken = grey_backbone:MISSING\n"
+        "[cliptex_benchmark.backbones]\ngrey = grey_backbone:ENTRY\nbroken ="
+        " grey_backbone:MISSING\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(backbones.BACKBONES, "_things", dict(backbones.BACKBONES))
@@ -102,13 +103,19 @@ def test_ablations_are_built_as_cliptex_is():
     assert len(subsets()) == 7
     for name, experts in subsets().items():
         entry = backbones.find(name)
-        assert (entry.build, entry.settings, entry.download) == (cliptex.build, cliptex.settings, cliptex.download)
+        assert (entry.build, entry.settings, entry.download) == (
+            cliptex.build,
+            cliptex.settings,
+            cliptex.download,
+        )
         assert all(expert in entry.about for expert in experts if name != "cliptex")
 
 
 @pytest.mark.parametrize("name", ["cliptex", "clip-ft", "cliptex-seg-depth"])
 def test_our_own_recipes_say_how_to_make_their_weights(name):
-    with pytest.raises(UserError, match=f"benchmark train --recipe {name}.* --weights FILE.*--suite mini"):
+    with pytest.raises(
+        UserError, match=f"benchmark train --recipe {name}.* --weights FILE.*--suite mini"
+    ):
         backbones.create(name)
 
 
@@ -128,20 +135,30 @@ def test_other_packages_bring_backbones(plugins):
     backbone = backbones.create("grey", seed=2)
     assert backbone(torch.zeros(1, 3, 8, 6))[0].shape == (1, 1, 4, 3)
     assert not any(p.requires_grad for p in backbone.parameters())
-    assert backbone.key() == backbones.create("grey", seed=2).key() != backbones.create("grey", seed=3).key()
+    assert (
+        backbone.key()
+        == backbones.create("grey", seed=2).key()
+        != backbones.create("grey", seed=3).key()
+    )
     assert "grey" in backbones.names()
     assert "broken" not in backbones.names()
 
 
 def test_same_seed_same_weights_in_another_process():
     code = "import backbones; print(backbones.create('random', seed=7).key())"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert there == backbones.create("random", seed=7).key()
 
 
-@pytest.mark.parametrize(("name", "any_architecture"), [("cliptex", False), ("hub/good/repo:net", True)])
+@pytest.mark.parametrize(
+    ("name", "any_architecture"), [("cliptex", False), ("hub/good/repo:net", True)]
+)
 def test_a_file_does_not_choose_whose_code_runs(tmp_path, monkeypatch, name, any_architecture):
-    monkeypatch.setattr(torch.hub, "load", lambda *words, **named: pytest.fail("code was asked for"))
+    monkeypatch.setattr(
+        torch.hub, "load", lambda *words, **named: pytest.fail("code was asked for")
+    )
     file = tmp_path / "w.safetensors"
     data = backbones.DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, layers=(0,))
     save_checkpoint(Checkpoint(file, {"a": torch.zeros(1)}, "hub/evil/repo:main:pwn", {}, data))

@@ -1,4 +1,5 @@
-"""timm models: the library's own numbers, any image size, and clear words where an architecture cannot."""
+"""timm models: the library's own numbers, any image size, and clear words where an architecture
+cannot."""
 
 from __future__ import annotations
 
@@ -13,8 +14,19 @@ from backbones import UserError
 from backbones.adapters.layers import evenly_spaced
 from tests.backbones.mini import save_backbone
 
-ARCHITECTURES = ["test_vit", "resnet18", "test_efficientnet", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"]
-ARCHITECTURES += ["vit_relpos_small_patch16_224", "deit3_small_patch16_224", "test_convnext", "mobilenetv3_small_050"]
+ARCHITECTURES = [
+    "test_vit",
+    "resnet18",
+    "test_efficientnet",
+    "beit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+]
+ARCHITECTURES += [
+    "vit_relpos_small_patch16_224",
+    "deit3_small_patch16_224",
+    "test_convnext",
+    "mobilenetv3_small_050",
+]
 THIN = {
     "beit_base_patch16_224": {"embed_dim": 96, "num_heads": 3, "init_values": 1.0},
     "deit3_small_patch16_224": {"embed_dim": 96, "num_heads": 3, "init_values": 1.0},
@@ -25,7 +37,8 @@ THIN = {
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def backbone(request):
-    """A backbone of each kind of architecture: ViTs with and without dynamic sizes, windows, CNNs."""
+    """A backbone of each kind of architecture: ViTs with and without dynamic sizes, windows,
+    CNNs."""
     from backbones.adapters.timm import build
     from backbones.registry import Request
 
@@ -45,12 +58,18 @@ def test_the_library_s_own_numbers_at_the_native_size(backbone):
     with torch.inference_mode():
         model = backbone.model
         plain = len(set(backbone.strides)) == 1
-        final, theirs = model.forward_intermediates(images, indices=list(backbone.data.layers), norm=plain)
+        final, theirs = model.forward_intermediates(
+            images, indices=list(backbone.data.layers), norm=plain
+        )
         for mine, other in zip(backbone(images), theirs, strict=True):
             torch.testing.assert_close(mine, other)
         embedding = backbone.encode_image(images)
-        torch.testing.assert_close(embedding, model.forward_head(model.forward_features(images), pre_logits=True))
-        torch.testing.assert_close(embedding, model.forward_head(final, pre_logits=True), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            embedding, model.forward_head(model.forward_features(images), pre_logits=True)
+        )
+        torch.testing.assert_close(
+            embedding, model.forward_head(final, pre_logits=True), atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 3), (4, 1)])
@@ -67,10 +86,14 @@ def test_other_sizes(backbone, rows, columns):
     told = copy.deepcopy(backbone.model)
     if hasattr(told, "set_input_size"):
         if "swin" in backbone.architecture:
-            return  # told of its size it takes smaller windows; a dynamic one keeps those it was trained with
+            # told of its size it takes smaller windows; a dynamic one keeps those it was trained
+            # with
+            return
         told.set_input_size(size)
     with torch.inference_mode():
-        torch.testing.assert_close(embedding, told.forward_head(told.forward_features(images), pre_logits=True))
+        torch.testing.assert_close(
+            embedding, told.forward_head(told.forward_features(images), pre_logits=True)
+        )
 
 
 def test_maps_follow_the_content(backbone):
@@ -114,7 +137,9 @@ def test_names():
     with pytest.raises(UserError, match="no weights 'nonsense' of resnet18; known: a1_in1k, "):
         backbones.create("timm/resnet18.nonsense")
     without = next(n for n in timm.list_models("vit_*") if not timm.get_pretrained_cfg(n).hf_hub_id)
-    with pytest.raises(UserError, match=f"no weights for 'timm/{without}'; pass --weights FILE, or ask for random/"):
+    with pytest.raises(
+        UserError, match=f"no weights for 'timm/{without}'; pass --weights FILE, or ask for random/"
+    ):
         backbones.create(f"timm/{without}")
 
 
@@ -137,13 +162,18 @@ def test_architectures_of_one_size_say_so():
     backbone = backbones.create("random/timm/convit_tiny")
     assert backbone(torch.zeros(1, 3, 224, 224))[0].shape == (1, 192, 14, 14)
     for call in (backbone, backbone.encode_image):
-        with pytest.raises(UserError, match="timm/convit_tiny takes images of 224×224 only, not 64×96"):
+        with pytest.raises(
+            UserError, match="timm/convit_tiny takes images of 224×224 only, not 64×96"
+        ):
             call(torch.zeros(1, 3, 64, 96))
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("pit_xs_224", "whole strides .maps of 224×224 are 27×27"), ("crossvit_tiny_240", "no feature maps at strides")],
+    [
+        ("pit_xs_224", "whole strides .maps of 224×224 are 27×27"),
+        ("crossvit_tiny_240", "no feature maps at strides"),
+    ],
 )
 def test_architectures_without_a_grid_are_refused(name, why):
     with pytest.raises(UserError, match=why):

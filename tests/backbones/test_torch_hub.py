@@ -60,7 +60,9 @@ def test_what_cannot_be_used_is_said(entry, hint):
 
 
 def test_missing_packages_and_names_are_said():
-    with pytest.raises(UserError, match="needs the package a_package_that_is_not_there; install it"):
+    with pytest.raises(
+        UserError, match="needs the package a_package_that_is_not_there; install it"
+    ):
         backbones.create(f"hub/{HUB_REPO}:needs_more")
     with pytest.raises(UserError, match="write hub/OWNER/REPO:ENTRY"):
         backbones.create("hub/somebody/repo")
@@ -71,15 +73,22 @@ def test_a_repository_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_hub.torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "trusted_list").touch()
     asked = []
-    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or _no_terminal())
-    with pytest.raises(UserError, match="not said you trust; answer once, at a terminal: python -c"):
+    monkeypatch.setattr(
+        "builtins.input", lambda question="": asked.append(question) or _no_terminal()
+    )
+    with pytest.raises(
+        UserError, match="not said you trust; answer once, at a terminal: python -c"
+    ):
         backbones.create("hub/somebody/repo:main:net")
     assert "Do you trust" in asked[0] and not list(tmp_path.glob("somebody*"))
     monkeypatch.setattr("builtins.input", lambda question="": "n")
     with pytest.raises(UserError, match="Untrusted repository"):
         backbones.create("hub/somebody/repo:main:net")
     shutil.copytree(HUB_REPO, tmp_path / "somebody_repo_main")  # fetched before, so trusted
-    assert backbones.create("hub/somebody/repo:main:dino_like").architecture == "hub/somebody/repo:main:dino_like"
+    assert (
+        backbones.create("hub/somebody/repo:main:dino_like").architecture
+        == "hub/somebody/repo:main:dino_like"
+    )
 
 
 def _no_terminal():

@@ -26,7 +26,11 @@ def test_the_versions_of_all_libraries_that_probes_import_are_part_of_a_number_s
     for file in Path(probes.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
-            imported |= {name.partition(".")[0] for name in [*names, getattr(node, "module", None) or ""] if name}
+            imported |= {
+                name.partition(".")[0]
+                for name in [*names, getattr(node, "module", None) or ""]
+                if name
+            }
     no_numbers = {
         "probes",
         "backbones",

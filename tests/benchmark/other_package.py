@@ -26,7 +26,8 @@ def registries() -> Iterator[pytest.MonkeyPatch]:
 
 @contextmanager
 def installed(folder: Path, source: str, entry_points: str) -> Iterator[None]:
-    """The module ``other_package`` with this source, seen by this process and those that it starts."""
+    """The module ``other_package`` with this source, seen by this process and those that it
+    starts."""
     info = folder / "other_package-1.0.dist-info"
     info.mkdir(parents=True)
     (folder / "other_package.py").write_text(source)

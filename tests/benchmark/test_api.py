@@ -43,7 +43,13 @@ def options(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("CLIPTEX_HOME", str(folder / "home"))
-        yield {"tracking_uri": store, "data": data, "settings": SETTINGS, "device": "cpu", "num_workers": 0}
+        yield {
+            "tracking_uri": store,
+            "data": data,
+            "settings": SETTINGS,
+            "device": "cpu",
+            "num_workers": 0,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,11 @@ def results(options):
 
 def test_a_module_is_probed_and_left_as_it_was(options, results):
     frame = results.frame
-    assert set(frame.task) == set(TASKS) and set(frame.backbone) == {"patches"} and set(frame.status) == {"done"}
+    assert (
+        set(frame.task) == set(TASKS)
+        and set(frame.backbone) == {"patches"}
+        and set(frame.status) == {"done"}
+    )
     assert frame.value[frame.metric.isin(["top1", "mIoU"])].between(0, 100).all()
     assert "patches" not in BACKBONES
     module = Patches()
@@ -73,7 +83,14 @@ def test_other_weights_are_other_cells(options, results):
             return self.conv(images)
 
     settings = {key: value for key, value in SETTINGS.items() if key != "epochs"}
-    other = evaluate(Patches(), TASKS[1], suite="own", images=IMAGES, name="other", **{**options, "settings": settings})
+    other = evaluate(
+        Patches(),
+        TASKS[1],
+        suite="own",
+        images=IMAGES,
+        name="other",
+        **{**options, "settings": settings},
+    )
     assert set(other.frame.status) == {"done"}
 
 

@@ -1,4 +1,5 @@
-"""How a command ends: what the user can mend is one line and 2, a bug is a traceback, an interruption says how to go on."""
+"""How a command ends: what the user can mend is one line and 2, a bug is a traceback, an
+interruption says how to go on."""
 
 from __future__ import annotations
 
@@ -47,10 +48,17 @@ def interrupted():
         (
             full_disk,
             2,
-            "error: cannot write /data/weights: No space left on device; free some space and run the command again\n",
+            (
+                "error: cannot write /data/weights: No space left on device; free some space and"
+                " run the command again\n"
+            ),
         ),
         (users, 2, "error: no such folder\n"),
-        (interrupted, 130, "\ninterrupted; what was finished is kept. Go on with: python -m benchmark ui\n"),
+        (
+            interrupted,
+            130,
+            "\ninterrupted; what was finished is kept. Go on with: python -m benchmark ui\n",
+        ),
     ],
 )
 def test_exit_codes(command, capsys, does, code, said):
@@ -118,12 +126,17 @@ HEAVY = (
     ],
 )
 def test_what_only_lists_imports_no_library_that_computes(words, line):
-    heavy = HEAVY if words in ("list backbones", "list experts", "list recipes") else (*HEAVY, "torch")
-    code = (
-        f"import sys; from benchmark.__main__ import main\ntry: main({words.split()!r})\nexcept SystemExit: pass\n"
-        f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or None)"
+    heavy = (
+        HEAVY if words in ("list backbones", "list experts", "list recipes") else (*HEAVY, "torch")
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    code = (
+        f"import sys; from benchmark.__main__ import main\ntry: main({words.split()!r})\nexcept"
+        f" SystemExit: pass\nsys.exit(', '.join(name for name in {heavy!r} if name in sys.modules)"
+        " or None)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 0, ended.stderr
     assert re.search(line, ended.stdout)
 
@@ -136,7 +149,10 @@ def test_a_reader_that_went_ends_a_command_as_it_ends_others():
 
 def test_without_docstrings_is_one_line():
     ended = subprocess.run(
-        [sys.executable, "-OO", "-m", "benchmark", "list", "suites"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-OO", "-m", "benchmark", "list", "suites"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (
         ended.returncode == 2

@@ -40,14 +40,19 @@ def blocks(*languages: str) -> list[Block]:
     found = []
     for path in PAGES:
         for token in MarkdownIt().parse(path.read_text(encoding="utf-8")):
-            if token.type in ("fence", "code_block") and token.map and (not languages or token.info in languages):
+            if (
+                token.type in ("fence", "code_block")
+                and token.map
+                and (not languages or token.info in languages)
+            ):
                 page = path.relative_to(ROOT).as_posix()
                 found.append(Block(page, token.map[0] + 1, token.info, token.content))
     return found
 
 
 def commands(page: str) -> Iterator[tuple[str, list[str]]]:
-    """(where, words) of each command in a page's shell blocks; variables that the page sets are filled in."""
+    """(where, words) of each command in a page's shell blocks; variables that the page sets are
+    filled in."""
     variables: dict[str, str] = {}
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", " ").splitlines() if block.page == page else ():

@@ -16,7 +16,9 @@ from backbones.registry import BACKBONES
 from probes.registry import DATASETS, PROBES
 from tests.docs.blocks import blocks
 
-REGISTRIES = {registry.group: registry for registry in (BACKBONES, DATASETS, EXPERTS, PROBES, TASKS)}
+REGISTRIES = {
+    registry.group: registry for registry in (BACKBONES, DATASETS, EXPERTS, PROBES, TASKS)
+}
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +48,10 @@ def entry_points(monkeypatch) -> list[EntryPoint]:
             for line in filter(None, map(str.strip, text.splitlines())):
                 name, value = map(str.strip, line.split("="))
                 points.add(EntryPoint(name, value, group))
-    monkeypatch.setattr("backbones.utils.plugins.entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr(
+        "backbones.utils.plugins.entry_points",
+        lambda group: [p for p in points if p.group == group],
+    )
     for registry in REGISTRIES.values():
         monkeypatch.setattr(registry, "_things", dict(registry))
         monkeypatch.setattr(registry, "broken", {})

@@ -1,4 +1,5 @@
-"""Every block of code in README and the documentation is run, planned or loaded by what reads it."""
+"""Every block of code in README and the documentation is run, planned or loaded by what reads
+it."""
 
 from __future__ import annotations
 
@@ -45,7 +46,13 @@ from tests.docs.test_examples import Patches
 from tests.probes.datasets import make
 
 LANGUAGES = {"sh", "python", "ini", "json", "toml", "yaml", "text"}
-OTHERS = ("source", "export", "apt-get", "ray", "optuna-dashboard")  # programs that are not ours to check
+OTHERS = (
+    "source",
+    "export",
+    "apt-get",
+    "ray",
+    "optuna-dashboard",
+)  # programs that are not ours to check
 
 
 def test_every_block_says_its_language():
@@ -57,7 +64,11 @@ def test_every_block_says_its_language():
 
 
 def run(options: Namespace) -> None:
-    told = {one.name: getattr(options, one.name) for one in fields(RunOptions) if hasattr(options, one.name)}
+    told = {
+        one.name: getattr(options, one.name)
+        for one in fields(RunOptions)
+        if hasattr(options, one.name)
+    }
     request = RunOptions(**{**told, "data": placed(options.data), "executor": None})
     try:
         plan = make_plan(request)
@@ -71,7 +82,9 @@ def run(options: Namespace) -> None:
 
 
 def watch(options: Namespace) -> None:
-    assert make_plan(RunOptions([options.backbone], options.suite, data_root=options.data_root)).tasks
+    assert make_plan(
+        RunOptions([options.backbone], options.suite, data_root=options.data_root)
+    ).tasks
 
 
 def initial(name: str) -> None:
@@ -132,7 +145,8 @@ PLANNERS |= dict.fromkeys(("doctor", "cache", "ui"), lambda options: None)
 
 
 def ours(words: list[str]) -> None:
-    """A command of this suite: parsed by its parser, and what it names is looked up, as far as that needs no work."""
+    """A command of this suite: parsed by its parser, and what it names is looked up, as far as that
+    needs no work."""
     if words[0] in ("list", "estimate"):
         assert main(words) == 0
         return
@@ -174,9 +188,14 @@ def wrapped(words: list[str]) -> None:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
-    "python": python, "make": target, "pip": pip, "mlflow": of_mlflow, "sbatch": wrapped,
-    ".ci/wheel": lambda words: None, **dict.fromkeys(OTHERS, lambda words: None),
-}  # fmt: skip
+    "python": python,
+    "make": target,
+    "pip": pip,
+    "mlflow": of_mlflow,
+    "sbatch": wrapped,
+    ".ci/wheel": lambda words: None,
+    **dict.fromkeys(OTHERS, lambda words: None),
+}
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in blocks("sh")))
@@ -211,13 +230,22 @@ def test_python_blocks_run(place, store):
         if not block.snippet:
             with mlflow.start_run():
                 exec(
-                    compile(block.text.replace("RUN_ID", run_id).replace("seeds=3", "seeds=1"), str(block), "exec"),
+                    compile(
+                        block.text.replace("RUN_ID", run_id).replace("seeds=3", "seeds=1"),
+                        str(block),
+                        "exec",
+                    ),
                     names,
                 )
             ran.add(block.page)
         if block.page == "README.md":
-            assert set(names["results"].frame.status) == {"done"} and (place / "comparison/index.html").is_file()
-            random = evaluate("random", "imagefolder/linear", suite="own", data_root="datasets", jobs=1)
+            assert (
+                set(names["results"].frame.status) == {"done"}
+                and (place / "comparison/index.html").is_file()
+            )
+            random = evaluate(
+                "random", "imagefolder/linear", suite="own", data_root="datasets", jobs=1
+            )
             assert set(random.frame.status) == {"cached"}
             run_id = random.frame.run.iloc[0]
     assert ran == {"README.md", "docs/add/expert.md", "docs/guide/mlflow.md"}
@@ -251,7 +279,13 @@ def test_json_is_what_is_written_and_read(tmp_path):
     (tmp_path / "instances.json").write_text(questions.text)
     black, (question,) = make.encoded(np.zeros((8, 8, 3), np.uint8)), json.loads(questions.text)
     make.tar_of(tmp_path / "test/0.tar", {f"{name}.png": black for name in question["candidates"]})
-    assert [sample.target[0][2] for sample in list_candidates(tmp_path, "val")] == [False, False, True, True, False]
+    assert [sample.target[0][2] for sample in list_candidates(tmp_path, "val")] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     shown = json.loads(result.text)
     tasks = plan_tasks(find_suite("paper"), ["voc/linear", "voc/pspnet"], {})
     metrics, (hole,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
@@ -260,7 +294,11 @@ def test_json_is_what_is_written_and_read(tmp_path):
         Cell("clip", "voc/pspnet", 0, "failed", reason=hole["reason"]),
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
-    written = as_json(RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker))
+    written = as_json(
+        RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker)
+    )
     written["holes"][0]["metrics"] = hole["metrics"]
-    assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop("clip") | {"voc/pspnet": {}}
+    assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop(
+        "clip"
+    ) | {"voc/pspnet": {}}
     assert written == shown

@@ -1,5 +1,5 @@
-"""The files that the documentation shows, and its notebook, run. (The task and the expert: test_fourth_task; the template:
-test_conformance.)"""
+"""The files that the documentation shows, and its notebook, run. (The task and the expert:
+test_fourth_task; the template: test_conformance.)"""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from tests.docs.blocks import ROOT
 from tests.probes.datasets import make
 
 TINY = WorldConfig(
-    pairs=1, expert_train=1, expert_val=1, probe_train=12, val=24, class_train=40, class_val=30, retrieval_train=1, retrieval=1,
-)  # fmt: skip
+    pairs=1,
+    expert_train=1,
+    expert_val=1,
+    probe_train=12,
+    val=24,
+    class_train=40,
+    class_val=30,
+    retrieval_train=1,
+    retrieval=1,
+)
 
 
 class Patches(nn.Module):
@@ -45,9 +53,15 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, place)
     make.make_imagefolder(place / "data/imagefolder", n_train=3, n_val=5)
     settings = {"max_iters": 2, "size": 32, "batch_size": 2}
     found = evaluate(
-        "random/my-net", ["leaves/linear", "imagefolder/nearest-mean"], suite="own", data_root="data", settings=settings,
-        device="cpu", jobs=1, num_workers=0,
-    )  # fmt: skip
+        "random/my-net",
+        ["leaves/linear", "imagefolder/nearest-mean"],
+        suite="own",
+        data_root="data",
+        settings=settings,
+        device="cpu",
+        jobs=1,
+        num_workers=0,
+    )
     assert set(found.frame.status) == {"done"}
     table = found.table()["random/my-net"]
     assert 0 <= table["leaves/linear", "mIoU"] <= 100
@@ -56,13 +70,17 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, place)
 
 
 def test_the_notebook_runs(monkeypatch, place):
-    """With one seed on a smaller world than that of its outputs; these are of the same cells, and none is an error."""
+    """With one seed on a smaller world than that of its outputs; these are of the same cells, and
+    none is an error."""
     monkeypatch.setitem(CONFIGS, "smoke", TINY)
     notebook = json.loads((ROOT / "docs/guide/python.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names: dict = {"__name__": "notebook"}
     for cell in cells:
-        assert {output["output_type"] for output in cell["outputs"]} <= {"execute_result", "display_data"}
+        assert {output["output_type"] for output in cell["outputs"]} <= {
+            "execute_result",
+            "display_data",
+        }
         *steps, last = ast.parse("".join(cell["source"]).replace("seeds=3", "seeds=1")).body
         value = None
         if isinstance(last, ast.Expr):
@@ -70,11 +88,16 @@ def test_the_notebook_runs(monkeypatch, place):
             value = eval(compile(ast.Expression(last.value), "notebook", "eval"), names)
         else:
             exec(compile(ast.Module([*steps, last], []), "notebook", "exec"), names)
-        assert (value is not None) == any(output["output_type"] == "execute_result" for output in cell["outputs"])
+        assert (value is not None) == any(
+            output["output_type"] == "execute_result" for output in cell["outputs"]
+        )
         if isinstance(value, pd.DataFrame):
             shown = "".join(cell["outputs"][-1]["data"]["text/plain"])
             assert all(str(name) in shown for name in value.columns)
     frame = names["comparison"].results.frame
-    assert set(frame.status) == {"done"} and set(frame.backbone) == {"colours", "efficientnet-lite0"}
+    assert set(frame.status) == {"done"} and set(frame.backbone) == {
+        "colours",
+        "efficientnet-lite0",
+    }
     logged = mlflow.get_run(names["run"].info.run_id).data.metrics
     assert set(logged) == {f"{task}/{metric}" for task, metric in names["colours"].table().index}

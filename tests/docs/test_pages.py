@@ -1,4 +1,5 @@
-"""What pages say of the code is true of it. (`make docs` checks links between pages, and that each is in the navigation.)"""
+"""What pages say of the code is true of it. (`make docs` checks links between pages, and that each
+is in the navigation.)"""
 
 from __future__ import annotations
 
@@ -20,15 +21,25 @@ DOCS = ROOT / "docs"
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    targets = [
+        target.partition("#")[0]
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in target
+    ]
     assert [target for target in targets if not (ROOT / target).exists()] == []
     assert targets or name != "README.md"
 
 
 def test_pictures_in_html_are_there():
     """Which ``make docs`` does not look at."""
-    found = [(page, name) for page in PAGES for name in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8"))]
-    assert found and [(page, name) for page, name in found if not (page.parent / name).is_file()] == []
+    found = [
+        (page, name)
+        for page in PAGES
+        for name in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8"))
+    ]
+    assert (
+        found and [(page, name) for page, name in found if not (page.parent / name).is_file()] == []
+    )
 
 
 def test_readme_is_one_screen():
@@ -40,7 +51,14 @@ def test_every_metric_and_probe_is_in_the_methodology():
     metrics = {*OTHERS, *(name for probe in PROBES.values() for name in probe.metrics)}
     assert sorted(name for name in metrics if f"`{name}`" not in text) == []
     told = text + (DOCS / "choose.md").read_text(encoding="utf-8")
-    assert sorted(name for name in (*PROTOCOLS, *{p.name for p in PROBES.values()}) if f"`{name}`" not in told) == []
+    assert (
+        sorted(
+            name
+            for name in (*PROTOCOLS, *{p.name for p in PROBES.values()})
+            if f"`{name}`" not in told
+        )
+        == []
+    )
 
 
 def written() -> str:
@@ -50,14 +68,18 @@ def written() -> str:
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("…".join(p.value for p in node.values if isinstance(p, ast.Constant)))
+                    found.append(
+                        "…".join(p.value for p in node.values if isinstance(p, ast.Constant))
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return "\n".join(found)
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code():
-    messages = re.findall(r"^`(.+)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    messages = re.findall(
+        r"^`(.+)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M
+    )
     source = written()
     parts = {part for message in messages for part in message.split("…") if len(part) > 3}
     assert len(messages) > 25 and len(parts) > 40

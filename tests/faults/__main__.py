@@ -1,5 +1,5 @@
-"""``python -m tests.faults [SUITE …] --points N --seed N`` (``make faults``): break commands in all the ways of each suite, and
-say what was wrong. Exit code 1 when something was."""
+"""``python -m tests.faults [SUITE …] --points N --seed N`` (``make faults``): break commands in all
+the ways of each suite, and say what was wrong. Exit code 1 when something was."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SUITES = {
 def main() -> int:
     """All points of all suites that are named."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)")
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)} (default: all)"
+    )
     parser.add_argument("--points", type=int, default=20, help="of each suite (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

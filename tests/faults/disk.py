@@ -1,5 +1,5 @@
-"""``disk``: a disk that fills at any stage of a run, of labelling and of training: a tmpfs where root may mount one, else a
-limit on how large a file may become."""
+"""``disk``: a disk that fills at any stage of a run, of labelling and of training: a tmpfs where
+root may mount one, else a limit on how large a file may become."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def small_disk(folder: Path) -> Iterator[bool]:
     """A tmpfs at ``folder`` while in use; yields whether one may be mounted."""
     folder.mkdir(parents=True)
     try:
-        mounted = bool(shutil.which("mount")) and _mount("-t", "tmpfs", "-o", "size=2g", "tmpfs", folder)
+        mounted = bool(shutil.which("mount")) and _mount(
+            "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder
+        )
     except OSError:
         mounted = False
     try:

@@ -1,4 +1,5 @@
-"""``input``: every option with hostile values, every file that a command reads with damages; hypothesis makes them."""
+"""``input``: every option with hostile values, every file that a command reads with damages;
+hypothesis makes them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from benchmark.__main__ import parser
 from tests.faults.place import LABEL, RANDOM, REPORT, RUN, TRAIN, Place, Point, copies
 
-# what a command needs before an option can be wrong; `ui` serves for ever, and `data get` fetches from elsewhere
+# what a command needs before an option can be wrong; `ui` serves for ever, and `data get` fetches
+# from elsewhere
 COMMANDS: dict[str, list[str]] = {
     "run": RANDOM[1:],
     "watch": [*RUN[1:], "--backbone", "random", "--dir", "pairs", "--once"],
@@ -42,13 +44,79 @@ COMMANDS: dict[str, list[str]] = {
 }
 # paths are of the copy; nothing here may name a file of the machine that a command could replace
 VALUES = [
-    *("", " ", ",", "-1", "0", "1e400", "nan", "inf", "-inf", "9" * 30, "4294967296", "0x10", "1_000", "٣", "True"),
-    *("\udcff\udcfe", "é" * 300, "a" * 5000, "../there", "~nosuch/x", "./.", "[/b]", "{a,b}", "%s%n", "$(touch hacked)"),
-    *("'; drop table runs;--", "=cmd|'/c calc'!A0", "\n", "\u202e", "\x1b[2J", "http://127.0.0.1:9", "file://none", "x://"),
-    *("sqlite:///pairs", "sqlite:///mlflow.db?mode=ro", "key=value", "=", "a=", "a=b=c", "camvid=device", "max_iters=-1"),
-    *("size=0", "batch_size=nan", "epochs=1e400", "meta", "cuda:99", "random@", "random,random", "camvid", "w.safetensors"),
-    *("device", "fifo", "loop", "dangling", "stdin", "device/x", "w.safetensors/x", "whole.json", "mlflow.db", "pairs/{0..9}"),
-]  # fmt: skip
+    *(
+        "",
+        " ",
+        ",",
+        "-1",
+        "0",
+        "1e400",
+        "nan",
+        "inf",
+        "-inf",
+        "9" * 30,
+        "4294967296",
+        "0x10",
+        "1_000",
+        "٣",
+        "True",
+    ),
+    *(
+        "\udcff\udcfe",
+        "é" * 300,
+        "a" * 5000,
+        "../there",
+        "~nosuch/x",
+        "./.",
+        "[/b]",
+        "{a,b}",
+        "%s%n",
+        "$(touch hacked)",
+    ),
+    *(
+        "'; drop table runs;--",
+        "=cmd|'/c calc'!A0",
+        "\n",
+        "\u202e",
+        "\x1b[2J",
+        "http://127.0.0.1:9",
+        "file://none",
+        "x://",
+    ),
+    *(
+        "sqlite:///pairs",
+        "sqlite:///mlflow.db?mode=ro",
+        "key=value",
+        "=",
+        "a=",
+        "a=b=c",
+        "camvid=device",
+        "max_iters=-1",
+    ),
+    *(
+        "size=0",
+        "batch_size=nan",
+        "epochs=1e400",
+        "meta",
+        "cuda:99",
+        "random@",
+        "random,random",
+        "camvid",
+        "w.safetensors",
+    ),
+    *(
+        "device",
+        "fifo",
+        "loop",
+        "dangling",
+        "stdin",
+        "device/x",
+        "w.safetensors/x",
+        "whole.json",
+        "mlflow.db",
+        "pairs/{0..9}",
+    ),
+]
 # file that is read → command that reads it, without results of its own
 FILES: dict[str, Sequence[str]] = {
     "camvid/images/*/*.jpg": [*RANDOM, "--experiment", "again"],
@@ -61,7 +129,15 @@ FILES: dict[str, Sequence[str]] = {
     "experts/*/*": [*LABEL, "--out", "labels2"],
     "labels/*": [*TRAIN, "--out", "w2.safetensors"],
     "labels/*.*": ["labels", "check", "labels"],
-    "w.safetensors": [*RUN, "--backbone", "clip", "--weights", "w.safetensors", "--experiment", "again"],
+    "w.safetensors": [
+        *RUN,
+        "--backbone",
+        "clip",
+        "--weights",
+        "w.safetensors",
+        "--experiment",
+        "again",
+    ],
     "mlruns/*/*/artifacts/*": [*REPORT, "--format", "html,csv"],
     "mlruns/*/*/artifacts/*.*": ["report", "--verify", "--experiment", "own"],
 }
@@ -113,7 +189,9 @@ DAMAGES: dict[str, Damage] = {
 def options() -> Iterator[tuple[str, str]]:
     """(command, option with a value; '' for its positional argument) of the whole command line."""
 
-    def walk(within: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    def walk(
+        within: argparse.ArgumentParser, words: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, str]]:
         for action in within._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for name, each in action.choices.items():
@@ -141,7 +219,10 @@ def option_point(place: Place, what: tuple[str, str], value: str) -> str:
     """One command with one hostile value."""
     hostile(place)
     name, option = what
-    ended = place.run([*name.split(), *COMMANDS[name], *([f"{option}={value}"] if option else [value])], seconds=90)
+    ended = place.run(
+        [*name.split(), *COMMANDS[name], *([f"{option}={value}"] if option else [value])],
+        seconds=90,
+    )
     device = place.folder / "device"
     return (
         ended.wrong()
@@ -171,16 +252,23 @@ def points(whole: Place, folder: Path, count: int, number: int) -> list[Point]:
     fresh, found = copies(whole, folder), list[Point]()
     known, values = (
         sorted(set(options())),
-        st.one_of(st.sampled_from(VALUES), st.sampled_from(VALUES), st.text(max_size=20).filter(harmless)),
+        st.one_of(
+            st.sampled_from(VALUES), st.sampled_from(VALUES), st.text(max_size=20).filter(harmless)
+        ),
     )
     of_options = st.tuples(st.sampled_from(known), values)
-    of_files = st.tuples(st.sampled_from(sorted(FILES)), st.sampled_from(sorted(DAMAGES)), st.integers(0, 10**6))
+    of_files = st.tuples(
+        st.sampled_from(sorted(FILES)), st.sampled_from(sorted(DAMAGES)), st.integers(0, 10**6)
+    )
 
     def made(strategy: st.SearchStrategy, most: int, judge: Callable[..., str]) -> None:
         how = settings(
-            max_examples=most, database=None, deadline=None, phases=[Phase.generate],
+            max_examples=most,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        )
 
         @seed(number)
         @how

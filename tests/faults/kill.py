@@ -1,9 +1,11 @@
-"""kill -9 at random points, then the same command: identical results, every cell once, nothing RUNNING.
+"""kill -9 at random points, then the same command: identical results, every cell once, nothing
+RUNNING.
 
-``python -m tests.faults.kill --command run|sweep|label|train --executor local|slurm|ray --jobs 2 --points 20 --seed 0`` prints
-a line a point and a summary; exit 1 where one failed. ``train`` with ``--jobs 2`` is two processes under torchrun. SLURM and
-Ray must be there (``SLURM_CONF``, ``pip install 'cliptex-benchmark[scale]'``).
-"""
+``python -m tests.faults.kill --command run|sweep|label|train --executor local|slurm|ray`` (with
+``--jobs 2 --points 20 --seed 0``) prints a line a point and a summary; exit 1 where one failed. ``train`` with ``--jobs 2`` is two processes
+under torchrun. SLURM and Ray must be there (``SLURM_CONF``,
+``pip install 'cliptex-benchmark[scale]'``).
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -32,20 +34,36 @@ from tests.probes.datasets.make import make_camvid, make_imagefolder
 from tests.servers import mlflow_server
 
 RUN = shlex.split(
-    "run --suite own --task camvid/linear,camvid/pspnet,imagefolder/linear --data-root . --device cpu --num-workers 1"
+    "run --suite own --task camvid/linear,camvid/pspnet,imagefolder/linear --data-root . --device"
+    " cpu --num-workers 1"
 )
 RUN += shlex.split(
-    "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set epochs=2"
+    "--backbone random,efficientnet-lite0 --set max_iters=40 --set batch_size=2 --set size=32 --set"
+    " epochs=2"
 )
-SWEEP = shlex.split("sweep launch --suite smoke --task mini-class/zero-shot --device cpu --lambdas seg --values 1,10")
+SWEEP = shlex.split(
+    "sweep launch --suite smoke --task mini-class/zero-shot --device cpu --lambdas seg --values"
+    " 1,10"
+)
 LABEL = shlex.split("labels predict --pairs pairs --device cpu --batch-size 4 --experts")
 LABEL += [",".join(f"{name}=experts/{name}" for name in ("unet", "dpt", "nll-angmf"))]
-TRAIN = shlex.split("train --recipe cliptex --init random --pairs pairs --labels labels --device cpu --save-every 0.2")
+TRAIN = shlex.split(
+    "train --recipe cliptex --init random --pairs pairs --labels labels --device cpu"
+    " --save-every 0.2"
+)
 TRAIN += shlex.split("--num-workers 1 --set model=tiny --set batch_size=16 --set epochs=40")
 COMMANDS = {"run": RUN, "sweep": SWEEP, "label": LABEL, "train": TRAIN}
 # what a worker's command line says, by executor; of one process of torchrun its own module
 WORKERS = {"local": "multiprocessing.spawn", "slurm": "submitit.core._submit", "ray": "ray::"}
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmark"]
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "benchmark",
+]
 RANK = "-m benchmark train"
 
 
@@ -56,24 +74,46 @@ class Faults:
         self.executor, self.folder, self.client = executor, folder, Client(uri)
         self.words, self.torchrun = COMMANDS[command], command == "train" and jobs > 1
         if not self.torchrun:
-            self.words = [*self.words, "--executor", executor, *(["--jobs", str(jobs)] if executor != "ray" else [])]
+            self.words = [
+                *self.words,
+                "--executor",
+                executor,
+                *(["--jobs", str(jobs)] if executor != "ray" else []),
+            ]
         root = str(Path(__file__).parents[2])
         self.environment = {
-            **os.environ, "MLFLOW_TRACKING_URI": uri, "CLIPTEX_HOME": str(folder / "home"), "PYTHONPATH": root,
+            **os.environ,
+            "MLFLOW_TRACKING_URI": uri,
+            "CLIPTEX_HOME": str(folder / "home"),
+            "PYTHONPATH": root,
             "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        }
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """The command, with results of its own, in a session of its own."""
         results = {
-            "sweep": ["--study", name], "run": ["--json", f"{name}.json"], "labels": ["--out", name],
+            "sweep": ["--study", name],
+            "run": ["--json", f"{name}.json"],
+            "labels": ["--out", name],
             "train": ["--out", f"{name}.safetensors"],
-        }  # fmt: skip
+        }
         module = TORCHRUN if self.torchrun else ["-m", "benchmark"]
-        command = [sys.executable, *module, *self.words, "--experiment", name, *results[self.words[0]]]
+        command = [
+            sys.executable,
+            *module,
+            *self.words,
+            "--experiment",
+            name,
+            *results[self.words[0]],
+        ]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def whole(self, name: str) -> float:
@@ -96,8 +136,12 @@ class Faults:
         import optuna
 
         study = optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder}/sweeps.db")
-        done = [trial for trial in study.get_trials() if trial.state == optuna.trial.TrialState.COMPLETE]
-        assert not [trial for trial in study.get_trials() if not trial.state.is_finished()], "a trial is left RUNNING"
+        done = [
+            trial for trial in study.get_trials() if trial.state == optuna.trial.TrialState.COMPLETE
+        ]
+        assert not [trial for trial in study.get_trials() if not trial.state.is_finished()], (
+            "a trial is left RUNNING"
+        )
         return sorted((sorted(trial.params.items()), trial.values) for trial in done)
 
     def point(self, name: str, after: float, victim: str) -> str:
@@ -121,7 +165,12 @@ class Faults:
         for process in psutil.process_iter(["pid", "cmdline", "environ"]):
             words = " ".join(process.info["cmdline"] or [])
             ours = (process.info["environ"] or {}).get("CLIPTEX_HOME") == str(self.folder / "home")
-            if sign in words and "IDLE" not in words and process.pid != driver and (ours or self.executor == "ray"):
+            if (
+                sign in words
+                and "IDLE" not in words
+                and process.pid != driver
+                and (ours or self.executor == "ray")
+            ):
                 found.append(process)
         return found
 
@@ -135,7 +184,9 @@ class Faults:
         if left := [run.info.run_name for run in runs if run.info.status not in ended]:
             return f"not ended: {left}"
         cells = Counter(
-            run.data.tags["cell"] for run in runs if "cell" in run.data.tags and run.info.status == "FINISHED"
+            run.data.tags["cell"]
+            for run in runs
+            if "cell" in run.data.tags and run.info.status == "FINISHED"
         )
         return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
 
@@ -152,7 +203,8 @@ def make_inputs(command: str, folder: Path) -> None:
 
 
 def kill(executor: str, command: str, jobs: int, count: int) -> Iterator[tuple[str, str]]:
-    """So many points of one command on one executor: what was done, and what was wrong of it or ''."""
+    """So many points of one command on one executor: what was done, and what was wrong of it or
+    ''."""
     with tempfile.TemporaryDirectory() as scratch, mlflow_server(Path(scratch)) as uri:
         folder = Path(scratch)
         make_inputs(command, folder)
@@ -189,7 +241,8 @@ def main() -> int:
         failures += bool(wrong)
         print(f"{what} · {wrong or 'as undisturbed'}", flush=True)
     print(
-        f"{options.executor} · {options.command} · {options.jobs} processes: {options.points} points, {failures} failures"
+        f"{options.executor} · {options.command} · {options.jobs} processes: {options.points}"
+        f" points, {failures} failures"
     )
     return 1 if failures else 0
 

@@ -1,4 +1,5 @@
-"""``odd``: odd surroundings of a run: locale, umask, strange and long paths, the clock set back, no HOME, closed streams …"""
+"""``odd``: odd surroundings of a run: locale, umask, strange and long paths, the clock set back, no
+HOME, closed streams …"""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def of_variables(whole: Place, folder: Path, name: str) -> tuple[Place, Ended]:
         long = place.folder / "tmp" / ("x" * 120)
         long.mkdir()
         place.variables["TMPDIR"] = str(long)
-        return place, place.run_fresh([word if word != "0" else "1" for word in AGAIN])  # a loading process
+        return place, place.run_fresh(
+            [word if word != "0" else "1" for word in AGAIN]
+        )  # a loading process
     return place, place.run_fresh(AGAIN)
 
 
@@ -64,28 +67,34 @@ def of_limits(whole: Place, folder: Path, name: str) -> tuple[Place, Ended]:
 
 def of_streams(whole: Place, folder: Path, name: str) -> tuple[Place, Ended]:
     place = whole.copy(folder / "streams")
-    command = {"no standard input": "exec 0<&-; {}", "no standard output": "exec 1>&-; {}", "no reader": "{} | true"}[
-        name
-    ]
+    command = {
+        "no standard input": "exec 0<&-; {}",
+        "no standard output": "exec 1>&-; {}",
+        "no reader": "{} | true",
+    }[name]
     words = " ".join(f"'{word}'" for word in AGAIN)
     script = "set -o pipefail; " + command.format(f'"$0" -m benchmark {words}')
     import sys
 
     variables = {k: v for k, v in place.variables.items() if v is not None}
     ended = subprocess.run(
-        ["bash", "-c", script, sys.executable], cwd=place.folder, env={"PATH": "/usr/bin:/bin", **variables},
-        capture_output=True, timeout=400,
-    )  # fmt: skip
+        ["bash", "-c", script, sys.executable],
+        cwd=place.folder,
+        env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True,
+        timeout=400,
+    )
     return place, Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
 def cases() -> list[tuple[Callable[[Place, Path, str], tuple[Place, Ended]], str]]:
     """All surroundings."""
     return [
-        *((of_limits, name) for name in LIMITS), *((of_path, name) for name in PATHS),
+        *((of_limits, name) for name in LIMITS),
+        *((of_path, name) for name in PATHS),
         *((of_variables, name) for name in VARIABLES),
         *((of_streams, name) for name in ("no standard input", "no standard output", "no reader")),
-    ]  # fmt: skip
+    ]
 
 
 def points(whole: Place, folder: Path, count: int, number: int) -> Iterator[Point]:
@@ -97,7 +106,12 @@ def points(whole: Place, folder: Path, count: int, number: int) -> Iterator[Poin
         yield name, point(surround, whole, folder / str(index), name)
 
 
-def point(surround: Callable[[Place, Path, str], tuple[Place, Ended]], whole: Place, folder: Path, name: str) -> str:
+def point(
+    surround: Callable[[Place, Path, str], tuple[Place, Ended]],
+    whole: Place,
+    folder: Path,
+    name: str,
+) -> str:
     """One of ``cases``."""
     place, ended = surround(whole, folder, name)
     # a reader that went is no failure, and no reason for it to go on

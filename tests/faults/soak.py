@@ -1,8 +1,9 @@
-"""``python -m tests.faults.soak --cells N --trials N``: many cells of one process and many trials of a sweep; memory, open
-files and temporary files must stay flat. Prints them along the way; exit code 1 when one grows.
+"""``python -m tests.faults.soak --cells N --trials N``: many cells of one process and many trials
+of a sweep; memory, open files and temporary files must stay flat. Prints them along the way; exit
+code 1 when one grows.
 
-The cells are runs of one toy task under so many seeds; the trials are of a sweep whose evaluation is a formula, so that they
-measure the driver, Optuna and MLflow."""
+The cells are runs of one toy task under so many seeds; the trials are of a sweep whose evaluation
+is a formula, so that they measure the driver, Optuna and MLflow."""
 
 from __future__ import annotations
 
@@ -18,8 +19,30 @@ import psutil
 from benchmark.__main__ import main as benchmark
 from tests.probes.datasets.make import make_imagefolder
 
-RUN = ["run", "--suite", "own", "--task", "imagefolder/linear", "--data-root", ".", "--backbone", "random", "--only"]
-RUN += ["--device", "cpu", "--jobs", "1", "--num-workers", "0", "--set", "size=32", "--set", "epochs=1"]
+RUN = [
+    "run",
+    "--suite",
+    "own",
+    "--task",
+    "imagefolder/linear",
+    "--data-root",
+    ".",
+    "--backbone",
+    "random",
+    "--only",
+]
+RUN += [
+    "--device",
+    "cpu",
+    "--jobs",
+    "1",
+    "--num-workers",
+    "0",
+    "--set",
+    "size=32",
+    "--set",
+    "epochs=1",
+]
 MOST = {"MiB": 60.0, "open files": 8, "temporary files": 8}  # by which the second half may grow
 PARTS = 10
 Figures = dict[str, float]
@@ -45,13 +68,19 @@ class Watch:
     def see(self, done: int) -> None:
         """After so many."""
         self.seen.append(figures(self.folder))
-        print(f"{self.name} {done:>5}: " + ", ".join(f"{v:.0f} {k}" for k, v in self.seen[-1].items()), flush=True)
+        print(
+            f"{self.name} {done:>5}: "
+            + ", ".join(f"{v:.0f} {k}" for k, v in self.seen[-1].items()),
+            flush=True,
+        )
 
     def grown(self) -> list[str]:
         """What grew after the first half, when all that is imported and kept once is there."""
         half, last = self.seen[len(self.seen) // 2 - 1], self.seen[-1]
         return [
-            f"{self.name}: {k} {half[k]:.0f} → {last[k]:.0f}" for k, most in MOST.items() if last[k] - half[k] > most
+            f"{self.name}: {k} {half[k]:.0f} → {last[k]:.0f}"
+            for k, most in MOST.items()
+            if last[k] - half[k] > most
         ]
 
 
@@ -78,7 +107,9 @@ def trials(total: int, watch: Watch) -> None:
         return await cheap.evaluate(params, run, pruning)
 
     cheap.finish(
-        cheap.start("sqlite:///sweeps.db", search="tpe", trials=total), Tracker("soak", "sqlite:///mlflow.db"), evaluate
+        cheap.start("sqlite:///sweeps.db", search="tpe", trials=total),
+        Tracker("soak", "sqlite:///mlflow.db"),
+        evaluate,
     )
 
 

@@ -1,4 +1,5 @@
-"""``store``: an MLflow store that is damaged, locked, full or read-only, and a server that stops, goes and comes back."""
+"""``store``: an MLflow store that is damaged, locked, full or read-only, and a server that stops,
+goes and comes back."""
 
 from __future__ import annotations
 
@@ -29,13 +30,18 @@ def _damage(data: bytes, how: str, rng: random.Random) -> bytes:
     for _ in range(200):
         found[rng.randrange(len(found))] ^= 255
     return {
-        "empty": b"", "junk": rng.randbytes(100_000), "text": b"no database\n" * 1000,
-        "cut": data[: rng.randrange(len(data))], "zeros": bytes(len(data)), "flipped": bytes(found),
-    }[how]  # fmt: skip
+        "empty": b"",
+        "junk": rng.randbytes(100_000),
+        "text": b"no database\n" * 1000,
+        "cut": data[: rng.randrange(len(data))],
+        "zeros": bytes(len(data)),
+        "flipped": bytes(found),
+    }[how]
 
 
 def damaged(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
-    """Writing and reading; the file stays as it was, and with the undamaged one all is as before."""
+    """Writing and reading; the file stays as it was, and with the undamaged one all is as
+    before."""
     place = whole.copy(folder)
     store = place.folder / "mlflow.db"
     data = store.read_bytes()
@@ -56,7 +62,9 @@ def locked(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
     freed = threading.Event()
 
     def hold() -> None:
-        with closing(sqlite3.connect(place.folder / "mlflow.db", isolation_level=None, timeout=60)) as store:
+        with closing(
+            sqlite3.connect(place.folder / "mlflow.db", isolation_level=None, timeout=60)
+        ) as store:
             store.execute("begin exclusive")
             freed.wait(seconds)
             store.execute("rollback")
@@ -110,9 +118,15 @@ def postgres(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def served(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
-    """A server that is stopped for a minute, killed and started again, or whose PostgreSQL is restarted, in mid-run."""
+    """A server that is stopped for a minute, killed and started again, or whose PostgreSQL is
+    restarted, in mid-run."""
     place = whole.copy(folder)
-    with postgres(folder / "postgres") if how == "PostgreSQL restarted" else _none() as (backend, restart):
+    with (
+        postgres(folder / "postgres") if how == "PostgreSQL restarted" else _none() as (
+            backend,
+            restart,
+        )
+    ):
         server = MlflowServer(folder, backend)
         server.start()
         try:
@@ -152,9 +166,10 @@ def cases() -> list[tuple[Callable[[Place, Path, str, random.Random], str], str]
         served_by.append("PostgreSQL restarted")
     return [
         *((damaged, how) for how in ("empty", "junk", "text", "cut", "zeros", "flipped")),
-        *((locked, how) for how in ("shortly", "for good")), *((full, how) for how in ("full", "read-only")),
+        *((locked, how) for how in ("shortly", "for good")),
+        *((full, how) for how in ("full", "read-only")),
         *((served, how) for how in served_by),
-    ]  # fmt: skip
+    ]
 
 
 def points(whole: Place, folder: Path, count: int, number: int) -> Iterator[Point]:

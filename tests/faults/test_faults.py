@@ -55,7 +55,9 @@ def test_verify_finds_what_is_not_as_it_was(whole, tmp_path):
     ended = place.run(VERIFY)
     assert (ended.code, "2 finished results, 0 things wrong" in ended.out) == (0, True), ended
     (camvid,) = [
-        path.parent for path in place.folder.glob("mlruns/**/per_image.npz") if (path.parent / "config.py").exists()
+        path.parent
+        for path in place.folder.glob("mlruns/**/per_image.npz")
+        if (path.parent / "config.py").exists()
     ]
     with np.load(camvid / "per_image.npz") as stored:
         arrays = dict(stored)
@@ -65,5 +67,9 @@ def test_verify_finds_what_is_not_as_it_was(whole, tmp_path):
     (camvid / "metrics.json").unlink()
     ended = place.run(VERIFY)
     assert ended.code == 1, ended
-    for wrong in ("by its per-image scores", "protocol.json is not the protocol", "has no metrics.json"):
+    for wrong in (
+        "by its per-image scores",
+        "protocol.json is not the protocol",
+        "has no metrics.json",
+    ):
         assert wrong in ended.out.replace("\n", " "), ended.out

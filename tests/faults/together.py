@@ -22,7 +22,9 @@ OTHERS: dict[str, Sequence[str]] = {
     "labels": [*LABEL, "--out", "labels2"],
     "training": [*TRAIN, "--out", "w2.safetensors"],
 }
-IDENTICAL: dict[str, tuple[Sequence[str], str, str]] = {  # command, what it makes, what that must equal
+IDENTICAL: dict[
+    str, tuple[Sequence[str], str, str]
+] = {  # command, what it makes, what that must equal
     "run": (AGAIN, "after.json", ""),
     "label": ([*LABEL, "--out", "labels2"], "labels2/*.tar", "labels/*.tar"),
     "train": ([*TRAIN, "--set", "lr=0.001", "--out", "w2.safetensors"], "w2.safetensors", ""),
@@ -30,7 +32,9 @@ IDENTICAL: dict[str, tuple[Sequence[str], str, str]] = {  # command, what it mak
 
 
 def _hashes(place: Place, pattern: str) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.folder.glob(pattern))]
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.folder.glob(pattern))
+    ]
 
 
 def _all(place: Place, commands: Sequence[Sequence[str]], apart: float) -> str:
@@ -39,7 +43,9 @@ def _all(place: Place, commands: Sequence[Sequence[str]], apart: float) -> str:
         forks.append((words, place.start(words)))
         time.sleep(apart)
     ends = [(words, place.end(fork, 400)) for words, fork in forks]
-    wrong = [end.wrong(codes=(0, 1) if words[:2] == ["cache", "rm"] else (0,)) for words, end in ends]
+    wrong = [
+        end.wrong(codes=(0, 1) if words[:2] == ["cache", "rm"] else (0,)) for words, end in ends
+    ]
     return " & ".join(filter(None, wrong)) or place.left()
 
 
@@ -52,7 +58,9 @@ def identical(place: Place, whole: Place, name: str, count: int, apart: float) -
         return f"no {made}"
     if like and hashes != _hashes(place, like):
         return f"{made} is not {like}"
-    return "" if name != "run" or place.metrics("after.json") == whole.metrics() else "other metrics"
+    return (
+        "" if name != "run" or place.metrics("after.json") == whole.metrics() else "other metrics"
+    )
 
 
 def different(place: Place, whole: Place, names: Sequence[str], apart: float) -> str:

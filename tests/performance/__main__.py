@@ -1,4 +1,5 @@
-"""``python -m tests.performance [NAME …]``: run the benchmarks and write ``docs/benchmarks.{md,json}``."""
+"""``python -m tests.performance [NAME …]``: run the benchmarks and write
+``docs/benchmarks.{md,json}``."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from pathlib import Path
 
 from benchmark.execution.progress import console
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for `python -m benchmark`: what is measured is what users get
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # as for `python -m benchmark`: what is measured is what users get
 
 
 def main() -> int:
-    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given, where their lines replace the
-    older ones)."""
+    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given,
+    where their lines replace the older ones)."""
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: docs, for a whole run)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: docs, for a whole run)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))

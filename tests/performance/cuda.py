@@ -1,4 +1,5 @@
-"""On a GPU, where there is one: images a second from JPEG files against the bare forward of the same model, and a probe."""
+"""On a GPU, where there is one: images a second from JPEG files against the bare forward of the
+same model, and a probe."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ IMAGES, BATCH = 8_192, 256
 
 @bench
 def cuda() -> list[Result]:
-    """``encode_images`` in bf16 (loading processes: all cores) against forward alone on a batch that is there already."""
+    """``encode_images`` in bf16 (loading processes: all cores) against forward alone on a batch
+    that is there already."""
     import torch
 
     import backbones
@@ -41,7 +43,9 @@ def cuda() -> list[Result]:
                 encode_images(backbone, paths, EncodeRun(device, os.cpu_count() or 1), how)
                 return IMAGES / (time.perf_counter() - started)
 
-            def bare(backbone: backbones.Backbone = backbone, images: torch.Tensor = images) -> float:
+            def bare(
+                backbone: backbones.Backbone = backbone, images: torch.Tensor = images
+            ) -> float:
                 torch.cuda.synchronize()
                 started = time.perf_counter()
                 with torch.inference_mode(), autocast(device, "bf16"):
@@ -52,8 +56,13 @@ def cuda() -> list[Result]:
 
             results.append(
                 alternate(
-                    f"{card}: encoding with {name} in bf16, from JPEG files against bare forward", ours, bare,
-                    goal=">= 0.9", unit="images/s", n=3, note=f"public figure for an H100: {public:,}",
+                    f"{card}: encoding with {name} in bf16, from JPEG files against bare forward",
+                    ours,
+                    bare,
+                    goal=">= 0.9",
+                    unit="images/s",
+                    n=3,
+                    note=f"public figure for an H100: {public:,}",
                 )
-            )  # fmt: skip
+            )
     return results

@@ -1,4 +1,5 @@
-"""Encoding images from files, against a bare ``forward`` loop of the same model on tensors that are there already."""
+"""Encoding images from files, against a bare ``forward`` loop of the same model on tensors that are
+there already."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tests.performance.toys import jpegs
 
 @bench
 def encoding() -> list[Result]:
-    """Images a second: ``probes.image_level.encode.encode_images`` (decode, resize, normalise, forward) against forward alone."""
+    """Images a second: ``probes.image_level.encode.encode_images`` (decode, resize, normalise,
+    forward) against forward alone."""
     import torch
 
     import backbones
@@ -34,7 +36,9 @@ def encoding() -> list[Result]:
                 encode_images(backbone, paths, EncodeRun(device), Encoding(batch_size=batch))
                 return count / (time.perf_counter() - started)
 
-            def bare(backbone: backbones.Backbone = backbone, images: torch.Tensor = images) -> float:
+            def bare(
+                backbone: backbones.Backbone = backbone, images: torch.Tensor = images
+            ) -> float:
                 started = time.perf_counter()
                 with torch.inference_mode():
                     for _ in range(count // batch):

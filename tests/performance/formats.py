@@ -1,4 +1,5 @@
-"""How features are kept: random access to items in our mapped shards, against other formats of the same content."""
+"""How features are kept: random access to items in our mapped shards, against other formats of the
+same content."""
 
 from __future__ import annotations
 
@@ -19,9 +20,13 @@ SHAPES = {"64 × 8 × 8": (64, 8, 2000), "768 × 14 × 14": (768, 14, 200)}
 
 
 @bench
-def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]] = SHAPES) -> list[Result]:
-    """Microseconds to read one item of fp16 maps at random and sum it in float32, from files that the system has in
-    memory: ours, a ``.npy`` that numpy maps, safetensors (a tensor an item, mapped) and zarr (a chunk an item)."""
+def formats(
+    reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]] = SHAPES
+) -> list[Result]:
+    """Microseconds to read one item of fp16 maps at random and sum it in float32, from files that
+    the system has in
+    memory: ours, a ``.npy`` that numpy maps, safetensors (a tensor an item, mapped) and zarr (a
+        chunk an item)."""
     import numpy as np
     import torch
 
@@ -33,7 +38,9 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
         os.environ["CLIPTEX_HOME"] = name
         try:
             for about, (channels, side, count) in shapes.items():
-                values = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0)).half()
+                values = torch.randn(
+                    count, channels, side, side, generator=torch.Generator().manual_seed(0)
+                ).half()
                 each = values[0].nbytes
                 key = CacheKey("dense maps", "bench", {"about": about}, ("fp16",), [each] * count)
                 ours = get_or_build(key, partial(items_of, values))
@@ -52,11 +59,15 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
                 results += [
                     alternate(
                         f"reading items of {about} fp16 at random: our shards against {other}",
-                        partial(read, readers["ours"]), partial(read, readers[other]), n=n, unit="µs",
+                        partial(read, readers["ours"]),
+                        partial(read, readers[other]),
+                        n=n,
+                        unit="µs",
                         note=f"{each / 1024:.0f} KiB an item",
                     )
-                    for other in readers if other != "ours"
-                ]  # fmt: skip
+                    for other in readers
+                    if other != "ours"
+                ]
                 ours.close()
         finally:
             if before is None:
@@ -68,7 +79,9 @@ def formats(reads: int = 500, n: int = 5, shapes: dict[str, tuple[int, int, int]
     return results
 
 
-def items_of(values: Any, wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
+def items_of(
+    values: Any, wanted: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
     """A ``probes.features.store.Builder`` of rows of ``values``."""
     return ((item, [values[item]], {}) for shard in wanted for item in shard)
 
@@ -88,7 +101,9 @@ def others(folder: Path, about: str, values: Any) -> dict[str, Callable[[int], A
     place.mkdir()
     np.save(place / "all.npy", values)
     mapped = np.load(place / "all.npy", mmap_mode="c")
-    save_file({str(number): value for number, value in enumerate(values)}, place / "all.safetensors")
+    save_file(
+        {str(number): value for number, value in enumerate(values)}, place / "all.safetensors"
+    )
     tensors = safe_open(place / "all.safetensors", "pt")
     found: dict[str, Callable[[int], Any]] = {
         ".npy (mapped)": lambda item: mapped[item],
@@ -98,7 +113,11 @@ def others(folder: Path, about: str, values: Any) -> dict[str, Callable[[int], A
         import zarr
 
         chunked = zarr.open(
-            str(place / "zarr"), mode="w", shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype
+            str(place / "zarr"),
+            mode="w",
+            shape=values.shape,
+            chunks=(1, *values.shape[1:]),
+            dtype=values.dtype,
         )
         chunked[:] = values
         found["zarr"] = lambda item: chunked[item]

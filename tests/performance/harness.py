@@ -1,4 +1,5 @@
-"""A small runner: alternates A and B, takes medians, writes a table and a JSON to compare over time."""
+"""A small runner: alternates A and B, takes medians, writes a table and a JSON to compare over
+time."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Result:
     Attributes:
         name: what was compared, ``A against B``.
         a, b: medians (in ``unit``) of ours and of what it is measured against.
-        ratio: a / b, or b / a where ``goal`` speaks of a speed-up; ``goal`` says what is wanted, e.g. ``>= 0.9``.
+        ratio: a / b, or b / a where ``goal`` speaks of a speed-up; ``goal`` says what is wanted,
+            e.g. ``>= 0.9``.
         unit: of a and b.
         n: repetitions of each.
     """
@@ -65,10 +67,11 @@ def alternate(
     note: str = "",
     warm: bool = True,
 ) -> Result:
-    """Run A and B in turn, ``n`` times each, after one unmeasured round if ``warm``, and compare medians.
+    """Run A and B in turn, ``n`` times each, after one unmeasured round if ``warm``, and compare
+    medians.
 
-    A and B may return their own measurement (in ``unit``); else their wall-clock seconds are taken. ``invert`` gives b / a, for
-    speed-ups of times.
+    A and B may return their own measurement (in ``unit``); else their wall-clock seconds are taken.
+    ``invert`` gives b / a, for speed-ups of times.
     """
     for function in (a, b) if warm else ():
         function()
@@ -89,19 +92,21 @@ def say(result: Result) -> None:
     """Print one result as it comes."""
     mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[result.reached]
     console.print(
-        f"{result.name}: {result.a:.4g} against {result.b:.4g} {result.unit}, ratio {result.ratio:.3f} "
-        f"(goal {result.goal or 'none'}) {mark}"
+        f"{result.name}: {result.a:.4g} against {result.b:.4g} {result.unit}, ratio"
+        f" {result.ratio:.3f} (goal {result.goal or 'none'}) {mark}"
     )
 
 
 def write(results: list[Result], folder: Path) -> None:
-    """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n, note}) and ``benchmarks.md``."""
+    """``benchmarks.json`` (a list of {name, a, b, ratio, goal, unit, n, note}) and
+    ``benchmarks.md``."""
     write_json(folder / "benchmarks.json", [asdict(result) for result in results])
     write_text(folder / "benchmarks.md", markdown(results))
 
 
 def merged(results: list[Result], folder: Path) -> list[Result]:
-    """What ``folder`` has already, with ``results`` in the place of those of the same name, new ones at the end."""
+    """What ``folder`` has already, with ``results`` in the place of those of the same name, new
+    ones at the end."""
     path = folder / "benchmarks.json"
     old = [Result(**line) for line in json.loads(path.read_text())] if path.is_file() else []
     new = {result.name: result for result in results}
@@ -119,7 +124,10 @@ def markdown(results: list[Result]) -> str:
         "",
         "Made by `make bench`: A and B alternate in one process; medians and their ratio.",
         "",
-        f"Machine: {_cpu()}, {env['cpu_count']} cores, {env['platform']}, Python {env['python']}; {versions}.",
+        (
+            f"Machine: {_cpu()}, {env['cpu_count']} cores, {env['platform']}, Python"
+            f" {env['python']}; {versions}."
+        ),
         "",
         "| what | A | B | unit | ratio | goal | reached | n | note |",
         "| --- | ---: | ---: | --- | ---: | --- | --- | ---: | --- |",
@@ -127,7 +135,8 @@ def markdown(results: list[Result]) -> str:
     for r in results:
         reached = {True: "yes", False: "**no**", None: "–"}[r.reached]
         lines.append(
-            f"| {r.name} | {r.a:.4g} | {r.b:.4g} | {r.unit} | {r.ratio:.3f} | {r.goal or '–'} | {reached} | {r.n} | {r.note} |"
+            f"| {r.name} | {r.a:.4g} | {r.b:.4g} | {r.unit} | {r.ratio:.3f} | {r.goal or '–'} |"
+            f" {reached} | {r.n} | {r.note} |"
         )
     return "\n".join(lines) + "\n"
 

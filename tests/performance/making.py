@@ -1,4 +1,5 @@
-"""What making weights costs: a CLIPTeX step over a CLIP-FT step, and labelling over its experts alone."""
+"""What making weights costs: a CLIPTeX step over a CLIP-FT step, and labelling over its experts
+alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.performance.harness import Result, alternate, bench, say
 
 @bench
 def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
-    """Seconds of forward, losses and backward of a ``cliptex`` step and a ``clip-ft`` step, on the same batch."""
+    """Seconds of forward, losses and backward of a ``cliptex`` step and a ``clip-ft`` step, on the
+    same batch."""
     import torch
 
     from backbones.cliptex.data.dataset import Batch
@@ -33,7 +35,9 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
     with_heads = CLIPWithHeads(start.model, layers, heads).to(device).train()
     without = CLIPWithHeads(start.model, layers, None).to(device).train()
     generator = torch.Generator().manual_seed(0)
-    normals = torch.nn.functional.normalize(torch.randn(pairs, 3, side, side, generator=generator), dim=1)
+    normals = torch.nn.functional.normalize(
+        torch.randn(pairs, 3, side, side, generator=generator), dim=1
+    )
     batch = Batch(
         torch.randn(pairs, 3, size, size, generator=generator),
         start.tokenizer([f"picture {number}" for number in range(pairs)]),
@@ -53,30 +57,45 @@ def step(model: str = "ViT-B-16", pairs: int = 8, n: int = 3) -> list[Result]:
 
     return [
         alternate(
-            f"a step of cliptex against one of clip-ft ({model}, {pairs} pairs)", lambda: run(cliptex),
-            lambda: run(clip_ft), goal="<= 1.25", n=n, note="labels of three tasks at four pixels a patch",
+            f"a step of cliptex against one of clip-ft ({model}, {pairs} pairs)",
+            lambda: run(cliptex),
+            lambda: run(clip_ft),
+            goal="<= 1.25",
+            n=n,
+            note="labels of three tasks at four pixels a patch",
         )
-    ]  # fmt: skip
+    ]
 
 
 @bench
 def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Result]:
-    """Seconds of labelling pairs with three experts over the seconds that the experts alone took of them."""
+    """Seconds of labelling pairs with three experts over the seconds that the experts alone took of
+    them."""
     import numpy as np
     import torch
     from PIL import Image
 
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.experts import find_expert
-    from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
+    from backbones.cliptex.labels.labeller import (
+        Labeller,
+        LabelSettings,
+        finish_labels,
+        labels_writer,
+    )
     from backbones.cliptex.protocols import Silent
 
     torch.manual_seed(0)
     encoder = {"size": side, "encoder": "resnet18", "pretrained": False}
-    kinds = {"unet": find_expert("unet"), "dpt": find_expert("dpt"), "nll-angmf": find_expert("nll-angmf")}
+    kinds = {
+        "unet": find_expert("unet"),
+        "dpt": find_expert("dpt"),
+        "nll-angmf": find_expert("nll-angmf"),
+    }
     experts = [
         kind.create(
-            kind.settings_type(**encoder), ("background", "cup", "chair") if kind.task == "seg" else ()
+            kind.settings_type(**encoder),
+            ("background", "cup", "chair") if kind.task == "seg" else (),
         ).freeze()
         for kind in kinds.values()
     ]
@@ -86,8 +105,13 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
             for number in range(pairs):
                 file = io.BytesIO()
                 pixels = random.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-                for suffix, content in (("jpg", file.getvalue()), ("txt", f"picture {number}".encode())):
+                Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(
+                    file, "JPEG", quality=90
+                )
+                for suffix, content in (
+                    ("jpg", file.getvalue()),
+                    ("txt", f"picture {number}".encode()),
+                ):
                     entry = tarfile.TarInfo(f"{number:06}.{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
@@ -100,10 +124,16 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
     alone = sum(manifest["cost"]["expert_seconds"].values())
     results = [
         Result(
-            f"labelling {pairs} pairs against its experts alone ({side} px, three experts)", seconds, alone,
-            seconds / alone, "<= 1.1", "s", 1, "experts of a ResNet-18 with random weights",
+            f"labelling {pairs} pairs against its experts alone ({side} px, three experts)",
+            seconds,
+            alone,
+            seconds / alone,
+            "<= 1.1",
+            "s",
+            1,
+            "experts of a ResNet-18 with random weights",
         ),
-    ]  # fmt: skip
+    ]
     for result in results:
         say(result)
     return results
@@ -111,8 +141,9 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
 
 @bench
 def coding(n: int = 40) -> list[Result]:
-    """What the labels of an image cost: CPU of bringing them to the size that they are kept at and of writing and reading their
-    files, bytes, and the error of depth. They are the mini world's truth and, where the real data are, NYU's maps (noisy)."""
+    """What the labels of an image cost: CPU of bringing them to the size that they are kept at and
+    of writing and reading their files, bytes, and the error of depth. They are the mini world's
+    truth and, where the real data are, NYU's maps (noisy)."""
     import numpy as np
 
     from backbones.cliptex.labels.store import LABEL_SIDE, encode
@@ -120,11 +151,17 @@ def coding(n: int = 40) -> list[Result]:
     from backbones.cliptex.tasks.base import resize_nearest
 
     results = []
-    for about, labels in {"mini world, 64 px": mini_labels(n), "NYU, 640 × 480": nyu_labels(n)}.items():
+    for about, labels in {
+        "mini world, 64 px": mini_labels(n),
+        "NYU, 640 × 480": nyu_labels(n),
+    }.items():
         if not labels:
             continue
         started = time.process_time()
-        coded = [encode({name: resize_nearest(label, LABEL_SIDE) for name, label in each.items()}) for each in labels]
+        coded = [
+            encode({name: resize_nearest(label, LABEL_SIDE) for name, label in each.items()})
+            for each in labels
+        ]
         written = 1000 * (time.process_time() - started) / len(labels)
         started = time.process_time()
         for each in coded:
@@ -137,16 +174,43 @@ def coding(n: int = 40) -> list[Result]:
         note += "; their headers in a tar are 2.3 kB more"
         of = f"the labels of an image ({about})"
         results += [
-            Result(f"CPU of coding {of} against 20 ms", written, 20.0, written / 20, "<= 1", "ms", len(labels)),
-            Result(f"CPU of decoding {of} against 20 ms", read, 20.0, read / 20, "<= 1", "ms", len(labels)),
-            Result(f"size of {of} against 12 kB", size, 12.0, size / 12, "<= 1", "kB", len(labels), note),
+            Result(
+                f"CPU of coding {of} against 20 ms",
+                written,
+                20.0,
+                written / 20,
+                "<= 1",
+                "ms",
+                len(labels),
+            ),
+            Result(
+                f"CPU of decoding {of} against 20 ms",
+                read,
+                20.0,
+                read / 20,
+                "<= 1",
+                "ms",
+                len(labels),
+            ),
+            Result(
+                f"size of {of} against 12 kB",
+                size,
+                12.0,
+                size / 12,
+                "<= 1",
+                "kB",
+                len(labels),
+                note,
+            ),
         ]
     depth, metres = find_task("depth"), np.linspace(0.3, 10, 100_000).reshape(250, 400)
     low, high = 1 / metres.max(), 1 / metres.min()
     back = 1 / (depth.decode(depth.encode(1 / metres)).astype(np.float64) * (high - low) + low)
     worst = 1000 * float(np.abs(back - metres).max())
     name = "largest error of depth over 0.3 to 10 m against that of a 16-bit PNG of millimetres"
-    results.append(Result(name, worst, 0.5, worst / 0.5, "<= 1", "mm", metres.size, depth.quantisation))
+    results.append(
+        Result(name, worst, 0.5, worst / 0.5, "<= 1", "mm", metres.size, depth.quantisation)
+    )
     for result in results:
         say(result)
     return results
@@ -162,9 +226,16 @@ def mini_labels(n: int) -> list[dict[str, Any]]:
     def inverse(depth: np.ndarray) -> np.ndarray:
         return np.divide(1, depth, out=np.full_like(depth, np.nan), where=depth > 0)
 
-    truths = [render_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64) for i in range(n)]
+    truths = [
+        render_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64)
+        for i in range(n)
+    ]
     return [
-        {"seg": truth.semantic, "depth": inverse(truth.depth), "normal": np.moveaxis(truth.normals, -1, 0)}
+        {
+            "seg": truth.semantic,
+            "depth": inverse(truth.depth),
+            "normal": np.moveaxis(truth.normals, -1, 0),
+        }
         for truth in truths
     ]
 
@@ -173,16 +244,25 @@ def nyu_labels(n: int) -> list[dict[str, Any]]:
     """The first ``n`` frames of the real NYU subset; none without it."""
     from backbones.cliptex.tasks import find_task
 
-    root = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "nyu"
+    root = (
+        Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+        / "nyu"
+    )
     folders = {"seg": "semseg", "depth": "annotations", "normal": "normals"}
-    names = [path.relative_to(root / "annotations") for path in sorted((root / "annotations").rglob("*.png"))[:n]]
-    return [{task: find_task(task).read(root / folder / name) for task, folder in folders.items()} for name in names]
+    names = [
+        path.relative_to(root / "annotations")
+        for path in sorted((root / "annotations").rglob("*.png"))[:n]
+    ]
+    return [
+        {task: find_task(task).read(root / folder / name) for task, folder in folders.items()}
+        for name in names
+    ]
 
 
 @bench
 def loading(size: int = 224, pairs: int = 64) -> list[Result]:
-    """Milliseconds of CPU that one loading process needs a training sample: photograph, caption and three labels from tar shards,
-    decoded, augmented, stacked."""
+    """Milliseconds of CPU that one loading process needs a training sample: photograph, caption and
+    three labels from tar shards, decoded, augmented, stacked."""
     import numpy as np
     import open_clip
     import torch
@@ -201,21 +281,33 @@ def loading(size: int = 224, pairs: int = 64) -> list[Result]:
             for number in range(pairs):
                 file = io.BytesIO()
                 pixels = random.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-                for suffix, content in (("jpg", file.getvalue()), ("txt", f"picture {number}".encode())):
+                Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(
+                    file, "JPEG", quality=90
+                )
+                for suffix, content in (
+                    ("jpg", file.getvalue()),
+                    ("txt", f"picture {number}".encode()),
+                ):
                     entry = tarfile.TarInfo(f"{number:06}.{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
         source = open_pairs(folder)
-        writer = LabelWriter(Path(folder) / "labels", {}, ("seg", "depth", "normal"), {"seg": ["thing"] * 20})
+        writer = LabelWriter(
+            Path(folder) / "labels", {}, ("seg", "depth", "normal"), {"seg": ["thing"] * 20}
+        )
         with writer.shard("00000") as shard:
             for number in range(pairs):
                 shard.add(source.key(number), labels[number % len(labels)])
         writer.finish([writer.finished("00000")])
         recipe = RECIPES["cliptex"].changed({"batch_size": 32, "epochs": pairs / 32})
-        store, prepared = LabelStore(Path(folder) / "labels"), DataConfig((size, size), (0.5,) * 3, (0.5,) * 3)
+        store, prepared = (
+            LabelStore(Path(folder) / "labels"),
+            DataConfig((size, size), (0.5,) * 3, (0.5,) * 3),
+        )
         tokenizer = open_clip.get_tokenizer("ViT-B-16")
-        data = TrainDataset(source, store, recipe, tokenizer=tokenizer, data=prepared, label_size=size // 4)
+        data = TrainDataset(
+            source, store, recipe, tokenizer=tokenizer, data=prepared, label_size=size // 4
+        )
         data[0]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a loading process
@@ -224,7 +316,9 @@ def loading(size: int = 224, pairs: int = 64) -> list[Result]:
             data[step]
         spent = 1000 * (time.process_time() - started) / (len(data) * recipe.batch_size)
         torch.set_num_threads(threads)
-    name = f"CPU of a training sample with three labels in a loading process against 6 ms ({size} px)"
+    name = (
+        f"CPU of a training sample with three labels in a loading process against 6 ms ({size} px)"
+    )
     result = Result(name, spent, 6.0, spent / 6, "<= 1", "ms", pairs, "photographs of 640 × 480")
     say(result)
     return [result]

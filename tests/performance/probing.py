@@ -1,4 +1,5 @@
-"""Probes on a frozen backbone: encode once and probe, against what MMSegmentation's and MMDetection's Runner does."""
+"""Probes on a frozen backbone: encode once and probe, against what MMSegmentation's and
+MMDetection's Runner does."""
 
 from __future__ import annotations
 
@@ -22,11 +23,22 @@ SEGMENTERS = ("linear", "deeplabv3", "pspnet")
 
 
 def against_stock(
-    what: str, kind: str, probe_name: str, make: Any, settings: dict[str, Any], metric: str, goal: str,
-    *, as_stock: Callable[[Config], None] = lambda config: None, model: str = MODEL, n: int = 1, plainly: Any = (),
-) -> list[Result]:  # fmt: skip
-    """Seconds of a probe with an empty cache, and of mmengine's own Runner on the same config without one (``as_stock``
-    puts the library's parts in the place of ours there, ``plainly`` are settings of its own); and what both measured."""
+    what: str,
+    kind: str,
+    probe_name: str,
+    make: Any,
+    settings: dict[str, Any],
+    metric: str,
+    goal: str,
+    *,
+    as_stock: Callable[[Config], None] = lambda config: None,
+    model: str = MODEL,
+    n: int = 1,
+    plainly: Any = (),
+) -> list[Result]:
+    """Seconds of a probe with an empty cache, and of mmengine's own Runner on the same config
+    without one (``as_stock`` puts the library's parts in the place of ours there, ``plainly`` are
+    settings of its own); and what both measured."""
     from mmengine.runner import Runner
 
     import backbones
@@ -45,7 +57,9 @@ def against_stock(
         def ours() -> None:
             shutil.rmtree(root(), ignore_errors=True)
             shutil.rmtree(Path(folder) / "ours", ignore_errors=True)
-            place = context(backbone, create, data, probe.settings_type(**settings), Path(folder) / "ours")
+            place = context(
+                backbone, create, data, probe.settings_type(**settings), Path(folder) / "ours"
+            )
             found["ours"] = probe.run(place).metrics[metric]
 
         def stock() -> None:
@@ -62,16 +76,34 @@ def against_stock(
             found["stock"] = float(_last(runner)[metric])
 
         probe.run(  # what is imported and set up once in a process is not what is measured
-            context(backbone, create, data, probe.settings_type(**{**settings, "max_iters": 1}), Path(folder) / "first")
+            context(
+                backbone,
+                create,
+                data,
+                probe.settings_type(**{**settings, "max_iters": 1}),
+                Path(folder) / "first",
+            )
         )
         seconds = alternate(
-            what, ours, stock, goal=goal, n=n, warm=False, invert=True,
+            what,
+            ours,
+            stock,
+            goal=goal,
+            n=n,
+            warm=False,
+            invert=True,
             note="encoding included, the cache empty before each",
-        )  # fmt: skip
+        )
     share_of = Result(
-        f"{what}: {metric} of both", found["ours"], found["stock"], abs(found["ours"] - found["stock"]), "<= 1.0", metric,
-        1, "ratio: their difference",
-    )  # fmt: skip
+        f"{what}: {metric} of both",
+        found["ours"],
+        found["stock"],
+        abs(found["ours"] - found["stock"]),
+        "<= 1.0",
+        metric,
+        1,
+        "ratio: their difference",
+    )
     say(share_of)
     return [seconds, share_of]
 
@@ -86,58 +118,94 @@ def _last(runner: Any) -> dict[str, float]:
 
 
 @bench
-def segmentation(images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
-    """A linear segmentation probe on a frozen ViT-B/16: encoded in fp32, as mmseg does, and in bf16, as suite paper does."""
+def segmentation(
+    images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL, n: int = 1
+) -> list[Result]:
+    """A linear segmentation probe on a frozen ViT-B/16: encoded in fp32, as mmseg does, and in
+    bf16, as suite paper does."""
     from tests.performance.toys import dense
 
     batch = min(16, images)
     settings = {
-        "size": side, "batch_size": batch, "max_iters": epochs * images // batch, "flip": 0.0, "scale_range": (1.0, 1.0),
-        "feature_stride": 16, "fixed_crops": 1, "cache": "fp16", "lr": 3e-3,
-    }  # fmt: skip
+        "size": side,
+        "batch_size": batch,
+        "max_iters": epochs * images // batch,
+        "flip": 0.0,
+        "scale_range": (1.0, 1.0),
+        "feature_stride": 16,
+        "fixed_crops": 1,
+        "cache": "fp16",
+        "lr": 3e-3,
+    }
     what = f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours"
     results = []
     for name, more, goal in (("", {}, ""), (" (backbone in bf16)", {"precision": "bf16"}, ">= 8")):
         results += against_stock(
-            f"{what}{name} against mmseg's Runner in fp32", "segmentation", "linear",
-            lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side), settings | more,
-            "mIoU", goal, as_stock=mmsegs_own, model=model, n=n, plainly={"precision": "fp32"},
-        )  # fmt: skip
+            f"{what}{name} against mmseg's Runner in fp32",
+            "segmentation",
+            "linear",
+            lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side),
+            settings | more,
+            "mIoU",
+            goal,
+            as_stock=mmsegs_own,
+            model=model,
+            n=n,
+            plainly={"precision": "fp32"},
+        )
     return results
 
 
 def mmsegs_own(config: Config) -> None:
-    """The same linear head in mmseg's segmenter and with mmseg's loss, instead of our quicker ones."""
+    """The same linear head in mmseg's segmenter and with mmseg's loss, instead of our quicker
+    ones."""
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.registry import MODELS
 
     from probes.dense.heads import LinearHead
 
     own = {"loss_by_feat": BaseDecodeHead.loss_by_feat}
-    MODELS.register_module(name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True)
+    MODELS.register_module(
+        name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True
+    )
     config.model.type, config.model.decode_head.type = "EncoderDecoder", "BenchLinearHead"
 
 
 @bench
-def detection(images: int = 16, epochs: int = 4, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
+def detection(
+    images: int = 16, epochs: int = 4, side: int = 224, model: str = MODEL, n: int = 1
+) -> list[Result]:
     """Mask R-CNN on a frozen ViT-B/16."""
     from tests.performance.toys import instances
 
     settings = {
-        "short_side": side, "long_side": side, "batch_size": 4, "max_iters": epochs * images // 4, "flip": 0.0,
-        "out_channels": 32, "fc_out_channels": 64, "cache": "fp16",
-    }  # fmt: skip
+        "short_side": side,
+        "long_side": side,
+        "batch_size": 4,
+        "max_iters": epochs * images // 4,
+        "flip": 0.0,
+        "out_channels": 32,
+        "fc_out_channels": 64,
+        "cache": "fp16",
+    }
     return against_stock(
-        f"Mask R-CNN probe, {images} images, {epochs} epochs at {side} px: ours against mmdet's Runner",
-        "detection", "mask-rcnn", lambda folder: instances(folder, images, 4, side), settings, "bbox_mAP", "",
-        model=model, n=n,
-    )  # fmt: skip
+        f"Mask R-CNN probe, {images} images, {epochs} epochs at {side} px: ours against mmdet's"
+        " Runner",
+        "detection",
+        "mask-rcnn",
+        lambda folder: instances(folder, images, 4, side),
+        settings,
+        "bbox_mAP",
+        "",
+        model=model,
+        n=n,
+    )
 
 
 @bench
 def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) -> list[Result]:
-    """Three segmentation probes, depth and normals, in one pass on an empty cache, against a bare encoding of the same
-    images plus the same five on a full cache."""
+    """Three segmentation probes, depth and normals, in one pass on an empty cache, against a bare
+    encoding of the same images plus the same five on a full cache."""
     import torch
 
     import backbones
@@ -148,22 +216,36 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     create = {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)
     settings = {
-        "size": side, "batch_size": 8, "max_iters": 4 * images // 8, "flip": 0.0, "scale_range": (1.0, 1.0),
-        "feature_stride": 16, "fixed_crops": 1, "cache": "fp16", "channels": 32,
-    }  # fmt: skip
+        "size": side,
+        "batch_size": 8,
+        "max_iters": 4 * images // 8,
+        "flip": 0.0,
+        "scale_range": (1.0, 1.0),
+        "feature_stride": 16,
+        "fixed_crops": 1,
+        "cache": "fp16",
+        "channels": 32,
+    }
     tasks = [("bench-seg", name) for name in SEGMENTERS]
     tasks += [("bench-depth", "linear"), ("bench-normals", "linear")]
     with tempfile.TemporaryDirectory() as folder:
         data = {name: dense(Path(folder) / name, name, images, 4, side) for name in dict(tasks)}
 
         def probes(**changes: int) -> None:
-            as_a_group({
-                (name, probe): context(
-                    backbone, create, data[name], PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(**settings | changes),
-                    emptied(Path(folder) / f"work-{name}-{probe}"),
-                )
-                for name, probe in tasks
-            })  # fmt: skip
+            as_a_group(
+                {
+                    (name, probe): context(
+                        backbone,
+                        create,
+                        data[name],
+                        PROBES[f"{data[name].spec.kind}/{probe}"].settings_type(
+                            **settings | changes
+                        ),
+                        emptied(Path(folder) / f"work-{name}-{probe}"),
+                    )
+                    for name, probe in tasks
+                }
+            )
 
         def ours() -> None:
             shutil.rmtree(root(), ignore_errors=True)
@@ -178,30 +260,48 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
 
         probes(max_iters=1)  # what is imported and set up once in a process is not what is measured
         result = alternate(
-            f"five dense probes on {images} images: empty cache against bare encoding and heads alone", ours, bare,
-            goal="<= 1.2", n=n, warm=False, note="depth and normals share the photographs of segmentation",
-        )  # fmt: skip
+            f"five dense probes on {images} images: empty cache against bare encoding and heads"
+            " alone",
+            ours,
+            bare,
+            goal="<= 1.2",
+            n=n,
+            warm=False,
+            note="depth and normals share the photographs of segmentation",
+        )
     return [result]
 
 
 @bench
 def multi_head(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -> list[Result]:
-    """Three segmentation probes in one pass against one after the other: with random crops, and on kept features."""
+    """Three segmentation probes in one pass against one after the other: with random crops, and on
+    kept features."""
     import backbones
     import benchmark.catalog  # noqa: F401
     from tests.performance.toys import context, dense
 
     create = {"name": model, "seed": 0}
     backbone = backbones.create(model, seed=0)
-    settings = {"size": side, "batch_size": 8, "max_iters": 2 * images // 8, "feature_stride": 16, "channels": 32}
+    settings = {
+        "size": side,
+        "batch_size": 8,
+        "max_iters": 2 * images // 8,
+        "feature_stride": 16,
+        "channels": 32,
+    }
     results = []
     with tempfile.TemporaryDirectory() as folder:
         data = dense(Path(folder) / "data", "bench-seg", images, 4, side)
-        for about, more in (("random crops", {}), ("kept features", {"fixed_crops": 1, "cache": "fp16"})):
+        for about, more in (
+            ("random crops", {}),
+            ("kept features", {"fixed_crops": 1, "cache": "fp16"}),
+        ):
 
             def place(probe: str, more: dict[str, Any] = more) -> Any:
                 chosen = PROBES[f"segmentation/{probe}"].settings_type(**settings, **more)
-                return context(backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}"))
+                return context(
+                    backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}")
+                )
 
             def together(place: Any = place) -> None:
                 as_a_group({("bench-seg", name): place(name) for name in SEGMENTERS})
@@ -210,14 +310,19 @@ def multi_head(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3)
                 for name in SEGMENTERS:
                     PROBES[f"segmentation/{name}"].run(place(name))
 
-            what = f"three segmentation probes on {images} images, {about}: in one pass against one after the other"
+            what = (
+                f"three segmentation probes on {images} images, {about}: in one pass against one"
+                " after the other"
+            )
             results.append(alternate(what, together, alone, n=n))
     return results
 
 
 def as_a_group(contexts: dict[tuple[str, str], Any]) -> None:
     """Run probes, by (dataset, probe), as ``run`` does with those of one group."""
-    tasks = [(PROBES[f"{each.data.spec.kind}/{name}"], each) for (_, name), each in contexts.items()]
+    tasks = [
+        (PROBES[f"{each.data.spec.kind}/{name}"], each) for (_, name), each in contexts.items()
+    ]
     for result in tasks[0][0].run_group(tasks):  # type: ignore[attr-defined]
         if isinstance(result, Exception):
             raise result
@@ -231,7 +336,8 @@ def emptied(folder: Path) -> Path:
 
 @bench
 def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
-    """The feature cache at growing sizes: writing, opening, and reading at random; microseconds an item."""
+    """The feature cache at growing sizes: writing, opening, and reading at random; microseconds an
+    item."""
     import numpy as np
     import torch
 
@@ -244,9 +350,13 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
         os.environ["CLIPTEX_HOME"] = folder
         try:
             for count in counts:
-                key = CacheKey("dense maps", "bench", {"count": count}, ("fp16",), [value.nbytes] * count)
+                key = CacheKey(
+                    "dense maps", "bench", {"count": count}, ("fp16",), [value.nbytes] * count
+                )
                 started = time.perf_counter()
-                get_or_build(key, lambda wanted: ((i, [value], {}) for shard in wanted for i in shard)).close()
+                get_or_build(
+                    key, lambda wanted: ((i, [value], {}) for shard in wanted for i in shard)
+                ).close()
                 written = time.perf_counter()
                 store = get_or_build(key, lambda wanted: iter(()))
                 opened = time.perf_counter()
@@ -269,11 +379,17 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
     first, last = counts[0], counts[-1]
     results = [
         Result(
-            f"feature cache, {what} an item: {last:,} items against {first:,}", each[last], each[first],
-            each[last] / each[first], "<= 1.5", "µs", 1, ", ".join(f"{n:,}: {v:.3g}" for n, v in each.items()),
+            f"feature cache, {what} an item: {last:,} items against {first:,}",
+            each[last],
+            each[first],
+            each[last] / each[first],
+            "<= 1.5",
+            "µs",
+            1,
+            ", ".join(f"{n:,}: {v:.3g}" for n, v in each.items()),
         )
         for what, each in rows.items()
-    ]  # fmt: skip
+    ]
     for result in results:
         say(result)
     return results

@@ -1,4 +1,5 @@
-"""Reading pairs and their labels at the size of CC3M: what grows with the number of shards, and what does not."""
+"""Reading pairs and their labels at the size of CC3M: what grows with the number of shards, and
+what does not."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ PER_SHARD = 1000
 
 @bench
 def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Result]:
-    """10⁴ and 10⁶ tiny pairs with labels in shards of 1,000: microseconds a pair of indexing and of opening what is indexed,
-    private memory a pair, and CPU of reading a pair and its label in the order of an epoch."""
+    """10⁴ and 10⁶ tiny pairs with labels in shards of 1,000: microseconds a pair of indexing and of
+    opening what is indexed, private memory a pair, and CPU of reading a pair and its label in the
+    order of an epoch."""
     rows: dict[str, list[float]] = {}
     before = os.environ.get("CLIPTEX_HOME")
     with tempfile.TemporaryDirectory() as folder:
@@ -36,11 +38,17 @@ def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Res
     few, many = (f"{count * PER_SHARD:,}" for count in shards)
     results = [
         Result(
-            f"{name}: {many} pairs against {few}", large, small, large / max(small, 1e-9), "<= 1.2",
-            "bytes" if "memory" in name else "µs", 1, f"shards of {PER_SHARD:,}, one file under many names",
+            f"{name}: {many} pairs against {few}",
+            large,
+            small,
+            large / max(small, 1e-9),
+            "<= 1.2",
+            "bytes" if "memory" in name else "µs",
+            1,
+            f"shards of {PER_SHARD:,}, one file under many names",
         )
         for name, (small, large) in rows.items()
-    ]  # fmt: skip
+    ]
     for result in results:
         say(result)
     return results
@@ -71,7 +79,9 @@ def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     return folder / "pairs.tar", folder / "one" / "pairs.tar", summary
 
 
-def measured(folder: Path, made: tuple[Path, Path, dict[str, Any]], count: int, reads: int) -> dict[str, float]:
+def measured(
+    folder: Path, made: tuple[Path, Path, dict[str, Any]], count: int, reads: int
+) -> dict[str, float]:
     """Figures a pair for ``count`` shards, links to one."""
     import psutil
 

@@ -1,5 +1,5 @@
-"""What a report costs: 2,000 finished tasks, each with per-image scores, those of a detector with as many detections as COCO's
-val has, read back, compared and drawn."""
+"""What a report costs: 2,000 finished tasks, each with per-image scores, those of a detector with
+as many detections as COCO's val has, read back, compared and drawn."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ import numpy as np
 from tests.performance.harness import Result, bench, say
 
 BACKBONES, TASKS, SEEDS, IMAGES = 10, 40, 5, 200
-DETECTORS, COCO_IMAGES, CLASSES, OBJECTS, FOUND = 1, 5000, 80, 36_000, 100  # of COCO: its val; found: in an image
+DETECTORS, COCO_IMAGES, CLASSES, OBJECTS, FOUND = (
+    1,
+    5000,
+    80,
+    36_000,
+    100,
+)  # of COCO: its val; found: in an image
 GOAL = 60.0  # seconds
 
 
 @bench
 def report() -> list[Result]:
-    """Seconds of a whole report over 2,000 synthetic runs, 50 of them with half a million detections each."""
+    """Seconds of a whole report over 2,000 synthetic runs, 50 of them with half a million
+    detections each."""
     from reports.render.export import write
     from reports.report import Request, build
 
@@ -32,9 +39,14 @@ def report() -> list[Result]:
         (page,) = write(made, Path(folder) / "report")
         seconds = time.perf_counter() - started
         size = page.stat().st_size / 1e6
-    assert made.analysis is not None and not made.analysis.doubted, "per-image scores give back the metrics"
+    assert made.analysis is not None and not made.analysis.doubted, (
+        "per-image scores give back the metrics"
+    )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    name = f"a report over {BACKBONES * TASKS * SEEDS} runs, {BACKBONES * DETECTORS * SEEDS} of COCO's size, against {GOAL:.0f} s"
+    name = (
+        f"a report over {BACKBONES * TASKS * SEEDS} runs, {BACKBONES * DETECTORS * SEEDS} of COCO's"
+        f" size, against {GOAL:.0f} s"
+    )
     note = f"page of {size:.1f} MB, {memory:.1f} GB at most"
     result = Result(name, seconds, GOAL, seconds / GOAL, "<= 1", "s", 1, note)
     say(result)
@@ -42,33 +54,43 @@ def report() -> list[Result]:
 
 
 def detections(backbone: int, folder: Path) -> tuple[Path, float]:
-    """A folder with what a detector keeps of COCO's val, and its mAP: half a million detections, of which better backbones have
-    more right ones."""
+    """A folder with what a detector keeps of COCO's val, and its mAP: half a million detections, of
+    which better backbones have more right ones."""
     from reports.detections import FILE
     from reports.stats.average_precision import Matches
 
     rng = np.random.default_rng(backbone)
-    objects = np.random.default_rng(99).poisson(OBJECTS / COCO_IMAGES / CLASSES, (COCO_IMAGES, CLASSES))
+    objects = np.random.default_rng(99).poisson(
+        OBJECTS / COCO_IMAGES / CLASSES, (COCO_IMAGES, CLASSES)
+    )
     count = COCO_IMAGES * FOUND
     score = rng.beta(0.6, 4, count).astype(np.float32)
     share = (0.5 + 0.02 * backbone) * objects.sum() * score**2 / (score**2).sum()
     levels = np.where(rng.random(count) < share, rng.integers(1, 11, count), 0)
     columns = {
-        "image_id": np.repeat(np.arange(COCO_IMAGES), FOUND), "class": rng.integers(0, CLASSES, count).astype(np.int16),
-        "score": score, "bbox_hits": ((1 << levels) - 1).astype(np.uint16), "bbox_ignored": np.zeros(count, np.uint16),
+        "image_id": np.repeat(np.arange(COCO_IMAGES), FOUND),
+        "class": rng.integers(0, CLASSES, count).astype(np.int16),
+        "score": score,
+        "bbox_hits": ((1 << levels) - 1).astype(np.uint16),
+        "bbox_ignored": np.zeros(count, np.uint16),
         "bbox": rng.uniform(0, 600, (count, 4)).astype(np.float32),
-    }  # fmt: skip
+    }
     place = folder / f"detector-{backbone}"
     place.mkdir()
     np.savez_compressed(place / FILE, **columns)  # type: ignore[arg-type]
     names = np.array([f"{number:012d}.jpg" for number in range(COCO_IMAGES)])
-    np.savez_compressed(place / "per_image.npz", image=names, image_id=np.arange(COCO_IMAGES), class_objects=objects)
-    precision = Matches(np.arange(COCO_IMAGES), objects, columns, "bbox").precision(np.ones((1, COCO_IMAGES)))
+    np.savez_compressed(
+        place / "per_image.npz", image=names, image_id=np.arange(COCO_IMAGES), class_objects=objects
+    )
+    precision = Matches(np.arange(COCO_IMAGES), objects, columns, "bbox").precision(
+        np.ones((1, COCO_IMAGES))
+    )
     return place, 100 * float(precision.mean())
 
 
 def fill(uri: str, folder: Path) -> None:
-    """A store with ``BACKBONES`` × ``TASKS`` × ``SEEDS`` finished tasks of ``IMAGES`` images each."""
+    """A store with ``BACKBONES`` × ``TASKS`` × ``SEEDS`` finished tasks of ``IMAGES`` images
+    each."""
     from mlflow.entities import Metric, RunTag
 
     from reports.mlflow.client import connect
@@ -92,13 +114,24 @@ def fill(uri: str, folder: Path) -> None:
     for backbone in range(BACKBONES):
         kept, precision = detections(backbone, folder)
         for seed in range(SEEDS):
-            common = {"backbone": f"net-{backbone}", "seed": str(seed), "weights.sha256": f"{backbone:032d}{seed:032d}"}
-            parent = write({**common, "run.key": f"{backbone}-{seed}"}, {"cost/train_seconds": 100.0})
+            common = {
+                "backbone": f"net-{backbone}",
+                "seed": str(seed),
+                "weights.sha256": f"{backbone:032d}{seed:032d}",
+            }
+            parent = write(
+                {**common, "run.key": f"{backbone}-{seed}"}, {"cost/train_seconds": 100.0}
+            )
             for task in range(DETECTORS):
                 tags = {
-                    **common, "mlflow.parentRunId": parent, "task": f"coco/detector-{task}", "dataset": "coco",
-                    "kind": "detection", "protocol": f"d{task}", "directions": "bbox_mAP:+1",
-                }  # fmt: skip
+                    **common,
+                    "mlflow.parentRunId": parent,
+                    "task": f"coco/detector-{task}",
+                    "dataset": "coco",
+                    "kind": "detection",
+                    "protocol": f"d{task}",
+                    "directions": "bbox_mAP:+1",
+                }
                 run = write(tags, {"bbox_mAP": precision, "cost/seconds": 10.0})
                 place = folder / "artifacts" / run / "artifacts"
                 place.mkdir(parents=True)
@@ -107,12 +140,23 @@ def fill(uri: str, folder: Path) -> None:
             for task in range(TASKS - DETECTORS):
                 error = np.clip(0.5 - 0.01 * backbone + hard + rng.normal(0, 0.05, IMAGES), 0.01, 2)
                 tags = {
-                    **common, "mlflow.parentRunId": parent, "task": f"set-{task}/linear", "dataset": f"set-{task}",
-                    "kind": "depth", "probe": "linear", "protocol": f"p{task}", "data.fingerprint": f"f{task}",
+                    **common,
+                    "mlflow.parentRunId": parent,
+                    "task": f"set-{task}/linear",
+                    "dataset": f"set-{task}",
+                    "kind": "depth",
+                    "probe": "linear",
+                    "protocol": f"p{task}",
+                    "data.fingerprint": f"f{task}",
                     "directions": "abs_rel:-1,rmse:-1,delta1:+1",
-                }  # fmt: skip
+                }
                 each = {"abs_rel": error, "rmse": 2 * error, "delta1": 100 * (1 - error)}
-                run = write(tags, {**{key: float(v.mean()) for key, v in each.items()}, "cost/seconds": 10.0})
+                run = write(
+                    tags,
+                    {**{key: float(v.mean()) for key, v in each.items()}, "cost/seconds": 10.0},
+                )
                 place = folder / "artifacts" / run / "artifacts"
                 place.mkdir(parents=True)
-                np.savez_compressed(place / "per_image.npz", image=names, pixels=np.ones(IMAGES), **each)  # type: ignore[arg-type]
+                np.savez_compressed(
+                    place / "per_image.npz", image=names, pixels=np.ones(IMAGES), **each
+                )  # type: ignore[arg-type]

@@ -28,7 +28,8 @@ TRACKING = (
 
 @bench
 def run() -> list[Result]:
-    """One cell of the smoke suite, trained for 300 iterations, with every call into tracking timed."""
+    """One cell of the smoke suite, trained for 300 iterations, with every call into tracking
+    timed."""
     from benchmark.evaluation import runner
     from benchmark.execution import ExecutorSpec
     from reports.mlflow import run as tracking
@@ -56,9 +57,12 @@ def run() -> list[Result]:
         try:
             os.chdir(folder)
             request = runner.RunOptions(
-                backbones=["efficientnet-lite0"], suite="smoke", tasks=["mini-seg/linear"], overrides=["max_iters=300"],
+                backbones=["efficientnet-lite0"],
+                suite="smoke",
+                tasks=["mini-seg/linear"],
+                overrides=["max_iters=300"],
                 executor=ExecutorSpec(jobs=1),  # in this process, where the calls are timed
-            )  # fmt: skip
+            )
             runner.run(request)  # makes the world and warms everything up
             for name, function in original.items():
                 setattr(tracking.Run, name, timed(function))
@@ -80,7 +84,9 @@ def run() -> list[Result]:
         1,
     )
     peak = child.data.metrics["cost/peak_memory_mb"]
-    memory = Result("peak memory of a run (resident, without loading processes)", peak, peak, 1.0, "", "MB", 1)
+    memory = Result(
+        "peak memory of a run (resident, without loading processes)", peak, peak, 1.0, "", "MB", 1
+    )
     for result in (share, memory):
         say(result)
     return [share, memory]

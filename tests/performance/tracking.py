@@ -1,4 +1,5 @@
-"""What tracking costs: logging a long run's curves, as a share of the run; and metrics a second against one-by-one logging."""
+"""What tracking costs: logging a long run's curves, as a share of the run; and metrics a second
+against one-by-one logging."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from tests.performance.harness import Result, alternate, bench
 
 @bench
 def tracking() -> list[Result]:
-    """2,000 steps of three curves through ``Run.log_metrics`` against ``MlflowClient.log_metric`` one by one."""
+    """2,000 steps of three curves through ``Run.log_metrics`` against ``MlflowClient.log_metric``
+    one by one."""
     from reports.mlflow.run import Tracker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -22,7 +24,9 @@ def tracking() -> list[Result]:
             with tracker.run("batched") as run:
                 started = time.perf_counter()
                 for step in range(steps):
-                    run.log_metrics({"train/loss": 1.0, "train/lr": 0.1, "train/grad_norm": 2.0}, step)
+                    run.log_metrics(
+                        {"train/loss": 1.0, "train/lr": 0.1, "train/grad_norm": 2.0}, step
+                    )
                 run.flush()
                 return 1000 * (time.perf_counter() - started) / (3 * steps)
 
@@ -36,6 +40,11 @@ def tracking() -> list[Result]:
 
         return [
             alternate(
-                "logging a metric: batched against one by one", batched, one_by_one, unit="ms", goal="<= 0.1", n=3
+                "logging a metric: batched against one by one",
+                batched,
+                one_by_one,
+                unit="ms",
+                goal="<= 0.1",
+                n=3,
             )
         ]

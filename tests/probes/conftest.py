@@ -10,7 +10,8 @@ from mmengine.registry import DefaultScope
 
 @pytest.fixture(autouse=True)
 def no_scope_left_behind() -> Iterator[None]:
-    """mmengine's default scope is global, and a Runner of a test or ``init_default_scope`` sets it for good."""
+    """mmengine's default scope is global, and a Runner of a test or ``init_default_scope`` sets it
+    for good."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()

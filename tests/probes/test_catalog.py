@@ -18,8 +18,20 @@ from probes.registry import DATASETS, PROBES, find_task
     "task",
     [
         *("voc/linear", "voc/deeplabv3", "voc/pspnet", "ade20k/pspnet", "camvid/linear"),
-        *("nyu-depth/linear", "nyu-depth/deeplabv3", "nyu-depth/pspnet", "nyu-normal/linear", "nyu-normal/pspnet"),
-        *("imagenet/linear", "places365/linear", "imagefolder/linear", "imagenet/zero-shot", "imagefolder/zero-shot"),
+        *(
+            "nyu-depth/linear",
+            "nyu-depth/deeplabv3",
+            "nyu-depth/pspnet",
+            "nyu-normal/linear",
+            "nyu-normal/pspnet",
+        ),
+        *(
+            "imagenet/linear",
+            "places365/linear",
+            "imagefolder/linear",
+            "imagenet/zero-shot",
+            "imagefolder/zero-shot",
+        ),
         *("flickr30k/retrieval", "flickr8k/retrieval", "coco/mask-rcnn", "coco/ssd"),
     ],
 )
@@ -48,7 +60,9 @@ def test_probes_keep_the_contract(place):
     assert dataclasses.is_dataclass(settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(settings, dataclasses.fields(settings)[0].name, None)
-    assert canonical(dataclasses.asdict(settings)) == canonical(dataclasses.asdict(probe.settings_type()))
+    assert canonical(dataclasses.asdict(settings)) == canonical(
+        dataclasses.asdict(probe.settings_type())
+    )
 
 
 # those of other tests are registered where they run in the same process

@@ -52,7 +52,12 @@ def test_depth_gets_brighter_with_distance_and_grey_where_unknown():
 
 def test_normals_are_rgb_and_black_where_unknown():
     normals = np.array([[1, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, 0]], float).T[:, None]
-    assert normal_picture(normals)[0].tolist() == [[255, 127, 127], [127, 0, 127], [127, 127, 255], [0, 0, 0]]
+    assert normal_picture(normals)[0].tolist() == [
+        [255, 127, 127],
+        [127, 0, 127],
+        [127, 127, 255],
+        [0, 0, 0],
+    ]
 
 
 def test_legends_have_ink_and_wrap():
@@ -66,10 +71,15 @@ def test_legends_have_ink_and_wrap():
 
 
 def test_the_grid_has_each_picture_in_its_place(tmp_path):
-    red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    red, green, blue = (
+        np.full((60, 120, 3), colour, np.uint8)
+        for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    )
     tall = np.full((512, 256, 3), (255, 0, 255), np.uint8)
     rows = [[red, green], [blue, tall]]
-    path = write_preview(tmp_path / "preview.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1))
+    path = write_preview(
+        tmp_path / "preview.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1)
+    )
     sheet = np.asarray(Image.open(path).convert("RGB"))
     assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
     places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
@@ -84,7 +94,10 @@ def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
     labels = np.zeros((300, 600, 3), np.uint8)
     labels[:, 300:] = (200, 30, 90)
     photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
-    images = ((f"{n}.jpg", {"image": photo, "truth": labels, "prediction": labels[:, ::-1]}) for n in range(3))
+    images = (
+        (f"{n}.jpg", {"image": photo, "truth": labels, "prediction": labels[:, ::-1]})
+        for n in range(3)
+    )
     path = write_gallery(tmp_path / "gallery.zip", images, legend=labels, flat=True)
     with zipfile.ZipFile(path) as pack:
         index = json.loads(pack.read("index.json"))
@@ -98,7 +111,9 @@ def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
     truth = np.asarray(opened["truth"].convert("RGB"))
     assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
     assert (np.asarray(opened["prediction"].convert("RGB"))[:, ::-1] == truth).all()
-    assert evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
+    assert (
+        evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
+    )
 
 
 def test_a_preview_that_cannot_be_written_is_a_users_error(tmp_path):

@@ -23,7 +23,14 @@ from tests.probes.datasets import make
 from tests.probes.tiny_mmlab import context
 from tests.probes.whole_images import context as whole_images
 
-DENSE = {"size": 48, "batch_size": 4, "channels": 8, "scale_range": (0.7, 1.5), "max_iters": 3, "warmup": 0.0}
+DENSE = {
+    "size": 48,
+    "batch_size": 4,
+    "channels": 8,
+    "scale_range": (0.7, 1.5),
+    "max_iters": 3,
+    "warmup": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +39,8 @@ def own_home(tmp_path, monkeypatch):
 
 
 def kept(result: TaskResult, folder: Path, backbone: Backbone | None = None) -> Predictor:
-    """The head of a result, from the file that a run keeps, on a backbone that is made anew where none is given."""
+    """The head of a result, from the file that a run keeps, on a backbone that is made anew where
+    none is given."""
     assert result.head is not None
     write_head(result.head, folder / "head.safetensors")
     return load_predictor(folder / "head.safetensors", backbone)
@@ -57,13 +65,17 @@ def test_dense_heads(tmp_path, kind, name, changes):
     for place, sample in enumerate(data.samples["val"]):
         path = data.root / sample.image
         found = predictor(path)
-        assert np.array_equal(found, predictor(mmcv.imread(path, channel_order="rgb"))), "a file and its pixels are one"
+        assert np.array_equal(found, predictor(mmcv.imread(path, channel_order="rgb"))), (
+            "a file and its pixels are one"
+        )
         truth = mmcv.imread(data.root / sample.target, "unchanged")
         scores = {key: values[place] for key, values in result.per_image.items()}
         assert found.shape[:2] == truth.shape[:2]
         if kind == "segmentation":
             classes = range(len(data.classes))
-            assert [((found == c) & (truth == c)).sum() for c in classes] == scores["intersection"].tolist()
+            assert [((found == c) & (truth == c)).sum() for c in classes] == scores[
+                "intersection"
+            ].tolist()
         elif kind == "depth":
             known = truth > 0
             metres = truth[known] * 1e-3
@@ -74,12 +86,16 @@ def test_dense_heads(tmp_path, kind, name, changes):
             true = truth[..., ::-1].astype(float) / 127.5 - 1
             known = truth.any(axis=2)
             cosine = (found * true / np.linalg.norm(true, axis=2, keepdims=True)).sum(axis=2)[known]
-            assert np.degrees(np.arccos(cosine.clip(-1, 1))).mean() == pytest.approx(scores["normal_mean"], rel=1e-3)
+            assert np.degrees(np.arccos(cosine.clip(-1, 1))).mean() == pytest.approx(
+                scores["normal_mean"], rel=1e-3
+            )
 
 
 def test_a_detector_whose_features_were_kept(tmp_path):
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=3))
-    settings = SSDSettings(max_iters=8, batch_size=4, size=64, out_channels=32, lr=3e-3, augment=False, cache="fp16")
+    settings = SSDSettings(
+        max_iters=8, batch_size=4, size=64, out_channels=32, lr=3e-3, augment=False, cache="fp16"
+    )
     result = PROBES["detection/ssd"].run(context(tmp_path / "work", data, settings, "tiny-cnn"))
     assert result.detections
     check_detections(kept(result, tmp_path), data, result.detections)
@@ -94,17 +110,31 @@ def check_detections(predictor: Predictor, data: PreparedDataset, detections: li
         assert np.allclose([one["score"] for one in stored], found["scores"], atol=1e-5)
         corners = found["boxes"].copy()
         corners[:, 2:] -= corners[:, :2]
-        assert np.allclose(np.array([one["bbox"] for one in stored]).reshape(-1, 4), corners, atol=1e-2)
+        assert np.allclose(
+            np.array([one["bbox"] for one in stored]).reshape(-1, 4), corners, atol=1e-2
+        )
         assert ("masks" in found) == any("segmentation" in one for one in stored) or not stored
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"random_crops": True, "standardise": False, "blocks": (1,), "average_pool": (False, True)}]
+    "changes",
+    [
+        {},
+        {"random_crops": True, "standardise": False, "blocks": (1,), "average_pool": (False, True)},
+    ],
 )
 def test_linear_classifiers(tmp_path, changes):
     root = make.make_imagefolder(tmp_path, 8, 3)
-    settings = {"epochs": 2, "batch_size": 8, "learning_rates": (0.01, 0.1), "holdout": 0.25, **changes}
-    around = whole_images(PROBES["classification/linear"], DATASETS["imagefolder"], root, **settings)
+    settings = {
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rates": (0.01, 0.1),
+        "holdout": 0.25,
+        **changes,
+    }
+    around = whole_images(
+        PROBES["classification/linear"], DATASETS["imagefolder"], root, **settings
+    )
     result = PROBES["classification/linear"].run(around)
     predictor = kept(result, tmp_path, around.backbone)
     for place, sample in enumerate(around.data.samples["val"]):

@@ -1,4 +1,5 @@
-"""A generated COCO set: coloured shapes on noise, a crowd, an image without objects, categories in another order."""
+"""A generated COCO set: coloured shapes on noise, a crowd, an image without objects, categories in
+another order."""
 
 from __future__ import annotations
 
@@ -12,12 +13,17 @@ from pycocotools import mask as mask_api
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
 
 CLASSES = ("square", "disc", "bar")
-CATEGORY_IDS = {"disc": 1, "bar": 7, "square": 90}  # the file's order is not the order of the classes
+CATEGORY_IDS = {
+    "disc": 1,
+    "bar": 7,
+    "square": 90,
+}  # the file's order is not the order of the classes
 COLOURS = {"square": (220, 40, 40), "disc": (40, 200, 60), "bar": (50, 80, 230)}
 
 
 def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int = 0) -> Path:
-    """Write the set in COCO's layout and return ``root``. In each split image 1 is empty and image 2 has a crowd."""
+    """Write the set in COCO's layout and return ``root``. In each split image 1 is empty and image
+    2 has a crowd."""
     rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         folder = root / f"{split}2017"
@@ -35,18 +41,24 @@ def write(root: Path, train: int = 12, val: int = 6, side: int = 96, seed: int =
                     continue
                 taken |= mask
                 pixels[mask] = COLOURS[name]
-                annotations.append(_annotation(len(annotations) + 1, identity, name, mask, crowd=False))
+                annotations.append(
+                    _annotation(len(annotations) + 1, identity, name, mask, crowd=False)
+                )
             if number == 2:
                 crowd = np.zeros((height, width), bool)
                 crowd[: height // 4] = True
-                annotations.append(_annotation(len(annotations) + 1, identity, "disc", crowd & ~taken, crowd=True))
+                annotations.append(
+                    _annotation(len(annotations) + 1, identity, "disc", crowd & ~taken, crowd=True)
+                )
             file = f"{identity:06d}.png"
             Image.fromarray(pixels).save(folder / file)
             images.append({"id": identity, "file_name": file, "height": height, "width": width})
         categories = [{"id": identity, "name": name} for name, identity in CATEGORY_IDS.items()]
         (root / "annotations").mkdir(exist_ok=True)
         path = root / "annotations" / f"instances_{split}2017.json"
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        path.write_text(
+            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        )
     return root
 
 
@@ -56,10 +68,17 @@ def prepared(root: Path, skip: int = 0) -> PreparedDataset:
     samples = {}
     for split, file in annotations.items():
         images = json.loads((root / file).read_text())["images"]
-        samples[split] = [Sample(f"{split}2017/{image['file_name']}", image["id"]) for image in images]
+        samples[split] = [
+            Sample(f"{split}2017/{image['file_name']}", image["id"]) for image in images
+        ]
     samples["train"] = samples["train"][: len(samples["train"]) - skip]
     spec = DatasetSpec(
-        "shapes", "detection", "shapes", lambda root, split: [], classes=CLASSES, annotations=annotations
+        "shapes",
+        "detection",
+        "shapes",
+        lambda root, split: [],
+        classes=CLASSES,
+        annotations=annotations,
     )
     return PreparedDataset(spec, root, samples)
 

@@ -1,4 +1,5 @@
-"""Small datasets with dense truth that can be learnt from colour, in files as the official layouts have them."""
+"""Small datasets with dense truth that can be learnt from colour, in files as the official layouts
+have them."""
 
 from __future__ import annotations
 
@@ -20,10 +21,18 @@ list_samples = mirrored("images/{part}", "truth/{part}")
 SPECS = {
     "segmentation": DatasetSpec("tiny-seg", "segmentation", "tiny", list_samples, classes=CLASSES),
     "depth": DatasetSpec(
-        "tiny-depth", "depth", "tiny", list_samples, extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0}
+        "tiny-depth",
+        "depth",
+        "tiny",
+        list_samples,
+        extra={"depth_scale": 1e-3, "min_depth": 1e-3, "max_depth": 10.0},
     ),
     "normals": DatasetSpec(
-        "tiny-normals", "normals", "tiny", list_samples, extra={"axes": "x right, y up, z towards the camera"}
+        "tiny-normals",
+        "normals",
+        "tiny",
+        list_samples,
+        extra={"axes": "x right, y up, z towards the camera"},
     ),
 }
 for _spec in SPECS.values():
@@ -33,7 +42,9 @@ for _spec in SPECS.values():
 
 def blobs(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Three smooth fields in [0, 1], (height, width, 3) float32."""
-    return cv2.resize(random.random((3, 4, 3), np.float32), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    return cv2.resize(
+        random.random((3, 4, 3), np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    ).clip(0, 1)
 
 
 def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +69,15 @@ def draw(kind: str, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make(
-    root: Path, kind: str, train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0
+    root: Path,
+    kind: str,
+    train: int = 6,
+    val: int = 3,
+    size: tuple[int, int] = (48, 64),
+    seed: int = 0,
 ) -> PreparedDataset:
-    """Write a dataset of ``kind`` with images of ``size`` (height, width), the second of ``val`` turned on its side."""
+    """Write a dataset of ``kind`` with images of ``size`` (height, width), the second of ``val``
+    turned on its side."""
     random = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         for folder in ("images", "truth"):

@@ -1,4 +1,5 @@
-"""A small backbone with known weights and a toy MMEngine problem, for the tests of the bridge and of training."""
+"""A small backbone with known weights and a toy MMEngine problem, for the tests of the bridge and
+of training."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Sample
 
 
 class TinyBackbone(Backbone):
-    """A few convolutions with BatchNorm: a 'CNN' with strides 4 to 32, or a 'plain ViT' with maps of one stride."""
+    """A few convolutions with BatchNorm: a 'CNN' with strides 4 to 32, or a 'plain ViT' with maps
+    of one stride."""
 
     def __init__(self, name: str, seed: int, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -107,7 +109,10 @@ def context(
     return Context(
         backbone=registry.create(**create),
         backbone_config=create,
-        data=data or PreparedDataset(DatasetSpec("toy", "segmentation", "", lambda root, split: []), work_dir, {}),
+        data=data
+        or PreparedDataset(
+            DatasetSpec("toy", "segmentation", "", lambda root, split: []), work_dir, {}
+        ),
         settings=settings,
         seed=seed,
         device=torch.device("cpu"),

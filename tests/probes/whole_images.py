@@ -1,4 +1,5 @@
-"""A backbone that sees colours and reads their names, and a context around it: for probes of whole images."""
+"""A backbone that sees colours and reads their names, and a context around it: for probes of whole
+images."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.probes.datasets.make import COLOURS
 
 
 class Colours(Backbone):
-    """Image embedding: the mean colour in a fixed random projection. Text embedding: that of the colour it names."""
+    """Image embedding: the mean colour in a fixed random projection. Text embedding: that of the
+    colour it names."""
 
     name = architecture = "colours"
     channels, strides, divisor, embed_dim, has_text = (3,), (4,), 4, 8, True
@@ -39,7 +41,10 @@ class Colours(Backbone):
         return (images * self.std.view(3, 1, 1)).mean(dim=(2, 3)) @ self.projection
 
     def encode_text(self, texts) -> Tensor:
-        named = [next((rgb for colour, rgb in COLOURS.items() if colour in text), (0, 0, 0)) for text in texts]
+        named = [
+            next((rgb for colour, rgb in COLOURS.items() if colour in text), (0, 0, 0))
+            for text in texts
+        ]
         return (torch.tensor(named) / 255 - torch.tensor(self.data.mean)) @ self.projection
 
 

@@ -16,7 +16,9 @@ from tests.reports.synthetic import TASKS as KINDS
 from tests.reports.synthetic import stored_run, write_run
 
 
-def test_the_scores_of_every_kind_give_back_its_metrics_and_an_interval(store, tmp_path, monkeypatch):
+def test_the_scores_of_every_kind_give_back_its_metrics_and_an_interval(
+    store, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("kinds", store.uri)
     for seed in range(2):
@@ -27,13 +29,23 @@ def test_the_scores_of_every_kind_give_back_its_metrics_and_an_interval(store, t
     html = render(report)
     for table in ("segmentation", "detection", "geometry", "classification", "zero-shot"):
         assert html.partition(f'id="t-{table}"')[2].partition("</table>")[0].count("data-runs") >= 2
-    assert {(one.title, one.metric) for one in report.classes} == {("voc/linear", "IoU"), ("coco/ssd", "box AP")}
-    assert analysis.doubted == [] and not any("No per-image scores" in note for note in report.notes)
-    assert {c.kind for c in analysis.selection.columns} == set(KINDS.values()) and len(report.tables) == 5
+    assert {(one.title, one.metric) for one in report.classes} == {
+        ("voc/linear", "IoU"),
+        ("coco/ssd", "box AP"),
+    }
+    assert analysis.doubted == [] and not any(
+        "No per-image scores" in note for note in report.notes
+    )
+    assert {c.kind for c in analysis.selection.columns} == set(KINDS.values()) and len(
+        report.tables
+    ) == 5
     shown = {(c.kind, name) for c in analysis.selection.columns for name in shown_metrics(c)}
     assert {(column.kind, metric) for _, column, metric in analysis.estimates} == shown
     for (_, column, metric), found in analysis.estimates.items():
-        assert found.images == 60 and (found.low < found.high or found.value == 100), (column, metric)
+        assert found.images == 60 and (found.low < found.high or found.value == 100), (
+            column,
+            metric,
+        )
     for gap in analysis.differences.values():
         assert gap.images == 60 and gap.seeds == 2
 
@@ -45,7 +57,9 @@ def with_metric(run, metric: Metric, name: str = "mIoU"):
 def test_a_metric_of_a_third_party_is_what_it_declares(store):
     error = Metric(-1, "px", 0.0, None, "end-point error")
     runs = [
-        with_metric(stored_run(10 * place + seed, name, "flow/linear", seed, value + 30.0 * seed), error)
+        with_metric(
+            stored_run(10 * place + seed, name, "flow/linear", seed, value + 30.0 * seed), error
+        )
         for place, (name, value) in enumerate((("clip", 400.0), ("mine", 200.0)))
         for seed in range(3)
     ]
@@ -53,15 +67,21 @@ def test_a_metric_of_a_third_party_is_what_it_declares(store):
     (column,) = analysis.selection.columns
     (head,) = overview(analysis).heads
     assert (head.words, head.unit, head.sign) == ("end-point error", "px", -1)
-    assert analysis.estimates["clip", column, "mIoU"].high > 430, "it is no percentage that ends at 100"
+    assert analysis.estimates["clip", column, "mIoU"].high > 430, (
+        "it is no percentage that ends at 100"
+    )
     assert analysis.verdict("mine", column) == "win"
 
 
 def test_runs_of_older_stores_say_directions_only():
     found = declared({"directions": "abs_rel:-1,rmse:-1,delta1:+1,log10:-1,elo:+1"})
     assert [(one.direction, one.unit, one.high) for one in found.values()] == [
-        (-1, "", None), (-1, "m", None), (1, "%", 100.0), (-1, "", None), (1, "", None)
-    ]  # fmt: skip
+        (-1, "", None),
+        (-1, "m", None),
+        (1, "%", 100.0),
+        (-1, "", None),
+        (1, "", None),
+    ]
     assert [one.shown for one in found.values()] == [True, True, True, False, False]
     assert declared({TAG: declare(found)}) == found
     for damaged in ("[[[", "3", '{"mIoU": 1}', '{"mIoU": {"no": 1}}', "[" * 100_000):

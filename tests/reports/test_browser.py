@@ -1,4 +1,5 @@
-"""The page in a real browser: offline, without an error, by mouse and keyboard, on a desktop and on a phone."""
+"""The page in a real browser: offline, without an error, by mouse and keyboard, on a desktop and on
+a phone."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ CHROMIUM = (
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'"
+    )
     if not CHROMIUM:
         pytest.skip("no Chromium: apt-get install -y chromium (or set CHROMIUM to one)")
     with api.sync_playwright() as playwright:
@@ -49,7 +52,13 @@ def store(tmp_path_factory):
                 {"voc/linear": 0.5, "nyu-depth/linear": 0.5, "imagenet/linear": 0.45},
                 pictures=True,
             )
-            write_run(tracker, "cliptex", seed, {"voc/linear": 0.62, "nyu-depth/linear": 0.6}, pictures=True)
+            write_run(
+                tracker,
+                "cliptex",
+                seed,
+                {"voc/linear": 0.62, "nyu-depth/linear": 0.6},
+                pictures=True,
+            )
     write(build(Request(tracking_uri=tracker.uri, ui_url="http://127.0.0.1:1")), folder / "report")
     return tracker, folder / "report" / "index.html"
 
@@ -75,7 +84,8 @@ def page(browser, store, request):
 def column(page, place: int) -> list[str]:
     return page.eval_on_selector_all(
         "#t-overview tbody tr:not([hidden])",
-        f"rows => rows.map(row => row.cells[{place}].dataset.value ?? row.cells[{place}].textContent.trim())",
+        f"rows => rows.map(row => row.cells[{place}].dataset.value ??"
+        f" row.cells[{place}].textContent.trim())",
     )
 
 
@@ -88,16 +98,22 @@ def test_sort_filter_and_numbers_against_mlflow(page, store):
         mean = sum(run.metrics[main] for run in runs) / len(runs)
         assert float(cell.get_attribute("data-value")) == pytest.approx(mean)
         shown = cell.query_selector(".num").inner_text()
-        assert float(shown) == pytest.approx(mean, abs=0.5 * 10 ** -len(shown.partition(".")[2]) + 1e-9)
+        assert float(shown) == pytest.approx(
+            mean, abs=0.5 * 10 ** -len(shown.partition(".")[2]) + 1e-9
+        )
 
     head = page.locator("#t-overview thead th").nth(2)
     head.locator("button").focus()
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending"
     values = column(page, 2)
-    assert values[-1] == "" and [float(v) for v in values[:-1]] == sorted((float(v) for v in values[:-1]), reverse=True)
+    assert values[-1] == "" and [float(v) for v in values[:-1]] == sorted(
+        (float(v) for v in values[:-1]), reverse=True
+    )
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending" and column(page, 2)[-1] == "", "missing numbers stay last"
+    assert head.get_attribute("aria-sort") == "ascending" and column(page, 2)[-1] == "", (
+        "missing numbers stay last"
+    )
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") is None
     assert column(page, 0) == ["voc/linear", "nyu-depth/linear", "imagenet/linear"]
@@ -132,13 +148,19 @@ def test_gallery_figures_and_colours(page):
     assert not box.is_visible()
     page.locator('[data-figure="forest"]').scroll_into_view_if_needed()
     page.locator('[data-figure="forest"].js-plotly-plot .scatterlayer').wait_for()
-    page.locator("html[data-figures=drawn]").wait_for(state="attached")  # the others too, without scrolling
+    page.locator("html[data-figures=drawn]").wait_for(
+        state="attached"
+    )  # the others too, without scrolling
     assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
     page.locator("#theme").click()
     with page.expect_download() as download:
         page.locator(".svg").first.click()
     svg = Path(download.value.path()).read_text()
-    assert download.value.suggested_filename == "forest.svg" and "voc/linear" in svg and "var:" not in svg
+    assert (
+        download.value.suggested_filename == "forest.svg"
+        and "voc/linear" in svg
+        and "var:" not in svg
+    )
     assert "rgb(28, 32, 36)" in svg, "text is dark, whatever the page's colours"
     page.locator("#theme").click()
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -10,15 +10,26 @@ from tests.reports.conftest import same
 from tests.reports.synthetic import write_run
 
 
-def test_published_protocols_and_what_was_changed_beside_them_are_said(store, tmp_path, monkeypatch):
+def test_published_protocols_and_what_was_changed_beside_them_are_said(
+    store, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker("published", store.uri)
     changed = {"preset": "dinov3", "differs": "differs from dinov3: max_iters=100 instead of 38400"}
-    tags = {"voc/linear": {"preset": "mmseg"}, "nyu-depth/linear": changed, "imagenet/linear": {"preset": "own"}}
+    tags = {
+        "voc/linear": {"preset": "mmseg"},
+        "nyu-depth/linear": changed,
+        "imagenet/linear": {"preset": "own"},
+    }
     write_run(tracker, "clip", 0, {**dict.fromkeys(tags, 0.5)}, task_tags=tags)
     notes = build(Request(experiments=["published"], tracking_uri=tracker.uri)).notes
-    assert "voc/linear has the settings of mmseg (what else its source does: list protocols)." in notes
-    assert f"nyu-depth/linear {changed['differs']} (what else its source does: list protocols)." in notes
+    assert (
+        "voc/linear has the settings of mmseg (what else its source does: list protocols)." in notes
+    )
+    assert (
+        f"nyu-depth/linear {changed['differs']} (what else its source does: list protocols)."
+        in notes
+    )
     assert not [note for note in notes if note.startswith("imagenet/linear")]
 
 
@@ -27,10 +38,14 @@ def test_a_run_is_reported_under_its_own_protocols_and_weights():
     parent = SimpleNamespace(id="parent", tags={**who, "protocol.a.linear": "new"})
     mine = SimpleNamespace(id="mine", tags={**who, "task": "a/linear", "protocol": "new"})
     older = SimpleNamespace(id="older", tags={**who, "task": "a/linear", "protocol": "old"})
-    training = SimpleNamespace(id="training", tags={"backbone": "clip", "seed": "0", "stage": "train"})
+    training = SimpleNamespace(
+        id="training", tags={"backbone": "clip", "seed": "0", "stage": "train"}
+    )
     runs = [parent, mine, older, training]
     kept, told = _as_in(["parent"], runs)
-    assert kept == [parent, mine, training] and told[0].startswith("Runs under 1 other protocol are left out")
+    assert kept == [parent, mine, training] and told[0].startswith(
+        "Runs under 1 other protocol are left out"
+    )
     assert _as_in(["parent"], [parent, mine]) == ([parent, mine], [])
     assert _as_in([], runs) == (runs, [])
 
@@ -43,10 +58,13 @@ def test_a_run_is_reported_under_its_own_protocols_and_weights():
 
 
 def test_failed_and_foreign_runs_change_no_number(store, report, tmp_path, monkeypatch):
-    """A trial of a sweep with tasks of its own, and another experiment, leave every number as it was."""
+    """A trial of a sweep with tasks of its own, and another experiment, leave every number as it
+    was."""
     monkeypatch.chdir(tmp_path)  # where the other experiment keeps its artifacts
     before = {key: found.value for key, found in report.analysis.estimates.items()}
-    with store.run("trial 9", tags={"study": "lambdas", "trial": "9"}, params={"lambda_seg": 3}) as trial:
+    with store.run(
+        "trial 9", tags={"study": "lambdas", "trial": "9"}, params={"lambda_seg": 3}
+    ) as trial:
         pass
     write_run(store, "cliptex", 0, same(0.9), tags={"mlflow.parentRunId": trial.id})
     write_run(Tracker("other", store.uri), "cliptex", 0, same(0.9))

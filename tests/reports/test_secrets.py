@@ -15,8 +15,14 @@ from reports.secrets import hide_quoted, hide_secrets, remember
         ("postgresql+psycopg://me:p@ss/w@host/db", "postgresql+psycopg://me:***@host/db"),
         ("at http://me:secret@host:5000/x.", "at http://***@host:5000/x."),
         ("https://TOKEN@host and http://a:b@c", "https://***@host and http://***@c"),
-        ("postgresql://host/db?user=me&password=se%40cret&ssl=1", "postgresql://host/db?user=me&password=***&ssl=1"),
-        ("x://h?sslpassword=a&access_token=b;api-key=c", "x://h?sslpassword=***&access_token=***;api-key=***"),
+        (
+            "postgresql://host/db?user=me&password=se%40cret&ssl=1",
+            "postgresql://host/db?user=me&password=***&ssl=1",
+        ),
+        (
+            "x://h?sslpassword=a&access_token=b;api-key=c",
+            "x://h?sslpassword=***&access_token=***;api-key=***",
+        ),
         ('{"uri": "http://me:secret@host"}', '{"uri": "http://***@host"}'),
     ],
 )
@@ -27,10 +33,15 @@ def test_secrets_are_hidden(text, shown):
 @pytest.mark.parametrize(
     "text",
     [
-        "sqlite:////home/me/mlflow.db", "http://127.0.0.1:5000/#/experiments/1/runs/2", "hf://datasets/me/name@main/x",
-        "postgresql://me@host/db", "i2t_R@1 of clip@abc at 12:30", "http://host/path@version", "--set token=1 a=b",
+        "sqlite:////home/me/mlflow.db",
+        "http://127.0.0.1:5000/#/experiments/1/runs/2",
+        "hf://datasets/me/name@main/x",
+        "postgresql://me@host/db",
+        "i2t_R@1 of clip@abc at 12:30",
+        "http://host/path@version",
+        "--set token=1 a=b",
     ],
-)  # fmt: skip
+)
 def test_the_rest_stays(text):
     assert hide_secrets(text) == text
 

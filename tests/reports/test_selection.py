@@ -17,7 +17,10 @@ from tests.reports.synthetic import stored_run
 BASE = [
     stored_run(place, backbone, task, seed, 10.0 + place)
     for place, (backbone, task, seed) in enumerate(
-        (b, t, s) for b in ("clip", "clip-ft", "cliptex") for t in ("voc/linear", "ade20k/linear") for s in (0, 1)
+        (b, t, s)
+        for b in ("clip", "clip-ft", "cliptex")
+        for t in ("voc/linear", "ade20k/linear")
+        for s in (0, 1)
     )
 ]
 
@@ -37,16 +40,24 @@ def numbers(runs, **more):
     st.sets(st.integers(0, len(BASE) - 1)),
     st.sets(st.integers(0, len(BASE) - 1), max_size=6),
 )
-def test_shuffled_repeated_failed_and_missing_runs_change_no_other_number(shuffle: random.Random, noisy, missing):
+def test_shuffled_repeated_failed_and_missing_runs_change_no_other_number(
+    shuffle: random.Random, noisy, missing
+):
     whole = numbers(BASE)
     runs = [run for place, run in enumerate(BASE) if place not in missing]
     for place in noisy:
         tags = BASE[place].tags
         who = (tags["backbone"], tags["task"], int(tags["seed"]))
-        runs.append(stored_run(200 + place, *who, None, status="FAILED", failure="boom", started=place - 100))
+        runs.append(
+            stored_run(
+                200 + place, *who, None, status="FAILED", failure="boom", started=place - 100
+            )
+        )
         runs.append(stored_run(300 + place, *who, 99.0, status="RUNNING", started=900))
         if place not in missing:
-            runs.append(stored_run(400 + place, *who, 1.0, started=-100))  # an older one of the same cell
+            runs.append(
+                stored_run(400 + place, *who, 1.0, started=-100)
+            )  # an older one of the same cell
             runs.append(BASE[place])  # the very same run read twice
     if not any(run.status == "FINISHED" for run in runs):
         return
@@ -69,7 +80,12 @@ def test_the_newest_counts_and_it_is_said():
 def test_no_row_mixes_two_sets_of_weights():
     newer = stored_run(60, "clip", "voc/linear", 0, 55.0, weights="new")
     selection = select([*BASE, newer], ["x"])
-    kept = {(c.task, s.seed): s.weights for (b, c), cells in selection.cells.items() if b == "clip" for s in cells}
+    kept = {
+        (c.task, s.seed): s.weights
+        for (b, c), cells in selection.cells.items()
+        if b == "clip"
+        for s in cells
+    }
     assert kept == {("voc/linear", 0): "new", ("voc/linear", 1): "w", ("ade20k/linear", 1): "w"}
     assert any("older weights" in note for note in selection.notes)
     old = select([*BASE, newer], ["x"], backbones=["clip@w", "clip@new"], baseline="clip@w")
@@ -84,13 +100,19 @@ def test_going_back_to_older_weights_shows_the_older_ones():
         return replace(BASE[0], id=f"parent-{started}", tags=tags, metrics={}, started=started)
 
     runs = [
-        run_of("a", 1000), stored_run(1001, "clip", "voc/linear", 0, 40.0, weights="a"),
-        run_of("b", 2000), stored_run(2001, "clip", "voc/linear", 0, 50.0, weights="b"),
-    ]  # fmt: skip
+        run_of("a", 1000),
+        stored_run(1001, "clip", "voc/linear", 0, 40.0, weights="a"),
+        run_of("b", 2000),
+        stored_run(2001, "clip", "voc/linear", 0, 50.0, weights="b"),
+    ]
     assert numbers(runs) == {("clip", "voc/linear", "p", 0): 50.0}
     assert numbers([*runs, run_of("a", 3000)]) == {("clip", "voc/linear", "p", 0): 40.0}
-    assert numbers([*runs, run_of("c", 3000)]) == {("clip", "voc/linear", "p", 0): 50.0}, "c has no number yet"
-    assert numbers([*runs, run_of("a", 3000)], backbones=["clip@b"]) == {("clip@b", "voc/linear", "p", 0): 50.0}
+    assert numbers([*runs, run_of("c", 3000)]) == {("clip", "voc/linear", "p", 0): 50.0}, (
+        "c has no number yet"
+    )
+    assert numbers([*runs, run_of("a", 3000)], backbones=["clip@b"]) == {
+        ("clip@b", "voc/linear", "p", 0): 50.0
+    }
 
 
 def test_two_protocols_are_two_columns_with_letters():
@@ -105,13 +127,26 @@ def test_two_protocols_are_two_columns_with_letters():
 
 def test_holes_have_reasons():
     runs = [run for run in BASE if run.tags["backbone"] != "cliptex"]
-    runs += [stored_run(80, "cliptex", "ade20k/linear", 0, 9.0),
-             stored_run(81, "cliptex", "voc/linear", 0, None, status="FAILED", failure="NonFiniteLoss: loss is nan")]  # fmt: skip
+    runs += [
+        stored_run(80, "cliptex", "ade20k/linear", 0, 9.0),
+        stored_run(
+            81,
+            "cliptex",
+            "voc/linear",
+            0,
+            None,
+            status="FAILED",
+            failure="NonFiniteLoss: loss is nan",
+        ),
+    ]
     selection = select(runs, ["x"])
     (voc,) = [c for c in selection.columns if c.task == "voc/linear"]
     assert selection.missing["cliptex", voc] == "failed: NonFiniteLoss: loss is nan"
     parent = replace(
-        BASE[0], id="parent", tags={"run.key": "k", "backbone": "dino", "protocol.voc.linear": "p"}, metrics={}
+        BASE[0],
+        id="parent",
+        tags={"run.key": "k", "backbone": "dino", "protocol.voc.linear": "p"},
+        metrics={},
     )
     selection = select([*BASE, stored_run(82, "dino", "ade20k/linear", 0, 9.0), parent], ["x"])
     assert selection.missing["dino", voc] == "not applicable"
@@ -120,14 +155,27 @@ def test_holes_have_reasons():
 
 
 def test_a_task_that_nobody_finished_is_a_column_of_holes():
-    broken = [stored_run(90 + n, name, "coco/ssd", 0, None, status="FAILED", failure=f"boom {n}", protocol=f"q{n}")
-              for n, name in enumerate(("clip", "clip-ft"))]  # fmt: skip
+    broken = [
+        stored_run(
+            90 + n,
+            name,
+            "coco/ssd",
+            0,
+            None,
+            status="FAILED",
+            failure=f"boom {n}",
+            protocol=f"q{n}",
+        )
+        for n, name in enumerate(("clip", "clip-ft"))
+    ]
     selection = select([*BASE, *broken], ["x"])
     (column,) = [c for c in selection.columns if c.task == "coco/ssd"]
     assert column.protocol == "q1", "the one tried last"
     assert {name: selection.missing[name, column] for name in selection.backbones} == {
-        "clip-ft": "failed: boom 1", "clip": "other protocol: failed: boom 0", "cliptex": "not run"
-    }  # fmt: skip
+        "clip-ft": "failed: boom 1",
+        "clip": "other protocol: failed: boom 0",
+        "cliptex": "not run",
+    }
     assert numbers([*BASE, *broken]) == numbers(BASE)
 
 
@@ -139,28 +187,40 @@ def test_a_reused_task_counts_for_the_backbone_that_reused_it():
 
 def test_what_can_be_wrong_is_one_line():
     with pytest.raises(
-        TrackingError, match="baseline 'mae' has no finished task there; these have: clip, clip-ft, cliptex"
+        TrackingError,
+        match="baseline 'mae' has no finished task there; these have: clip, clip-ft, cliptex",
     ):
         select(BASE, ["x"], baseline="mae")
     with pytest.raises(TrackingError, match="backbone 'mae'"):
         select(BASE, ["x"], backbones=["mae"])
-    with pytest.raises(TrackingError, match=r"no run of task 'voc/liner' in experiment x; did you mean 'voc/linear'"):
+    with pytest.raises(
+        TrackingError,
+        match=r"no run of task 'voc/liner' in experiment x; did you mean 'voc/linear'",
+    ):
         select(BASE, ["x"], tasks=["ade20k/linear", "voc/liner"])
     broken = [stored_run(1, "clip", "voc/linear", 0, None, status="FAILED", failure="boom")]
-    with pytest.raises(TrackingError, match=r"no finished task in experiment x \(1 tasks: failed: boom\)"):
+    with pytest.raises(
+        TrackingError, match=r"no finished task in experiment x \(1 tasks: failed: boom\)"
+    ):
         select(broken, ["x"])
 
 
 def test_baseline_and_order():
     assert select(BASE, ["x"]).backbones == ["clip-ft", "clip", "cliptex"]
     assert select(BASE, ["x"], backbones=["cliptex", "clip"]).baseline == "clip"
-    assert [c.task for c in select(BASE, ["x"]).columns] == ["voc/linear", "ade20k/linear"], "the paper's order"
+    assert [c.task for c in select(BASE, ["x"]).columns] == ["voc/linear", "ade20k/linear"], (
+        "the paper's order"
+    )
 
 
 def test_tidy_is_one_row_a_number():
     cells = [cell for found in select(BASE, ["x"]).cells.values() for cell in found]
     table = tidy(cells)
-    assert len(table) == len(BASE) and set(table["metric"]) == {"mIoU"} and set(table["direction"]) == {1}
+    assert (
+        len(table) == len(BASE)
+        and set(table["metric"]) == {"mIoU"}
+        and set(table["direction"]) == {1}
+    )
     assert table.groupby("backbone")["value"].mean().round(2).to_dict() == {
         "clip": 11.5,
         "clip-ft": 15.5,

@@ -1,4 +1,5 @@
-"""``python -m tests.simulation [REPORTS]``: simulate reports of each kind, and write the table of ``docs/statistics.md``."""
+"""``python -m tests.simulation [REPORTS]``: simulate reports of each kind, and write the table of
+``docs/statistics.md``."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ WORLDS: dict[str, tuple[World, float]] = {  # with what share of the reports
     "null, seeds shared by all tasks": (World(shared=0.8, seed=0.2), 1),
     "null, seeds alone vary": (World(seed=3.0, apart=0.5, interaction=0.5, binary=False), 1),
     "null, images alone vary": (World(seed=0.0, shared=0.0, interaction=0.0), 1),
-    "null, interaction alone": (World(seed=0.0, shared=0.0, apart=0.0, interaction=20.0, binary=False), 1),
+    "null, interaction alone": (
+        World(seed=0.0, shared=0.0, apart=0.0, interaction=20.0, binary=False),
+        1,
+    ),
     "null, seeds 0–4 against 0–2": (World(seeds=UNEQUAL), 1),
     "null, seeds 0–2 against 3–5": (World(seeds=((0, 1, 2), (3, 4, 5))), 1),
     "null, two tasks with one seed": (World(single=2), 1),
@@ -32,7 +36,10 @@ WORLDS: dict[str, tuple[World, float]] = {  # with what share of the reports
     "null, 30 images": (World(images=30), 1),
     "better by 2 points, 7 tasks": (World(effect=2.0), 1),
     "better by 2 points, five seeds": (World(effect=2.0, seeds=((0, 1, 2, 3, 4),)), 1),
-    "better by 2 points, 5 of 10 seeds apart": (World(effect=2.0, seeds=((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))), 0.5),
+    "better by 2 points, 5 of 10 seeds apart": (
+        World(effect=2.0, seeds=((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))),
+        0.5,
+    ),
     "better by 2 points, 10 backbones, 20 tasks": (World(10, 20, effect=2.0), 0.15),
     "better by 2 points, 1,000 images": (World(effect=2.0, images=1000), 0.3),
 }
@@ -50,7 +57,10 @@ def table(reports: int, say: Callable[[str], None]) -> str:
     """A row for each world, in Markdown."""
     lines = [f"| what is simulated | {' | '.join(HEADS)} |", "|---" * (len(HEADS) + 1) + "|"]
     for name, (world, share) in WORLDS.items():
-        began, found = time.process_time(), run(world, max(20, int(reports * share)), np.random.default_rng(1))
+        began, found = (
+            time.process_time(),
+            run(world, max(20, int(reports * share)), np.random.default_rng(1)),
+        )
         lines.append(f"| {name} | {' | '.join(cells(world, found))} |")
         say(f"{lines[-1]} {time.process_time() - began:.0f} s")
     return "\n".join(lines) + "\n"
@@ -59,12 +69,16 @@ def table(reports: int, say: Callable[[str], None]) -> str:
 def cells(world: World, found: Found) -> list[str]:
     right = f"{100 * found.right:.0f}" if world.effect else ""
     return [
-        f"{found.reports}", f"{100 * found.false:.1f}", right,
+        f"{found.reports}",
+        f"{100 * found.false:.1f}",
+        right,
         *(f"{100 * share:.1f}" for share in (found.numbers, found.differences, found.gains)),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":
-    made = table(int(sys.argv[1]) if len(sys.argv) > 1 else 250, lambda line: print(line, flush=True))
+    made = table(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 250, lambda line: print(line, flush=True)
+    )
     before, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     PAGE.write_text(before + mark + made, encoding="utf-8")

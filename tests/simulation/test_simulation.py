@@ -1,4 +1,5 @@
-"""A small part of the simulated reports of ``docs/statistics.md``, and all of them when slow tests run."""
+"""A small part of the simulated reports of ``docs/statistics.md``, and all of them when slow tests
+run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from tests.simulation.world import World, run
 
 @pytest.mark.parametrize(
     "world",
-    [World(3, 5, images=60), World(3, 5, images=60, seeds=((0, 1, 2, 3, 4), (0, 1, 2)), single=1, interaction=20.0)],
+    [
+        World(3, 5, images=60),
+        World(3, 5, images=60, seeds=((0, 1, 2, 3, 4), (0, 1, 2)), single=1, interaction=20.0),
+    ],
     ids=["null", "unequal seeds, one task with one, much interaction"],
 )
 def test_equal_backbones_are_told_apart_in_few_reports(world):
@@ -27,7 +31,11 @@ def test_a_better_backbone_is_found():
 
 
 def test_the_page_has_a_row_for_each_world():
-    rows = [line.split("|")[1:-1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split("|")[1:-1]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     assert [row[0].strip() for row in rows[1:]] == list(WORLDS)
     assert all(len(row) == 1 + len(HEADS) for row in rows)
 

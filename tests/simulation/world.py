@@ -1,4 +1,5 @@
-"""Samples of backbones on tasks, as a report makes them from runs, and the truth that they come from."""
+"""Samples of backbones on tasks, as a report makes them from runs, and the truth that they come
+from."""
 
 from __future__ import annotations
 
@@ -24,9 +25,10 @@ class World:
         images: of each task (each on images of its own, unless ``one_set``).
         seeds: of each backbone, the baseline first; the last one's are those of all that follow.
         effect: what the first backbone is better by on every task.
-        hard: what images share over all backbones; apart: what a backbone has of its own on an image, over seeds.
-        seed: of the mean, of a backbone's seed on a task (``shared``: on all its tasks at once); interaction: of one seed on one
-            image.
+        hard: what images share over all backbones; apart: what a backbone has of its own on an
+            image, over seeds.
+        seed: of the mean, of a backbone's seed on a task (``shared``: on all its tasks at once);
+            interaction: of one seed on one image.
         binary: every second task is right or wrong on an image.
         single: how many tasks have one seed.
     """
@@ -52,17 +54,33 @@ def names(world: World) -> list[str]:
 
 def columns(world: World) -> list[TaskProtocol]:
     metric = (("top1", Metric()),)
-    return [TaskProtocol(f"set-{task}/linear", "classification", "p", metric) for task in range(world.tasks)]
+    return [
+        TaskProtocol(f"set-{task}/linear", "classification", "p", metric)
+        for task in range(world.tasks)
+    ]
 
 
 def simulate(world: World, rng: np.random.Generator) -> Analysis:
-    """One report's numbers. The truth of backbone b on every task is 50, or 50 + ``effect`` for the first."""
+    """One report's numbers. The truth of backbone b on every task is 50, or 50 + ``effect`` for the
+    first."""
     every = sorted({seed for seeds in world.seeds for seed in seeds})
     shape = (world.backbones, len(every), world.images)
-    weights = rng.multinomial(world.images, np.full(world.images, 1 / world.images), RESAMPLES).astype(np.float32)
+    weights = rng.multinomial(
+        world.images, np.full(world.images, 1 / world.images), RESAMPLES
+    ).astype(np.float32)
     common = rng.normal(0, world.shared, shape[:2])
     analysis = Analysis(
-        Selection([], names(world), "base", columns(world), {}, {}, dict.fromkeys(names(world), every), {}, {})
+        Selection(
+            [],
+            names(world),
+            "base",
+            columns(world),
+            {},
+            {},
+            dict.fromkeys(names(world), every),
+            {},
+            {},
+        )
     )
     hard = rng.normal(0, world.hard, world.images)
     for place, column in enumerate(columns(world)):
@@ -73,9 +91,16 @@ def simulate(world: World, rng: np.random.Generator) -> Analysis:
         moved = (common + rng.normal(0, world.seed, shape[:2]))[:, :, None]
         scores = level + moved + hard + rng.normal(0, world.apart, (shape[0], 1, shape[2]))
         scores = scores + rng.normal(0, world.interaction, shape)
-        if world.binary and place % 2:  # right with a probability that grows with the score: the mean keeps its level
-            scores = 100.0 * (rng.random((1, 1, world.images)) * 0.6 + 20 / 100 < 0.5 + (scores - 50) / 166)
-        resampled = np.einsum("rn,bsn->bsr", weights, scores.astype(np.float32), optimize=True) / world.images
+        if (
+            world.binary and place % 2
+        ):  # right with a probability that grows with the score: the mean keeps its level
+            scores = 100.0 * (
+                rng.random((1, 1, world.images)) * 0.6 + 20 / 100 < 0.5 + (scores - 50) / 166
+            )
+        resampled = (
+            np.einsum("rn,bsn->bsr", weights, scores.astype(np.float32), optimize=True)
+            / world.images
+        )
         for number, name in enumerate(names(world)):
             seeds = world.seeds[min(number, len(world.seeds) - 1)]
             if place < world.single:
@@ -94,7 +119,8 @@ class Found:
     """What came out of many reports.
 
     Attributes:
-        false: share of reports that say anything false: a headline, or a verdict on any task of any backbone.
+        false: share of reports that say anything false: a headline, or a verdict on any task of any
+            backbone.
         right: share whose headline is about the backbone that is better, and says so.
         numbers, differences, gains: share of 95 % intervals, each taken alone, that hold the truth.
     """
@@ -121,11 +147,15 @@ def run(world: World, reports: int, rng: np.random.Generator) -> Found:
         for (name, _, _), found in analysis.differences.items():
             alone = found.at(0.05)
             covered["differences"].append(alone.low <= gap[name] <= alone.high)
-            wrong |= found.verdict() in ("win", "loss") and np.sign(found.value) != np.sign(gap[name])
+            wrong |= found.verdict() in ("win", "loss") and np.sign(found.value) != np.sign(
+                gap[name]
+            )
         for name, gain in analysis.gains.items():
             alone = gain.typical.at(0.05)
             covered["gains"].append(alone.low <= 2 * gap[name] <= alone.high)
-            wrong |= gain.typical.verdict() in ("win", "loss") and np.sign(gain.typical.value) != np.sign(gap[name])
+            wrong |= gain.typical.verdict() in ("win", "loss") and np.sign(
+                gain.typical.value
+            ) != np.sign(gap[name])
         said = verdict(analysis)
         wrong |= not world.effect and said.tone != "open"
         false += wrong

@@ -30,8 +30,11 @@ BASELINE = {
 
 
 def measure(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """A smooth made-up response to λs, with its best where the paper has it: λ_seg 0.1, the others 1."""
-    log = {name: math.log10(params[f"lambda_{name}"]) for name in ("clip", "seg", "depth", "normal")}
+    """A smooth made-up response to λs, with its best where the paper has it: λ_seg 0.1, the others
+    1."""
+    log = {
+        name: math.log10(params[f"lambda_{name}"]) for name in ("clip", "seg", "depth", "normal")
+    }
     return {
         "seg/linear": {"mIoU": 30 - (log["seg"] + 1) ** 2 - log["clip"] ** 2, "aAcc": 61.0},
         "depth/linear": {"abs_rel": 0.30 + 0.01 * log["depth"] ** 2 + 0.001 * log["normal"] ** 2},
@@ -53,7 +56,13 @@ def start(
     identity: dict[str, Any] = {"suite": "cheap", "fixed": {"recipe": "cliptex", "epochs": 2.0}}
     if zero_shot_loss is not None:
         identity["zero_shot_loss"] = zero_shot_loss
-    plan = Plan(make_space(Wanted(search, **space)), make_objectives(objectives, TASKS), TASKS, identity, prune)
+    plan = Plan(
+        make_space(Wanted(search, **space)),
+        make_objectives(objectives, TASKS),
+        TASKS,
+        identity,
+        prune,
+    )
     sweep = start_sweep(name, storage, plan)
     sweep.note("baseline", BASELINE)
     return sweep
@@ -64,8 +73,11 @@ async def evaluate(params: Mapping[str, Any], run: str, pruning: Any) -> Evaluat
     return Evaluation(measure(params), {"weights.sha256": "0"}, {"train_seconds": 1.0})
 
 
-def finish(sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: int = 3, told: Any = None) -> int:
-    """Drive a study to its end, under a parent run that is kept with it, as ``sweep launch`` does."""
+def finish(
+    sweep: Sweep, tracker: Tracker, how: Evaluate = evaluate, *, width: int = 3, told: Any = None
+) -> int:
+    """Drive a study to its end, under a parent run that is kept with it, as ``sweep launch``
+    does."""
     say = (lambda line: None) if told is None else told.append
     with sole_driver(sweep):
         if "mlflow" not in sweep.metadata:
@@ -96,7 +108,9 @@ def hold(storage: str, folder: Path) -> None:
 
 def completed(sweep: Sweep) -> list[str]:
     """Cells of COMPLETE trials, in order of the cells; one that is there twice is twice in it."""
-    return sorted(trial.user_attrs["cell"] for trial in sweep.trials() if trial.state == TrialState.COMPLETE)
+    return sorted(
+        trial.user_attrs["cell"] for trial in sweep.trials() if trial.state == TrialState.COMPLETE
+    )
 
 
 def cells(sweep: Sweep) -> list[str]:

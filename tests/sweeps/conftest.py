@@ -1,4 +1,5 @@
-"""Every kind of storage, and an MLflow experiment of the test's own in a store that is made once."""
+"""Every kind of storage, and an MLflow experiment of the test's own in a store that is made
+once."""
 
 from __future__ import annotations
 

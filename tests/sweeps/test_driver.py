@@ -19,12 +19,23 @@ from sweeps.driver import FAILURES, Evaluation
 from sweeps.study import load_sweep
 from sweeps.summary import progress
 from tests.forks import Fork
-from tests.sweeps.cheap import cells, completed, drive_slowly, evaluate, finish, hold, measure, start
+from tests.sweeps.cheap import (
+    cells,
+    completed,
+    drive_slowly,
+    evaluate,
+    finish,
+    hold,
+    measure,
+    start,
+)
 
 
 def trial_runs(sweep, tracker):
     parent = sweep.metadata["mlflow"]["run"]
-    return {run.info.run_id: run for run in tracker.search(f"tags.`mlflow.parentRunId` = '{parent}'")}
+    return {
+        run.info.run_id: run for run in tracker.search(f"tags.`mlflow.parentRunId` = '{parent}'")
+    }
 
 
 def check_whole(sweep, tracker):
@@ -79,13 +90,21 @@ def test_samplers_get_their_trials_and_may_get_more(search, storage, tracker):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(seed, storage, tracker, tmp_path):
-    """kill -9 at random times; what was under way is taken up again, in the same trial and MLflow run."""
+def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(
+    seed, storage, tracker, tmp_path
+):
+    """kill -9 at random times; what was under way is taken up again, in the same trial and MLflow
+    run."""
     chance = random.Random(f"{seed}{storage}")
     sweep = start(storage, lambdas=("seg", "clip"))
     for number in range(2):
         fork = Fork(
-            drive_slowly, storage, tracker.uri, tracker.experiment, tmp_path, output=tmp_path / f"said-{number}"
+            drive_slowly,
+            storage,
+            tracker.uri,
+            tracker.experiment,
+            tmp_path,
+            output=tmp_path / f"said-{number}",
         )
         seen = len(list(tmp_path.glob("begun-*")))
         while fork.process.is_alive() and len(list(tmp_path.glob("begun-*"))) == seen:
@@ -97,7 +116,10 @@ def test_a_driver_killed_anywhere_is_followed_by_one_that_finishes(seed, storage
     tracker.close_stale()
     finish(load_sweep("cheap", storage), tracker)
     check_whole(sweep, tracker)
-    assert {run.info.status for run in trial_runs(sweep, tracker).values()} <= {"FINISHED", "KILLED"}
+    assert {run.info.status for run in trial_runs(sweep, tracker).values()} <= {
+        "FINISHED",
+        "KILLED",
+    }
 
 
 def test_a_sampled_trial_keeps_its_params_when_its_driver_was_interrupted(storage, tracker):
@@ -137,7 +159,9 @@ def test_a_second_driver_is_refused_in_one_line(storage, tmp_path, tracker, monk
             finish(sweep, tracker)
         assert time.monotonic() - began < 5 and "\n" not in str(caught.value)
         with monkeypatch.context() as patch:
-            patch.setenv("CLIPTEX_HOME", str(tmp_path / "another"))  # no lock in common: the study says it
+            patch.setenv(
+                "CLIPTEX_HOME", str(tmp_path / "another")
+            )  # no lock in common: the study says it
             with pytest.raises(UserError, match="is driven by another process"):
                 finish(sweep, tracker)
     finally:
@@ -208,7 +232,9 @@ class Wrong(ValueError):
     exit_code = 2
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Wrong("no such weights")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), Wrong("no such weights")]
+)
 def test_what_the_user_must_mend_ends_the_sweep_and_does_not_count(error, url, tracker):
     sweep = start(url, lambdas=("seg",))
 
@@ -225,7 +251,11 @@ def test_what_the_user_must_mend_ends_the_sweep_and_does_not_count(error, url, t
         finish(sweep, tracker, fails)
     assert time.monotonic() - began < 30, "the others are not waited for"
     assert progress(sweep).failures == 0
-    assert sorted(run.info.status for run in trial_runs(sweep, tracker).values()) == ["FAILED", "KILLED", "KILLED"]
+    assert sorted(run.info.status for run in trial_runs(sweep, tracker).values()) == [
+        "FAILED",
+        "KILLED",
+        "KILLED",
+    ]
     assert finish(sweep, tracker) == 3
     check_whole(sweep, tracker)
 
@@ -272,8 +302,8 @@ class Log:
 
 @pytest.mark.parametrize("objective", ["gain", "depth/linear/abs_rel"])
 def test_successive_halving_stops_the_worse_trials(objective, storage, tracker):
-    """By what is watched, of which more is better, whether the objective is a gain or an error; each training reports from
-    where it runs, which need not be where the driver is."""
+    """By what is watched, of which more is better, whether the objective is a gain or an error;
+    each training reports from where it runs, which need not be where the driver is."""
     sweep = start(storage, search="random", trials=8, prune="val/i2t_R@1", objectives=(objective,))
     logs = {}
 
@@ -300,7 +330,10 @@ def test_successive_halving_stops_the_worse_trials(objective, storage, tracker):
         assert run.data.tags.get("failure", "").startswith("pruned") == pruned
         last = logs[run.info.run_id].curves[-1][0]
         assert last == 40 or pruned
-        epochs = [metric.step for metric in tracker.client.get_metric_history(run.info.run_id, "intermediate")]
+        epochs = [
+            metric.step
+            for metric in tracker.client.get_metric_history(run.info.run_id, "intermediate")
+        ]
         assert epochs == list(range(1, last // 10 + 1)) == sorted(trial.intermediate_values)
     best = max(sweep.trials(), key=lambda t: measure(t.params)["seg/linear"]["mIoU"])
     assert best.state == TrialState.COMPLETE, "the best by what is watched is never stopped"

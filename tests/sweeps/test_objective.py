@@ -17,7 +17,9 @@ def test_mean_gain_is_the_interquartile_mean_over_main_metrics_of_all_tasks():
     (gain,) = make_objectives(["gain"], TASKS)
     metrics = measure({**BASE, "lambda_seg": 0.1})
     by_hand = sorted([100 * (30 - 28) / 28, 100 * (0.32 - 0.30) / 0.32, 0.0])
-    assert gain.value(metrics, BASELINE) == pytest.approx((by_hand[0] + 4 * by_hand[1] + by_hand[2]) / 6)
+    assert gain.value(metrics, BASELINE) == pytest.approx(
+        (by_hand[0] + 4 * by_hand[1] + by_hand[2]) / 6
+    )
     assert gain.value(BASELINE, BASELINE) == 0.0
     assert sorted(task_gains(metrics, BASELINE, TASKS).values()) == pytest.approx(by_hand)
 
@@ -30,7 +32,9 @@ def test_the_default_is_dense_where_there_is_any():
 
 def test_several_objectives_and_any_metric():
     dense, zero_shot = make_objectives(["dense", "zero-shot"], TASKS)
-    assert list(dense.tasks) == ["seg/linear", "depth/linear"] and list(zero_shot.tasks) == ["class/zero-shot"]
+    assert list(dense.tasks) == ["seg/linear", "depth/linear"] and list(zero_shot.tasks) == [
+        "class/zero-shot"
+    ]
     accuracy, error = make_objectives(["seg/linear/aAcc", "depth/linear/abs_rel"], TASKS)
     assert (accuracy.direction, error.direction) == ("maximize", "minimize")
     assert error.value(measure(BASE), BASELINE) == pytest.approx(0.30)
@@ -46,7 +50,11 @@ def test_a_hole_is_an_error(hole):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("best", "choose gain"), ("seg/linear/PQ", "has mIoU, aAcc"), ("voc/linear/mIoU", "a task among")],
+    [
+        ("best", "choose gain"),
+        ("seg/linear/PQ", "has mIoU, aAcc"),
+        ("voc/linear/mIoU", "a task among"),
+    ],
 )
 def test_unknown_objectives(name, says):
     with pytest.raises(UserError, match=says):

@@ -16,7 +16,9 @@ from sweeps.space import LAMBDAS, Space, Wanted, cell_name, make_space, short
 def test_linear_search_is_the_papers_nine_cells():
     cells = make_space(Wanted()).cells()
     assert len(cells) == len({cell.key for cell in cells}) == 9
-    assert cells[0].params == dict.fromkeys((f"lambda_{name}" for name in LAMBDAS), 1.0), "the base comes first"
+    assert cells[0].params == dict.fromkeys((f"lambda_{name}" for name in LAMBDAS), 1.0), (
+        "the base comes first"
+    )
     for cell in cells[1:]:
         others = [value for value in cell.params.values() if value != 1.0]
         assert len(others) == 1 and others[0] in (0.1, 10.0)
@@ -51,7 +53,9 @@ def test_samplers_draw_within_the_ranges_on_a_log_scale():
     assert [cell.params for cell in space.cells()] == [None] * 60
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [space.suggest(study.ask()) for _ in range(60)]
-    assert all(0.01 <= params["lambda_seg"] <= 100 and params["lambda_depth"] == 1.0 for params in drawn)
+    assert all(
+        0.01 <= params["lambda_seg"] <= 100 and params["lambda_depth"] == 1.0 for params in drawn
+    )
     assert {params["epochs"] for params in drawn} == {1, 2, 3, 4}
     below = sum(params["lambda_seg"] < 1 for params in drawn)
     assert 15 < below < 45, "a linear scale would have none below 1"

@@ -1,4 +1,5 @@
-"""A study knows what it was started with; storages that cannot be used are said in one line; plots stand alone."""
+"""A study knows what it was started with; storages that cannot be used are said in one line; plots
+stand alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from sweeps.driver import Evaluation
 from sweeps.plots import write_plots
 from sweeps.storage import storage_url
 from sweeps.study import differences, load_sweep
-from sweeps.summary import _verdict, best_recipe, best_trial, complete, pareto_front, summary, trial_table
+from sweeps.summary import (
+    _verdict,
+    best_recipe,
+    best_trial,
+    complete,
+    pareto_front,
+    summary,
+    trial_table,
+)
 from tests.sweeps.cheap import completed, finish, measure, start
 
 
@@ -32,7 +41,10 @@ def test_going_on_with_the_same_is_fine_and_a_sampler_may_get_more_trials(storag
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"values": (0.1, 1.0)}, r"space.settings.lambda_clip.values: \[0.1, 1.0, 10.0\] → \[0.1, 1.0\]"),
+        (
+            {"values": (0.1, 1.0)},
+            r"space.settings.lambda_clip.values: \[0.1, 1.0, 10.0\] → \[0.1, 1.0\]",
+        ),
         ({"search": "grid"}, 'space.search: "linear" → "grid"'),
         ({"objectives": ("dense",)}, r'objectives: \["gain"\] → \["dense"\]'),
         ({"prune": "val/i2t_R@1"}, 'prune: "" → "val/i2t_R@1"'),
@@ -63,10 +75,15 @@ def test_storages_that_cannot_be_used(tmp_path, url):
         storage_url("mysql://host/db")
     with pytest.raises(UserError, match="no folder"):
         start(f"sqlite:///{tmp_path}/absent/sweeps.db")
-    with pytest.raises(UserError, match=r"cannot use the storage postgresql\+psycopg://someone:\*\*\*@127.0.0.1:9/db"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot use the storage postgresql\+psycopg://someone:\*\*\*@127.0.0.1:9/db",
+    ):
         start("postgresql+psycopg://someone:secret@127.0.0.1:9/db")
     for name in ("text.db", "text.log"):
-        (tmp_path / name).write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
+        (tmp_path / name).write_text(
+            "not a database, but long enough to be looked at as if it were one\n" * 20
+        )
         with pytest.raises(UserError, match=r"cannot use the storage|is no journal of Optuna"):
             start(f"{'sqlite' if name == 'text.db' else 'journal'}:///{tmp_path / name}")
     start(url)
@@ -89,16 +106,19 @@ def test_addresses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage_url(None) == f"sqlite:///{tmp_path}/sweeps.db"
     journal = f"journal:///{tmp_path}/some.log"
-    assert {storage_url(told) for told in ("some.log", "journal:///some.log", f"{tmp_path}/some.log", journal)} == {
-        journal
-    }
+    assert {
+        storage_url(told)
+        for told in ("some.log", "journal:///some.log", f"{tmp_path}/some.log", journal)
+    } == {journal}
 
 
 def test_a_storage_that_is_lost_in_the_middle_is_one_line(url, tmp_path, tracker):
     sweep = start(url)
     with closing(sqlite3.connect(tmp_path / "sweeps.db")) as connection:
         connection.execute("drop table trials")
-    with pytest.raises(UserError, match=r"lost the storage sqlite.*the same command goes on") as caught:
+    with pytest.raises(
+        UserError, match=r"lost the storage sqlite.*the same command goes on"
+    ) as caught:
         finish(sweep, tracker)
     assert "\n" not in str(caught.value)
 
@@ -115,7 +135,11 @@ def test_a_journal_whose_writer_was_killed_in_the_middle_of_a_line_goes_on(tmp_p
 @pytest.mark.parametrize("name", ["a study of each", None])
 def test_a_new_storage_is_made_once_however_many_come_first(name, storage):
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda number: start(storage, f"study-{number}" if name else "one").name, range(4)))
+        made = list(
+            pool.map(
+                lambda number: start(storage, f"study-{number}" if name else "one").name, range(4)
+            )
+        )
     assert made == [f"study-{number}" if name else "one" for number in range(4)]
 
 
@@ -130,8 +154,15 @@ def test_summary_names_the_best_lambda_of_each_task_and_what_fresh_seeds_say(url
     finish(sweep, tracker)
     rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
     seg = rows["seg/linear"]
-    assert (seg["best"], seg["value"], seg["base"], seg["baseline"]) == ("λseg 0.1", 30.0, 29.0, 28.0)
-    assert seg["verdict"] == rows["seg/linear/mIoU"]["verdict"] == "not confirmed", "one trial's value tells nothing"
+    assert (seg["best"], seg["value"], seg["base"], seg["baseline"]) == (
+        "λseg 0.1",
+        30.0,
+        29.0,
+        28.0,
+    )
+    assert seg["verdict"] == rows["seg/linear/mIoU"]["verdict"] == "not confirmed", (
+        "one trial's value tells nothing"
+    )
     assert (rows["depth/linear"]["best"], rows["depth/linear"]["verdict"]) == ("base", "")
     wanted = {**sweep.space.base, "recipe": "cliptex", "epochs": 2.0, "lambda_seg": 0.1}
     assert best_recipe(sweep, best_trial(sweep)) == wanted
@@ -158,14 +189,19 @@ def test_the_best_of_equal_cells_is_rarely_clear(url, tracker):
     rng = np.random.default_rng(0)
 
     async def noisy(params, run, pruning):
-        return Evaluation({**measure(params), "seg/linear": {"mIoU": 30 + rng.normal(), "aAcc": 61.0}})
+        return Evaluation(
+            {**measure(params), "seg/linear": {"mIoU": 30 + rng.normal(), "aAcc": 61.0}}
+        )
 
     finish(sweep, tracker, noisy)
     assert (trial := best_trial(sweep)).params != sweep.space.base
     gaps = rng.normal(0, 1.4, (2000, 5))
     clear = [_verdict(each, len(complete(sweep)) - 1) == "clear" for each in gaps]
     assert np.mean(clear) <= 0.05 / 8, "one side of two"
-    assert _verdict(np.array([5.0, 5.1, 5.2]), 8) == "clear" and _verdict(np.array([5.0]), 1) == "not confirmed"
+    assert (
+        _verdict(np.array([5.0, 5.1, 5.2]), 8) == "clear"
+        and _verdict(np.array([5.0]), 1) == "not confirmed"
+    )
     assert trial.values[0] > 30
 
 
@@ -186,12 +222,26 @@ def test_a_trial_that_loses_zero_shot_is_not_chosen(url, tracker):
     assert best_trial(free).params["lambda_clip"] == 10.0, "20 % of zero-shot are lost"
     assert best_trial(held).params["lambda_clip"] == 1.0
     rows = {row["what"]: row for row in summary(held).to_dict("records")}
-    assert rows["dense gain over clip-ft (%)"]["best"] == "base" and rows["seg/linear"]["best"] == "λclip 10"
+    assert (
+        rows["dense gain over clip-ft (%)"]["best"] == "base"
+        and rows["seg/linear"]["best"] == "λclip 10"
+    )
     assert trial_table(held)["state"].str.contains("loses zero-shot").sum() == 1
     assert (
-        start(url, "aimed", **{**wanted, "objectives": ("dense", "zero-shot")}, zero_shot_loss=5.0).constraint is None
+        start(
+            url, "aimed", **{**wanted, "objectives": ("dense", "zero-shot")}, zero_shot_loss=5.0
+        ).constraint
+        is None
     )
-    tpe = start(url, "tpe", search="tpe", trials=3, objectives=("dense",), lambdas=("clip",), zero_shot_loss=5.0)
+    tpe = start(
+        url,
+        "tpe",
+        search="tpe",
+        trials=3,
+        objectives=("dense",),
+        lambdas=("clip",),
+        zero_shot_loss=5.0,
+    )
     finish(tpe, tracker, traded)
     assert completed(tpe) and all("constraints" in trial.system_attrs for trial in tpe.trials())
 
@@ -201,14 +251,21 @@ def test_several_objectives_give_a_pareto_front(url, tracker):
 
     async def traded(params, run, pruning):
         metrics = measure(params)
-        metrics["class/zero-shot"] = {"top1": 50.0 + params["lambda_clip"]}  # what helps it costs the dense tasks
+        metrics["class/zero-shot"] = {
+            "top1": 50.0 + params["lambda_clip"]
+        }  # what helps it costs the dense tasks
         return Evaluation(metrics)
 
     finish(sweep, tracker, traded)
     front = pareto_front(sweep)
-    assert {(t.params["lambda_clip"], t.params["lambda_seg"]) for t in front} == {(1.0, 0.1), (10.0, 0.1)}
+    assert {(t.params["lambda_clip"], t.params["lambda_seg"]) for t in front} == {
+        (1.0, 0.1),
+        (10.0, 0.1),
+    }
     table = trial_table(sweep)
-    assert set(table["trial"][table["state"].str.contains("Pareto")]) == {trial.number for trial in front}
+    assert set(table["trial"][table["state"].str.contains("Pareto")]) == {
+        trial.number for trial in front
+    }
 
 
 def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path, tracker):
@@ -217,7 +274,11 @@ def test_plots_are_one_page_that_needs_nothing_else(url, tmp_path, tracker):
     finish(sweep, tracker)
     page, data = write_plots(sweep, tmp_path)
     text = page.read_text()
-    assert text.count("<section>") == 5 and text.count("Plotly.newPlot(") >= 5 and 'src="http' not in text
+    assert (
+        text.count("<section>") == 5
+        and text.count("Plotly.newPlot(") >= 5
+        and 'src="http' not in text
+    )
     for title in ("History", "Parallel Coordinate", "Slice", "Contour", "Importances"):
         assert f"{title}" in text
     assert len(text) < 6_000_000, "plotly's script is there once, not once a plot"

@@ -1,10 +1,12 @@
-"""One geometric augmentation for an image and all its labels: random resized crop, flip, rotation if asked for.
+"""One geometric augmentation for an image and all its labels: random resized crop, flip, rotation
+if asked for.
 
-Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change of size leave them
-as they are, a flip negates x, a rotation in the image plane turns (x, y) with the image.
+Crops are square in pixels, so that surface normals keep their meaning: a crop and a uniform change
+of size leave them as they are, a flip negates x, a rotation in the image plane turns (x, y) with
+the image.
 
-``AXES`` are the axes of every normal in this project: in the datasets' files, in what probes and experts predict, and
-in stored labels. Positions in an image count y downwards; normals do not.
+``AXES`` are the axes of every normal in this project: in the datasets' files, in what probes and
+experts predict, and in stored labels. Positions in an image count y downwards; normals do not.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ AXES = "x right, y up, z towards the camera"
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is done to each of N images, in fractions of the image, so that label maps of any resolution can follow.
+    """What is done to each of N images, in fractions of the image, so that label maps of any
+    resolution can follow.
 
     Attributes:
-        box: (N, 4) float32: centre x, centre y, width and height of the crop, as shares of the image's own.
+        box: (N, 4) float32: centre x, centre y, width and height of the crop, as shares of the
+            image's own.
         flip: (N,) bool, left-right, after the rotation.
         angle: (N,) float32 radians; the content turns counter-clockwise.
     """
@@ -50,7 +54,8 @@ def random_geometry(
     flip: float = 0.5,
     rotate: float = 0.0,
 ) -> Geometry:
-    """Draw an augmentation for each image from (seed, epoch, its index) alone, whoever else is in the batch.
+    """Draw an augmentation for each image from (seed, epoch, its index) alone, whoever else is in
+    the batch.
 
     Args:
         indices: the images' indices in their source.
@@ -62,8 +67,12 @@ def random_geometry(
     """
     box = np.empty((len(indices), 4), np.float32)
     draws = np.empty((len(indices), 5))
-    for row, (index, number) in enumerate(zip(indices, np.broadcast_to(epoch, len(indices)), strict=True)):
-        draws[row] = np.random.Generator(np.random.Philox(key=[seed, (int(number) << 40) + int(index)])).random(5)
+    for row, (index, number) in enumerate(
+        zip(indices, np.broadcast_to(epoch, len(indices)), strict=True)
+    ):
+        draws[row] = np.random.Generator(
+            np.random.Philox(key=[seed, (int(number) << 40) + int(index)])
+        ).random(5)
     height, width = np.asarray(sizes, np.float64).T
     side = np.minimum(height, width) * np.sqrt(scale[0] + draws[:, 0] * (scale[1] - scale[0]))
     box[:, 2], box[:, 3] = side / width, side / height
@@ -71,24 +80,34 @@ def random_geometry(
     box[:, 1] = box[:, 3] / 2 + draws[:, 2] * (1 - box[:, 3])
     angle = np.deg2rad(rotate) * (2 * draws[:, 4] - 1)
     return Geometry(
-        torch.from_numpy(box), torch.from_numpy(draws[:, 3] < flip), torch.from_numpy(angle.astype(np.float32))
+        torch.from_numpy(box),
+        torch.from_numpy(draws[:, 3] < flip),
+        torch.from_numpy(angle.astype(np.float32)),
     )
 
 
 def centre_geometry(sizes: Sequence[tuple[int, int]], *, whole: bool = False) -> Geometry:
-    """The largest centred square of each image of (height, width), or the ``whole`` image squashed into one: for evaluation."""
+    """The largest centred square of each image of (height, width), or the ``whole`` image squashed
+    into one: for evaluation."""
     height, width = np.asarray(sizes, np.float64).T
     side = np.minimum(height, width)
     extent = np.ones((2, len(side))) if whole else np.stack([side / width, side / height])
-    box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), *extent], 1).astype(np.float32)
+    box = np.stack([np.full_like(side, 0.5), np.full_like(side, 0.5), *extent], 1).astype(
+        np.float32
+    )
     return Geometry(
-        torch.from_numpy(box), torch.zeros(len(side), dtype=torch.bool), torch.zeros(len(side), dtype=torch.float32)
+        torch.from_numpy(box),
+        torch.zeros(len(side), dtype=torch.bool),
+        torch.zeros(len(side), dtype=torch.float32),
     )
 
 
-def crop_images(images: Sequence[np.ndarray], geometry: Geometry, size: int, interpolation: str = "bicubic") -> Tensor:
-    """Images, uint8 (H, W, 3) each → (N, 3, size, size) uint8: each crop resampled once and antialiased, straight from the image,
-    as the preprocessing of CLIP does it. Turned ones are shrunk and then turned."""
+def crop_images(
+    images: Sequence[np.ndarray], geometry: Geometry, size: int, interpolation: str = "bicubic"
+) -> Tensor:
+    """Images, uint8 (H, W, 3) each → (N, 3, size, size) uint8: each crop resampled once and
+    antialiased, straight from the image, as the preprocessing of CLIP does it. Turned ones are
+    shrunk and then turned."""
     how = Image.Resampling[interpolation.upper()]
     out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for row, image in enumerate(images):
@@ -97,8 +116,18 @@ def crop_images(images: Sequence[np.ndarray], geometry: Geometry, size: int, int
         else:
             height, width = image.shape[:2]
             x, y, w, h = geometry.box[row].tolist()
-            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-            inside = (max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3]))
+            box = (
+                (x - w / 2) * width,
+                (y - h / 2) * height,
+                (x + w / 2) * width,
+                (y + h / 2) * height,
+            )
+            inside = (
+                max(0.0, box[0]),
+                max(0.0, box[1]),
+                min(float(width), box[2]),
+                min(float(height), box[3]),
+            )
             crop = Image.fromarray(image).resize((size, size), how, box=inside)
             pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
             pixels = pixels.flip(2) if geometry.flip[row] else pixels
@@ -116,23 +145,29 @@ def _turned(image: np.ndarray, geometry: Geometry, size: int) -> Tensor:
 
 
 def warp_images(images: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Images, uint8 or float (C, H, W) each, → (N, C, size, size) float32 in the same value range; bilinear.
+    """Images, uint8 or float (C, H, W) each, → (N, C, size, size) float32 in the same value range;
+    bilinear.
 
     Where a rotation reaches past the border, the border is repeated.
     """
     return _warp(images, geometry, size, "bilinear", "border")
 
 
-def warp_classes(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, ignore: int = 255) -> Tensor:
-    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` and what lies outside become ``IGNORE``."""
-    # one more than the class, so that the zeros which grid_sample puts outside are known from class 0
+def warp_classes(
+    maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, ignore: int = 255
+) -> Tensor:
+    """Class maps (H, W) each → (N, size, size) int64; nearest; ``ignore`` and what lies outside
+    become ``IGNORE``."""
+    # one more than the class, so that the zeros which grid_sample puts outside are known from class
+    # 0
     shifted = [m[None].float() + 1 for m in maps]
     sampled = _warp(shifted, geometry, size, "nearest", "zeros")[:, 0].long() - 1
     return sampled.masked_fill_((sampled < 0) | (sampled == ignore), IGNORE)
 
 
 def warp_depth(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int) -> Tensor:
-    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown or outside.
+    """Depth-like maps (H, W) each, NaN where unknown → (N, size, size) float32, NaN where unknown
+    or outside.
 
     Nearest: an average over a depth edge would be a surface that is not there.
     """
@@ -155,18 +190,24 @@ def warp_normals(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int)
     return torch.stack([x, y, z], 1)
 
 
-def _warp(maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str, padding: str) -> Tensor:
-    """Sample each map (C, H, W) on its own crop: one call where all have one size, else one each."""
+def _warp(
+    maps: Tensor | Sequence[Tensor], geometry: Geometry, size: int, mode: str, padding: str
+) -> Tensor:
+    """Sample each map (C, H, W) on its own crop: one call where all have one size, else one
+    each."""
     if isinstance(maps, Tensor) or len({m.shape for m in maps}) == 1:
         stacked = maps if isinstance(maps, Tensor) else torch.stack(tuple(maps))
         grid = _grid(geometry, size)
-        return F.grid_sample(stacked.float(), grid, mode=mode, padding_mode=padding, align_corners=False)
+        return F.grid_sample(
+            stacked.float(), grid, mode=mode, padding_mode=padding, align_corners=False
+        )
     rows = [_warp(m[None], geometry[i : i + 1], size, mode, padding) for i, m in enumerate(maps)]
     return torch.cat(rows)
 
 
 def _grid(geometry: Geometry, size: int) -> Tensor:
-    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · R⁻¹ · F · output."""
+    """(N, size, size, 2) positions in grid_sample's coordinates: source = centre + extent · R⁻¹ · F
+    · output."""
     cos, sin = geometry.angle.cos(), geometry.angle.sin()
     sign = 1 - 2 * geometry.flip.float()
     centre, extent = geometry.box[:, :2] * 2 - 1, geometry.box[:, 2:]

@@ -1,7 +1,8 @@
-"""Training batches: step → images, tokens and label maps, a function of the seed and the step alone.
+"""Training batches: step → images, tokens and label maps, a function of the seed and the step
+alone.
 
-Which process or worker makes a batch, and whether the run was resumed, changes nothing. Small sets are decoded once and
-kept in memory as bytes; larger ones are read and decoded as they are needed.
+Which process or worker makes a batch, and whether the run was resumed, changes nothing. Small sets
+are decoded once and kept in memory as bytes; larger ones are read and decoded as they are needed.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ MEMORY_BYTES = 1 << 30
 
 
 class Labels(Protocol):
-    """Label maps by pair key, of the whole image at any resolution; what ``labels.store.LabelStore`` gives and describes."""
+    """Label maps by pair key, of the whole image at any resolution; what
+    ``labels.store.LabelStore`` gives and describes."""
 
     identity: str
     classes: Mapping[str, Sequence[str]]
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> Mapping[str, np.ndarray]:
-        """The pair's labels for ``tasks`` (None: all), those there are, as ``Task`` describes them. Raises ``KeyError``."""
+        """The pair's labels for ``tasks`` (None: all), those there are, as ``Task`` describes them.
+        Raises ``KeyError``."""
 
     def tasks_of(self, key: str) -> tuple[str, ...]:
         """Which tasks the pair has labels for."""
@@ -48,7 +51,8 @@ class Batch:
     """One process's share of a step.
 
     Attributes:
-        images: (n, 3, S, S) uint8 RGB, a quarter of what normalised ones take on their way; see ``TrainDataset.on``.
+        images: (n, 3, S, S) uint8 RGB, a quarter of what normalised ones take on their way; see
+            ``TrainDataset.on``.
         tokens: (n, L) int64.
         targets: task → label maps as its loss takes them.
         bad: (key, reason) of pairs that could not be read and were replaced by their neighbour.
@@ -66,7 +70,11 @@ class Batch:
         size = len(self.images) // parts
         cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
         return [
-            Batch(self.images[c], self.tokens[c], {name: target[c] for name, target in self.targets.items()})
+            Batch(
+                self.images[c],
+                self.tokens[c],
+                {name: target[c] for name, target in self.targets.items()},
+            )
             for c in cuts
         ]
 
@@ -95,8 +103,8 @@ class _Sample:
 class TrainDataset(Dataset[Batch]):
     """Batch number ``step`` of a training, for one rank.
 
-    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in the next, so every
-    pair comes once in each epoch, and none is left out.
+    Steps run through the shuffled epochs without a break: a step that begins in one epoch ends in
+    the next, so every pair comes once in each epoch, and none is left out.
 
     Attributes:
         steps: of the whole training.
@@ -117,7 +125,12 @@ class TrainDataset(Dataset[Batch]):
         world: int = 1,
     ) -> None:
         self.pairs, self.labels, self.recipe = pairs, labels if recipe.tasks else None, recipe
-        self.tokenizer, self.size, self.label_size, self.squash = tokenizer, data.size[0], label_size, data.squash
+        self.tokenizer, self.size, self.label_size, self.squash = (
+            tokenizer,
+            data.size[0],
+            label_size,
+            data.squash,
+        )
         self.interpolation = data.interpolation
         self.mean = torch.tensor(data.mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(data.std).view(1, 3, 1, 1) * 255
@@ -129,7 +142,8 @@ class TrainDataset(Dataset[Batch]):
         self._held_out = frozenset(self.held_out.tolist())
         if recipe.batch_size % (world * recipe.accumulate):
             raise UserError(
-                f"batch_size {recipe.batch_size} does not divide into {world} processes × {recipe.accumulate} parts"
+                f"batch_size {recipe.batch_size} does not divide into {world} processes ×"
+                f" {recipe.accumulate} parts"
             )
         self.rank, self.world = rank, world
         self.steps_per_epoch = math.ceil(self.count / recipe.batch_size)
@@ -155,25 +169,36 @@ class TrainDataset(Dataset[Batch]):
         samples = [self._sample(int(index)) for index in indices]
         sizes = [sample.image.shape[:2] for sample in samples]
         geometry = random_geometry(
-            indices.tolist(), sizes, seed=recipe.seed, epoch=epochs,
-            scale=recipe.crop_scale, flip=recipe.flip, rotate=recipe.rotate,
-        )  # fmt: skip
+            indices.tolist(),
+            sizes,
+            seed=recipe.seed,
+            epoch=epochs,
+            scale=recipe.crop_scale,
+            flip=recipe.flip,
+            rotate=recipe.rotate,
+        )
         return self._assemble(samples, geometry)
 
     def validation(self, size: int = 256) -> Iterator[Batch]:
-        """This rank's share of the held-out pairs that can be read, without labels, ``size`` at a time; prepared as the probes
-        prepare images."""
+        """This rank's share of the held-out pairs that can be read, without labels, ``size`` at a
+        time; prepared as the probes prepare images."""
         share = np.array_split(self.held_out, self.world)[self.rank]
         for start in range(0, len(share), size):
-            found = [self._sample(int(index), labelled=False) for index in share[start : start + size]]
+            found = [
+                self._sample(int(index), labelled=False) for index in share[start : start + size]
+            ]
             samples = [sample for sample in found if sample.bad is None]
             if samples:
-                geometry = centre_geometry([sample.image.shape[:2] for sample in samples], whole=self.squash)
+                geometry = centre_geometry(
+                    [sample.image.shape[:2] for sample in samples], whole=self.squash
+                )
                 yield self._assemble(samples, geometry)
 
     def remember(self, progress: Progress, threads: int = 2) -> bool:
         """Decode everything once and keep it, if it fits into 1 GiB; whether it does."""
-        probe = [self._read(int(i)) for i in np.linspace(0, len(self.pairs) - 1, min(8, len(self.pairs)))]
+        probe = [
+            self._read(int(i)) for i in np.linspace(0, len(self.pairs) - 1, min(8, len(self.pairs)))
+        ]
         largest = max(_bytes(sample) for sample in probe)
         if largest * len(self.pairs) > MEMORY_BYTES:
             return False
@@ -187,17 +212,26 @@ class TrainDataset(Dataset[Batch]):
         return True
 
     def loader(self, start: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-        """Batches from ``start`` to the last; in worker processes unless they are in memory; pinned for a GPU."""
+        """Batches from ``start`` to the last; in worker processes unless they are in memory; pinned
+        for a GPU."""
         if self._cache is not None or workers == 0:
             batches = (self[step] for step in range(start, self.steps))
             return (batch.pin_memory() for batch in batches) if pin else batches
         steps = range(start, self.steps)
         return iter(
-            DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=2, pin_memory=pin)
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=steps,
+                num_workers=workers,
+                prefetch_factor=2,
+                pin_memory=pin,
+            )
         )
 
     def on(self, batch: Batch, device: torch.device) -> Batch:
-        """A batch on ``device``, its images float32 and normalised as the image tower wants them."""
+        """A batch on ``device``, its images float32 and normalised as the image tower wants
+        them."""
         batch = batch.to(device)
         batch.images = batch.images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
         return batch
@@ -213,7 +247,8 @@ class TrainDataset(Dataset[Batch]):
         return self._cache[index] if self._cache is not None else self._read(index, labelled)
 
     def _read(self, index: int, labelled: bool = True) -> _Sample:
-        """Pair ``index``, or in place of one that cannot be read the next that can and is trained on too."""
+        """Pair ``index``, or in place of one that cannot be read the next that can and is trained
+        on too."""
         bad = None
         for step in range(min(100, len(self.pairs))):
             place = (index + step) % len(self.pairs)
@@ -228,17 +263,25 @@ class TrainDataset(Dataset[Batch]):
             except BadPair as error:
                 bad = bad or (self.pairs.key(place), str(error))
         else:
-            raise UserError(f"100 pairs in a row cannot be read from {self.pairs.name}, first {bad}; check the files")
+            raise UserError(
+                f"100 pairs in a row cannot be read from {self.pairs.name}, first {bad}; check the"
+                " files"
+            )
         sample = _Sample(image, self.tokenizer([pair.caption])[0], {}, bad)
         if self.labels is not None and labelled:
             with suppress(KeyError):
                 found = self.labels.get(pair.key, self.recipe.tasks)
-                sample.labels = {name: find_task(name).to_tensor(np.asarray(label)) for name, label in found.items()}
+                sample.labels = {
+                    name: find_task(name).to_tensor(np.asarray(label))
+                    for name, label in found.items()
+                }
             sample.unlabelled = not sample.labels
         return sample
 
     def _assemble(self, samples: Sequence[_Sample], geometry: Geometry) -> Batch:
-        images = crop_images([sample.image for sample in samples], geometry, self.size, self.interpolation)
+        images = crop_images(
+            [sample.image for sample in samples], geometry, self.size, self.interpolation
+        )
         batch = Batch(images, torch.stack([sample.tokens for sample in samples]))
         batch.bad = [sample.bad for sample in samples if sample.bad]
         batch.unlabelled = sum(sample.unlabelled for sample in samples)
@@ -250,17 +293,23 @@ class TrainDataset(Dataset[Batch]):
 
 
 def training_size(recipe: Recipe, pairs: PairSource) -> tuple[int, int]:
-    """How many of the pairs are trained on, and in how many steps. Raises ``UserError`` when they are too few."""
+    """How many of the pairs are trained on, and in how many steps. Raises ``UserError`` when they
+    are too few."""
     total = len(pairs)
     if recipe.val_pairs > total // 2:
-        raise UserError(f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it")
+        raise UserError(
+            f"val_pairs {recipe.val_pairs} is more than half of {total} pairs; lower it"
+        )
     count = total - recipe.val_pairs
     if count < recipe.batch_size:
         raise UserError(
-            f"batch_size {recipe.batch_size} is more than the {count} training pairs of {pairs.name}; lower it"
+            f"batch_size {recipe.batch_size} is more than the {count} training pairs of"
+            f" {pairs.name}; lower it"
         )
     return count, math.ceil(recipe.epochs * count / recipe.batch_size)
 
 
 def _bytes(sample: _Sample) -> int:
-    return sample.image.nbytes + sum(t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values()))
+    return sample.image.nbytes + sum(
+        t.numel() * t.element_size() for t in (sample.tokens, *sample.labels.values())
+    )

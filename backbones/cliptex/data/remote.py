@@ -1,7 +1,8 @@
 """Shards that lie elsewhere (``https://``, ``s3://`` …), read by range requests through fsspec.
 
-Nothing is copied to this machine but the bytes that are asked for. A shard is known by URL, size and what its server says of its
-version; each member is read with its tar header, so that a shard that was replaced meanwhile is noticed and never mixed up.
+Nothing is copied to this machine but the bytes that are asked for. A shard is known by URL, size
+and what its server says of its version; each member is read with its tar header, so that a shard
+that was replaced meanwhile is noticed and never mixed up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from urllib.parse import unquote, urlsplit
 
 from backbones.utils.errors import UserError
 
-BLOCK = 1 << 22  # bytes of one request while a shard is indexed: members that are smaller are quicker read than skipped
+BLOCK = (
+    1 << 22
+    # bytes of one request while a shard is indexed: members that are smaller are quicker read than
+    # skipped
+)
 GAP = 1 << 16  # bytes between two members that are quicker read along than asked for apart
 WAITS = (0.5, 2.0)  # seconds before a request that found no answer is made again
 AT_ONCE = 16  # requests
@@ -60,10 +65,13 @@ class RemoteFile:
 
     @contextmanager
     def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
-        """Read it from one end to the other, in large blocks. Raises ``UserError`` when it cannot be."""
+        """Read it from one end to the other, in large blocks. Raises ``UserError`` when it cannot
+        be."""
         with (
             _told(self.url),
-            _filesystem(self.url).open(self.url, mode, block_size=BLOCK, cache_type="readahead") as file,
+            _filesystem(self.url).open(
+                self.url, mode, block_size=BLOCK, cache_type="readahead"
+            ) as file,
         ):
             yield file
 
@@ -71,7 +79,8 @@ class RemoteFile:
         """Members of the tar, by their offsets and sizes; in one request when they are neighbours.
 
         Raises:
-            OSError: they cannot be had, or the file is no longer the one that was indexed; ``strerror`` says which.
+            OSError: they cannot be had, or the file is no longer the one that was indexed;
+                ``strerror`` says which.
         """
         start = min(int(offset) for offset, _ in places) - tarfile.BLOCKSIZE
         end = max(int(offset + size) for offset, size in places)
@@ -82,7 +91,9 @@ class RemoteFile:
         for offset, size in places:
             at = int(offset) - start
             try:
-                header = tarfile.TarInfo.frombuf(got[at - tarfile.BLOCKSIZE : at], "utf-8", "surrogateescape")
+                header = tarfile.TarInfo.frombuf(
+                    got[at - tarfile.BLOCKSIZE : at], "utf-8", "surrogateescape"
+                )
             except tarfile.HeaderError:
                 header = tarfile.TarInfo()
             if len(got) != end - start or header.size != size:
@@ -91,11 +102,14 @@ class RemoteFile:
         return members
 
     def _fetch(self, start: int, end: int) -> bytes:
-        """Bytes from ``start`` to ``end`` (exclusive); fewer where it ends early. Raises ``OSError``."""
+        """Bytes from ``start`` to ``end`` (exclusive); fewer where it ends early. Raises
+        ``OSError``."""
         asked: dict[str, Any] = {}
         if self.url.startswith("http"):
             asked["headers"] = {"Accept-Encoding": "identity"}
-            if self.version and not self.version.startswith("W/"):  # then the server itself refuses another version
+            if self.version and not self.version.startswith(
+                "W/"
+            ):  # then the server itself refuses another version
                 name = "If-Match" if self.version.startswith('"') else "If-Unmodified-Since"
                 asked["headers"][name] = self.version
         waits = iter(WAITS)
@@ -105,7 +119,9 @@ class RemoteFile:
             except Exception as error:
                 if (reason := _reason(error, self.url)) is None:
                     raise
-                final = isinstance(error, FileNotFoundError) or 400 <= getattr(error, "status", 0) < 500
+                final = (
+                    isinstance(error, FileNotFoundError) or 400 <= getattr(error, "status", 0) < 500
+                )
                 if final or (wait := next(waits, None)) is None:
                     raise OSError(0, reason, str(self)) from error
                 time.sleep(wait)
@@ -122,7 +138,8 @@ def shown(url: str) -> str:
 
 
 def _hidden(text: str, url: str) -> str:
-    """What a library said of ``url``, of which it quotes parts, without its secrets, in one line."""
+    """What a library said of ``url``, of which it quotes parts, without its secrets, in one
+    line."""
     user = found[0][:-1] if (found := USER.search(url)) else ""
     parts = user, *user.split(":", 1), *re.split("[:/]", user)
     secrets = {form for part in parts for form in (part, unquote(part)) if len(form) > 3}
@@ -133,7 +150,8 @@ def _hidden(text: str, url: str) -> str:
 
 
 def find_remote(urls: Sequence[str]) -> list[RemoteFile]:
-    """What their servers say of these files. Raises ``UserError`` for the first that cannot be read."""
+    """What their servers say of these files. Raises ``UserError`` for the first that cannot be
+    read."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(_find, urls))
 
@@ -142,10 +160,15 @@ def _find(url: str) -> RemoteFile:
     with _told(url):
         info = _filesystem(url).info(url)
     if info.get("type") == "directory":
-        raise UserError(f"{shown(url)} is a folder; name its shards by braces, {{00000..00331}}.tar")
+        raise UserError(
+            f"{shown(url)} is a folder; name its shards by braces, {{00000..00331}}.tar"
+        )
     if info.get("size") is None or info.get("partial") is False:
         raise UserError(f"{shown(url)} cannot be read in parts: {NO_RANGES}")
-    version = next((info[key] for key in ("ETag", "LastModified", "Last-Modified", "mtime") if info.get(key)), "")
+    version = next(
+        (info[key] for key in ("ETag", "LastModified", "Last-Modified", "mtime") if info.get(key)),
+        "",
+    )
     return RemoteFile(url, int(info["size"]), str(version))
 
 
@@ -156,13 +179,15 @@ def _filesystem(url: str) -> Any:
         return _instance(protocol, os.getpid())
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"{protocol}:// cannot be read here ({error}); pip install 'cliptex-benchmark[remote]', or copy the shards to a disk"
+            f"{protocol}:// cannot be read here ({error}); pip install 'cliptex-benchmark[remote]',"
+            " or copy the shards to a disk"
         ) from error
 
 
 @functools.cache
 def _instance(protocol: str, pid: int) -> Any:
-    """Kept by process: after a fork the child makes its own, and keeps its parent's unused. To let go of it would end its
+    """Kept by process: after a fork the child makes its own, and keeps its parent's unused. To let
+    go of it would end its
     connections, whose events the parent then waits for in vain: both have one epoll."""
     import fsspec
 
@@ -171,7 +196,8 @@ def _instance(protocol: str, pid: int) -> Any:
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """Say in one line what keeps a file from being read. Raises ``UserError``; mistakes of a program go through as they are."""
+    """Say in one line what keeps a file from being read. Raises ``UserError``; mistakes of a
+    program go through as they are."""
     try:
         yield
     except Exception as error:
@@ -186,7 +212,11 @@ def _told(url: str) -> Iterator[None]:
 def _reason(error: BaseException, url: str) -> str | None:
     """Why a request for ``url`` failed; None when it is no failure of a request."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause and type(cause).__module__.startswith(("aiohttp", "asyncio")):
+    if (
+        isinstance(error, FileNotFoundError)
+        and cause
+        and type(cause).__module__.startswith(("aiohttp", "asyncio"))
+    ):
         error = cause  # fsspec says "not found" whatever a server answers, or does not
     status = getattr(error, "status", 0)
     if isinstance(error, FileNotFoundError) or status == 404:
@@ -196,6 +226,12 @@ def _reason(error: BaseException, url: str) -> str | None:
     if status:
         return _hidden(f"its server answered {status} {getattr(error, 'message', '')}", url)
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    if isinstance(error, OSError) or packages & {"aiohttp", "botocore", "aiobotocore", "fsspec", "s3fs"}:
+    if isinstance(error, OSError) or packages & {
+        "aiohttp",
+        "botocore",
+        "aiobotocore",
+        "fsspec",
+        "s3fs",
+    }:
         return _hidden(str(error), url) or type(error).__name__
     return None

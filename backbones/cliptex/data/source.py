@@ -1,4 +1,5 @@
-"""What image-caption pairs are, wherever they lie: read by index, in an order that follows from a seed."""
+"""What image-caption pairs are, wherever they lie: read by index, in an order that follows from a
+seed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ HASHED_WHOLE_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair: its unique key, the shard it lies in, its caption, and the encoded image (JPEG, PNG or WebP bytes)."""
+    """One pair: its unique key, the shard it lies in, its caption, and the encoded image (JPEG, PNG
+    or WebP bytes)."""
 
     key: str
     shard: str
@@ -31,7 +33,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a source that is read in one go: pairs ``start`` to ``start + count`` (exclusive) of the source."""
+    """A part of a source that is read in one go: pairs ``start`` to ``start + count`` (exclusive)
+    of the source."""
 
     name: str
     path: Path | RemoteFile
@@ -40,7 +43,8 @@ class Shard:
 
 
 class BadPair(ValueError):
-    """One pair cannot be read; the message says why. Counted and named by ``Tally``, an error only past 1 %."""
+    """One pair cannot be read; the message says why. Counted and named by ``Tally``, an error only
+    past 1 %."""
 
 
 class Tally:
@@ -61,15 +65,19 @@ class Tally:
         """Raises ``UserError`` when more than 1 % (and more than one) of ``total`` is bad."""
         if len(self.bad) > max(1, MAX_BAD_SHARE * total):
             named = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:3])
-            raise UserError(f"{len(self.bad)} of {total} {self.what} cannot be read ({named}); repair or remove them")
+            raise UserError(
+                f"{len(self.bad)} of {total} {self.what} cannot be read ({named}); repair or remove"
+                " them"
+            )
 
 
 def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = True) -> np.ndarray:
-    """Encoded bytes → (H, W, 3) uint8 RGB; shrunk (antialiased) to ``short_side`` pixels on the short side if larger.
+    """Encoded bytes → (H, W, 3) uint8 RGB; shrunk (antialiased) to ``short_side`` pixels on the
+    short side if larger.
 
     Args:
-        exact: otherwise only as far as the decoder does it for nothing (a JPEG at 1/2, 1/4, 1/8), and never below twice
-            ``short_side``: for who resamples anyway.
+        exact: otherwise only as far as the decoder does it for nothing (a JPEG at 1/2, 1/4, 1/8),
+            and never below twice ``short_side``: for who resamples anyway.
 
     Raises:
         BadPair: the bytes are not a whole image.
@@ -81,7 +89,10 @@ def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = Tr
             decoded = to_rgb(image)
             if short_side and exact and min(decoded.size) > short_side:
                 scale = short_side / min(decoded.size)
-                size = (max(short_side, round(decoded.width * scale)), max(short_side, round(decoded.height * scale)))
+                size = (
+                    max(short_side, round(decoded.width * scale)),
+                    max(short_side, round(decoded.height * scale)),
+                )
                 decoded = decoded.resize(size, Image.Resampling.BICUBIC)
             return np.array(decoded)
     except Exception as error:  # PIL raises nearly anything on corrupt bytes
@@ -89,13 +100,15 @@ def decode_image(data: bytes, short_side: int | None = None, *, exact: bool = Tr
 
 
 class PairSource:
-    """Pairs in a stable order, read by index. Open with ``open_pairs``; cheap to pickle and to share with workers.
+    """Pairs in a stable order, read by index. Open with ``open_pairs``; cheap to pickle and to
+    share with workers.
 
     Attributes:
         name: what the user called it.
         shards: its shards, in order.
         skipped: (key, reason) of each pair left out when it was opened (no image, or no caption).
-        fingerprint: hash over shards, keys and sizes, and over all bytes where the whole is under 512 MiB.
+        fingerprint: hash over shards, keys and sizes, and over all bytes where the whole is under
+            512 MiB.
     """
 
     name: str
@@ -117,7 +130,8 @@ class PairSource:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Pair:
-        """Pair ``index``. Raises ``BadPair`` when its bytes cannot be read (they are not decoded here)."""
+        """Pair ``index``. Raises ``BadPair`` when its bytes cannot be read (they are not decoded
+        here)."""
         raise NotImplementedError
 
     def iter_shard(self, shard: Shard) -> Iterator[int]:
@@ -127,8 +141,9 @@ class PairSource:
     def epoch_order(self, seed: int, epoch: int, window: int = 100_000) -> np.ndarray:
         """A permutation of all indices, (N,) int64, a function of (seed, epoch) alone.
 
-        Shards are shuffled, then pairs within neighbouring shards that hold at least ``window`` pairs together, so that
-        reading stays local; a source smaller than that is shuffled as a whole.
+        Shards are shuffled, then pairs within neighbouring shards that hold at least ``window``
+        pairs together, so that reading stays local; a source smaller than that is shuffled as a
+        whole.
         """
         random = np.random.default_rng([seed, epoch])
         order: list[np.ndarray] = []

@@ -7,7 +7,14 @@ import hashlib
 import io
 from pathlib import Path
 
-from backbones.cliptex.data.source import HASHED_WHOLE_BYTES, MAX_BAD_SHARE, BadPair, Pair, PairSource, Shard
+from backbones.cliptex.data.source import (
+    HASHED_WHOLE_BYTES,
+    MAX_BAD_SHARE,
+    BadPair,
+    Pair,
+    PairSource,
+    Shard,
+)
 from backbones.utils.errors import UserError
 from backbones.utils.files import open_regular, read_whole
 
@@ -17,8 +24,9 @@ ROWS_PER_SHARD = 1000
 
 
 class TablePairs(PairSource):
-    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard. A key is ``SHARD/PATH``, the path as written,
-    with ``#2`` the second time: ``train-00000/images/7.jpg``."""
+    """Pairs listed in a CSV (comma) or TSV (tab) file, a thousand rows a shard. A key is
+    ``SHARD/PATH``, the path as written, with ``#2`` the second time:
+    ``train-00000/images/7.jpg``."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._root = str(path), path.parent
@@ -26,14 +34,23 @@ class TablePairs(PairSource):
         self.skipped = ()
         stem, count = path.stem, len(self._paths)
         self.shards = tuple(
-            Shard(f"{stem}-{start // ROWS_PER_SHARD:05d}", path, start, min(ROWS_PER_SHARD, count - start))
+            Shard(
+                f"{stem}-{start // ROWS_PER_SHARD:05d}",
+                path,
+                start,
+                min(ROWS_PER_SHARD, count - start),
+            )
             for start in range(0, count, ROWS_PER_SHARD)
         )
-        sizes = [file.stat().st_size if file.is_file() else -1 for file in map(self._root.joinpath, self._paths)]
+        sizes = [
+            file.stat().st_size if file.is_file() else -1
+            for file in map(self._root.joinpath, self._paths)
+        ]
         missing = [name for name, size in zip(self._paths, sizes, strict=True) if size < 0]
         if len(missing) > max(1, MAX_BAD_SHARE * count):
             raise UserError(
-                f"{len(missing)} of {count} images in {path} are missing, first {missing[0]!r}; paths are relative to it"
+                f"{len(missing)} of {count} images in {path} are missing, first {missing[0]!r};"
+                " paths are relative to it"
             )
         digest = hashlib.sha256()
         for name, size, caption in zip(self._paths, sizes, self._captions, strict=True):
@@ -59,14 +76,19 @@ class TablePairs(PairSource):
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Image paths, captions and unique keys of a table."""
     try:  # spreadsheets write a byte order mark
-        with io.TextIOWrapper(open_regular(path, 1 << 35), newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        with io.TextIOWrapper(
+            open_regular(path, 1 << 35), newline="", encoding="utf-8-sig"
+        ) as file:
+            rows = csv.DictReader(
+                file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+            )
             header = rows.fieldnames or []
             image_column = next((name for name in IMAGE_COLUMNS if name in header), None)
             caption_column = next((name for name in CAPTION_COLUMNS if name in header), None)
             if image_column is None or caption_column is None:
                 raise UserError(
-                    f"{path} needs a header with the columns filepath and caption; it has {', '.join(header) or 'none'}"
+                    f"{path} needs a header with the columns filepath and caption; it has"
+                    f" {', '.join(header) or 'none'}"
                 )
             images, captions, keys = [], [], []
             seen: dict[str, int] = {}
@@ -74,7 +96,8 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
                 image, caption = row[image_column], row[caption_column]
                 if not image or caption is None or None in row:
                     raise UserError(
-                        f"{path} line {rows.line_num}: needs {len(header)} fields; quote captions with separators"
+                        f"{path} line {rows.line_num}: needs {len(header)} fields; quote captions"
+                        " with separators"
                     )
                 seen[image] = seen.get(image, 0) + 1
                 keys.append(image if seen[image] == 1 else f"{image}#{seen[image]}")
@@ -84,7 +107,8 @@ def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
         raise UserError(f"no pairs at {path}; check --pairs") from None
     except OSError as error:
         raise UserError(
-            f"cannot read {path} ({error.strerror}); --pairs takes a .csv or .tsv file, or tar shards"
+            f"cannot read {path} ({error.strerror}); --pairs takes a .csv or .tsv file, or tar"
+            " shards"
         ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error

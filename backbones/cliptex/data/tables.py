@@ -1,4 +1,5 @@
-"""Tables that are too large to make again in every process: arrays on disk, made once and mapped into memory.
+"""Tables that are too large to make again in every process: arrays on disk, made once and mapped
+into memory.
 
 All processes of a machine share their pages, and opening one costs the same whatever its length.
 """
@@ -21,7 +22,9 @@ Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
 class Table:
     """Arrays by name, and ``facts`` on them all; cheap to pickle when they are in a file."""
 
-    def __init__(self, file: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, file: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self.file, self.facts = file, facts
         self._mapped = dict(arrays or {})
 
@@ -35,14 +38,18 @@ class Table:
         return {"file": self.file, "facts": self.facts, "_mapped": {}}
 
 
-def kept_table(kind: str, what: Any, make: Callable[[], Made], waiting: Callable[[], None] | None) -> Table:
-    """The table of ``what``, under ``$CLIPTEX_HOME/KIND``; made if it is not there, by one process while others wait.
+def kept_table(
+    kind: str, what: Any, make: Callable[[], Made], waiting: Callable[[], None] | None
+) -> Table:
+    """The table of ``what``, under ``$CLIPTEX_HOME/KIND``; made if it is not there, by one process
+    while others wait.
 
     Args:
         kind: folder and name of the lock.
         what: all that the table follows from; JSON-able.
         make: gives arrays and facts.
-        waiting: called when another process makes it. None: nothing is written; the table is made in memory if it is not there.
+        waiting: called when another process makes it. None: nothing is written; the table is made
+            in memory if it is not there.
     """
     key = content_key(what, 32)
     file = home() / kind / f"{key}.json"
@@ -52,7 +59,10 @@ def kept_table(kind: str, what: Any, make: Callable[[], Made], waiting: Callable
         if (kept := _kept(file)) is None:
             arrays, facts = make()
             for name, array in arrays.items():
-                with replacing(file.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as out:
+                with (
+                    replacing(file.with_suffix(f".{name}.npy")) as temporary,
+                    temporary.open("wb") as out,
+                ):
                     np.save(out, array)
             write_json(file, {**facts, ARRAYS: sorted(arrays)})
     return kept or Table(file, facts)

@@ -1,7 +1,9 @@
-"""Tar files in the webdataset convention, indexed once and then read at random: ``KEY.SUFFIX`` → bytes.
+"""Tar files in the webdataset convention, indexed once and then read at random: ``KEY.SUFFIX`` →
+bytes.
 
-A key ends at the first dot of the file's name. An index (keys, offsets, sizes) is kept under ``$CLIPTEX_HOME`` by path, size and
-time of its tar (or URL, size and ETag), so that a shard of ten thousand samples is walked once.
+A key ends at the first dot of the file's name. An index (keys, offsets, sizes) is kept under
+``$CLIPTEX_HOME`` by path, size and time of its tar (or URL, size and ETag), so that a shard of ten
+thousand samples is walked once.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class TarIndex:
 
     Attributes:
         keys: (N,) bytes, in the order of the tar.
-        places: (N, number of suffixes, 2) int64, offset and size of each member; size -1 where there is none.
+        places: (N, number of suffixes, 2) int64, offset and size of each member; size -1 where
+            there is none.
     """
 
     keys: np.ndarray
@@ -44,8 +47,8 @@ class TarIndex:
 
 
 def read_member(path: Path, version: int | str, offset: int, size: int) -> bytes:
-    """Bytes of a tar of this machine, of the version that ``tar_identity`` gives. The file stays open; reads that
-    know no position are safe in every thread and worker.
+    """Bytes of a tar of this machine, of the version that ``tar_identity`` gives. The file stays
+    open; reads that know no position are safe in every thread and worker.
 
     Raises:
         OSError: the file cannot be read, or ends early.
@@ -63,7 +66,8 @@ def _opened(path: Path, version: int | str, pid: int) -> io.FileIO:
 
 
 def tar_identity(tar: Path | RemoteFile) -> tuple[str, int, int | str]:
-    """Where a tar is, its size in bytes, and its version (time of the last change in ns, or what its server says)."""
+    """Where a tar is, its size in bytes, and its version (time of the last change in ns, or what
+    its server says)."""
     if isinstance(tar, RemoteFile):
         return tar.url, tar.size, tar.version
     stat = tar.stat()
@@ -71,20 +75,30 @@ def tar_identity(tar: Path | RemoteFile) -> tuple[str, int, int | str]:
 
 
 def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = True) -> TarIndex:
-    """The index of a tar, for members with these suffixes (lower case, without the first dot: ``txt``, ``seg.png``).
+    """The index of a tar, for members with these suffixes (lower case, without the first dot:
+    ``txt``, ``seg.png``).
 
-    Samples without any of them are in the index too, all their sizes -1. ``keep`` it for those who index the same tar again.
+    Samples without any of them are in the index too, all their sizes -1. ``keep`` it for those who
+    index the same tar again.
 
     Raises:
-        UserError: the file is cut off, damaged, compressed, holds a member twice, or its server does not give it.
+        UserError: the file is cut off, damaged, compressed, holds a member twice, or its server
+            does not give it.
     """
     identity = tar_identity(path)
     cached = home() / "tar-index" / f"{content_key([*identity, VERSION, *suffixes])}.npz"
-    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(cached, allow_pickle=False) as arrays:
-        return TarIndex(arrays["keys"], arrays["places"])  # unless there is none, or one that is cut
+    with (
+        suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+        np.load(cached, allow_pickle=False) as arrays,
+    ):
+        return TarIndex(
+            arrays["keys"], arrays["places"]
+        )  # unless there is none, or one that is cut
     with path.open("rb") as file:
         samples = _walk(file, str(path), identity[1])
-    keys = np.array([key.encode() for key in samples], dtype=np.bytes_)  # a row each, as long as the longest
+    keys = np.array(
+        [key.encode() for key in samples], dtype=np.bytes_
+    )  # a row each, as long as the longest
     places = np.full((len(samples), len(suffixes), 2), -1, np.int64)
     for row, parts in enumerate(samples.values()):
         for column, suffix in enumerate(suffixes):
@@ -97,7 +111,9 @@ def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = 
 
 def _walk(file: IO[bytes], name: str, size: int) -> dict[str, dict[str, tuple[int, int]]]:
     """Key → suffix → (offset, size), in the order of the tar."""
-    if not _has_end_mark(file, size):  # tarfile would take a shard cut between two members for a whole one
+    if not _has_end_mark(
+        file, size
+    ):  # tarfile would take a shard cut between two members for a whole one
         raise UserError(f"shard {name} is cut off or no uncompressed tar file; fetch it again")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     file.seek(0)
@@ -110,23 +126,37 @@ def _walk(file: IO[bytes], name: str, size: int) -> dict[str, dict[str, tuple[in
                     len(member.name.encode()) > LONGEST
                 ):  # UnicodeEncodeError, which is a ValueError, for one that is not UTF-8
                     raise UserError(
-                        f"shard {name} has a member whose name is longer than {LONGEST} bytes; write it anew"
+                        f"shard {name} has a member whose name is longer than {LONGEST} bytes;"
+                        " write it anew"
                     )
                 folder, _, base = member.name.rpartition("/")
                 key, _, suffix = base.partition(".")
                 parts = samples.setdefault(f"{folder}/{key}" if folder.strip("./") else key, {})
                 if suffix.lower() in parts:
-                    raise UserError(f"{name} holds {member.name} twice; keys must be unique in a shard")
+                    raise UserError(
+                        f"{name} holds {member.name} twice; keys must be unique in a shard"
+                    )
                 if member.offset_data + member.size > size:
-                    raise UserError(f"shard {name} ends in the middle of {member.name}; fetch it again")
+                    raise UserError(
+                        f"shard {name} ends in the middle of {member.name}; fetch it again"
+                    )
                 parts[suffix.lower()] = (member.offset_data, member.size)
             end = archive.offset
-        if not _only_zeros(file, end):  # tarfile takes a damaged header for the end, and so the rest for nothing
+        if not _only_zeros(
+            file, end
+        ):  # tarfile takes a damaged header for the end, and so the rest for nothing
             raise UserError(f"shard {name} is damaged at byte {end}; fetch it again")
     except UserError:
         raise
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # of headers that make no sense
-        raise UserError(f"shard {name} is not a readable, uncompressed tar file ({error}); fetch it again") from error
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # of headers that make no sense
+        raise UserError(
+            f"shard {name} is not a readable, uncompressed tar file ({error}); fetch it again"
+        ) from error
     return samples
 
 

@@ -1,4 +1,5 @@
-"""Task experts: models that write pseudo-labels. Importing this makes those of this floor known, and imports none."""
+"""Task experts: models that write pseudo-labels. Importing this makes those of this floor known,
+and imports none."""
 
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
@@ -17,7 +18,8 @@ EXPERTS.later(
 EXPERTS.later(
     "nll-angmf",
     f"{__name__}.nll_angmf:NllAngMF",
-    "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint; can be trained here",
+    "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint; can be"
+    " trained here",
 )
 
 __all__ = ["EXPERTS", "Expert", "evaluate", "find_expert", "load_experts", "train_expert"]

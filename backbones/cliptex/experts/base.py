@@ -1,4 +1,5 @@
-"""What an expert is: a model of one task that writes hard labels for images, and knows exactly who it is."""
+"""What an expert is: a model of one task that writes hard labels for images, and knows exactly who
+it is."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from backbones.utils.errors import UserError, first_line
 from backbones.utils.files import read_json, replacing, write_json
 
 BACKGROUND = "background"
-IGNORE = 255  # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
+# of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
+IGNORE = 255
 IGNORE_WIDE = 65535
 WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
 
@@ -32,9 +34,10 @@ WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
 class Expert(nn.Module, ABC):
     """A model that labels images. Frozen and in eval mode, except while ``train_on`` runs.
 
-    A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of JSON-able fields
-    that says how it is built and trained), builds itself from its settings, and implements ``predict``; those that can
-    be trained here implement ``train_on``; those whose weights come from elsewhere override ``load`` to read them.
+    A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
+    JSON-able fields that says how it is built and trained), builds itself from its settings, and
+    implements ``predict``; those that can be trained here implement ``train_on``; those whose
+    weights come from elsewhere override ``load`` to read them.
 
     Attributes:
         settings: instance of ``settings_type``.
@@ -54,25 +57,31 @@ class Expert(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution; resizing and statistics are ours.
+        """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution; resizing and
+        statistics are ours.
 
-        Returns, by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``; ``depth`` (N, H, W)
-        float32 relative inverse depth, larger is nearer, any affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x
-        right, y up, z towards the camera; what ``Task.from_expert`` reads for others. What it says beside (``confidence``
-        (N, H, W) float32 κ > 0) is measured, not stored.
+        Returns, by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or
+        ``ignore_index``; ``depth`` (N, H, W) float32 relative inverse depth, larger is nearer, any
+        affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x right, y up, z towards the
+        camera; what ``Task.from_expert`` reads for others. What it says beside (``confidence`` (N,
+        H, W) float32 κ > 0) is measured, not stored.
         """
 
     @classmethod
     def create(cls, settings: Any, classes: tuple[str, ...]) -> Self:
-        """An expert to be trained; those whose parts start from pretrained weights load them here."""
+        """An expert to be trained; those whose parts start from pretrained weights load them
+        here."""
         return cls(settings, classes)
 
     def train_on(self, data: ExpertData, run: FitRun) -> None:
         """Fit this expert to ``data``. Raises ``UserError`` if it cannot be."""
-        raise UserError(f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH")
+        raise UserError(
+            f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH"
+        )
 
     def identity(self) -> dict[str, Any]:
-        """What makes two experts label alike: name, settings, classes and the weights' digest (not where they lie)."""
+        """What makes two experts label alike: name, settings, classes and the weights' digest (not
+        where they lie)."""
         return {
             "name": self.name,
             "task": self.task,
@@ -92,12 +101,14 @@ class Expert(nn.Module, ABC):
         return next(self.parameters()).device
 
     def trunk(self) -> Iterable[nn.Module]:
-        """The modules that may compute in bf16: the encoder and what follows it, but not the last layers, since eight
-        bits are too few for a depth, a box or a normal. None unless a subclass names some."""
+        """The modules that may compute in bf16: the encoder and what follows it, but not the last
+        layers, since eight bits are too few for a depth, a box or a normal. None unless a subclass
+        names some."""
         return ()
 
     def freeze(self, device: torch.device | str = "cpu", *, bf16: bool | None = None) -> Self:
-        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 if asked for, by default on CUDA."""
+        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 if asked for, by default on
+        CUDA."""
         self.requires_grad_(False).eval().to(device)
         if torch.device(device).type == "cuda" if bf16 is None else bf16:
             for module in self.trunk():
@@ -105,8 +116,11 @@ class Expert(nn.Module, ABC):
         return self
 
     def save(self, folder: Path, **extra: Any) -> None:
-        """Write weights and then ``expert.json`` (name, settings, classes, digest, ``extra``) to ``folder``."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        """Write weights and then ``expert.json`` (name, settings, classes, digest, ``extra``) to
+        ``folder``."""
+        state = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
+        }
         with replacing(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary)
         write_json(Path(folder) / CONFIG, {**self.identity(), "source": self.source, **extra})
@@ -120,22 +134,31 @@ class Expert(nn.Module, ABC):
         """
         config = read_config(source, cls.name)
         if cls.task == "normal" and config.get("axes") != AXES:
-            raise UserError(f"expert {cls.name!r} in {source} does not predict normals with {AXES}; train it again")
+            raise UserError(
+                f"expert {cls.name!r} in {source} does not predict normals with {AXES}; train it"
+                " again"
+            )
         expert = cls.build(config)
         path = Path(source) / WEIGHTS
         try:
             expert.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold the weights of expert {cls.name!r} ({first_line(error)})") from error
+            raise UserError(
+                f"{path} does not hold the weights of expert {cls.name!r} ({first_line(error)})"
+            ) from error
         if state_sha256(expert.state_dict()) != config["sha256"]:
-            raise UserError(f"{path} has changed since it was written; train or fetch the expert again")
+            raise UserError(
+                f"{path} has changed since it was written; train or fetch the expert again"
+            )
         expert.source = str(config.get("source", source))
         return expert.freeze(device)
 
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
         """A fresh expert from what ``save`` wrote to ``expert.json``; weights are to be loaded."""
-        return cls(read_settings(cls.settings_type, config["settings"]), tuple(config.get("classes", ())))
+        return cls(
+            read_settings(cls.settings_type, config["settings"]), tuple(config.get("classes", ()))
+        )
 
     def __init__(self, settings: Any, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -150,19 +173,28 @@ def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
         found = config["name"]
     except FileNotFoundError:
         raise UserError(
-            f"no expert in {folder} ({CONFIG} is missing); make one: python -m benchmark experts train"
+            f"no expert in {folder} ({CONFIG} is missing); make one: python -m benchmark experts"
+            " train"
         ) from None
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({first_line(error)}); train or fetch the expert again") from error
+        raise UserError(
+            f"{path} is not readable ({first_line(error)}); train or fetch the expert again"
+        ) from error
     if name not in (None, found):
         raise UserError(f"{folder} holds expert {found!r}, not {name!r}")
     return config
 
 
 def read_settings(kind: type, values: Mapping[str, Any]) -> Any:
-    """A settings dataclass from JSON, whose lists are tuples. Raises ``UserError`` for fields it does not have."""
+    """A settings dataclass from JSON, whose lists are tuples. Raises ``UserError`` for fields it
+    does not have."""
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return kind(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            }
+        )
     except TypeError as error:
         raise UserError(
             f"{CONFIG} was written by another version ({first_line(error)}); train the expert again"
@@ -178,7 +210,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def hard_classes(scores: Tensor, score_threshold: float, ignore: int) -> np.ndarray:
-    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below ``score_threshold``."""
+    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below
+    ``score_threshold``."""
     best, index = scores.max(1)
     labels = torch.where(best >= score_threshold, index, ignore).cpu().numpy()
     return labels.astype(np.uint8 if ignore == IGNORE else np.uint16)

@@ -1,7 +1,8 @@
-"""What experts are trained on and measured against: images with truth from the official layouts, read as they are needed.
+"""What experts are trained on and measured against: images with truth from the official layouts,
+read as they are needed.
 
-COCO instances (merged into one class map), NYU-like 16-bit depth and 8-bit normals. Everything is cut to the largest
-centred square and brought to one size.
+COCO instances (merged into one class map), NYU-like 16-bit depth and 8-bit normals. Everything is
+cut to the largest centred square and brought to one size.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ from backbones.utils.images import BROKEN, to_rgb
 Split = Literal["train", "val"]
 IGNORE = 255
 MEMORY = 2 * 2**30
-COCO = {"train": "annotations/instances_train2017.json", "val": "annotations/instances_val2017.json"}
+COCO = {
+    "train": "annotations/instances_train2017.json",
+    "val": "annotations/instances_val2017.json",
+}
 NYU = {"train": "train", "val": "test"}
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of a COCO file with its instances; ``category`` is the place of the class, 1 … (0 is the background)."""
+    """An image of a COCO file with its instances; ``category`` is the place of the class, 1 … (0 is
+    the background)."""
 
     file_name: str
     height: int
@@ -49,10 +54,18 @@ class CocoImage:
 
         code = instance["segmentation"]
         if isinstance(code, list):
-            code = coco_mask.merge(coco_mask.frPyObjects(code, self.height, self.width)) if code else None
+            code = (
+                coco_mask.merge(coco_mask.frPyObjects(code, self.height, self.width))
+                if code
+                else None
+            )
         elif isinstance(code["counts"], list):
             code = coco_mask.frPyObjects(code, self.height, self.width)
-        return np.zeros((self.height, self.width), bool) if code is None else coco_mask.decode(code).astype(bool)
+        return (
+            np.zeros((self.height, self.width), bool)
+            if code is None
+            else coco_mask.decode(code).astype(bool)
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,8 @@ class Sample:
 
 @dataclass
 class ExpertData:
-    """A split with truth. What was read stays in memory up to ``memory`` bytes; the rest is decoded whenever it is needed.
+    """A split with truth. What was read stays in memory up to ``memory`` bytes; the rest is decoded
+    whenever it is needed.
 
     Attributes:
         task: ``seg``, ``depth`` or ``normal``.
@@ -89,9 +103,9 @@ class ExpertData:
         return len(self.samples)
 
     def read(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) uint8 RGB and their target: seg (B, S, S) uint8, 0 background, 1 + category, 255 ignore; depth
-        (B, S, S) float32 inverse depth in 1/m, NaN unknown; normal (B, 3, S, S) float32 unit vectors (axes:
-        ``augment.AXES``), zero unknown.
+        """Images (B, 3, S, S) uint8 RGB and their target: seg (B, S, S) uint8, 0 background, 1 +
+        category, 255 ignore; depth (B, S, S) float32 inverse depth in 1/m, NaN unknown; normal (B,
+        3, S, S) float32 unit vectors (axes: ``augment.AXES``), zero unknown.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -119,15 +133,20 @@ class ExpertData:
                 picture = square(np.asarray(to_rgb(image)), self.size, Image.Resampling.BICUBIC)
             target = square(sample.truth(), self.size, Image.Resampling.NEAREST)
         except BROKEN as error:
-            raise UserError(f"cannot read {sample.path} or its truth ({error}); repair or remove it") from error
+            raise UserError(
+                f"cannot read {sample.path} or its truth ({error}); repair or remove it"
+            ) from error
         if target.ndim == 3:
             target = np.ascontiguousarray(np.moveaxis(target, -1, 0), np.float32)
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(picture, -1, 0))), torch.from_numpy(target)
+        return torch.from_numpy(
+            np.ascontiguousarray(np.moveaxis(picture, -1, 0))
+        ), torch.from_numpy(target)
 
 
 def load_data(root: Path, task: str, split: Split, size: int, progress: Progress) -> ExpertData:
-    """A split for ``task`` from ``root``: ``coco/`` for seg, ``nyu/`` for the others (or such a folder itself). All of it is
-    decoded once, for the fingerprint, and so that what is damaged is found before hours of work.
+    """A split for ``task`` from ``root``: ``coco/`` for seg, ``nyu/`` for the others (or such a
+    folder itself). All of it is decoded once, for the fingerprint, and so that what is damaged is
+    found before hours of work.
 
     Raises:
         UserError: a folder or annotation file is missing or malformed, or an image has no truth.
@@ -137,7 +156,10 @@ def load_data(root: Path, task: str, split: Split, size: int, progress: Progress
     if task == "seg":
         folder = _folder(root, "coco", COCO[split])
         classes, entries = coco_instances(folder, split)
-        samples = [Sample(folder / f"{split}2017" / one.file_name, partial(paint, one), one) for one in entries]
+        samples = [
+            Sample(folder / f"{split}2017" / one.file_name, partial(paint, one), one)
+            for one in entries
+        ]
     else:
         maps = {"depth": "annotations", "normal": "normals"}[task]
         folder = _folder(root, "nyu", f"{maps}/{NYU[split]}")
@@ -146,7 +168,8 @@ def load_data(root: Path, task: str, split: Split, size: int, progress: Progress
         if not paths:
             raise UserError(f"no images in {pictures}")
         samples = [
-            Sample(path, partial(_read, task, folder / maps / NYU[split] / f"{path.stem}.png")) for path in paths
+            Sample(path, partial(_read, task, folder / maps / NYU[split] / f"{path.stem}.png"))
+            for path in paths
         ]
     data = ExpertData(task, samples, size, classes)
     progress.start(f"reading {split} images of {task}", len(data))
@@ -165,11 +188,14 @@ def _folder(root: Path, name: str, inside: str) -> Path:
     for folder in (root / name, root):
         if (folder / inside).exists():
             return folder
-    raise UserError(f"{inside} is missing in {root / name}; give a data root in the official layouts")
+    raise UserError(
+        f"{inside} is missing in {root / name}; give a data root in the official layouts"
+    )
 
 
 def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[CocoImage]]:
-    """Class names (``background`` first) and all images of a COCO folder's split. Raises ``UserError``."""
+    """Class names (``background`` first) and all images of a COCO folder's split. Raises
+    ``UserError``."""
     path = root / COCO[split]
     with well_formed(f"{path} is not a COCO instance file"):
         content = read_json(path, 1 << 32)
@@ -199,7 +225,8 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
 
 
 def paint(image: CocoImage) -> np.ndarray:
-    """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds become 255."""
+    """Instances merged into one (H, W) uint8 class map, small ones over large ones; crowds become
+    255."""
     merged = np.zeros((image.height, image.width), np.uint8)
     for instance in sorted(image.instances, key=lambda entry: -entry["area"]):
         merged[image.mask(instance)] = IGNORE if instance["iscrowd"] else instance["category"]
@@ -212,7 +239,8 @@ def _read(task: str, path: Path) -> np.ndarray:
 
 
 def square(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
-    """The largest centred square of (H, W[, C]), brought to ``size``; nearest keeps values as they are."""
+    """The largest centred square of (H, W[, C]), brought to ``size``; nearest keeps values as they
+    are."""
     height, width = array.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,4 +1,5 @@
-"""``dpt``: relative inverse depth by a Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun, ICCV 2021)."""
+"""``dpt``: relative inverse depth by a Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun,
+ICCV 2021)."""
 
 from __future__ import annotations
 
@@ -33,13 +34,16 @@ class DPTSettings(FitSettings):
     """A DPT to train here (a pretrained one brings its own configuration).
 
     Attributes (besides those of ``FitSettings``):
-        size: side of its square input in pixels, a multiple of the patch; images are squeezed into it.
-        encoder: a timm encoder with maps at strides 4 to 32 in place of the ViT (see ``ConvDPT``), which then starts from
-            ImageNet weights if ``pretrained``; empty for the paper's ViT, from nothing.
+        size: side of its square input in pixels, a multiple of the patch; images are squeezed into
+            it.
+        encoder: a timm encoder with maps at strides 4 to 32 in place of the ViT (see ``ConvDPT``),
+            which then starts from ImageNet weights if ``pretrained``; empty for the paper's ViT,
+            from nothing.
         patch, width, depth, heads: of the ViT.
         neck: channels of its four reassembled maps, finest first.
         fusion: channels of the fusion blocks.
-        mean, std: statistics of the ViT's input, scaled to [0, 1]; those of a timm encoder are its own.
+        mean, std: statistics of the ViT's input, scaled to [0, 1]; those of a timm encoder are its
+            own.
     """
 
     lr: float = 5e-4
@@ -59,10 +63,15 @@ class DPTSettings(FitSettings):
         super().__post_init__()
         if self.encoder:
             return
-        if self.patch not in (4, 8, 16, 32) or self.size % self.patch or self.depth < 4 or self.width % self.heads:
+        if (
+            self.patch not in (4, 8, 16, 32)
+            or self.size % self.patch
+            or self.depth < 4
+            or self.width % self.heads
+        ):
             raise UserError(
-                f"dpt: patch {self.patch} must be 4, 8, 16 or 32 and divide size {self.size}; depth {self.depth} at least"
-                f" 4, heads {self.heads} divide width {self.width}"
+                f"dpt: patch {self.patch} must be 4, 8, 16 or 32 and divide size {self.size}; depth"
+                f" {self.depth} at least 4, heads {self.heads} divide width {self.width}"
             )
 
     def model_config(self) -> dict[str, Any]:
@@ -76,9 +85,11 @@ class DPTSettings(FitSettings):
             "num_attention_heads": self.heads,
             "intermediate_size": 4 * self.width,
             "backbone_out_indices": layers,
-            # maps at strides 4, 8, 16 and 32 whatever the patch (the paper's patch is 16), so that the output has the
-            # input's size
-            "reassemble_factors": [max(self.patch // stride, self.patch / stride) for stride in STRIDES],
+            # maps at strides 4, 8, 16 and 32 whatever the patch (the paper's patch is 16), so that
+            # the output has the input's size
+            "reassemble_factors": [
+                max(self.patch // stride, self.patch / stride) for stride in STRIDES
+            ],
             "neck_hidden_sizes": list(self.neck),
             "fusion_hidden_size": self.fusion,
             "is_hybrid": False,
@@ -88,9 +99,10 @@ class DPTSettings(FitSettings):
 
 
 class ConvDPT(nn.Module):
-    """DPT's decoder over a convolutional encoder, as MiDaS v2.1 small has it (EfficientNet-Lite; Ranftl et al., TPAMI 2022):
-    a timm encoder's maps at strides 4, 8, 16 and 32 into transformers' own fusion blocks and depth head. Quick to train, because
-    the encoder can start from ImageNet weights.
+    """DPT's decoder over a convolutional encoder, as MiDaS v2.1 small has it (EfficientNet-Lite;
+    Ranftl et al., TPAMI 2022): a timm encoder's maps at strides 4, 8, 16 and 32 into transformers'
+    own fusion blocks and depth head. Quick to train, because the encoder can start from ImageNet
+    weights.
 
     Attributes:
         config: the ``DPTConfig`` of neck and head.
@@ -100,7 +112,13 @@ class ConvDPT(nn.Module):
     def __init__(self, encoder: str, *, pretrained: bool, fusion: int) -> None:
         super().__init__()
         self.encoder, self.mean, self.std = timm_encoder(encoder, pretrained)
-        found = dict(zip(self.encoder.feature_info.reduction(), self.encoder.feature_info.channels(), strict=True))
+        found = dict(
+            zip(
+                self.encoder.feature_info.reduction(),
+                self.encoder.feature_info.channels(),
+                strict=True,
+            )
+        )
         self.places = [list(found).index(stride) for stride in STRIDES]
         self.config = DPTConfig(
             neck_hidden_sizes=[found[stride] for stride in STRIDES],
@@ -110,21 +128,25 @@ class ConvDPT(nn.Module):
             reassemble_factors=[1, 1, 1, 1],
         )
         self.neck = DPTNeck(self.config)
-        self.neck.reassemble_stage = None  # as for every hierarchical encoder: its maps are maps already
+        self.neck.reassemble_stage = (
+            None  # as for every hierarchical encoder: its maps are maps already
+        )
         self.head = DPTDepthEstimationHead(self.config)
 
     def forward(self, pixel_values: Tensor) -> DepthEstimatorOutput:
         """Normalised RGB (N, 3, H, W), sides multiples of 32 → relative inverse depth (N, H, W)."""
         maps: Any = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
-        return DepthEstimatorOutput(predicted_depth=self.head(self.neck([maps[place] for place in self.places])))
+        return DepthEstimatorOutput(
+            predicted_depth=self.head(self.neck([maps[place] for place in self.places]))
+        )
 
 
 class DPT(Expert):
     """transformers' ``DPTForDepthEstimation``.
 
-    WHERE: a hub name (``Intel/dpt-large``, ``Intel/dpt-hybrid-midas``), a folder as transformers saves it (``config.json``
-    and weights), MiDaS's own checkpoint (``dpt_large_384.pt``, ``dpt_hybrid_384.pt``), or a folder that ``experts train``
-    wrote.
+    WHERE: a hub name (``Intel/dpt-large``, ``Intel/dpt-hybrid-midas``), a folder as transformers
+    saves it (``config.json`` and weights), MiDaS's own checkpoint (``dpt_large_384.pt``,
+    ``dpt_hybrid_384.pt``), or a folder that ``experts train`` wrote.
     """
 
     name = "dpt"
@@ -143,16 +165,22 @@ class DPT(Expert):
         super().__init__(settings)
         self.net: Any = model or DPTForDepthEstimation(DPTConfig(**settings.model_config()))
         convolutional = isinstance(self.net, ConvDPT)
-        mean, std = (self.net.mean, self.net.std) if convolutional else (settings.mean, settings.std)
+        mean, std = (
+            (self.net.mean, self.net.std) if convolutional else (settings.mean, settings.std)
+        )
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def create(cls, settings: DPTSettings, classes: tuple[str, ...]) -> Self:
         expert = cls(settings, model=_convolutional(settings, fresh=True))
-        # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen convolutions they give 1e-10
-        # everywhere, behind a final ReLU
-        convolutions = [m for m in [*expert.net.neck.modules(), *expert.net.head.modules()] if isinstance(m, nn.Conv2d)]
+        # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen
+        # convolutions they give 1e-10 everywhere, behind a final ReLU
+        convolutions = [
+            m
+            for m in [*expert.net.neck.modules(), *expert.net.head.modules()]
+            if isinstance(m, nn.Conv2d)
+        ]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.ones_(convolutions[-1].bias)  # type: ignore[arg-type]
@@ -161,11 +189,17 @@ class DPT(Expert):
     @classmethod
     def build(cls, config: Mapping[str, Any]) -> Self:
         settings = read_settings(cls.settings_type, config["settings"])
-        model: Any = _convolutional(settings) or DPTForDepthEstimation(DPTConfig.from_dict(dict(config["model"])))
+        model: Any = _convolutional(settings) or DPTForDepthEstimation(
+            DPTConfig.from_dict(dict(config["model"]))
+        )
         return cls(settings, model=model)
 
     def identity(self) -> dict[str, Any]:
-        config = {key: value for key, value in self.net.config.to_dict().items() if not key.startswith(("_", "trans"))}
+        config = {
+            key: value
+            for key, value in self.net.config.to_dict().items()
+            if not key.startswith(("_", "trans"))
+        }
         return {**super().identity(), "model": config}
 
     def trunk(self) -> Iterable[nn.Module]:
@@ -173,7 +207,8 @@ class DPT(Expert):
         return [part for part in parts if part is not None]
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S, S)."""
+        """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S,
+        S)."""
         depth = self.net(pixel_values=(images - self.mean) / self.std).predicted_depth
         return resize(depth[:, None], images.shape[-2:])[:, 0]
 
@@ -182,8 +217,12 @@ class DPT(Expert):
         size = images.shape[-2:]
         # a hybrid's convolutional backbone has no patch of its own, but its ViT has
         config = self.net.config
-        patch = getattr(getattr(config, "backbone_config", None), "patch_size", 0) or config.patch_size
-        side = max(1, round(self.settings.size / patch)) * patch  # square, as transformers' own processor makes it
+        patch = (
+            getattr(getattr(config, "backbone_config", None), "patch_size", 0) or config.patch_size
+        )
+        side = (
+            max(1, round(self.settings.size / patch)) * patch
+        )  # square, as transformers' own processor makes it
         depth = self(resize(images.to(self.device).float() / 255, (side, side)))
         return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}
 
@@ -199,14 +238,19 @@ class DPT(Expert):
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
         path = Path(source)
-        model: Any = from_midas(read_checkpoint(path).state, path) if path.is_file() else _from_transformers(source)
+        model: Any = (
+            from_midas(read_checkpoint(path).state, path)
+            if path.is_file()
+            else _from_transformers(source)
+        )
         expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
         expert.source = source
         return expert.freeze(device)
 
     @classmethod
     def pretrained_settings(cls, source: str, size: int) -> DPTSettings:
-        """Statistics of the input from the folder's ``preprocessor_config.json``; else 0.5 (as MiDaS's DPT)."""
+        """Statistics of the input from the folder's ``preprocessor_config.json``; else 0.5 (as
+        MiDaS's DPT)."""
         path = Path(source) / "preprocessor_config.json"
         given: Mapping[str, Any] = read_json(path) if path.is_file() else {}
         return DPTSettings(
@@ -217,23 +261,29 @@ class DPT(Expert):
 
 
 def _from_transformers(source: str) -> DPTForDepthEstimation:
-    """By hub name or folder; transformers reads safetensors, else a torch file without unpickling it."""
+    """By hub name or folder; transformers reads safetensors, else a torch file without unpickling
+    it."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         found: Any = DPTForDepthEstimation.from_pretrained(
-            source, weights_only=True, output_loading_info=True, local_files_only=Path(source).exists()
+            source,
+            weights_only=True,
+            output_loading_info=True,
+            local_files_only=Path(source).exists(),
         )
     except Exception as error:  # transformers and the hub raise nearly anything
         raise UserError(
             f"no DPT at {source!r} ({first_line(error)}); give a folder with config.json "
-            f"and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
+            "and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
     model, told = found
     if told["missing_keys"]:
-        raise UserError(f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}")
+        raise UserError(
+            f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}"
+        )
     return model
 
 
@@ -241,4 +291,6 @@ def _convolutional(settings: DPTSettings, fresh: bool = False) -> ConvDPT | None
     """The model on a timm encoder, where the settings ask for one."""
     if not settings.encoder:
         return None
-    return ConvDPT(settings.encoder, pretrained=settings.pretrained and fresh, fusion=settings.fusion)
+    return ConvDPT(
+        settings.encoder, pretrained=settings.pretrained and fresh, fusion=settings.fusion
+    )

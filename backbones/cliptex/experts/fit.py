@@ -1,4 +1,5 @@
-"""One training loop for all experts that are trained here: a function of (seed, step), resumable, guarded."""
+"""One training loop for all experts that are trained here: a function of (seed, step), resumable,
+guarded."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from torch.nn import functional as F
 
 from backbones.base import state_sha256
 from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.augment import random_geometry, warp_classes, warp_depth, warp_images, warp_normals
+from backbones.cliptex.data.augment import (
+    random_geometry,
+    warp_classes,
+    warp_depth,
+    warp_images,
+    warp_normals,
+)
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.cliptex.training.states import States
@@ -38,7 +45,8 @@ class FitSettings:
         lr: peak learning rate of AdamW; warmed up over the first tenth, then a cosine to 0.
         weight_decay: of AdamW.
         crop_scale: share of the image that a random crop keeps, by area.
-        color_jitter: strength of the colour augmentation (0: none): what carries an expert over to another domain.
+        color_jitter: strength of the colour augmentation (0: none): what carries an expert over to
+            another domain.
     """
 
     epochs: float = 30.0
@@ -51,7 +59,13 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
             raise UserError("epochs, batch_size and lr of an expert must be above 0")
-        for name in ("size", "width", "fusion", "out_channels", "fc_out_channels"):  # of those that have them
+        for name in (
+            "size",
+            "width",
+            "fusion",
+            "out_channels",
+            "fc_out_channels",
+        ):  # of those that have them
             if isinstance(value := getattr(self, name, 1), int) and value < 1:
                 raise UserError(f"{name} of an expert must be at least 1")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -73,8 +87,8 @@ class Spent:
 
 @dataclass(frozen=True)
 class FitRun:
-    """One training: where curves and progress go, its seed, its device, and the folder that its state is saved to every
-    ``SAVE_STEPS`` steps and every minute, and resumed from."""
+    """One training: where curves and progress go, its seed, its device, and the folder that its
+    state is saved to every ``SAVE_STEPS`` steps and every minute, and resumed from."""
 
     log: RunLog
     progress: Progress
@@ -84,10 +98,14 @@ class FitRun:
 
 
 def fit(
-    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    data: ExpertData,
+    settings: FitSettings,
+    run: FitRun,
 ) -> Spent:
-    """``optimise`` on dense targets, augmented together with their images. ``loss_of``: (augmented images (B, 3, S, S) float in
-    [0, 1], their target) → scalar loss."""
+    """``optimise`` on dense targets, augmented together with their images. ``loss_of``: (augmented
+    images (B, 3, S, S) float in [0, 1], their target) → scalar loss."""
 
     def loss_at(step: int) -> Tensor:
         images, target = batch(data, settings, run.seed, step)
@@ -97,10 +115,15 @@ def fit(
 
 
 def optimise(
-    model: nn.Module, loss_at: Callable[[int], Tensor], data: ExpertData, settings: FitSettings, run: FitRun
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    data: ExpertData,
+    settings: FitSettings,
+    run: FitRun,
 ) -> Spent:
-    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped gradients. ``loss_at``: step →
-    scalar loss of that step's batch, a function of the seed and the step.
+    """Train ``model`` in place and return what it took: AdamW with warm-up and cosine, clipped
+    gradients. ``loss_at``: step → scalar loss of that step's batch, a function of the seed and the
+    step.
 
     Raises:
         UserError: the loss became NaN or infinite; says at which step.
@@ -113,7 +136,9 @@ def optimise(
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     states, spent = None, Spent()
     if run.state is not None:
-        key = content_key([repr(settings), run.seed, data.fingerprint, state_sha256(model.state_dict())])
+        key = content_key(
+            [repr(settings), run.seed, data.fingerprint, state_sha256(model.state_dict())]
+        )
         states = States(run.state, key)
         if found := states.newest():
             model.load_state_dict(found["model"])
@@ -130,7 +155,8 @@ def optimise(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
-                f"the loss of the {data.task} expert is not finite at step {step + 1}; try a lower lr (--set lr=…)"
+                f"the loss of the {data.task} expert is not finite at step {step + 1}; try a lower"
+                " lr (--set lr=…)"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,10 +165,14 @@ def optimise(
     run.progress.advance(spent.steps)
     try:
         for step in range(spent.steps, steps):
-            rate = settings.lr * min((step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
+            rate = settings.lr * min(
+                (step + 1) / max(1, 0.1 * steps), 0.5 * (1 + math.cos(math.pi * step / steps))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(run.seed * 1_000_003 + step)  # dropout, sampling and the like: the same after a resume
+            torch.manual_seed(
+                run.seed * 1_000_003 + step
+            )  # dropout, sampling and the like: the same after a resume
             if spent.flops_per_step:
                 backward(step)
             else:
@@ -152,10 +182,16 @@ def optimise(
             spent.steps, spent.seconds = step + 1, earlier + time.monotonic() - began
             run.progress.advance()
             if (step + 1) % max(1, steps // 200) == 0:
-                run.log.log_metrics({f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1)
+                run.log.log_metrics(
+                    {f"expert/{data.task}/loss": value, f"expert/{data.task}/lr": rate}, step + 1
+                )
             if states and ((step + 1) % SAVE_STEPS == 0 or time.monotonic() - saved > SAVE_SECONDS):
                 saved = time.monotonic()
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "spent": vars(spent)}
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "spent": vars(spent),
+                }
                 states.save(step + 1, state)
     finally:
         if states:
@@ -167,18 +203,29 @@ def optimise(
 
 
 def draw(count: int, settings: FitSettings, seed: int, step: int) -> tuple[np.ndarray, int]:
-    """Indices of a step's batch out of ``count``, and the epoch it begins in: each epoch is one shuffle."""
+    """Indices of a step's batch out of ``count``, and the epoch it begins in: each epoch is one
+    shuffle."""
     draws = np.arange(step * settings.batch_size, (step + 1) * settings.batch_size)
     epochs, places = np.divmod(draws, count)
-    orders = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]), int(epochs[0])
+    orders = {
+        epoch: np.random.default_rng([seed, int(epoch)]).permutation(count)
+        for epoch in np.unique(epochs)
+    }
+    return np.array(
+        [orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
+    ), int(epochs[0])
 
 
 def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step: images (B, 3, S, S) float in [0, 1] and their targets, a function of the seed."""
+    """The augmented batch of a step: images (B, 3, S, S) float in [0, 1] and their targets, a
+    function of the seed."""
     indices, epoch = draw(len(data), settings, seed, step)
     geometry = random_geometry(
-        indices.tolist(), [(data.size, data.size)] * len(indices), seed=seed, epoch=epoch, scale=settings.crop_scale
+        indices.tolist(),
+        [(data.size, data.size)] * len(indices),
+        seed=seed,
+        epoch=epoch,
+        scale=settings.crop_scale,
     )
     read, truth = data.read(indices.tolist())
     images = warp_images(read, geometry, data.size) / 255
@@ -187,13 +234,16 @@ def batch(data: ExpertData, settings: FitSettings, seed: int, step: int) -> tupl
 
 
 def jitter(images: Tensor, strength: float, random: np.random.Generator) -> Tensor:
-    """Random brightness, contrast, saturation, colour cast, blur and noise for each of (N, 3, H, W) in [0, 1]."""
+    """Random brightness, contrast, saturation, colour cast, blur and noise for each of (N, 3, H, W)
+    in [0, 1]."""
     if strength == 0:
         return images
     count = len(images)
 
     def factor(*shape: int) -> Tensor:
-        return torch.from_numpy(np.exp(strength * random.uniform(-1, 1, (count, *shape, 1, 1))).astype(np.float32))
+        return torch.from_numpy(
+            np.exp(strength * random.uniform(-1, 1, (count, *shape, 1, 1))).astype(np.float32)
+        )
 
     images = images * factor(1) * factor(3).sqrt()
     grey = images.mean(1, keepdim=True)

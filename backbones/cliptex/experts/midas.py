@@ -1,7 +1,8 @@
-"""MiDaS's DPT checkpoints as transformers' model: ``dpt_large_384.pt``, ``dpt_hybrid_384.pt`` and their like with a ViT.
+"""MiDaS's DPT checkpoints as transformers' model: ``dpt_large_384.pt``, ``dpt_hybrid_384.pt`` and
+their like with a ViT.
 
-The names are those of https://github.com/isl-org/MiDaS (``midas/dpt_depth.py``, ``vit.py``, ``blocks.py``) and of timm's ViT
-and ResNetV2 below it; sizes follow from the tensors' shapes.
+The names are those of https://github.com/isl-org/MiDaS (``midas/dpt_depth.py``, ``vit.py``,
+``blocks.py``) and of timm's ViT and ResNetV2 below it; sizes follow from the tensors' shapes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,18 @@ _RULES = (
     ("pretrained.model.cls_token", "dpt.embeddings.cls_token"),
     ("pretrained.model.pos_embed", "dpt.embeddings.position_embeddings"),
     ("pretrained.model.patch_embed.proj", "dpt.embeddings.patch_embeddings.projection"),
-    ("pretrained.model.patch_embed.backbone.stem.conv", "dpt.embeddings.backbone.bit.embedder.convolution"),
-    ("pretrained.model.patch_embed.backbone.stem.norm", "dpt.embeddings.backbone.bit.embedder.norm"),
-    (r"pretrained.model.patch_embed.backbone.(stages.\d+).blocks", r"dpt.embeddings.backbone.bit.encoder.\1.layers"),
+    (
+        "pretrained.model.patch_embed.backbone.stem.conv",
+        "dpt.embeddings.backbone.bit.embedder.convolution",
+    ),
+    (
+        "pretrained.model.patch_embed.backbone.stem.norm",
+        "dpt.embeddings.backbone.bit.embedder.norm",
+    ),
+    (
+        r"pretrained.model.patch_embed.backbone.(stages.\d+).blocks",
+        r"dpt.embeddings.backbone.bit.encoder.\1.layers",
+    ),
     ("pretrained.model.norm", "dpt.layernorm"),
     (r"pretrained.model.blocks.(\d+).norm1", r"dpt.encoder.layer.\1.layernorm_before"),
     (r"pretrained.model.blocks.(\d+).norm2", r"dpt.encoder.layer.\1.layernorm_after"),
@@ -33,12 +43,18 @@ _RULES = (
     (r"pretrained.model.blocks.(\d+).attn.qkv", r"dpt.encoder.layer.\1.attention.attention.qkv"),
     (r"pretrained.model.blocks.(\d+).mlp.fc1", r"dpt.encoder.layer.\1.intermediate.dense"),
     (r"pretrained.model.blocks.(\d+).mlp.fc2", r"dpt.encoder.layer.\1.output.dense"),
-    (r"pretrained.act_postprocess(\d).0.project.0", r"neck.reassemble_stage.readout_projects.<\1-1>.0"),
+    (
+        r"pretrained.act_postprocess(\d).0.project.0",
+        r"neck.reassemble_stage.readout_projects.<\1-1>.0",
+    ),
     (r"pretrained.act_postprocess(\d).3", r"neck.reassemble_stage.layers.<\1-1>.projection"),
     (r"pretrained.act_postprocess(\d).4", r"neck.reassemble_stage.layers.<\1-1>.resize"),
     (r"scratch.layer(\d)_rn", r"neck.convs.<\1-1>"),
     (r"scratch.refinenet(\d).out_conv", r"neck.fusion_stage.layers.<4-\1>.projection"),
-    (r"scratch.refinenet(\d).resConfUnit(\d).conv", r"neck.fusion_stage.layers.<4-\1>.residual_layer\2.convolution"),
+    (
+        r"scratch.refinenet(\d).resConfUnit(\d).conv",
+        r"neck.fusion_stage.layers.<4-\1>.residual_layer\2.convolution",
+    ),
     ("scratch.output_conv", "head.head"),
 )
 
@@ -53,10 +69,13 @@ def from_midas(state: Mapping[str, Tensor], path: Path) -> DPTForDepthEstimation
         config = midas_config(state)
     except KeyError as error:
         raise UserError(
-            f"{path} is no DPT of MiDaS with a ViT: it has no {error}; give dpt_large_384.pt or dpt_hybrid_384.pt"
+            f"{path} is no DPT of MiDaS with a ViT: it has no {error}; give dpt_large_384.pt or"
+            " dpt_hybrid_384.pt"
         ) from error
     model = DPTForDepthEstimation(config)
-    fit_state(model, renamed(state, config.is_hybrid), path=path, architecture="a DPT of MiDaS with a ViT")
+    fit_state(
+        model, renamed(state, config.is_hybrid), path=path, architecture="a DPT of MiDaS with a ViT"
+    )
     return model
 
 
@@ -101,6 +120,10 @@ def renamed(state: Mapping[str, Tensor], hybrid: bool) -> dict[str, Tensor]:
         name = re.sub(r"<(\d)-(\d)>", lambda places: str(int(places[1]) - int(places[2])), name)
         if hybrid:
             name = name.replace("patch_embeddings.projection", "projection")
-        parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True) if ".qkv." in name else [("", tensor)]
+        parts = (
+            zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            if ".qkv." in name
+            else [("", tensor)]
+        )
         found.update({name.replace(".qkv.", f".{part}."): piece.clone() for part, piece in parts})
     return found

@@ -1,4 +1,5 @@
-"""``nll-angmf``: surface normals with their uncertainty, trained by the likelihood of the AngMF distribution."""
+"""``nll-angmf``: surface normals with their uncertainty, trained by the likelihood of the AngMF
+distribution."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ AT_ONCE = 8  # images: at 480 × 640 px the last MLP takes 0.5 GB each
 
 
 class NllAngMF(UNetExpert):
-    """(μ, κ) of each pixel (Bae et al., ICCV 2021): a U-Net without that paper's refinement, which can be trained here, or the
-    authors' own network.
+    """(μ, κ) of each pixel (Bae et al., ICCV 2021): a U-Net without that paper's refinement, which
+    can be trained here, or the authors' own network.
 
-    WHERE: a folder that ``experts train`` wrote, or a checkpoint of the authors (``scannet.pt``, ``nyu.pt``).
+    WHERE: a folder that ``experts train`` wrote, or a checkpoint of the authors (``scannet.pt``,
+        ``nyu.pt``).
 
-    The authors' normals have x left, y up, z towards the camera; ``predict`` negates x, so that both give ``augment.AXES``.
-    (Their repository does not say so; its issue 13 found it by trial, and their DSINE, which reads the same ground truth of
-    NYU-v2 and ScanNet, says it: x right, y down, z to the front, of normals that point into the surface.)
+    The authors' normals have x left, y up, z towards the camera; ``predict`` negates x, so that
+    both give ``augment.AXES``. (Their repository does not say so; its issue 13 found it by trial,
+    and their DSINE, which reads the same ground truth of NYU-v2 and ScanNet, says it: x right, y
+    down, z to the front, of normals that point into the surface.)
     """
 
     name = "nll-angmf"
@@ -57,12 +60,19 @@ class NllAngMF(UNetExpert):
         state = read_checkpoint(source).state
         norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in state else "GN"
         expert = cls.published(norm)
-        fit_state(expert.net, state, path=Path(source), architecture=f"the authors' NLL-AngMF network with {norm}")
+        fit_state(
+            expert.net,
+            state,
+            path=Path(source),
+            architecture=f"the authors' NLL-AngMF network with {norm}",
+        )
         expert.source = source
         return expert.freeze(device)
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | ({"norm": self.net.norm} if isinstance(self.net, UncertaintyGuided) else {})
+        return super().identity() | (
+            {"norm": self.net.norm} if isinstance(self.net, UncertaintyGuided) else {}
+        )
 
     def trunk(self) -> Iterable[nn.Module]:
         return self.net.trunk() if isinstance(self.net, UncertaintyGuided) else super().trunk()
@@ -76,11 +86,18 @@ class NllAngMF(UNetExpert):
     def _refined(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size, device = images.shape[-2:], self.device
         inner = [max(1, round(side / STRIDE)) * STRIDE for side in scaled(size, self.settings.size)]
-        mean, std, mirror = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD, (-1, 1, 1)))
+        mean, std, mirror = (
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD, (-1, 1, 1))
+        )
         parts = []
         for some in images.split(AT_ONCE):
             normal, kappa = self.net((resize(some.to(device).float() / 255, inner) - mean) / std)
-            parts.append((F.normalize(resize(normal * mirror, size), dim=1), resize(kappa[:, None], size)[:, 0]))
+            parts.append(
+                (
+                    F.normalize(resize(normal * mirror, size), dim=1),
+                    resize(kappa[:, None], size)[:, 0],
+                )
+            )
         normals, kappas = zip(*parts, strict=True)
         return torch.cat(normals), torch.cat(kappas)
 

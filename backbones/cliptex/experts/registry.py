@@ -19,24 +19,32 @@ find_expert = EXPERTS.find
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:
-    """Experts from ``NAME=WHERE`` (a folder, a checkpoint, a hub name; see each expert), ready to label.
+    """Experts from ``NAME=WHERE`` (a folder, a checkpoint, a hub name; see each expert), ready to
+    label.
 
     Raises:
-        UserError: an unknown name, no WHERE, two experts for one task, or whatever an expert finds wrong.
+        UserError: an unknown name, no WHERE, two experts for one task, or whatever an expert finds
+            wrong.
     """
     experts: list[Expert] = []
     for spec in specs:
         name, _, where = spec.partition("=")
         kind = EXPERTS.find(name.strip())
         if not where.strip():
-            raise UserError(f"expert {name!r} needs its weights, as in {name}=FOLDER; make them with: experts train")
+            raise UserError(
+                f"expert {name!r} needs its weights, as in {name}=FOLDER; make them with: experts"
+                " train"
+            )
         expert = kind.load(where.strip(), device)
         if twin := next((other for other in experts if other.task == expert.task), None):
-            raise UserError(f"experts {twin.name!r} and {name!r} both label {expert.task}; choose one of them")
+            raise UserError(
+                f"experts {twin.name!r} and {name!r} both label {expert.task}; choose one of them"
+            )
         experts.append(expert)
     if not experts:
         raise UserError(
-            f"no experts given; --experts takes NAME=WHERE, with names such as {', '.join(sorted(EXPERTS.described()))}"
+            "no experts given; --experts takes NAME=WHERE, with names such as"
+            f" {', '.join(sorted(EXPERTS.described()))}"
         )
     order = ordered(expert.task for expert in experts)
     return sorted(experts, key=lambda expert: order.index(expert.task))

@@ -1,9 +1,10 @@
-"""The network of Bae, Budvytis and Cipolla (ICCV 2021) as its authors released it: EfficientNet-B5, a decoder, and per-pixel
-MLPs that refine the coarse normals at strides 4, 2 and 1.
+"""The network of Bae, Budvytis and Cipolla (ICCV 2021) as its authors released it: EfficientNet-B5,
+a decoder, and per-pixel MLPs that refine the coarse normals at strides 4, 2 and 1.
 
-Modules are named as in https://github.com/baegwangbin/surface_normal_uncertainty (``models/NNET.py``), whose checkpoints
-(``scannet.pt``, ``nyu.pt``) hold these names, so that a state dict fits as it is. timm's EfficientNet and the geffnet of those
-checkpoints name and shape every parameter alike. In training the MLPs see the pixels of largest uncertainty only; a
+Modules are named as in https://github.com/baegwangbin/surface_normal_uncertainty
+(``models/NNET.py``), whose checkpoints (``scannet.pt``, ``nyu.pt``) hold these names, so that a
+state dict fits as it is. timm's EfficientNet and the geffnet of those checkpoints name and shape
+every parameter alike. In training the MLPs see the pixels of largest uncertainty only; a
 prediction, which is all that is done here, is made of every pixel.
 """
 
@@ -27,7 +28,8 @@ class UncertaintyGuided(nn.Module):
     """Unit normals and κ of every pixel.
 
     Args:
-        norm: the decoder's: ``BN``, or ``GN``, which comes with standardised weights (the authors' ``--architecture``).
+        norm: the decoder's: ``BN``, or ``GN``, which comes with standardised weights (the authors'
+            ``--architecture``).
     """
 
     def __init__(self, norm: Norm) -> None:
@@ -42,7 +44,8 @@ class UncertaintyGuided(nn.Module):
         return [self.encoder, part.conv2, part.up1, part.up2, part.up3, part.up4]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB, normalised as for ImageNet, (N, 3, H, W), sides multiples of 32 → unit μ (N, 3, H, W) and κ > 0 (N, H, W)."""
+        """RGB, normalised as for ImageNet, (N, 3, H, W), sides multiples of 32 → unit μ (N, 3, H,
+        W) and κ > 0 (N, H, W)."""
         return self.decoder(*self.encoder(images))
 
 
@@ -52,7 +55,8 @@ class _Encoder(nn.Module):
         self.original_model: Any = timm.create_model("tf_efficientnet_b5", num_classes=0)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps at strides 32, 16, 8, 4 and 2; the coarsest is that of the head's convolution, before its norm."""
+        """Maps at strides 32, 16, 8, 4 and 2; the coarsest is that of the head's convolution,
+        before its norm."""
         model, maps = self.original_model, []
         x = model.bn1(model.conv_stem(images))
         for place, block in enumerate(model.blocks):
@@ -72,7 +76,9 @@ class _Decoder(nn.Module):
             for inputs, skip, outputs in zip(widths[:-1], SKIPS, widths[1:], strict=True)
         )
         self.out_conv_res8 = nn.Conv2d(512, 4, 3, padding=1)
-        self.out_conv_res4, self.out_conv_res2, self.out_conv_res1 = (_mlp(width + 4) for width in (512, 256, 128))
+        self.out_conv_res4, self.out_conv_res2, self.out_conv_res1 = (
+            _mlp(width + 4) for width in (512, 256, 128)
+        )
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv2(maps[0])
@@ -83,7 +89,8 @@ class _Decoder(nn.Module):
         found = _activated(self.out_conv_res8(fused[1]))
         mlps = (self.out_conv_res4, self.out_conv_res2, self.out_conv_res1)
         for mlp, features in zip(mlps, fused[1:], strict=True):
-            # the first layer is linear in each pixel, so it and the enlargement may change places: a quarter of the work
+            # the first layer is linear in each pixel, so it and the enlargement may change places:
+            # a quarter of the work
             x = _per_pixel(mlp[:1], torch.cat([features, found], 1))
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
             found = _activated(_per_pixel(mlp[1:], x))
@@ -97,9 +104,16 @@ class _Up(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for channels in (inputs, outputs):
-            layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.LeakyReLU()]
+            layers += [
+                nn.Conv2d(channels, outputs, 3, padding=1),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(),
+            ]
             if norm == "GN":
-                layers[-3:-1] = [_StandardisedConv(channels, outputs, 3, padding=1), nn.GroupNorm(8, outputs)]
+                layers[-3:-1] = [
+                    _StandardisedConv(channels, outputs, 3, padding=1),
+                    nn.GroupNorm(8, outputs),
+                ]
         self._net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:

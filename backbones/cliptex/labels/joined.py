@@ -1,4 +1,5 @@
-"""Manual labels joined with pseudo-labels: pair by pair, the first store that knows a task wins (paper, Table 7)."""
+"""Manual labels joined with pseudo-labels: pair by pair, the first store that knows a task wins
+(paper, Table 7)."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class JoinedLabels:
                 known = self.classes.setdefault(task, list(names))
                 if known != list(names):
                     raise UserError(
-                        f"label stores disagree on their classes of {task} ({', '.join(known[:3])} … and "
-                        f"{', '.join(names[:3])} …); label both with one class list"
+                        f"label stores disagree on their classes of {task} ({', '.join(known[:3])}"
+                        f" … and {', '.join(names[:3])} …); label both with one class list"
                     )
         self.stores = list(stores)
         self.identity = content_key([store.identity for store in stores], 32)

@@ -1,7 +1,9 @@
-"""Pseudo-labels: every expert sees every pair's image once, and what it says is stored, shard by shard.
+"""Pseudo-labels: every expert sees every pair's image once, and what it says is stored, shard by
+shard.
 
-A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a finished shard of the same experts
-and pairs is kept. Memory is constant, and nothing is lost in silence: pairs in = pairs out + pairs named as failed.
+A shard is a unit of work: whoever labels it, in whichever order, writes the same bytes, and a
+finished shard of the same experts and pairs is kept. Memory is constant, and nothing is lost in
+silence: pairs in = pairs out + pairs named as failed.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ class LabelSettings:
     """What labels look like; part of their identity.
 
     Attributes:
-        input_side: images are shrunk to this on the short side before experts see them; 0 leaves them as they are.
-        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves them as they are.
-            What is learned from is ``Recipe.label_size`` pixels of a crop.
+        input_side: images are shrunk to this on the short side before experts see them; 0 leaves
+            them as they are.
+        label_side: labels are shrunk to this on the short side before they are stored; 0 leaves
+            them as they are. What is learned from is ``Recipe.label_size`` pixels of a crop.
     """
 
     input_side: int = 512
@@ -46,13 +49,15 @@ class LabelSettings:
 
     def __post_init__(self) -> None:
         if min(self.input_side, self.label_side) < 0:
-            raise UserError("input_side and label_side must not be negative (0 leaves sizes as they are)")
+            raise UserError(
+                "input_side and label_side must not be negative (0 leaves sizes as they are)"
+            )
 
 
 @dataclass(frozen=True)
 class LabelledShard:
-    """What became of a shard: (key, reason) of each pair without labels; how many images were labelled just now, and how long
-    it took, 0 when its labels were there."""
+    """What became of a shard: (key, reason) of each pair without labels; how many images were
+    labelled just now, and how long it took, 0 when its labels were there."""
 
     failed: tuple[tuple[str, str], ...]
     images: int = 0
@@ -63,7 +68,8 @@ class Labeller:
     """Labels shards of ``source`` with ``experts``.
 
     Args:
-        experts: one for each task at most, frozen and on their device, as ``load_experts`` gives them.
+        experts: one for each task at most, frozen and on their device, as ``load_experts`` gives
+            them.
         writer: of the store, as ``labels_writer`` gives it for these.
         batch_size: images of one size that experts see at once.
         num_workers: threads that decode images and encode labels; never changes a byte.
@@ -78,13 +84,21 @@ class Labeller:
         batch_size: int = 32,
         num_workers: int = 2,
     ) -> None:
-        self.source, self.experts, self.writer, self.settings = source, list(experts), writer, settings
+        self.source, self.experts, self.writer, self.settings = (
+            source,
+            list(experts),
+            writer,
+            settings,
+        )
         self.batch_size, self.num_workers = batch_size, max(1, num_workers)
         self.flops: dict[str, int] = {}
         self.images, self.seconds = 0, dict.fromkeys((expert.name for expert in experts), 0.0)
 
-    def label(self, shard: Shard, progress: Progress, say: Callable[[str], None] = lambda line: None) -> LabelledShard:
-        """Label one shard, unless its labels are there; ``say`` is told, in a line, of one that has to be made again."""
+    def label(
+        self, shard: Shard, progress: Progress, say: Callable[[str], None] = lambda line: None
+    ) -> LabelledShard:
+        """Label one shard, unless its labels are there; ``say`` is told, in a line, of one that has
+        to be made again."""
         if found := finished_shard(self.writer, shard, say):
             return found
         progress.start(f"labelling {shard.name}", shard.count)
@@ -112,7 +126,10 @@ class Labeller:
             for keys, images in self._batches(shard, pool, fail):
                 labels = self._predict(images)
                 for row, key in enumerate(keys):
-                    maps = {name: find_task(name).from_expert(values[row]) for name, values in labels.items()}
+                    maps = {
+                        name: find_task(name).from_expert(values[row])
+                        for name, values in labels.items()
+                    }
                     reasons = (find_task(name).unusable(label) for name, label in maps.items())
                     if wrong := next(filter(None, reasons), ""):
                         fail(key, wrong)
@@ -129,7 +146,8 @@ class Labeller:
     def _batches(
         self, shard: Shard, pool: ThreadPoolExecutor, fail: Callable[[str, str], None]
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """Images of one size together, at most ``batch_size``; decoded ahead by the pool, in the shard's order."""
+        """Images of one size together, at most ``batch_size``; decoded ahead by the pool, in the
+        shard's order."""
         waiting: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}
         ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
         indices = self.source.iter_shard(shard)
@@ -139,7 +157,10 @@ class Labeller:
             return list(keys), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
         while True:
-            while len(ahead) < 2 * self.num_workers + self.batch_size and (index := next(indices, None)) is not None:
+            while (
+                len(ahead) < 2 * self.num_workers + self.batch_size
+                and (index := next(indices, None)) is not None
+            ):
                 ahead.append((self.source.key(index), pool.submit(self._decode, index)))
             if not ahead:
                 break
@@ -152,7 +173,10 @@ class Labeller:
             waiting.setdefault(image.shape, []).append((key, image))
             fullest = max(waiting, key=lambda shape: len(waiting[shape]))
             # of many sizes the fullest batch goes before it is full, so that memory stays bounded
-            if len(waiting[fullest]) == self.batch_size or sum(map(len, waiting.values())) > 8 * self.batch_size:
+            if (
+                len(waiting[fullest]) == self.batch_size
+                or sum(map(len, waiting.values())) > 8 * self.batch_size
+            ):
                 yield full(fullest)
         for shape in list(waiting):
             yield full(shape)
@@ -163,7 +187,9 @@ class Labeller:
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
         if not self.flops:
             for expert in self.experts:
-                self.flops[expert.name] = count_flops(lambda expert=expert: expert.predict(images[:1]))  # type: ignore
+                self.flops[expert.name] = count_flops(
+                    lambda expert=expert: expert.predict(images[:1])
+                )  # type: ignore
         labels: dict[str, np.ndarray] = {}
         for expert in self.experts:
             started = time.monotonic()
@@ -173,16 +199,22 @@ class Labeller:
         return labels
 
     def _encode(self, maps: dict[str, np.ndarray]) -> dict[str, bytes]:
-        return encode({name: resize_nearest(label, self.settings.label_side) for name, label in maps.items()})
+        return encode(
+            {name: resize_nearest(label, self.settings.label_side) for name, label in maps.items()}
+        )
 
 
 def labels_writer(
-    source: PairSource, experts: Sequence[Expert], settings: LabelSettings, out: Path | Callable[[str], Path]
+    source: PairSource,
+    experts: Sequence[Expert],
+    settings: LabelSettings,
+    out: Path | Callable[[str], Path],
 ) -> LabelWriter:
     """The store of these labels, to be written.
 
     Args:
-        out: its folder, or what names it by the store's ``key``: other weights of an expert give another one.
+        out: its folder, or what names it by the store's ``key``: other weights of an expert give
+            another one.
 
     Raises:
         UserError: no experts, or the folder holds labels of other experts or pairs.
@@ -203,27 +235,31 @@ def labels_writer(
 def finished_shard(
     writer: LabelWriter, shard: Shard, say: Callable[[str], None], *, hashed: bool = True
 ) -> LabelledShard | None:
-    """The shard when its labels are there and whole (by their size alone unless ``hashed``); says so when they are there but
-    not whole."""
+    """The shard when its labels are there and whole (by their size alone unless ``hashed``); says
+    so when they are there but not whole."""
     found = writer.finished(shard.name, say, hashed=hashed)
     return LabelledShard(tuple((key, reason) for key, reason in found["failed"])) if found else None
 
 
 def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
-    """Write the manifest over all shards, which are labelled, and return it: counts, failures, bytes an image and ``cost``
-    (seconds and FLOPs).
+    """Write the manifest over all shards, which are labelled, and return it: counts, failures,
+    bytes an image and ``cost`` (seconds and FLOPs).
 
     Raises:
         DamagedShard: one of them is not there or not whole.
     """
     shards = [found for shard in source.shards if (found := writer.finished(shard.name))]
     if len(shards) < len(source.shards):
-        raise DamagedShard(f"{len(source.shards) - len(shards)} shards are missing or damaged in {writer.root}")
+        raise DamagedShard(
+            f"{len(source.shards) - len(shards)} shards are missing or damaged in {writer.root}"
+        )
     costs = [shard["cost"] for shard in shards]
     seconds: Counter[str] = Counter()
     for cost in costs:
         seconds.update(cost["expert_seconds"])
-    per_image: dict[str, int] = next((cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {})
+    per_image: dict[str, int] = next(
+        (cost["flops_per_image"] for cost in costs if cost["flops_per_image"]), {}
+    )
     images = sum(cost["images"] for cost in costs)
     total = {
         "images": images,
@@ -234,5 +270,7 @@ def finish_labels(source: PairSource, writer: LabelWriter) -> dict[str, Any]:
     }
     manifest = writer.finish(shards, skipped=[list(pair) for pair in source.skipped], cost=total)
     if manifest["pairs_in"] != len(source):
-        raise RuntimeError(f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source")
+        raise RuntimeError(
+            f"{manifest['pairs_in']} pairs in the labels, {len(source)} in the source"
+        )
     return manifest

@@ -1,4 +1,5 @@
-"""A label store from folders of masks, depth maps and normals that people have: the manual labels of the paper's Table 7."""
+"""A label store from folders of masks, depth maps and normals that people have: the manual labels
+of the paper's Table 7."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ class ManualLabels:
     """What people have made.
 
     Attributes:
-        folders: task → folder of its files, in the official layouts (see ``Task.read``). A file is called like its pair:
-            ``KEY.png`` or ``SHARD/KEY.png`` for pairs of tar shards, as the image for those of a table.
+        folders: task → folder of its files, in the official layouts (see ``Task.read``). A file is
+            called like its pair: ``KEY.png`` or ``SHARD/KEY.png`` for pairs of tar shards, as the
+            image for those of a table.
         classes: task → names of its classes by number, for tasks that have some.
         label_side: labels are shrunk to this on the short side; 0 leaves them as they are.
     """
@@ -45,7 +47,10 @@ class ManualLabels:
     def __post_init__(self) -> None:
         for name, folder in self.folders.items():
             if find_task(name).has_classes and not self.classes.get(name):
-                raise UserError(f"labels of {name} are numbers of classes; name them with --classes FILE, one a line")
+                raise UserError(
+                    f"labels of {name} are numbers of classes; name them with --classes FILE, one a"
+                    " line"
+                )
             if not folder.is_dir():
                 raise UserError(f"no folder {folder} of {name}")
 
@@ -58,20 +63,23 @@ def make_labels(
     say: Callable[[str], None] = print,
     num_workers: int = 2,
 ) -> dict[str, Any]:
-    """Write the store and return its manifest; finished shards of the same files and pairs are kept. Pairs without a file have no
-    labels, which is no failure.
+    """Write the store and return its manifest; finished shards of the same files and pairs are
+    kept. Pairs without a file have no labels, which is no failure.
 
     Args:
         say: is told, in a line, of files that belong to no pair.
 
     Raises:
-        UserError: no file belongs to a pair, over 1 % of them cannot be used, or ``out`` holds other labels.
+        UserError: no file belongs to a pair, over 1 % of them cannot be used, or ``out`` holds
+            other labels.
     """
     found = {name: _files_of(source, folder) for name, folder in manual.folders.items()}
     for name, files in found.items():
         there = sum(1 for _ in manual.folders[name].rglob("*.png"))
         if not files:
-            raise UserError(f"no .png in {manual.folders[name]} is called like a pair, such as {source.key(0)}")
+            raise UserError(
+                f"no .png in {manual.folders[name]} is called like a pair, such as {source.key(0)}"
+            )
         if others := there - len(set(files.values())):
             say(f"{others} of {there} files in {manual.folders[name]} belong to no pair")
     identity = {
@@ -80,17 +88,28 @@ def make_labels(
         "label_side": manual.label_side,
         "manual": {name: _digest(files) for name, files in found.items()},
     }
-    writer = LabelWriter(out, identity, found, {name: manual.classes[name] for name in found if name in manual.classes})
+    writer = LabelWriter(
+        out,
+        identity,
+        found,
+        {name: manual.classes[name] for name in found if name in manual.classes},
+    )
     tally, summaries = Tally("files"), []
     total = sum(map(len, found.values()))
     progress.start("making labels", len(source.shards))
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         for shard in source.shards:
             pairs = [(index, source.key(index)) for index in source.iter_shard(shard)]
-            keys = [(index, key) for index, key in pairs if any(key in files for files in found.values())]
+            keys = [
+                (index, key)
+                for index, key in pairs
+                if any(key in files for files in found.values())
+            ]
             if keys and (summary := writer.finished(shard.name)) is None:
                 with writer.shard(shard.name) as file:
-                    coded = pool.map(lambda pair: _coded(source, pair[0], pair[1], found, manual), keys)
+                    coded = pool.map(
+                        lambda pair: _coded(source, pair[0], pair[1], found, manual), keys
+                    )
                     for (_, key), one in zip(keys, coded, strict=True):
                         if isinstance(one, str):
                             file.fail(key, one)
@@ -108,12 +127,17 @@ def make_labels(
 
 def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
     """Key of a pair → its file, for pairs that have one."""
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.png"))}
+    files = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.png"))
+    }
     found = {}
     for index in range(len(source)):
         key = source.key(index)
         shard = source.shards[source.place_of(index)].name
-        path = re.sub(r"#\d+$", "", key.removeprefix(f"{shard}/"))  # the number of a table's second caption
+        path = re.sub(
+            r"#\d+$", "", key.removeprefix(f"{shard}/")
+        )  # the number of a table's second caption
         name = PurePosixPath(path).with_suffix("")
         if file := files.get(f"{shard}/{name}") or files.get(str(name)) or files.get(name.name):
             found[key] = file
@@ -121,7 +145,11 @@ def _files_of(source: PairSource, folder: Path) -> dict[str, Path]:
 
 
 def _coded(
-    source: PairSource, index: int, key: str, found: Mapping[str, Mapping[str, Path]], manual: ManualLabels
+    source: PairSource,
+    index: int,
+    key: str,
+    found: Mapping[str, Mapping[str, Path]],
+    manual: ManualLabels,
 ) -> dict[str, bytes] | str:
     """The files of a pair as its labels; or why they cannot be used."""
     try:

@@ -21,20 +21,30 @@ LOOKED_AT = 10_000  # pairs among which labelled ones are looked for
 
 
 def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[str]:
-    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, evenly spread, a row each: image and
-    whatever labels there are, as their tasks draw them. Black is unknown. Returns the keys shown.
+    """Write a picture (``.png``, ``.jpg``, ``.webp`` …) with ``n`` pairs of ``source``, evenly
+    spread, a row each: image and whatever labels there are, as their tasks draw them. Black is
+    unknown. Returns the keys shown.
 
     Raises:
         UserError: no finished store, none of the pairs has labels in it, or a suffix of no picture.
     """
-    kinds = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    kinds = {
+        suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
+    }
     if out.suffix.lower() not in kinds:
-        raise UserError(f"--out {out} is no picture's name; {nearest(out.suffix or '.png', ('.png', '.jpg', '.webp'))}")
+        raise UserError(
+            f"--out {out} is no picture's name;"
+            f" {nearest(out.suffix or '.png', ('.png', '.jpg', '.webp'))}"
+        )
     store = LabelStore(root)
     rows: list[list[Image.Image]] = []
     titles: list[str] = []
     keys: list[str] = []
-    labelled = [index for index in _spread(range(len(source)), LOOKED_AT) if store.tasks_of(source.key(index))]
+    labelled = [
+        index
+        for index in _spread(range(len(source)), LOOKED_AT)
+        if store.tasks_of(source.key(index))
+    ]
     for index in _spread(labelled, n):
         try:
             pair = source[index]
@@ -43,11 +53,26 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
             continue
         keys.append(pair.key)
         found = {task: names for task, names in store.classes.items() if task in maps}
-        named = [names[c] for task, names in found.items() for c in np.unique(maps[task]) if c < len(names)]
-        titles.append(f"{pair.key}  {pair.caption[:90]}" + (f"   [{', '.join(named)}]" if named else ""))
-        rows.append([_tile(image), *(_tile(find_task(name).picture(label, image)) for name, label in maps.items())])
+        named = [
+            names[c]
+            for task, names in found.items()
+            for c in np.unique(maps[task])
+            if c < len(names)
+        ]
+        titles.append(
+            f"{pair.key}  {pair.caption[:90]}" + (f"   [{', '.join(named)}]" if named else "")
+        )
+        rows.append(
+            [
+                _tile(image),
+                *(_tile(find_task(name).picture(label, image)) for name, label in maps.items()),
+            ]
+        )
     if not rows:
-        raise UserError(f"none of the pairs of {source.name} has labels in {root}; were they made from other pairs?")
+        raise UserError(
+            f"none of the pairs of {source.name} has labels in {root}; were they made from other"
+            " pairs?"
+        )
     sheet = _sheet(rows, titles)
     with replacing(out) as temporary:
         sheet.save(temporary, kinds[out.suffix.lower()])
@@ -56,7 +81,9 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
 
 def _spread(items: Sequence[int], n: int) -> list[int]:
     """At most ``n`` of them, evenly spread."""
-    return [items[int(place)] for place in np.linspace(0, len(items) - 1, min(n, len(items))).round()]
+    return [
+        items[int(place)] for place in np.linspace(0, len(items) - 1, min(n, len(items))).round()
+    ]
 
 
 def _tile(picture: np.ndarray) -> Image.Image:

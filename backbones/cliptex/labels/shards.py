@@ -1,7 +1,8 @@
-"""One shard of labels: a tar in the webdataset convention, and a small file beside it that says that it is whole.
+"""One shard of labels: a tar in the webdataset convention, and a small file beside it that says
+that it is whole.
 
-    00012.tar      000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …: ``tar tf`` and any viewer show them
-    00012.tar.json identity and sha256 of that tar, counts, failures, cost
+    00012.tar      000120034.seg.png, 000120034.depth.png, 000120034.normal.webp …: ``tar tf`` and
+    any viewer show them 00012.tar.json identity and sha256 of that tar, counts, failures, cost
 
 Both are written beside their place and renamed, the second last: a shard without it does not count.
 """
@@ -25,14 +26,15 @@ class DamagedShard(Exception):
 
 
 def member_name(name: str) -> str:
-    """What a pair ``SHARD/NAME`` is called in the tar of its labels: as in its own tar. Pairs of a table are paths, whose dots
-    would end a key."""
+    """What a pair ``SHARD/NAME`` is called in the tar of its labels: as in its own tar. Pairs of a
+    table are paths, whose dots would end a key."""
     name = name.replace("%", "%25").replace(".", "%2E")
     return f"%2F{name[1:]}" if name.startswith("/") else name
 
 
 class ShardWriter:
-    """One shard being written, see ``writing_shard``. ``extra``: what else the small file shall say."""
+    """One shard being written, see ``writing_shard``. ``extra``: what else the small file shall
+    say."""
 
     def __init__(self, name: str, tar: TarWriter) -> None:
         self.extra: dict[str, Any] = {}
@@ -50,7 +52,9 @@ class ShardWriter:
         name = member_name(key.removeprefix(f"{self._name}/"))
         if name in self._keys or not coded:
             raise ValueError(
-                f"labels of {key!r} are in shard {self._name} already" if coded else f"no labels of {key!r}"
+                f"labels of {key!r} are in shard {self._name} already"
+                if coded
+                else f"no labels of {key!r}"
             )
         self._keys.add(name)
         self._tar.write({"__key__": name, **coded})
@@ -64,12 +68,18 @@ class ShardWriter:
 
     def counts(self) -> dict[str, Any]:
         """What the small file says of the pairs."""
-        return {"pairs": len(self._keys), "failed": self._failed, "task_bytes": self._bytes, **self.extra}
+        return {
+            "pairs": len(self._keys),
+            "failed": self._failed,
+            "task_bytes": self._bytes,
+            **self.extra,
+        }
 
 
 @contextlib.contextmanager
 def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]:
-    """A shard to write. Leaving the block normally puts its files in their place, an error leaves nothing."""
+    """A shard to write. Leaving the block normally puts its files in their place, an error leaves
+    nothing."""
     path = tar_path(root, name)
     for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
         left.unlink(missing_ok=True)
@@ -104,7 +114,8 @@ def summary_path(tar: Path) -> Path:
 
 
 def read_summary(root: Path, name: str) -> dict[str, Any] | None:
-    """What was said of a shard when it was finished; None when it was not. Its tar is not looked at."""
+    """What was said of a shard when it was finished; None when it was not. Its tar is not looked
+    at."""
     path = summary_path(tar_path(root, name))
     try:
         summary = read_json(path)
@@ -118,7 +129,8 @@ def read_summary(root: Path, name: str) -> dict[str, Any] | None:
 
 
 def check_shard(root: Path, shard: Mapping[str, Any], *, hashed: bool = True) -> None:
-    """Compare a shard's tar with what was said of it: every byte, or its size alone. Raises ``DamagedShard``."""
+    """Compare a shard's tar with what was said of it: every byte, or its size alone. Raises
+    ``DamagedShard``."""
     path = tar_path(root, shard["name"])
     if not path.is_file():
         raise DamagedShard(f"{path} is missing")

@@ -1,8 +1,10 @@
-"""A label store: hard labels of image-caption pairs, a tar for each shard of pairs, found by pair, never by position.
+"""A label store: hard labels of image-caption pairs, a tar for each shard of pairs, found by pair,
+never by position.
 
     labels/
       00000.tar, 00000.tar.json …   see ``shards``
-      manifest.json                 written last: who made the labels, counts, failures named, digests of the shards
+      manifest.json                 written last: who made the labels, counts, failures named,
+      digests of the shards
 
 Where the labels lie is a table that all processes of a machine share; see ``data.tables``.
 """
@@ -37,8 +39,8 @@ from backbones.utils.files import content_key, read_json, write_json
 from backbones.utils.images import BROKEN
 
 MANIFEST = "manifest.json"
-# Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56, of at least nine tenths of
-# the image by area: that is 59 of the whole.
+# Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56,
+# of at least nine tenths of the image by area: that is 59 of the whole.
 LABEL_SIDE = 60
 Classes = Mapping[str, Sequence[str]]
 
@@ -52,7 +54,8 @@ def store_key(identity: Mapping[str, Any], classes: Classes) -> str:
 def encode(labels: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """An image's labels, by task, as files by suffix (``seg.png``).
 
-    Pure and the costliest part of writing: call it from threads, its codecs do not hold the interpreter's lock.
+    Pure and the costliest part of writing: call it from threads, its codecs do not hold the
+    interpreter's lock.
     """
     return {suffix_of(name): find_task(name).encode(label) for name, label in labels.items()}
 
@@ -63,11 +66,13 @@ def suffix_of(task: str) -> str:
 
 
 class LabelWriter:
-    """Writes a store, shard by shard, in any order and from any number of processes; ``finish`` once at the end.
+    """Writes a store, shard by shard, in any order and from any number of processes; ``finish``
+    once at the end.
 
     Args:
-        identity: what makes the labels what they are (experts, their weights, the pairs), JSON-able; a finished shard
-            is kept by a resumed labelling only if it was written under the same identity.
+        identity: what makes the labels what they are (experts, their weights, the pairs),
+            JSON-able; a finished shard is kept by a resumed labelling only if it was written under
+            the same identity.
         classes: task → names of its classes by index.
 
     Raises:
@@ -89,19 +94,23 @@ class LabelWriter:
         _refuse_older(self.root)
         if (self.root / MANIFEST).is_file() and read_manifest(self.root)["key"] != self.key:
             raise UserError(
-                f"{self.root} holds labels of other experts or pairs; choose another --out, or remove that folder"
+                f"{self.root} holds labels of other experts or pairs; choose another --out, or"
+                " remove that folder"
             )
 
     def finished(
         self, name: str, say: Callable[[str], None] = lambda line: None, *, hashed: bool = True
     ) -> dict[str, Any] | None:
-        """What is said of the shard, if it is there, whole (every byte is read, unless not ``hashed``) and of this identity; None
-        if it has to be written. ``say`` is told, in a line, of one that has to be written again."""
+        """What is said of the shard, if it is there, whole (every byte is read, unless not
+        ``hashed``) and of this identity; None if it has to be written. ``say`` is told, in a line,
+        of one that has to be written again."""
         try:
             if (summary := read_summary(self.root, name)) is None:
                 return None
             if summary["identity"] != self.key:
-                raise DamagedShard(f"{tar_path(self.root, name)} was made by other experts or from other pairs")
+                raise DamagedShard(
+                    f"{tar_path(self.root, name)} was made by other experts or from other pairs"
+                )
             check_shard(self.root, summary, hashed=hashed)
             return summary
         except DamagedShard as damage:
@@ -109,7 +118,8 @@ class LabelWriter:
             return None
 
     def shard(self, name: str) -> AbstractContextManager[ShardWriter]:
-        """Begin (again) the shard ``name``. Raises ``UserError`` where a tar of that name holds no labels: the pairs', say."""
+        """Begin (again) the shard ``name``. Raises ``UserError`` where a tar of that name holds no
+        labels: the pairs', say."""
         if (path := tar_path(self.root, name)).exists():
             try:
                 with tarfile.open(path) as tar:
@@ -119,29 +129,45 @@ class LabelWriter:
             if first is not None and not first.name.endswith(
                 tuple(f".{suffix_of(task)}" for task in {*task_names(), *self.tasks})
             ):
-                raise UserError(f"{path} is there and holds no labels (are these the pairs?); choose another --out")
+                raise UserError(
+                    f"{path} is there and holds no labels (are these the pairs?); choose another"
+                    " --out"
+                )
         return writing_shard(self.root, name, self.key)
 
     def finish(self, shards: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
-        """Write and return the manifest over all shards, as ``finished`` gives them; ``extra`` goes into it (costs …)."""
-        for left in self.root.glob(".*.tmp"):  # of a process that was killed while it wrote; nobody writes shards now
+        """Write and return the manifest over all shards, as ``finished`` gives them; ``extra`` goes
+        into it (costs …)."""
+        for left in self.root.glob(
+            ".*.tmp"
+        ):  # of a process that was killed while it wrote; nobody writes shards now
             left.unlink(missing_ok=True)
         out, size = sum(shard["pairs"] for shard in shards), sum(shard["bytes"] for shard in shards)
         failed = [pair for shard in shards for pair in shard["failed"]]
-        each = {task: sum(shard["task_bytes"].get(task, 0) for shard in shards) for task in self.tasks}
+        each = {
+            task: sum(shard["task_bytes"].get(task, 0) for shard in shards) for task in self.tasks
+        }
         manifest = {
             "version": VERSION,
             "key": self.key,
             "identity": self.identity,
-            "tasks": {task: {"suffix": suffix_of(task), "lost": find_task(task).quantisation} for task in self.tasks},
+            "tasks": {
+                task: {"suffix": suffix_of(task), "lost": find_task(task).quantisation}
+                for task in self.tasks
+            },
             "classes": self.classes,
             "pairs_in": out + len(failed),
             "pairs_out": out,
             "bytes": size,
             "bytes_per_image": round(size / max(out, 1), 1),
-            "task_bytes_per_image": {task: round(count / max(out, 1), 1) for task, count in each.items()},
+            "task_bytes_per_image": {
+                task: round(count / max(out, 1), 1) for task, count in each.items()
+            },
             "failed": failed,
-            "shards": [{name: shard[name] for name in ("name", "sha256", "bytes", "pairs")} for shard in shards],
+            "shards": [
+                {name: shard[name] for name in ("name", "sha256", "bytes", "pairs")}
+                for shard in shards
+            ],
             **extra,
         }
         write_json(self.root / MANIFEST, manifest)
@@ -168,21 +194,26 @@ class LabelStore:
         self._suffixes = tuple(each["suffix"] for each in self.manifest["tasks"].values())
         shards = self.manifest["shards"]
         self.names = [shard["name"] for shard in shards]
-        self.identity: str = content_key([self.manifest["key"], [shard["sha256"] for shard in shards]], 32)
+        self.identity: str = content_key(
+            [self.manifest["key"], [shard["sha256"] for shard in shards]], 32
+        )
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._mtimes: list[int] = []
         for shard in shards:
             path = tar_path(self.root, shard["name"])
             if not path.is_file() or (stat := path.stat()).st_size != shard["bytes"]:
-                raise UserError(f"{path} is missing or cut off; run the same label command again to mend it")
+                raise UserError(
+                    f"{path} is missing or cut off; run the same label command again to mend it"
+                )
             self._mtimes.append(stat.st_mtime_ns)
 
     def __len__(self) -> int:
         return int(self.manifest["pairs_out"])
 
     def get(self, key: str, tasks: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """Labels of the pair ``key``, those there, as each task decodes them (``seg``: (H, W) class numbers; ``depth``: (H, W)
-        float32 in [0, 1], 1 is nearest, NaN unknown; ``normal``: (3, H, W) float32, zero unknown).
+        """Labels of the pair ``key``, those there, as each task decodes them (``seg``: (H, W) class
+        numbers; ``depth``: (H, W) float32 in [0, 1], 1 is nearest, NaN unknown; ``normal``: (3, H,
+        W) float32, zero unknown).
 
         Args:
             tasks: only these; None for all.
@@ -197,10 +228,13 @@ class LabelStore:
             if size < 0 or (tasks is not None and name not in tasks):
                 continue
             try:
-                labels[name] = find_task(name).decode(read_member(path, self._mtimes[number], offset, size))
+                labels[name] = find_task(name).decode(
+                    read_member(path, self._mtimes[number], offset, size)
+                )
             except BROKEN as error:
                 raise UserError(
-                    f"{name} of {key} in {path} is damaged ({error}); run the same label command again to mend it"
+                    f"{name} of {key} in {path} is damaged ({error}); run the same label command"
+                    " again to mend it"
                 ) from error
         return labels
 
@@ -210,7 +244,9 @@ class LabelStore:
             places = self._table["places"][self._find(key)[1]]
         except KeyError:
             return ()
-        return tuple(name for name, there in zip(self.tasks, places[:, 1] >= 0, strict=True) if there)
+        return tuple(
+            name for name, there in zip(self.tasks, places[:, 1] >= 0, strict=True) if there
+        )
 
     @functools.cached_property
     def _table(self) -> Table:
@@ -218,18 +254,30 @@ class LabelStore:
         return kept_table("label-index", what, self._index, lambda: None)
 
     def _index(self) -> Made:
-        """``keys``, sorted within each shard, ``places``: offset and size of each task's file, and ``starts`` of the shards."""
-        tars = [index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names]
+        """``keys``, sorted within each shard, ``places``: offset and size of each task's file, and
+        ``starts`` of the shards."""
+        tars = [
+            index_tar(tar_path(self.root, name), self._suffixes, keep=False) for name in self.names
+        ]
         orders = [np.argsort(tar.keys) for tar in tars]
-        keys = [np.empty(0, "S1"), *(tar.keys[order] for tar, order in zip(tars, orders, strict=True))]
+        keys = [
+            np.empty(0, "S1"),
+            *(tar.keys[order] for tar, order in zip(tars, orders, strict=True)),
+        ]
         places = [tar.places[order] for tar, order in zip(tars, orders, strict=True)]
         none = np.empty((0, len(self._suffixes), 2), np.int64)
         starts = np.cumsum([0, *map(len, tars)])
-        return {"keys": np.concatenate(keys), "places": np.concatenate([none, *places]), "starts": starts}, {}
+        return {
+            "keys": np.concatenate(keys),
+            "places": np.concatenate([none, *places]),
+            "starts": starts,
+        }, {}
 
     def _find(self, key: str) -> tuple[int, int]:
         """(number of the shard, row in the table) of a pair. Raises ``KeyError``."""
-        for slash in (place for place, letter in enumerate(key) if letter == "/"):  # names of shards may have one too
+        for slash in (
+            place for place, letter in enumerate(key) if letter == "/"
+        ):  # names of shards may have one too
             if (number := self._numbers.get(key[:slash])) is not None:
                 wanted = np.bytes_(member_name(key[slash + 1 :]).encode())
                 start, end = map(int, self._table["starts"][number : number + 2])
@@ -241,7 +289,8 @@ class LabelStore:
 
 
 def check_labels(root: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with a store, one line each; empty when every byte is as it was written and all counts agree.
+    """What is wrong with a store, one line each; empty when every byte is as it was written and all
+    counts agree.
 
     Raises:
         UserError: there is no finished store.
@@ -254,8 +303,13 @@ def check_labels(root: str | os.PathLike[str]) -> list[str]:
         except DamagedShard as error:
             wrong.append(str(error))
     out = sum(shard["pairs"] for shard in manifest["shards"])
-    if not wrong and not (out == manifest["pairs_out"] == manifest["pairs_in"] - len(manifest["failed"])):
-        wrong.append(f"counts do not agree: {manifest['pairs_in']} in, {out} out, {len(manifest['failed'])} failed")
+    if not wrong and not (
+        out == manifest["pairs_out"] == manifest["pairs_in"] - len(manifest["failed"])
+    ):
+        wrong.append(
+            f"counts do not agree: {manifest['pairs_in']} in, {out} out, {len(manifest['failed'])}"
+            " failed"
+        )
     return wrong
 
 
@@ -275,18 +329,23 @@ def read_manifest(root: Path) -> dict[str, Any]:
                 ", ".join(names)
     except FileNotFoundError:
         there = "labelling has not finished" if any(root.rglob("*.tar")) else "no labels"
-        raise UserError(f"{there} in {root}; run: python -m benchmark labels predict --pairs … --out {root}") from None
+        raise UserError(
+            f"{there} in {root}; run: python -m benchmark labels predict --pairs … --out {root}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or repr(error)
         told = f"{path} is not readable ({reason})"
         raise UserError(f"{told}; choose another folder, or make the labels again") from error
     if manifest["version"] != VERSION:
         raise UserError(
-            f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again elsewhere"
+            f"{root} holds labels of format {manifest['version']}, this is {VERSION}; label again"
+            " elsewhere"
         )
     return manifest
 
 
 def _refuse_older(root: Path) -> None:
     if root.is_dir() and next(root.rglob("*.labels"), None):
-        raise UserError(f"{root} holds labels of an older format (*.labels); remove it and label again")
+        raise UserError(
+            f"{root} holds labels of an older format (*.labels); remove it and label again"
+        )

@@ -1,4 +1,5 @@
-"""Dense tasks by name: one file and one registration each; another package's come through an entry point.
+"""Dense tasks by name: one file and one registration each; another package's come through an entry
+point.
 
     [options.entry_points]                     # in the other package's setup.cfg
     cliptex_benchmark.tasks =
@@ -29,12 +30,15 @@ def _check(name: str, thing: Any) -> Any:
 TASKS: Registry[Task] = Registry("task", "tasks", _check)
 TASKS.later("seg", f"{__name__}.seg:TASK", "semantic segmentation: one class a pixel, 255 ignored")
 TASKS.later("depth", f"{__name__}.depth:TASK", "relative inverse depth, larger is nearer")
-TASKS.later("normal", f"{__name__}.normal:TASK", "surface normals: x right, y up, z towards the camera")
+TASKS.later(
+    "normal", f"{__name__}.normal:TASK", "surface normals: x right, y up, z towards the camera"
+)
 find_task = TASKS.find
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of tasks, each once, in the one order that they always have: the paper's, then the others by the alphabet."""
+    """Names of tasks, each once, in the one order that they always have: the paper's, then the
+    others by the alphabet."""
     given = set(names)
     return (*(name for name in PAPER if name in given), *sorted(given - set(PAPER)))
 

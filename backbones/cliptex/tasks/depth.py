@@ -1,4 +1,5 @@
-"""``depth``: relative inverse depth. A label is (H, W) float32, larger is nearer, any affine scale, NaN where it is unknown."""
+"""``depth``: relative inverse depth. A label is (H, W) float32, larger is nearer, any affine scale,
+NaN where it is unknown."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ class Depth(Task):
     """Inverse depth up to scale and shift, learned by the loss of MiDaS."""
 
     name = "depth"
-    quantisation = "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
+    quantisation = (
+        "65535 steps of the square root of (d - min) / (max - min): over 0.3 to 10 m at most 0.3 mm"
+    )
     missing = torch.full((1, 1), math.nan)
 
     def activate(self, output: Tensor) -> Tensor:
@@ -42,18 +45,24 @@ class Depth(Task):
         """A 16-bit PNG in millimetres, 0 unknown → inverse depth in 1/m."""
         with Image.open(path) as image:
             if image.mode not in ("I", "I;16"):
-                raise ValueError(f"a depth map is a 16-bit grey PNG in millimetres, this one is {image.mode}")
+                raise ValueError(
+                    f"a depth map is a 16-bit grey PNG in millimetres, this one is {image.mode}"
+                )
             metres = np.asarray(image, np.float32) / 1000
         return np.divide(1, metres, out=np.full_like(metres, np.nan), where=metres > 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth is small, where a step of
-        it is many metres."""
+        """A 16-bit grey PNG, near is light. Steps of the square root are finest where inverse depth
+        is small, where a step of it is many metres."""
         known = np.isfinite(label)
-        low, high = (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
+        low, high = (
+            (float(label[known].min()), float(label[known].max())) if known.any() else (0.0, 0.0)
+        )
         unit = np.sqrt(np.where(known, (label - low) / max(high - low, 1e-30), 0))
         file = io.BytesIO()
-        Image.fromarray(np.where(known, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(file, "PNG")
+        Image.fromarray(np.where(known, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)).save(
+            file, "PNG"
+        )
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
@@ -64,9 +73,12 @@ class Depth(Task):
     def to_tensor(self, label: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(label, np.float32))
 
-    def score(self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0) -> dict[str, float]:
-        """Against true inverse depth in 1/m, NaN unknown: ``abs_rel``, mean |d − d*| / d* of the depth after the least-squares
-        scale and shift of inverse depth, image by image (MiDaS's protocol: Ranftl et al. 2020), and ``delta1`` in per cent."""
+    def score(
+        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """Against true inverse depth in 1/m, NaN unknown: ``abs_rel``, mean |d − d*| / d* of the
+        depth after the least-squares scale and shift of inverse depth, image by image (MiDaS's
+        protocol: Ranftl et al. 2020), and ``delta1`` in per cent."""
         errors, deltas = [], []
         for predicted, real in zip(outputs["depth"], truth, strict=True):
             known = np.isfinite(real)
@@ -84,13 +96,18 @@ class Depth(Task):
         return grey(label)
 
 
-def depth_loss(prediction: Tensor, target: Tensor, *, gradient_weight: float = 0.5, scales: int = 4) -> Summed:
-    """Scale-and-shift-invariant loss for relative inverse depth (Ranftl et al. 2020, TPAMI 44(3), eqs. 5–6 and 11).
+def depth_loss(
+    prediction: Tensor, target: Tensor, *, gradient_weight: float = 0.5, scales: int = 4
+) -> Summed:
+    """Scale-and-shift-invariant loss for relative inverse depth (Ranftl et al. 2020, TPAMI 44(3),
+    eqs. 5–6 and 11).
 
-    Prediction and target are each aligned by robust statistics of their labelled pixels, t(d) = median(d),
-    s(d) = mean |d − t(d)|, d̂ = (d − t) / s; with R = d̂ − d̂* the loss of an image with M labelled pixels is
+    Prediction and target are each aligned by robust statistics of their labelled pixels, t(d) =
+    median(d), s(d) = mean |d − t(d)|, d̂ = (d − t) / s; with R = d̂ − d̂* the loss of an image with
+    M labelled pixels is
 
-        1/M Σ |R|  +  α Σ_k 1/M_k Σ (|∇x R_k| + |∇y R_k|),        k = 0 … K − 1, every 2^k-th pixel, labelled neighbours
+        1/M Σ |R|  +  α Σ_k 1/M_k Σ (|∇x R_k| + |∇y R_k|),        k = 0 … K − 1, every 2^k-th pixel,
+        labelled neighbours
 
     Args:
         prediction: (N, H, W), any scale and shift.
@@ -98,8 +115,8 @@ def depth_loss(prediction: Tensor, target: Tensor, *, gradient_weight: float = 0
         gradient_weight, scales: α and K.
 
     Returns:
-        sum over the images that have at least two labelled pixels and are not flat (a constant has no scale), and the
-        number of those images.
+        sum over the images that have at least two labelled pixels and are not flat (a constant has
+        no scale), and the number of those images.
     """
     aligned_target, mask, used = _align_target(target)
     aligned, _ = _align(prediction.float(), mask)
@@ -116,7 +133,8 @@ def depth_loss(prediction: Tensor, target: Tensor, *, gradient_weight: float = 0
 
 
 def _align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The aligned target, the mask of pixels that count (N, H, W), and of images that count (N,)."""
+    """The aligned target, the mask of pixels that count (N, H, W), and of images that count
+    (N,)."""
     known = torch.isfinite(target)
     target = torch.nan_to_num(target.float())
     aligned, spread = _align(target, known)
@@ -125,9 +143,11 @@ def _align_target(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _align(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """((v − median) / mean absolute deviation, that deviation) over the masked pixels of each (H, W) map.
+    """((v − median) / mean absolute deviation, that deviation) over the masked pixels of each (H,
+    W) map.
 
-    The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels: centre 0, deviation ~0.
+    The median is the lower one for even counts, as ``torch.median``'s. Without masked pixels:
+    centre 0, deviation ~0.
     """
     flat, count = values.flatten(1), mask.sum((1, 2))
     ordered = torch.where(mask.flatten(1), flat, math.inf).sort(1).values

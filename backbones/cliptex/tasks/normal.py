@@ -1,4 +1,5 @@
-"""``normal``: surface normals. A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``, zero where nothing is known."""
+"""``normal``: surface normals. A label is (3, H, W) float32 unit vectors, axes ``augment.AXES``,
+zero where nothing is known."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Normal(Task):
         return F.normalize(output.float(), dim=1, eps=1e-6)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Summed:
-        """Angle in radians (the angular loss of Bae et al. 2021, ICCV, eq. 4), summed over labelled pixels, and their number.
+        """Angle in radians (the angular loss of Bae et al. 2021, ICCV, eq. 4), summed over labelled
+        pixels, and their number.
 
         Args:
             prediction: (N, 3, H, W), of any length.
@@ -60,12 +62,20 @@ class Normal(Task):
         return np.moveaxis(np.where(code.any(-1, keepdims=True), normal, 0), -1, 0)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """A lossless WebP: red and green are the octahedral map, blue is 255; all are 0 where it is unknown."""
+        """A lossless WebP: red and green are the octahedral map, blue is 255; all are 0 where it is
+        unknown."""
         length = np.linalg.norm(label, axis=0)
         known = np.isfinite(length) & (length > 0.5)
-        unit = np.where(known, label / np.where(known, length, 1), np.array([0, 0, 1], np.float32)[:, None, None])
+        unit = np.where(
+            known,
+            label / np.where(known, length, 1),
+            np.array([0, 0, 1], np.float32)[:, None, None],
+        )
         # 254 steps, not 255: the axes – walls and floors – are then stored exactly
-        code = np.concatenate([np.rint(octahedral(unit) * 127 + 127), np.full((1, *known.shape), 255)]) * known
+        code = (
+            np.concatenate([np.rint(octahedral(unit) * 127 + 127), np.full((1, *known.shape), 255)])
+            * known
+        )
         file = io.BytesIO()
         # method 2: a tenth larger than 4, at a third of the time
         image = Image.fromarray(np.ascontiguousarray(np.moveaxis(code.astype(np.uint8), 0, -1)))
@@ -73,7 +83,9 @@ class Normal(Task):
         return file.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:
-        red, green, known = np.moveaxis(np.array(Image.open(io.BytesIO(data)).convert("RGB")), -1, 0)
+        red, green, known = np.moveaxis(
+            np.array(Image.open(io.BytesIO(data)).convert("RGB")), -1, 0
+        )
         code = np.stack([red, green]).astype(np.float32) / 127 - 1
         return from_octahedral(np.clip(code, -1, 1)) * (known > 127)
 
@@ -81,9 +93,12 @@ class Normal(Task):
         """int8: 0.3° at worst."""
         return torch.from_numpy(np.rint(np.nan_to_num(label) * 127).astype(np.int8))
 
-    def score(self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0) -> dict[str, float]:
-        """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent; with a ``confidence``, ``kappa_expected``:
-        the mean angle that κ says, in degrees, to be held against ``normal_mean``."""
+    def score(
+        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """``normal_mean``, ``normal_median`` in degrees, ``normal_11.25`` in per cent; with a
+        ``confidence``, ``kappa_expected``: the mean angle that κ says, in degrees, to be held
+        against ``normal_mean``."""
         known = np.square(truth).sum(1) > 0.25
         chord = np.linalg.norm(outputs["normal"] - truth, axis=1)[known]
         angles = np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
@@ -108,8 +123,8 @@ def _known(target: Tensor) -> Tensor:
 
 
 def octahedral(normals: np.ndarray) -> np.ndarray:
-    """Unit vectors (3, H, W) → the octahedron unfolded to the square [-1, 1]², (2, H, W) (Cigolle et al., "A Survey of Efficient
-    Representations for Independent Unit Vectors", JCGT 2014)."""
+    """Unit vectors (3, H, W) → the octahedron unfolded to the square [-1, 1]², (2, H, W) (Cigolle
+    et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014)."""
     p = normals[:2] / np.maximum(np.abs(normals).sum(0), 1e-12)
     folded = (1 - np.abs(p[::-1])) * np.where(p >= 0, 1, -1)
     return np.where(normals[2] < 0, folded, p)

@@ -1,4 +1,5 @@
-"""``seg``: semantic segmentation. A label is (H, W) uint8 or uint16, the largest value of its type where nothing is known."""
+"""``seg``: semantic segmentation. A label is (H, W) uint8 or uint16, the largest value of its type
+where nothing is known."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Segmentation(Task):
             prediction: (N, C, H, W) logits.
             target: (N, H, W) int64 classes, ``IGNORE`` where not labelled.
         """
-        return F.cross_entropy(prediction.float(), target, ignore_index=IGNORE, reduction="sum"), self.count(target)
+        return F.cross_entropy(
+            prediction.float(), target, ignore_index=IGNORE, reduction="sum"
+        ), self.count(target)
 
     def count(self, target: Tensor) -> Tensor:
         return (target != IGNORE).sum().float()
@@ -48,7 +51,8 @@ class Segmentation(Task):
             return _classes(image)
 
     def encode(self, label: np.ndarray) -> bytes:
-        """8 bits: a PNG with PASCAL VOC's colours, as long as its largest class; 16 bits: a grey one."""
+        """8 bits: a PNG with PASCAL VOC's colours, as long as its largest class; 16 bits: a grey
+        one."""
         image = Image.fromarray(label)
         if label.dtype == np.uint8:
             image.putpalette(voc_palette()[: int(label.max(initial=0)) + 1].tobytes())
@@ -66,13 +70,18 @@ class Segmentation(Task):
         unknown = label == np.iinfo(label.dtype).max
         return torch.from_numpy(np.where(unknown, IGNORE, label.astype(np.int32)).astype(np.int16))
 
-    def score(self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0) -> dict[str, float]:
-        """``mIoU`` over classes that occur (unknown predictions count as wrong), ``aAcc``, ``object_acc`` (over pixels of
-        objects), ``labelled`` (share not unknown) and ``labelled_acc`` (right among those), in per cent."""
+    def score(
+        self, outputs: Mapping[str, np.ndarray], truth: np.ndarray, classes: int = 0
+    ) -> dict[str, float]:
+        """``mIoU`` over classes that occur (unknown predictions count as wrong), ``aAcc``,
+        ``object_acc`` (over pixels of objects), ``labelled`` (share not unknown) and
+        ``labelled_acc`` (right among those), in per cent."""
         labels = outputs["seg"]
         scored = truth < classes
         found, real = labels[scored].astype(np.int64), truth[scored].astype(np.int64)
-        found = np.where(found == np.iinfo(labels.dtype).max, classes, found)  # 'not sure' is a column of its own
+        found = np.where(
+            found == np.iinfo(labels.dtype).max, classes, found
+        )  # 'not sure' is a column of its own
         counts = np.bincount(real * (classes + 1) + found, minlength=classes * (classes + 1))
         counts = counts.reshape(classes, classes + 1)
         right = counts.diagonal()
@@ -97,19 +106,24 @@ class Segmentation(Task):
 
 def _classes(image: Image.Image) -> np.ndarray:
     if image.mode not in ("P", "L", "1", "I", "I;16"):
-        raise ValueError(f"a mask has one number a pixel (palette or grey), this one is {image.mode}")
+        raise ValueError(
+            f"a mask has one number a pixel (palette or grey), this one is {image.mode}"
+        )
     values = np.array(image)
     return values.astype(np.uint16 if image.mode in ("I", "I;16") else np.uint8)
 
 
 @functools.cache
 def voc_palette() -> np.ndarray:
-    """(256, 3) uint8, PASCAL VOC's colours: three bits of the label at a time, from the highest bit of each channel down."""
+    """(256, 3) uint8, PASCAL VOC's colours: three bits of the label at a time, from the highest bit
+    of each channel down."""
     labels = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
     return colours
 
 

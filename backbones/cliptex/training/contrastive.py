@@ -1,4 +1,5 @@
-"""open_clip's contrastive losses over the batch of all ranks, and the gradient cache that lets a large batch pass in pieces."""
+"""open_clip's contrastive losses over the batch of all ranks, and the gradient cache that lets a
+large batch pass in pieces."""
 
 from __future__ import annotations
 
@@ -28,15 +29,16 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
-    """The loss that an open_clip model is trained with: ``SigLipLoss`` where it has a logit bias (Zhai et al. 2023), else the
-    symmetric InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3).
+    """The loss that an open_clip model is trained with: ``SigLipLoss`` where it has a logit bias
+    (Zhai et al. 2023), else the symmetric InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3).
 
-    Each rank scores its own rows against the columns of all; averaged over ranks, as DDP averages gradients, loss and gradients
-    are those of one process with the joint batch. Every rank brings as many rows.
+    Each rank scores its own rows against the columns of all; averaged over ranks, as DDP averages
+    gradients, loss and gradients are those of one process with the joint batch. Every rank brings
+    as many rows.
 
     Returns:
-        a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale`` (exponentiated) and ``logit_bias``,
-        scalars, that gives a scalar float32.
+        a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale``
+        (exponentiated) and ``logit_bias``, scalars, that gives a scalar float32.
     """
     rank, size = world()
     if getattr(clip, "logit_bias", None) is not None:
@@ -44,17 +46,23 @@ def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
     else:
         loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=size)
 
-    def compute(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+    def compute(
+        image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None
+    ) -> Tensor:
         return loss(image.float(), text.float(), logit_scale, logit_bias)
 
     return compute
 
 
-def cached_gradients(embeddings: Mapping[str, Tensor], loss: ContrastiveLoss) -> tuple[Tensor, dict[str, Tensor]]:
-    """Contrastive loss of a batch that was embedded without gradient, and its gradients for the arguments of ``loss``.
+def cached_gradients(
+    embeddings: Mapping[str, Tensor], loss: ContrastiveLoss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Contrastive loss of a batch that was embedded without gradient, and its gradients for the
+    arguments of ``loss``.
 
-    Gradient caching (Gao et al. 2021, arXiv:2101.06983): a micro-batch is then run again with gradient and
-    ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the gradient of the whole batch.
+    Gradient caching (Gao et al. 2021, arXiv:2101.06983): a micro-batch is then run again with
+    gradient and ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the
+    gradient of the whole batch.
     """
     leaves = {name: tensor.detach().float().requires_grad_() for name, tensor in embeddings.items()}
     value = loss(**leaves)

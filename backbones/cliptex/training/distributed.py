@@ -53,25 +53,35 @@ class DistContext:
 
 
 def of_torchrun() -> dict[str, int]:
-    """What torchrun says of this process: RANK, LOCAL_RANK, WORLD_SIZE, where they are set. Raises ``UserError``: no numbers."""
-    found = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    """What torchrun says of this process: RANK, LOCAL_RANK, WORLD_SIZE, where they are set. Raises
+    ``UserError``: no numbers."""
+    found = {
+        name: os.environ[name]
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        if name in os.environ
+    }
     for name, text in found.items():
         if not text.isdecimal():
-            raise UserError(f"{name}={text!r} in the environment is no number of torchrun's; unset {name}")
+            raise UserError(
+                f"{name}={text!r} in the environment is no number of torchrun's; unset {name}"
+            )
     if int(found.get("WORLD_SIZE", 1)) > 1 and "RANK" not in found:
-        raise UserError("WORLD_SIZE without RANK in the environment: start under torchrun, or unset WORLD_SIZE")
+        raise UserError(
+            "WORLD_SIZE without RANK in the environment: start under torchrun, or unset WORLD_SIZE"
+        )
     return {name: int(text) for name, text in found.items()}
 
 
 def first_process() -> bool:
-    """Whether this process speaks for all, before the group is formed: the only one, or the first of torchrun's. Raises
-    ``UserError`` as ``of_torchrun``."""
+    """Whether this process speaks for all, before the group is formed: the only one, or the first
+    of torchrun's. Raises ``UserError`` as ``of_torchrun``."""
     return of_torchrun().get("RANK", 0) == 0
 
 
 def end_with_launcher() -> None:
-    """Let this process end when torchrun, which started it, is gone (kill -9): it would wait half an hour for a meeting point
-    that torchrun kept, and hold the lock for which the same command, started again, waits. Without torchrun: nothing."""
+    """Let this process end when torchrun, which started it, is gone (kill -9): it would wait half
+    an hour for a meeting point that torchrun kept, and hold the lock for which the same command,
+    started again, waits. Without torchrun: nothing."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     launcher = os.getppid()
@@ -79,7 +89,9 @@ def end_with_launcher() -> None:
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     ):  # the meeting point is torchrun's: it may be gone already
         try:
-            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+            socket.create_connection(
+                (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60
+            ).close()
         except ConnectionRefusedError:
             os._exit(1)
 
@@ -93,9 +105,11 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[DistContext]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave them at the end.
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave them at the
+    end.
 
-    Without torchrun's environment this is the only process. A group that exists already is used and left alone.
+    Without torchrun's environment this is the only process. A group that exists already is used and
+    left alone.
     """
     device, told = torch.device(device), of_torchrun()
     if device.type == "cuda" and "LOCAL_RANK" in told:

@@ -1,4 +1,5 @@
-"""Light task heads on the image encoder's patch features. They steer fine-tuning and are thrown away afterwards."""
+"""Light task heads on the image encoder's patch features. They steer fine-tuning and are thrown
+away afterwards."""
 
 from __future__ import annotations
 
@@ -14,21 +15,28 @@ from backbones.cliptex.tasks import find_task
 class TaskHeads(nn.Module):
     """Feature maps → one dense prediction for each task.
 
-    Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3 convolution, GELU.
-    For each task: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels (pixel shuffle, Shi et al.
-    2016), resized bilinearly where labels are larger still.
+    Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3
+        convolution, GELU.
+    For each task: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels (pixel
+    shuffle, Shi et al. 2016), resized bilinearly where labels are larger still.
 
     Args:
         channels: of each feature map.
         outputs: task → output channels, see ``Task.channels``.
     """
 
-    def __init__(self, channels: Sequence[int], outputs: Mapping[str, int], width: int, upsample: int = 4) -> None:
+    def __init__(
+        self, channels: Sequence[int], outputs: Mapping[str, int], width: int, upsample: int = 4
+    ) -> None:
         super().__init__()
-        # blocks of a transformer differ in scale by an order of magnitude; without this the deepest drowns the others
+        # blocks of a transformer differ in scale by an order of magnitude; without this the deepest
+        # drowns the others
         self.norms = nn.ModuleList(nn.GroupNorm(1, count) for count in channels)
         self.shared = nn.Sequential(
-            nn.Conv2d(sum(channels), width, 1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
+            nn.Conv2d(sum(channels), width, 1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
         )
         self.tasks = nn.ModuleDict(
             {
@@ -47,7 +55,10 @@ class TaskHeads(nn.Module):
         largest = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
         normed = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
         features = self.shared(torch.cat([_resize(m, largest) for m in normed], 1))
-        return {task: find_task(task).activate(_resize(head(features), size)) for task, head in self.tasks.items()}
+        return {
+            task: find_task(task).activate(_resize(head(features), size))
+            for task, head in self.tasks.items()
+        }
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

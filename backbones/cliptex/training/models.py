@@ -31,10 +31,11 @@ from backbones.cliptex.training.heads import TaskHeads
 from backbones.utils.errors import UserError, nearest
 from backbones.utils.files import read_json
 
-# A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose ImageNet weights
-# (``--init imagenet``) are installed with this project. A ViT from nothing learns no shapes from so few pairs. Most of
-# the text tower is CLIP's own vocabulary (49,408 × 128), kept so that any open_clip tool reads the weights. Captions end
-# at 24 tokens.
+# A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose
+# ImageNet weights
+# (``--init imagenet``) are installed with this project. A ViT from nothing learns no shapes from so
+# few pairs. Most of the text tower is CLIP's own vocabulary (49,408 × 128), kept so that any
+# open_clip tool reads the weights. Captions end at 24 tokens.
 MINI_CLIP: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
@@ -57,8 +58,9 @@ MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 @dataclass(frozen=True)
 class PretrainedCLIP:
-    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU, described as in
-    ``backbones.Checkpoint``; ``digest``: identity of its weights; ``tokenizer``: texts → (N, context_length) int64."""
+    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU,
+    described as in ``backbones.Checkpoint``; ``digest``: identity of its weights; ``tokenizer``:
+    texts → (N, context_length) int64."""
 
     model: nn.Module
     architecture: str
@@ -70,27 +72,36 @@ class PretrainedCLIP:
     tokenizer: Callable[[list[str]], Tensor]
 
 
-def load_pretrained_clip(init: str, model: str, *, image_size: int = 0, seed: int = 0) -> PretrainedCLIP:
+def load_pretrained_clip(
+    init: str, model: str, *, image_size: int = 0, seed: int = 0
+) -> PretrainedCLIP:
     """The model to train.
 
     Args:
-        init: ``random`` (build ``model``), ``imagenet`` (the same, its timm image tower starting from ImageNet weights),
-            ``open_clip/ARCH/PRETRAINED``, or a weights file of this suite.
+        init: ``random`` (build ``model``), ``imagenet`` (the same, its timm image tower starting
+            from ImageNet weights), ``open_clip/ARCH/PRETRAINED``, or a weights file of this suite.
         model: what ``random`` builds, see ``Recipe.model``.
-        image_size: side in pixels; 0 keeps the model's own. Position embeddings of a ViT are interpolated.
+        image_size: side in pixels; 0 keeps the model's own. Position embeddings of a ViT are
+            interpolated.
         seed: of random initialisation.
 
     Raises:
-        UserError: no such model or file, weights without a text tower, or an image size that does not fit.
+        UserError: no such model or file, weights without a text tower, or an image size that does
+            not fit.
     """
     if init in ("random", "imagenet"):
         start = _new(model, seed, imagenet=init == "imagenet")
     else:
         is_file = Path(init).is_file()
-        backbone = backbones.create("cliptex", weights=init) if is_file else backbones.create(init, seed=seed)
+        backbone = (
+            backbones.create("cliptex", weights=init)
+            if is_file
+            else backbones.create(init, seed=seed)
+        )
         if not isinstance(backbone, OpenClipBackbone) or not backbone.has_text:
             raise UserError(
-                f"--init {init} has no image and text tower of open_clip; start from open_clip/ARCH/PRETRAINED"
+                f"--init {init} has no image and text tower of open_clip; start from"
+                " open_clip/ARCH/PRETRAINED"
             )
         start = PretrainedCLIP(
             backbone.model,
@@ -118,17 +129,29 @@ def _new(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
     source, licence = f"random(seed={seed})", "none"
     if imagenet:
         if not isinstance(visual, TimmModel):
-            raise UserError(f"--init imagenet is for timm image towers, and model {name!r} has none; use --init random")
+            raise UserError(
+                f"--init imagenet is for timm image towers, and model {name!r} has none; use --init"
+                " random"
+            )
         trunk = config["vision_cfg"]["timm_model_name"]
         pretrained, mean, std = timm_encoder(trunk, pretrained=True, features_only=False)
-        visual.trunk.load_state_dict(pretrained.state_dict(), strict=False)  # all but the classifier
+        visual.trunk.load_state_dict(
+            pretrained.state_dict(), strict=False
+        )  # all but the classifier
         source, licence = f"image tower {trunk} (ImageNet), text tower {source}", "Apache-2.0"
     side = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
     data = DataConfig(size=tuple(side), mean=mean, std=std, layers=default_layers(visual))
     arch = Path(name).stem if name.endswith(".json") else f"{name}-clip" if name in MODELS else name
     tokenizer = make_tokenizer(config, backbone=name)
     return PretrainedCLIP(
-        model, f"open_clip/{arch}", config, data, licence, source, state_sha256(model.state_dict()), tokenizer
+        model,
+        f"open_clip/{arch}",
+        config,
+        data,
+        licence,
+        source,
+        state_sha256(model.state_dict()),
+        tokenizer,
     )
 
 
@@ -142,9 +165,14 @@ def _model_config(name: str) -> dict[str, Any]:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"model config {name} cannot be read: {error}") from error
         if missing:
-            raise UserError(f"model config {name} lacks {', '.join(sorted(missing))}; see open_clip's model_configs")
+            raise UserError(
+                f"model config {name} lacks {', '.join(sorted(missing))}; see open_clip's"
+                " model_configs"
+            )
         return config
-    config = open_clip.get_model_config(name.removeprefix("open_clip/")) if ":" not in name else None
+    config = (
+        open_clip.get_model_config(name.removeprefix("open_clip/")) if ":" not in name else None
+    )
     if config is None:
         raise UserError(f"no model {name!r}; {nearest(name, [*MODELS, *open_clip.list_models()])}")
     return config
@@ -155,10 +183,13 @@ def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
     visual: Any = start.model.visual
     if not isinstance(visual, VisionTransformer):
         raise UserError(
-            f"{start.architecture} has no plain ViT, whose image size can be changed; leave image_size at 0"
+            f"{start.architecture} has no plain ViT, whose image size can be changed; leave"
+            " image_size at 0"
         )
     if size % visual.patch_size[0]:
-        raise UserError(f"image_size {size} is no multiple of the patch size {visual.patch_size[0]}")
+        raise UserError(
+            f"image_size {size} is no multiple of the patch size {visual.patch_size[0]}"
+        )
     config = deepcopy(start.model_config)
     config["vision_cfg"]["image_size"] = size
     model = build_model(config)
@@ -167,26 +198,30 @@ def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
     name = "visual.positional_embedding"
     state[name] = resize_position(state[name], visual.grid_size, (grid, grid))
     model.load_state_dict(state)
-    return replace(start, model=model, model_config=config, data=replace(start.data, size=(size, size)))
+    return replace(
+        start, model=model, model_config=config, data=replace(start.data, size=(size, size))
+    )
 
 
 class CLIPWithHeads(nn.Module):
-    """An open_clip model and its task heads: one pass of the image tower serves the contrast and all heads."""
+    """An open_clip model and its task heads: one pass of the image tower serves the contrast and
+    all heads."""
 
     def __init__(self, clip: nn.Module, layers: tuple[int, ...], heads: TaskHeads | None) -> None:
         super().__init__()
         if heads is not None and any(isinstance(part, PatchDropout) for part in clip.modules()):
             raise UserError(
-                "the task heads need every patch, and this model drops some; set patch_dropout to 0 in its config"
+                "the task heads need every patch, and this model drops some; set patch_dropout to 0"
+                " in its config"
             )
         self.clip = clip
         self.heads = heads
         self.layers = list(layers)
 
     def forward(self, images: Tensor, tokens: Tensor, label_size: int = 0) -> dict[str, Any]:
-        """(N, 3, S, S) normalised images and (N, L) tokens → ``image``, ``text`` (N, d) unit length, ``logit_scale``
-        (exponentiated), ``logit_bias`` where the model has one, and ``dense``: with ``label_size`` > 0 and heads task →
-        prediction (see ``TaskHeads``)."""
+        """(N, 3, S, S) normalised images and (N, L) tokens → ``image``, ``text`` (N, d) unit
+        length, ``logit_scale`` (exponentiated), ``logit_bias`` where the model has one, and
+        ``dense``: with ``label_size`` > 0 and heads task → prediction (see ``TaskHeads``)."""
         clip: Any = self.clip
         dense: dict[str, Tensor] = {}
         if isinstance(clip.visual, TimmModel):  # convolutions are faster so
@@ -211,7 +246,8 @@ class CLIPWithHeads(nn.Module):
 
     @torch.no_grad()
     def buffers_now(self) -> dict[str, Tensor]:
-        """A copy of all buffers: a forward pass changes the statistics of batch norms, gradient or not."""
+        """A copy of all buffers: a forward pass changes the statistics of batch norms, gradient or
+        not."""
         return {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
@@ -221,7 +257,8 @@ class CLIPWithHeads(nn.Module):
             buffer.copy_(buffers[name])
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The last block of the image tower, which every loss passes through; the whole tower if it is no ViT."""
+        """The last block of the image tower, which every loss passes through; the whole tower if it
+        is no ViT."""
         visual: Any = self.clip.visual
         last = visual.transformer.resblocks[-1] if isinstance(visual, VisionTransformer) else visual
         return [parameter for parameter in last.parameters() if parameter.requires_grad]

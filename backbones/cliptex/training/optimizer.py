@@ -1,4 +1,5 @@
-"""AdamW with a warm-up and a cosine, gradient clipping, the bound on CLIP's logit scale, and the moving average of weights."""
+"""AdamW with a warm-up and a cosine, gradient clipping, the bound on CLIP's logit scale, and the
+moving average of weights."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ MAX_LOGIT_SCALE = math.log(100)
 def build_optimizer(towers: CLIPWithHeads, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) in four groups: towers and heads, with and without decay.
 
-    No decay for anything of fewer than two dimensions (norms, biases, logit scale), nor for what a part of the model says of
-    itself (``no_weight_decay``: position and class embeddings).
+    No decay for anything of fewer than two dimensions (norms, biases, logit scale), nor for what a
+    part of the model says of itself (``no_weight_decay``: position and class embeddings).
     """
     undecayed = {
         f"{prefix}.{name}" if prefix else name
-        for prefix, module in towers.named_modules() if hasattr(module, "no_weight_decay")
+        for prefix, module in towers.named_modules()
+        if hasattr(module, "no_weight_decay")
         for name in module.no_weight_decay()
-    }  # fmt: skip
+    }
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in towers.named_parameters():
         if not parameter.requires_grad:
@@ -50,16 +52,20 @@ def build_optimizer(towers: CLIPWithHeads, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate of ``step`` (0-based) of ``steps``: linear from lr/warm-up steps to lr, then half a cosine to 0."""
+    """Learning rate of ``step`` (0-based) of ``steps``: linear from lr/warm-up steps to lr, then
+    half a cosine to 0."""
     warm = round(recipe.warmup * steps)
     if step < warm:
         return recipe.lr * (step + 1) / warm
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def update(towers: CLIPWithHeads, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float) -> float:
-    """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al. 2021, § 2.5; SigLIP's, which
-    has a bias beside it, is free); the gradient's norm before it was clipped."""
+def update(
+    towers: CLIPWithHeads, optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float
+) -> float:
+    """Clip the gradient, step unless it is not finite, bound the logit scale at 100 (Radford et al.
+    2021, § 2.5; SigLIP's, which has a bias beside it, is free); the gradient's norm before it was
+    clipped."""
     parameters = [parameter for parameter in towers.parameters() if parameter.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip or math.inf).item()
     if math.isfinite(norm):
@@ -75,7 +81,8 @@ def update(towers: CLIPWithHeads, optimizer: torch.optim.Optimizer, recipe: Reci
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of the model's weights and buffers; at first with a smaller decay, (1 + step) / (10 + step), to forget."""
+    """A moving average of the model's weights and buffers; at first with a smaller decay, (1 +
+    step) / (10 + step), to forget."""
 
     def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
         if not value.is_floating_point():

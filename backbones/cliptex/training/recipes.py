@@ -1,4 +1,5 @@
-"""Training recipes: how weights are made. ``clip``, ``clip-ft`` and ``cliptex`` are one recipe with other settings."""
+"""Training recipes: how weights are made. ``clip``, ``clip-ft`` and ``cliptex`` are one recipe with
+other settings."""
 
 from __future__ import annotations
 
@@ -24,33 +25,43 @@ LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 class Recipe:
     """All that decides a training, but its inputs (initial weights, pairs, labels).
 
-    The defaults are those of ``cliptex`` at the paper's size: L = λ_clip L_clip + Σ_task λ_task L_task with λ = 1, but
-    λ_seg = 0.1, for 30 epochs. What the paper leaves open (learning rate, batch …) is ours.
+    The defaults are those of ``cliptex`` at the paper's size: L = λ_clip L_clip + Σ_task λ_task
+    L_task with λ = 1, but λ_seg = 0.1, for 30 epochs. What the paper leaves open (learning rate,
+    batch …) is ours.
 
     Attributes:
         name: of the recipe; part of what the weights are called, not of the computation.
-        model: with ``--init random``, what to build: ``mini``, ``tiny``, an open_clip architecture, or a JSON file with
-            an open_clip model config.
-        lambdas: weights of the losses, ≥ 0, of ``clip`` and each task; the settings ``lambda_clip``, ``lambda_seg`` … of command
-            lines, files and sweeps. 1 where none is said.
-        experts: tasks whose labels are used (see ``tasks``; those of other packages too); the λ of the others counts as 0.
+        model: with ``--init random``, what to build: ``mini``, ``tiny``, an open_clip architecture,
+            or a JSON file with an open_clip model config.
+        lambdas: weights of the losses, ≥ 0, of ``clip`` and each task; the settings
+            ``lambda_clip``, ``lambda_seg`` … of command lines, files and sweeps. 1 where none is
+            said.
+        experts: tasks whose labels are used (see ``tasks``; those of other packages too); the λ of
+            the others counts as 0.
         epochs: passes over the pairs; may be a fraction.
         batch_size: pairs in a step, over all processes and micro-batches together.
-        accumulate: micro-batches in a step (each process); less memory, same result, one more forward pass. Models with
-            batch norms see each micro-batch (and each process its share) by itself, so there it is not quite the same.
-        lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached after the share
-            ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases, position embeddings and logit scale;
-            ``grad_clip`` is the largest norm of the whole gradient (0: no limit).
+        accumulate: micro-batches in a step (each process); less memory, same result, one more
+            forward pass. Models with batch norms see each micro-batch (and each process its share)
+            by itself, so there it is not quite the same.
+        lr, warmup, weight_decay, beta1, beta2, grad_clip: AdamW at this peak learning rate, reached
+            after the share ``warmup`` of all steps, then a cosine to 0; no decay on norms, biases,
+            position embeddings and logit scale; ``grad_clip`` is the largest norm of the whole
+            gradient (0: no limit).
         head_lr: the heads' learning rate, as a multiple of ``lr``: they start from nothing.
-        ema: decay of the moving average that is validated and exported (0: none, the last weights are exported).
-        precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32); ``auto`` is bf16 on CUDA.
-        compile: through ``torch.compile``; grad_checkpointing: activations are computed again in the backward pass, which saves
-            memory. Neither changes the weights beyond rounding.
+        ema: decay of the moving average that is validated and exported (0: none, the last weights
+            are exported).
+        precision: ``fp32``, or ``bf16`` autocast (weights, losses and optimizer stay float32);
+            ``auto`` is bf16 on CUDA.
+        compile: through ``torch.compile``; grad_checkpointing: activations are computed again in
+            the backward pass, which saves memory. Neither changes the weights beyond rounding.
         image_size: square input in pixels; 0 keeps the model's own.
-        crop_scale: range of the crop's area as a share of the largest square; flip: probability; rotate: ± degrees.
-        label_size: side of the maps that the dense losses compare; 0 takes four pixels for each patch.
+        crop_scale: range of the crop's area as a share of the largest square; flip: probability;
+            rotate: ± degrees.
+        label_size: side of the maps that the dense losses compare; 0 takes four pixels for each
+            patch.
         head_width: channels in the heads; 0 takes half of what the image tower has, at most 256.
-        val_pairs: pairs held out (the same for every recipe of one seed) to measure retrieval after each epoch.
+        val_pairs: pairs held out (the same for every recipe of one seed) to measure retrieval after
+            each epoch.
         seed: of everything random.
     """
 
@@ -90,14 +101,26 @@ class Recipe:
             find_task(task)
         must("clip" not in self.experts, "clip is no task of an expert")
         must(all(value >= 0 for value in self.lambdas.values()), "every lambda must be 0 or more")
-        must(any((self.weight("clip"), self.tasks)), "every lambda is 0, so there is nothing to learn; set one above 0")
-        must(self.epochs > 0 and self.lr > 0 and self.head_lr > 0, "epochs, lr and head_lr must be above 0")
+        must(
+            any((self.weight("clip"), self.tasks)),
+            "every lambda is 0, so there is nothing to learn; set one above 0",
+        )
+        must(
+            self.epochs > 0 and self.lr > 0 and self.head_lr > 0,
+            "epochs, lr and head_lr must be above 0",
+        )
         must(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
         must(self.batch_size >= 2, "batch_size must be at least 2: a contrast needs a second pair")
         must(self.accumulate >= 1, "accumulate must be at least 1")
-        must(self.batch_size % self.accumulate == 0, f"batch_size {self.batch_size} is no multiple of accumulate")
+        must(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size {self.batch_size} is no multiple of accumulate",
+        )
         must(0 <= self.warmup < 1 and 0 <= self.ema < 1, "warmup and ema must be in [0, 1)")
-        must(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "crop_scale must be low,high with 0 < low <= high <= 1")
+        must(
+            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+            "crop_scale must be low,high with 0 < low <= high <= 1",
+        )
         must(0 <= self.flip <= 1, "flip is a probability, between 0 and 1")
         for each in (
             "image_size",
@@ -125,16 +148,23 @@ class Recipe:
         plain = asdict(self)
         del plain["lambdas"]
         losses = ("clip", *ordered({*PAPER, *self.experts, *self.lambdas} - {"clip"}))
-        return {"name": plain.pop("name"), **{LAMBDA + loss: self.weight(loss) for loss in losses}, **plain}
+        return {
+            "name": plain.pop("name"),
+            **{LAMBDA + loss: self.weight(loss) for loss in losses},
+            **plain,
+        }
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with other settings, by the names of ``settings``; text is read as the setting's own type. Raises
-        ``UserError`` for an unknown setting (names the nearest) or a value that does not fit."""
+        """A copy with other settings, by the names of ``settings``; text is read as the setting's
+        own type. Raises ``UserError`` for an unknown setting (names the nearest) or a value that
+        does not fit."""
         known = setting_names()
         if unknown := [name for name in changes if name not in known]:
             raise UserError(f"no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
         lambdas = {
-            name.removeprefix(LAMBDA): read_value(name, value, float) if isinstance(value, str) else float(value)
+            name.removeprefix(LAMBDA): read_value(name, value, float)
+            if isinstance(value, str)
+            else float(value)
             for name, value in changes.items()
             if name.startswith(LAMBDA)
         }
@@ -142,15 +172,21 @@ class Recipe:
         return with_changes(replace(self, lambdas={**self.lambdas, **lambdas}), others)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the weights: two recipes that train the same thing have one identity."""
+        """The settings that decide the weights: two recipes that train the same thing have one
+        identity."""
         without = {"name", "experts", "lambdas", *WITHOUT_EFFECT}
         if not self.tasks:
             without |= {"head_lr", "head_width", "label_size"}
         settings = {name: value for name, value in asdict(self).items() if name not in without}
-        return {"version": VERSION, "lambdas": {loss: self.weight(loss) for loss in ("clip", *self.tasks)}, **settings}
+        return {
+            "version": VERSION,
+            "lambdas": {loss: self.weight(loss) for loss in ("clip", *self.tasks)},
+            **settings,
+        }
 
     def key(self, init: str, pairs: str, labels: str) -> str:
-        """Identity of the weights that this recipe makes of these inputs (digests); the name does not count."""
+        """Identity of the weights that this recipe makes of these inputs (digests); the name does
+        not count."""
         inputs = {"init": init, "pairs": pairs, "labels": labels if self.tasks else ""}
         return content_key({"recipe": self.identity(), **inputs}, 32)
 
@@ -169,11 +205,13 @@ RECIPES: dict[str, Recipe] = {
 
 
 def subsets(tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """The ablation over experts, name → tasks: each alone, each pair, … all of ``tasks`` (of all that are known). ``cliptex``
-    is the name of the paper's, so that its weights are one thing."""
+    """The ablation over experts, name → tasks: each alone, each pair, … all of ``tasks`` (of all
+    that are known). ``cliptex`` is the name of the paper's, so that its weights are one thing."""
     known = ordered(task_names() if tasks is None else tasks)
     found = [chosen for count in range(1, len(known) + 1) for chosen in combinations(known, count)]
-    return {"cliptex" if chosen == PAPER else f"cliptex-{'-'.join(chosen)}": chosen for chosen in found}
+    return {
+        "cliptex" if chosen == PAPER else f"cliptex-{'-'.join(chosen)}": chosen for chosen in found
+    }
 
 
 def recipe_names() -> list[str]:
@@ -185,12 +223,14 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     """A recipe by name or from a file, with ``--set`` changes.
 
     Args:
-        name: ``clip``, ``clip-ft``, ``cliptex``, one of ``subsets`` (``cliptex-seg`` …), or a ``.json`` / ``.toml`` file
-            with settings and, as ``recipe``, the name of the recipe they change (``cliptex`` when not said).
+        name: ``clip``, ``clip-ft``, ``cliptex``, one of ``subsets`` (``cliptex-seg`` …), or a
+            ``.json`` / ``.toml`` file with settings and, as ``recipe``, the name of the recipe they
+            change (``cliptex`` when not said).
         changes: ``key=value`` strings.
 
     Raises:
-        UserError: no such recipe or file, an unknown setting (names the nearest), or a value that does not fit.
+        UserError: no such recipe or file, an unknown setting (names the nearest), or a value that
+            does not fit.
     """
     known = subsets()
     if name in RECIPES:
@@ -200,7 +240,9 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
     elif name.endswith((".json", ".toml")):
         recipe = read_recipe(Path(name))
     else:
-        raise UserError(f"no recipe {name!r}; {nearest(name, recipe_names())}, or a .json or .toml file")
+        raise UserError(
+            f"no recipe {name!r}; {nearest(name, recipe_names())}, or a .json or .toml file"
+        )
     return recipe.changed(parse_pairs(changes))
 
 
@@ -217,10 +259,16 @@ def read_recipe(path: Path) -> Recipe:
     settings = dict(settings)
     base = str(settings.pop("recipe", "cliptex"))
     if base not in RECIPES:
-        raise UserError(f"recipe {path} builds on {base!r}, which does not exist; {nearest(base, RECIPES)}")
+        raise UserError(
+            f"recipe {path} builds on {base!r}, which does not exist; {nearest(base, RECIPES)}"
+        )
     # through text, so that a file's values are checked exactly as those of --set
     plain = {
-        key: ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+        key: ",".join(map(str, value))
+        if isinstance(value, list)
+        else "none"
+        if value is None
+        else str(value)
         for key, value in settings.items()
     }
     try:

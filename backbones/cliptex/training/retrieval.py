@@ -9,8 +9,9 @@ CHUNK = 1024
 
 
 def recall(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Recall@k in percent, both ways (``i2t_R@k``, ``t2i_R@k``), of (N, d) unit-length embeddings whose i-th image belongs to the
-    i-th text. Ties count against the true partner, so constant embeddings score 0, as NaN does."""
+    """Recall@k in percent, both ways (``i2t_R@k``, ``t2i_R@k``), of (N, d) unit-length embeddings
+    whose i-th image belongs to the i-th text. Ties count against the true partner, so constant
+    embeddings score 0, as NaN does."""
     metrics: dict[str, float] = {}
     for name, queries, targets in (("i2t", image, text), ("t2i", text, image)):
         better = []
@@ -19,5 +20,9 @@ def recall(image: Tensor, text: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dic
             own = scores.diagonal(start)[:, None]
             better.append((~(scores < own)).sum(1) - 1)
         rank = torch.cat(better)
-        metrics |= {f"{name}_R@{k}": 100.0 * (rank < k).float().mean().item() for k in ks if k <= len(targets)}
+        metrics |= {
+            f"{name}_R@{k}": 100.0 * (rank < k).float().mean().item()
+            for k in ks
+            if k <= len(targets)
+        }
     return metrics

@@ -1,4 +1,5 @@
-"""The states of a training that is under way, on disk: each whole or not at all, written while the training goes on."""
+"""The states of a training that is under way, on disk: each whole or not at all, written while the
+training goes on."""
 
 from __future__ import annotations
 
@@ -32,13 +33,19 @@ class States:
         """Copy ``state`` and write it in the background; waits for the one before.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written (of this one or the one before).
+            UserError: the disk is full or the folder cannot be written (of this one or the one
+                before).
         """
         self.finish()
         copied = tree_map(
-            lambda value: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value, state
+            lambda value: (
+                value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+            ),
+            state,
         )
-        self._writing = self._writer.submit(self._write, step, {**copied, "key": self.key, "step": step})
+        self._writing = self._writer.submit(
+            self._write, step, {**copied, "key": self.key, "step": step}
+        )
 
     def finish(self) -> None:
         """Until what is being written is on disk; raises as ``save``."""
@@ -47,8 +54,12 @@ class States:
             writing.result()
 
     def steps(self) -> list[int]:
-        """Of the states that are there, the newest first; they may be damaged, or of another training."""
-        return sorted((int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.pt")), reverse=True)
+        """Of the states that are there, the newest first; they may be damaged, or of another
+        training."""
+        return sorted(
+            (int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.pt")),
+            reverse=True,
+        )
 
     def load(self, step: int) -> dict[str, Any] | None:
         """The state of ``step``; None when it cannot be read or is that of another training."""

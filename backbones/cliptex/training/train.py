@@ -1,4 +1,5 @@
-"""Training that ``clip``, ``clip-ft`` and ``cliptex`` share: from initial weights, pairs and labels to an exported backbone.
+"""Training that ``clip``, ``clip-ft`` and ``cliptex`` share: from initial weights, pairs and labels
+to an exported backbone.
 
 L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal, …}
 """
@@ -21,7 +22,12 @@ from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.cliptex.training.models import CLIPWithHeads, PretrainedCLIP, load_pretrained_clip, map_shapes
+from backbones.cliptex.training.models import (
+    CLIPWithHeads,
+    PretrainedCLIP,
+    load_pretrained_clip,
+    map_shapes,
+)
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext, Trainer
 from backbones.utils.errors import UserError
@@ -63,8 +69,9 @@ def train(
 ) -> TrainResult:
     """Train and export a backbone, or return at once when ``out`` holds these very weights.
 
-    Under ``torchrun`` every process calls this with the same arguments; the batch is split over them, and the result is
-    that of one process up to the order of sums (and, on CPUs, up to batch norms, which see each process's share by itself).
+    Under ``torchrun`` every process calls this with the same arguments; the batch is split over
+    them, and the result is that of one process up to the order of sums (and, on CPUs, up to batch
+    norms, which see each process's share by itself).
 
     Args:
         init: see ``load_pretrained_clip``.
@@ -72,26 +79,40 @@ def train(
         labels: ``LabelStore`` or ``JoinedLabels``; read only when a task counts.
 
     Raises:
-        UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable pairs.
+        UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable
+            pairs.
         NonFiniteLoss: the loss broke; says at which step.
     """
     out, context = Path(out), context or TrainContext()
     if recipe.tasks and labels is None:
-        raise UserError(f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give --labels DIR")
+        raise UserError(
+            f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give"
+            " --labels DIR"
+        )
     with processes(context.device) as place, torch.random.fork_rng(devices=[]), _tf32(place.device):
-        start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
+        start = load_pretrained_clip(
+            init, recipe.model, image_size=recipe.image_size, seed=recipe.seed
+        )
         key = _key(recipe, start, pairs, labels)
         if done := place.share(_finished(out, key) if place.first else None):
             return done
         context = context.told(place, out)
         label_size = _label_size(recipe, start)
         batches = TrainDataset(
-            pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=label_size,
-            rank=place.rank, world=place.world,
-        )  # fmt: skip
+            pairs,
+            labels,
+            recipe,
+            tokenizer=start.tokenizer,
+            data=start.data,
+            label_size=label_size,
+            rank=place.rank,
+            world=place.world,
+        )
         notes = _check_labels(batches)
         torch.manual_seed(recipe.seed)
-        towers = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels)).to(place.device)
+        towers = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels)).to(
+            place.device
+        )
         trainer = Trainer(recipe, towers, batches, place, context, key)
 
         def export(path: Path, weights: dict[str, Tensor], **extra: Any) -> None:
@@ -103,11 +124,20 @@ def train(
         cost, notes, weights = trainer.cost(), notes + trainer.notes(), trainer.weights()
         if place.first:
             extra = {
-                "recipe": recipe.settings(), "key": key, "init": init, "init_sha256": start.digest,
+                "recipe": recipe.settings(),
+                "key": key,
+                "init": init,
+                "init_sha256": start.digest,
                 "labels": labels.identity if labels is not None and recipe.tasks else "",
-                "pairs": {"name": pairs.name, "count": len(pairs), "fingerprint": pairs.fingerprint},
-                "metrics": trainer.metrics, "cost": cost, "notes": notes,
-            }  # fmt: skip
+                "pairs": {
+                    "name": pairs.name,
+                    "count": len(pairs),
+                    "fingerprint": pairs.fingerprint,
+                },
+                "metrics": trainer.metrics,
+                "cost": cost,
+                "notes": notes,
+            }
             export(out, weights, **extra)
             trainer.states.remove()
         place.wait()
@@ -115,15 +145,16 @@ def train(
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the weights of a step are exported on the way to ``out``: ``NAME.steps/step-000001000.safetensors``."""
+    """Where the weights of a step are exported on the way to ``out``:
+    ``NAME.steps/step-000001000.safetensors``."""
     return out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
 
 
 def find_trained(
     recipe: Recipe, *, init: str, pairs: PairSource, out: str | Path, labels: Labels | None = None
 ) -> TrainResult | None:
-    """What ``train`` would return at once because ``out`` holds these very weights; None when it would have to train. Raises
-    ``UserError`` when the initial weights cannot be had."""
+    """What ``train`` would return at once because ``out`` holds these very weights; None when it
+    would have to train. Raises ``UserError`` when the initial weights cannot be had."""
     if not Path(out).is_file():
         return None
     start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
@@ -132,7 +163,9 @@ def find_trained(
 
 def _key(recipe: Recipe, start: PretrainedCLIP, pairs: PairSource, labels: Labels | None) -> str:
     init = content_key([start.digest, start.architecture, start.model_config])
-    return recipe.key(init, pairs.fingerprint, labels.identity if labels is not None and recipe.tasks else "")
+    return recipe.key(
+        init, pairs.fingerprint, labels.identity if labels is not None and recipe.tasks else ""
+    )
 
 
 def _finished(out: Path, key: str) -> TrainResult | None:
@@ -146,11 +179,14 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     extra = checkpoint.extra
     if extra.get("key") != key:
         return None
-    return TrainResult(out, checkpoint.sha256, key, extra["metrics"], extra["cost"], extra["notes"], trained=False)
+    return TrainResult(
+        out, checkpoint.sha256, key, extra["metrics"], extra["cost"], extra["notes"], trained=False
+    )
 
 
 def _label_size(recipe: Recipe, start: PretrainedCLIP) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map, at most the image's."""
+    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map,
+    at most the image's."""
     if not recipe.tasks:
         return 0
     finest = min(stride for _, stride in map_shapes(start))
@@ -165,7 +201,10 @@ def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> Task
         classes = labels.classes.get(task.name, ())
         if task.has_classes and not classes:
             others = ",".join(name for name in recipe.tasks if name != task.name)
-            raise UserError(f"the labels have no classes of {task.name}; leave it out with --set experts={others}")
+            raise UserError(
+                f"the labels have no classes of {task.name}; leave it out with --set"
+                f" experts={others}"
+            )
         outputs[task.name] = task.channels(classes)
     channels = [count for count, _ in map_shapes(start)]
     width = recipe.head_width or min(256, max(channels) // 2)
@@ -173,19 +212,31 @@ def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> Task
 
 
 def _check_labels(batches: TrainDataset) -> list[str]:
-    """Labels of other pairs are found out before hours of work, not after; what is said of the others."""
+    """Labels of other pairs are found out before hours of work, not after; what is said of the
+    others."""
     if batches.labels is None:
         return []
     pairs, labels, missing = batches.pairs, batches.labels, set(batches.recipe.tasks)
     stride = max(1, len(pairs) // 32)
-    for index in (index for first in range(stride) for index in range(first, len(pairs), stride)):  # spread ones first
+    for index in (
+        index for first in range(stride) for index in range(first, len(pairs), stride)
+    ):  # spread ones first
         missing -= set(labels.tasks_of(pairs.key(index)))
         if not missing:
-            side = min(min(label.shape[-2:]) for label in labels.get(pairs.key(index), batches.recipe.tasks).values())
+            side = min(
+                min(label.shape[-2:])
+                for label in labels.get(pairs.key(index), batches.recipe.tasks).values()
+            )
             wanted = batches.label_size
-            coarse = f"labels have {side} pixels and are compared at {wanted}: label with label_side={2 * wanted}"
+            coarse = (
+                f"labels have {side} pixels and are compared at {wanted}: label with"
+                f" label_side={2 * wanted}"
+            )
             return [coarse] if side < wanted else []
-    raise UserError(f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name} first")
+    raise UserError(
+        f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name}"
+        " first"
+    )
 
 
 @contextmanager

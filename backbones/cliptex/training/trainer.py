@@ -1,4 +1,5 @@
-"""The training loop: steps, curves, validation, and the states that an interrupted training goes on from."""
+"""The training loop: steps, curves, validation, and the states that an interrupted training goes on
+from."""
 
 from __future__ import annotations
 
@@ -36,14 +37,17 @@ class TrainContext:
 
     Attributes:
         device: ``cpu``, ``cuda`` …
-        log: gets ``train/loss``, ``train/loss_TASK``, ``train/lr``, ``train/images_per_second``, ``train/grad_norm``,
-            ``train/grad_norm_TASK``, ``train/logit_scale``, ``train/lambda_TASK``, ``val/i2t_R@1`` …
+        log: gets ``train/loss``, ``train/loss_TASK``, ``train/lr``, ``train/images_per_second``,
+            ``train/grad_norm``, ``train/grad_norm_TASK``, ``train/logit_scale``,
+            ``train/lambda_TASK``, ``val/i2t_R@1`` …
         progress: one bar over the steps.
         workers: loading processes where pairs do not fit into memory.
-        resume_dir: where states are kept meanwhile (default: beside the weights); an interrupted training goes on from the
-            newest, on CPU to the same bits. Removed at the end.
-        save_seconds: between two states; keep_every: steps between weights that are exported on the way (0: none).
-        log_every, norms_every: steps between log entries and between measurements of the losses' gradient norms.
+        resume_dir: where states are kept meanwhile (default: beside the weights); an interrupted
+            training goes on from the newest, on CPU to the same bits. Removed at the end.
+        save_seconds: between two states; keep_every: steps between weights that are exported on the
+            way (0: none).
+        log_every, norms_every: steps between log entries and between measurements of the losses'
+            gradient norms.
     """
 
     device: str | torch.device = "cpu"
@@ -64,8 +68,8 @@ class TrainContext:
 
 
 class Trainer:
-    """One training of ``towers`` on ``batches``, by ``run``; only from states of the same ``key`` is gone on. ``metrics``: last
-    losses and validation retrieval."""
+    """One training of ``towers`` on ``batches``, by ``run``; only from states of the same ``key``
+    is gone on. ``metrics``: last losses and validation retrieval."""
 
     def __init__(
         self,
@@ -76,7 +80,13 @@ class Trainer:
         context: TrainContext,
         key: str,
     ) -> None:
-        self.recipe, self.towers, self.batches, self.place, self.context = recipe, towers, batches, place, context
+        self.recipe, self.towers, self.batches, self.place, self.context = (
+            recipe,
+            towers,
+            batches,
+            place,
+            context,
+        )
         self.optimizer = build_optimizer(towers, recipe)
         self.ema = averaged(towers.clip, recipe.ema) if recipe.ema else None
         self.steps = TrainStep(towers, recipe, batches.label_size, place.device)
@@ -92,15 +102,18 @@ class Trainer:
         """Train to the end.
 
         Args:
-            export: writes the weights of a step; called, in the first process, every ``keep_every`` steps before the last.
+            export: writes the weights of a step; called, in the first process, every ``keep_every``
+                steps before the last.
         Raises:
             UserError: too many pairs cannot be read, or a state cannot be written.
-            NonFiniteLoss: the gradient was not finite ``MOST_SKIPPED`` times in a row, or at most steps.
+            NonFiniteLoss: the gradient was not finite ``MOST_SKIPPED`` times in a row, or at most
+                steps.
         """
         recipe, batches, context = self.recipe, self.batches, self.context
         batches.remember(context.progress, threads=max(1, context.workers))
         context.log.log_metrics(
-            {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)}, self.step
+            {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)},
+            self.step,
         )
         context.progress.start(f"train {recipe.name}", batches.steps)
         context.progress.advance(self.step)
@@ -108,16 +121,27 @@ class Trainer:
         self._began = saved = time.perf_counter()
         self._buffers = self.towers.buffers_now()
         try:
-            for batch in batches.loader(self.step, context.workers, pin=self.place.device.type == "cuda"):
+            for batch in batches.loader(
+                self.step, context.workers, pin=self.place.device.type == "cuda"
+            ):
                 self._train_on(batch)
                 last = self.step == batches.steps
                 if len(batches.held_out) and (last or self.step % batches.steps_per_epoch == 0):
                     found = self._validate()
                     context.log.log_metrics(found, self.step)
                     self.metrics |= found
-                if self.place.first and not last and context.keep_every and self.step % context.keep_every == 0:
+                if (
+                    self.place.first
+                    and not last
+                    and context.keep_every
+                    and self.step % context.keep_every == 0
+                ):
                     export(self.step)
-                if self.place.first and time.perf_counter() - saved > context.save_seconds and not last:
+                if (
+                    self.place.first
+                    and time.perf_counter() - saved > context.save_seconds
+                    and not last
+                ):
                     self._save()
                     saved = time.perf_counter()
                 context.progress.advance()
@@ -149,18 +173,30 @@ class Trainer:
     def notes(self) -> list[str]:
         """What the user should know; every process calls it."""
         # each process read its own share
-        self.bad.bad = {key: reason for found in self.place.gather(self.bad.bad) for key, reason in found.items()}
+        self.bad.bad = {
+            key: reason
+            for found in self.place.gather(self.bad.bad)
+            for key, reason in found.items()
+        }
         notes = [self.bad.summary()] if self.bad.bad else []
         if unlabelled := sum(self.place.gather(self.unlabelled)):
             share = unlabelled / (self.batches.steps * self.recipe.batch_size)
-            notes.append(f"{share:.1%} of what was trained on has no labels, and counts for the contrast alone")
+            notes.append(
+                f"{share:.1%} of what was trained on has no labels, and counts for the contrast"
+                " alone"
+            )
         if self.skipped:
-            notes.append(f"{self.skipped} of {self.batches.steps} steps were skipped: their gradient was not finite")
+            notes.append(
+                f"{self.skipped} of {self.batches.steps} steps were skipped: their gradient was not"
+                " finite"
+            )
         return notes
 
     def _train_on(self, batch: Batch) -> None:
         recipe, step, place = self.recipe, self.step, self.place
-        torch.manual_seed((recipe.seed * 1_000_003 + step) * place.world + place.rank)  # of patch dropout and drop path
+        torch.manual_seed(
+            (recipe.seed * 1_000_003 + step) * place.world + place.rank
+        )  # of patch dropout and drop path
         self.bad.bad |= dict(batch.bad)
         self.bad.check(len(self.batches.pairs))
         batch = self.batches.on(batch, place.device)
@@ -182,15 +218,24 @@ class Trainer:
                 raise NonFiniteLoss(_broken(recipe, step, losses, self.skipped_in_a_row))
             self.towers.put_back(self._buffers)
         self._buffers = self.towers.buffers_now()
-        self.step, self._changing, self.unlabelled = step + 1, False, self.unlabelled + batch.unlabelled
+        self.step, self._changing, self.unlabelled = (
+            step + 1,
+            False,
+            self.unlabelled + batch.unlabelled,
+        )
         if self.step % self.context.log_every == 0 or norms or self.step == self.batches.steps:
             self.metrics |= self._window.read(self.towers, lr)
-            told = {f"train/grad_norm_{name}": value for name, value in norms.items() if math.isfinite(value)}
+            told = {
+                f"train/grad_norm_{name}": value
+                for name, value in norms.items()
+                if math.isfinite(value)
+            }
             self.context.log.log_metrics(self.metrics | told, self.step)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Retrieval among the held-out pairs by what would be exported now; each process embeds its share."""
+        """Retrieval among the held-out pairs by what would be exported now; each process embeds its
+        share."""
         towers = CLIPWithHeads(self.ema.module, (), None) if self.ema else self.towers
         was_training = towers.training
         towers.eval()
@@ -210,12 +255,20 @@ class Trainer:
         return self.seconds_before + time.perf_counter() - self._began
 
     def _save(self) -> None:
-        self.states.save(self.step, {
-            "towers": self.towers.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else {}, "seconds": self._seconds(),
-            "flops_per_step": self.flops_per_step, "bad": self.bad.bad, "unlabelled": self.unlabelled,
-            "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-        })  # fmt: skip
+        self.states.save(
+            self.step,
+            {
+                "towers": self.towers.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else {},
+                "seconds": self._seconds(),
+                "flops_per_step": self.flops_per_step,
+                "bad": self.bad.bad,
+                "unlabelled": self.unlabelled,
+                "skipped": self.skipped,
+                "skipped_in_a_row": self.skipped_in_a_row,
+            },
+        )
 
     def _resume(self) -> None:
         """Go on from the newest state; every process reads it for itself.
@@ -229,7 +282,10 @@ class Trainer:
             return
         saved = newest or self.states.load(step)
         if saved is None:
-            raise RuntimeError(f"process {self.place.rank} cannot read {self.states.folder}; all need one file system")
+            raise RuntimeError(
+                f"process {self.place.rank} cannot read {self.states.folder}; all need one file"
+                " system"
+            )
         self.step = step
         self.towers.load_state_dict(saved["towers"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -241,7 +297,8 @@ class Trainer:
 
 
 def _flops(steps: TrainStep, batch: Batch) -> float:
-    """Floating-point operations of one process's step; one extra pass, no communication, no trace in the model."""
+    """Floating-point operations of one process's step; one extra pass, no communication, no trace
+    in the model."""
     buffers = steps.towers.buffers_now()
     part = batch.split(steps.recipe.accumulate)[0]
 
@@ -287,8 +344,12 @@ class _Window:
         if self.losses:
             local = torch.stack(self.losses).mean(0)
             mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
-            read |= {f"train/loss_{name}": value for name, value in zip(self.names, mean, strict=True)}
-            read["train/loss"] = sum(self.recipe.weight(name) * read[f"train/loss_{name}"] for name in self.names)
+            read |= {
+                f"train/loss_{name}": value for name, value in zip(self.names, mean, strict=True)
+            }
+            read["train/loss"] = sum(
+                self.recipe.weight(name) * read[f"train/loss_{name}"] for name in self.names
+            )
             logit_scale: Any = towers.clip.logit_scale
             read |= {"train/grad_norm": self.norm, "train/logit_scale": logit_scale.exp().item()}
             read["train/images_per_second"] = self.images / (time.perf_counter() - self.began)
@@ -299,6 +360,6 @@ class _Window:
 def _broken(recipe: Recipe, step: int, losses: Mapping[str, Tensor], steps: int) -> str:
     named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
     return (
-        f"recipe {recipe.name!r}: the gradient became NaN or infinite {steps} times in a row, last at step {step + 1} "
-        f"(losses: {named}); lower lr or the lambdas, or use precision=fp32"
+        f"recipe {recipe.name!r}: the gradient became NaN or infinite {steps} times in a row, last"
+        f" at step {step + 1} (losses: {named}); lower lr or the lambdas, or use precision=fp32"
     )

@@ -1,4 +1,5 @@
-"""``estimate``: hours, GPU-hours and disk of labelling and training on many GPUs, from the speed of one."""
+"""``estimate``: hours, GPU-hours and disk of labelling and training on many GPUs, from the speed of
+one."""
 
 from __future__ import annotations
 
@@ -21,11 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--epochs", 30, "of the training (default: 30, the paper's)"),
         ("--label-speed", None, "images a second of one GPU, all experts together"),
         ("--train-speed", None, "images a second of one GPU in training"),
-        ("--label-bytes", 12_000, "of an image's labels (default: 12000, the most that is aimed at)"),
+        (
+            "--label-bytes",
+            12_000,
+            "of an image's labels (default: 12000, the most that is aimed at)",
+        ),
     ):
-        parser.add_argument(flag, type=above_zero, default=default, required=default is None, metavar="N", help=about)
+        parser.add_argument(
+            flag,
+            type=above_zero,
+            default=default,
+            required=default is None,
+            metavar="N",
+            help=about,
+        )
     parser.add_argument(
-        "--gpus", type=names, default=["8", "64"], metavar="N[,N]", help="a row for each (default: 8,64)"
+        "--gpus",
+        type=names,
+        default=["8", "64"],
+        metavar="N[,N]",
+        help="a row for each (default: 8,64)",
     )
 
 
@@ -44,7 +60,9 @@ def main(options: argparse.Namespace) -> int:
 
     gpus = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in options.gpus]
     if not gpus or 0 in gpus:
-        raise UserError(f"--gpus {','.join(options.gpus)}: give whole numbers above 0, such as 8,64")
+        raise UserError(
+            f"--gpus {','.join(options.gpus)}: give whole numbers above 0, such as 8,64"
+        )
     speeds = options.label_speed, options.train_speed
     table = scale_table(round(options.pairs), options.epochs, *speeds, options.label_bytes, gpus)
     console.print(table, markup=False, soft_wrap=True)

@@ -12,12 +12,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``experts``."""
     with_examples(parser, "train unet --data-root DIR --out unet/", "train --help")
     train = add_command(
-        add_commands(parser, "what"), "train", "train one on a folder in the official layouts, and measure it on truth",
-        "unet --data-root DIR --out unet/", "dpt --data-root DIR --set epochs=4 --out dpt/ --device cuda",
-    )  # fmt: skip
+        add_commands(parser, "what"),
+        "train",
+        "train one on a folder in the official layouts, and measure it on truth",
+        "unet --data-root DIR --out unet/",
+        "dpt --data-root DIR --set epochs=4 --out dpt/ --device cuda",
+    )
     train.add_argument("name", metavar="NAME", help="which; see `list experts`")
     add(train, "--config")
-    add(train, "--data-root", required=True, help="folder with coco/ (seg) or nyu/ (depth, normal), train and val")
+    add(
+        train,
+        "--data-root",
+        required=True,
+        help="folder with coco/ (seg) or nyu/ (depth, normal), train and val",
+    )
     add(train, "--out", type=folder, required=True, metavar="DIR", help="where the expert goes")
     add(train, "--set", help="change a setting of its training (repeatable): size, epochs, lr …")
     add(train, "--seed")
@@ -36,10 +44,17 @@ def main(options: argparse.Namespace) -> int:
     from reports.mlflow.client import using
 
     inputs = ExpertTraining(
-        options.name, options.data_root.absolute(), options.out.absolute(), parse_pairs(options.overrides), options.seed,
+        options.name,
+        options.data_root.absolute(),
+        options.out.absolute(),
+        parse_pairs(options.overrides),
+        options.seed,
         experiment=options.experiment,
-    )  # fmt: skip
-    with using(options.tracking_uri), driving(executor_spec(options), options.experiment) as (executor, _):
+    )
+    with (
+        using(options.tracking_uri),
+        driving(executor_spec(options), options.experiment) as (executor, _),
+    ):
         asyncio.run(expert_stage(inputs, executor))
     told = f"--experts {options.name}={options.out} --pairs … --out …"
     console.print(f"label with it: python -m benchmark labels predict {told}", markup=False)

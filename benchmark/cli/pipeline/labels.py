@@ -1,4 +1,5 @@
-"""``labels``: let experts predict pseudo-labels of image-caption pairs, make a store of people's labels, check and draw them."""
+"""``labels``: let experts predict pseudo-labels of image-caption pairs, make a store of people's
+labels, check and draw them."""
 
 from __future__ import annotations
 
@@ -29,32 +30,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     with_examples(parser, "check labels/", "draw labels/ --pairs cc3m/00000.tar")
     commands = add_commands(parser, "what")
     predict = add_command(
-        commands, "predict", "let experts write pseudo-labels, once; a task for each shard of pairs",
-        "--pairs 'cc3m/{00000..00331}.tar' --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out labels/",
+        commands,
+        "predict",
+        "let experts write pseudo-labels, once; a task for each shard of pairs",
+        "--pairs 'cc3m/{00000..00331}.tar' --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out"
+        " labels/",
         "--pairs pairs.csv --experts dpt=dpt/ --set label_side=112 --out labels/ --dry-run",
-    )  # fmt: skip
+    )
     add(predict, "--config", "--dry-run")
     add(predict, "--pairs", required=True)
     about = "mask-rcnn=…, dpt=…, nll-angmf=…; see `list experts`"
-    predict.add_argument("--experts", required=True, type=names, metavar="NAME=WHERE[,…]", help=about)
+    predict.add_argument(
+        "--experts", required=True, type=names, metavar="NAME=WHERE[,…]", help=about
+    )
     add(predict, "--out", required=True, type=folder, metavar="DIR", help="the label store")
     add(predict, "--set", help="change how labels are made (repeatable): input_side, label_side")
-    predict.add_argument("--batch-size", type=number(1, COUNT), default=32, metavar="N", help="images (default: 32)")
+    predict.add_argument(
+        "--batch-size", type=number(1, COUNT), default=32, metavar="N", help="images (default: 32)"
+    )
     add_execution(predict)
     add_tracking(predict, "label")
 
     make = add_command(
-        commands, "make", "a label store from folders of files, for `train --manual-labels`",
+        commands,
+        "make",
+        "a label store from folders of files, for `train --manual-labels`",
         "--pairs 'cc3m/{00000..00331}.tar' --from depth=depth/ --out mine/",
         "--pairs pairs.csv --from seg=masks/ --classes names.txt --label-side 0 --out mine/",
-    )  # fmt: skip
+    )
     add(make, "--config")
     add(make, "--pairs", required=True)
     make.add_argument(
-        "--from", **PAIRS | {"metavar": "TASK=DIR"}, required=True, dest="folders",
-        help="seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0 unknown; normal=DIR: RGB "
-        "PNGs, n = png / 127.5 - 1, x right, y up, z to the camera, black unknown. Files are called as their pairs (repeatable)",
-    )  # fmt: skip
+        "--from",
+        **PAIRS | {"metavar": "TASK=DIR"},
+        required=True,
+        dest="folders",
+        help=(
+            "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
+            " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
+            " black unknown. Files are called as their pairs (repeatable)"
+        ),
+    )
     about = "names of the masks' classes, one a line; or those of another label store"
     make.add_argument("--classes", type=Path, metavar="FILE|DIR", help=about)
     about = "short side that labels are kept at; 0: as they are (default: 60)"
@@ -62,12 +78,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(make, "--out", required=True, type=folder, metavar="DIR", help="the label store")
 
     check = add_command(
-        commands, "check", "whether every byte is as it was written, and all counts agree", "labels/", "/shared/labels"
+        commands,
+        "check",
+        "whether every byte is as it was written, and all counts agree",
+        "labels/",
+        "/shared/labels",
     )
     draw = add_command(
-        commands, "draw", "a picture of labels beside images",
-        "labels/ --pairs 'cc3m/{00000..00331}.tar'", "labels/ --pairs pairs.csv --limit 20 --out look.png",
-    )  # fmt: skip
+        commands,
+        "draw",
+        "a picture of labels beside images",
+        "labels/ --pairs 'cc3m/{00000..00331}.tar'",
+        "labels/ --pairs pairs.csv --limit 20 --out look.png",
+    )
     for command in (check, draw):
         command.add_argument("dir", type=Path, metavar="DIR", help="the label store")
     add(draw, "--pairs", required=True)
@@ -98,7 +121,12 @@ def predict(options: argparse.Namespace) -> int:
     settings = with_changes(LabelSettings(), parse_pairs(options.overrides))
     experts = tuple(dict.fromkeys(options.experts))
     request = LabelRequest(
-        options.pairs, experts, options.out, settings, options.batch_size, experiment=options.experiment
+        options.pairs,
+        experts,
+        options.out,
+        settings,
+        options.batch_size,
+        experiment=options.experiment,
     )
     if options.dry_run:
         with using(options.tracking_uri):
@@ -107,7 +135,12 @@ def predict(options: argparse.Namespace) -> int:
     with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         manifest = asyncio.run(label_stage(request, executor))
     size = f"{manifest['bytes_per_image']:.0f} bytes an image"
-    return _say(manifest, f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled", size, options.out)
+    return _say(
+        manifest,
+        f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled",
+        size,
+        options.out,
+    )
 
 
 def make(options: argparse.Namespace) -> int:
@@ -120,7 +153,11 @@ def make(options: argparse.Namespace) -> int:
 
     folders = placed(options.folders, "--from")
     classes = _classes(options.classes) if options.classes else {}
-    named = {name: classes.get(name, classes.get("", ())) for name in folders if find_task(name).has_classes}
+    named = {
+        name: classes.get(name, classes.get("", ()))
+        for name in folders
+        if find_task(name).has_classes
+    }
     manual = ManualLabels(folders, named, options.label_side)
 
     def say(line: str) -> None:
@@ -177,4 +214,6 @@ def _classes(path: Path) -> dict[str, list[str]]:
     try:
         return {"": [line.strip() for line in read_utf8(path).splitlines() if line.strip()]}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the classes in {path} ({error}); give a text file with a name a line") from error
+        raise UserError(
+            f"cannot read the classes in {path} ({error}); give a text file with a name a line"
+        ) from error

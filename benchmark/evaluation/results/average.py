@@ -1,4 +1,5 @@
-"""The mean of a suite's main metrics, where that is a figure of its own: over all its tasks, or it is not called so."""
+"""The mean of a suite's main metrics, where that is a figure of its own: over all its tasks, or it
+is not called so."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def split_by_place(
     if not there:
         where = f"in {data_root}" if data_root else "named: give --data-root DIR"
         raise UserError(
-            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are {folders(absent)}"
+            f"suite {suite.name!r}: none of its {len(tasks)} datasets is {where}; its folders are"
+            f" {folders(absent)}"
         )
     return there, absent
 
@@ -55,7 +57,8 @@ class Average:
     Attributes:
         title: what it is called where no task is missing.
         tasks: names of all tasks of the suite.
-        main: task → its main metric, of those that run; partial: those whose data are a part of the official ones.
+        main: task → its main metric, of those that run; partial: those whose data are a part of the
+            official ones.
         absent: names of the tasks whose data are not there.
     """
 
@@ -82,7 +85,11 @@ class Average:
 
     def values(self, cells: Sequence[Cell]) -> list[float]:
         """The main metrics that one backbone and seed has."""
-        found = {cell.task: cell.metrics.get(self.main[cell.task], np.nan) for cell in cells if cell.task in self.main}
+        found = {
+            cell.task: cell.metrics.get(self.main[cell.task], np.nan)
+            for cell in cells
+            if cell.task in self.main
+        }
         return [value for name, value in found.items() if name in self.tasks and np.isfinite(value)]
 
     def whole(self, cells: Sequence[Cell]) -> float | None:
@@ -97,10 +104,13 @@ class Average:
             mine = [cell for cell in cells if (cell.backbone, cell.seed) == (name, seed)]
             values, who = self.values(mine), f"{name} · seed {seed}"
             if self.whole(mine) is not None:
-                parts = f" ({len(self.partial)} of them on parts of their data)" if self.partial else ""
+                parts = (
+                    f" ({len(self.partial)} of them on parts of their data)" if self.partial else ""
+                )
                 found.append(f"{self.title} · {who}: {np.mean(values):.2f}{parts}")
             elif values:
                 found.append(
-                    f"mean of {len(values)} of {len(self.tasks)} tasks (not the average) · {who}: {np.mean(values):.2f}"
+                    f"mean of {len(values)} of {len(self.tasks)} tasks (not the average) · {who}:"
+                    f" {np.mean(values):.2f}"
                 )
         return found

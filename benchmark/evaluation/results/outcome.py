@@ -25,7 +25,8 @@ class RunResult:
     """A run's cells, and where they are in MLflow.
 
     Attributes:
-        run_ids: (backbone, seed) → its parent run; none for a backbone whose weights could not be made.
+        run_ids: (backbone, seed) → its parent run; none for a backbone whose weights could not be
+            made.
         average: of the suite's tasks, None where it has none.
     """
 
@@ -50,14 +51,17 @@ def as_json(result: RunResult) -> dict[str, Any]:
     for cell in result.cells:
         for metric, value in cell.metrics.items():
             if np.isfinite(value):
-                by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})[metric] = float(value)
+                by_seed[str(cell.seed)][cell.backbone].setdefault(cell.task, {})[metric] = float(
+                    value
+                )
                 values[cell.backbone, cell.task, metric].append(float(value))
     means: dict[str, dict] = {name: {} for name in names}
     for (name, task, metric), found in values.items():
         if len(found) == len(seeds):
             means[name].setdefault(task, {})[metric] = float(np.mean(found))
     ids = {
-        seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids} for seed in seeds
+        seed: {name: result.run_ids[name, seed] for name in names if (name, seed) in result.run_ids}
+        for seed in seeds
     }
     told: dict[str, Any] = {
         "suite": result.suite,
@@ -80,13 +84,20 @@ def as_json(result: RunResult) -> dict[str, Any]:
 
 
 def _average_json(result: RunResult, average: Average) -> dict[str, Any]:
-    """What the average is called, its value for each backbone (the mean over seeds; None where a task has no number), and the
-    tasks whose data are not there."""
+    """What the average is called, its value for each backbone (the mean over seeds; None where a
+    task has no number), and the tasks whose data are not there."""
     found: dict[str, list[float | None]] = defaultdict(list)
     for name, seed in dict.fromkeys((cell.backbone, cell.seed) for cell in result.cells):
-        found[name].append(average.whole([c for c in result.cells if (c.backbone, c.seed) == (name, seed)]))
+        found[name].append(
+            average.whole([c for c in result.cells if (c.backbone, c.seed) == (name, seed)])
+        )
     means = {name: None if None in each else float(np.mean(each)) for name, each in found.items()}  # type: ignore[arg-type]
-    return {"title": average.title, "tasks": len(average.tasks), "backbones": means, "absent": list(average.absent)}
+    return {
+        "title": average.title,
+        "tasks": len(average.tasks),
+        "backbones": means,
+        "absent": list(average.absent),
+    }
 
 
 def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
@@ -117,4 +128,6 @@ def must_be_writable(path: Path, option: str = "--json") -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f"{option} {path}: cannot write there ({error.strerror or error}); name another file") from None
+        raise UserError(
+            f"{option} {path}: cannot write there ({error.strerror or error}); name another file"
+        ) from None

@@ -26,11 +26,14 @@ Known = Mapping[tuple[str, str, str], Number]  # backbone, task, metric
 
 
 def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], known: Known) -> Table:
-    """Tasks down, backbones across: means over seeds, with a report's intervals where they are ``known``, else with the standard
-    error. The best mean of a row is bold, where a report calls it better than all others."""
+    """Tasks down, backbones across: means over seeds, with a report's intervals where they are
+    ``known``, else with the standard error. The best mean of a row is bold, where a report calls it
+    better than all others."""
     names = list(dict.fromkeys(cell.backbone for cell in cells))
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
-    title = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
+    title = (
+        f"mean over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}" if seeds else ""
+    )
     if known:
         title += "; 95 % interval; against the baseline ▲ better, ▼ worse, = undecided, ? not known"
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD)
@@ -40,7 +43,11 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], known: Kn
         table.add_column(name, justify="right")
     for task in tasks:
         main = next(iter(task.probe.metrics))
-        shown = [(name, one.direction) for name, one in task.probe.metrics.items() if one.shown or name == main]
+        shown = [
+            (name, one.direction)
+            for name, one in task.probe.metrics.items()
+            if one.shown or name == main
+        ]
         for number, (metric, sign) in enumerate(shown):
             texts: list[str | Text] = []
             means = []
@@ -62,7 +69,9 @@ def results_table(tasks: Sequence[PlannedTask], cells: Sequence[Cell], known: Kn
 
 def _cell(values: np.ndarray, cells: Sequence[Cell], known: Number | None) -> tuple[str, float]:
     if not len(values) or not np.isfinite(values).all():
-        return (cells[0].status if cells and not any(cell.metrics for cell in cells) else "–"), np.nan
+        return (
+            cells[0].status if cells and not any(cell.metrics for cell in cells) else "–"
+        ), np.nan
     mean = float(values.mean())
     digits = 3 if abs(mean) < 10 else 1
     text = f"{mean:.{digits}f}"
@@ -74,12 +83,20 @@ def _cell(values: np.ndarray, cells: Sequence[Cell], known: Number | None) -> tu
 
 
 def show(
-    tasks: Sequence[PlannedTask], cells: Sequence[Cell], average: Average | None = None, report: Report | None = None
+    tasks: Sequence[PlannedTask],
+    cells: Sequence[Cell],
+    average: Average | None = None,
+    report: Report | None = None,
 ) -> None:
-    """Print the table and the report's sentence, then notes and what is missing, a line each; notes of a task that differ only in
-    numbers are one."""
+    """Print the table and the report's sentence, then notes and what is missing, a line each; notes
+    of a task that differ only in numbers are one."""
     known = (
-        {(n.backbone, n.task, n.metric): n for table in report.tables for _, row in table.rows for n in row}
+        {
+            (n.backbone, n.task, n.metric): n
+            for table in report.tables
+            for _, row in table.rows
+            for n in row
+        }
         if report
         else {}
     )
@@ -93,7 +110,10 @@ def show(
     for line in average.lines(cells) if average else ():
         console.print(f"  {line}", markup=False)
     if average and average.absent:
-        console.print(f"  missing · no data of {len(average.absent)} tasks: {', '.join(average.absent)}", markup=False)
+        console.print(
+            f"  missing · no data of {len(average.absent)} tasks: {', '.join(average.absent)}",
+            markup=False,
+        )
     for task in [task.name for task in tasks]:
         mine = [cell for cell in cells if cell.task == task]
         for who, note in merged_notes(mine):
@@ -108,7 +128,8 @@ NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
 
 def merged_notes(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    """Each note of a task's cells once: (whose it is, its text), with a range in the place of numbers that differ."""
+    """Each note of a task's cells once: (whose it is, its text), with a range in the place of
+    numbers that differ."""
     found: dict[str, list[tuple[str, str]]] = {}
     for cell in cells:
         for note in cell.notes:
@@ -118,7 +139,9 @@ def merged_notes(cells: Sequence[Cell]) -> list[tuple[str, str]]:
         who = list(dict.fromkeys(backbone for backbone, _ in same))
         columns = zip(*(NUMBER.findall(note) for _, note in same), strict=True)
         ranges = [_range(list(values)) for values in columns]
-        told.append((f" · {', '.join(who)}" if set(who) != having else "", _filled(same[0][1], ranges)))
+        told.append(
+            (f" · {', '.join(who)}" if set(who) != having else "", _filled(same[0][1], ranges))
+        )
     return told
 
 
@@ -134,4 +157,8 @@ def _range(values: Sequence[str]) -> str:
 
 def number(value: float | None) -> str:
     """For people; a dash for what is missing."""
-    return "–" if value is None or not np.isfinite(value) else (f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}")
+    return (
+        "–"
+        if value is None or not np.isfinite(value)
+        else (f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}")
+    )

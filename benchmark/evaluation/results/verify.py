@@ -1,4 +1,5 @@
-"""Does what MLflow says of every finished cell agree with the artifacts that it was computed from?"""
+"""Does what MLflow says of every finished cell agree with the artifacts that it was computed
+from?"""
 
 from __future__ import annotations
 
@@ -13,14 +14,19 @@ from reports.mlflow.query import Scored, Store, scored
 from reports.parts.provenance import read_json
 from reports.stats.per_image import load_scores
 
-# sums in float32 and medians from histograms; a number of another cell or of other images is further away
+# sums in float32 and medians from histograms; a number of another cell or of other images is
+# further away
 NEAR = {"rel_tol": 1e-3, "abs_tol": 1e-4}
 
 
 def verify(
-    store: Store, experiments: Sequence[str], start: Callable[[str, int], None], advance: Callable[[], None]
+    store: Store,
+    experiments: Sequence[str],
+    start: Callable[[str, int], None],
+    advance: Callable[[], None],
 ) -> tuple[int, list[str]]:
-    """How many finished cells the named experiments have (all, where none is named), and a line for each thing that is wrong.
+    """How many finished cells the named experiments have (all, where none is named), and a line for
+    each thing that is wrong.
 
     Args:
         start, advance: tell progress.
@@ -31,12 +37,16 @@ def verify(
     cells = [
         cell
         for cell in scored(store.runs(experiments or sorted(store.experiments())))
-        if cell.status == "FINISHED" and cell.parent == cell.run.parent  # not once more for who reused it
+        if cell.status == "FINISHED"
+        and cell.parent == cell.run.parent  # not once more for who reused it
     ]
     start("verifying", len(cells))
     found = []
     for cell in cells:
-        where = f"{cell.run.experiment} · {cell.backbone} · {cell.task} · seed {cell.seed} (run {cell.run.id})"
+        where = (
+            f"{cell.run.experiment} · {cell.backbone} · {cell.task} · seed {cell.seed} (run"
+            f" {cell.run.id})"
+        )
         try:
             found += [f"{where}: {wrong}" for wrong in _wrong(store, cell)]
         except TrackingError as error:
@@ -54,7 +64,9 @@ def _wrong(store: Store, cell: Scored) -> Iterator[str]:
         yield "has no metrics.json"
     else:
         yield from _differences(
-            cell, {name: value for name, value in written.items() if value is not None}, "metrics.json"
+            cell,
+            {name: value for name, value in written.items() if value is not None},
+            "metrics.json",
         )
     protocol = read_json(store, cell.run, "protocol.json")
     if not protocol:
@@ -67,7 +79,9 @@ def _wrong(store: Store, cell: Scored) -> Iterator[str]:
     else:
         everything = np.ones((1, len(scores.images)))
         again = {
-            name: float(compute(everything)[0]) for name, compute in scores.metrics.items() if name in cell.metrics
+            name: float(compute(everything)[0])
+            for name, compute in scores.metrics.items()
+            if name in cell.metrics
         }
         yield from _differences(cell, again, "its per-image scores")
 
@@ -75,5 +89,9 @@ def _wrong(store: Store, cell: Scored) -> Iterator[str]:
 def _differences(cell: Scored, values: dict[str, float], source: str) -> Iterator[str]:
     for name, value in values.items():
         stored = cell.metrics.get(name) if name in cell.declared else value
-        if stored is None or not isinstance(value, int | float) or not math.isclose(stored, value, **NEAR):
+        if (
+            stored is None
+            or not isinstance(value, int | float)
+            or not math.isclose(stored, value, **NEAR)
+        ):
             yield f"{name} is {stored} in MLflow and {value} by {source}"

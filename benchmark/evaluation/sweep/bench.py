@@ -1,4 +1,5 @@
-"""The bridge from a suite to a sweep: "train with these settings, freeze, probe, return metrics" as units of work."""
+"""The bridge from a suite to a sweep: "train with these settings, freeze, probe, return metrics" as
+units of work."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ DENSE_KINDS = ("segmentation", "detection", "depth", "normals")
 
 @dataclass(frozen=True)
 class SweepOptions(Wanted):
-    """All that ``sweep launch`` was told, by the names of its options; its ``--help`` says what they mean."""
+    """All that ``sweep launch`` was told, by the names of its options; its ``--help`` says what
+    they mean."""
 
     suite: str = "sweep"
     tasks: Sequence[str] = ()
@@ -84,7 +86,9 @@ def planned(options: SweepOptions) -> list[PlannedTask]:
     given = {name: bool(getattr(options, name)) for name in ("init", "pairs", "labels")}
     wrong = [name for name, there in given.items() if there == bool(suite.training)]
     if wrong and suite.training:
-        raise UserError(f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{wrong[0]}")
+        raise UserError(
+            f"suite {suite.name!r} makes its own pairs, labels and weights; leave out --{wrong[0]}"
+        )
     if wrong:
         told = f"say --init, --pairs and --labels ({wrong[0]} is missing)"
         raise UserError(f"suite {suite.name!r} has no pairs of its own: {told}")
@@ -95,16 +99,26 @@ def objective_tasks(tasks: Sequence[PlannedTask]) -> dict[str, ObjectiveTask]:
     """What objectives need to know of the tasks."""
     found = {}
     for task in tasks:
-        group: Any = "dense" if task.spec.kind in DENSE_KINDS else "zero-shot" if task.probe.needs_text else "linear"
+        group: Any = (
+            "dense"
+            if task.spec.kind in DENSE_KINDS
+            else "zero-shot"
+            if task.probe.needs_text
+            else "linear"
+        )
         metrics = task.probe.metrics
         floor = next(iter(metrics.values())).floor
-        found[task.name] = ObjectiveTask({name: one.direction for name, one in metrics.items()}, group, floor)
+        found[task.name] = ObjectiveTask(
+            {name: one.direction for name, one in metrics.items()}, group, floor
+        )
     return found
 
 
-def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Value]]:
-    """Recipe settings that all trials share – the suite's, then the recipe file's, then the user's, without λs – and the λs that
-    the user fixes (or bases linear search on).
+def fixed_settings(
+    options: SweepOptions, suite_settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Value]]:
+    """Recipe settings that all trials share – the suite's, then the recipe file's, then the user's,
+    without λs – and the λs that the user fixes (or bases linear search on).
 
     Raises:
         UserError: no such recipe, a setting that does not exist or fit.
@@ -113,25 +127,39 @@ def fixed_settings(options: SweepOptions, suite_settings: Mapping[str, Any]) -> 
     if options.recipe not in RECIPES:
         found |= _differing(read_recipe(Path(options.recipe)))
     elif options.recipe != CLIPTEX.name:
-        raise UserError(f"--recipe {options.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe file")
+        raise UserError(
+            f"--recipe {options.recipe}: a sweep is over cliptex's λs; give cliptex or a recipe"
+            " file"
+        )
     for name in overrides:
         if name not in known:
-            raise UserError(f"--set {name}: no setting of the recipe; {nearest(name, known)} (tasks: --set-task)")
+            raise UserError(
+                f"--set {name}: no setting of the recipe; {nearest(name, known)} (tasks:"
+                " --set-task)"
+            )
         if name in ("name", "seed"):
             raise UserError(f"--set {name}: give --study NAME and --seed N instead")
     recipe = CLIPTEX.changed(found).changed(overrides)
-    lambdas: dict[str, Value] = {name: recipe.settings()[name] for name in overrides if name.startswith(LAMBDA)}
+    lambdas: dict[str, Value] = {
+        name: recipe.settings()[name] for name in overrides if name.startswith(LAMBDA)
+    }
     return {"recipe": CLIPTEX.name, **_differing(recipe), "seed": options.seed}, lambdas
 
 
 def _differing(recipe: Recipe) -> dict[str, Any]:
     """Settings in which a recipe differs from ``cliptex``, without name, seed and λs."""
     ours = CLIPTEX.settings()
-    shared = {k: v for k, v in recipe.settings().items() if k not in ("name", "seed") and not k.startswith(LAMBDA)}
+    shared = {
+        k: v
+        for k, v in recipe.settings().items()
+        if k not in ("name", "seed") and not k.startswith(LAMBDA)
+    }
     return {k: v for k, v in shared.items() if v != ours[k]}
 
 
-def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value], seed: int) -> Recipe:
+def make_recipe(
+    name: str, fixed: Mapping[str, Any], params: Mapping[str, Value], seed: int
+) -> Recipe:
     """Recipe ``name`` (``cliptex``, ``clip-ft``) with shared settings and a trial's params.
 
     Raises:
@@ -139,12 +167,15 @@ def make_recipe(name: str, fixed: Mapping[str, Any], params: Mapping[str, Value]
     """
     # the baseline has the shared settings, but neither λs nor experts
     without = ("recipe", "seed") if name == CLIPTEX.name else ("recipe", "seed", "experts")
-    shared: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fixed.items() if k not in without}
+    shared: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fixed.items() if k not in without
+    }
     return RECIPES[name].changed({**shared, **params, "seed": seed})
 
 
 class Bench:
-    """A suite's data, pairs, labels and initial weights; trains and probes recipes on them, by units of work.
+    """A suite's data, pairs, labels and initial weights; trains and probes recipes on them, by
+    units of work.
 
     Args:
         stages: with what units run.
@@ -155,8 +186,12 @@ class Bench:
         self.stages, self.training, self.labels = stages, training, LabelStore(training.labels)
         # before trainings: a trial that is begun is ended first
         self.probing = Probing(
-            stages, planned(options), parse_pairs(options.task_overrides), options.choice(training.data), priority=1,
-        )  # fmt: skip
+            stages,
+            planned(options),
+            parse_pairs(options.task_overrides),
+            options.choice(training.data),
+            priority=1,
+        )
         self.tasks, self.data = self.probing.tasks, self.probing.data
 
     def content(self) -> dict[str, Any]:
@@ -165,11 +200,16 @@ class Bench:
             "pairs": open_pairs(self.training.pairs, reporter()).fingerprint,
             "labels": self.labels.identity,
             "init": load_pretrained_clip(self.training.init, "mini").digest,
-            "data": {task.name: content_key(task.protocol(self.data[task.name])) for task in self.tasks},
+            "data": {
+                task.name: content_key(task.protocol(self.data[task.name])) for task in self.tasks
+            },
         }
 
-    async def measure(self, recipe: Recipe, parent: str, pruning: Pruning | None = None) -> Evaluation:
-        """Train ``recipe`` (or find its weights), probe them on every task; all runs nest under the run ``parent``.
+    async def measure(
+        self, recipe: Recipe, parent: str, pruning: Pruning | None = None
+    ) -> Evaluation:
+        """Train ``recipe`` (or find its weights), probe them on every task; all runs nest under the
+        run ``parent``.
 
         Raises:
             UserError, NonFiniteLoss, WorkerLost: as training and probing do.
@@ -177,13 +217,27 @@ class Bench:
         """
         made, labels = self.training, self.labels if recipe.tasks else None
         inputs = TrainingInputs(
-            recipe, made.init, made.pairs, made.weights(recipe, labels), labels=(made.labels,) if labels else (),
-            experiment=self.stages.experiment, parent=parent, pruning=pruning,
-        )  # fmt: skip
+            recipe,
+            made.init,
+            made.pairs,
+            made.weights(recipe, labels),
+            labels=(made.labels,) if labels else (),
+            experiment=self.stages.experiment,
+            parent=parent,
+            pruning=pruning,
+        )
         keep(inputs.out)
         weights = await train_stage(inputs, self.stages.executor)
-        config = {"name": recipe.name, "weights": str(weights.path), "seed": recipe.seed, "any_architecture": True}
-        units = [self.probing.cells(group, config, recipe.seed, parent) for group in self.probing.groups(self.tasks)]
+        config = {
+            "name": recipe.name,
+            "weights": str(weights.path),
+            "seed": recipe.seed,
+            "any_architecture": True,
+        }
+        units = [
+            self.probing.cells(group, config, recipe.seed, parent)
+            for group in self.probing.groups(self.tasks)
+        ]
         cells = []
         for found in await asyncio.gather(
             *units, return_exceptions=True
@@ -193,12 +247,19 @@ class Bench:
             cells += found
         for cell in cells:
             if cell.status == "not applicable":
-                raise UserError(f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with --task")
+                raise UserError(
+                    f"{cell.task}: {cell.reason}, in the weights of this sweep; leave it out with"
+                    " --task"
+                )
             if cell.status == "failed":
                 raise RuntimeError(f"{cell.task}: {cell.reason}")
         tags = {"train.run": weights.run, "trained": str(weights.trained).lower()}
         tags |= {"weights.sha256": weights.sha256, "weights.file": str(weights.path)}
-        tags |= {f"cached.{cell.task.replace('/', '.')}": cell.run_id for cell in cells if cell.status == "cached"}
+        tags |= {
+            f"cached.{cell.task.replace('/', '.')}": cell.run_id
+            for cell in cells
+            if cell.status == "cached"
+        }
         costs = {**weights.spent, "probe_seconds": sum(cell.seconds for cell in cells)}
         known = {key: value for key, value in tags.items() if value}
         return Evaluation({cell.task: cell.metrics for cell in cells}, known, costs)
@@ -213,7 +274,11 @@ async def prepare_bench(options: SweepOptions, stages: Stages) -> Bench:
     make = find_suite(options.suite).training
     tasks, placed = planned(options), options.data
     # what the user places is looked at before anything is trained
-    own = [task for task in tasks if {task.spec.name, task.spec.folder} & set(placed)] if make else tasks
+    own = (
+        [task for task in tasks if {task.spec.name, task.spec.folder} & set(placed)]
+        if make
+        else tasks
+    )
     prepare_data(own, options.choice(), stages.executor.num_workers)
     return Bench(options, stages, await make(stages, options.seed) if make else _brought(options))
 
@@ -224,7 +289,16 @@ def _brought(options: SweepOptions) -> SuiteTraining:
     init = str(Path(options.init).absolute()) if Path(options.init).exists() else options.init
 
     def weights(recipe: Recipe, used: LabelStore | None) -> Path:
-        inputs = {"recipe": recipe.identity(), "init": init, "pairs": pairs, "labels": used and used.identity}
-        return home() / "weights" / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
+        inputs = {
+            "recipe": recipe.identity(),
+            "init": init,
+            "pairs": pairs,
+            "labels": used and used.identity,
+        }
+        return (
+            home()
+            / "weights"
+            / f"sweep-{recipe.name}-s{recipe.seed}-{content_key(inputs, 12)}.safetensors"
+        )
 
     return SuiteTraining({}, init, options.pairs, Path(options.labels).absolute(), weights)

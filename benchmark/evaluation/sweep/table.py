@@ -31,7 +31,13 @@ def state(sweep: Sweep) -> dict[str, Any]:
     """Where the sweep stands, in cells; seconds are None while they are not known."""
     now = progress(sweep)
     left = None if math.isnan(now.seconds_left) else now.seconds_left
-    return {"study": sweep.name, **asdict(now), "seconds": left and now.seconds, "left": now.left, "seconds_left": left}
+    return {
+        "study": sweep.name,
+        **asdict(now),
+        "seconds": left and now.seconds,
+        "left": now.left,
+        "seconds_left": left,
+    }
 
 
 def trials(sweep: Sweep) -> list[dict[str, Any]]:
@@ -40,13 +46,16 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def best(sweep: Sweep) -> dict[str, Any]:
-    """The best trial, or those of the Pareto front, and the recipe of the best. Raises ``UserError`` while there is none."""
+    """The best trial, or those of the Pareto front, and the recipe of the best. Raises
+    ``UserError`` while there is none."""
     chosen = _chosen(sweep)
     front = [
         {
             "trial": trial.number,
             "params": trial.params,
-            "values": dict(zip((objective.label for objective in sweep.objectives), trial.values, strict=True)),
+            "values": dict(
+                zip((objective.label for objective in sweep.objectives), trial.values, strict=True)
+            ),
             "run": trial.user_attrs.get("mlflow.run"),
             "weights": trial.user_attrs.get("weights.file"),
         }
@@ -64,7 +73,11 @@ def show_state(sweep: Sweep) -> int:
     line += f", {now.failures} attempts failed" if now.failures else ""
     if now.left and not math.isnan(now.seconds):
         minutes = now.seconds_left / 60
-        line += f"; about {minutes:.0f} min left" if minutes > 1.5 else f"; about {now.seconds_left:.0f} s left"
+        line += (
+            f"; about {minutes:.0f} min left"
+            if minutes > 1.5
+            else f"; about {now.seconds_left:.0f} s left"
+        )
     say(line)
     for cell, reason in now.given_up.items():
         say(f"  given up: {cell}: {reason} (`sweep launch` tries it again)")
@@ -78,19 +91,34 @@ def show_trials(sweep: Sweep) -> None:
 
 
 def summary_text(sweep: Sweep) -> str:
-    """Objectives and tasks, each with its best λ, beside the base cell and clip-ft, and whether that is more than noise; ''
-    before the first."""
+    """Objectives and tasks, each with its best λ, beside the base cell and clip-ft, and whether
+    that is more than noise; '' before the first."""
     rows, best = summary(sweep), best_trial(sweep)
     if best is None or rows.empty:
         return ""
     found: list[Any] = rows.to_dict("records")
     rows["what"] += [f" {row['metric']} {'↑' if row['sign'] > 0 else '↓'}" for row in found]
-    names = {"what": "", "best": "best λ", "value": "value", "base": "all λ at base", "baseline": "clip-ft",
-             "confirmed": "again", "noise": "noise", "verdict": " "}  # fmt: skip
+    names = {
+        "what": "",
+        "best": "best λ",
+        "value": "value",
+        "base": "all λ at base",
+        "baseline": "clip-ft",
+        "confirmed": "again",
+        "noise": "noise",
+        "verdict": " ",
+    }
     rows = rows[list(names)].rename(columns=names)
     fresh = len(run_again(sweep, best.params).keys() & run_again(sweep, sweep.space.base).keys())
-    title = f"best λ for each task (again: winner - base over {fresh} fresh seeds; noise: standard deviation of base over seeds)"
-    kept = "" if may_be_chosen(sweep, best) else "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
+    title = (
+        f"best λ for each task (again: winner - base over {fresh} fresh seeds; noise: standard"
+        " deviation of base over seeds)"
+    )
+    kept = (
+        ""
+        if may_be_chosen(sweep, best)
+        else "\nevery trial loses more in zero-shot than --zero-shot-loss allows"
+    )
     return f"{title}\n{rows.to_string(index=False, na_rep='–', float_format=number)}{kept}"
 
 
@@ -102,7 +130,10 @@ def show_best(sweep: Sweep) -> None:
         run, weights = (trial.user_attrs.get(key, "–") for key in ("mlflow.run", "weights.file"))
         say(f"  MLflow run {run}, weights {weights}")
     if len(sweep.objectives) > 1:
-        say(f"(the Pareto front; the recipe is trial {best.number}'s, best by {sweep.objectives[0].label})")
+        say(
+            f"(the Pareto front; the recipe is trial {best.number}'s, best by"
+            f" {sweep.objectives[0].label})"
+        )
 
 
 def _chosen(sweep: Sweep) -> Any:

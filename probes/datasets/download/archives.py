@@ -1,4 +1,5 @@
-"""From archives as they are published to the layouts of ``probes.datasets``. An unpacker gets the archives that are there, by
+"""From archives as they are published to the layouts of ``probes.datasets``. An unpacker gets the
+archives that are there, by
 name, and fills a new folder: the dataset's own."""
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ from probes.datasets.download.fetch import Megabytes
 
 Files = Mapping[str, Path]  # name of an archive → where it is
 Unpacker = Callable[[Files, Path, Progress], None]
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+)
 LISTS = "ImageSets/Segmentation"
 
 
 def members(archive: Path, progress: Progress, below: str = "") -> Iterator[tuple[str, IO[bytes]]]:
-    """(path below the folder ``below`` of the archive, its bytes) of each file there, in the archive's order. Links are passed
-    over, and what macOS adds to archives.
+    """(path below the folder ``below`` of the archive, its bytes) of each file there, in the
+    archive's order. Links are passed over, and what macOS adds to archives.
 
     Raises:
-        UserError: it is no tar or zip, is damaged, holds a path that leads out of it, or nothing that is below ``below``.
+        UserError: it is no tar or zip, is damaged, holds a path that leads out of it, or nothing
+            that is below ``below``.
     """
     prefix, found = f"{below}/" if below else "", False
     with whole(str(archive)), archive.open("rb") as raw:
@@ -41,13 +50,23 @@ def members(archive: Path, progress: Progress, below: str = "") -> Iterator[tupl
         for name, stream, done in _zip(raw) if zipfile.is_zipfile(archive) else _tar(raw):
             path = PurePosixPath(name.removeprefix("./"))
             if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{archive} holds the path {name}, which leads out of it; get it again from its source")
-            if str(path).startswith(prefix) and "__MACOSX" not in path.parts and not path.name.startswith("._"):
+                raise UserError(
+                    f"{archive} holds the path {name}, which leads out of it; get it again from its"
+                    " source"
+                )
+            if (
+                str(path).startswith(prefix)
+                and "__MACOSX" not in path.parts
+                and not path.name.startswith("._")
+            ):
                 found = True
                 yield str(path).removeprefix(prefix), stream
             bar.reach(done)
     if not found:
-        raise UserError(f"{archive} has {f'no folder {below}' if below else 'no files'}; is it the right archive?")
+        raise UserError(
+            f"{archive} has {f'no folder {below}' if below else 'no files'}; is it the right"
+            " archive?"
+        )
 
 
 def _tar(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
@@ -69,7 +88,9 @@ def _zip(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
                 continue
             try:
                 stream = opened.open(member)
-            except RuntimeError as error:  # it is encrypted, or compressed in a way that Python does not know
+            except (
+                RuntimeError
+            ) as error:  # it is encrypted, or compressed in a way that Python does not know
                 raise zipfile.BadZipFile(str(error)) from error
             with stream:
                 yield member.filename, stream, done
@@ -77,13 +98,18 @@ def _zip(raw: IO[bytes]) -> Iterator[tuple[str, IO[bytes], int]]:
 
 @contextmanager
 def whole(what: str) -> Iterator[None]:
-    """Damage of archives as the user's business: it may be found when they are opened or when a file in them is read."""
+    """Damage of archives as the user's business: it may be found when they are opened or when a
+    file in them is read."""
     try:
         yield
     except (*DAMAGE, OSError) as error:
-        if not isinstance(error, DAMAGE) and error.args != ("Invalid data stream",):  # which is bz2's
+        if not isinstance(error, DAMAGE) and error.args != (
+            "Invalid data stream",
+        ):  # which is bz2's
             raise
-        raise UserError(f"{what}: no complete tar or zip ({error}); remove it and get it again") from error
+        raise UserError(
+            f"{what}: no complete tar or zip ({error}); remove it and get it again"
+        ) from error
 
 
 def write(to: Path, name: str, stream: IO[bytes]) -> None:
@@ -95,7 +121,8 @@ def write(to: Path, name: str, stream: IO[bytes]) -> None:
 
 
 def plain(*below: str) -> Unpacker:
-    """An unpacker of archives that hold the layout as it is, each below a folder of its own (default: in none)."""
+    """An unpacker of archives that hold the layout as it is, each below a folder of its own
+    (default: in none)."""
 
     def unpack(files: Files, to: Path, progress: Progress) -> None:
         for number, archive in enumerate(files.values()):
@@ -106,11 +133,15 @@ def plain(*below: str) -> Unpacker:
 
 
 def voc(files: Files, to: Path, progress: Progress) -> None:
-    """VOC 2012 and, from the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), the 10,582 images of ``trainaug``: all
-    that either has for training, without VOC's validation images."""
-    for name, stream in members(files["VOCtrainval_11-May-2012.tar"], progress, "VOCdevkit/VOC2012"):
+    """VOC 2012 and, from the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), the 10,582
+    images of ``trainaug``: all that either has for training, without VOC's validation images."""
+    for name, stream in members(
+        files["VOCtrainval_11-May-2012.tar"], progress, "VOCdevkit/VOC2012"
+    ):
         write(to, name, stream)
-    train, val = (set((to / LISTS / f"{split}.txt").read_text().split()) for split in ("train", "val"))
+    train, val = (
+        set((to / LISTS / f"{split}.txt").read_text().split()) for split in ("train", "val")
+    )
     listed: set[str] = set()
     (to / "SegmentationClassAug").mkdir()
     for name, stream in members(files["benchmark.tgz"], progress, "benchmark_RELEASE/dataset"):
@@ -118,8 +149,12 @@ def voc(files: Files, to: Path, progress: Progress) -> None:
         if name in ("train.txt", "val.txt"):
             listed |= set(stream.read().decode().split())
         elif name.startswith("cls/") and stem not in train | val:
-            Image.fromarray(_boundaries(stream.read())).save(to / f"SegmentationClassAug/{stem}.png")
-    (to / LISTS / "trainaug.txt").write_text("".join(f"{name}\n" for name in sorted((listed | train) - val)))
+            Image.fromarray(_boundaries(stream.read())).save(
+                to / f"SegmentationClassAug/{stem}.png"
+            )
+    (to / LISTS / "trainaug.txt").write_text(
+        "".join(f"{name}\n" for name in sorted((listed | train) - val))
+    )
 
 
 def _boundaries(data: bytes) -> np.ndarray:
@@ -142,20 +177,30 @@ def flickr(name: str, files: Files, to: Path, progress: Progress) -> None:
 
 def imagenet(files: Files, to: Path, progress: Progress) -> None:
     """ILSVRC 2012 as ``train/<wnid>`` and ``val/<wnid>``, of the archives that are there."""
-    train, val, devkit = (f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz"))
+    train, val, devkit = (
+        f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")
+    )
     if val in files:
         if devkit not in files:
-            raise UserError(f"{val} does not say which image shows what; pass --archive {devkit} too")
+            raise UserError(
+                f"{val} does not say which image shows what; pass --archive {devkit} too"
+            )
         wnids = _validation_wnids(files[devkit], progress)
         for name, stream in members(files[val], progress):
-            number = int(PurePosixPath(name).stem.rpartition("_")[2])  # ILSVRC2012_val_00000001.JPEG
+            number = int(
+                PurePosixPath(name).stem.rpartition("_")[2]
+            )  # ILSVRC2012_val_00000001.JPEG
             write(to, f"val/{wnids[number - 1]}/{name}", stream)
     if train in files:
         for name, stream in members(files[train], progress):
             with tarfile.open(fileobj=stream) as inner:
                 for member in inner:
                     if member.isfile() and (image := inner.extractfile(member)) is not None:
-                        write(to, f"train/{PurePosixPath(name).stem}/{PurePosixPath(member.name).name}", image)
+                        write(
+                            to,
+                            f"train/{PurePosixPath(name).stem}/{PurePosixPath(member.name).name}",
+                            image,
+                        )
 
 
 def _validation_wnids(devkit: Path, progress: Progress) -> list[str]:
@@ -165,11 +210,14 @@ def _validation_wnids(devkit: Path, progress: Progress) -> list[str]:
     content = {name.rpartition("/")[2]: stream.read() for name, stream in members(devkit, progress)}
     synsets = loadmat(io.BytesIO(content["meta.mat"]), squeeze_me=True)["synsets"]
     wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
-    return [wnids[int(number)] for number in content["ILSVRC2012_validation_ground_truth.txt"].split()]
+    return [
+        wnids[int(number)] for number in content["ILSVRC2012_validation_ground_truth.txt"].split()
+    ]
 
 
 def moved(files: Files, to: Path, progress: Progress) -> None:
-    """Files that are the layout as they are (shards), moved: they are large, and lie on the same disk."""
+    """Files that are the layout as they are (shards), moved: they are large, and lie on the same
+    disk."""
     for name, file in files.items():
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         file.replace(to / name)

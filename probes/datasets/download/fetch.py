@@ -21,12 +21,17 @@ from backbones.utils.files import read_object, write_json
 BLOCK = 1 << 20  # bytes at a time
 MB = 1e6
 PATIENCE = 60.0  # seconds without a byte after which a connection is given up
-WAITS = (1.0, 5.0, 20.0)  # seconds before a request is made again; counted anew whenever bytes have come
+WAITS = (
+    1.0,
+    5.0,
+    20.0,
+)  # seconds before a request is made again; counted anew whenever bytes have come
 PASSING = (408, 425, 429)  # what a server answers that may answer otherwise later; besides 5xx
 
 
 def open_url(url: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
-    """The answer to a GET; redirections are followed. Raises ``urllib.error.HTTPError`` and ``OSError``."""
+    """The answer to a GET; redirections are followed. Raises ``urllib.error.HTTPError`` and
+    ``OSError``."""
     asked = {"User-Agent": "cliptex-benchmark", "Accept-Encoding": "identity", **(headers or {})}
     answer = urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=PATIENCE)
     assert isinstance(answer, http.client.HTTPResponse), "only http:// and https:// are asked for"
@@ -34,11 +39,12 @@ def open_url(url: str, headers: dict[str, str] | None = None) -> http.client.HTT
 
 
 def download(url: str, file: Path, progress: Progress) -> None:
-    """Bring ``url`` to ``file``. What has come lies in ``file.part`` until it is all there; a later call goes on from it, if the
-    server still has the same file.
+    """Bring ``url`` to ``file``. What has come lies in ``file.part`` until it is all there; a later
+    call goes on from it, if the server still has the same file.
 
     Raises:
-        UserError: it is not there, the server does not answer (after four attempts without a byte), or there is no room.
+        UserError: it is not there, the server does not answer (after four attempts without a byte),
+            or there is no room.
     """
     part = file.with_name(f"{file.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,8 @@ def download(url: str, file: Path, progress: Progress) -> None:
             reason = f"{error.code} {error.reason}"
             if error.code < 500 and error.code not in PASSING:
                 raise UserError(
-                    f"{url} cannot be had: {reason}; get {file.name} by other means and pass --archive PATH"
+                    f"{url} cannot be had: {reason}; get {file.name} by other means and pass"
+                    " --archive PATH"
                 ) from error
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -65,7 +72,8 @@ def download(url: str, file: Path, progress: Progress) -> None:
             waits = iter(WAITS)
         if (wait := next(waits, None)) is None:
             raise UserError(
-                f"{url} does not answer ({reason}); run the command again, it goes on after {_size(part) / MB:.0f} MB"
+                f"{url} does not answer ({reason}); run the command again, it goes on after"
+                f" {_size(part) / MB:.0f} MB"
             )
         time.sleep(wait)
 
@@ -90,7 +98,11 @@ def _receive(url: str, part: Path, progress: Progress) -> bool:
             return False
         raise
     with answer:
-        found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", "")) if answer.status == 206 else None
+        found = (
+            re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            if answer.status == 206
+            else None
+        )
         if not found or int(found[1]) != have:
             have = 0
             if answer.status == 206:
@@ -149,7 +161,8 @@ def must_have_room(folder: Path, size: int, what: str) -> None:
 
 
 def checksums(file: Path, algorithms: Iterable[str], progress: Progress) -> dict[str, str]:
-    """Algorithm (``sha256``, ``sha1``, ``md5``) → hex digest of a file's bytes, which are read once."""
+    """Algorithm (``sha256``, ``sha1``, ``md5``) → hex digest of a file's bytes, which are read
+    once."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     bar = Megabytes(progress, f"checking {file.name}", file.stat().st_size)
     with file.open("rb") as stream:

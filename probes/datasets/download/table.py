@@ -1,8 +1,8 @@
 """What ``data get`` can bring, and from where.
 
-A checksum stands here only where it is published and widely used: torchvision has the MD5s of VOC, SBD and ImageNet, GluonCV the
-SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file, Hugging Face the SHA-256 of each shard. For the others the
-SHA-256 that was found is printed.
+A checksum stands here only where it is published and widely used: torchvision has the MD5s of VOC,
+SBD and ImageNet, GluonCV the SHA-1s of COCO and ADE20K, several loaders the same MD5 of NYU's file,
+Hugging Face the SHA-256 of each shard. For the others the SHA-256 that was found is printed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ from probes.datasets.download.fetch import name_of, open_url
 COCO = "http://images.cocodataset.org"
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 HORATIO = "http://horatio.cs.nyu.edu/mit/silberman"
-IMAGENET = "log in at https://image-net.org/download-images.php, accept its terms, and get it under ILSVRC 2012"
-WEBDATASETS = ("clip-benchmark/{}", "djghosh/{}_test")  # CLIP_benchmark's repositories and DataComp's
+IMAGENET = (
+    "log in at https://image-net.org/download-images.php, accept its terms, and get it under ILSVRC"
+    " 2012"
+)
+WEBDATASETS = (
+    "clip-benchmark/{}",
+    "djghosh/{}_test",
+)  # CLIP_benchmark's repositories and DataComp's
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Archive:
         url: where it is, or of one that only a person may fetch its name.
         size: in bytes, about.
         checksum: ``md5:…``, ``sha1:…`` or ``sha256:…``; '' where none is known for certain.
-        by_hand: what a person has to do for it; then it is taken from ``--archive``, and may be left out.
+        by_hand: what a person has to do for it; then it is taken from ``--archive``, and may be
+            left out.
         path: its name among the entry's files, where that is not the URL's.
     """
 
@@ -62,7 +69,8 @@ class Entry:
         archives: in the order in which they are unpacked.
         unpack: makes the folder of them.
         unpacked: bytes that this takes, about; 0 where archives are moved.
-        makes: what of the folder must not be there before, since it would be mixed; other things are added to what is there.
+        makes: what of the folder must not be there before, since it would be mixed; other things
+            are added to what is there.
         needs: a Python package that ``unpack`` imports, and the extra that brings it.
     """
 
@@ -79,7 +87,10 @@ class Entry:
     def must_be_installed(self) -> None:
         """Raise ``UserError`` when what ``unpack`` needs is not."""
         if self.needs and not find_spec(self.needs[0]):
-            raise UserError(f"{self.name} needs {self.needs[0]}: pip install 'cliptex-benchmark[{self.needs[1]}]'")
+            raise UserError(
+                f"{self.name} needs {self.needs[0]}: pip install"
+                f" 'cliptex-benchmark[{self.needs[1]}]'"
+            )
 
 
 _ENTRIES = (
@@ -102,7 +113,14 @@ _ENTRIES = (
         ),
         archives.voc,
         2_100_000_000,
-        ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets", "Annotations", "SegmentationObject"),
+        (
+            "JPEGImages",
+            "SegmentationClass",
+            "SegmentationClassAug",
+            "ImageSets",
+            "Annotations",
+            "SegmentationObject",
+        ),
     ),
     Entry(
         "ade20k",
@@ -126,8 +144,16 @@ _ENTRIES = (
         "coco",
         ("coco",),
         (
-            Archive(f"{COCO}/zips/train2017.zip", 19_336_861_798, "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5"),
-            Archive(f"{COCO}/zips/val2017.zip", 815_585_330, "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41"),
+            Archive(
+                f"{COCO}/zips/train2017.zip",
+                19_336_861_798,
+                "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5",
+            ),
+            Archive(
+                f"{COCO}/zips/val2017.zip",
+                815_585_330,
+                "sha1:4950dc9d00dbe1c933ee0170f5797584351d2a41",
+            ),
             Archive(
                 f"{COCO}/annotations/annotations_trainval2017.zip",
                 252_907_541,
@@ -144,7 +170,11 @@ _ENTRIES = (
         "nyu",
         ("nyu-depth",),
         (
-            Archive(f"{HORATIO}/nyu_depth_v2/{nyu.MAT}", 2_972_037_809, "md5:520609c519fba3ba5ac58c8fefcc3530"),
+            Archive(
+                f"{HORATIO}/nyu_depth_v2/{nyu.MAT}",
+                2_972_037_809,
+                "md5:520609c519fba3ba5ac58c8fefcc3530",
+            ),
             Archive(f"{HORATIO}/indoor_seg_sup/{nyu.SPLITS}", 3_000),
         ),
         nyu.labelled,
@@ -161,7 +191,11 @@ _ENTRIES = (
             Archive(
                 "nyu.zip",
                 4_000_000_000,
-                by_hand="get it from https://drive.google.com/file/d/1wC-io-14RCIL4XTUrQLk6lBqU2AexLVp/view (Lee et al. 2019)",
+                by_hand=(
+                    "get it from"
+                    " https://drive.google.com/file/d/1wC-io-14RCIL4XTUrQLk6lBqU2AexLVp/view (Lee"
+                    " et al. 2019)"
+                ),
             ),
         ),
         nyu.raw_frames,
@@ -178,7 +212,10 @@ _ENTRIES = (
             Archive(
                 "flickr30k-images.tar.gz",
                 4_400_000_000,
-                by_hand="fill in the form at https://shannon.cs.illinois.edu/DenotationGraph (Flickr's terms forbid copies)",
+                by_hand=(
+                    "fill in the form at https://shannon.cs.illinois.edu/DenotationGraph (Flickr's"
+                    " terms forbid copies)"
+                ),
             ),
         ),
         partial(archives.flickr, "flickr30k"),
@@ -190,9 +227,24 @@ _ENTRIES = (
         "imagenet",
         ("imagenet",),
         (
-            Archive("ILSVRC2012_devkit_t12.tar.gz", 2_568_145, "md5:fa75699e90414af021442c21a62c3abf", IMAGENET),
-            Archive("ILSVRC2012_img_val.tar", 6_744_924_160, "md5:29b22e2961454d5413ddabcf34fc5622", IMAGENET),
-            Archive("ILSVRC2012_img_train.tar", 147_897_477_120, "md5:1d675b47d978889d74fa0da5fadfb00e", IMAGENET),
+            Archive(
+                "ILSVRC2012_devkit_t12.tar.gz",
+                2_568_145,
+                "md5:fa75699e90414af021442c21a62c3abf",
+                IMAGENET,
+            ),
+            Archive(
+                "ILSVRC2012_img_val.tar",
+                6_744_924_160,
+                "md5:29b22e2961454d5413ddabcf34fc5622",
+                IMAGENET,
+            ),
+            Archive(
+                "ILSVRC2012_img_train.tar",
+                147_897_477_120,
+                "md5:1d675b47d978889d74fa0da5fadfb00e",
+                IMAGENET,
+            ),
         ),
         archives.imagenet,
         155_000_000_000,
@@ -213,7 +265,10 @@ def entry(name: str, train: bool = False) -> Entry:
         return ENTRIES[name]
     if name.startswith("wds_"):
         return webdataset(name, train)
-    raise UserError(f"no dataset {name!r} can be got; {nearest(name, ENTRIES)} (or wds_NAME, a webdataset folder)")
+    raise UserError(
+        f"no dataset {name!r} can be got; {nearest(name, ENTRIES)} (or wds_NAME, a webdataset"
+        " folder)"
+    )
 
 
 def webdataset(name: str, train: bool = False) -> Entry:
@@ -228,8 +283,10 @@ def webdataset(name: str, train: bool = False) -> Entry:
         if files := _tree(repository):
             break
     else:
-        raise UserError(f"Hugging Face has no {' or '.join(pattern.format(name) for pattern in WEBDATASETS)}; see "
-                        "https://huggingface.co/clip-benchmark for the names")  # fmt: skip
+        raise UserError(
+            f"Hugging Face has no {' or '.join(pattern.format(name) for pattern in WEBDATASETS)};"
+            " see https://huggingface.co/clip-benchmark for the names"
+        )
     wanted = [
         Archive(
             f"{_hub()}/datasets/{repository}/resolve/main/{each['path']}",
@@ -238,7 +295,9 @@ def webdataset(name: str, train: bool = False) -> Entry:
             path=each["path"],
         )
         for each in files
-        if each["type"] == "file" and (train or not each["path"].startswith("train/")) and each["path"][0] != "."
+        if each["type"] == "file"
+        and (train or not each["path"].startswith("train/"))
+        and each["path"][0] != "."
     ]
     return Entry(name, f"webdataset folder of {repository}", name, (), wanted, archives.moved, 0)
 
@@ -256,10 +315,17 @@ def _tree(repository: str) -> list[dict]:
                 found += json.load(answer)
                 following = re.search(r'<([^>]+)>;\s*rel="next"', answer.headers.get("Link", ""))
         except urllib.error.HTTPError as error:
-            if error.code in (401, 404):  # what Hugging Face says of repositories that are not there
+            if error.code in (
+                401,
+                404,
+            ):  # what Hugging Face says of repositories that are not there
                 return []
-            raise UserError(f"{url} cannot be read: {error.code} {error.reason}; try again later") from error
+            raise UserError(
+                f"{url} cannot be read: {error.code} {error.reason}; try again later"
+            ) from error
         except OSError as error:
-            raise UserError(f"{url} cannot be read ({first_line(error)}); is there a network?") from error
+            raise UserError(
+                f"{url} cannot be read ({first_line(error)}); is there a network?"
+            ) from error
         url = following[1] if following else ""
     return found

@@ -1,4 +1,5 @@
-"""The images of a split patch by patch, and how what is said of patches is scored at the label's own resolution."""
+"""The images of a split patch by patch, and how what is said of patches is scored at the label's
+own resolution."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import probes.runner.bridge as bridge  # first: it gives mmcv the operators that mmseg's import asks for
+# first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge as bridge
 
 # isort: split
 import mmcv
@@ -54,7 +56,8 @@ class PatchImages:
     """A split of a segmentation dataset, each image whole, with its short side at ``size``.
 
     Args:
-        encoder: images → (map,) in the place of the backbone's own feature maps, which are kept; what it gives is not.
+        encoder: images → (map,) in the place of the backbone's own feature maps, which are kept;
+            what it gives is not.
     """
 
     def __init__(self, context: Context, split: Split, encoder: Encoder | None = None) -> None:
@@ -62,19 +65,27 @@ class PatchImages:
         self.context, self.encoder = context, encoder
         pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
         last = encoder is None and (
-            settings.layers == "last" or (settings.layers == "auto" and len(set(backbone.strides)) == 1)
+            settings.layers == "last"
+            or (settings.layers == "auto" and len(set(backbone.strides)) == 1)
         )
         self.strides = backbone.strides[-1:] if last or encoder else backbone.strides
         self.stride = None if encoder else settings.feature_stride or native_stride(self.strides)
-        frozen = {"type": "FrozenBackbone", "precision": settings.precision, "out_indices": [-1] if last else None,
-                  **context.backbone_config}  # fmt: skip
+        frozen = {
+            "type": "FrozenBackbone",
+            "precision": settings.precision,
+            "out_indices": [-1] if last else None,
+            **context.backbone_config,
+        }
         bridge.share(context.backbone_config, backbone)
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset = CachedDense(
                 dataset_config(data, split, pipeline, test_mode=True),
                 {"backbone": frozen, "data_preprocessor": preprocessor(backbone)},
-                "fp32" if encoder else settings.cache, 0, 0.0, context.device.type,
-            )  # fmt: skip
+                "fp32" if encoder else settings.cache,
+                0,
+                0.0,
+                context.device.type,
+            )
         self.items: Sequence[int] = (split == "train" and data.places) or range(len(self.dataset))
 
     def __len__(self) -> int:
@@ -88,7 +99,9 @@ class PatchImages:
         """
         items = [self.items]
         if self.encoder is not None:
-            found = self.dataset.encoded(items, frozen=self.encoder, sizes=self.dataset.sizes(), run=run)
+            found = self.dataset.encoded(
+                items, frozen=self.encoder, sizes=self.dataset.sizes(), run=run
+            )
             yield from (self._patches(*one) for one in _timed(found, run))
             return
         ((key, build),) = self.dataset.keys(run)
@@ -115,7 +128,9 @@ class PatchImages:
         each = [one.to(self.context.device).float()[None] for one in maps]
         if len(each) > 1:
             each = [normalize(one, dim=1) for one in each]
-        cells = each[0][0] if self.stride is None else resize_concat(each, self.strides, self.stride)[0]
+        cells = (
+            each[0][0] if self.stride is None else resize_concat(each, self.strides, self.stride)[0]
+        )
         pad = metadata.get("pad_shape", metadata["img_shape"])
         sides = zip(cells.shape[1:], metadata["img_shape"], pad, strict=False)
         shown = tuple(cell * int(side) / int(padded) for cell, side, padded in sides)
@@ -153,9 +168,12 @@ class Encoder(torch.nn.Module):
             return (self.backbone.encode_dense(images).float(),)
 
 
-def shares(truth: Tensor, patches: Patches, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """What part of each patch's labelled pixels each class has, (rows × columns, classes) float32, and (rows × columns,) whether
-    at least half of its pixels are labelled. Pixels are those of the label map: nothing is resized.
+def shares(
+    truth: Tensor, patches: Patches, classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """What part of each patch's labelled pixels each class has, (rows × columns, classes) float32,
+    and (rows × columns,) whether at least half of its pixels are labelled. Pixels are those of the
+    label map: nothing is resized.
 
     Args:
         truth: (H, W) int64 labels.
@@ -167,15 +185,19 @@ def shares(truth: Tensor, patches: Patches, classes: int, ignore_index: int) -> 
     cell = rows[:, None] * patches.grid[1] + columns
     labels = torch.where(truth == ignore_index, classes, truth)
     cells = patches.grid[0] * patches.grid[1]
-    counts = torch.bincount((cell * (classes + 1) + labels).flatten(), minlength=cells * (classes + 1))
+    counts = torch.bincount(
+        (cell * (classes + 1) + labels).flatten(), minlength=cells * (classes + 1)
+    )
     counts = counts.view(cells, classes + 1).float()
     labelled = counts[:, :classes].sum(dim=1)
-    return counts[:, :classes] / labelled.clamp_min(1)[:, None], (labelled > 0) & (2 * labelled >= counts.sum(dim=1))
+    return counts[:, :classes] / labelled.clamp_min(1)[:, None], (labelled > 0) & (
+        2 * labelled >= counts.sum(dim=1)
+    )
 
 
 def labels_of(scores: Tensor, patches: Patches) -> Tensor:
-    """(rows × columns, C) scores of patches → (H, W) int64: the class that is highest at each pixel; between patches they are
-    bilinear, by two products with small matrices."""
+    """(rows × columns, C) scores of patches → (H, W) int64: the class that is highest at each
+    pixel; between patches they are bilinear, by two products with small matrices."""
     down, across = (
         _interpolation(side, cells, part).to(scores)
         for side, cells, part in zip(patches.size, patches.grid, patches.shown, strict=True)
@@ -185,8 +207,11 @@ def labels_of(scores: Tensor, patches: Patches) -> Tensor:
 
 
 def _interpolation(pixels: int, cells: int, shown: float) -> Tensor:
-    """(pixels, cells): the weights of cells at each pixel's centre; beyond the outer centres the outer cell's value holds."""
-    place = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels * shown - 0.5).clamp(0, cells - 1)
+    """(pixels, cells): the weights of cells at each pixel's centre; beyond the outer centres the
+    outer cell's value holds."""
+    place = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels * shown - 0.5).clamp(
+        0, cells - 1
+    )
     lower = place.floor().long().clamp_max(max(cells - 2, 0))
     share = place - lower
     weights = torch.zeros(pixels, cells, dtype=torch.float64)
@@ -195,9 +220,14 @@ def _interpolation(pixels: int, cells: int, shown: float) -> Tensor:
 
 
 def evaluate(
-    probe: Probe, context: Context, images: PatchImages, run: EncodeRun, predict: Callable[[Patches], Tensor]
+    probe: Probe,
+    context: Context,
+    images: PatchImages,
+    run: EncodeRun,
+    predict: Callable[[Patches], Tensor],
 ) -> TaskResult:
-    """Score what ``predict`` says of the patches of each image of ``val``, (rows × columns, classes).
+    """Score what ``predict`` says of the patches of each image of ``val``, (rows × columns,
+    classes).
 
     The result has no costs yet; its notes are those of the scores.
     """
@@ -226,5 +256,12 @@ def evaluate(
     if "train" in data.samples:
         evaluator = {"type": "SegmentationScores", "ignore_index": data.spec.ignore_index}
         notes += constant_note(probe, data, evaluator, metrics, metric.per_image)
-    preview = draw_preview(lambda index: shown[index], images.dataset, "segmentation", context.work_dir / "preview.png")
-    return TaskResult({name: metrics[name] for name in probe.metrics}, metric.per_image, preview=preview, notes=notes)
+    preview = draw_preview(
+        lambda index: shown[index], images.dataset, "segmentation", context.work_dir / "preview.png"
+    )
+    return TaskResult(
+        {name: metrics[name] for name in probe.metrics},
+        metric.per_image,
+        preview=preview,
+        notes=notes,
+    )

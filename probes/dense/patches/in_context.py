@@ -1,7 +1,9 @@
-"""``in-context`` segmentation: a patch attends to its nearest training patches (Balažević et al. 2023, Hummingbird).
+"""``in-context`` segmentation: a patch attends to its nearest training patches (Balažević et al.
+2023, Hummingbird).
 
-Keys are the memory's features, values what part of a patch each class has; the softmax is over the cosines of the 30 nearest
-divided by 0.02, as in Open-Hummingbird (Pariza, Salehi, Asano 2024). Nothing is trained and nothing chosen.
+Keys are the memory's features, values what part of a patch each class has; the softmax is over the
+cosines of the 30 nearest divided by 0.02, as in Open-Hummingbird (Pariza, Salehi, Asano 2024).
+Nothing is trained and nothing chosen.
 """
 
 from __future__ import annotations
@@ -34,16 +36,19 @@ def run(probe: Probe, context: Context) -> TaskResult:
 
     result = evaluate(probe, context, PatchImages(context, "val"), encoding, predict)
     result.notes = [f"{len(memory)} patches remembered", *result.notes]
-    result.cost = encoding.cost.added_to({
-        "train_seconds": remembered - started,
-        "eval_seconds": time.perf_counter() - remembered,
-        "eval_flops": 2.0 * asked * keys.numel(),
-    })  # fmt: skip
+    result.cost = encoding.cost.added_to(
+        {
+            "train_seconds": remembered - started,
+            "eval_seconds": time.perf_counter() - remembered,
+            "eval_flops": 2.0 * asked * keys.numel(),
+        }
+    )
     return result
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, settings: InContextSettings) -> Tensor:
-    """(N, D) features → (N, classes): the values (M, classes) of the nearest unit ``keys`` (M, D), by attention."""
+    """(N, D) features → (N, classes): the values (M, classes) of the nearest unit ``keys`` (M, D),
+    by attention."""
     similar, index = nearest(normalize(queries, dim=1), keys, settings.neighbours)
     weights = (similar / settings.temperature).softmax(dim=1)
     return (weights[..., None] * values[index.to(values.device)].to(weights)).sum(dim=1)

@@ -1,7 +1,9 @@
-"""``patch-knn``: a patch has the labels of its nearest training patches (CAPI, Darcet et al. 2025, ``eval_segmentation.py``).
+"""``patch-knn``: a patch has the labels of its nearest training patches (CAPI, Darcet et al. 2025,
+``eval_segmentation.py``).
 
-Number of neighbours and distance are chosen on held-out training images. CAPI's neighbours hand on their labels pixel by pixel;
-here each hands on what part of it every class has, and the mean of them is resized.
+Number of neighbours and distance are chosen on held-out training images. CAPI's neighbours hand on
+their labels pixel by pixel; here each hands on what part of it every class has, and the mean of
+them is resized.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ class Voting:
         self.memory, self.standard = memory, standard
         features = standard(memory.features)
         self.keys: Mapping[str, tuple[Tensor, Tensor | None]] = {
-            distance: (normalize(features, dim=1), None) if distance == "cosine"
-            else (features, -features.square().sum(dim=1) / 2)
+            distance: (
+                (normalize(features, dim=1), None)
+                if distance == "cosine"
+                else (features, -features.square().sum(dim=1) / 2)
+            )
             for distance in distances
-        }  # fmt: skip
+        }
 
     def ask(self, patches: Patches, pairs: Sequence[Pair]) -> dict[Pair, Tensor]:
         """For each pair what each class has of the patches, (rows × columns, classes)."""
@@ -44,7 +49,9 @@ class Voting:
             asked = normalize(queries, dim=1) if distance == "cosine" else queries
             counts = [k for k, each in pairs if each == distance]
             _, index = nearest(asked, keys, max(counts), offset)
-            voted = self.memory.shares[index.to(self.memory.shares.device)].to(queries.device).float()
+            voted = (
+                self.memory.shares[index.to(self.memory.shares.device)].to(queries.device).float()
+            )
             found |= {(k, distance): voted[:, :k].mean(dim=1) for k in counts}
         return found
 
@@ -69,8 +76,13 @@ def run(probe: Probe, context: Context) -> TaskResult:
         classes, ignore = len(context.data.classes), context.data.spec.ignore_index
         found = {pair: mean_iou(held, scores, classes, ignore) for pair, scores in ballots.items()}
         best = max(pairs, key=lambda pair: (found[pair], -pair[0]))
-        context.log.log_metrics({f"select/mIoU/{k}_{distance}": value for (k, distance), value in found.items()}, 1)
-        note = f"best of {len(pairs)} on {len(held.patches)} held-out training images (mIoU {found[best]:.1f})"
+        context.log.log_metrics(
+            {f"select/mIoU/{k}_{distance}": value for (k, distance), value in found.items()}, 1
+        )
+        note = (
+            f"best of {len(pairs)} on {len(held.patches)} held-out training images (mIoU"
+            f" {found[best]:.1f})"
+        )
     voting = Voting(memory, standard, [best[1]])
     fitted = time.perf_counter()
 
@@ -80,10 +92,16 @@ def run(probe: Probe, context: Context) -> TaskResult:
         return voting.ask(patches, [best])[best]
 
     result = evaluate(probe, context, PatchImages(context, "val"), encoding, predict)
-    result.notes = [f"{best[0]} neighbours by {best[1]}: {note}", f"{len(memory)} patches remembered", *result.notes]
-    result.cost = encoding.cost.added_to({
-        "train_seconds": fitted - started,
-        "eval_seconds": time.perf_counter() - fitted,
-        "eval_flops": 2.0 * asked * memory.features.numel(),
-    })  # fmt: skip
+    result.notes = [
+        f"{best[0]} neighbours by {best[1]}: {note}",
+        f"{len(memory)} patches remembered",
+        *result.notes,
+    ]
+    result.cost = encoding.cost.added_to(
+        {
+            "train_seconds": fitted - started,
+            "eval_seconds": time.perf_counter() - fitted,
+            "eval_flops": 2.0 * asked * memory.features.numel(),
+        }
+    )
     return result

@@ -1,7 +1,8 @@
-"""What is remembered of the training images: patches, and what part of each every class has; and how settings are chosen on some
-images that are left out of it.
+"""What is remembered of the training images: patches, and what part of each every class has; and
+how settings are chosen on some images that are left out of it.
 
-Those follow from the content of the images (``probes.dense.lr_grid.held_out``), and ``val`` has no say.
+Those follow from the content of the images (``probes.dense.lr_grid.held_out``), and ``val`` has no
+say.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class Memory:
     """Patches of train.
 
     Attributes:
-        features: (M, D) float32; shares: (M, classes) float16, what part of a patch each class has; owner: (M,) places of their
-            images in the split. All on the device where they take up to a quarter of what is free.
+        features: (M, D) float32; shares: (M, classes) float16, what part of a patch each class has;
+            owner: (M,) places of their images in the split. All on the device where they take up to
+                a quarter of what is free.
     """
 
     features: Tensor
@@ -43,13 +45,16 @@ class Memory:
         """The patches of all other images."""
         kept = ~torch.isin(self.owner, torch.tensor(list(images), device=self.owner.device))
         return Memory(
-            self.features[kept.to(self.features.device)], self.shares[kept.to(self.shares.device)], self.owner[kept]
+            self.features[kept.to(self.features.device)],
+            self.shares[kept.to(self.shares.device)],
+            self.owner[kept],
         )
 
 
 @dataclass
 class Standard:
-    """Mean and inverse deviation of each feature over a memory; features that do not vary become 0."""
+    """Mean and inverse deviation of each feature over a memory; features that do not vary become
+    0."""
 
     mean: Tensor
     scale: Tensor
@@ -66,7 +71,9 @@ class Standard:
         for part in features.split(2**16):
             square = square + (part.double() - mean).square().sum(dim=0)
         variance = square / len(features)
-        scale = torch.where(variance <= 1e-12 * (mean**2 + 1e-12), 0.0, variance.clamp_min(1e-24).rsqrt())
+        scale = torch.where(
+            variance <= 1e-12 * (mean**2 + 1e-12), 0.0, variance.clamp_min(1e-24).rsqrt()
+        )
         return cls(mean.float(), scale.float())
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -85,7 +92,8 @@ class Held:
 
 
 def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, Held]:
-    """The memory of all of ``train``, within ``memory`` patches, and some of its images whole where there is something to choose.
+    """The memory of all of ``train``, within ``memory`` patches, and some of its images whole where
+    there is something to choose.
 
     Patches of which less than half is labelled are left out.
 
@@ -114,7 +122,9 @@ def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, 
     features = near(torch.cat([features for _, features, _ in found]), context.device)
     share = near(torch.cat([share for *_, share in found]), context.device)
     order = sorted(range(len(held.patches)), key=lambda place: held.patches[place].index)
-    return Memory(features, share, owner), Held([held.patches[p] for p in order], [held.truth[p] for p in order])
+    return Memory(features, share, owner), Held(
+        [held.patches[p] for p in order], [held.truth[p] for p in order]
+    )
 
 
 def mean_iou(held: Held, scores: Sequence[Tensor], classes: int, ignore_index: int) -> float:

@@ -1,7 +1,9 @@
-"""``open-vocabulary`` segmentation: a patch is the class whose text is nearest (MaskCLIP, Zhou, Loy, Dai, ECCV 2022).
+"""``open-vocabulary`` segmentation: a patch is the class whose text is nearest (MaskCLIP, Zhou,
+Loy, Dai, ECCV 2022).
 
-Patches come from ``Backbone.encode_dense``; no head, no training, no label but for scoring. A class called ``background`` is what
-its settings list, the best of which counts; so is a class whose name lists several, separated by commas or semicolons.
+Patches come from ``Backbone.encode_dense``; no head, no training, no label but for scoring. A class
+called ``background`` is what its settings list, the best of which counts; so is a class whose name
+lists several, separated by commas or semicolons.
 """
 
 from __future__ import annotations
@@ -36,9 +38,15 @@ def run(probe: Probe, context: Context) -> TaskResult:
     which, templates = templates_for(settings.templates, context.data.spec)
     names = names_of(context.data.classes, settings)
     prompts = [template(name) for each in names for name in each for template in templates]
-    embedded = normalize(encode_texts(context.backbone, prompts, encoding, settings.precision), dim=1)
-    texts = normalize(embedded.unflatten(0, (-1, len(templates))).mean(dim=1), dim=1).to(context.device)
-    owner = torch.tensor([place for place, each in enumerate(names) for _ in each], device=context.device)
+    embedded = normalize(
+        encode_texts(context.backbone, prompts, encoding, settings.precision), dim=1
+    )
+    texts = normalize(embedded.unflatten(0, (-1, len(templates))).mean(dim=1), dim=1).to(
+        context.device
+    )
+    owner = torch.tensor(
+        [place for place, each in enumerate(names) for _ in each], device=context.device
+    )
     prompted, patched = time.perf_counter(), 0
 
     def predict(patches: Patches) -> Tensor:
@@ -51,11 +59,16 @@ def run(probe: Probe, context: Context) -> TaskResult:
     with torch.inference_mode():
         images = PatchImages(context, "val", Encoder(context.backbone, settings.precision))
         result = evaluate(probe, context, images, encoding, predict)
-    result.notes = [f"prompts: {which} ({len(templates)} for each of {len(texts)} names)", *result.notes]
-    result.cost = encoding.cost.added_to({
-        "text_seconds": prompted - started,
-        "eval_seconds": time.perf_counter() - prompted,
-        "text_flops": text_flops(context, prompts),
-        "eval_flops": linear_flops(texts.shape[1], len(texts), 0, patched),
-    })  # fmt: skip
+    result.notes = [
+        f"prompts: {which} ({len(templates)} for each of {len(texts)} names)",
+        *result.notes,
+    ]
+    result.cost = encoding.cost.added_to(
+        {
+            "text_seconds": prompted - started,
+            "eval_seconds": time.perf_counter() - prompted,
+            "text_flops": text_flops(context, prompts),
+            "eval_flops": linear_flops(texts.shape[1], len(texts), 0, patched),
+        }
+    )
     return result

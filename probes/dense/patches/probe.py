@@ -1,4 +1,5 @@
-"""Segmentation without training: by neighbours in a memory of patches, by a classifier of patches, by class texts.
+"""Segmentation without training: by neighbours in a memory of patches, by a classifier of patches,
+by class texts.
 
 What computes is imported when it runs, so that names are listed without torch and MMLab.
 """
@@ -11,7 +12,12 @@ from importlib import import_module
 
 from probes.base import Context, TaskResult, settings_json
 from probes.datasets.base import Kind, Split
-from probes.dense.patches.settings import InContextSettings, LogregSettings, OpenVocabularySettings, PatchKnnSettings
+from probes.dense.patches.settings import (
+    InContextSettings,
+    LogregSettings,
+    OpenVocabularySettings,
+    PatchKnnSettings,
+)
 from probes.dense.probe import METRICS
 from probes.registry import register_probe
 from reports.metrics import Metric

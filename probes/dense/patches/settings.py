@@ -15,14 +15,19 @@ class PatchSettings:
     """Protocol of a probe on patches; every field is part of the task's identity.
 
     Attributes:
-        protocol: the published protocol that the settings come from, or ``own``; see ``probes.protocols``.
-        size: short side of images in pixels, of train and of val. Scores are at the label's own resolution whatever the size.
+        protocol: the published protocol that the settings come from, or ``own``; see
+            ``probes.protocols``.
+        size: short side of images in pixels, of train and of val. Scores are at the label's own
+            resolution whatever the size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        cache: features are kept in ``fp16``, ``bf16`` or ``fp32`` (and encoded each time where there is no room).
-        layers: ``last`` of the backbone's feature maps, ``all``, or ``auto``: the last of a plain ViT, all of a pyramid. Several
-            are brought to one stride, each of unit length at every place, and concatenated.
+        cache: features are kept in ``fp16``, ``bf16`` or ``fp32`` (and encoded each time where
+            there is no room).
+        layers: ``last`` of the backbone's feature maps, ``all``, or ``auto``: the last of a plain
+            ViT, all of a pyramid. Several are brought to one stride, each of unit length at every
+            place, and concatenated.
         feature_stride: that stride; none for the finest native one that is not below 8.
-        memory: patches of train that are remembered at most, as many of each image, drawn by the seed.
+        memory: patches of train that are remembered at most, as many of each image, drawn by the
+            seed.
     """
 
     protocol: str = "own"
@@ -38,7 +43,11 @@ class PatchSettings:
         self.must("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
         self.must("cache", self.cache in KEPT, " or ".join(KEPT))
         self.must("layers", self.layers in ("auto", "last", "all"), "auto, last or all")
-        self.must("feature_stride", self.feature_stride is None or self.feature_stride >= 1, "1 or more, or none")
+        self.must(
+            "feature_stride",
+            self.feature_stride is None or self.feature_stride >= 1,
+            "1 or more, or none",
+        )
         self.must("memory", self.memory >= 1, "1 or more")
 
     def must(self, name: str, right: bool, wanted: str) -> None:
@@ -63,11 +72,19 @@ class PatchKnnSettings(PatchSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("neighbours", "distances"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list from JSON is the same protocol
+            object.__setattr__(
+                self, name, tuple(getattr(self, name))
+            )  # a list from JSON is the same protocol
         self.must(
-            "neighbours", bool(self.neighbours) and min(self.neighbours) >= 1, "one number or more, 1 or above each"
+            "neighbours",
+            bool(self.neighbours) and min(self.neighbours) >= 1,
+            "one number or more, 1 or above each",
         )
-        self.must("distances", bool(self.distances) and set(self.distances) <= {"cosine", "l2"}, "cosine, l2 or both")
+        self.must(
+            "distances",
+            bool(self.distances) and set(self.distances) <= {"cosine", "l2"},
+            "cosine, l2 or both",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,8 @@ class LogregSettings(PatchSettings):
 
     Attributes:
         c: inverse strengths of the penalty to choose from, as scikit-learn's ``C``.
-        iterations, tolerance: of L-BFGS: at most so many, or until the gradient's largest entry is below.
+        iterations, tolerance: of L-BFGS: at most so many, or until the gradient's largest entry is
+            below.
         standardise: see ``PatchKnnSettings``.
     """
 
@@ -111,7 +129,8 @@ class InContextSettings(PatchSettings):
         self.must("temperature", self.temperature > 0, "above 0")
 
 
-# of a class called "background": what stands there (as later works list it for VOC); the best of its names counts
+# of a class called "background": what stands there (as later works list it for VOC); the best of
+# its names counts
 BACKGROUND = (
     *(
         "sky",
@@ -139,7 +158,8 @@ class OpenVocabularySettings:
     Attributes:
         protocol, size, precision: see ``PatchSettings``.
         templates: see ``ZeroShotSettings``.
-        background: names of what a class called ``background`` is; none to take it by its word. (Separated by commas.)
+        background: names of what a class called ``background`` is; none to take it by its word.
+            (Separated by commas.)
     """
 
     protocol: str = "own"
@@ -151,6 +171,10 @@ class OpenVocabularySettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))
         if not 16 <= self.size <= MOST_PIXELS:
-            raise UserError(f"size={self.size!r} is not possible; it must be 16 to {MOST_PIXELS} pixels")
+            raise UserError(
+                f"size={self.size!r} is not possible; it must be 16 to {MOST_PIXELS} pixels"
+            )
         if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision={self.precision!r} is not possible; it must be fp32 or bf16")
+            raise UserError(
+                f"precision={self.precision!r} is not possible; it must be fp32 or bf16"
+            )

@@ -1,4 +1,5 @@
-"""Normals have the same axes everywhere: in the files, in the probes, in what experts say, in the store, augmented."""
+"""Normals have the same axes everywhere: in the files, in the probes, in what experts say, in the
+store, augmented."""
 
 from __future__ import annotations
 
@@ -47,14 +48,17 @@ def test_experts_and_probes_read_the_truth_of_the_mini_world_alike(tmp_path):
 def test_a_flip_does_to_labels_what_it_does_to_the_probes_truth():
     normals = np.random.default_rng(0).normal(size=(8, 8, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    probes = dense_data.FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})["gt_seg_map"]
+    probes = dense_data.FlipNormals().transform({"flip": True, "gt_seg_map": normals[:, ::-1]})[
+        "gt_seg_map"
+    ]
     flip = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([True]), torch.zeros(1))
     ours = warp_normals([torch.from_numpy(normals).permute(2, 0, 1)], flip, 8)[0].permute(1, 2, 0)
     np.testing.assert_allclose(ours.numpy(), probes, atol=1e-6)
 
 
 def test_turning_the_camera_turns_picture_and_normals_alike():
-    """A camera rolled clockwise sees everything turned counter-clockwise: rendered, and augmented."""
+    """A camera rolled clockwise sees everything turned counter-clockwise: rendered, and
+    augmented."""
     scene = make_scene(np.random.default_rng(5), "home", close_ups=0.0)
     plain, image = render_truth(scene, 96), render_image(scene, 96, np.random.default_rng(0))
     angle = 0.3
@@ -67,13 +71,26 @@ def test_turning_the_camera_turns_picture_and_normals_alike():
     )
     scene.camera = rolled
     truth, picture = render_truth(scene, 96), render_image(scene, 96, np.random.default_rng(0))
-    turn = Geometry(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([False]), torch.tensor([angle]))
-    moved = warp_normals([torch.from_numpy(plain.normals).permute(2, 0, 1)], turn, 96)[0].permute(1, 2, 0).numpy()
+    turn = Geometry(
+        torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([False]), torch.tensor([angle])
+    )
+    moved = (
+        warp_normals([torch.from_numpy(plain.normals).permute(2, 0, 1)], turn, 96)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     inner = np.s_[24:72, 24:72]
     agree = (moved[inner] * truth.normals[inner]).sum(-1)
     assert np.median(agree) > 0.999 and np.mean(agree > 0.98) > 0.9
-    seen = warp_images(torch.from_numpy(image).permute(2, 0, 1)[None], turn, 96)[0].permute(1, 2, 0).numpy()
-    assert np.abs(seen[inner] - picture[inner]).mean() < np.abs(image[inner].astype(float) - picture[inner]).mean() / 2
+    seen = (
+        warp_images(torch.from_numpy(image).permute(2, 0, 1)[None], turn, 96)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    assert (
+        np.abs(seen[inner] - picture[inner]).mean()
+        < np.abs(image[inner].astype(float) - picture[inner]).mean() / 2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +103,22 @@ def slopes(tmp_path_factory):
         for i in range(count):
             shade = 60 + 140 * (i % 2)
             noise = np.random.default_rng(i).normal(0, 5, (32, 32, 3))
-            Image.fromarray((shade + noise).clip(0, 255).astype(np.uint8)).save(root / f"nyu/images/{part}/{i}.png")
+            Image.fromarray((shade + noise).clip(0, 255).astype(np.uint8)).save(
+                root / f"nyu/images/{part}/{i}.png"
+            )
             normal = np.broadcast_to(np.array([0.0, 0.6 if i % 2 else -0.6, 0.8]), (32, 32, 3))
             Image.fromarray(encode_normals(normal)).save(root / f"nyu/normals/{part}/{i}.png")
     return root
 
 
 def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes, tmp_path):
-    settings = {**toy_experts.SMALL_UNET, "epochs": 20.0, "batch_size": 8, "lr": 3e-3, "color_jitter": 0.0}
+    settings = {
+        **toy_experts.SMALL_UNET,
+        "epochs": 20.0,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "color_jitter": 0.0,
+    }
     made = train_expert("nll-angmf", slopes, tmp_path / "e", FitRun(Silent(), Silent()), settings)
     assert made["axes"] == AXES
     (expert,) = load_experts([f"nll-angmf={tmp_path / 'e'}"])
@@ -105,11 +130,20 @@ def test_what_an_expert_learned_from_the_files_is_stored_with_their_axes(slopes,
             shard.add(f"s/{i}", encode({"normal": maps["normal"][0]}))
     writer.finish([writer.finished("s")])
     store = LabelStore(tmp_path / "labels")
-    truth = np.stack([dense_data.read_normals(str(slopes / f"nyu/normals/test/{i}.png"))[..., 1] for i in range(8)])
+    truth = np.stack(
+        [
+            dense_data.read_normals(str(slopes / f"nyu/normals/test/{i}.png"))[..., 1]
+            for i in range(8)
+        ]
+    )
     found = np.stack([store.get(f"s/{i}")["normal"][1] for i in range(8)])
-    assert (np.sign(found) == np.sign(truth)).mean() > 0.8  # with y the other way round it would be below 0.2
+    assert (
+        np.sign(found) == np.sign(truth)
+    ).mean() > 0.8  # with y the other way round it would be below 0.2
 
     path = tmp_path / "e" / "expert.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "axes"}))
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "axes"})
+    )
     with pytest.raises(UserError, match="y up"):
         load_experts([f"nll-angmf={tmp_path / 'e'}"])

@@ -14,9 +14,13 @@ from backbones.cliptex.cost import count_flops
 def test_convolutions_cost_what_arithmetic_says(kind, groups):
     layer = kind(16, 32, 3, groups=groups, padding=1)
     image = torch.randn(2, 16, 10, 10, requires_grad=True)
-    forward = 2 * 2 * 100 * 9 * 16 * 32 // groups  # multiply and add × images × places × kernel × channels
+    forward = (
+        2 * 2 * 100 * 9 * 16 * 32 // groups
+    )  # multiply and add × images × places × kernel × channels
     assert count_flops(lambda: layer(image)) == forward
-    assert count_flops(lambda: layer(image).sum().backward()) == 3 * forward  # the image's gradient and the weight's
+    assert (
+        count_flops(lambda: layer(image).sum().backward()) == 3 * forward
+    )  # the image's gradient and the weight's
 
 
 def test_linear():

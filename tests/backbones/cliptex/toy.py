@@ -1,4 +1,5 @@
-"""A world of one coloured disc on a slanted ground, with exact labels: small pairs and label stores for tests."""
+"""A world of one coloured disc on a slanted ground, with exact labels: small pairs and label stores
+for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("background", "disc", "square")
-COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "yellow": (220, 210, 50)}
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 70, 220),
+    "yellow": (220, 210, 50),
+}
 PLACES = ("left", "right")
 
 
@@ -29,9 +35,15 @@ def scene(index: int, size: int = 32) -> tuple[np.ndarray, str, dict[str, np.nda
         size * random.uniform(0.3, 0.7),
         size * random.uniform(0.12, 0.25),
     )
-    inside = np.hypot(x - cx, y - cy) < r if shape == "disc" else np.maximum(abs(x - cx), abs(y - cy)) < r
+    inside = (
+        np.hypot(x - cx, y - cy) < r
+        if shape == "disc"
+        else np.maximum(abs(x - cx), abs(y - cy)) < r
+    )
     ground = (60 + 120 * y / size)[..., None] * random.uniform(0.7, 1, 3)
-    image = np.where(inside[..., None], COLOURS[colour], ground) + random.normal(0, 8, (size, size, 3))
+    image = np.where(inside[..., None], COLOURS[colour], ground) + random.normal(
+        0, 8, (size, size, 3)
+    )
     tilt = random.uniform(-0.6, 0.6)
     normal = np.zeros((3, size, size), np.float32)
     normal[0], normal[2] = np.sin(tilt), np.cos(tilt)
@@ -67,7 +79,9 @@ def write_pairs(folder: Path, count: int, shards: int = 2, size: int = 32) -> Pa
         for index in range(shard, count, shards):
             image, caption, _ = scene(index, size)
             key = f"{index:09d}"
-            members[f"{key}.json"] = json.dumps({"caption": caption, "key": key, "status": "success"}).encode()
+            members[f"{key}.json"] = json.dumps(
+                {"caption": caption, "key": key, "status": "success"}
+            ).encode()
             members[f"{key}.png"] = encode(image)
             members[f"{key}.txt"] = caption.encode()
         write_tar(folder / f"{shard:05d}.tar", members)
@@ -80,7 +94,10 @@ class ToyLabels:
     classes: ClassVar = {"seg": CLASSES}
 
     def __init__(
-        self, tasks: tuple[str, ...] = ("seg", "depth", "normal"), size: int = 32, missing: tuple[str, ...] = ()
+        self,
+        tasks: tuple[str, ...] = ("seg", "depth", "normal"),
+        size: int = 32,
+        missing: tuple[str, ...] = (),
     ):
         self.tasks, self.size, self.missing, self.reads = tasks, size, missing, 0
         self.identity = hashlib.sha256(repr((tasks, size, missing)).encode()).hexdigest()

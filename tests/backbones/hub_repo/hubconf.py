@@ -1,4 +1,5 @@
-"""Entry points: ``dino_like`` with DINOv2's ``get_intermediate_layers``, ``capi_like`` with CAPI's call."""
+"""Entry points: ``dino_like`` with DINOv2's ``get_intermediate_layers``, ``capi_like`` with CAPI's
+call."""
 
 import torch
 from torch import nn
@@ -37,7 +38,9 @@ class DinoLike(Vit):
             grid = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
             patches = [each.transpose(1, 2).unflatten(2, grid) for each in patches]
         return (
-            tuple(zip(patches, [each[:, 0] for each in layers], strict=True)) if return_class_token else tuple(patches)
+            tuple(zip(patches, [each[:, 0] for each in layers], strict=True))
+            if return_class_token
+            else tuple(patches)
         )
 
 

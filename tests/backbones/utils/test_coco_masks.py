@@ -21,28 +21,53 @@ def test_what_pycocotools_packs_is_right_and_cut_short_it_is_not(seed):
     pixels = random.random((height, width)) < random.random()
     code = packed(pixels)
     assert wrong_mask(code, height, width) == ""
-    counts = np.diff(np.flatnonzero(np.diff(np.r_[0, pixels.T.reshape(-1), 2].astype(int))), prepend=0).tolist()
+    counts = np.diff(
+        np.flatnonzero(np.diff(np.r_[0, pixels.T.reshape(-1), 2].astype(int))), prepend=0
+    ).tolist()
     assert wrong_mask({**code, "counts": counts}, height, width) == ""
-    for damaged in (code["counts"][:-1], code["counts"] + "1", "é" + code["counts"], "", "oooooooooooooooooo"):
+    for damaged in (
+        code["counts"][:-1],
+        code["counts"] + "1",
+        "é" + code["counts"],
+        "",
+        "oooooooooooooooooo",
+    ):
         assert wrong_mask({**code, "counts": damaged}, height, width), damaged
 
 
 @pytest.mark.parametrize(
     "mask",
     [
-        None, "text", 3, [], [[]], [[1, 2, 3]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, "3", 4, 5, 6]],
+        None,
+        "text",
+        3,
+        [],
+        [[]],
+        [[1, 2, 3]],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, "3", 4, 5, 6]],
         [1, 2, 3, 4, 5, 6],
-        [[1, 2, 3, float("nan"), 5, 6]], [[0, 0, 1e9, 0, 0, 1e9]], [[0, 0, 9, 0, 9, 9], None], {}, {"size": [5, 7]},
-        {"size": [7, 5], "counts": [35]}, {"size": [5, 7], "counts": [10, 10]}, {"size": [5, 7], "counts": [40, -5]},
-        {"size": [5, 7], "counts": [35.0]}, {"size": [5, 7], "counts": None}, {"size": None, "counts": [35]},
+        [[1, 2, 3, float("nan"), 5, 6]],
+        [[0, 0, 1e9, 0, 0, 1e9]],
+        [[0, 0, 9, 0, 9, 9], None],
+        {},
+        {"size": [5, 7]},
+        {"size": [7, 5], "counts": [35]},
+        {"size": [5, 7], "counts": [10, 10]},
+        {"size": [5, 7], "counts": [40, -5]},
+        {"size": [5, 7], "counts": [35.0]},
+        {"size": [5, 7], "counts": None},
+        {"size": None, "counts": [35]},
     ],
-)  # fmt: skip
+)
 def test_what_is_no_mask_is_wrong(mask):
     assert wrong_mask(mask, 5, 7)
 
 
 @pytest.mark.parametrize(
-    "mask", [[[0, 0, 7.5, 0, 7, 5.25]], [[-1, 0, 7, 0, 7, 5, 0, 5]], {"size": [5, 7], "counts": [0, 35]}]
+    "mask",
+    [[[0, 0, 7.5, 0, 7, 5.25]], [[-1, 0, 7, 0, 7, 5, 0, 5]], {"size": [5, 7], "counts": [0, 35]}],
 )
 def test_what_is_a_mask_is_right(mask):
     assert wrong_mask(mask, 5, 7) == ""

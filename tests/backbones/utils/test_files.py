@@ -50,7 +50,10 @@ def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
     ids=["text", "torch"],
 )
 def test_a_full_disk_is_said_in_one_line(tmp_path, write):
-    with pytest.raises(UserError, match="free some space") as caught, replacing(tmp_path / "weights") as temporary:
+    with (
+        pytest.raises(UserError, match="free some space") as caught,
+        replacing(tmp_path / "weights") as temporary,
+    ):
         temporary.symlink_to("/dev/full")  # every write there says that no space is left
         write(temporary)
     assert "\n" not in str(caught.value)
@@ -59,7 +62,9 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, write):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file/a.txt: (Not a directory|File exists)"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*file/a.txt: (Not a directory|File exists)"
+    ):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
@@ -87,7 +92,17 @@ def full(path: Path) -> None:
         (full, UserError),
         (lambda path: path.mkdir() or path.write_text("x"), UserError),
     ],
-    ids=["another file", "another folder", "nothing", "key", "sum", "network", "torch reads", "full", "refused"],
+    ids=[
+        "another file",
+        "another folder",
+        "nothing",
+        "key",
+        "sum",
+        "network",
+        "torch reads",
+        "full",
+        "refused",
+    ],
 )
 def test_only_errors_of_writing_that_file_are_the_users(tmp_path, block, kind):
     with pytest.raises(kind) as caught, replacing(tmp_path / "weights") as temporary:
@@ -104,7 +119,8 @@ def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         mend = "choose another folder" if code == errno.EROFS else "free some space"
         assert (
-            users_line(refused(code)) == f"cannot write /data/x: {os.strerror(code)}; {mend} and run the command again"
+            users_line(refused(code))
+            == f"cannot write /data/x: {os.strerror(code)}; {mend} and run the command again"
         )
     assert users_line(refused(errno.ENOENT)) is None
     assert users_line(KeyError("x")) is None
@@ -134,7 +150,9 @@ def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
     assert users_line(first) is None
 
 
-@pytest.mark.parametrize("name", ["pipe", "link", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize(
+    "name", ["pipe", "link", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+)
 def test_what_is_no_file_is_never_replaced(tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
@@ -150,7 +168,9 @@ def test_a_link_to_a_file_stays_one(tmp_path):
     (tmp_path / "link").symlink_to("folder/file")
     for text in ("made", "replaced"):
         write_text(tmp_path / "link", text)
-        assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_text() == text
+        assert (tmp_path / "link").is_symlink() and (
+            tmp_path / "folder" / "file"
+        ).read_text() == text
 
 
 @pytest.mark.parametrize("read", [open_regular, read_whole, read_json, sha256_file])
@@ -179,13 +199,19 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ELOOP])
 def test_a_file_that_cannot_be_had_is_one_line_and_a_bug_is_none(number):
     error = OSError(number, os.strerror(number), "/data/weights")
-    assert users_line(error) == f"cannot use /data/weights: {os.strerror(number)}; mend that, or name another file"
+    assert (
+        users_line(error)
+        == f"cannot use /data/weights: {os.strerror(number)}; mend that, or name another file"
+    )
     assert users_line(OSError(number, os.strerror(number))) is None  # of what, nobody knows
 
 
 def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", "~nosuch/cliptex")
-    with pytest.raises(UserError, match="~nosuch/cliptex: Could not determine home directory; name a folder in full"):
+    with pytest.raises(
+        UserError,
+        match="~nosuch/cliptex: Could not determine home directory; name a folder in full",
+    ):
         home()
 
 
@@ -211,7 +237,12 @@ def test_keys_of_text_stay_and_half_of_a_character_has_one():
 
 
 def test_json_takes_the_place_of_json_alone(tmp_path):
-    for name, content in (("new.json", None), ("empty.json", ""), ("old.json", "{}"), ("list.json", "[1]")):
+    for name, content in (
+        ("new.json", None),
+        ("empty.json", ""),
+        ("old.json", "{}"),
+        ("list.json", "[1]"),
+    ):
         if content is not None:
             (tmp_path / name).write_text(content)
         assert json_place(tmp_path / name) == tmp_path / name

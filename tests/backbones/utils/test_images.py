@@ -1,4 +1,5 @@
-"""Whoever decodes an image sees the same pixels: Pillow (embeddings, pairs, experts) and OpenCV (dense probes, detection)."""
+"""Whoever decodes an image sees the same pixels: Pillow (embeddings, pairs, experts) and OpenCV
+(dense probes, detection)."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ FILES = {
     "alpha": encoded(Image.merge("RGBA", [*PICTURE.split(), PICTURE.split()[0]]), "PNG"),
     "16 bits": encoded(GREY16, "PNG"),
     "16 bits, tiff": encoded(GREY16, "TIFF"),
-    "16 bits a colour": cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 257)[1].tobytes(),
+    "16 bits a colour": cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 257)[
+        1
+    ].tobytes(),
     "1 bit": encoded(PICTURE.convert("1"), "PNG"),
 }
 

@@ -1,4 +1,5 @@
-"""One process at a time, whoever is killed; who waited knows it; where no lock can be had, it is one line."""
+"""One process at a time, whoever is killed; who waited knows it; where no lock can be had, it is
+one line."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def lines(tmp_path: Path, count: int) -> list[str]:
     """The journal, once it has ``count`` lines."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = (tmp_path / "journal").read_text().splitlines() if (tmp_path / "journal").exists() else []
+        found = (
+            (tmp_path / "journal").read_text().splitlines()
+            if (tmp_path / "journal").exists()
+            else []
+        )
         if len(found) >= count:
             return found
         time.sleep(0.02)
@@ -124,7 +129,10 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, code):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot lock .*file/a.lock: ") as caught, locked(tmp_path / "file/a.lock"):
+    with (
+        pytest.raises(UserError, match=r"cannot lock .*file/a.lock: ") as caught,
+        locked(tmp_path / "file/a.lock"),
+    ):
         pass
     assert "\n" not in str(caught.value)
 

@@ -17,7 +17,8 @@ from benchmark.suites.registry import SUITES, register_suite
 from probes.registry import DATASETS, PROBES, find_task, register_dataset, register_probe, tasks
 
 EXECUTORS.find("slurm")  # else its name is free
-# what another package brings: (registry, group, how one registers by hand, its name, its object, a shipped name misspelt)
+# what another package brings: (registry, group, how one registers by hand, its name, its object, a
+# shipped name misspelt)
 KINDS = {
     "backbones": (BACKBONES, backbones.register, "grey", "GREY", "dinov2-b41", "dinov2-b14"),
     "experts": (
@@ -30,8 +31,22 @@ KINDS = {
     ),
     "datasets": (DATASETS, register_dataset, "my-set", "SET", "ade2k", "ade20k"),
     "suites": (SUITES, register_suite, "my-suite", "SUITE", "papre", "paper"),
-    "executors": (EXECUTORS, lambda e: EXECUTORS.register("slurm", e), "my-cluster", "Cluster", "slrum", "slurm"),
-    "probes": (PROBES, register_probe, "segmentation/my-probe", "PROBE", "depth/pspent", "depth/pspnet"),
+    "executors": (
+        EXECUTORS,
+        lambda e: EXECUTORS.register("slurm", e),
+        "my-cluster",
+        "Cluster",
+        "slrum",
+        "slurm",
+    ),
+    "probes": (
+        PROBES,
+        register_probe,
+        "segmentation/my-probe",
+        "PROBE",
+        "depth/pspent",
+        "depth/pspnet",
+    ),
 }
 MODULE = """
 from types import SimpleNamespace
@@ -74,7 +89,7 @@ class OldProbe(Probe):
 
 OLD_PROBE = OldProbe()
 NOTHING = 3
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -85,12 +100,16 @@ def other_package(tmp_path, monkeypatch):
     info = tmp_path / "other_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("".join(
-        f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone = no_such_module:THING\n"
-        f"missing = other_package:MISSING\nnothing = other_package:NOTHING\nmisnamed = other_package:{thing}\n"
-        f"{next(iter(registry.read_entry_points()))} = other_package:{thing}\nleaves = other_package_leaves:THING\n"
-        for group, (registry, _, name, thing, *_) in KINDS.items()
-    ))  # fmt: skip
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone ="
+            " no_such_module:THING\nmissing = other_package:MISSING\nnothing ="
+            " other_package:NOTHING\nmisnamed ="
+            f" other_package:{thing}\n{next(iter(registry.read_entry_points()))} ="
+            f" other_package:{thing}\nleaves = other_package_leaves:THING\n"
+            for group, (registry, _, name, thing, *_) in KINDS.items()
+        )
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry, *_ in KINDS.values():
         monkeypatch.setattr(registry, "_things", dict(registry))
@@ -114,7 +133,9 @@ def test_a_name_is_given_once(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_is_one_line_with_the_nearest(kind):
     registry, _, _, _, wrong, right = KINDS[kind]
-    with pytest.raises(UserError, match=f"no {registry.what} '{wrong}'; did you mean {right}") as caught:
+    with pytest.raises(
+        UserError, match=f"no {registry.what} '{wrong}'; did you mean {right}"
+    ) as caught:
         registry.find(wrong)
     assert "\n" not in str(caught.value)
 
@@ -148,16 +169,22 @@ def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package
         del reasons["misnamed"]
     assert not set(reasons) & set(registry)
     for broken, why in reasons.items():
-        with pytest.raises(UserError, match=f"{broken}' cannot be loaded: {why}; mend or uninstall") as caught:
+        with pytest.raises(
+            UserError, match=f"{broken}' cannot be loaded: {why}; mend or uninstall"
+        ) as caught:
             registry.find(broken)
         assert "\n" not in str(caught.value)
 
 
 def test_a_dataset_and_a_probe_of_another_package_make_tasks(other_package):
     assert [each.name for each in find_task("my-set/my-probe")] == ["my-set", "my-probe"]
-    assert find_task("my-set/linear")[0].name == find_task("voc/linear")[0].name.replace("voc", "my-set")
+    assert find_task("my-set/linear")[0].name == find_task("voc/linear")[0].name.replace(
+        "voc", "my-set"
+    )
     assert {"my-set/my-probe", "my-set/pspnet", "voc/my-probe"} <= set(tasks())
-    from probes.dense.data import DenseDataset  # a config names the dataset, in whatever process builds it
+    from probes.dense.data import (
+        DenseDataset,
+    )  # a config names the dataset, in whatever process builds it
 
     assert DenseDataset("my-set", ".", "train", []).spec is DATASETS["my-set"]
     with pytest.raises(UserError, match="dataset 'gone' cannot be loaded: ModuleNotFoundError"):
@@ -179,6 +206,10 @@ def test_what_is_slow_to_import_is_declared_and_imported_when_asked_for(tmp_path
 
 def test_a_probe_that_declares_no_metrics_is_told_what_to_do(other_package, tmp_path):
     points = tmp_path / "other_package-1.0.dist-info" / "entry_points.txt"
-    points.write_text("[cliptex_benchmark.probes]\nsegmentation/old-probe = other_package:OLD_PROBE\n")
-    with pytest.raises(UserError, match=r"metrics of segmentation/old-probe must be given as probes.base.Metric"):
+    points.write_text(
+        "[cliptex_benchmark.probes]\nsegmentation/old-probe = other_package:OLD_PROBE\n"
+    )
+    with pytest.raises(
+        UserError, match=r"metrics of segmentation/old-probe must be given as probes.base.Metric"
+    ):
         PROBES.find("segmentation/old-probe")

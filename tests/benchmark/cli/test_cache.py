@@ -28,9 +28,12 @@ def home(tmp_path, monkeypatch):
 
 
 def store(number: int = 0):
-    recipe = CacheKey("embeddings", f"clip on toys {number}", {"number": number}, ("fp32",), [16] * 3)
+    recipe = CacheKey(
+        "embeddings", f"clip on toys {number}", {"number": number}, ("fp32",), [16] * 3
+    )
     return get_or_build(
-        recipe, lambda wanted: [(i, [torch.full((4,), float(i))], {}) for shard in wanted for i in shard]
+        recipe,
+        lambda wanted: [(i, [torch.full((4,), float(i))], {}) for shard in wanted for i in shard],
     )
 
 
@@ -39,8 +42,10 @@ def test_ls_names_everything_with_its_size(capsys, home):
     assert main(["cache", "ls", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["kind"], row["about"]) for row in rows] == [
-        ("features", "embeddings: clip on toys 0"), ("mini", "worlds"), ("weights", "backbones' weights"),
-    ]  # fmt: skip
+        ("features", "embeddings: clip on toys 0"),
+        ("mini", "worlds"),
+        ("weights", "backbones' weights"),
+    ]
     assert rows[1]["size"] == 1000 and rows[1]["name"] == "abc"
     assert main(["cache", "ls"]) == 0
     shown = capsys.readouterr().out
@@ -52,12 +57,18 @@ def test_rm_takes_names_kinds_and_ages(capsys, home):
     first.close()
     second.close()
     assert main(["cache", "rm"]) == 2 and "say what to remove" in capsys.readouterr().err
-    assert main(["cache", "rm", "nothing"]) == 2 and "nothing cached is called" in capsys.readouterr().err
+    assert (
+        main(["cache", "rm", "nothing"]) == 2
+        and "nothing cached is called" in capsys.readouterr().err
+    )
     assert main(["cache", "rm", first.folder.name[:12], "--yes"]) == 0
     assert not first.folder.exists() and second.folder.exists()
     assert main(["cache", "rm", "--older-than", "1"]) == 0 and second.folder.exists()
     os.utime(second.folder / "used", (1000, 1000))
-    assert main(["cache", "rm", "--older-than", "1", "--kind", "features", "--yes"]) == 0 and not second.folder.exists()
+    assert (
+        main(["cache", "rm", "--older-than", "1", "--kind", "features", "--yes"]) == 0
+        and not second.folder.exists()
+    )
     assert (home / "mini" / "abc").exists()
     assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini" / "abc").exists()
 
@@ -69,13 +80,18 @@ def test_rm_shows_what_goes_and_asks(capsys, home, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, there in (("", True), ("n", True), ("y", False)):
         monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
-        assert main(["cache", "rm", "--kind", "mini"]) == 0 and (home / "mini/abc").exists() == there
+        assert (
+            main(["cache", "rm", "--kind", "mini"]) == 0 and (home / "mini/abc").exists() == there
+        )
     assert "removed 1\n" in capsys.readouterr().out
 
 
 def test_what_is_in_use_stays(capsys):
     kept = store()
-    assert main(["cache", "rm", "--kind", "features"]) == 1 and "in use and stays" in capsys.readouterr().out
+    assert (
+        main(["cache", "rm", "--kind", "features"]) == 1
+        and "in use and stays" in capsys.readouterr().out
+    )
     assert kept.folder.exists()
 
 
@@ -103,9 +119,15 @@ def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
     with cell_locks(["one"]):
         assert main(["cache", "rm", "--kind", "work", "--yes"]) == 1
         shown = capsys.readouterr().out
-        assert "work/one is in use and stays" in shown and "would remove work/two" in shown and "removed 1\n" in shown
+        assert (
+            "work/one is in use and stays" in shown
+            and "would remove work/two" in shown
+            and "removed 1\n" in shown
+        )
         assert (home / "work/one/training-state.pth").exists() and not (home / "work/two").exists()
-    assert main(["cache", "rm", "--kind", "work", "--yes"]) == 0 and not (home / "work/one").exists()
+    assert (
+        main(["cache", "rm", "--kind", "work", "--yes"]) == 0 and not (home / "work/one").exists()
+    )
 
 
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
@@ -113,15 +135,23 @@ def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     used = [str(home / "mini" / name) for name in ("abc", "later")]
     code = "import sys; from pathlib import Path; from backbones.utils.locks import keep\n"
     code += f"for each in {used!r}: keep(Path(each))\nprint(1, flush=True); sys.stdin.read()"
-    user = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    user = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert user.stdout.read(1) == b"1"
     for words in ([], ["--dry-run"]):
         assert main(["cache", "rm", "mini/abc", *words]) == 1
-        assert "mini/abc is in use and stays" in capsys.readouterr().out and (home / "mini/abc/picture.png").exists()
+        assert (
+            "mini/abc is in use and stays" in capsys.readouterr().out
+            and (home / "mini/abc/picture.png").exists()
+        )
     user.kill()
     user.wait()
     assert main(["cache", "rm", "mini/abc", "--dry-run"]) == 0
-    assert "would remove mini/abc" in capsys.readouterr().out and (home / "mini/abc/picture.png").exists()
+    assert (
+        "would remove mini/abc" in capsys.readouterr().out
+        and (home / "mini/abc/picture.png").exists()
+    )
     assert main(["cache", "rm", "mini/abc", "--yes"]) == 0 and not (home / "mini/abc").exists()
     assert not list((home / "users").iterdir())
 
@@ -132,7 +162,8 @@ def test_a_dry_run_tells_features_in_use_from_others(capsys):
     assert main(["cache", "rm", "--kind", "features", "--dry-run"]) == 1
     shown = capsys.readouterr().out
     assert (
-        f"would remove features/{first.folder.name}" in shown and f"{second.folder.name} is in use and stays" in shown
+        f"would remove features/{first.folder.name}" in shown
+        and f"{second.folder.name} is in use and stays" in shown
     )
     assert first.folder.exists() and second.folder.exists()
 
@@ -144,6 +175,8 @@ def test_of_a_link_only_the_link_goes(capsys, home, tmp_path_factory, kind):
     (home / kind).mkdir(exist_ok=True)
     for name, target in {"linked": theirs, "dangling": theirs / "gone"}.items():
         (home / kind / name).symlink_to(target)
-        assert main(["cache", "rm", name, "--yes"]) == 0 and "removed 1\n" in capsys.readouterr().out
+        assert (
+            main(["cache", "rm", name, "--yes"]) == 0 and "removed 1\n" in capsys.readouterr().out
+        )
         assert not (home / kind / name).is_symlink()
     assert (theirs / "big").stat().st_size == 1000

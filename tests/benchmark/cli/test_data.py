@@ -13,7 +13,12 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "check", "--data-root", "."]) == 0
     told = capsys.readouterr().out
-    assert "camvid" in told and "train 4" in told and "no folder VOCdevkit/VOC2012" in told and "mini-" not in told
+    assert (
+        "camvid" in told
+        and "train 4" in told
+        and "no folder VOCdevkit/VOC2012" in told
+        and "mini-" not in told
+    )
     assert main(["data", "check", "--data-root", ".", "--json"]) == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "camvid")
     assert row["state"] == "available" and row["found"] == {"train": 4, "val": 3}

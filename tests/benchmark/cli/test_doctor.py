@@ -1,4 +1,5 @@
-"""``doctor`` says what is there, what will fail and what to do, and makes nothing but what it removes again."""
+"""``doctor`` says what is there, what will fail and what to do, and makes nothing but what it
+removes again."""
 
 from __future__ import annotations
 
@@ -42,10 +43,22 @@ def test_everything_here(diagnose, tmp_path):
     make_voc(tmp_path / "data/VOCdevkit/VOC2012")
     (tmp_path / "data/ade/ADEChallengeData2016").mkdir(parents=True)
     code, found = diagnose("--data-root", str(tmp_path / "data"))
-    assert code == 1 and found["ade20k"]["state"] == "bad" and "images/validation is missing" in found["ade20k"]["todo"]
-    assert found["camvid"]["state"] == "ok" and found["voc"]["state"] == "warn" and "3 of 1449" in found["voc"]["found"]
+    assert (
+        code == 1
+        and found["ade20k"]["state"] == "bad"
+        and "images/validation is missing" in found["ade20k"]["todo"]
+    )
+    assert (
+        found["camvid"]["state"] == "ok"
+        and found["voc"]["state"] == "warn"
+        and "3 of 1449" in found["voc"]["found"]
+    )
     assert "--partial" in found["voc"]["todo"] and "coco" in found["datasets"]["found"]
-    assert {each["state"] for name, each in found.items() if name in ("python", "torch", "mmlab", "locks")} == {"ok"}
+    assert {
+        each["state"]
+        for name, each in found.items()
+        if name in ("python", "torch", "mmlab", "locks")
+    } == {"ok"}
     assert "MB/s" in found["home"]["found"] and "not there yet" in found["mlflow"]["found"]
     assert not list(tmp_path.glob("mlflow.db*")), "looking makes no store"
     assert not list((tmp_path / "home").glob(".doctor*"))
@@ -58,7 +71,8 @@ def test_lines_for_people(diagnose, capsys):
 
 
 @pytest.mark.parametrize(
-    ("schema", "state", "todo"), [(-1, "ok", ""), (-2, "warn", "migrates"), ("ffffffffffff", "bad", "--upgrade mlflow")]
+    ("schema", "state", "todo"),
+    [(-1, "ok", ""), (-2, "warn", "migrates"), ("ffffffffffff", "bad", "--upgrade mlflow")],
 )
 def test_a_store_of_another_version(diagnose, tmp_path, schema, state, todo):
     database(tmp_path / "mlflow.db", known_schemas()[schema] if isinstance(schema, int) else schema)
@@ -69,8 +83,14 @@ def test_a_store_of_another_version(diagnose, tmp_path, schema, state, todo):
 
 def test_a_server_that_is_not_there(diagnose):
     code, found = diagnose("--tracking-uri", "http://user:secret@127.0.0.1:9")
-    assert code == 1 and "start the server" in found["mlflow"]["todo"] and "secret" not in json.dumps(found)
-    assert diagnose("--tracking-uri", "./mlruns")[1]["mlflow"]["found"].startswith("'./mlruns' is no MLflow database")
+    assert (
+        code == 1
+        and "start the server" in found["mlflow"]["todo"]
+        and "secret" not in json.dumps(found)
+    )
+    assert diagnose("--tracking-uri", "./mlruns")[1]["mlflow"]["found"].startswith(
+        "'./mlruns' is no MLflow database"
+    )
 
 
 def test_a_home_that_cannot_be(diagnose, tmp_path, monkeypatch):
@@ -94,23 +114,32 @@ def test_gpus_and_one_that_is_taken(diagnose, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda number: "H100")
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda number: (free[number], 80e9))
     code, found = diagnose()
-    assert code == 0 and found["cuda:0"]["state"] == "ok" and "70.0 of 80.0 GB" in found["cuda:0"]["found"]
+    assert (
+        code == 0
+        and found["cuda:0"]["state"] == "ok"
+        and "70.0 of 80.0 GB" in found["cuda:0"]["found"]
+    )
     assert found["cuda:1"]["state"] == "warn" and "another process" in found["cuda:1"]["todo"]
 
 
 def test_two_mmlabs(diagnose, monkeypatch):
     real = metadata.distributions
     monkeypatch.setattr(
-        doctor.metadata, "distributions", lambda **kw: [1] if kw["name"] == "mmcv" else list(real(**kw))
+        doctor.metadata,
+        "distributions",
+        lambda **kw: [1] if kw["name"] == "mmcv" else list(real(**kw)),
     )
     version = metadata.version
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.2.0" if name == "mmcv" else version(name))
+    monkeypatch.setattr(
+        doctor.metadata, "version", lambda name: "2.2.0" if name == "mmcv" else version(name)
+    )
     code, found = diagnose()
     assert code == 1 and "pip uninstall mmcv" in found["mmlab"]["todo"]
 
 
 @pytest.mark.parametrize(
-    ("script", "state", "said"), [("echo 'gpu* 8 nodes'", "ok", "gpu* 8"), ("exit 1", "warn", "sinfo")]
+    ("script", "state", "said"),
+    [("echo 'gpu* 8 nodes'", "ok", "gpu* 8"), ("exit 1", "warn", "sinfo")],
 )
 def test_slurm(tmp_path, monkeypatch, script, state, said):
     for name in ("sinfo", "sbatch"):

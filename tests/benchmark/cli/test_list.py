@@ -49,7 +49,9 @@ def test_no_recipe_is_named_twice():
 def test_protocols_say_where_they_are_from_and_what_they_fix(capsys):
     assert main(["list", "protocols"]) == 0
     said = capsys.readouterr().out
-    assert "facebookresearch/dinov3" in said and "slide=512,341" in said and "betas=0.9,0.99 " in said
+    assert (
+        "facebookresearch/dinov3" in said and "slide=512,341" in said and "betas=0.9,0.99 " in said
+    )
     assert "open-mmlab/mmsegmentation" in said and "mbanani/probe3d" in said and "epochs=10" in said
 
 
@@ -58,7 +60,10 @@ def test_protocols_are_listed_without_what_computes():
         "import sys; from benchmark.__main__ import main; main(['list', 'protocols'])\n"
         "assert not {'torch', 'mmengine', 'mmseg', 'mlflow'} & set(sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60).returncode
+        == 0
+    )
 
 
 def test_readme_has_the_table_of_what_there_is(monkeypatch, capsys):
@@ -66,4 +71,6 @@ def test_readme_has_the_table_of_what_there_is(monkeypatch, capsys):
         if spec.module.startswith("tests."):
             monkeypatch.delitem(DATASETS._things, name)
     assert main(["list", "table"]) == 0
-    assert capsys.readouterr().out in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in (Path(__file__).parents[3] / "README.md").read_text(
+        encoding="utf-8"
+    )

@@ -1,4 +1,5 @@
-"""What all commands' parsers do alike: examples that parse, nearest words, options from files, old spellings."""
+"""What all commands' parsers do alike: examples that parse, nearest words, options from files, old
+spellings."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def parsers(within: argparse.ArgumentParser = TOP) -> Iterator[argparse.Argument
                 yield from parsers(each)
 
 
-@pytest.mark.parametrize("each", parsers(), ids=lambda each: each.prog.removeprefix("python -m ").replace(" ", "-"))
+@pytest.mark.parametrize(
+    "each", parsers(), ids=lambda each: each.prog.removeprefix("python -m ").replace(" ", "-")
+)
 def test_help_ends_with_two_examples_that_parse(each):
     title, *examples = each.format_help().partition("\nexamples:\n")[1:]
     lines = examples[0].splitlines()
@@ -40,16 +43,28 @@ def test_help_ends_with_two_examples_that_parse(each):
 
 
 def test_a_shared_word_has_one_form():
-    """Type, number of values and metavar of an option of the table are the same in every command."""
+    """Type, number of values and metavar of an option of the table are the same in every
+    command."""
     forms: dict[str, set[object]] = {}
     for each in parsers():
         for action in each._actions:
             for flag in set(action.option_strings) & set(OPTIONS):
-                forms.setdefault(flag, set()).add((type(action).__name__, getattr(action.type, "__name__", None)))
+                forms.setdefault(flag, set()).add(
+                    (type(action).__name__, getattr(action.type, "__name__", None))
+                )
     several = {flag for flag, found in forms.items() if len(found) > 1}
     assert set(forms) == set(OPTIONS)
-    # --out is a file or a folder, one backbone is watched, a report takes several experiments, estimate counts pairs
-    assert several <= {"--out", "--backbone", "--experiment", "--pairs", "--labels", "--limit", "--json"}
+    # --out is a file or a folder, one backbone is watched, a report takes several experiments,
+    # estimate counts pairs
+    assert several <= {
+        "--out",
+        "--backbone",
+        "--experiment",
+        "--pairs",
+        "--labels",
+        "--limit",
+        "--json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,7 +75,10 @@ def test_a_shared_word_has_one_form():
         ("train --recpie x", "no option --recpie; did you mean --recipe"),  # before what is missing
         ("sweep --stdy x status", "no option --stdy"),
         ("lst", "no command 'lst'; did you mean list?; see python -m benchmark list --help"),
-        ("sweep lunch", "no command 'lunch'; did you mean launch?; see python -m benchmark sweep launch --help"),
+        (
+            "sweep lunch",
+            "no command 'lunch'; did you mean launch?; see python -m benchmark sweep launch --help",
+        ),
         ("list taks", "argument what: 'taks' is none; did you mean tasks"),
         ("cache ls --kind feature", "argument --kind: 'feature' is none; did you mean features"),
         ("list tasks voc more", "unexpected 'more'"),
@@ -70,15 +88,24 @@ def test_a_shared_word_has_one_form():
 def test_an_unknown_word_names_the_nearest_and_the_help_to_read(capsys, words, said):
     assert main(words.split()) == 2
     told = capsys.readouterr().err
-    command = " ".join(words.split()[:1]) if words.split()[0] in ("run", "train", "sweep", "list", "cache") else ""
+    command = (
+        " ".join(words.split()[:1])
+        if words.split()[0] in ("run", "train", "sweep", "list", "cache")
+        else ""
+    )
     assert said in told and f"see python -m benchmark {command}" in told and told.count("\n") == 1
 
 
 FILES = {
-    "run.yaml": "backbone: [clip, dinov2-b14]\nsuite: paper\ndata_root: /data\nset: {max_iters: 20, crop: [32, 64], lr: 1e-3}\n"
-    "data:\n- coco=/coco\npartial: true\nforce: false\nseeds: 3\n",
-    "run.toml": 'backbone = ["clip", "dinov2-b14"]\nsuite = "paper"\ndata-root = "/data"\npartial = true\nseeds = 3\n'
-    'data = {coco = "/coco"}\n[set]\nmax_iters = 20\ncrop = [32, 64]\nlr = "1e-3"\n',
+    "run.yaml": (
+        "backbone: [clip, dinov2-b14]\nsuite: paper\ndata_root: /data\nset: {max_iters: 20, crop:"
+        " [32, 64], lr: 1e-3}\ndata:\n- coco=/coco\npartial: true\nforce: false\nseeds: 3\n"
+    ),
+    "run.toml": (
+        'backbone = ["clip", "dinov2-b14"]\nsuite = "paper"\ndata-root = "/data"\npartial ='
+        ' true\nseeds = 3\ndata = {coco = "/coco"}\n[set]\nmax_iters = 20\ncrop = [32, 64]\nlr ='
+        ' "1e-3"\n'
+    ),
 }
 
 
@@ -87,7 +114,8 @@ def test_options_from_a_file_which_typed_ones_beat(tmp_path, name):
     (tmp_path / name).write_text(FILES[name])
     words = ["run", "--config", str(tmp_path / name)]
     long = (
-        "run --backbone clip --backbone dinov2-b14 --suite paper --data-root /data --set max_iters=20 --set crop=32,64"
+        "run --backbone clip --backbone dinov2-b14 --suite paper --data-root /data --set"
+        " max_iters=20 --set crop=32,64"
     )
     long += " --set lr=1e-3 --data coco=/coco --partial --seeds 3"
 
@@ -95,7 +123,9 @@ def test_options_from_a_file_which_typed_ones_beat(tmp_path, name):
         return {key: value for key, value in vars(TOP.parse_args(words)).items() if key != "config"}
 
     assert parsed(words) == parsed(long.split())
-    changed = parsed([*words, "--backbone=cliptex", "--set", "lr=1", "--set", "epochs=2", "--seeds=1"])
+    changed = parsed(
+        [*words, "--backbone=cliptex", "--set", "lr=1", "--set", "epochs=2", "--seeds=1"]
+    )
     wanted = parsed(long.split()) | {"backbones": ["cliptex"], "seeds": 1}
     assert changed == wanted | {"overrides": ["max_iters=20", "crop=32,64", "lr=1", "epochs=2"]}
 
@@ -160,9 +190,12 @@ def test_the_shell_completes_words(capsys, tmp_path):
     script = tmp_path / "completion"
     script.write_text(capsys.readouterr().out)
     asked = (
-        f"source {script}; COMP_WORDS=(cliptex-benchmark sweep launch --obj); COMP_CWORD=3; _shtab_cliptex_benchmark; "
+        f"source {script}; COMP_WORDS=(cliptex-benchmark sweep launch --obj); COMP_CWORD=3;"
+        " _shtab_cliptex_benchmark; "
     )
-    told = subprocess.run([shutil.which("bash"), "-c", asked + "echo ${COMPREPLY[@]}"], capture_output=True, text=True)
+    told = subprocess.run(
+        [shutil.which("bash"), "-c", asked + "echo ${COMPREPLY[@]}"], capture_output=True, text=True
+    )
     assert told.stdout.split() == ["--objective"], told.stderr
 
 

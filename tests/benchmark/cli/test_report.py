@@ -34,7 +34,20 @@ def here(place, monkeypatch, tmp_path):
 
 
 def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
-    assert main(["report", "--out", str(here / "out"), "--format", "html,md,csv,latex", "--baseline", "clip-ft"]) == 0
+    assert (
+        main(
+            [
+                "report",
+                "--out",
+                str(here / "out"),
+                "--format",
+                "html,md,csv,latex",
+                "--baseline",
+                "clip-ft",
+            ]
+        )
+        == 0
+    )
     assert {p.name for p in (here / "out").iterdir()} == {
         "index.html",
         "report.md",
@@ -44,7 +57,10 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
         "tables.tex",
     }
     shown = capsys.readouterr().out
-    assert "experiment paper" in shown and "cliptex is better than clip-ft on 2 of 2 tasks" in " ".join(shown.split())
+    assert (
+        "experiment paper" in shown
+        and "cliptex is better than clip-ft on 2 of 2 tasks" in " ".join(shown.split())
+    )
     assert "index.html" in shown
     assert (
         main(
@@ -69,8 +85,14 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--experiment", "papre"], "no experiment 'papre' in the MLflow store; did you mean 'paper'?"),
-        (["--baseline", "mae"], "baseline 'mae' has no finished task there; these have: clip-ft, cliptex"),
+        (
+            ["--experiment", "papre"],
+            "no experiment 'papre' in the MLflow store; did you mean 'paper'?",
+        ),
+        (
+            ["--baseline", "mae"],
+            "baseline 'mae' has no finished task there; these have: clip-ft, cliptex",
+        ),
         (["--backbone", "clip,mae"], "backbone 'clip' has no finished task there"),
         (
             ["--task", "coco/ssd"],
@@ -79,14 +101,24 @@ def test_report_writes_a_page_alone_sufficient_and_the_tables(here, capsys):
         (["--study", "x"], "no study 'x' in the MLflow store; there are: none"),
         (["--format", "pdf"], "--format pdf: there are html, md, csv, latex"),
         (["--format", ","], "',' names nothing"),
-        (["--study", "x", "--baseline", "clip"], "--backbone, --task and --baseline do not go with it"),
+        (
+            ["--study", "x", "--baseline", "clip"],
+            "--backbone, --task and --baseline do not go with it",
+        ),
         (["--tracking-uri", "sqlite:///nothing.db"], "there is no MLflow store at sqlite:///"),
         (["--ui-url", "localhost:5000"], "--ui-url 'localhost:5000' is no address"),
         (["--out", "mlflow.db"], "--out: mlflow.db is a file; name a folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(here, capsys, words, message):
-    assert main(["report", *words] if "--out" in words else ["report", "--out", str(here / "out"), *words]) == 2
+    assert (
+        main(
+            ["report", *words]
+            if "--out" in words
+            else ["report", "--out", str(here / "out"), *words]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (here / "out").exists(), "nothing half-written"
@@ -101,7 +133,8 @@ def test_a_folder_that_cannot_be_written(here, capsys):
 
 @pytest.mark.slow
 def test_a_run_ends_with_its_report(tmp_path, monkeypatch, capsys):
-    """The page is an artifact of the parent run and its path is printed; a report that fails does not fail the run."""
+    """The page is an artifact of the parent run and its path is printed; a report that fails does
+    not fail the run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     make_imagefolder(tmp_path / "imagefolder", n_train=8, n_val=4)
@@ -129,14 +162,18 @@ def test_a_run_ends_with_its_report(tmp_path, monkeypatch, capsys):
         for run in client.search_runs([client.get_experiment_by_name("own").experiment_id])
         if "run.key" in run.data.tags
     ]
-    assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == ["report/index.html"]
+    assert [f.path for f in client.list_artifacts(parent.info.run_id, "report")] == [
+        "report/index.html"
+    ]
     assert str(page).startswith(parent.info.artifact_uri)
     (child,) = [
         run
         for run in client.search_runs([parent.info.experiment_id])
         if run.data.tags.get("task") == "imagefolder/linear"
     ]
-    assert '"uri": "' + str(tmp_path / "imagefolder") in child.inputs.dataset_inputs[0].dataset.source
+    assert (
+        '"uri": "' + str(tmp_path / "imagefolder") in child.inputs.dataset_inputs[0].dataset.source
+    )
 
     (Path(child.info.artifact_uri) / "per_image.npz").write_bytes(b"not a zip")
     assert main(command) == 0, "the numbers are safe"

@@ -1,4 +1,5 @@
-"""Passwords and tokens of the tracking store: in no stream, file, tag or argument of any process."""
+"""Passwords and tokens of the tracking store: in no stream, file, tag or argument of any
+process."""
 
 from __future__ import annotations
 
@@ -44,15 +45,19 @@ def arguments() -> bytes:
 
 @pytest.mark.slow
 def test_a_run_says_and_keeps_no_secret(tmp_path):
-    """With workers, an error that tells the address, and everything that is left on disk, the server's files among it."""
+    """With workers, an error that tells the address, and everything that is left on disk, the
+    server's files among it."""
     make_imagefolder(tmp_path / "imagefolder")
     (tmp_path / "tmp").mkdir()
     with mlflow_server(tmp_path) as address:
         uri = address.replace("://", f"://bob:{PASSWORD.replace('@', '%40')}@")
         variables = {
-            "MLFLOW_TRACKING_URI": uri, "CLIPTEX_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"),
-            "PYTHONPATH": str(Path(__file__).parents[3]), "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "false",
-        }  # fmt: skip
+            "MLFLOW_TRACKING_URI": uri,
+            "CLIPTEX_HOME": str(tmp_path / "home"),
+            "TMPDIR": str(tmp_path / "tmp"),
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "false",
+        }
         command = [
             sys.executable,
             "-m",
@@ -66,7 +71,9 @@ def test_a_run_says_and_keeps_no_secret(tmp_path):
             "out.json",
         ]
         with (tmp_path / "said").open("wb") as said:
-            run = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **variables}, stdout=said, stderr=said)
+            run = subprocess.Popen(
+                command, cwd=tmp_path, env={**os.environ, **variables}, stdout=said, stderr=said
+            )
             seen = arguments()
             while run.poll() is None:
                 seen += arguments()
@@ -80,7 +87,9 @@ def test_a_run_says_and_keeps_no_secret(tmp_path):
     assert {"out.json", "server.db", "said", "metrics.json"} <= {path.name for path in files}
     found = {str(path): path.read_bytes() for path in files} | {"arguments": seen}
     assert [name for name, content in found.items() if any(form in content for form in FORMS)] == []
-    assert b"http://***@127.0.0.1" in found[str(tmp_path / "said")]  # MLflow's own line, which was asked for here
+    assert (
+        b"http://***@127.0.0.1" in found[str(tmp_path / "said")]
+    )  # MLflow's own line, which was asked for here
 
 
 @pytest.mark.parametrize(
@@ -91,14 +100,20 @@ def test_a_run_says_and_keeps_no_secret(tmp_path):
         ["report", "--tracking-uri", "http://bob:hunter22@127.0.0.1:nine"],
         ["report", "--tracking-uri", "http://bob:hunt/hunter22@127.0.0.1:9"],
         ["report", "--tracking-uri", "bob:hunter22@host"],
-        ["report", "--tracking-uri", "postgresql://bob:hunter22@127.0.0.1:9/db?sslpassword=hunter22"],
+        [
+            "report",
+            "--tracking-uri",
+            "postgresql://bob:hunter22@127.0.0.1:9/db?sslpassword=hunter22",
+        ],
         ["report", "--tracking-uri", "mysql+nothing://bob:hunter22@127.0.0.1:9/db"],
         ["sweep", "status", "--storage", "postgresql://bob:hunter22@127.0.0.1:9/db"],
         ["sweep", "status", "--storage", "bob:hunter22@host"],
         ["sweep", "status", "--storage", "mysql://bob:hunter22@host"],
     ],
 )
-def test_an_address_that_does_not_work_is_told_without_its_secret(words, capfd, tmp_path, monkeypatch):
+def test_an_address_that_does_not_work_is_told_without_its_secret(
+    words, capfd, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert main(words) == 2
@@ -112,7 +127,9 @@ def test_the_line_that_goes_on_has_no_secret(capsys, monkeypatch):
 
     monkeypatch.setattr(ui, "main", interrupted)
     assert main(["ui", "--tracking-uri", "http://bob:hunter22@host"]) == 130
-    assert capsys.readouterr().err.endswith("Go on with: python -m benchmark ui --tracking-uri http://***@host\n")
+    assert capsys.readouterr().err.endswith(
+        "Go on with: python -m benchmark ui --tracking-uri http://***@host\n"
+    )
 
 
 def test_the_ui_is_started_without_a_secret_among_its_arguments(monkeypatch, tmp_path, capsys):
@@ -130,7 +147,10 @@ def test_the_ui_is_started_without_a_secret_among_its_arguments(monkeypatch, tmp
     monkeypatch.setattr(ui, "_link", lambda page, uri, experiment: page)
     uri = "postgresql://bob:hunter22@host/db"
     assert main(["ui", "--tracking-uri", uri]) == 0
-    assert "hunter22" not in " ".join(started["command"]) and started["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
+    assert (
+        "hunter22" not in " ".join(started["command"])
+        and started["env"]["MLFLOW_BACKEND_STORE_URI"] == uri
+    )
     assert main(["ui", "--tracking-uri", "http://hunter22@host"]) == 0
     told = capsys.readouterr().out
     assert "hunter22" not in told and "open http://host\n" in told

@@ -35,7 +35,10 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("labels draw labels --pairs pairs --limit 0", "argument --limit: 0: must be at least 1"),
         (f"{TRAIN} --executor-arg gpu=1", "--executor-arg gpu: local has no such setting"),
         ("run --seed -1", "argument --seed: -1: must be at least 0"),
-        ("run --seed 1180591620717411303424", "argument --seed: 1180591620717411303424: must be at most 2147483647"),
+        (
+            "run --seed 1180591620717411303424",
+            "argument --seed: 1180591620717411303424: must be at most 2147483647",
+        ),
         ("run --seed 2147483647 --seeds 2", "the last seed must be at most 2147483647"),
         ("run --seeds 1000000000", "argument --seeds: 1000000000: must be at most 10000"),
         ("run --jobs nan", "argument --jobs: invalid whole number value: 'nan'"),
@@ -44,8 +47,14 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("run --json /dev/null", "--json /dev/null is no regular file"),
         ("run --json /dev/stdout", "--json /dev/stdout is no place for a file"),
         (f"run --experiment {'x' * 600}", "must be a name of 1 to 200 printable characters"),
-        ("run --executor-arg cpus=99999999999", "--executor-arg cpus=99999999999: give a whole number"),
-        ("run --suite own --task camvid/linear --data-root . --executor-arg cpus=0", "cpus=0: give a whole number"),
+        (
+            "run --executor-arg cpus=99999999999",
+            "--executor-arg cpus=99999999999: give a whole number",
+        ),
+        (
+            "run --suite own --task camvid/linear --data-root . --executor-arg cpus=0",
+            "cpus=0: give a whole number",
+        ),
         (f"{LABEL} --out /dev/null", "/dev/null is a file; name a folder"),
         (f"{EXPERT} --out /dev/null", "/dev/null is a file; name a folder"),
         ("report --out /dev/null", "/dev/null is a file; name a folder"),
@@ -56,7 +65,10 @@ EXPERT = "experts train unet --data-root there --out expert"
         ("sweep launch --seed -1", "argument --seed: -1: must be at least 0"),
         ("cache rm --older-than -1", "argument --older-than: -1: must be at least 0"),
         ("cache rm --older-than nan", "argument --older-than: nan: must be at least 0"),
-        ("data check --data-root . --num-workers -3", "argument --num-workers: -3: must be at least 0"),
+        (
+            "data check --data-root . --num-workers -3",
+            "argument --num-workers: -3: must be at least 0",
+        ),
     ],
 )
 def test_one_line(command, said, tmp_path, monkeypatch, capsys):
@@ -90,21 +102,34 @@ def test_what_is_no_number_of_torchrun(name, monkeypatch):
         first_process()
 
 
-@pytest.mark.parametrize("content", [b"", b"notes of mine", b"\x02" + bytes(7) + b"{}", b"\xff" * 20])
+@pytest.mark.parametrize(
+    "content", [b"", b"notes of mine", b"\x02" + bytes(7) + b"{}", b"\xff" * 20]
+)
 def test_a_training_writes_over_no_file_of_the_users(content, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").write_bytes(content)
     for more in ([], ["--dry-run"]):
         assert main([*TRAIN.split(), *more]) == 2
         error = capsys.readouterr().err
-        assert "--out w.safetensors is there, and no weights of this suite" in error and error.count("\n") == 1
+        assert (
+            "--out w.safetensors is there, and no weights of this suite" in error
+            and error.count("\n") == 1
+        )
     assert (tmp_path / "w.safetensors").read_bytes() == content
 
 
-def test_a_training_writes_over_weights_but_not_over_those_it_starts_from(tmp_path, monkeypatch, capsys):
+def test_a_training_writes_over_weights_but_not_over_those_it_starts_from(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    save_checkpoint(Checkpoint(tmp_path / "w.safetensors", {"a": torch.zeros(9)}, "open_clip/Mini", CONFIG, DATA))
-    os.truncate("w.safetensors", (tmp_path / "w.safetensors").stat().st_size - 9)  # damaged: made again
+    save_checkpoint(
+        Checkpoint(
+            tmp_path / "w.safetensors", {"a": torch.zeros(9)}, "open_clip/Mini", CONFIG, DATA
+        )
+    )
+    os.truncate(
+        "w.safetensors", (tmp_path / "w.safetensors").stat().st_size - 9
+    )  # damaged: made again
     (tmp_path / "link.safetensors").symlink_to("w.safetensors")
     command = ["train", "--pairs", "pairs", "--init"]
     for out in ("w.safetensors", "link.safetensors"):

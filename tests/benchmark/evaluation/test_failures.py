@@ -1,4 +1,5 @@
-"""What breaks is a missing value with its reason and the others go on; what is wrong from the start costs no work."""
+"""What breaks is a missing value with its reason and the others go on; what is wrong from the start
+costs no work."""
 
 from __future__ import annotations
 
@@ -44,7 +45,13 @@ class NoSettings:
 class Buggy:
     """A probe that raises."""
 
-    name, kind, version, settings_type, metrics = "buggy", "classification", 1, NoSettings, {"top1": Metric()}
+    name, kind, version, settings_type, metrics = (
+        "buggy",
+        "classification",
+        1,
+        NoSettings,
+        {"top1": Metric()},
+    )
     needs_text, splits = False, ("val",)
 
     def __init__(self, error: Exception) -> None:
@@ -86,14 +93,18 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
 
     register_probe(Buggy(KeyError("no such key")))
     tasks = {"imagefolder/linear": {}, "imagefolder/buggy": {}}
-    register_suite(Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts))
+    register_suite(
+        Suite("breaking", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
+    )
     assert main(["run", "--suite", "breaking", *FAST, "--json", "out.json"]) == 1
     told = json.loads(Path("out.json").read_text())
     assert set(told["backbones"]["random"]) == {"imagefolder/linear"}
     assert told["backbones"]["clip"] == told["backbones"]["cliptex"] == {}
     assert set(told["mlflow"]["run_ids"]) == {"random"}
     holes = [hole for hole in told["holes"] if hole["metrics"] != ["top5"]]  # of two classes
-    assert {(hole["backbone"], hole["task"]): (hole["status"], hole["reason"]) for hole in holes} == {
+    assert {
+        (hole["backbone"], hole["task"]): (hole["status"], hole["reason"]) for hole in holes
+    } == {
         ("random", "imagefolder/buggy"): ("failed", "KeyError: 'no such key'"),
         **{
             (name, task): ("failed", f"its weights: {reason}")
@@ -107,11 +118,20 @@ def test_what_breaks_is_missing_with_its_reason_and_the_others_go_on(here, capsy
     shown = capsys.readouterr().out
     assert "raise self.error" in shown and 'raise ZeroDivisionError("a bug in a training")' in shown
     assert "raise NonFiniteLoss" not in shown, "that one's reason says it all"
-    assert "missing · imagefolder/linear · cliptex · seed 0: failed, its weights: NonFiniteLoss" in shown
-    (page,) = [line.removeprefix("report: ") for line in shown.splitlines() if line.startswith("report: ")]
+    assert (
+        "missing · imagefolder/linear · cliptex · seed 0: failed, its weights: NonFiniteLoss"
+        in shown
+    )
+    (page,) = [
+        line.removeprefix("report: ") for line in shown.splitlines() if line.startswith("report: ")
+    ]
     assert "imagefolder/linear" in Path(page).read_text()
     status = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("breaking")}
-    assert status == {"parent": "FAILED", "imagefolder/linear": "FINISHED", "imagefolder/buggy": "FAILED"}
+    assert status == {
+        "parent": "FAILED",
+        "imagefolder/linear": "FINISHED",
+        "imagefolder/buggy": "FAILED",
+    }
 
 
 def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
@@ -127,7 +147,9 @@ def test_a_training_that_several_backbones_wait_for_is_shown_once(here, capsys):
         return SuiteArtifacts(makes={(name, 0): make for name in names})
 
     tasks = {"imagefolder/linear": {}}
-    register_suite(Suite("waiting", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts))
+    register_suite(
+        Suite("waiting", "for tests", tasks, ("clip", "random", "cliptex"), artifacts=artifacts)
+    )
     assert main(["run", "--suite", "waiting", *FAST]) == 1
     shown = capsys.readouterr().out
     assert shown.count("Traceback") == 1 and shown.count("its weights: ZeroDivisionError") == 3
@@ -137,24 +159,38 @@ def test_nothing_applicable_is_the_users_to_mend(here, capsys):
     assert main(["run", "--backbone", "random", "--task", "imagefolder/zero-shot", *FAST[:6]]) == 2
     told = capsys.readouterr()
     assert "not applicable, no text tower" in told.out and "every number" not in told.out
-    assert told.err.startswith("error: none of these tasks applies to these backbones; choose others")
+    assert told.err.startswith(
+        "error: none of these tasks applies to these backbones; choose others"
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(FileNotFoundError(errno.ENOENT, "No such file", "/a.jpg"), 1), (OSError(errno.ENOSPC, "No space", "/w"), 2)],
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a.jpg"), 1),
+        (OSError(errno.ENOSPC, "No space", "/w"), 2),
+    ],
 )
-def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_mend(here, capsys, error, code):
+def test_a_file_that_is_missing_is_a_missing_value_and_a_full_disk_the_users_to_mend(
+    here, capsys, error, code
+):
     register_probe(Buggy(error))
-    register_suite(Suite("files", "for tests", {"imagefolder/buggy": {}, "imagefolder/linear": {}}, ("random",)))
+    register_suite(
+        Suite(
+            "files", "for tests", {"imagefolder/buggy": {}, "imagefolder/linear": {}}, ("random",)
+        )
+    )
     assert main(["run", "--suite", "files", *FAST, "--json", "out.json"]) == code
     ended = {run.data.tags.get("task", "parent"): run.info.status for run in runs_of("files")}
     assert ended["parent"] == ended["imagefolder/buggy"] == "FAILED"
     if code == 1:
-        assert "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
+        assert (
+            "imagefolder/linear" in json.loads(Path("out.json").read_text())["backbones"]["random"]
+        )
     else:
         assert (
-            capsys.readouterr().err == "error: cannot write /w: No space; free some space and run the command again\n"
+            capsys.readouterr().err
+            == "error: cannot write /w: No space; free some space and run the command again\n"
         )
         assert ended.get("imagefolder/linear") in (None, "KILLED") and not Path("out.json").exists()
 
@@ -179,7 +215,7 @@ class Probe:
 
 PROBE = Probe()
 SUITE = Suite("vanishing", "for tests", {"camvid/linear": {}, "imagefolder/vanish": {}}, ("random",))
-"""
+"""  # noqa: E501
 POINTS = """
 [cliptex_benchmark.probes]
 classification/vanish = other_package:PROBE
@@ -196,12 +232,25 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
     monkeypatch.setattr(base, "LOSSES", 1)
     small = ["--set", "max_iters=2", "--set", "batch_size=2", "--set", "size=32"]
     with installed(here / "site", VANISH, POINTS):
-        command = ["run", "--suite", "vanishing", "--data-root", ".", "--num-workers", "0", "--device", "cpu", *small]
+        command = [
+            "run",
+            "--suite",
+            "vanishing",
+            "--data-root",
+            ".",
+            "--num-workers",
+            "0",
+            "--device",
+            "cpu",
+            *small,
+        ]
         assert main([*command, "--json", "out.json"]) == 1
     told = json.loads(Path("out.json").read_text())
     assert set(told["backbones"]["random"]) == {"camvid/linear"}
     (hole,) = told["holes"]
-    assert hole["task"] == "imagefolder/vanish" and hole["reason"].startswith("WorkerLost: its worker vanished 2 times")
+    assert hole["task"] == "imagefolder/vanish" and hole["reason"].startswith(
+        "WorkerLost: its worker vanished 2 times"
+    )
     shown = capsys.readouterr().out
     assert "it is run again, 1 of 1" in shown and "report: " in shown and "Traceback" not in shown
     found = [(run.data.tags.get("task", "parent"), run.info.status) for run in runs_of("vanishing")]
@@ -213,10 +262,16 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
     ("words", "message"),
     [
         (["--data", "imagefolder=/no/where"], "/no/where"),
-        (["--backbone", "clip", "--weights", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        (
+            ["--backbone", "clip", "--weights", "no-such-file.safetensors"],
+            "no-such-file.safetensors",
+        ),
         (["--backbone", "clip,timm/resnet18"], "resnet18"),
         (["--executor", "far"], "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
-        (["--executor", "far", "--dry-run"], "start `mlflow server` and give --tracking-uri http://HOST:PORT"),
+        (
+            ["--executor", "far", "--dry-run"],
+            "start `mlflow server` and give --tracking-uri http://HOST:PORT",
+        ),
     ],
 )
 def test_inputs_are_checked_before_anything_is_trained(here, capsys, words, message):
@@ -232,7 +287,9 @@ def test_inputs_are_checked_before_anything_is_trained(here, capsys, words, mess
 
         return SuiteArtifacts(makes={("clip", seed): make for seed in seeds if "clip" in names})
 
-    register_suite(Suite("careful", "for tests", {"imagefolder/linear": {}}, ("clip",), artifacts=artifacts))
+    register_suite(
+        Suite("careful", "for tests", {"imagefolder/linear": {}}, ("clip",), artifacts=artifacts)
+    )
     assert main(["run", "--suite", "careful", *FAST, *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

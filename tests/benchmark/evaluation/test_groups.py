@@ -1,4 +1,5 @@
-"""Tasks that share their data are run together from the command line: the same numbers, honest endings."""
+"""Tasks that share their data are run together from the command line: the same numbers, honest
+endings."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def results(name: str) -> dict:
 
 
 def children(experiment: str) -> list:
-    client = Client(f"sqlite:///{Path.cwd()}/mlflow.db")  # a relative one is remembered with the folder of the first
+    client = Client(
+        f"sqlite:///{Path.cwd()}/mlflow.db"
+    )  # a relative one is remembered with the folder of the first
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     return [run for run in runs if "task" in run.data.tags]
 
@@ -42,7 +45,10 @@ def children(experiment: str) -> list:
 def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here):
     whole = [*RUN, "--set", "max_iters=40"]
     for task in TASKS:
-        assert main([*whole, "--task", task, "--experiment", "alone", "--json", f"{task[7:]}.json"]) == 0
+        assert (
+            main([*whole, "--task", task, "--experiment", "alone", "--json", f"{task[7:]}.json"])
+            == 0
+        )
     words = [*whole, "--task", ",".join(TASKS), "--experiment", "joint"]
     victim = Fork(command, *words, output=here / "said")
     victim.wait_for(here / "home/work", "*/training-state.pth")
@@ -54,7 +60,9 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
     assert main([*words, "--json", "joint.json"]) == 0
     assert results("joint.json") == {task: results(f"{task[7:]}.json")[task] for task in TASKS}
     runs = children("joint")
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 2, "each goes on in its own run"
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 2, (
+        "each goes on in its own run"
+    )
     costs = [run.data.metrics for run in runs if run.info.status == "FINISHED"]
     assert all(0 < cost["cost/train_seconds"] < cost["cost/seconds"] for cost in costs)
 
@@ -62,11 +70,21 @@ def test_terminated_in_the_middle_and_run_again_gives_what_each_gives_alone(here
 def test_one_that_breaks_is_missing_and_the_other_is_as_alone(here, request):
     from benchmark.suites.registry import SUITES, Suite, register_suite
 
-    register_suite(Suite("broken-pair", "for tests", {"camvid/linear": {"lr": 1e30}, "camvid/pspnet": {}}, ("random",)))
+    register_suite(
+        Suite(
+            "broken-pair",
+            "for tests",
+            {"camvid/linear": {"lr": 1e30}, "camvid/pspnet": {}},
+            ("random",),
+        )
+    )
     request.addfinalizer(lambda: SUITES.forget("broken-pair"))
     command = [*RUN, "--set", "max_iters=4"]
     command[command.index("own")] = "broken-pair"
-    assert main([*command, "--task", "camvid/pspnet", "--experiment", "alone", "--json", "alone.json"]) == 0
+    assert (
+        main([*command, "--task", "camvid/pspnet", "--experiment", "alone", "--json", "alone.json"])
+        == 0
+    )
     assert main([*command, "--experiment", "pair", "--json", "pair.json"]) == 1
     assert results("pair.json")["camvid/pspnet"] == results("alone.json")["camvid/pspnet"]
     (hole,) = json.loads(Path("pair.json").read_text())["holes"]

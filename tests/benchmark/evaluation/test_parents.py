@@ -1,4 +1,5 @@
-"""The parent run of a backbone: taken up again by another command, it forgets nothing and counts nothing twice."""
+"""The parent run of a backbone: taken up again by another command, it forgets nothing and counts
+nothing twice."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ FAST = ["--data-root", ".", "--num-workers", "0", "--device", "cpu", "--json", "
 def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(tmp_path, monkeypatch):
     async def artifacts(stages, names, seeds):
         async def make():
-            return MadeBackbone({"name": "random", "seed": 0}, run="abc", cost={"train_seconds": 5.0})
+            return MadeBackbone(
+                {"name": "random", "seed": 0}, run="abc", cost={"train_seconds": 5.0}
+            )
 
         return SuiteArtifacts(makes={("random", 0): make})
 
@@ -40,11 +43,21 @@ def test_another_task_joins_the_run_and_nothing_of_the_first_is_lost(tmp_path, m
     parent = client.get_run(ids[0])
     assert {"camvid/linear/mIoU", "imagefolder/linear/top1"} <= set(parent.data.metrics)
     assert len(client.get_metric_history(ids[0], "cost/train_seconds")) == 1
-    assert parent.data.metrics["cost/parameters"] > 3e6 and parent.data.metrics["cost/images_per_second"] > 0
-    assert parent.data.metrics["cost/32x32-fp32/flops_per_image"] < parent.data.metrics["cost/flops_per_image"]
-    about = json.loads(Path(client.download_artifacts(ids[0], "run.json", str(tmp_path))).read_text())
+    assert (
+        parent.data.metrics["cost/parameters"] > 3e6
+        and parent.data.metrics["cost/images_per_second"] > 0
+    )
+    assert (
+        parent.data.metrics["cost/32x32-fp32/flops_per_image"]
+        < parent.data.metrics["cost/flops_per_image"]
+    )
+    about = json.loads(
+        Path(client.download_artifacts(ids[0], "run.json", str(tmp_path))).read_text()
+    )
     assert list(about["tasks"]) == list(tasks)
-    assert {name: one["task"] for name, one in about["tasks"].items()} == {name: name for name in tasks}
+    assert {name: one["task"] for name, one in about["tasks"].items()} == {
+        name: name for name in tasks
+    }
     note = parent.data.tags["mlflow.note.content"]
     assert "| camvid/linear | mIoU " in note and "| imagefolder/linear | top1 " in note
     assert {"protocol.camvid.linear", "protocol.imagefolder.linear"} <= set(parent.data.tags)

@@ -35,10 +35,16 @@ def test_suite_and_user_settings_come_together():
 
 
 def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
-    suite = dataclasses.replace(find_suite("paper"), tasks={"nyu-depth/linear": {"lr": 0.5, "precision": "bf16"}})
+    suite = dataclasses.replace(
+        find_suite("paper"), tasks={"nyu-depth/linear": {"lr": 0.5, "precision": "bf16"}}
+    )
     (task,) = plan_tasks(suite, [], {"protocol": "dinov3", "max_iters": "100"})
     chosen = task.settings
-    assert (chosen.protocol, chosen.lr, chosen.bins) == ("dinov3", 3e-4, 256)  # the protocol's, over the suite's
+    assert (chosen.protocol, chosen.lr, chosen.bins) == (
+        "dinov3",
+        3e-4,
+        256,
+    )  # the protocol's, over the suite's
     assert chosen.precision == "bf16"  # which the protocol leaves open
     assert chosen.max_iters == 100  # the user's, over the protocol's
     data = PreparedDataset(DATASETS["nyu-depth"], tmp_path, {})
@@ -47,7 +53,9 @@ def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
     (own,) = plan_tasks(suite, [], {"max_iters": "100"})
     assert own.settings.protocol == "own" and own.settings.lr == 0.5 and own.deviations(data) == []
     assert own.protocol(data) != task.protocol(data)
-    named = dataclasses.replace(suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}})  # a suite may name one too
+    named = dataclasses.replace(
+        suite, tasks={"nyu-depth/linear": {"protocol": "dinov3"}}
+    )  # a suite may name one too
     assert plan_tasks(named, [], {})[0].settings.bins == 256
 
 
@@ -98,10 +106,14 @@ def test_protocol_changes_with_everything_a_number_depends_on(tmp_path):
 @pytest.mark.parametrize(
     ("tasks", "suite"),
     [
-        ([], "mini"), (["mini-seg/linear"], "mini"), (["mini-seg/pspnet"], "smoke"), (["camvid/linear"], "own"),
-        (["nyu-depth/dpt", "voc/linear"], "paper"), (["mini-depth/dpt"], "mini"),
+        ([], "mini"),
+        (["mini-seg/linear"], "mini"),
+        (["mini-seg/pspnet"], "smoke"),
+        (["camvid/linear"], "own"),
+        (["nyu-depth/dpt", "voc/linear"], "paper"),
+        (["mini-depth/dpt"], "mini"),
     ],
-)  # fmt: skip
+)
 def test_without_a_suite_the_tasks_say_which(tasks, suite):
     assert make_plan(RunOptions(backbones=["random"], tasks=tasks)).suite.name == suite
 
@@ -112,20 +124,28 @@ def test_a_task_that_no_suite_lists_takes_what_its_dataset_s_tasks_share():
     (ssd,) = plan_tasks(find_suite("mini"), ["mini-det/ssd"], {"augment": "false"})
     assert ssd.settings.out_channels == 64  # and nothing that only mask-rcnn has
     differing = {"voc/linear": {"size": 64, "lr": 0.5}, "voc/pspnet": {"size": 64, "lr": 0.1}}
-    assert settings_in(dataclasses.replace(find_suite("paper"), tasks=differing), "voc/deeplabv3") == {"size": 64}
+    assert settings_in(
+        dataclasses.replace(find_suite("paper"), tasks=differing), "voc/deeplabv3"
+    ) == {"size": 64}
 
 
 def test_a_dataset_that_no_suite_has_needs_none(monkeypatch):
-    monkeypatch.setitem(DATASETS._things, "streets", dataclasses.replace(DATASETS["camvid"], name="streets"))
+    monkeypatch.setitem(
+        DATASETS._things, "streets", dataclasses.replace(DATASETS["camvid"], name="streets")
+    )
     plan = make_plan(RunOptions(backbones=["random"], tasks=["streets/linear,camvid/linear"]))
-    assert plan.suite.name == "own" and {task.name for task in plan.tasks} == {"camvid/linear", "streets/linear"}
+    assert plan.suite.name == "own" and {task.name for task in plan.tasks} == {
+        "camvid/linear",
+        "streets/linear",
+    }
     with pytest.raises(UserError, match="suite 'paper' has no task"):
         plan_tasks(find_suite("paper"), ["streets/linear"], {})
 
 
 def test_tasks_of_two_suites_are_said():
     with pytest.raises(
-        UserError, match=r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite"
+        UserError,
+        match=r"camvid/linear: own; voc/linear: paper, companion, dense\); run those of one suite",
     ):
         make_plan(RunOptions(tasks=["camvid/linear,voc/linear"]))
 
@@ -134,9 +154,14 @@ def test_a_backbone_brings_its_baselines_and_a_group_its_members():
     mini, paper = find_suite("mini"), find_suite("paper")
     assert _chosen(mini, RunOptions())[0] == ["clip", "clip-ft", "cliptex"]
     beside = ["cliptex runs beside its baselines clip, clip-ft (--only: without them)"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex"])) == (["clip", "clip-ft", "cliptex"], beside)
+    assert _chosen(mini, RunOptions(backbones=["cliptex"])) == (
+        ["clip", "clip-ft", "cliptex"],
+        beside,
+    )
     assert _chosen(mini, RunOptions(backbones=["cliptex"], only=True))[0] == ["cliptex"]
-    assert _chosen(mini, RunOptions(backbones=["cliptex"], weights=Path("w.safetensors")))[0] == ["cliptex"]
+    assert _chosen(mini, RunOptions(backbones=["cliptex"], weights=Path("w.safetensors")))[0] == [
+        "cliptex"
+    ]
     assert _chosen(mini, RunOptions(backbones=["cliptex,clip-ft"]))[0] == ["cliptex", "clip-ft"]
     assert _chosen(paper, RunOptions(backbones=["cliptex"]))[0] == ["cliptex"]
     ablation, said = _chosen(mini, RunOptions(backbones=["ablation"], only=True))
@@ -151,15 +176,23 @@ def test_the_last_seed_is_one_that_every_library_takes():
 
 
 def test_variants_of_a_task():
-    """A share of train or a number of shots is a task of its own, which a unit of work is told by its name alone."""
+    """A share of train or a number of shots is a task of its own, which a unit of work is told by
+    its name alone."""
     wanted = {"train_share": "0.01,0.1,1", "shots": "1, 10"}
     names = ["imagefolder/linear", "imagefolder/few-shot", "imagefolder/knn:0.5"]
     found = {task.name: task for task in plan_tasks(find_suite("own"), names, wanted)}
     assert list(found) == [
-        "imagefolder/linear:0.01", "imagefolder/linear:0.1", "imagefolder/linear", "imagefolder/few-shot:1",
-        "imagefolder/few-shot", "imagefolder/knn:0.5",
-    ]  # fmt: skip
-    assert found["imagefolder/few-shot:1"].settings.shots == 1 and found["imagefolder/linear:0.1"].train_share == 0.1
+        "imagefolder/linear:0.01",
+        "imagefolder/linear:0.1",
+        "imagefolder/linear",
+        "imagefolder/few-shot:1",
+        "imagefolder/few-shot",
+        "imagefolder/knn:0.5",
+    ]
+    assert (
+        found["imagefolder/few-shot:1"].settings.shots == 1
+        and found["imagefolder/linear:0.1"].train_share == 0.1
+    )
     assert {task.name: task for task in plan_tasks(find_suite("own"), list(found), {})} == found
     data = PreparedDataset(DATASETS["imagefolder"], Path("/"), {}, fingerprint="a")
     plain = plan_tasks(find_suite("own"), ["imagefolder/linear"], {})[0].protocol(data)
@@ -184,5 +217,10 @@ def test_variants_that_cannot_be(task, changes, message):
 
 
 def test_probes_without_training_lend_their_settings_to_none_that_train():
-    linear, dpt, knn = plan_tasks(find_suite("mini"), ["mini-seg/linear", "mini-seg/dpt", "mini-seg/patch-knn"], {})
-    assert dpt.settings == linear.settings and (knn.settings.size, knn.settings.feature_stride) == (64, 8)
+    linear, dpt, knn = plan_tasks(
+        find_suite("mini"), ["mini-seg/linear", "mini-seg/dpt", "mini-seg/patch-knn"], {}
+    )
+    assert dpt.settings == linear.settings and (knn.settings.size, knn.settings.feature_stride) == (
+        64,
+        8,
+    )

@@ -19,8 +19,28 @@ from tests.forks import Fork, command
 from tests.probes.datasets.make import make_camvid, make_imagefolder, truncate
 
 DENSE = ["--set", "max_iters=3", "--set", "batch_size=2", "--set", "size=32"]
-FAST = [*DENSE, "--set", "encode_batch_size=4", "--set", "epochs=2", "--num-workers", "0", "--device", "cpu"]
-CAMVID = ["run", "--suite", "own", "--task", "camvid/linear", "--backbone", "random", "--data-root", "."]
+FAST = [
+    *DENSE,
+    "--set",
+    "encode_batch_size=4",
+    "--set",
+    "epochs=2",
+    "--num-workers",
+    "0",
+    "--device",
+    "cpu",
+]
+CAMVID = [
+    "run",
+    "--suite",
+    "own",
+    "--task",
+    "camvid/linear",
+    "--backbone",
+    "random",
+    "--data-root",
+    ".",
+]
 TASKS = ["--task", "camvid/linear", "--task", "imagefolder/linear"]
 
 
@@ -59,8 +79,13 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
         assert parent.info.status == "FINISHED"
         assert parent.data.tags["backbone"] == name
         assert {"suite", "seed", "weights.sha256"} <= set(parent.data.tags)
-        children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
-        assert {child.data.tags["task"] for child in children} == {"camvid/linear", "imagefolder/linear"}
+        children = client.search_runs(
+            [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
+        )
+        assert {child.data.tags["task"] for child in children} == {
+            "camvid/linear",
+            "imagefolder/linear",
+        }
         for child in children:
             task = child.data.tags["task"]
             assert declared(child.data.tags) == dict(find_task(task)[1].metrics)
@@ -80,7 +105,9 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     check_models(client, experiment.experiment_id, told)
 
     before = len(client.search_runs([experiment.experiment_id]))
-    points = {run_id: len(client.get_metric_history(run_id, "camvid/linear/mIoU")) for run_id in parents}
+    points = {
+        run_id: len(client.get_metric_history(run_id, "camvid/linear/mIoU")) for run_id in parents
+    }
     started = time.perf_counter()
     assert run("--backbone", "random,efficientnet-lite0", "--json", "again.json") == 0
     assert time.perf_counter() - started < 30
@@ -89,7 +116,9 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
     assert len(client.search_runs([experiment.experiment_id])) == before
     assert "finished before" in capsys.readouterr().out
     for run_id in parents:
-        assert len(client.get_metric_history(run_id, "camvid/linear/mIoU")) == points[run_id] == 1, "no point twice"
+        assert (
+            len(client.get_metric_history(run_id, "camvid/linear/mIoU")) == points[run_id] == 1
+        ), "no point twice"
 
     assert run("--backbone", "random", "--force", "--json", "forced.json") == 0
     forced = json.loads(Path("forced.json").read_text())
@@ -99,9 +128,12 @@ def test_run_writes_every_number_and_reuses_it(here, capsys):
 
 
 def check_models(client: Client, experiment: str, told: dict) -> None:
-    """MLflow's Models page has one row for each backbone, with its metrics by task; the registry its versions."""
+    """MLflow's Models page has one row for each backbone, with its metrics by task; the registry
+    its versions."""
     models = client.search_logged_models([experiment])
-    assert sorted(model.name for model in models) == ["efficientnet-lite0", "random"], "weights are found again"
+    assert sorted(model.name for model in models) == ["efficientnet-lite0", "random"], (
+        "weights are found again"
+    )
     for model in models:
         assert model.status == "READY" and int(model.params["parameters"]) > 1000
         by_task = {(one.dataset_name, one.key): one.value for one in model.metrics}
@@ -120,7 +152,17 @@ def check_models(client: Client, experiment: str, told: dict) -> None:
     assert "camvid/linear/mIoU" in run.data.metrics
 
 
-KILLED = ["run", "--suite", "own", "--task", "camvid/linear", "--data-root", ".", "--backbone", "random"]
+KILLED = [
+    "run",
+    "--suite",
+    "own",
+    "--task",
+    "camvid/linear",
+    "--data-root",
+    ".",
+    "--backbone",
+    "random",
+]
 KILLED += [
     "--set",
     "max_iters=40",
@@ -147,11 +189,16 @@ def undisturbed(place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tmp_path, monkeypatch, number):
-    """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics of an undisturbed one."""
+def test_killed_in_the_middle_and_run_again_gives_the_same(
+    here, undisturbed, tmp_path, monkeypatch, number
+):
+    """A run that is killed leaves no RUNNING run behind, and the second try ends with the metrics
+    of an undisturbed one."""
     experiment = f"killed-{number.name}"
     words = [*KILLED, "--experiment", experiment]
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))  # no other run's scratch is to be taken for this one's
+    monkeypatch.setenv(
+        "CLIPTEX_HOME", str(tmp_path / "home")
+    )  # no other run's scratch is to be taken for this one's
     victim = Fork(command, *words, output=tmp_path / "said")
     victim.wait_for(tmp_path / "home/work", "*/training-state.pth")
     victim.signal(number)
@@ -165,11 +212,15 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
     assert resumed["backbones"] == undisturbed
     client = Client(resumed["mlflow"]["tracking_uri"])
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert [r.info.status for r in runs] == ["FINISHED"] * 2, "parent and cell went on in their own runs"
+    assert [r.info.status for r in runs] == ["FINISHED"] * 2, (
+        "parent and cell went on in their own runs"
+    )
     (cell,) = [r for r in runs if "cell" in r.data.tags]
     steps = {m.step for m in client.get_metric_history(cell.info.run_id, "train/loss")}
     lost = set(range(1, max(steps) + 1)) - steps  # what a killed process had not sent yet
-    assert max(steps) == 40 and len(lost) < (20 if number == signal.SIGKILL else 1), "the curve is in one piece"
+    assert max(steps) == 40 and len(lost) < (20 if number == signal.SIGKILL else 1), (
+        "the curve is in one piece"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +233,10 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
         (["--set", "max_iters"], "key=value"),
         (["--data", "camvid"], "NAME=DIR"),
         (["--data-root", "/no/such/folder"], "camvid"),
-        (["--backbone", "random", "--weights", "no-such-file.safetensors"], "no-such-file.safetensors"),
+        (
+            ["--backbone", "random", "--weights", "no-such-file.safetensors"],
+            "no-such-file.safetensors",
+        ),
         (["--backbone", "a,b", "--weights", "x"], "one by one"),
         (["--device", "cuda:77"], "no device"),
         (["--tracking-uri", "http://127.0.0.1:9"], "cannot use the MLflow store"),
@@ -196,7 +250,12 @@ def test_killed_in_the_middle_and_run_again_gives_the_same(here, undisturbed, tm
 def test_wrong_input_is_one_line_and_exit_code_2(here, tmp_path, capsys, arguments, message):
     base = [*CAMVID, *DENSE]
     flags = list(zip(base[1::2], base[2::2], strict=True))
-    kept = [word for flag in flags if flag[0] not in arguments or flag[0] in ("--set", "--data") for word in flag]
+    kept = [
+        word
+        for flag in flags
+        if flag[0] not in arguments or flag[0] in ("--set", "--data")
+        for word in flag
+    ]
     assert main(["run", *kept, *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -204,7 +263,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(here, tmp_path, capsys, argumen
     assert "Traceback" not in captured.err
 
 
-def test_a_broken_image_is_skipped_and_named_until_there_are_too_many(tmp_path, monkeypatch, capsys):
+def test_a_broken_image_is_skipped_and_named_until_there_are_too_many(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     root = make_camvid(tmp_path / "camvid", n_train=4, n_val=3)
     images = sorted((root / "images/train").iterdir())
@@ -250,5 +311,7 @@ def test_other_data_never_join_the_numbers_of_the_first(tmp_path, monkeypatch):
     first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("first", "second"))
     assert first["mlflow"]["run_ids"] != second["mlflow"]["run_ids"]
     client = Client(first["mlflow"]["tracking_uri"])
-    runs = client.search_runs([client.get_experiment_by_name("own").experiment_id], "tags.task = 'camvid/linear'")
+    runs = client.search_runs(
+        [client.get_experiment_by_name("own").experiment_id], "tags.task = 'camvid/linear'"
+    )
     assert len({run.data.tags["protocol"] for run in runs}) == len(runs) == 2

@@ -1,4 +1,5 @@
-"""Sweeps from the command line: real trainings on the smoke suite, real probes, a real study, a real MLflow store."""
+"""Sweeps from the command line: real trainings on the smoke suite, real probes, a real study, a
+real MLflow store."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     for trial in trials:
         run = runs[trial.user_attrs["mlflow.run"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        if run.data.tags["trained"] == "true":  # false where a home folder of an earlier session has the weights
+        if (
+            run.data.tags["trained"] == "true"
+        ):  # false where a home folder of an earlier session has the weights
             trained = runs[run.data.tags["train.run"]]
             assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
             assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
@@ -80,7 +83,11 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
         f.path for f in client.list_artifacts(parent.info.run_id)
     }
     recipe = read_recipe(here / "smoke-linear-best.json")
-    assert recipe.weight("seg") == study.best_params["lambda_seg"] and recipe.epochs == 1.0 and recipe.batch_size == 32
+    assert (
+        recipe.weight("seg") == study.best_params["lambda_seg"]
+        and recipe.epochs == 1.0
+        and recipe.batch_size == 32
+    )
 
     assert main([*LAUNCH, "--confirm", "2"]) == 0, "all is done: the table again, and no new run"
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
@@ -97,7 +104,9 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert told["best"]["trials"][0]["trial"] == study.best_trial.number
     assert told["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
     assert main(["sweep", "best", "--out", "best.json"]) == 0
-    assert json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
+    assert (
+        json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
+    )
     assert main(["sweep", "show"]) == 0
     assert "mini-retrieval/retrieval" in capsys.readouterr().out
 
@@ -106,8 +115,8 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
     assert main([*LAUNCH, "--values", "1,5"]) == 2
     assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
 
-    # further cells reuse what is trained: another study with the same recipes trains nothing but its new cell, and its trials
-    # go to two processes
+    # further cells reuse what is trained: another study with the same recipes trains nothing but
+    # its new cell, and its trials go to two processes
     more = [
         *LAUNCH,
         "--study",
@@ -134,7 +143,9 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
 
     # a study that another process drives is refused before anything is prepared
     with sole_driver(load_sweep("more", "more.log")):
-        load_sweep("more", "more.log").note("driver", {"process": "another/machine|1:1", "time": time.time()})
+        load_sweep("more", "more.log").note(
+            "driver", {"process": "another/machine|1:1", "time": time.time()}
+        )
         assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 2
     assert "is driven by another process" in capsys.readouterr().err
 
@@ -142,7 +153,23 @@ def test_a_sweep_from_launch_to_recipe(here, capsys):
 @pytest.mark.slow
 def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
     several = ["--set", "epochs=4", "--set", "val_pairs=32", "--prune", "val/i2t_R@1"]
-    assert main([*SMOKE, "--search", "random", "--trials", "4", "--confirm", "0", "--jobs", "2", *several]) == 0
+    assert (
+        main(
+            [
+                *SMOKE,
+                "--search",
+                "random",
+                "--trials",
+                "4",
+                "--confirm",
+                "0",
+                "--jobs",
+                "2",
+                *several,
+            ]
+        )
+        == 0
+    )
     assert "4 of 4 cells done" in capsys.readouterr().out
     trials = load_sweep(None, None).trials()
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
@@ -173,7 +200,10 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
     base, best = sweep.space.base, best_trial(sweep).params
     assert run_again(sweep, base).keys() == run_again(sweep, best).keys() == {1, 2, 3}
     rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
-    assert rows["seg/linear/mIoU"]["confirmed"] == pytest.approx(1.0) and rows["seg/linear/mIoU"]["verdict"] == "clear"
+    assert (
+        rows["seg/linear/mIoU"]["confirmed"] == pytest.approx(1.0)
+        and rows["seg/linear/mIoU"]["verdict"] == "clear"
+    )
     runs = tracker.search("tags.again != ''")
     assert sorted(run.info.status for run in runs) == ["FAILED"] * 2 + ["FINISHED"] * 6
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.id}
@@ -197,7 +227,10 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         (["--num-workers", "-1"], "--num-workers"),
         (["--confirm", "-1"], "--confirm"),
         (["--executor", "slrm"], "no executor 'slrm'"),
-        (["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"], "every lambda is 0"),
+        (
+            ["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"],
+            "every lambda is 0",
+        ),
         (["--vary", "name=a,b"], "no setting to choose"),
         (["--vary", "lr=1e-4,1e-3", "--set", "lr=1e-5"], "both fixed by --set and varied"),
         (["--search", "tpe", "--vary", "lr=-1:1"], "lr and head_lr must be above 0"),
@@ -227,8 +260,12 @@ def test_commands_without_a_study(here, capsys):
 
 def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
-    request = SweepOptions(recipe=str(tmp_path / "mine.toml"), overrides=["epochs=2", "lambda_normal=0"], seed=3)
-    fixed, lambdas = json.loads(json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0})))
+    request = SweepOptions(
+        recipe=str(tmp_path / "mine.toml"), overrides=["epochs=2", "lambda_normal=0"], seed=3
+    )
+    fixed, lambdas = json.loads(
+        json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0}))
+    )
     assert fixed == {
         "recipe": "cliptex",
         "lr": 2e-5,
@@ -239,7 +276,13 @@ def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     }
     assert lambdas == {"lambda_normal": 0.0}
     trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
-    assert (trial.weight("seg"), trial.experts, trial.lr, trial.batch_size, trial.seed) == (0.1, ("seg",), 3e-5, 64, 4)
+    assert (trial.weight("seg"), trial.experts, trial.lr, trial.batch_size, trial.seed) == (
+        0.1,
+        ("seg",),
+        3e-5,
+        64,
+        4,
+    )
     base = make_recipe("clip-ft", fixed, {}, 3)
     assert base.tasks == () and (base.lr, base.epochs, base.batch_size) == (2e-5, 2.0, 64)
     assert base.weight("clip") == RECIPES["clip-ft"].weight("clip")

@@ -33,7 +33,9 @@ KEPT = ["max_iters=3", "batch_size=2", "size=32", "fixed_crops=2", "cache=fp16"]
 def test_features_are_kept_in_processes_too(tmp_path, monkeypatch):
     make_camvid(tmp_path / "camvid")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)  # as on a machine of two, whatever this one has
+    monkeypatch.setattr(
+        "benchmark.execution.local.cores", lambda: 2
+    )  # as on a machine of two, whatever this one has
     found = []
     for jobs in ("1", "2"):
         monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / f"home{jobs}"))
@@ -47,20 +49,39 @@ def test_features_are_kept_in_processes_too(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_of_two_identical_runs_at_once_one_waits_and_finds_the_cells(tmp_path):
     make_imagefolder(tmp_path / "imagefolder", n_train=2, n_val=2)
-    words = ["run", "--task", "imagefolder/linear", "--backbone", "random", "--data-root", ".", "--device", "cpu"]
+    words = [
+        "run",
+        "--task",
+        "imagefolder/linear",
+        "--backbone",
+        "random",
+        "--data-root",
+        ".",
+        "--device",
+        "cpu",
+    ]
     words += ["--set", "epochs=1", "--set", "size=32", "--jobs", "1"]
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     variables = {**os.environ, "CLIPTEX_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": uri}
     variables["PYTHONPATH"] = str(Path(__file__).parents[3])
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmark", *words, "--json", f"{name}.json"], cwd=tmp_path, env=variables,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", "benchmark", *words, "--json", f"{name}.json"],
+            cwd=tmp_path,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for name in "ab"
-    ]  # fmt: skip
+    ]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
-    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text(), "the same numbers of the same runs"
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text(), (
+        "the same numbers of the same runs"
+    )
     found = MlflowClient(uri).search_runs(["1"])
-    assert sorted(run.info.run_name for run in found) == ["imagefolder/linear", "random · own · seed 0"]
+    assert sorted(run.info.run_name for run in found) == [
+        "imagefolder/linear",
+        "random · own · seed 0",
+    ]

@@ -38,7 +38,13 @@ RUN = [
     "--device",
     "cpu",
 ]
-RUN += ["--num-workers", "0", "--jobs", "1", *[word for each in SETTINGS for word in ("--set", each)]]
+RUN += [
+    "--num-workers",
+    "0",
+    "--jobs",
+    "1",
+    *[word for each in SETTINGS for word in ("--set", each)],
+]
 
 
 @pytest.fixture
@@ -61,24 +67,36 @@ def cells() -> list[str]:
 
 @pytest.mark.slow
 def test_two_commands_at_once_run_each_cell_once(here):
-    """Two that are not the same, of which one's cell is the other's too. Both have begun, and wait for cells that a third process
-    works on, before either can run one."""
+    """Two that are not the same, of which one's cell is the other's too. Both have begun, and wait
+    for cells that a third process works on, before either can run one."""
     client = Client(Tracker("own").uri)
     experiment = client.get_experiment_by_name("own").experiment_id
     with ExitStack() as stack:
         stack.enter_context(cell_locks(cells()))
         wanted = {"one": TASKS, "two": TASKS[:1]}
         both = [
-            Fork(command, *RUN[:4], ",".join(tasks), *RUN[5:], "--json", f"{name}.json", output=here / name)
+            Fork(
+                command,
+                *RUN[:4],
+                ",".join(tasks),
+                *RUN[5:],
+                "--json",
+                f"{name}.json",
+                output=here / name,
+            )
             for name, tasks in wanted.items()
         ]
         deadline = time.monotonic() + 120
         while len(client.search_runs([experiment], "attributes.status = 'RUNNING'")) < 2:
-            assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), both[0].said()
+            assert time.monotonic() < deadline and all(fork.process.is_alive() for fork in both), (
+                both[0].said()
+            )
             time.sleep(0.1)
         time.sleep(2)
         begun = client.search_runs([experiment])
-        assert len(begun) == 2 and not any("task" in run.data.tags for run in begun), "nobody runs a locked cell"
+        assert len(begun) == 2 and not any("task" in run.data.tags for run in begun), (
+            "nobody runs a locked cell"
+        )
     assert [fork.end() for fork in both] == [0, 0], "\n".join(fork.said() for fork in both)
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -97,9 +115,18 @@ def test_a_forced_unit_whose_worker_was_lost_goes_on_with_what_it_had_finished(h
     tracker = Tracker("forced")
     with tracker.run("parent") as parent, tracker.run("another") as another:
         unit = ProbeUnit(
-            "own", ("imagefolder/linear",), {"name": "random", "seed": 0}, 0, "forced", parent.id, {"epochs": "2"},
-            DataChoice(root=Path()), device="cpu", num_workers=0, force=True,
-        )  # fmt: skip
+            "own",
+            ("imagefolder/linear",),
+            {"name": "random", "seed": 0},
+            0,
+            "forced",
+            parent.id,
+            {"epochs": "2"},
+            DataChoice(root=Path()),
+            device="cpu",
+            num_workers=0,
+            force=True,
+        )
         (first,), (again,) = probe_unit(unit), probe_unit(unit)
         assert (first.status, again.status) == ("done", "cached")
         assert again.run_id == first.run_id and again.metrics == first.metrics

@@ -1,4 +1,5 @@
-"""``watch``: each checkpoint of a folder is scored once, in order, with the numbers of ``run``; curves are by training step."""
+"""``watch``: each checkpoint of a folder is scored once, in order, with the numbers of ``run``;
+curves are by training step."""
 
 from __future__ import annotations
 
@@ -20,7 +21,19 @@ from reports.mlflow.client import connect
 from tests.probes.datasets.make import make_imagefolder
 
 TASK = ["--suite", "own", "--task", "imagefolder/linear", "--set", "epochs=2", "--set", "size=32"]
-RUN = [*TASK, "--backbone", "timm/test_vit", "--data-root", ".", "--device", "cpu", "--num-workers", "0", "--jobs", "1"]
+RUN = [
+    *TASK,
+    "--backbone",
+    "timm/test_vit",
+    "--data-root",
+    ".",
+    "--device",
+    "cpu",
+    "--num-workers",
+    "0",
+    "--jobs",
+    "1",
+]
 
 
 @pytest.fixture
@@ -47,7 +60,9 @@ def curve(here: Path) -> tuple[dict[int, float], int]:
     (own,) = [run for run in runs if run.data.tags.get("stage") == "watch"]
     assert own.info.status == "FINISHED"
     history = client.get_metric_history(own.info.run_id, "imagefolder/linear/top1")
-    return {each.step: each.value for each in history}, sum("run.key" in run.data.tags for run in runs)
+    return {each.step: each.value for each in history}, sum(
+        "run.key" in run.data.tags for run in runs
+    )
 
 
 def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
@@ -57,7 +72,8 @@ def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
     first, parents = curve(here)
     assert list(first) == [3, 20] and parents == 2
 
-    # a training goes on: one look sees half a file, the next a whole one that may still grow, the third scores it
+    # a training goes on: one look sees half a file, the next a whole one that may still grow, the
+    # third scores it
     looks = []
 
     def sleep(seconds: float) -> None:
@@ -75,8 +91,23 @@ def test_checkpoints_are_scored_once_and_in_order(here, monkeypatch):
     assert looks == [5.0] * 4 and parents == 3
     assert {**first, 100: after[100]} == after  # what was scored was not scored again
 
-    assert main(["run", *RUN, "--only", "--weights", "run/net-8_step100.safetensors", "--json", "out.json"]) == 0
-    told = json.loads(Path("out.json").read_text())["backbones"]["timm/test_vit"]["imagefolder/linear"]
+    assert (
+        main(
+            [
+                "run",
+                *RUN,
+                "--only",
+                "--weights",
+                "run/net-8_step100.safetensors",
+                "--json",
+                "out.json",
+            ]
+        )
+        == 0
+    )
+    told = json.loads(Path("out.json").read_text())["backbones"]["timm/test_vit"][
+        "imagefolder/linear"
+    ]
     assert after[100] == told["top1"] and curve(here)[1] == 3  # the very cell
 
 

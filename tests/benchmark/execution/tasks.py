@@ -87,7 +87,8 @@ def wait(marker):
 
 
 def wait_once(marker):
-    """Interrupted or killed the first time; the second time it goes on from what was saved. Returns its attempts."""
+    """Interrupted or killed the first time; the second time it goes on from what was saved. Returns
+    its attempts."""
     with Path(marker).open("a") as file:
         file.write(f"{os.environ.get('SLURM_JOB_ID', os.getpid())} {node()}\n")
     runs = Path(marker).read_text().split("\n")[:-1]
@@ -131,7 +132,9 @@ def visible(folder=None, all_of_them=0):
         end = time.monotonic() + 60
         while len(list(Path(folder).iterdir())) < all_of_them:
             if time.monotonic() > end:
-                raise TimeoutError(f"{len(list(Path(folder).iterdir()))} of {all_of_them} run at the same time")
+                raise TimeoutError(
+                    f"{len(list(Path(folder).iterdir()))} of {all_of_them} run at the same time"
+                )
             time.sleep(0.05)
     time.sleep(0.2)
     return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
@@ -201,6 +204,8 @@ def driver(executor, folder):
 if __name__ == "__main__":
     import sys
 
-    from tests.benchmark.execution.tasks import driver  # tasks are functions of a module, and not of a script
+    from tests.benchmark.execution.tasks import (
+        driver,
+    )  # tasks are functions of a module, and not of a script
 
     driver(*sys.argv[1:])

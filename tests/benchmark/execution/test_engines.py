@@ -1,4 +1,5 @@
-"""What an executor has of its own: GPUs, priorities, the end of a driver, its words for wrong settings, other packages'."""
+"""What an executor has of its own: GPUs, priorities, the end of a driver, its words for wrong
+settings, other packages'."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def test_a_chosen_gpu_is_chosen_in_this_process_too(monkeypatch):
 
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
-    settings = {"local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"}, "ray": {"num_gpus": "8", "num_cpus": "2"}}[name]
+    settings = {
+        "local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"},
+        "ray": {"num_gpus": "8", "num_cpus": "2"},
+    }[name]
     if name == "ray":
         pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     with make_executor(ExecutorSpec(name, settings), Bar()) as executor:
@@ -63,7 +67,9 @@ def test_gpus_are_given_again_when_their_process_has_ended(monkeypatch):
     with make_executor(ExecutorSpec(settings={"gpus": "0,1"}), Bar()) as executor:
         futures = [executor.submit(tasks.slow_to_end, 1.0, gpus=1) for _ in range(2)]
         pids = [future.result(60)[0] for future in futures]
-        assert executor.submit(tasks.slow_to_end, 1.0, gpus=1).result(60)[0] in pids, "a process is kept"
+        assert executor.submit(tasks.slow_to_end, 1.0, gpus=1).result(60)[0] in pids, (
+            "a process is kept"
+        )
         both, there = executor.submit(tasks.slow_to_end, 0.0, *pids, gpus=2).result(60)
         assert both not in pids and not there
 
@@ -71,7 +77,9 @@ def test_gpus_are_given_again_when_their_process_has_ended(monkeypatch):
 def test_a_process_of_ray_sees_one_set_of_gpus():
     pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
-        futures = [executor.submit(tasks.visible_in_process, gpus=gpus) for gpus in (1, 1, 2, 1, 1, 2)]
+        futures = [
+            executor.submit(tasks.visible_in_process, gpus=gpus) for gpus in (1, 1, 2, 1, 1, 2)
+        ]
         found = [future.result(100) for future in futures]
     assert len({process for process, _ in found}) == len(set(found)), found
 
@@ -86,7 +94,11 @@ def test_secrets_reach_tasks_and_not_the_logs_of_ray(where, request, monkeypatch
     with make_executor(ExecutorSpec("ray", settings, device="cpu"), Bar()) as executor:
         logs = Path(ray_logs())
         assert executor.submit(tasks.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
-    written = [path.name for path in logs.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    written = [
+        path.name
+        for path in logs.rglob("*")
+        if path.is_file() and b"hf_secret" in path.read_bytes()
+    ]
     assert not written
 
 
@@ -99,7 +111,9 @@ def ray_logs():
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.several_nodes
-        futures = [executor.submit(tasks.visible_on_node, tmp_path, 4, gpus=gpus) for gpus in (1, 2, 1, 1)]
+        futures = [
+            executor.submit(tasks.visible_on_node, tmp_path, 4, gpus=gpus) for gpus in (1, 2, 1, 1)
+        ]
         none = executor.submit(tasks.visible)
         found = [future.result(60) for future in futures]
         assert none.result(60)[0] == ""
@@ -109,10 +123,14 @@ def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("partition", "has_gpus"), [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)]
+    ("partition", "has_gpus"),
+    [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)],
 )
 def test_gpus_are_those_of_the_partition_that_jobs_go_to(partition, has_gpus):
-    assert slurm_executor._with_gpus("cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n", partition) == has_gpus
+    assert (
+        slurm_executor._with_gpus("cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n", partition)
+        == has_gpus
+    )
 
 
 def test_who_waits_goes_by_priority_and_size(tmp_path):
@@ -120,10 +138,17 @@ def test_who_waits_goes_by_priority_and_size(tmp_path):
         log, go = tmp_path / "log", tmp_path / "go"
         first = executor.submit(tasks.noted, log, "first", go)
         tasks.until(log)
-        for name, priority, cpus in [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]:
+        for name, priority, cpus in [
+            ("low", 0, 2),
+            ("high", 5, 2),
+            ("middle", 3, 1),
+            ("last", -1, 1),
+        ]:
             executor.submit(tasks.noted, log, name, cpus=cpus, priority=priority)
         time.sleep(0.3)
-        assert log.read_text() == "first\n", "what is small waits behind what is bigger and came before it"
+        assert log.read_text() == "first\n", (
+            "what is small waits behind what is bigger and came before it"
+        )
         go.touch()
         first.result(60)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
@@ -219,14 +244,22 @@ def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
         ("local", {"gpus": "1,1"}, "--executor-arg gpus=1,1: give"),
         ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: there is no GPU 9 here, but 0, 1"),
         ("local", {"cpus": "0"}, "--executor-arg cpus=0: give a whole number, 1 or more"),
-        ("ray", {"num_cpu": "1"}, "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus"),
+        (
+            "ray",
+            {"num_cpu": "1"},
+            "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus",
+        ),
         ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
         ("ray", {"num_gpus": "-1"}, "--executor-arg num_gpus=-1: give a whole number, 0 or more"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
         ("ray", {"address": "ray://127.0.0.1:1"}, "no Ray at ray://127.0.0.1:1"),
         ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
         ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
-        ("slurm", {"cpus-per-task": "2"}, "--executor-arg cpus_per_task: the executor sets it itself"),
+        (
+            "slurm",
+            {"cpus-per-task": "2"},
+            "--executor-arg cpus_per_task: the executor sets it itself",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(name, settings, said, request, monkeypatch):
@@ -305,20 +338,23 @@ def test_other_packages_bring_executors(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cliptex_benchmark.executors]\nsomebodys = somebodys:Echo\nbroken = somebodys:nothing\nother = somebodys:Path\n"
+        "[cliptex_benchmark.executors]\nsomebodys = somebodys:Echo\nbroken ="
+        " somebodys:nothing\nother = somebodys:Path\n"
     )
     (tmp_path / "somebodys.py").write_text(
-        "from pathlib import Path\nfrom concurrent.futures import Future\nfrom benchmark.execution import Executor\n"
-        "from benchmark.execution.task import execute\n\n\nclass Echo(Executor):\n"
-        "    def _start(self, task):\n        future = Future()\n        future.set_result(execute(task))\n"
-        "        return future\n\n"
-        "    def _stop(self):\n        pass\n"
+        "from pathlib import Path\nfrom concurrent.futures import Future\nfrom benchmark.execution"
+        " import Executor\nfrom benchmark.execution.task import execute\n\n\nclass"
+        " Echo(Executor):\n    def _start(self, task):\n        future = Future()\n       "
+        " future.set_result(execute(task))\n        return future\n\n    def _stop(self):\n       "
+        " pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base.EXECUTORS, "_things", dict(base.EXECUTORS._things))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec("somebodys"), Bar()) as executor:
-        assert isinstance(executor, Executor) and executor.submit(tasks.doubled, 4).result(10)[0] == 8
+        assert (
+            isinstance(executor, Executor) and executor.submit(tasks.doubled, 4).result(10)[0] == 8
+        )
     with pytest.raises(UserError, match="executor 'broken' cannot be loaded"):
         make_executor(ExecutorSpec("broken"), Bar())
     with pytest.raises(UserError, match="no subclass of"):

@@ -1,4 +1,5 @@
-"""One suite for all executors: this process, two processes, a real SLURM of two nodes, a Ray, a Ray of three nodes."""
+"""One suite for all executors: this process, two processes, a real SLURM of two nodes, a Ray, a Ray
+of three nodes."""
 
 from __future__ import annotations
 
@@ -74,11 +75,16 @@ def interrupted():
 @everywhere()
 def test_results_come_and_no_core_is_given_twice(executor, request):
     room = room_of(request)
-    futures = {executor.submit(tasks.doubled, n, 0.15, cpus=1 + (n % 5 == 0 < room - 1)): n for n in range(10)}
+    futures = {
+        executor.submit(tasks.doubled, n, 0.15, cpus=1 + (n % 5 == 0 < room - 1)): n
+        for n in range(10)
+    }
     found = {futures[future]: future.result() for future in as_completed(futures, timeout=60)}
     assert [found[n][0] for n in range(10)] == [2 * n for n in range(10)]
     assert {where for *_, where in found.values()} == {str(Path.cwd())}
-    spans = [(1 + (n % 5 == 0 < room - 1), began, ended) for n, (_, began, ended, _) in found.items()]
+    spans = [
+        (1 + (n % 5 == 0 < room - 1), began, ended) for n, (_, began, ended, _) in found.items()
+    ]
     assert busiest(spans) <= room
 
 
@@ -125,7 +131,9 @@ def test_a_bug_arrives_with_its_class_cause_and_place(executor, request):
 @everywhere()
 def test_what_cannot_travel_is_said(executor, request):
     here = room_of(request) == 1
-    with pytest.raises(tasks.Stubborn if here else RuntimeError, match="it does not travel") as raised:
+    with pytest.raises(
+        tasks.Stubborn if here else RuntimeError, match="it does not travel"
+    ) as raised:
         executor.submit(tasks.stubborn).result(60)
     assert here or ("Stubborn" in str(raised.value) and "in stubborn" in raised.value.__notes__[0])
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
@@ -148,7 +156,9 @@ def test_a_killed_worker_is_replaced_twice(executor, tmp_path, said):
     assert always.read_text() == "xxx"
     words = said()
     assert "run again, 1 of 2" in words and "run again, 2 of 2" in words
-    assert words.count("attempt 3\n") == 1 and words.count("attempt 1\n") == 2, "nothing is shown twice"
+    assert words.count("attempt 3\n") == 1 and words.count("attempt 1\n") == 2, (
+        "nothing is shown twice"
+    )
 
 
 @everywhere(REMOTE)
@@ -231,7 +241,9 @@ def test_a_job_that_is_stopped_saves_and_is_run_again(executor, how, tmp_path):
     future = executor.submit(tasks.wait_once, marker)
     tasks.until(marker.with_suffix(".waiting"))
     (first,) = (line.split()[0] for line in marker.read_text().splitlines())
-    subprocess.run(["scancel", *(["--signal=USR2"] if how == "requeued" else []), first], check=True)
+    subprocess.run(
+        ["scancel", *(["--signal=USR2"] if how == "requeued" else []), first], check=True
+    )
     attempts = [line.split()[0] for line in future.result(60)]
     assert marker.with_suffix(".saved").is_file()
     assert len(attempts) == 2 and (attempts[1] == first) == (how == "requeued")

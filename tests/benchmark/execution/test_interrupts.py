@@ -58,14 +58,18 @@ time.sleep(10)
 
 
 def test_a_second_signal_while_a_process_leaves_is_quiet():
-    ended = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60
+    )
     assert (ended.returncode, ended.stderr) == (143, "")
 
 
 @pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 1.0])
 def test_a_command_that_is_interrupted_while_it_starts_ends_with_130(after):
     command = [sys.executable, "-X", "importtime", "-m", "benchmark", "list", "protocols"]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while (
         "backbones.utils.errors" not in started.stderr.readline()
     ):  # before its first instruction it is the interpreter's

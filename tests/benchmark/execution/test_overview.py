@@ -1,4 +1,5 @@
-"""What a run says of itself as a whole: in a log a line now and then, and nothing of single steps."""
+"""What a run says of itself as a whole: in a log a line now and then, and nothing of single
+steps."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
     render.start("rendering", 400)
     render.advance(100)
     overview.tick([render, train])
-    assert capsys.readouterr().out.startswith("  0 of 8 units of work done in 0:00: rendering  100/400 ")
+    assert capsys.readouterr().out.startswith(
+        "  0 of 8 units of work done in 0:00: rendering  100/400 "
+    )
     overview.expect("probe", -4)  # finished before
     for _ in range(3):
         overview.ended()
     overview.tick([render, train])
-    assert capsys.readouterr().out.startswith("  3 of 4 units of work done in 0:00, about 0:00 left: rendering")
+    assert capsys.readouterr().out.startswith(
+        "  3 of 4 units of work done in 0:00, about 0:00 left: rendering"
+    )
 
 
 def test_one_bar_for_all_in_a_terminal(monkeypatch):

@@ -21,7 +21,10 @@ def test_whoever_writes_no_secret_is_seen(monkeypatch):
         logging.getLogger("x").error("postgresql://me:%s@host", "secret")
         logging.getLogger("x").removeHandler(handler)
         assert not sys.stdout.isatty() and sys.stdout.encoding == "ascii"
-    assert raw.getvalue().decode() == "? ? at http://***@host\nhttp://***@host\npostgresql://me:***@host\n"
+    assert (
+        raw.getvalue().decode()
+        == "? ? at http://***@host\nhttp://***@host\npostgresql://me:***@host\n"
+    )
     assert isinstance(sys.stdout, io.TextIOWrapper)
 
 
@@ -34,10 +37,18 @@ def test_a_terminal_obeys_no_name(monkeypatch):
 
 
 def test_a_terminal_without_unicode_gets_what_it_can_show():
-    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain = {
+        "PYTHONIOENCODING": "ascii",
+        "LC_ALL": "POSIX",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
     for words in (["list", "protocols"], ["--help"], ["list", "t\udcffsks"]):
         ended = subprocess.run(
-            [sys.executable, "-m", "benchmark", *words], env={**os.environ, **plain}, capture_output=True, timeout=60
+            [sys.executable, "-m", "benchmark", *words],
+            env={**os.environ, **plain},
+            capture_output=True,
+            timeout=60,
         )
         assert ended.returncode == (2 if "\udcff" in words[-1] else 0), ended.stderr
         assert b"Traceback" not in ended.stderr and (ended.stdout + ended.stderr).isascii()

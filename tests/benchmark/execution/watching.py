@@ -32,7 +32,10 @@ class Watched(Bar):
 
 def busiest(spans) -> int:
     """The most of ``(cores, began, ended)`` that were taken at once."""
-    return max(sum(cores for cores, began, ended in spans if began <= moment < ended) for _, moment, _ in spans)
+    return max(
+        sum(cores for cores, began, ended in spans if began <= moment < ended)
+        for _, moment, _ in spans
+    )
 
 
 def gone(*markers: Path, seconds=10.0) -> bool:
@@ -40,7 +43,8 @@ def gone(*markers: Path, seconds=10.0) -> bool:
     end = time.monotonic() + seconds
     for pid in (int(marker.read_text()) for marker in markers):
         while (
-            Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            Path(f"/proc/{pid}").exists()
+            and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
         ):
             if time.monotonic() > end:
                 return False

@@ -20,9 +20,12 @@ NAMES = {name: (name, *SYNONYMS[name]) for name in CLASSES}
 
 
 def classes_named(text):
-    """Classes that a caption names, by longest match, so that 'chair' is not found in 'dining chair' twice."""
+    """Classes that a caption names, by longest match, so that 'chair' is not found in 'dining
+    chair' twice."""
     left, found = f" {text.lower()} ", set()
-    for word, name in sorted(((w, n) for n, words in NAMES.items() for w in words), key=lambda pair: -len(pair[0])):
+    for word, name in sorted(
+        ((w, n) for n, words in NAMES.items() for w in words), key=lambda pair: -len(pair[0])
+    ):
         if word in left:
             found.add(name)
             left = left.replace(word, "")
@@ -73,7 +76,9 @@ def test_objects_are_omitted_at_the_stated_rate(scenes):
     rng = np.random.default_rng(1)
     noise = CaptionNoise(irrelevant=0, wrong=0, omit_main=0, omit_other=0.45)
     several = [
-        (scene, seen) for scene, seen in scenes if len({thing.name for thing in seen}) == len(seen) and len(seen) > 1
+        (scene, seen)
+        for scene, seen in scenes
+        if len({thing.name for thing in seen}) == len(seen) and len(seen) > 1
     ]
     named = possible = 0
     for scene, seen in several * 60:

@@ -1,4 +1,5 @@
-"""Truth: checked against another ray tracer, against itself (depth and normals), and against the picture."""
+"""Truth: checked against another ray tracer, against itself (depth and normals), and against the
+picture."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ def draw(seed, domain="home", size=SIZE, **wishes):
 
 def shares(scene, truth):
     """Share of the picture of each object."""
-    return np.bincount(truth.instance.ravel(), minlength=len(scene.objects) + 1)[1:] / truth.instance.size
+    return (
+        np.bincount(truth.instance.ravel(), minlength=len(scene.objects) + 1)[1:]
+        / truth.instance.size
+    )
 
 
 def points_of(scene, depth):
@@ -30,7 +34,10 @@ def points_of(scene, depth):
     size = depth.shape[0]
     centre = (np.arange(size) + 0.5) * 2 / size - 1
     x, y = np.meshgrid(centre, -centre)
-    return np.stack([x * scene.camera.tangent, y * scene.camera.tangent, -np.ones_like(x)], -1) * depth[..., None]
+    return (
+        np.stack([x * scene.camera.tangent, y * scene.camera.tangent, -np.ones_like(x)], -1)
+        * depth[..., None]
+    )
 
 
 @pytest.mark.parametrize("domain", list(DOMAINS))
@@ -66,7 +73,9 @@ def test_normals_are_those_of_the_depth(domain):
         errors.append(angle[smooth])
     angle = np.concatenate(errors)
     assert np.median(angle) < 0.1
-    assert np.percentile(angle, 90) < 3  # parallel planes at different depths (steps, shelves) pass for smooth
+    assert (
+        np.percentile(angle, 90) < 3
+    )  # parallel planes at different depths (steps, shelves) pass for smooth
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -75,7 +84,9 @@ def test_truth_is_valid_everywhere(seed):
     scene, truth, _ = draw(seed)
     assert np.linalg.norm(truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
     towards_viewer = -points_of(scene, truth.depth)
-    assert ((towards_viewer * truth.normals).sum(axis=-1) > -1e-6).all(), "no surface is seen from behind"
+    assert ((towards_viewer * truth.normals).sum(axis=-1) > -1e-6).all(), (
+        "no surface is seen from behind"
+    )
     assert truth.depth.min() > 0.01
     assert truth.depth.max() < 10
     names = [0] + [1 + CLASSES.index(thing.name) for thing in scene.objects]
@@ -88,7 +99,8 @@ def test_truth_is_valid_everywhere(seed):
 
 
 def nearest_hit(origin, direction, corner):
-    """Möller and Trumbore's intersection of a ray with all triangles (F, 3, 3): parameter and triangle of the first."""
+    """Möller and Trumbore's intersection of a ray with all triangles (F, 3, 3): parameter and
+    triangle of the first."""
     first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
     across = np.cross(direction, second)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -173,4 +185,6 @@ def test_close_ups_come_at_the_stated_rate():
     targets = [make_scene(np.random.default_rng(seed), close_ups=0.6).target for seed in range(60)]
     # scenes that show nothing are drawn again, which shifts the rate a little
     assert 0.4 < np.mean([target == 0 for target in targets]) < 0.8
-    assert all(make_scene(np.random.default_rng(seed), close_ups=0.0).target == -1 for seed in range(5))
+    assert all(
+        make_scene(np.random.default_rng(seed), close_ups=0.0).target == -1 for seed in range(5)
+    )

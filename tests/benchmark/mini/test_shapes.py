@@ -37,7 +37,9 @@ def test_every_object_stands_on_the_ground_and_has_a_plausible_size(name, small,
 @pytest.mark.parametrize(("name", "small"), PLACES)
 def test_shapes_vary(name, small):
     built = [make_object(name, np.random.default_rng(seed), small) for seed in range(6)]
-    sizes = {np.concatenate([part.vertices for part in parts]).round(6).tobytes() for parts in built}
+    sizes = {
+        np.concatenate([part.vertices for part in parts]).round(6).tobytes() for parts in built
+    }
     assert len(sizes) == 6
     again = make_object(name, np.random.default_rng(0), small)
     assert all((a.vertices == b.vertices).all() for a, b in zip(again, built[0], strict=True))
@@ -51,8 +53,12 @@ def volume(part):
 
 def test_blocks_have_the_size_and_place_asked_for():
     assert volume(box((1, 2, 3), (5, 5, 5))) == pytest.approx(6)
-    assert volume(frustum(2, 1, 3, (0, 0, 0))) == pytest.approx(np.pi * 3 / 3 * (4 + 2 + 1), rel=0.02)
-    assert abs(volume(ellipsoid((1, 2, 3), (1, 1, 1)))) == pytest.approx(4 / 3 * np.pi * 6, rel=0.06)
+    assert volume(frustum(2, 1, 3, (0, 0, 0))) == pytest.approx(
+        np.pi * 3 / 3 * (4 + 2 + 1), rel=0.02
+    )
+    assert abs(volume(ellipsoid((1, 2, 3), (1, 1, 1)))) == pytest.approx(
+        4 / 3 * np.pi * 6, rel=0.06
+    )
     closed = lathe([(0, 0), (1, 0), (1, 2), (0, 2)])
     assert abs(volume(closed)) == pytest.approx(2 * np.pi, rel=0.02)
     part = box((1, 1, 2), (3, 4, 5))

@@ -30,12 +30,20 @@ from probes.registry import DATASETS
 from tests.executors import run_on
 from tests.forks import alive
 
-# fmt: off
 TINY = WorldConfig(
-    seed=3, size=48, pairs=10, expert_train=4, expert_val=3, probe_train=6, val=5, class_train=10, class_val=10,
-    retrieval_train=2, retrieval=5, shard_size=4,
+    seed=3,
+    size=48,
+    pairs=10,
+    expert_train=4,
+    expert_val=3,
+    probe_train=6,
+    val=5,
+    class_train=10,
+    class_val=10,
+    retrieval_train=2,
+    retrieval=5,
+    shard_size=4,
 )
-# fmt: on
 
 
 class TrainStep:
@@ -101,7 +109,14 @@ def test_a_finished_world_is_not_rendered_again(tiny, monkeypatch):
 def test_every_loader_reads_it_unchanged(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     wanted = {"mini-class": (10, 10), "mini-retrieval": (2, 5)}
-    for name in ("mini-seg", "mini-det", "mini-depth", "mini-normal", "mini-class", "mini-retrieval"):
+    for name in (
+        "mini-seg",
+        "mini-det",
+        "mini-depth",
+        "mini-normal",
+        "mini-class",
+        "mini-retrieval",
+    ):
         spec = DATASETS[name]
         data = prepare(spec, tiny / spec.folder, workers=1)
         assert (len(data.samples["train"]), len(data.samples["val"])) == wanted.get(name, (6, 5))
@@ -129,7 +144,9 @@ def test_coco_masks_boxes_and_semantic_maps_agree(tiny):
     coco = COCO(tiny / "coco/annotations/instances_val2017.json")
     assert [coco.cats[i]["name"] for i in coco.getCatIds()] == list(CLASSES)
     for image in coco.dataset["images"]:
-        label = np.asarray(Image.open(tiny / f"{VOC}/SegmentationClass/{image['file_name'].replace('jpg', 'png')}"))
+        label = np.asarray(
+            Image.open(tiny / f"{VOC}/SegmentationClass/{image['file_name'].replace('jpg', 'png')}")
+        )
         painted = np.zeros_like(label)
         for annotation in coco.imgToAnns[image["id"]]:
             mask = coco.annToMask(annotation).astype(bool)
@@ -145,7 +162,11 @@ def test_voc_masks_have_the_official_palette(tiny):
     image = Image.open(path)
     assert image.mode == "P"
     assert image.getpalette()[:15] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
-    assert image.getpalette()[15 * 3 : 15 * 3 + 3] == [192, 128, 128]  # person, as in VOC's own masks
+    assert image.getpalette()[15 * 3 : 15 * 3 + 3] == [
+        192,
+        128,
+        128,
+    ]  # person, as in VOC's own masks
     assert image.getpalette()[-3:] == [224, 224, 192]  # the outline
 
 
@@ -165,7 +186,9 @@ def test_run_lengths_are_those_of_pycocotools():
     rng = np.random.default_rng(0)
     for _ in range(50):
         mask = rng.random((7, 5)) < rng.random()
-        official = coco_mask.decode(coco_mask.frPyObjects({"size": [7, 5], "counts": run_lengths(mask)}, 7, 5))
+        official = coco_mask.decode(
+            coco_mask.frPyObjects({"size": [7, 5], "counts": run_lengths(mask)}, 7, 5)
+        )
         assert (official == mask).all()
 
 
@@ -179,11 +202,19 @@ def test_pairs_are_webdataset_shards_as_img2dataset_writes_them(tiny):
                 key = names[start].removesuffix(".jpg")
                 assert names[start : start + 3] == [f"{key}.jpg", f"{key}.txt", f"{key}.json"]
                 assert len(key) == 9
-                image, text, about = (tar.extractfile(name).read() for name in names[start : start + 3])
+                image, text, about = (
+                    tar.extractfile(name).read() for name in names[start : start + 3]
+                )
                 about = json.loads(about)
                 assert Image.open(io.BytesIO(image)).size == (48, 48)
-                assert (about["key"], about["caption"], about["status"]) == (key, text.decode(), "success")
-                assert not {"label", "class", "objects"} & about.keys(), "pairs carry no task labels"
+                assert (about["key"], about["caption"], about["status"]) == (
+                    key,
+                    text.decode(),
+                    "success",
+                )
+                assert not {"label", "class", "objects"} & about.keys(), (
+                    "pairs carry no task labels"
+                )
                 seen.append(key)
     assert len(set(seen)) == TINY.pairs
 
@@ -200,10 +231,20 @@ def test_no_picture_is_in_two_splits(tiny):
     digests: dict[str, set[str]] = {}
     for path in tiny.rglob("*.jpg"):
         group = "/".join(
-            part for part in path.relative_to(tiny).parts if part not in ("coco", "nyu", "images", "VOCdevkit")
+            part
+            for part in path.relative_to(tiny).parts
+            if part not in ("coco", "nyu", "images", "VOCdevkit")
         )
-        group = "expert" if group.startswith("expert") else "dense" if path.stem.isdigit() else path.parent.as_posix()
-        digests.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(f"{group}:{path.stem}")
+        group = (
+            "expert"
+            if group.startswith("expert")
+            else "dense"
+            if path.stem.isdigit()
+            else path.parent.as_posix()
+        )
+        digests.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(
+            f"{group}:{path.stem}"
+        )
     for number in range(3):
         with tarfile.open(tiny / f"pairs/{number:05d}.tar") as tar:
             for name in [name for name in tar.getnames() if name.endswith(".jpg")]:
@@ -216,7 +257,10 @@ def test_no_picture_is_in_two_splits(tiny):
 
 def test_class_pictures_are_in_their_class_in_equal_numbers(tiny):
     for split in ("train", "val"):
-        counts = {folder.name: len(list(folder.iterdir())) for folder in (tiny / f"imagefolder/{split}").iterdir()}
+        counts = {
+            folder.name: len(list(folder.iterdir()))
+            for folder in (tiny / f"imagefolder/{split}").iterdir()
+        }
         assert counts == dict.fromkeys(CLASSES, 1)
 
 
@@ -226,7 +270,9 @@ DAMAGE = {
     "a byte is flipped": lambda root: flip(next((root / "nyu/annotations/train").glob("*.png"))),
     "a record is garbage": lambda root: (root / ".chunks/val-00000.json").write_text("{"),
     "a record is of another type": lambda root: (root / ".chunks/val-00000.json").write_text("[1]"),
-    "a list is edited": lambda root: (root / f"{VOC}/ImageSets/Segmentation/val.txt").write_text("x\n"),
+    "a list is edited": (
+        lambda root: (root / f"{VOC}/ImageSets/Segmentation/val.txt").write_text("x\n")
+    ),
     "the manifest is gone": lambda root: (root / "manifest.json").unlink(),
     "the manifest is half there": lambda root: os.truncate(root / "manifest.json", 200),
     "a file is empty": lambda root: os.truncate(root / "flickr30k/images/test_000000.jpg", 0),
@@ -252,7 +298,8 @@ def test_a_damaged_world_is_found_and_mended(tiny, copy, damage):
 
 
 def test_kill_9_then_the_same_call_ends_with_the_same_world(tiny, tmp_path, monkeypatch):
-    """The builder is killed between chunks; its workers end too; the second call renders only the rest."""
+    """The builder is killed between chunks; its workers end too; the second call renders only the
+    rest."""
     script = f"""
 if __name__ == "__main__":
     import benchmark.mini.world as world
@@ -270,7 +317,11 @@ if __name__ == "__main__":
     environment = {**os.environ, "CLIPTEX_HOME": str(tmp_path), "PYTHONPATH": paths}
     process = subprocess.Popen([sys.executable, str(path)], env=environment, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list(root.glob(".chunks/*.json")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not list(root.glob(".chunks/*.json"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -312,7 +363,9 @@ def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
     async def both(executor):
         submit = executor.submit
         monkeypatch.setattr(
-            executor, "submit", lambda function, *args, **told: given.append(args) or submit(function, *args, **told)
+            executor,
+            "submit",
+            lambda function, *args, **told: given.append(args) or submit(function, *args, **told),
         )
         return await asyncio.gather(*(world.build_world(TINY, executor) for _ in range(2)))
 
@@ -323,7 +376,12 @@ def test_two_builders_at_once_make_one_world(tiny, tmp_path, monkeypatch):
 
 
 def test_the_key_follows_the_content(monkeypatch):
-    keys = {TINY.key(), replace(TINY, seed=4).key(), replace(TINY, size=64).key(), replace(TINY, pairs=11).key()}
+    keys = {
+        TINY.key(),
+        replace(TINY, seed=4).key(),
+        replace(TINY, size=64).key(),
+        replace(TINY, pairs=11).key(),
+    }
     assert len(keys) == 4
     assert replace(TINY).key() == TINY.key()
     monkeypatch.setattr("benchmark.mini.config.VERSION", -1)
@@ -333,7 +391,12 @@ def test_the_key_follows_the_content(monkeypatch):
 def test_chunks_cover_every_split_once():
     for config in (*CONFIGS.values(), TINY):
         for split in SPLITS:
-            covered = [i for chunk in chunks_of(config) if chunk.split == split for i in range(chunk.start, chunk.stop)]
+            covered = [
+                i
+                for chunk in chunks_of(config)
+                if chunk.split == split
+                for i in range(chunk.start, chunk.stop)
+            ]
             assert covered == list(range(getattr(config, split.replace("-", "_"))))
 
 
@@ -359,6 +422,8 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, file):
 
 def test_a_bug_while_rendering_is_no_full_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    monkeypatch.setattr("benchmark.mini.world.render_truth", lambda scene, size: Path("/nowhere").read_bytes())
+    monkeypatch.setattr(
+        "benchmark.mini.world.render_truth", lambda scene, size: Path("/nowhere").read_bytes()
+    )
     with pytest.raises(FileNotFoundError):
         build_world(TINY)

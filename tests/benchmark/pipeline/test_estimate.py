@@ -18,7 +18,8 @@ def test_work():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(3, "3 s"), (89, "89 s"), (120, "2 min"), (5400, "1.5 h"), (360_000, "100.0 h")]
+    ("seconds", "told"),
+    [(3, "3 s"), (89, "89 s"), (120, "2 min"), (5400, "1.5 h"), (360_000, "100.0 h")],
 )
 def test_duration(seconds, told):
     assert duration(seconds) == told
@@ -39,7 +40,10 @@ def test_the_table_of_the_command(capsys):
         "1,10",
     ]
     assert main([*words, "--label-bytes", "1000"]) == 0
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()[2:]
+    ]
     assert rows == [
         ["1", "10.0 h", "4.0 h", "14.0 h", "10 + 4", "3.6 GB"],
         ["10", "60 min", "24 min", "84 min", "10 + 4", "3.6 GB"],

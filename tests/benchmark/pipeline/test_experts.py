@@ -35,7 +35,11 @@ def test_trained_once_with_a_run_of_its_own(world):
     made = run_on(lambda executor: expert_stage(inputs, executor))
     assert made == json.loads(Path("unet/expert.json").read_text())
     (run,) = runs_of("experts")
-    assert run.info.status == "FINISHED" and run.data.tags["expert"] == "unet" and run.data.tags["stage"] == "experts"
+    assert (
+        run.info.status == "FINISHED"
+        and run.data.tags["expert"] == "unet"
+        and run.data.tags["stage"] == "experts"
+    )
     assert run.data.tags["weights.sha256"] == made["sha256"]
     assert run.data.metrics["cost/train_flops"] == made["flops"] > 0
     assert run_on(lambda executor: expert_stage(inputs, executor)) == made
@@ -72,7 +76,10 @@ def test_from_the_command_line(world, capsys):
     assert main(words) == 0
     assert "--experts unet=mine" in capsys.readouterr().out
     (run,) = runs_of("mine")
-    assert json.loads(Path("mine/expert.json").read_text())["sha256"] == run.data.tags["weights.sha256"]
+    assert (
+        json.loads(Path("mine/expert.json").read_text())["sha256"]
+        == run.data.tags["weights.sha256"]
+    )
 
 
 def test_a_folder_of_another_expert_is_refused(world):

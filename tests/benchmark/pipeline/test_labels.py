@@ -1,4 +1,5 @@
-"""Labelling as a stage: killed and started again, on any number of processes, with one MLflow run beside."""
+"""Labelling as a stage: killed and started again, on any number of processes, with one MLflow run
+beside."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ NAMES = ("unet", "dpt", "nll-angmf")
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A folder with 48 pairs in four shards, three experts with random weights, and their labels."""
+    """A folder with 48 pairs in four shards, three experts with random weights, and their
+    labels."""
     folder = tmp_path_factory.mktemp("labels")
     toy_experts.write_shards(folder / "pairs", 4, 12)
     for expert in toy_experts.all_experts():
@@ -51,13 +53,31 @@ def inside(here, monkeypatch):
 
 def label_command(out: str, experiment: str, *more: str) -> list[str]:
     experts = ",".join(f"{name}=experts/{name}" for name in NAMES)
-    options = ["--out", out, "--experiment", experiment, "--device", "cpu", "--batch-size", "8", "--jobs", "1", *more]
+    options = [
+        "--out",
+        out,
+        "--experiment",
+        experiment,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "8",
+        "--jobs",
+        "1",
+        *more,
+    ]
     return ["labels", "predict", "--pairs", "pairs", "--experts", experts, *options]
 
 
 def request(out: str | None, **more) -> LabelRequest:
     experts = tuple(f"{name}=experts/{name}" for name in NAMES)
-    given = {"pairs": "pairs", "experts": experts, "out": Path(out) if out else None, "batch_size": 8, "device": "cpu"}
+    given = {
+        "pairs": "pairs",
+        "experts": experts,
+        "out": Path(out) if out else None,
+        "batch_size": 8,
+        "device": "cpu",
+    }
     return LabelRequest(**{**given, **more})
 
 
@@ -82,8 +102,13 @@ def test_labelling_killed_and_started_again(here, tmp_path, capsys):
     done = {path.name: path.stat().st_mtime_ns for path in Path("cut-labels").glob("*.tar.json")}
     assert main(words) == 0
     assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
-    assert done == {name: (Path("cut-labels") / name).stat().st_mtime_ns for name in done}, "finished shards are kept"
-    assert check_labels("cut-labels") == [] and LabelStore("cut-labels").identity == LabelStore("labels").identity
+    assert done == {name: (Path("cut-labels") / name).stat().st_mtime_ns for name in done}, (
+        "finished shards are kept"
+    )
+    assert (
+        check_labels("cut-labels") == []
+        and LabelStore("cut-labels").identity == LabelStore("labels").identity
+    )
     assert sorted(run.info.status for run in runs_of("cut-labels")) == ["FINISHED", "KILLED"]
     (run,) = [run.data for run in runs_of("cut-labels") if run.info.status == "FINISHED"]
     assert run.metrics["cost/label_flops"] == LabelStore("labels").manifest["cost"]["flops"] > 0
@@ -108,37 +133,62 @@ def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, mon
     assert unknown[1] == "  to do · label: 4 units, local, 1 core, 1 at once"
     assert unknown[2].startswith("time unknown") and unknown[3].startswith("disk: unknown")
 
-    shutil.copytree(here / "labels", "labels", ignore=shutil.ignore_patterns("manifest.json", "00002*"))
+    shutil.copytree(
+        here / "labels", "labels", ignore=shutil.ignore_patterns("manifest.json", "00002*")
+    )
     store = f"sqlite:///{here}/mlflow.db"
-    (run,) = Client(store).search_runs([Client(store).get_experiment_by_name("whole").experiment_id])
+    (run,) = Client(store).search_runs(
+        [Client(store).get_experiment_by_name("whole").experiment_id]
+    )
     metrics = run.data.metrics
     speed = metrics["cost/images_per_second"]
-    assert speed == pytest.approx(48 / metrics["cost/label_seconds"]) and metrics["cost/images_per_second/dpt"] > speed
+    assert (
+        speed == pytest.approx(48 / metrics["cost/label_seconds"])
+        and metrics["cost/images_per_second/dpt"] > speed
+    )
     left = told("--tracking-uri", store)
     assert left[0] == "48 pairs in 4 shards: 3 labelled, 1 to do (12 pairs)"
-    assert left[2] == f"about {duration(12 / speed)}, at {speed:.3g} images/s on each as measured in 1 runs"
+    assert (
+        left[2]
+        == f"about {duration(12 / speed)}, at {speed:.3g} images/s on each as measured in 1 runs"
+    )
     assert left[3] == f"disk: {gigabytes(12 * metrics['bytes_per_image'])}"
     others = told("--tracking-uri", store, "--set", "label_side=16")
-    assert "made by other experts or from other pairs" in others[0] and any("time unknown" in line for line in others)
+    assert "made by other experts or from other pairs" in others[0] and any(
+        "time unknown" in line for line in others
+    )
 
     shutil.copytree(here / "labels", "labels", dirs_exist_ok=True)
-    assert told() == ["48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)", "nothing is left to do"]
+    assert told() == [
+        "48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)",
+        "nothing is left to do",
+    ]
 
 
 def test_dry_run_counts_gpu_hours_and_spreads_shards_over_gpus(capsys, monkeypatch):
     """Two pretended GPUs, whose kind labelled 48 images in an hour before."""
-    monkeypatch.setattr("benchmark.evaluation.cost.measured.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(
+        "benchmark.evaluation.cost.measured.choose_device", lambda name: torch.device("cuda")
+    )
     monkeypatch.setattr("benchmark.evaluation.cost.measured.device_kind", lambda device: "a GPU")
     client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
     (whole,) = runs_of("whole")
-    tags = {"stage": "label", "device.kind": "a GPU", "labelling.kind": whole.data.tags["labelling.kind"]}
+    tags = {
+        "stage": "label",
+        "device.kind": "a GPU",
+        "labelling.kind": whole.data.tags["labelling.kind"],
+    }
     run = client.create_run(client.create_experiment("gpus"), tags=tags)
-    client.log_metric(run.info.run_id, "label/images_per_second", 48 / 3600)  # and it was interrupted
+    client.log_metric(
+        run.info.run_id, "label/images_per_second", 48 / 3600
+    )  # and it was interrupted
     more = ["--device", "auto", "--jobs", "0", "--executor-arg", "gpus=0,1", "--dry-run"]
     assert main([*label_command("none", "gpus"), *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  to do · label: 4 units, local, 1 GPU and 2 cores, 2 at once"
-    assert lines[2] == "about 30 min, 1.0 GPU-hours, at 0.0133 images/s on each as measured in 1 runs"
+    assert (
+        lines[2] == "about 30 min, 1.0 GPU-hours, at 0.0133 images/s on each as measured in 1 runs"
+    )
 
 
 def listing(folder: Path) -> dict[Path, int]:
@@ -159,7 +209,9 @@ def test_two_processes_write_the_labels_of_one(here):
     assert LabelStore("two-labels").identity == LabelStore("labels").identity
     (run,) = runs_of("two")
     assert run.info.status == "FINISHED" and run.data.metrics["label/images_per_second"] > 0
-    artifacts = {each.path for each in Client(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)}
+    artifacts = {
+        each.path for each in Client(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)
+    }
     assert artifacts == {"manifest.json", "pictures"}
 
 
@@ -167,7 +219,9 @@ def test_experts_are_loaded_once_a_process(monkeypatch):
     from benchmark.pipeline import labels
 
     loads, load = [], labels.load_experts
-    monkeypatch.setattr(labels, "load_experts", lambda specs, device: loads.append(device) or load(specs, device))
+    monkeypatch.setattr(
+        labels, "load_experts", lambda specs, device: loads.append(device) or load(specs, device)
+    )
     stage(request("once-labels", experiment="once"))
     assert len(loads) == 2, "for the store's key, and for its four shards"
     assert labels._labeller.cache_info().currsize == 0, "nothing is held when it is over"
@@ -182,8 +236,15 @@ def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
     damaged = Path("kept-labels/00002.tar")
     damaged.write_bytes(damaged.read_bytes()[:-100])
     stage(request("kept-labels", experiment="kept"))
-    assert check_labels("kept-labels") == [] and LabelStore("kept-labels").identity == LabelStore("labels").identity
-    changed = {name for name, time in before.items() if (Path("kept-labels") / name).stat().st_mtime_ns != time}
+    assert (
+        check_labels("kept-labels") == []
+        and LabelStore("kept-labels").identity == LabelStore("labels").identity
+    )
+    changed = {
+        name
+        for name, time in before.items()
+        if (Path("kept-labels") / name).stat().st_mtime_ns != time
+    }
     assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
 
 
@@ -191,7 +252,10 @@ def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
     pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'cliptex-benchmark[remote]'")
     with FileServer(here) as server:
         there = f"{server.address}/pairs/{{00000..00003}}.tar"
-        assert stage(request("labels", pairs=there, experiment="server")) == LabelStore("labels").manifest
+        assert (
+            stage(request("labels", pairs=there, experiment="server"))
+            == LabelStore("labels").manifest
+        )
         assert runs_of("server") == [], "nothing was labelled again"
         manifest = stage(request("server-labels", pairs=there, experiment="server"))
     assert manifest["shards"] == LabelStore("labels").manifest["shards"], "byte for byte"
@@ -212,7 +276,9 @@ def test_many_unreadable_images_end_it_early(tmp_path):
     assert [key for key, _ in manifest["failed"]] == ["00001/000010001"]
 
 
-def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(here, tmp_path, monkeypatch):
+def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
+    here, tmp_path, monkeypatch
+):
     """Those that were trained anew, in the same place with the same settings, make new labels."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
     asked = request(None, name="toy", experiment="home")
@@ -223,7 +289,9 @@ def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(here, 
     expert = find_expert("unet").load(str(folder))
     with torch.no_grad():
         for values in expert.parameters():
-            values.add_(0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
+            values.add_(
+                0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+            )
     expert.save(folder)
     try:
         second = stage(asked)

@@ -1,4 +1,5 @@
-"""``train`` on two nodes of a real SLURM, a process of torchrun on each: from the command line, interrupted and queued again."""
+"""``train`` on two nodes of a real SLURM, a process of torchrun on each: from the command line,
+interrupted and queued again."""
 
 from __future__ import annotations
 
@@ -22,7 +23,19 @@ from tests.servers import mlflow_server
 
 __all__ = ["slurm", "slurm_config"]
 ROOT = Path(__file__).parents[3]
-TRAIN = ["train", "--recipe", "clip", "--init", "random", "--pairs", "pairs", "--device", "cpu", "--set", "model=tiny"]
+TRAIN = [
+    "train",
+    "--recipe",
+    "clip",
+    "--init",
+    "random",
+    "--pairs",
+    "pairs",
+    "--device",
+    "cpu",
+    "--set",
+    "model=tiny",
+]
 TRAIN += ["--set", "batch_size=16", "--set", "epochs=40", "--set", "lr=1e-3", "--num-workers", "0"]
 ON_TWO_NODES = ["--executor", "slurm", "--executor-arg", "nodes=2"]
 
@@ -55,9 +68,21 @@ def inside(here, server, slurm, monkeypatch):
 @contextmanager
 def training(name: str):
     """The command on two nodes, in a process of its own; yields it."""
-    words = [*TRAIN, *ON_TWO_NODES, "--out", f"{name}.safetensors", "--experiment", name, "--save-every", "0.2"]
+    words = [
+        *TRAIN,
+        *ON_TWO_NODES,
+        "--out",
+        f"{name}.safetensors",
+        "--experiment",
+        name,
+        "--save-every",
+        "0.2",
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "benchmark", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         yield process
@@ -93,7 +118,11 @@ def test_two_nodes_train_what_one_process_does():
     assert process.returncode == 0, told
     assert told.count("clip trained: two.safetensors") == 1, told
     (run,) = runs_of("two")
-    assert run.info.status == "FINISHED" and run.data.tags["stage"] == "train" and run.data.metrics["cost/steps"] == 120
+    assert (
+        run.info.status == "FINISHED"
+        and run.data.tags["stage"] == "train"
+        and run.data.metrics["cost/steps"] == 120
+    )
     assert_close_to_one_process("two")
     assert set((home() / "tasks").glob("[!.]*")) <= before, "folders of this training go with it"
     with training("two") as process:
@@ -109,16 +138,27 @@ def test_a_job_that_is_to_stop_saves_and_is_queued_again():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < end, "no state was saved"
             time.sleep(0.05)
-        (job,) = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+        (job,) = subprocess.run(
+            ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
+        ).stdout.split()
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
         told = process.communicate(timeout=480)[0]
     assert process.returncode == 0, told
-    jobs = re.findall(r"^JobId=(\d+) .*? Restarts=(\d+)", subprocess.run(
-        ["scontrol", "-o", "show", "job"], capture_output=True, text=True, check=True).stdout, re.MULTILINE)  # fmt: skip
-    assert (job, "1") in jobs and max(int(number) for number, _ in jobs) == int(job), "the same job, queued again"
+    jobs = re.findall(
+        r"^JobId=(\d+) .*? Restarts=(\d+)",
+        subprocess.run(
+            ["scontrol", "-o", "show", "job"], capture_output=True, text=True, check=True
+        ).stdout,
+        re.MULTILINE,
+    )
+    assert (job, "1") in jobs and max(int(number) for number, _ in jobs) == int(job), (
+        "the same job, queued again"
+    )
     runs = {run.info.status: run for run in runs_of("cut")}
     assert set(runs) == {"KILLED", "FINISHED"} and len(runs_of("cut")) == 2
-    assert first_step(runs["KILLED"]) == 0 < first_step(runs["FINISHED"]), "it went on from what was saved"
+    assert first_step(runs["KILLED"]) == 0 < first_step(runs["FINISHED"]), (
+        "it went on from what was saved"
+    )
     assert_close_to_one_process("cut")
 
 
@@ -127,12 +167,20 @@ def test_a_users_error_in_the_first_process_is_the_commands(here):
     (here / "pairs.csv").write_text("image,caption\n" + "nowhere.jpg,a disc\n" * 40)
     words = ["pairs.csv" if word == "pairs" else word for word in TRAIN]
     words += [*ON_TWO_NODES, "--out", "none.safetensors", "--experiment", "none"]
-    done = subprocess.run([sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=480)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmark", *words], capture_output=True, text=True, timeout=480
+    )
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    ), done
 
 
 @pytest.mark.parametrize(
-    "command", ["run --backbone clip --suite smoke", "labels predict --pairs pairs --experts dpt=x --out labels"]
+    "command",
+    [
+        "run --backbone clip --suite smoke",
+        "labels predict --pairs pairs --experts dpt=x --out labels",
+    ],
 )
 def test_only_training_takes_several_nodes(command, capsys):
     assert main([*command.split(), *ON_TWO_NODES]) == 2

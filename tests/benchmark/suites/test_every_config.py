@@ -1,4 +1,5 @@
-"""Every task that a suite ships, with the settings that it ships, on a CNN and on a plain ViT: its config is built."""
+"""Every task that a suite ships, with the settings that it ships, on a CNN and on a plain ViT: its
+config is built."""
 
 from __future__ import annotations
 
@@ -41,10 +42,19 @@ def different_tasks() -> dict[str, PlannedTask]:
     found, webdatasets = {}, set[tuple[str, str]]()
     for suite in SUITES.values():
         for task in plan_tasks(suite, [], {}):
-            if task.spec.folder.startswith("wds_") and (task.spec.kind, task.probe.name) in webdatasets:
+            if (
+                task.spec.folder.startswith("wds_")
+                and (task.spec.kind, task.probe.name) in webdatasets
+            ):
                 continue  # one of a kind: the others differ in their name alone
             webdatasets.add((task.spec.kind, task.probe.name))
-            settings = repr(sorted((k, v) for k, v in vars(task.settings).items() if k not in ("max_iters", "epochs")))
+            settings = repr(
+                sorted(
+                    (k, v)
+                    for k, v in vars(task.settings).items()
+                    if k not in ("max_iters", "epochs")
+                )
+            )
             found.setdefault((task.name, settings), (f"{suite.name}:{task.name}", task))
     return dict(found.values())
 
@@ -62,12 +72,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[DatasetSpec]
             make_it = make.make_wds if spec.folder.startswith("wds_") else LAYOUTS[spec.folder]
             root = make_it(tmp_path_factory.mktemp(spec.name))
             if spec.kind == "association":
-                (root / "instances.json").write_text('[{"cue": "a", "candidates": ["s0000000"], "associations": []}]')
-            for path in root.glob("SegmentationClass*/*.png"):  # labels that every dataset of this layout has
+                (root / "instances.json").write_text(
+                    '[{"cue": "a", "candidates": ["s0000000"], "associations": []}]'
+                )
+            for path in root.glob(
+                "SegmentationClass*/*.png"
+            ):  # labels that every dataset of this layout has
                 make.save(path, np.zeros((40, 48), np.uint8))
             for file in spec.annotations.values() if spec.kind == "detection" else ():
                 content, names = json.loads((root / file).read_text()), spec.class_names(root)
-                content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+                content["categories"] = [
+                    {"id": i, "name": name} for i, name in enumerate(names, start=1)
+                ]
                 for one in content["annotations"]:
                     one["category_id"] = 1 + one["id"] % len(names)
                 (root / file).write_text(json.dumps(content))
@@ -95,7 +111,10 @@ def test_every_config_is_built(
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = MODELS.build(config.model)
         METRICS.build(config.val_evaluator)
-        train, val = (DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader))
+        train, val = (
+            DATASETS.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        )
         wrapper = build_optim_wrapper(model, config.optim_wrapper)
         for schedule in config.param_scheduler:
             PARAM_SCHEDULERS.build({**schedule, "optimizer": wrapper.optimizer})

@@ -1,4 +1,5 @@
-"""What the mini suites make: labels belong to the experts that wrote them, and nobody waits for what he does not need."""
+"""What the mini suites make: labels belong to the experts that wrote them, and nobody waits for
+what he does not need."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ KEPT = ("training_key", "accuracy", "seconds", "flops")
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> Path:
-    """A toy world with pairs and truth, the suite ``toy`` on it with the smallest of models, and a home of its own."""
+    """A toy world with pairs and truth, the suite ``toy`` on it with the smallest of models, and a
+    home of its own."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experts = {name: {**settings, "epochs": 0.5} for name, settings in toy_experts.SETTINGS.items()}
     small = {"epochs": 0.4, "batch_size": 16}
-    monkeypatch.setitem(SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts))
+    monkeypatch.setitem(
+        SIZES, "toy", Sizes({"model": "tiny", **small}, "random", small, {}, experts)
+    )
     toy.write_pairs(tmp_path / "world" / "pairs", 32)
     toy_experts.write_truth(tmp_path / "world" / "expert")
     return tmp_path / "world"
@@ -57,13 +61,17 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
     clip, first = base(world)
     written = {path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")}
     (folder,) = (world.parent / "home/experts").glob("*-unet-*")
-    files = {path: path.read_bytes() for path in (folder / "weights.safetensors", folder / "expert.json")}
+    files = {
+        path: path.read_bytes() for path in (folder / "weights.safetensors", folder / "expert.json")
+    }
 
     # as another machine would train it: the same settings, other bits
     expert = find_expert("unet").load(str(folder))
     with torch.no_grad():
         for values in expert.parameters():
-            values.add_(0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1)))
+            values.add_(
+                0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+            )
     config = json.loads((folder / "expert.json").read_text())
     expert.save(folder, **{key: config[key] for key in KEPT})
 
@@ -74,7 +82,9 @@ def test_experts_that_were_trained_anew_make_new_labels(world):
         path.write_bytes(content)
     _, third = base(world)
     assert (third.root, third.identity) == (first.root, first.identity)
-    assert written and written == {path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")}, "made once"
+    assert written and written == {
+        path: path.stat().st_mtime_ns for path in first.root.glob("*.tar")
+    }, "made once"
 
 
 def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
@@ -92,7 +102,9 @@ def test_clip_and_clip_ft_wait_for_neither_experts_nor_labels(world):
     async def work(executor):
         made = Slow(Stages("toy", "toy", executor), world)
         cliptex = asyncio.ensure_future(made.backbone("cliptex", 0))
-        plain = await asyncio.wait_for(asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120)
+        plain = await asyncio.wait_for(
+            asyncio.gather(made.backbone("clip", 0), made.backbone("clip-ft", 0)), 120
+        )
         assert not cliptex.done() and not list((world.parent / "home").glob("labels/*"))
         made.may.set()
         return [*plain, await cliptex]

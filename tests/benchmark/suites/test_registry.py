@@ -1,4 +1,5 @@
-"""A suite that another package brings runs like ours, with data and weights that it makes itself."""
+"""A suite that another package brings runs like ours, with data and weights that it makes
+itself."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ async def artifacts(stages, names, seeds):
     return SuiteArtifacts({"imagefolder": Path("mine")}, {("random", seed): make for seed in seeds})
 
 SUITE = Suite("my-suite", "mine", {"imagefolder/linear": {"epochs": 2}}, ("random",), artifacts=artifacts)
-"""
+"""  # noqa: E501
 
 
 def test_a_suite_from_an_entry_point(tmp_path, monkeypatch, capsys):
@@ -30,7 +31,16 @@ def test_a_suite_from_an_entry_point(tmp_path, monkeypatch, capsys):
     with installed(tmp_path / "site", SOURCE, points):
         assert main(["list", "suites", "my-suite"]) == 0
         assert "mine [1 tasks]" in capsys.readouterr().out
-        words = ["--suite", "my-suite", "--device", "cpu", "--num-workers", "0", "--json", "out.json"]
+        words = [
+            "--suite",
+            "my-suite",
+            "--device",
+            "cpu",
+            "--num-workers",
+            "0",
+            "--json",
+            "out.json",
+        ]
         assert main(["run", *words]) == 0
     told = json.loads(Path("out.json").read_text())
     assert told["suite"] == told["mlflow"]["experiment"] == "my-suite"

@@ -1,6 +1,7 @@
 """Small synthetic copies of every official layout, for tests of anything that reads datasets.
 
-Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns it. Sizes are (width, height).
+Each ``make_*`` writes a copy at ``root`` (the dataset's own folder) and returns it. Sizes are
+(width, height).
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (230, 230, 230)}
+COLOURS = {
+    "red": (200, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 200),
+    "white": (230, 230, 230),
+}
 
 
 def save(path: Path, array: np.ndarray, **options) -> Path:
@@ -24,7 +30,9 @@ def save(path: Path, array: np.ndarray, **options) -> Path:
     return path
 
 
-def picture(rng: np.random.Generator, size: tuple[int, int], colour: Sequence[int] = (128, 128, 128)) -> np.ndarray:
+def picture(
+    rng: np.random.Generator, size: tuple[int, int], colour: Sequence[int] = (128, 128, 128)
+) -> np.ndarray:
     """A noisy picture of one colour, (H, W, 3) uint8."""
     noise = rng.integers(-25, 26, (size[1], size[0], 3))
     return (np.asarray(colour) + noise).clip(0, 255).astype(np.uint8)
@@ -40,8 +48,11 @@ def labels(rng: np.random.Generator, size: tuple[int, int], values: Sequence[int
     return rng.choice(np.asarray(values, dtype=np.uint8), (size[1], size[0]))
 
 
-def make_voc(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40), n_aug: int = 0) -> Path:
-    """VOC2012 with ``n_aug`` more images in ``trainaug.txt`` / ``SegmentationClassAug`` when that is not 0."""
+def make_voc(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40), n_aug: int = 0
+) -> Path:
+    """VOC2012 with ``n_aug`` more images in ``trainaug.txt`` / ``SegmentationClassAug`` when that
+    is not 0."""
     rng = np.random.default_rng(0)
     names = [f"2007_{index:06d}" for index in range(n_train + n_val + n_aug)]
     train, val, aug = names[:n_train], names[n_train : n_train + n_val], names[n_train + n_val :]
@@ -57,40 +68,59 @@ def make_voc(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int]
     return root
 
 
-def make_pairs(root: Path, parts: dict[str, int], size: tuple[int, int], values: Sequence[int], name: str) -> Path:
+def make_pairs(
+    root: Path, parts: dict[str, int], size: tuple[int, int], values: Sequence[int], name: str
+) -> Path:
     """``images/PART/NAME_i.jpg`` and ``annotations/PART/NAME_i.png`` for each PART: number."""
     rng = np.random.default_rng(0)
     for part, number in parts.items():
         for index in range(number):
             save(root / f"images/{part}/{name}_{part}_{index:05d}.jpg", picture(rng, size))
-            save(root / f"annotations/{part}/{name}_{part}_{index:05d}.png", labels(rng, size, values))
+            save(
+                root / f"annotations/{part}/{name}_{part}_{index:05d}.png",
+                labels(rng, size, values),
+            )
     return root
 
 
-def make_ade(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)) -> Path:
+def make_ade(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)
+) -> Path:
     """ADEChallengeData2016: stored labels 0 (unlabelled) to 150."""
     return make_pairs(root, {"training": n_train, "validation": n_val}, size, range(151), "ADE")
 
 
-def make_camvid(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)) -> Path:
+def make_camvid(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (48, 40)
+) -> Path:
     """11 classes and 255."""
     return make_pairs(root, {"train": n_train, "val": n_val}, size, [*range(11), 255], "frame")
 
 
-def make_coco_stuff(root: Path, n_train: int = 2, n_val: int = 2, size: tuple[int, int] = (48, 40)) -> Path:
+def make_coco_stuff(
+    root: Path, n_train: int = 2, n_val: int = 2, size: tuple[int, int] = (48, 40)
+) -> Path:
     """171 classes and 255, as MMSegmentation stores them."""
     rng = np.random.default_rng(0)
     for part, number in {"train2017": n_train, "val2017": n_val}.items():
         for index in range(number):
             save(root / f"images/{part}/{index:012d}.jpg", picture(rng, size))
-            save(root / f"annotations/{part}/{index:012d}_labelTrainIds.png", labels(rng, size, [*range(171), 255]))
+            save(
+                root / f"annotations/{part}/{index:012d}_labelTrainIds.png",
+                labels(rng, size, [*range(171), 255]),
+            )
     return root
 
 
 def make_nyu(
-    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48), scenes: bool = False
+    root: Path,
+    n_train: int = 4,
+    n_val: int = 3,
+    size: tuple[int, int] = (64, 48),
+    scenes: bool = False,
 ) -> Path:
-    """Depth (16-bit millimetres, some 0) and normals (8-bit RGB, some invalid); in scene folders when ``scenes``."""
+    """Depth (16-bit millimetres, some 0) and normals (8-bit RGB, some invalid); in scene folders
+    when ``scenes``."""
     rng = np.random.default_rng(0)
     for part, number in {"train": n_train, "test": n_val}.items():
         for index in range(number):
@@ -107,10 +137,16 @@ def make_nyu(
     return root
 
 
-def make_coco(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48)) -> Path:
+def make_coco(
+    root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int] = (64, 48)
+) -> Path:
     """Two rectangles an image, of categories with COCO's ids; the first image of val has none."""
     rng = np.random.default_rng(0)
-    categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 90, "name": "toothbrush"}]
+    categories = [
+        {"id": 1, "name": "person"},
+        {"id": 18, "name": "dog"},
+        {"id": 90, "name": "toothbrush"},
+    ]
     for split, number in {"train": n_train, "val": n_val}.items():
         images, annotations = [], []
         for index in range(number):
@@ -129,7 +165,9 @@ def make_coco(root: Path, n_train: int = 4, n_val: int = 3, size: tuple[int, int
                         "bbox": [x, y, width, height],
                         "area": width * height,
                         "iscrowd": 0,
-                        "segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]],
+                        "segmentation": [
+                            [x, y, x + width, y, x + width, y + height, x, y + height]
+                        ],
                     }
                 )
         content = {"images": images, "annotations": annotations, "categories": categories}
@@ -146,7 +184,8 @@ def make_imagefolder(
     size: tuple[int, int] = (40, 32),
     classes: Sequence[str] = tuple(COLOURS),
 ) -> Path:
-    """``n_train`` and ``n_val`` images of each class, whose colour is the class where its name is a colour."""
+    """``n_train`` and ``n_val`` images of each class, whose colour is the class where its name is a
+    colour."""
     rng = np.random.default_rng(0)
     for split, number in {"train": n_train, "val": n_val}.items():
         for name in classes:
@@ -164,7 +203,8 @@ def make_flickr(
     name: str = "flickr30k",
     captions: int = 5,
 ) -> Path:
-    """Karpathy's json (with a val split that is not used) and images whose colour the captions name."""
+    """Karpathy's json (with a val split that is not used) and images whose colour the captions
+    name."""
     rng = np.random.default_rng(0)
     entries: list[dict] = []
     for split, number in {"train": n_train, "val": 1, "test": n_test}.items():
@@ -174,10 +214,21 @@ def make_flickr(
             save(root / f"images/{filename}", picture(rng, size, COLOURS[colour]))
             first = captions * len(entries)
             sentences = [
-                {"raw": f"A {colour} thing, seen {n} times in {filename} .", "imgid": len(entries), "sentid": first + n}
+                {
+                    "raw": f"A {colour} thing, seen {n} times in {filename} .",
+                    "imgid": len(entries),
+                    "sentid": first + n,
+                }
                 for n in range(captions)
             ]
-            entries.append({"filename": filename, "imgid": len(entries), "split": split, "sentences": sentences})
+            entries.append(
+                {
+                    "filename": filename,
+                    "imgid": len(entries),
+                    "split": split,
+                    "sentences": sentences,
+                }
+            )
     (root / f"dataset_{name}.json").write_text(json.dumps({"dataset": name, "images": entries}))
     return root
 
@@ -209,11 +260,13 @@ def make_wds(
     groups: int = 0,
     captions: int = 0,
 ) -> Path:
-    """A webdataset folder: each class's images in two shards of a split, whose colour is the class where its name is a colour.
+    """A webdataset folder: each class's images in two shards of a split, whose colour is the class
+    where its name is a colour.
 
     Args:
         groups: images have a KEY.npy with their group, in turn, and another number.
-        captions: images have so many captions, and no class; the first is the same for images of one class.
+        captions: images have so many captions, and no class; the first is the same for images of
+            one class.
     """
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
@@ -221,7 +274,9 @@ def make_wds(
         (root / "dataset_type.txt").write_text("retrieval\n")
     else:
         (root / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
-        (root / "zeroshot_classification_templates.txt").write_text("".join(f"{each}\n" for each in templates))
+        (root / "zeroshot_classification_templates.txt").write_text(
+            "".join(f"{each}\n" for each in templates)
+        )
     for split, number in {"train": n_train, "test": n_test}.items():
         shards: list[dict[str, bytes]] = [{}, {}]
         for index in range(number * len(classes)):
@@ -229,7 +284,10 @@ def make_wds(
             colour = COLOURS.get(classes[label], (128, 128, 128))
             members = {f"{key}.png": encoded(picture(rng, size, colour))}
             if captions:
-                said = [f"a {classes[label]} thing", *(f"{split} {index} is {n}" for n in range(1, captions))]
+                said = [
+                    f"a {classes[label]} thing",
+                    *(f"{split} {index} is {n}" for n in range(1, captions)),
+                ]
                 members[f"{key}.txt"] = "\n".join(said).encode()
             else:
                 members[f"{key}.cls"] = str(label).encode()

@@ -1,4 +1,5 @@
-"""Datasets are placed, counted and decoded before any work, and what is wrong with them is said in one line."""
+"""Datasets are placed, counted and decoded before any work, and what is wrong with them is said in
+one line."""
 
 import dataclasses
 import json
@@ -70,7 +71,8 @@ def test_every_layout_is_listed_decoded_and_fingerprinted(tmp_path, name):
     assert data.partial == bool(spec.expected)
     assert bar.done == bar.total == sum(wanted.values())
 
-    # the second time nothing is decoded; one thread finds the same; another place makes no difference
+    # the second time nothing is decoded; one thread finds the same; another place makes no
+    # difference
     again = Bar()
     assert prepare(spec, root, partial=True, progress=again) == data
     assert again.total == 0
@@ -106,14 +108,20 @@ def test_complete_or_partial(tmp_path):
     assert "--partial" in message
     data = prepare(spec, root, partial=True)
     assert data.partial
-    assert [s.image for s in data.samples["val"]] == ["JPEGImages/2007_000004.jpg", "JPEGImages/2007_000006.jpg"]
+    assert [s.image for s in data.samples["val"]] == [
+        "JPEGImages/2007_000004.jpg",
+        "JPEGImages/2007_000006.jpg",
+    ]
 
 
 def test_a_limit_takes_test_samples_evenly_and_is_partial(tmp_path):
     spec = dataclasses.replace(DATASETS["voc"], expected={"train": 4, "val": 6})
     root = make.make_voc(tmp_path, 4, 6)
     whole, three = prepare(spec, root), prepare(spec, root, splits={"train": None, "val": 3})
-    assert three.samples["val"] == whole.samples["val"][::2] and three.samples["train"] == whole.samples["train"]
+    assert (
+        three.samples["val"] == whole.samples["val"][::2]
+        and three.samples["train"] == whole.samples["train"]
+    )
     assert three.partial and three.fingerprint != whole.fingerprint
     assert (
         prepare(spec, root, splits={"train": None, "val": 6})
@@ -124,7 +132,9 @@ def test_a_limit_takes_test_samples_evenly_and_is_partial(tmp_path):
     with pytest.raises(UserError, match=r"train 3 of 4.*--partial"):
         prepare(spec, root, splits={"train": None, "val": 3})
     with pytest.raises(UserError, match="voc is scored on what is between images"):
-        prepare(dataclasses.replace(spec, kind="association"), root, splits={"train": None, "val": 3})
+        prepare(
+            dataclasses.replace(spec, kind="association"), root, splits={"train": None, "val": 3}
+        )
 
 
 def test_more_than_official_is_not_the_official_one_either(tmp_path):
@@ -166,7 +176,9 @@ def test_more_than_one_percent_unreadable_is_an_error(tmp_path):
     refused("2 of 6 train samples", spec, root)  # an error is not kept as a verdict
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(broken=st.sets(st.integers(0, 199), max_size=5), workers=st.integers(1, 4))
 def test_the_one_percent_rule_counts_exactly(tmp_path, big_folder, broken, workers):
     spec = DATASETS["imagefolder"]
@@ -189,7 +201,9 @@ def test_the_one_percent_rule_counts_exactly(tmp_path, big_folder, broken, worke
 
 @pytest.fixture(scope="module")
 def big_folder(tmp_path_factory):
-    return make.make_imagefolder(tmp_path_factory.mktemp("big"), 100, 1, size=(20, 16), classes=["a", "b"])
+    return make.make_imagefolder(
+        tmp_path_factory.mktemp("big"), 100, 1, size=(20, 16), classes=["a", "b"]
+    )
 
 
 def test_label_out_of_range_names_file_and_value(tmp_path):
@@ -203,10 +217,14 @@ def test_label_out_of_range_names_file_and_value(tmp_path):
     assert "0-10" in message
 
 
-@pytest.mark.parametrize(("value", "fits"), [(0, True), (150, True), (255, True), (151, False), (254, False)])
+@pytest.mark.parametrize(
+    ("value", "fits"), [(0, True), (150, True), (255, True), (151, False), (254, False)]
+)
 def test_ade_offset(tmp_path, value, fits):
     root = make.make_ade(tmp_path)
-    make.save(root / "annotations/training/ADE_training_00000.png", np.full((40, 48), value, np.uint8))
+    make.save(
+        root / "annotations/training/ADE_training_00000.png", np.full((40, 48), value, np.uint8)
+    )
     if fits:
         assert len(prepare(DATASETS["ade20k"], root, partial=True).samples["train"]) == 4
     else:
@@ -239,7 +257,9 @@ def test_a_split_without_images(tmp_path):
 def test_missing_list_and_folder_are_named(tmp_path):
     root = make.make_voc(tmp_path)
     (root / "ImageSets/Segmentation/val.txt").unlink()
-    refused(r"voc: file ImageSets/Segmentation/val\.txt is missing", DATASETS["voc"], root, partial=True)
+    refused(
+        r"voc: file ImageSets/Segmentation/val\.txt is missing", DATASETS["voc"], root, partial=True
+    )
     shutil.rmtree(root / "JPEGImages")
     refused("voc: folder JPEGImages is missing", DATASETS["voc"], root, partial=True)
     refused("no folder", DATASETS["voc"], tmp_path / "nothing")
@@ -259,7 +279,9 @@ def test_depth_that_is_not_depth(tmp_path):
     spec, root = DATASETS["nyu-depth"], make.make_nyu(tmp_path)
     path = root / "annotations/train/nyu_0001.png"
     make.save(path, np.zeros((48, 64), np.uint16))
-    assert prepare(spec, root, partial=True).skipped == (("images/train/nyu_0001.jpg", "no pixel has a depth"),)
+    assert prepare(spec, root, partial=True).skipped == (
+        ("images/train/nyu_0001.jpg", "no pixel has a depth"),
+    )
     make.save(path, np.full((48, 64), 60000, np.uint16))
     assert "60 m" in prepare(spec, root, partial=True).skipped[0][1]
     make.save(path, np.full((48, 64), 100, np.uint8))
@@ -270,7 +292,9 @@ def test_normals_that_are_not_normals(tmp_path):
     spec, root = DATASETS["nyu-normal"], make.make_nyu(tmp_path)
     path = root / "normals/train/nyu_0001.png"
     make.save(path, np.zeros((48, 64, 3), np.uint8))
-    assert prepare(spec, root, partial=True).skipped == (("images/train/nyu_0001.jpg", "no pixel has a normal"),)
+    assert prepare(spec, root, partial=True).skipped == (
+        ("images/train/nyu_0001.jpg", "no pixel has a normal"),
+    )
     make.save(path, np.full((48, 64, 3), 128, np.uint8))
     refused("median length 0.0", spec, root, partial=True)
 
@@ -289,15 +313,29 @@ def edit_coco(root, change):
         (lambda c: c["annotations"][1].update(image_id=77), "annotation 2 belongs to image 77"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, 200, 10]), "annotation 2 has box"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, -4, 10]), "annotation 2 has box"),
-        (lambda c: c["annotations"][1].update(bbox=[float("nan"), 0, 4, 10]), "annotation 2 has box"),
-        (lambda c: c["annotations"][1].update(bbox=[10**400, 0, 4, 10]), "not a COCO annotation file"),
+        (
+            lambda c: c["annotations"][1].update(bbox=[float("nan"), 0, 4, 10]),
+            "annotation 2 has box",
+        ),
+        (
+            lambda c: c["annotations"][1].update(bbox=[10**400, 0, 4, 10]),
+            "not a COCO annotation file",
+        ),
         (lambda c: c["images"][0].update(id=float("inf")), "not a COCO annotation file"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, 4]), "not a COCO annotation file"),
-        (lambda c: c["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]}), r"mask of size \[9, 9\]"),
-        (lambda c: c["annotations"][1].pop("segmentation"), "annotation 2 has no mask"),
-        (lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3]]), "annotation 2 has a polygon"),
         (
-            lambda c: c["annotations"][1].update(segmentation={"size": [48, 64], "counts": "52203"}),
+            lambda c: c["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]}),
+            r"mask of size \[9, 9\]",
+        ),
+        (lambda c: c["annotations"][1].pop("segmentation"), "annotation 2 has no mask"),
+        (
+            lambda c: c["annotations"][1].update(segmentation=[[1, 2, 3]]),
+            "annotation 2 has a polygon",
+        ),
+        (
+            lambda c: c["annotations"][1].update(
+                segmentation={"size": [48, 64], "counts": "52203"}
+            ),
             "a run-length code that",
         ),
         (lambda c: c["annotations"][1].pop("area"), "'area'"),
@@ -331,7 +369,9 @@ def test_captions_are_counted(tmp_path):
     first = next(entry for entry in content["images"] if entry["split"] == "test")
     first["sentences"][2]["raw"] = "  "
     path.write_text(json.dumps(content))
-    assert prepare(spec, root, partial=True).skipped == (("images/test0000.jpg", "an empty caption"),)
+    assert prepare(spec, root, partial=True).skipped == (
+        ("images/test0000.jpg", "an empty caption"),
+    )
     first["sentences"][2]["raw"] = "half \ud83d"
     path.write_text(json.dumps(content))
     ((name, reason),) = prepare(spec, root, partial=True).skipped
@@ -395,8 +435,12 @@ def test_place(tmp_path):
     assert place(voc, tmp_path / "root", {"voc": tmp_path}) == tmp_path
     assert place(voc, None, {"voc": tmp_path / "mine"}) == tmp_path / "mine/VOC2012"
     assert place(voc, None, {"voc": tmp_path / "root"}) == tmp_path / "root/VOCdevkit/VOC2012"
-    assert place(depth, None, {"nyu": tmp_path}) == place(normal, None, {"nyu": tmp_path}) == tmp_path
-    assert place(depth, None, {"nyu": tmp_path, "nyu-depth": tmp_path / "mine"}) == tmp_path / "mine"
+    assert (
+        place(depth, None, {"nyu": tmp_path}) == place(normal, None, {"nyu": tmp_path}) == tmp_path
+    )
+    assert (
+        place(depth, None, {"nyu": tmp_path, "nyu-depth": tmp_path / "mine"}) == tmp_path / "mine"
+    )
     for arguments, match in [
         ((voc, None, {}), "--data voc=DIR"),
         ((depth, tmp_path / "root", {}), "no folder nyu"),
@@ -414,10 +458,14 @@ def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         source = root / folder / f"train/nyu_0000.{suffix}"
         for number in range(797):
-            source.with_name(f"kitchen_0028b_{number:05d}.{suffix}").write_bytes(source.read_bytes())
+            source.with_name(f"kitchen_0028b_{number:05d}.{suffix}").write_bytes(
+                source.read_bytes()
+            )
     refused("train 800 of 24231, val 3 of 654", spec, root)
     data = prepare(spec, root, partial=True)
-    assert len(data.samples["train"]) == 800 and data.spec.extra["train_list"] == "24,231 raw frames"
+    assert (
+        len(data.samples["train"]) == 800 and data.spec.extra["train_list"] == "24,231 raw frames"
+    )
     (row,) = (row for row in survey(None, {"nyu-depth": root}) if row.name == "nyu-depth")
     assert row.expected["train"] == 24231 and "24,231 raw frames" in row.message
 

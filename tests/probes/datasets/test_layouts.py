@@ -22,14 +22,19 @@ DATA = Path(os.environ.get("CLIPTEX_TEST_DATA", Path(__file__).parents[4] / "sha
 
 def test_voc_lists_in_official_order(tmp_path):
     root = make.make_voc(tmp_path, 3, 2)
-    (root / "ImageSets/Segmentation/train.txt").write_text("2007_000002\n2007_000000\n\n2007_000001\n")
+    (root / "ImageSets/Segmentation/train.txt").write_text(
+        "2007_000002\n2007_000000\n\n2007_000001\n"
+    )
     samples = DATASETS["voc"].list_samples(root, "train")
     assert samples[0] == Sample("JPEGImages/2007_000002.jpg", "SegmentationClass/2007_000002.png")
     assert [s.image[-5] for s in samples] == ["2", "0", "1"]
 
 
 def test_voc_augmented_list_is_another_protocol(tmp_path):
-    plain, augmented = make.make_voc(tmp_path / "a", 3, 2), make.make_voc(tmp_path / "b", 3, 2, n_aug=4)
+    plain, augmented = (
+        make.make_voc(tmp_path / "a", 3, 2),
+        make.make_voc(tmp_path / "b", 3, 2, n_aug=4),
+    )
     voc = DATASETS["voc"]
     assert voc.adapt(voc, plain) == voc
     adapted = voc.adapt(voc, augmented)
@@ -37,7 +42,9 @@ def test_voc_augmented_list_is_another_protocol(tmp_path):
     assert adapted.extra != voc.extra
     samples = voc.list_samples(augmented, "train")
     assert len(samples) == 7
-    assert [s.target.split("/")[0] for s in samples] == ["SegmentationClass"] * 3 + ["SegmentationClassAug"] * 4
+    assert [s.target.split("/")[0] for s in samples] == ["SegmentationClass"] * 3 + [
+        "SegmentationClassAug"
+    ] * 4
     assert len(voc.list_samples(augmented, "val")) == 2
 
 
@@ -48,8 +55,12 @@ def test_mirrored_folders_nest_and_keep_orphans(tmp_path):
     (root / "images/train/._junk.jpg").write_bytes(b"")
     samples = DATASETS["nyu-depth"].list_samples(root, "train")
     assert samples[0] == Sample("images/train/bath/a.png", "annotations/train/bath/a.png")
-    assert samples[1] == Sample("images/train/kitchen_0000/frame.jpg", "annotations/train/kitchen_0000/frame.png")
-    assert samples[-1] == Sample("images/train/zoo/only_label.png", "annotations/train/zoo/only_label.png")
+    assert samples[1] == Sample(
+        "images/train/kitchen_0000/frame.jpg", "annotations/train/kitchen_0000/frame.png"
+    )
+    assert samples[-1] == Sample(
+        "images/train/zoo/only_label.png", "annotations/train/zoo/only_label.png"
+    )
     assert len(samples) == 5
     assert DATASETS["nyu-depth"].list_samples(root, "val")[0].image.startswith("images/test/")
     assert DATASETS["nyu-normal"].list_samples(root, "val")[0].target.startswith("normals/test/")
@@ -69,8 +80,10 @@ def test_imagefolder_indices_follow_sorted_folders(tmp_path):
     spec = DATASETS["imagefolder"]
     assert spec.class_names(root) == ("Bee", "ant eater", "zebra")
     assert {s.image.split("/")[1]: s.target for s in spec.list_samples(root, "train")} == {
-        "Bee": 0, "ant_eater": 1, "zebra": 2,
-    }  # fmt: skip
+        "Bee": 0,
+        "ant_eater": 1,
+        "zebra": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,10 @@ def test_flickr_val_is_the_karpathy_test_split(tmp_path):
     assert [s.image for s in samples] == [f"images/test{n:04d}.jpg" for n in range(3)]
     assert [len(s.target) for s in samples] == [5, 5, 5]
     (root / "images").rename(root / "flickr30k-images")
-    assert DATASETS["flickr30k"].list_samples(root, "train")[0].image == "flickr30k-images/train0000.jpg"
+    assert (
+        DATASETS["flickr30k"].list_samples(root, "train")[0].image
+        == "flickr30k-images/train0000.jpg"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +165,9 @@ def test_an_empty_folder_names_what_is_missing(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": [{"id": "x"}]}', '{"images": 3}', "\x00\x01"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"images": [{"id": "x"}]}', '{"images": 3}', "\x00\x01"]
+)
 @pytest.mark.parametrize(
     ("name", "file"),
     [("coco", "annotations/instances_val2017.json"), ("flickr30k", "dataset_flickr30k.json")],
@@ -164,14 +182,28 @@ def test_broken_json_is_one_line(tmp_path, name, file, text):
 
 def test_class_names_are_read_from_openmmlab_when_asked_for():
     names = {name: DATASETS[name].class_names(Path()) for name in ("voc", "ade20k", "coco")}
-    assert {name: len(set(found)) for name, found in names.items()} == {"voc": 21, "ade20k": 150, "coco": 80}
+    assert {name: len(set(found)) for name, found in names.items()} == {
+        "voc": 21,
+        "ade20k": 150,
+        "coco": 80,
+    }
     assert (names["voc"][0], names["voc"][-1]) == ("background", "tvmonitor")
     assert names["ade20k"][7] == "bed" and names["coco"][-1] == "toothbrush"
-    code = "import sys, probes.catalog; print([m for m in sys.modules if m in ('torch', 'mmseg', 'mmdet')])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, probes.catalog; print([m for m in sys.modules if m in ('torch', 'mmseg',"
+        " 'mmdet')])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
-@pytest.mark.skipif(not (DATA / "camvid").is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)")
+@pytest.mark.skipif(
+    not (DATA / "camvid").is_dir(), reason="no real subsets (set CLIPTEX_TEST_DATA)"
+)
 def test_camvid_classes_are_those_of_the_data():
     assert DATASETS["camvid"].classes == tuple((DATA / "camvid/classes.txt").read_text().split())
 
@@ -203,7 +235,10 @@ def test_links_to_files_stay_within_the_dataset_and_lead_to_each_once(tmp_path):
     image = next((root / "train/red").iterdir())
     shutil.copy(image, outside)
     link = root / "train/red/link.jpg"
-    for target, match in ((outside, "is a link out of the dataset"), (image, "which is listed too")):
+    for target, match in (
+        (outside, "is a link out of the dataset"),
+        (image, "which is listed too"),
+    ):
         link.symlink_to(target)
         with pytest.raises(UserError, match=match):
             prepare(DATASETS["imagefolder"], root)
@@ -215,7 +250,9 @@ def test_links_to_files_stay_within_the_dataset_and_lead_to_each_once(tmp_path):
     (root / "val").rename(tmp_path / "disk/val")
     (root / "val").symlink_to(tmp_path / "disk/val")  # a split on another disk
     prepared = prepare(DATASETS["imagefolder"], root)
-    assert not prepared.skipped and "train/red/link.jpg" in {sample.image for sample in prepared.samples["train"]}
+    assert not prepared.skipped and "train/red/link.jpg" in {
+        sample.image for sample in prepared.samples["train"]
+    }
     os.mkfifo(root / "train/red/pipe.jpg")
     with pytest.raises(UserError, match=r"pipe.jpg in .* is no regular file"):
         prepare(DATASETS["imagefolder"], root)

@@ -1,5 +1,5 @@
-"""A share of train: what is drawn, and that every probe that trains gives the number of a dataset that has no more than it, from
-the features of the whole."""
+"""A share of train: what is drawn, and that every probe that trains gives the number of a dataset
+that has no more than it, from the features of the whole."""
 
 from dataclasses import replace
 
@@ -17,7 +17,14 @@ from tests.probes.whole_images import context as whole_images
 
 DENSE = {"size": 48, "batch_size": 2, "max_iters": 3, "warmup": 0.0}
 KEPT = {**DENSE, "fixed_crops": 2, "cache": "fp32"}
-SSD = {"max_iters": 2, "batch_size": 2, "size": 64, "out_channels": 32, "lr": 3e-3, "augment": False}
+SSD = {
+    "max_iters": 2,
+    "batch_size": 2,
+    "size": 64,
+    "out_channels": 32,
+    "lr": 3e-3,
+    "augment": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +38,14 @@ def test_a_share_is_nested_stratified_and_of_the_content(tmp_path):
     half, tenth = with_share(data, 0.5, 0), with_share(data, 0.01, 0)
     for part, each in ((half, 5), (tenth, 1)):
         targets = [sample.target for sample in part.samples["train"]]
-        assert np.bincount(targets).tolist() == [each] * len(data.classes) and targets == sorted(targets)
+        assert np.bincount(targets).tolist() == [each] * len(data.classes) and targets == sorted(
+            targets
+        )
         assert [part.whole[place] for place in part.places] == part.samples["train"]
         assert sorted({*part.places, *part.unused}) == list(range(len(data.samples["train"])))
-        assert part.samples["val"] == data.samples["val"] and part.encoded("train") == tuple(data.samples["train"])
+        assert part.samples["val"] == data.samples["val"] and part.encoded("train") == tuple(
+            data.samples["train"]
+        )
     assert set(tenth.places) < set(half.places) and with_share(data, 0.5, 0) == half
     assert with_share(data, 0.5, 1).places != half.places
     renamed = replace(data, samples={**data.samples, "train": data.samples["train"][::-1]})
@@ -51,7 +62,11 @@ def test_a_share_is_nested_stratified_and_of_the_content(tmp_path):
         ("segmentation/patch-knn", {"size": 48, "neighbours": (1, 3)}, True),
         ("segmentation/in-context", {"size": 48}, True),
         ("detection/ssd", {**SSD, "cache": "fp32"}, True),
-        ("classification/linear", {"epochs": 2, "batch_size": 8, "learning_rates": (0.01, 0.1), "holdout": 0.25}, True),
+        (
+            "classification/linear",
+            {"epochs": 2, "batch_size": 8, "learning_rates": (0.01, 0.1), "holdout": 0.25},
+            True,
+        ),
         ("classification/knn", {"neighbours": (1, 3)}, True),
         ("classification/few-shot", {"shots": 2}, True),
     ],
@@ -64,20 +79,28 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
     else:
         data = (
             tiny_coco.prepared(tiny_coco.write(tmp_path / "data", train=8, val=3))
-            if kind == "detection" else tiny_dense.make(tmp_path / "data", kind, train=6)
-        )  # fmt: skip
+            if kind == "detection"
+            else tiny_dense.make(tmp_path / "data", kind, train=6)
+        )
         around = context(tmp_path / "work", data, probe.settings_type(**settings), "tiny-cnn")
     part = with_share(around.data, 0.5, 3)
     runs = {"whole": around.data, "share": part, "alone": part.alone}
     whole, share, alone = (
-        probe.run(replace(around, data=data, work_dir=folder_of(tmp_path, name))) for name, data in runs.items()
+        probe.run(replace(around, data=data, work_dir=folder_of(tmp_path, name)))
+        for name, data in runs.items()
     )
     assert share.metrics == alone.metrics and share.config == alone.config
-    assert all(np.array_equal(values, alone.per_image[name]) for name, values in share.per_image.items())
+    assert all(
+        np.array_equal(values, alone.per_image[name]) for name, values in share.per_image.items()
+    )
     assert share.cost["eval_flops"] == alone.cost["eval_flops"]
     if share.head is not None:
-        assert all(tensor.equal(alone.head.tensors[name]) for name, tensor in share.head.tensors.items())
-        assert not all(tensor.equal(whole.head.tensors[name]) for name, tensor in share.head.tensors.items())
+        assert all(
+            tensor.equal(alone.head.tensors[name]) for name, tensor in share.head.tensors.items()
+        )
+        assert not all(
+            tensor.equal(whole.head.tensors[name]) for name, tensor in share.head.tensors.items()
+        )
     if shared:
         assert whole.cost["encode_flops"] > 0 == share.cost.get("encode_flops", 0)
 

@@ -10,7 +10,17 @@ from backbones.utils.errors import UserError
 from probes.datasets.survey import survey
 from tests.probes.datasets import make
 
-SHIPPED = {"voc", "ade20k", "camvid", "coco", "nyu-depth", "nyu-normal", "imagefolder", "flickr30k", "flickr8k"}
+SHIPPED = {
+    "voc",
+    "ade20k",
+    "camvid",
+    "coco",
+    "nyu-depth",
+    "nyu-normal",
+    "imagefolder",
+    "flickr30k",
+    "flickr8k",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +55,9 @@ def test_a_survey_says_what_a_newcomer_should_know(tmp_path):
     make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
     voc = make.make_voc(tmp_path / "voc_from_coco/VOCdevkit/VOC2012")
     rows = {row.name: row for row in survey(tmp_path, {})}
-    assert not [name for name in rows if name.startswith("mini-")], "made by their suite, not found among a user's data"
+    assert not [name for name in rows if name.startswith("mini-")], (
+        "made by their suite, not found among a user's data"
+    )
     assert rows["flickr8k"].state == "partial" and "retrieval runs" in rows["flickr8k"].message
     assert rows["voc"].state == "absent" and f"--data voc={voc}" in rows["voc"].message
     assert "mini-det" in {row.name for row in survey(None, {"mini-det": tmp_path / "coco"})}

@@ -1,4 +1,5 @@
-"""The webdataset layout: what is listed, what is refused, and the same figures as clip-benchmark's own functions."""
+"""The webdataset layout: what is listed, what is refused, and the same figures as clip-benchmark's
+own functions."""
 
 import json
 
@@ -23,19 +24,25 @@ CLASSES = ("red", "dark_red", "green", "blue", "white", "grey", "pale blue")
 
 
 class Noisy(Colours):
-    """Sees colours a little wrong, and reads names a little wrong, so that scores are neither 0 nor 100."""
+    """Sees colours a little wrong, and reads names a little wrong, so that scores are neither 0 nor
+    100."""
 
     def encode_image(self, images):
         seen = super().encode_image(images)
         return seen + 0.5 * torch.sin(9999 * seen)
 
     def encode_text(self, texts):
-        marks = torch.tensor([[hash_of(text, place) for place in range(self.embed_dim)] for text in texts])
+        marks = torch.tensor(
+            [[hash_of(text, place) for place in range(self.embed_dim)] for text in texts]
+        )
         return super().encode_text(texts) + 0.3 * marks
 
 
 def hash_of(text: str, place: int) -> float:
-    return sum((index + 1) * (place + 2) * ord(letter) for index, letter in enumerate(text)) % 101 / 50 - 1
+    return (
+        sum((index + 1) * (place + 2) * ord(letter) for index, letter in enumerate(text)) % 101 / 50
+        - 1
+    )
 
 
 def run(task, root, **settings):
@@ -51,7 +58,9 @@ def test_images_are_listed_shard_by_shard_and_read_in_place(tmp_path):
     data = prepare(spec, root)
     assert data.samples["val"][0] == Sample("test/0.tar/s0000000.png", 0)
     assert [sample.target for sample in data.samples["val"]] == 3 * [0, 1, 2, 3]
-    assert [sample.image[:10] for sample in data.samples["val"]] == 6 * ["test/0.tar"] + 6 * ["test/1.tar"]
+    assert [sample.image[:10] for sample in data.samples["val"]] == 6 * ["test/0.tar"] + 6 * [
+        "test/1.tar"
+    ]
     assert data.partial, "the official test set has 10,000 images"
     assert data.classes == tuple(make.COLOURS)
     assert data.spec.extra["templates"] == ("a photo of a {c}.", "{c}, seen from afar")
@@ -63,9 +72,11 @@ def test_images_are_listed_shard_by_shard_and_read_in_place(tmp_path):
 def test_names_of_folders(tmp_path):
     """A / in a name is -, and DataComp's folders end in _test."""
     for name, folder in (
-        ("vtab-cifar100", "wds_vtab-cifar100"), ("vtab-pets", "wds_vtab-pets_test"),
-        ("fairness-geode", "wds_geode_test"), ("retrieval-flickr_1k_test_image_text_retrieval", "wds_flickr30k"),
-    ):  # fmt: skip
+        ("vtab-cifar100", "wds_vtab-cifar100"),
+        ("vtab-pets", "wds_vtab-pets_test"),
+        ("fairness-geode", "wds_geode_test"),
+        ("retrieval-flickr_1k_test_image_text_retrieval", "wds_flickr30k"),
+    ):
         (tmp_path / folder).mkdir()
         assert place(DATASETS[name], tmp_path, {}).name == folder
 
@@ -90,11 +101,23 @@ def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
         (lambda root: make.truncate(root / "test/1.tar"), "cut off"),
         (lambda root: (root / "test/nshards.txt").write_text("many\n"), "number of shards"),
         (lambda root: (root / "dataset_type.txt").write_text("retrieval\n"), "has no s0000000.txt"),
-        (lambda root: (root / "classnames.txt").write_text("one\n"), "has class 1, but cifar10 has 1 classes"),
+        (
+            lambda root: (root / "classnames.txt").write_text("one\n"),
+            "has class 1, but cifar10 has 1 classes",
+        ),
         (lambda root: (root / "classnames.txt").unlink(), "classnames.txt is missing"),
-        (lambda root: (root / "zeroshot_classification_templates.txt").write_text("a photo\n"), "no place {c}"),
-        (lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"cat"}), "no class number"),
-        (lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"\xff1"}), "s.cls is not UTF-8"),
+        (
+            lambda root: (root / "zeroshot_classification_templates.txt").write_text("a photo\n"),
+            "no place {c}",
+        ),
+        (
+            lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"cat"}),
+            "no class number",
+        ),
+        (
+            lambda root: make.tar_of(root / "test/0.tar", {"s.png": b"", "s.cls": b"\xff1"}),
+            "s.cls is not UTF-8",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, damage, message):
@@ -107,8 +130,14 @@ def test_what_is_wrong_is_named(tmp_path, damage, message):
 def test_a_member_that_changed_is_read_again(tmp_path):
     root = make.make_wds(tmp_path / "wds_cifar10", 0, 2)
     first = prepare(DATASETS["cifar10"], root, splits=["val"]).fingerprint
-    members = {f"s{n}.{end}": content for n in range(8) for end, content in (
-        ("png", make.encoded(np.full((32, 40, 3), 9 * n, np.uint8))), ("cls", str(n % 4).encode()))}  # fmt: skip
+    members = {
+        f"s{n}.{end}": content
+        for n in range(8)
+        for end, content in (
+            ("png", make.encoded(np.full((32, 40, 3), 9 * n, np.uint8))),
+            ("cls", str(n % 4).encode()),
+        )
+    }
     make.tar_of(root / "test/0.tar", members)
     assert prepare(DATASETS["cifar10"], root, splits=["val"]).fingerprint != first
 
@@ -121,7 +150,9 @@ def test_zero_shot_is_clip_benchmarks(tmp_path, name):
 
     root, model = make.make_wds(tmp_path / f"wds_{name}", 0, 5, classes=CLASSES), Noisy()
     probe, found = run(f"{name}/zero-shot", root)
-    mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std))
+    mean, std = (
+        255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std)
+    )
     pixels = transform_of(model.data.size, model.data)
     theirs = build_wds_dataset(
         name, lambda image: (pixels(image.convert("RGB")).float() - mean) / std, data_dir=str(root)
@@ -130,7 +161,9 @@ def test_zero_shot_is_clip_benchmarks(tmp_path, name):
     loader.dataset.classes = theirs.classes
     told = oracle.evaluate(model, loader, Texts, theirs.classes, theirs.templates, "cpu", amp=False)
     main = next(iter(probe.metrics))
-    assert {"cifar10": "top1", "vtab-pets": "mean_per_class_recall", "wilds-iwildcam": "f1_macro"}[name] == main
+    assert {"cifar10": "top1", "vtab-pets": "mean_per_class_recall", "wilds-iwildcam": "f1_macro"}[
+        name
+    ] == main
     assert 10 < found.metrics["top1"] < 95
     assert found.metrics["top1"] == pytest.approx(100 * told["acc1"], abs=1e-6)
     assert found.metrics["top5"] == pytest.approx(100 * told["acc5"], abs=1e-6)
@@ -159,13 +192,23 @@ def test_retrieval_is_clip_benchmarks(tmp_path):
 
     name, model = "retrieval-flickr_1k_test_image_text_retrieval", Noisy()
     root = make.make_wds(tmp_path / "wds_flickr30k", 0, 4, classes=CLASSES, captions=3)
-    for tar in (root / "test").glob("*.tar"):  # no caption twice: ours is right for each image that has it
-        members = {member: webdataset.read_bytes(tar / member) for member in webdataset.members(tar)}
+    for tar in (root / "test").glob(
+        "*.tar"
+    ):  # no caption twice: ours is right for each image that has it
+        members = {
+            member: webdataset.read_bytes(tar / member) for member in webdataset.members(tar)
+        }
         make.tar_of(
-            tar, {m: c.replace(b"a ", m[:8].encode() + b" ") if m.endswith("txt") else c for m, c in members.items()}
+            tar,
+            {
+                m: c.replace(b"a ", m[:8].encode() + b" ") if m.endswith("txt") else c
+                for m, c in members.items()
+            },
         )
     probe, found = run(f"{name}/retrieval", root)
-    mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std))
+    mean, std = (
+        255 * torch.tensor(each).view(3, 1, 1) for each in (model.data.mean, model.data.std)
+    )
     pixels = transform_of(model.data.size, model.data)
     theirs = build_wds_dataset(
         name, lambda image: (pixels(image.convert("RGB")).float() - mean) / std, data_dir=str(root)
@@ -175,11 +218,15 @@ def test_retrieval_is_clip_benchmarks(tmp_path):
     assert next(iter(probe.metrics)) == "mean_R@1"
     for way, side in (("i2t", "text"), ("t2i", "image")):
         for k in (1, 5, 10):
-            assert found.metrics[f"{way}_R@{k}"] == pytest.approx(100 * told[f"{side}_retrieval_recall@{k}"], abs=1e-4)
+            assert found.metrics[f"{way}_R@{k}"] == pytest.approx(
+                100 * told[f"{side}_retrieval_recall@{k}"], abs=1e-4
+            )
     wanted = 50 * (told["text_retrieval_recall@1"] + told["image_retrieval_recall@1"])
     assert 1 < found.metrics["mean_R@1"] == pytest.approx(wanted, abs=1e-4)
     scores = image_scores("image-text", found.per_image)
-    assert scores.metrics["mean_R@1"](np.ones((1, 28)))[0] == pytest.approx(found.metrics["mean_R@1"])
+    assert scores.metrics["mean_R@1"](np.ones((1, 28)))[0] == pytest.approx(
+        found.metrics["mean_R@1"]
+    )
 
 
 @pytest.mark.parametrize("name", ["wilds-fmow", "fairness-dollar_street"])
@@ -187,7 +234,10 @@ def test_the_worst_group(tmp_path, name):
     root = make.make_wds(tmp_path / f"wds_{name}", 0, 6, classes=CLASSES, groups=3)
     probe, found = run(f"{name}/zero-shot", root)
     main = next(iter(probe.metrics))
-    assert main == {"wilds-fmow": "worst_group_top1", "fairness-dollar_street": "worst_group_top5"}[name]
+    assert (
+        main
+        == {"wilds-fmow": "worst_group_top1", "fairness-dollar_street": "worst_group_top5"}[name]
+    )
     hit, group = found.per_image["rank"] < int(main[-1]), found.per_image["group"]
     assert group.tolist() == [place // 7 % 3 for place in range(42)]
     shares = [100 * hit[group == each].mean() for each in range(3)]
@@ -196,13 +246,20 @@ def test_the_worst_group(tmp_path, name):
     scores = image_scores("classification", found.per_image)
     weights = np.random.default_rng(0).integers(0, 3, (5, 42))
     drawn = scores.metrics[main](weights)
-    wanted = [min(100 * np.average(hit[group == g], weights=w[group == g]) for g in range(3)) for w in weights]
+    wanted = [
+        min(100 * np.average(hit[group == g], weights=w[group == g]) for g in range(3))
+        for w in weights
+    ]
     assert drawn == pytest.approx(wanted)
 
 
 def test_the_linear_probe_and_k_nearest_neighbours_work_on_the_same_folders(tmp_path):
     root = make.make_wds(tmp_path / "wds_vtab-pets", 5, 3)
-    for name, settings in (("linear", {"epochs": 20}), ("knn", {"neighbours": (1, 3)}), ("few-shot", {"shots": 2})):
+    for name, settings in (
+        ("linear", {"epochs": 20}),
+        ("knn", {"neighbours": (1, 3)}),
+        ("few-shot", {"shots": 2}),
+    ):
         probe, found = run(f"vtab-pets/{name}", root, **settings)
         assert next(iter(probe.metrics)) == "mean_per_class_recall"
         assert found.metrics["mean_per_class_recall"] > 60
@@ -211,8 +268,13 @@ def test_the_linear_probe_and_k_nearest_neighbours_work_on_the_same_folders(tmp_
 def test_winogavil(tmp_path):
     """Cues name colours; candidates whose colour it is are associated."""
     root, rng = tmp_path / "wds_misc-winogavil", np.random.default_rng(0)
-    names = [f"{colour}{number}" for colour in ("red", "green", "blue", "white") for number in range(3)]
-    images = {f"{name}.png": make.encoded(make.picture(rng, (40, 32), make.COLOURS[name[:-1]])) for name in names}
+    names = [
+        f"{colour}{number}" for colour in ("red", "green", "blue", "white") for number in range(3)
+    ]
+    images = {
+        f"{name}.png": make.encoded(make.picture(rng, (40, 32), make.COLOURS[name[:-1]]))
+        for name in names
+    }
     make.tar_of(root / "test/0.tar", images)
     right = {"cue": "Red", "candidates": names, "associations": ["red0", "red1", "red2"]}
     few = {"cue": "blue", "candidates": names[2:8], "associations": names[6:8]}
@@ -224,7 +286,9 @@ def test_winogavil(tmp_path):
     assert found.metrics["jaccard_5-6"] == 50
     assert found.metrics["jaccard"] == pytest.approx(200 / 3)
     scores = image_scores("association", found.per_image)
-    assert {name: scores.metrics[name](np.ones((1, 3)))[0] for name in found.metrics} == pytest.approx(found.metrics)
+    assert {
+        name: scores.metrics[name](np.ones((1, 3)))[0] for name in found.metrics
+    } == pytest.approx(found.metrics)
     (root / "instances.json").write_text(json.dumps([{**right, "candidates": ["nowhere"]}]))
     with pytest.raises(UserError, match="names the image 'nowhere'"):
         spec.list_samples(root, "val")
@@ -233,13 +297,23 @@ def test_winogavil(tmp_path):
 def test_the_38(tmp_path):
     """Their number, their main metrics, and which of them a folder holds."""
     suite = SUITES["zeroshot38"]
-    assert len(suite.tasks) == len(webdataset.TASKS) == len({task.title for task in webdataset.TASKS}) == 38
+    assert (
+        len(suite.tasks)
+        == len(webdataset.TASKS)
+        == len({task.title for task in webdataset.TASKS})
+        == 38
+    )
     main = {task: next(iter(find_task(task)[1].metrics)) for task in suite.tasks}
     counts = {metric: list(main.values()).count(metric) for metric in main.values()}
     assert counts == {
-        "top1": 27, "mean_per_class_recall": 4, "mean_R@1": 2, "jaccard_10-12": 1, "f1_macro": 1, "worst_group_top1": 2,
+        "top1": 27,
+        "mean_per_class_recall": 4,
+        "mean_R@1": 2,
+        "jaccard_10-12": 1,
+        "f1_macro": 1,
+        "worst_group_top1": 2,
         "worst_group_top5": 1,
-    }  # fmt: skip
+    }
     there = {"cifar10", "vtab-dtd", "fairness-geode"}
     for name in there:
         (tmp_path / DATASETS[name].also[-1]).mkdir()

@@ -1,4 +1,5 @@
-"""Dense probes on kept features: the same features and the same numbers as encoding the same crops each time."""
+"""Dense probes on kept features: the same features and the same numbers as encoding the same crops
+each time."""
 
 from __future__ import annotations
 
@@ -32,10 +33,22 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context
 
 SMALL = {
-    "size": 48, "batch_size": 4, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 4, "lr": 0.01,
-    "feature_stride": 8, "fixed_crops": 2, "cache": "none",
-}  # fmt: skip
-REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
+    "size": 48,
+    "batch_size": 4,
+    "channels": 8,
+    "scale_range": (0.7, 1.5),
+    "warmup": 0.0,
+    "max_iters": 4,
+    "lr": 0.01,
+    "feature_stride": 8,
+    "fixed_crops": 2,
+    "cache": "none",
+}
+REAL = {
+    "a CNN": "random/timm/test_resnet",
+    "a CLIP ViT": "open_clip/Mini",
+    "a timm ViT": "random/timm/test_vit",
+}
 MAIN = {"segmentation": ("mIoU", 1.0), "depth": ("abs_rel", 0.002)}
 
 
@@ -47,14 +60,23 @@ def own_home(tmp_path, monkeypatch):
 
 
 def prepare(
-    folder: Path, kind: str, data, name: str = "linear", backbone: str = "tiny-cnn", seed=0, recorder=None, **change
+    folder: Path,
+    kind: str,
+    data,
+    name: str = "linear",
+    backbone: str = "tiny-cnn",
+    seed=0,
+    recorder=None,
+    **change,
 ):
     probe = PROBES[f"{kind}/{name}"]
     settings = probe.settings_type(**{**SMALL, **change})
     made = context(folder, data, settings, recorder=recorder, seed=seed)
     if backbone != "tiny-cnn":
         create = {"name": backbone, "seed": 3}
-        made = dataclasses.replace(made, backbone=backbones.create(**create), backbone_config=create)
+        made = dataclasses.replace(
+            made, backbone=backbones.create(**create), backbone_config=create
+        )
     return probe, made
 
 
@@ -67,16 +89,25 @@ def sets(probe, made) -> list[CachedDense]:
     """The datasets that a probe's config names: train and val."""
     config = dense_config(probe, made)
     with DefaultScope.overwrite_default_scope("mmseg"):
-        return [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+        return [
+            DATASETS.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        ]
 
 
 def keys() -> set[str]:
-    return {folder.name for folder in root().iterdir() if folder.is_dir()} if root().is_dir() else set()
+    return (
+        {folder.name for folder in root().iterdir() if folder.is_dir()}
+        if root().is_dir()
+        else set()
+    )
 
 
 @pytest.mark.parametrize("kind", list(MAIN))
 @pytest.mark.parametrize("backbone", list(REAL))
-def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_path, kind, backbone):
+def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(
+    tmp_path, kind, backbone
+):
     data = tiny_dense.make(tmp_path / "data", kind, train=4, val=2)
     results = {
         cache: run(tmp_path / cache, kind, data, backbone=REAL[backbone], cache=cache)
@@ -84,18 +115,28 @@ def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_
     }
     metric, tolerance = MAIN[kind]
     for cache, close in (("fp32", 0.02 * tolerance), ("fp16", tolerance)):
-        assert results[cache].metrics[metric] == pytest.approx(results["none"].metrics[metric], abs=close)
-        assert results[cache].per_image["image"].tolist() == results["none"].per_image["image"].tolist()
+        assert results[cache].metrics[metric] == pytest.approx(
+            results["none"].metrics[metric], abs=close
+        )
+        assert (
+            results[cache].per_image["image"].tolist()
+            == results["none"].per_image["image"].tolist()
+        )
 
     probe, made = prepare(tmp_path / "plain", kind, data, backbone=REAL[backbone])
     config = dense_config(probe, made)
     crops = all_crops(2, 0.5)
     assert crops == [Crop(0, False), Crop(0, True), Crop(1, False), Crop(1, True)]
     with DefaultScope.overwrite_default_scope("mmseg"), torch.no_grad():
-        prepared, frozen = MODELS.build(config.model.data_preprocessor), MODELS.build(config.model.backbone)
+        prepared, frozen = (
+            MODELS.build(config.model.data_preprocessor),
+            MODELS.build(config.model.backbone),
+        )
         plain = DATASETS.build(config.train_dataloader.dataset)
         items = [
-            plain.pipeline({**plain.get_data_info(index), "crop": tuple(crop)}) for index in range(4) for crop in crops
+            plain.pipeline({**plain.get_data_info(index), "crop": tuple(crop)})
+            for index in range(4)
+            for crop in crops
         ]
         maps = frozen(prepared(pseudo_collate(items), True)["inputs"])
         one_by_one = frozen(prepared(pseudo_collate(items[5:6]), True)["inputs"])
@@ -106,10 +147,14 @@ def test_kept_features_are_those_of_encoding_each_time_and_so_is_the_metric(tmp_
             features = train.features[place]
             for kept, fresh in zip(features, maps, strict=True):
                 difference = (kept.float() - fresh[place]).abs()
-                assert bool((difference <= error * fresh[place].abs() + error * 1e-4).all())  # bit by bit in fp32
+                assert bool(
+                    (difference <= error * fresh[place].abs() + error * 1e-4).all()
+                )  # bit by bit in fp32
             if place == 5:  # another batch size changes the last bits only
                 for kept, fresh in zip(features, one_by_one, strict=True):
-                    torch.testing.assert_close(kept.float(), fresh[0], rtol=max(1e-4, error), atol=1e-4)
+                    torch.testing.assert_close(
+                        kept.float(), fresh[0], rtol=max(1e-4, error), atol=1e-4
+                    )
             truth = item["data_samples"].get(train.field).data
             assert torch.equal(train.stores[1][place][0].to(truth.dtype), truth)
 
@@ -119,8 +164,14 @@ def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
     train, val = sets(*prepare(tmp_path / "kept", "normals", data, cache="fp32"))
     config = dense_config(*prepare(tmp_path / "plain", "normals", data))
     with DefaultScope.overwrite_default_scope("mmseg"):
-        plain = [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
-        frozen, prepared = MODELS.build(config.model.backbone), MODELS.build(config.model.data_preprocessor)
+        plain = [
+            DATASETS.build(loader.dataset)
+            for loader in (config.train_dataloader, config.val_dataloader)
+        ]
+        frozen, prepared = (
+            MODELS.build(config.model.backbone),
+            MODELS.build(config.model.data_preprocessor),
+        )
     seen = set()
     for number in range(16):
         np.random.seed(number)
@@ -129,7 +180,9 @@ def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
         fresh = plain[0][number % 3]
         sample = fresh["data_samples"]
         assert torch.equal(kept["data_samples"].gt_normal_map.data, sample.gt_normal_map.data)
-        assert {key: kept["data_samples"].metainfo[key] for key in sample.metainfo} == sample.metainfo
+        assert {
+            key: kept["data_samples"].metainfo[key] for key in sample.metainfo
+        } == sample.metainfo
         maps = frozen(prepared(pseudo_collate([fresh]), True)["inputs"])
         torch.testing.assert_close(kept["inputs"][0], maps[0][0], rtol=1e-4, atol=1e-4)
         seen.add(kept["inputs"][0].sum().item())
@@ -139,43 +192,72 @@ def test_a_sample_is_what_the_uncached_pipeline_draws(tmp_path):
         after = prepared(pseudo_collate([fresh]), False)["data_samples"][0]
         assert torch.equal(kept.gt_normal_map.data, after.gt_normal_map.data)
         assert {
-            key: tuple(kept.metainfo[key]) for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
-        } == {key: tuple(after.metainfo[key]) for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")}
+            key: tuple(kept.metainfo[key])
+            for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
+        } == {
+            key: tuple(after.metainfo[key])
+            for key in ("ori_shape", "img_shape", "pad_shape", "img_padding_size")
+        }
 
 
 def test_views_follow_from_the_image_alone(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=2, size=(80, 120))
     for number, name in enumerate(("a", "b")):  # the same picture under another name
-        shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / f"data/images/train/{number:03}.png.{name}")
+        shutil.copy(
+            tmp_path / "data/images/train/000.png",
+            tmp_path / f"data/images/train/{number:03}.png.{name}",
+        )
     shutil.copy(tmp_path / "data/images/train/000.png", tmp_path / "data/images/train/001.png")
     shutil.copy(tmp_path / "data/truth/train/000.png", tmp_path / "data/truth/train/001.png")
     config = dense_config(*prepare(tmp_path / "w", "segmentation", data, fixed_crops=5))
     with DefaultScope.overwrite_default_scope("mmseg"):
         plain = DATASETS.build(config.train_dataloader.dataset)
     cut = [
-        [plain.pipeline({**plain.get_data_info(index), "crop": (number, flipped)}) for index in (0, 1)]
+        [
+            plain.pipeline({**plain.get_data_info(index), "crop": (number, flipped)})
+            for index in (0, 1)
+        ]
         for number in range(5)
         for flipped in (False, True)
     ]
     for first, second in cut:
         assert torch.equal(first["inputs"], second["inputs"])
-        assert torch.equal(first["data_samples"].gt_sem_seg.data, second["data_samples"].gt_sem_seg.data)
+        assert torch.equal(
+            first["data_samples"].gt_sem_seg.data, second["data_samples"].gt_sem_seg.data
+        )
     assert len({one["inputs"].float().mean().item() for one, _ in cut[::2]}) == 5
     centre, flipped = cut[0][0], cut[1][0]
     assert torch.equal(centre["inputs"].flip(2), flipped["inputs"])
-    image = np.asarray(Image.open(tmp_path / "data/images/train/000.png").resize((72, 48), Image.Resampling.BILINEAR))
+    image = np.asarray(
+        Image.open(tmp_path / "data/images/train/000.png").resize(
+            (72, 48), Image.Resampling.BILINEAR
+        )
+    )
     inner = torch.from_numpy(image[:48, 4:68, ::-1].copy()).permute(2, 0, 1).float()
-    assert (centre["inputs"][:, :48].float() - inner).abs().mean() < 12  # the centre: another one is far off
+    assert (
+        centre["inputs"][:, :48].float() - inner
+    ).abs().mean() < 12  # the centre: another one is far off
 
 
 def test_encoded_once_for_all_probes_and_seeds(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation")
     first, second = Recorder(), Recorder()
     made = run(tmp_path / "a", "segmentation", data, "linear", recorder=first, cache="fp16")
-    again = run(tmp_path / "b", "segmentation", data, "pspnet", recorder=second, cache="fp16", seed=5, max_iters=2)
+    again = run(
+        tmp_path / "b",
+        "segmentation",
+        data,
+        "pspnet",
+        recorder=second,
+        cache="fp16",
+        seed=5,
+        max_iters=2,
+    )
     assert [name for name, _ in first.started if name.startswith(("encoding", "cutting"))] == [
-        "encoding tiny-cnn on tiny-seg (train)", "cutting the ground truth of tiny-seg", "encoding tiny-cnn on tiny-seg (val)",
-    ]  # fmt: skip
+        "encoding tiny-cnn on tiny-seg (train)",
+        "cutting the ground truth of tiny-seg",
+        "encoding tiny-cnn on tiny-seg (val)",
+    ]
     assert not [name for name, _ in second.started if name.startswith(("encoding", "cutting"))]
     assert "CachedDense" in made.config
     cost, rest = made.cost, again.cost
@@ -193,7 +275,9 @@ def test_what_encoding_costs_is_what_was_encoded(tmp_path):
     cost = EncodeCost()
     with FlopCounterMode(display=False) as everything:
         val.open(EncodeRun(torch.device("cpu"), cost=cost))
-    assert cost.images == 3 and cost.flops == everything.get_total_flops() > 0  # images of two shapes
+    assert (
+        cost.images == 3 and cost.flops == everything.get_total_flops() > 0
+    )  # images of two shapes
     for shard in root().glob("*/00000.safetensors"):
         shard.unlink()
     before = cost.flops
@@ -218,7 +302,9 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
     data = tiny_dense.make(tmp_path / "data", "segmentation")
 
     def features(data=data, **change) -> tuple[str, str]:
-        train, val = sets(*prepare(tmp_path / "w", "segmentation", data, **{"cache": "fp32", **change}))
+        train, val = sets(
+            *prepare(tmp_path / "w", "segmentation", data, **{"cache": "fp32", **change})
+        )
         found = []
         for dataset in (train, val):
             dataset.open()
@@ -228,7 +314,9 @@ def test_whatever_changes_a_feature_changes_the_key(tmp_path, monkeypatch):
 
     base = features()
     assert features() == base and base[0] != base[1]  # the split
-    assert features(max_iters=99, lr=0.5, channels=4, feature_stride=4) == base  # of no concern to the backbone
+    assert (
+        features(max_iters=99, lr=0.5, channels=4, feature_stride=4) == base
+    )  # of no concern to the backbone
     assert features(backbone="tiny-vit")[0] != base[0]
     probe, made = prepare(tmp_path / "w", "segmentation", data, cache="fp32")
     other = dataclasses.replace(made, backbone_config={"name": "tiny-cnn", "seed": 4})
@@ -256,7 +344,9 @@ def test_a_truncated_shard_is_made_again_and_told(tmp_path):
         os.truncate(shard, shard.stat().st_size // 2)
     mended = run(tmp_path / "b", "depth", data, cache="fp16")
     assert mended.metrics == whole.metrics
-    assert len([note for note in mended.notes if "was damaged" in note and "made again" in note]) == 3
+    assert (
+        len([note for note in mended.notes if "was damaged" in note and "made again" in note]) == 3
+    )
 
 
 def test_stopped_and_resumed_on_kept_features_is_the_same(tmp_path):
@@ -264,7 +354,14 @@ def test_stopped_and_resumed_on_kept_features_is_the_same(tmp_path):
     settings = {"cache": "fp16", "max_iters": 20, "scale_range": (1.0, 1.0)}
     whole = run(tmp_path / "whole", "segmentation", data, "deeplabv3", **settings)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", "segmentation", data, "deeplabv3", recorder=Recorder(die_at=12), **settings)
+        run(
+            tmp_path / "cut",
+            "segmentation",
+            data,
+            "deeplabv3",
+            recorder=Recorder(die_at=12),
+            **settings,
+        )
     cut = run(tmp_path / "cut", "segmentation", data, "deeplabv3", **settings)
     assert cut.metrics == whole.metrics
 
@@ -282,7 +379,10 @@ def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path,
     monkeypatch.setenv("CLIPTEX_CACHE_GB", str(0.95 * sum(map(size_of, stores(root()))) / 1e9))
     shutil.rmtree(root())
     recorder = Recorder()
-    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-seg \(val\) would take .* in use by this task"):
+    with pytest.raises(
+        UserError,
+        match=r"features of tiny-cnn on tiny-seg \(val\) would take .* in use by this task",
+    ):
         run(tmp_path / "b", "segmentation", data, cache="fp32", recorder=recorder)
     assert "tiny-seg/linear" not in {description for description, _ in recorder.started}
 

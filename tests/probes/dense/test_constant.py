@@ -20,13 +20,19 @@ EVALUATORS = {
 
 def test_no_other_constant_does_better_on_the_training_truth(tmp_path):
     data = tiny_dense.make(tmp_path / "depth", "depth")
-    depth = np.concatenate([read_depth(str(data.root / s.target), 1e-3).ravel() for s in data.samples["train"]])
+    depth = np.concatenate(
+        [read_depth(str(data.root / s.target), 1e-3).ravel() for s in data.samples["train"]]
+    )
     depth = depth[depth > 0]
     best = np.mean(np.abs(best_constant(data) - depth) / depth)
-    assert all(best <= np.mean(np.abs(other - depth) / depth) + 1e-9 for other in np.linspace(0.5, 6, 200))
+    assert all(
+        best <= np.mean(np.abs(other - depth) / depth) + 1e-9 for other in np.linspace(0.5, 6, 200)
+    )
 
     data = tiny_dense.make(tmp_path / "normals", "normals")
-    normals = np.concatenate([read_normals(str(data.root / s.target)).reshape(-1, 3) for s in data.samples["train"]])
+    normals = np.concatenate(
+        [read_normals(str(data.root / s.target)).reshape(-1, 3) for s in data.samples["train"]]
+    )
     mean, random = best_constant(data), np.random.default_rng(0).normal(size=(200, 3))
     assert np.linalg.norm(mean) == pytest.approx(1, abs=1e-5)
     random /= np.linalg.norm(random, axis=1, keepdims=True)

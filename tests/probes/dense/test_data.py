@@ -1,4 +1,5 @@
-"""Dense truth through the pipelines: read right, flipped right, and scored at its own resolution."""
+"""Dense truth through the pipelines: read right, flipped right, and scored at its own
+resolution."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backbones.utils.errors import UserError
-from probes.dense.data import DenseDataset, RandomBrightness, pipelines, read_depth, read_labels, read_normals
+from probes.dense.data import (
+    DenseDataset,
+    RandomBrightness,
+    pipelines,
+    read_depth,
+    read_labels,
+    read_normals,
+)
 from probes.dense.settings import SegmentationSettings
 from tests.probes import tiny_dense
 
@@ -27,13 +35,24 @@ def mmseg_scope():
         yield
 
 
-def dataset(root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=(), **colours):
+def dataset(
+    root, data, split="train", size=32, crop=32, scale=(1.0, 1.0), flip=0.0, exclude=(), **colours
+):
     chosen = SegmentationSettings(size=size, scale_range=scale, flip=flip, **colours)
     train, test = pipelines(
-        data.spec, len(data.classes), chosen, crop if isinstance(crop, tuple) else (crop, crop), MEAN
+        data.spec,
+        len(data.classes),
+        chosen,
+        crop if isinstance(crop, tuple) else (crop, crop),
+        MEAN,
     )
     return DenseDataset(
-        data.spec.name, str(root), split, {"train": train, "val": test}[split], exclude, test_mode=split == "val"
+        data.spec.name,
+        str(root),
+        split,
+        {"train": train, "val": test}[split],
+        exclude,
+        test_mode=split == "val",
     )
 
 
@@ -77,8 +96,12 @@ def test_bad_label_maps_are_named(tmp_path):
 
 def test_depth_is_in_metres_and_normals_are_unit(tmp_path):
     cv2.imwrite(str(tmp_path / "depth.png"), np.array([[0, 1234, 9999]], np.uint16))
-    assert read_depth(str(tmp_path / "depth.png"), 1e-3).tolist() == [pytest.approx([0, 1.234, 9.999])]
-    rgb = np.array([[[255, 128, 128], [0, 0, 0], [128, 255, 128], [128, 128, 255], [127, 128, 128]]], np.uint8)
+    assert read_depth(str(tmp_path / "depth.png"), 1e-3).tolist() == [
+        pytest.approx([0, 1.234, 9.999])
+    ]
+    rgb = np.array(
+        [[[255, 128, 128], [0, 0, 0], [128, 255, 128], [128, 128, 255], [127, 128, 128]]], np.uint8
+    )
     cv2.imwrite(str(tmp_path / "normal.png"), rgb[..., ::-1])
     normals = read_normals(str(tmp_path / "normal.png"))[0]
     assert normals[[0, 2, 3]] == pytest.approx(np.eye(3), abs=0.01)
@@ -90,7 +113,9 @@ def test_depth_is_in_metres_and_normals_are_unit(tmp_path):
 def test_a_flip_mirrors_the_truth_and_turns_normals(tmp_path, kind):
     data = tiny_dense.make(tmp_path, kind, size=(32, 32))
     plain, flipped = (dataset(tmp_path, data, flip=flip)[0] for flip in (0.0, 1.0))
-    field = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}[kind]
+    field = {"segmentation": "gt_sem_seg", "depth": "gt_depth_map", "normals": "gt_normal_map"}[
+        kind
+    ]
     truth, mirrored = (sample["data_samples"].get(field).data for sample in (plain, flipped))
     assert (flipped["inputs"] == plain["inputs"].flip(2)).all()
     expected = truth.flip(2)
@@ -98,7 +123,11 @@ def test_a_flip_mirrors_the_truth_and_turns_normals(tmp_path, kind):
         assert (expected[0].abs() > 0.05).any()
         expected[0] = -expected[0]
     assert (mirrored == expected).all()
-    known = {"segmentation": truth != 255, "depth": truth > 0, "normals": truth.float().norm(dim=0) > 0.5}[kind]
+    known = {
+        "segmentation": truth != 255,
+        "depth": truth > 0,
+        "normals": truth.float().norm(dim=0) > 0.5,
+    }[kind]
     assert known.any() and not known.all()
 
 
@@ -148,7 +177,11 @@ def test_the_dataset_keeps_the_official_order_and_what_is_left_out(tmp_path):
     data = tiny_dense.make(tmp_path, "segmentation", train=5)
     images = [sample.image for sample in data.samples["train"]]
     train = dataset(tmp_path, data, exclude=[images[1], images[3]])
-    assert [train.get_data_info(i)["image"] for i in range(len(train))] == [images[0], images[2], images[4]]
+    assert [train.get_data_info(i)["image"] for i in range(len(train))] == [
+        images[0],
+        images[2],
+        images[4],
+    ]
     with pytest.raises(UserError, match="no usable image in split 'train'"):
         dataset(tmp_path, data, exclude=images)
 
@@ -184,7 +217,11 @@ def test_crops_need_not_be_square(tmp_path):
     data = tiny_dense.make(tmp_path, "segmentation", train=3, size=(48, 64))
     for wanted in ((24, 40), (40, 24), (64, 96)):  # the last is larger than the image: padded
         item = dataset(tmp_path, data, size=48, crop=wanted)[0]
-        assert tuple(item["inputs"].shape[1:]) == wanted == tuple(item["data_samples"].gt_sem_seg.data.shape[1:])
+        assert (
+            tuple(item["inputs"].shape[1:])
+            == wanted
+            == tuple(item["data_samples"].gt_sem_seg.data.shape[1:])
+        )
 
 
 def test_colours_are_distorted_by_mmseg_and_brightness_by_one_factor(tmp_path):
@@ -195,13 +232,18 @@ def test_colours_are_distorted_by_mmseg_and_brightness_by_one_factor(tmp_path):
     )
     image = plain[0]["inputs"].float()
     assert [
-        part["type"] for part in pipelines(data.spec, 3, SegmentationSettings(photometric=True), (48, 48), MEAN)[0]
+        part["type"]
+        for part in pipelines(data.spec, 3, SegmentationSettings(photometric=True), (48, 48), MEAN)[
+            0
+        ]
     ][4:6] == ["RandomFlip", "PhotoMetricDistortion"]
     assert any((loud[0]["inputs"].float() - image).abs().max() > 5 for _ in range(5))
     assert (bright[0]["inputs"].float() - image / 2).abs().max() <= 0.5
     factors = []
     for _ in range(200):
-        grey = RandomBrightness(0.75, 1.25).transform({"img": np.full((2, 2, 3), 100, np.uint8)})["img"]
+        grey = RandomBrightness(0.75, 1.25).transform({"img": np.full((2, 2, 3), 100, np.uint8)})[
+            "img"
+        ]
         assert (grey == grey[0, 0, 0]).all() and grey.dtype == np.uint8
         factors.append(grey[0, 0, 0] / 100)
     assert 0.75 <= min(factors) < 0.78 and 1.22 < max(factors) <= 1.25

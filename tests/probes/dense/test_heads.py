@@ -41,19 +41,33 @@ def test_dilations_grow_and_stay_on_the_map(size, stride):
 def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
     head = LinearHead(in_channels=5, in_index=0, num_classes=3)
     assert sorted(name for name, _ in head.named_parameters()) == [
-        "conv_seg.bias", "conv_seg.weight", "norm.bias", "norm.weight",
-    ]  # fmt: skip
+        "conv_seg.bias",
+        "conv_seg.weight",
+        "norm.bias",
+        "norm.weight",
+    ]
     features = torch.randn(2, 5, 4, 6)
-    mean, var = features.mean((0, 2, 3), keepdim=True), features.var((0, 2, 3), keepdim=True, unbiased=False)
-    expected = F.conv2d((features - mean) / (var + 1e-5).sqrt(), head.conv_seg.weight, head.conv_seg.bias)
+    mean, var = (
+        features.mean((0, 2, 3), keepdim=True),
+        features.var((0, 2, 3), keepdim=True, unbiased=False),
+    )
+    expected = F.conv2d(
+        (features - mean) / (var + 1e-5).sqrt(), head.conv_seg.weight, head.conv_seg.bias
+    )
     torch.testing.assert_close(head((features,)), expected)
 
 
 @pytest.mark.parametrize("probe", HEADS)
-@pytest.mark.parametrize(("objective", "field", "outputs"), [
-    (SEGMENT, "gt_sem_seg", 4), (DEPTH, "gt_depth_map", 1), (BINS, "gt_depth_map", 1), (NORMAL, "gt_normal_map", 3),
-    (SURE, "gt_normal_map", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("objective", "field", "outputs"),
+    [
+        (SEGMENT, "gt_sem_seg", 4),
+        (DEPTH, "gt_depth_map", 1),
+        (BINS, "gt_depth_map", 1),
+        (NORMAL, "gt_normal_map", 3),
+        (SURE, "gt_normal_map", 4),
+    ],
+)
 def test_every_head_learns_one_batch(probe, objective, field, outputs):
     torch.manual_seed(0)
     if probe == "dpt-probe3d" and objective is SEGMENT:
@@ -70,11 +84,17 @@ def test_every_head_learns_one_batch(probe, objective, field, outputs):
     samples = [SegDataSample() for _ in truth]
     for sample, one in zip(samples, truth, strict=True):
         sample.set_data({field: PixelData(data=one)})
-    assert head((features,)).shape == (2, outputs, *({"dpt": (64, 64), "dpt-probe3d": (128, 128)}.get(probe, (8, 8))))
+    assert head((features,)).shape == (
+        2,
+        outputs,
+        *({"dpt": (64, 64), "dpt-probe3d": (128, 128)}.get(probe, (8, 8))),
+    )
     assert head.out_channels == outputs
     optimizer, losses = torch.optim.Adam(head.parameters(), lr=0.02), []
     for _ in range(12):
-        loss = sum(value for name, value in head.loss((features,), samples, None).items() if "loss" in name)
+        loss = sum(
+            value for name, value in head.loss((features,), samples, None).items() if "loss" in name
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,7 +125,9 @@ def test_the_depth_loss_is_eigens(seed, balance):
             d = np.log(0.5 + 7.5 / (1 + np.exp(-one[valid]))) - np.log(depth[valid])
             n = d.size
             expected.append(np.sqrt(max(1e-8, (d**2).sum() / n - balance * d.sum() ** 2 / n**2)))
-    loss = objective(torch.tensor(raw, dtype=torch.float32), torch.tensor(truth, dtype=torch.float32))
+    loss = objective(
+        torch.tensor(raw, dtype=torch.float32), torch.tensor(truth, dtype=torch.float32)
+    )
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-4)
 
 
@@ -116,13 +138,18 @@ def test_the_depth_loss_may_ignore_scale_or_not():
         share = (depth - 0.01) / 99.99
         return (share / (1 - share)).log()
 
-    loss = {balance: DepthObjective(0.01, 100.0, balance)(raw(2 * truth), truth).item() for balance in (0.0, 0.5, 1.0)}
+    loss = {
+        balance: DepthObjective(0.01, 100.0, balance)(raw(2 * truth), truth).item()
+        for balance in (0.0, 0.5, 1.0)
+    }
     assert loss[1.0] < 1e-2
     assert loss[0.0] == pytest.approx(np.log(2), rel=1e-3)
     assert loss[0.5] == pytest.approx(np.log(2) * 0.5**0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", [DepthObjective(0.1, 10.0), NormalObjective()], ids=["depth", "normals"])
+@pytest.mark.parametrize(
+    "objective", [DepthObjective(0.1, 10.0), NormalObjective()], ids=["depth", "normals"]
+)
 def test_gradients_are_finite_in_the_corners_and_zero_where_nothing_is_known(objective):
     truth = torch.zeros(2, objective.channels, 4, 4)
     raw = torch.zeros(2, objective.channels, 4, 4, requires_grad=True)
@@ -167,9 +194,15 @@ def test_the_angle_still_pulls_when_it_is_small():
 
 @pytest.mark.parametrize("probe", HEADS)
 def test_depth_begins_at_a_quarter_of_its_range(probe):
-    head = MODELS.build(head_config(probe, (1, 2, 2, 1), SegmentationSettings(channels=8), size=64, stride=8, **DEPTH))
+    head = MODELS.build(
+        head_config(
+            probe, (1, 2, 2, 1), SegmentationSettings(channels=8), size=64, stride=8, **DEPTH
+        )
+    )
     head.init_weights()
-    assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(0.1 + 9.9 / 4, rel=1e-4)
+    assert head.loss_decode.decode(head.conv_seg.bias).item() == pytest.approx(
+        0.1 + 9.9 / 4, rel=1e-4
+    )
     assert 0.001 < head.conv_seg.weight.std().item() < 0.1
 
 
@@ -181,7 +214,9 @@ def test_depth_from_bins_is_adabins_mean_and_its_loss_is_sigloss(seed, count):
     raw, truth = random.normal(size=(2, count, 3, 4)), random.uniform(0.0, 10.0, (2, 1, 3, 4))
     centres = [0.5 + 7.5 * k / (count - 1) for k in range(count)]
     share = np.maximum(raw, 0) + 0.1
-    expected = (share * np.array(centres)[None, :, None, None]).sum(1, keepdims=True) / share.sum(1, keepdims=True)
+    expected = (share * np.array(centres)[None, :, None, None]).sum(1, keepdims=True) / share.sum(
+        1, keepdims=True
+    )
     read = objective.read(torch.tensor(raw, dtype=torch.float32))
     assert np.allclose(read, expected, rtol=1e-4)
     valid = (truth >= 0.5) & (truth <= 8.0)
@@ -190,7 +225,9 @@ def test_depth_from_bins_is_adabins_mean_and_its_loss_is_sigloss(seed, count):
         assert loss == 0
     else:
         g = np.log(expected[valid] + 0.001) - np.log(truth[valid] + 0.001)
-        assert loss == pytest.approx(np.sqrt(max(1e-8, g.var(ddof=1) + 0.15 * g.mean() ** 2)), rel=1e-3, abs=1e-4)
+        assert loss == pytest.approx(
+            np.sqrt(max(1e-8, g.var(ddof=1) + 0.15 * g.mean() ** 2)), rel=1e-3, abs=1e-4
+        )
 
 
 def test_uncertain_normals_are_scored_by_angmf():
@@ -199,12 +236,18 @@ def test_uncertain_normals_are_scored_by_angmf():
     angle = (F.normalize(raw[:, :3], dim=1) * truth).sum(1).acos()
     density = (kappa**2 + 1) * (-kappa * angle).exp() / (2 * np.pi * (1 + (-kappa * np.pi).exp()))
     loss = NormalObjective(uncertainty=True)(raw, truth)
-    assert loss.item() == pytest.approx((-density.log() - np.log(2 * np.pi)).mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx(
+        (-density.log() - np.log(2 * np.pi)).mean().item(), rel=1e-4
+    )
 
 
-@pytest.mark.parametrize("objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"])
+@pytest.mark.parametrize(
+    "objective", [DEPTH, BINS, NORMAL, SURE], ids=["depth", "bins", "normals", "uncertain"]
+)
 def test_training_begins_where_the_objective_says(objective):
-    head = MODELS.build(head_config("linear", (6,), SegmentationSettings(), size=64, stride=8, **objective))
+    head = MODELS.build(
+        head_config("linear", (6,), SegmentationSettings(), size=64, stride=8, **objective)
+    )
     for _ in range(2):  # a second initialisation begins there too
         head._is_init = False
         head.init_weights()
@@ -237,10 +280,17 @@ def test_dpt_is_mmsegs():
             **shared,
         }
     )
-    theirs = MODELS.build({
-        "type": "DPTHead", "in_channels": (6,) * 4, "in_index": (0, 1, 2, 3), "input_transform": "multiple_select",
-        "embed_dims": 6, "post_process_channels": [6, 12, 24, 48], **shared,
-    })  # fmt: skip
+    theirs = MODELS.build(
+        {
+            "type": "DPTHead",
+            "in_channels": (6,) * 4,
+            "in_index": (0, 1, 2, 3),
+            "input_transform": "multiple_select",
+            "embed_dims": 6,
+            "post_process_channels": [6, 12, 24, 48],
+            **shared,
+        }
+    )
     theirs.load_state_dict(ours.state_dict())
     maps = [torch.randn(2, 6, 3, 5) for _ in range(4)]
     with torch.no_grad():
@@ -251,8 +301,14 @@ def test_dpt_is_mmsegs():
 def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
-    head = Probe3dRegressor(in_channels=10, in_index=0, channels=8, map_channels=(1, 2, 3, 4), dropout_ratio=0.0,
-                        loss_decode=NORMAL["loss_decode"])  # fmt: skip
+    head = Probe3dRegressor(
+        in_channels=10,
+        in_index=0,
+        channels=8,
+        map_channels=(1, 2, 3, 4),
+        dropout_ratio=0.0,
+        loss_decode=NORMAL["loss_decode"],
+    )
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 
     def conv(layer, x):
@@ -264,7 +320,9 @@ def test_the_other_dpt_is_probe3ds():
     def larger(x, times):
         return x.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
 
-    one, two, three, four = (larger(conv(layer, x), 2) for layer, x in zip(head.project, maps, strict=True))
+    one, two, three, four = (
+        larger(conv(layer, x), 2) for layer, x in zip(head.project, maps, strict=True)
+    )
     out = unit(head.after[3], four)
     out = unit(head.after[2], unit(head.before[2], three) + out)
     out = unit(head.after[1], unit(head.before[1], two) + out)

@@ -40,8 +40,10 @@ def evaluate(metric, samples, size=None):
 def segmentation(predictions, labels, classes, metric=None):
     metric = metric or SegmentationScores(255)
     metric.dataset_meta = {"classes": tuple(f"c{i}" for i in range(classes))}
-    samples = [{"image": f"{i}.png", "pred_sem_seg": pixels(p[None]), "gt_sem_seg": pixels(t[None])}
-               for i, (p, t) in enumerate(zip(predictions, labels, strict=True))]  # fmt: skip
+    samples = [
+        {"image": f"{i}.png", "pred_sem_seg": pixels(p[None]), "gt_sem_seg": pixels(t[None])}
+        for i, (p, t) in enumerate(zip(predictions, labels, strict=True))
+    ]
     return metric, evaluate(metric, samples)
 
 
@@ -51,15 +53,22 @@ def test_segmentation_is_scikit_learns(seed, classes, images):
     random = np.random.default_rng(seed)
     shapes = [(int(random.integers(2, 9)), int(random.integers(2, 9))) for _ in range(images)]
     labels = [random.integers(0, classes, shape) for shape in shapes]
-    predictions = [np.where(random.random(t.shape) < 0.5, t, random.integers(0, classes, t.shape)) for t in labels]
+    predictions = [
+        np.where(random.random(t.shape) < 0.5, t, random.integers(0, classes, t.shape))
+        for t in labels
+    ]
     for label in labels:
         label[random.random(label.shape) < 0.2] = 255
         label[0, 0] = 1
     metric, scores = segmentation(predictions, labels, classes)
-    true, guess = (np.concatenate([each.ravel() for each in maps]) for maps in (labels, predictions))
+    true, guess = (
+        np.concatenate([each.ravel() for each in maps]) for maps in (labels, predictions)
+    )
     true, guess = true[true != 255], guess[true != 255]
     present = sorted({*true, *guess})
-    assert scores["mIoU"] == pytest.approx(100 * jaccard_score(true, guess, labels=present, average="macro"))
+    assert scores["mIoU"] == pytest.approx(
+        100 * jaccard_score(true, guess, labels=present, average="macro")
+    )
     recall = recall_score(true, guess, labels=sorted(set(true)), average="macro", zero_division=0)
     assert scores["mAcc"] == pytest.approx(100 * recall)
     assert scores["aAcc"] == pytest.approx(100 * accuracy_score(true, guess))
@@ -73,12 +82,16 @@ def test_segmentation_is_scikit_learns(seed, classes, images):
 def test_segmentation_is_mmsegs():
     random = np.random.default_rng(0)
     labels = [random.integers(0, 6, (20, 30)) for _ in range(5)]
-    predictions = [np.where(random.random(t.shape) < 0.6, t, random.integers(0, 6, t.shape)) for t in labels]
+    predictions = [
+        np.where(random.random(t.shape) < 0.6, t, random.integers(0, 6, t.shape)) for t in labels
+    ]
     for label in labels:
         label[:4] = 255
     _, ours = segmentation(predictions, labels, 7)
     _, theirs = segmentation(predictions, labels, 7, IoUMetric(ignore_index=255))
-    assert {name: round(value, 2) for name, value in ours.items()} == pytest.approx(theirs, abs=0.011)
+    assert {name: round(value, 2) for name, value in ours.items()} == pytest.approx(
+        theirs, abs=0.011
+    )
 
 
 @given(seeds, st.integers(2, 9))
@@ -120,8 +133,14 @@ def test_depth_is_mmsegs_and_numpys(seed):
     predictions = [random.uniform(0.1, 10, t.shape).astype(np.float32) for t in truths]
     metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0))
     _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0))
-    for name, other, factor in (("abs_rel", "abs_rel", 1), ("rmse", "rmse", 1), ("log10", "log10", 1),
-                                ("delta1", "d1", 100), ("delta2", "d2", 100), ("delta3", "d3", 100)):  # fmt: skip
+    for name, other, factor in (
+        ("abs_rel", "abs_rel", 1),
+        ("rmse", "rmse", 1),
+        ("log10", "log10", 1),
+        ("delta1", "d1", 100),
+        ("delta2", "d2", 100),
+        ("delta3", "d3", 100),
+    ):
         assert ours[name] == pytest.approx(factor * theirs[other], rel=1e-4, abs=1e-3), name
     valid = (truths[0] > 1e-3) & (truths[0] < 10)
     p, t = predictions[0][valid].astype(float), truths[0][valid].astype(float)
@@ -136,18 +155,33 @@ def test_depth_uses_the_eigen_crop_as_mmseg_does():
     for prediction in predictions:
         prediction[:45] = prediction[471:] = prediction[:, :41] = prediction[:, 601:] = 0.01
     metric, ours = depth(predictions, truths, DepthScores(1e-3, 10.0, (45, 471, 41, 601)))
-    _, theirs = depth(predictions, truths, DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0, crop_type="nyu_crop"))
+    _, theirs = depth(
+        predictions,
+        truths,
+        DepthMetric(min_depth_eval=1e-3, max_depth_eval=10.0, crop_type="nyu_crop"),
+    )
     assert ours["abs_rel"] == pytest.approx(theirs["abs_rel"], rel=1e-5)
     assert (metric.per_image["pixels"] == (471 - 45) * (601 - 41)).all()
     with pytest.raises(UserError, match="does not fit a 320×240"):
-        depth([np.ones((240, 320))], [np.ones((240, 320))], DepthScores(1e-3, 10.0, (45, 471, 41, 601)))
+        depth(
+            [np.ones((240, 320))],
+            [np.ones((240, 320))],
+            DepthScores(1e-3, 10.0, (45, 471, 41, 601)),
+        )
 
 
 def test_a_perfect_depth_map():
     truth = torch.linspace(1, 5, 20)
-    assert {name: value.item() for name, value in depth_scores(truth, truth, truth > 0).items()} == {
-        "abs_rel": 0, "rmse": 0, "log10": 0, "delta1": 100, "delta2": 100, "delta3": 100,
-    }  # fmt: skip
+    assert {
+        name: value.item() for name, value in depth_scores(truth, truth, truth > 0).items()
+    } == {
+        "abs_rel": 0,
+        "rmse": 0,
+        "log10": 0,
+        "delta1": 100,
+        "delta2": 100,
+        "delta3": 100,
+    }
 
 
 def test_images_without_truth_are_named_and_not_scored():
@@ -187,20 +221,29 @@ def test_normals_are_numpys_over_all_pixels(seed, noise):
     pooled = np.concatenate(errors)
     assert scores["normal_mean"] == pytest.approx(pooled.mean(), abs=1e-4)
     assert scores["normal_median"] == pytest.approx(np.median(pooled), abs=3e-5)
-    assert scores["normal_image_mean"] == pytest.approx(np.mean([error.mean() for error in errors]), abs=1e-4)
+    assert scores["normal_image_mean"] == pytest.approx(
+        np.mean([error.mean() for error in errors]), abs=1e-4
+    )
     for name, limit in (("normal_11.25", 11.25), ("normal_22.5", 22.5), ("normal_30", 30)):
         assert scores[name] == pytest.approx(100 * (pooled < limit).mean())
     assert metric.per_image["pixels"].sum() == pooled.size
     counts = metric.per_image["error_histogram"]
-    assert counts.shape == (3, 1800) and (counts.sum(axis=1) == [error.size for error in errors]).all()
-    assert (np.cumsum(counts[1])[[299, 1199]] == [(errors[1] < 30).sum(), (errors[1] < 120).sum()]).all()
+    assert (
+        counts.shape == (3, 1800) and (counts.sum(axis=1) == [error.size for error in errors]).all()
+    )
+    assert (
+        np.cumsum(counts[1])[[299, 1199]] == [(errors[1] < 30).sum(), (errors[1] < 120).sum()]
+    ).all()
     # a second evaluation starts from nothing
     assert normals(predictions, truths, metric)[1] == scores
 
 
 def test_small_angles_are_exact():
     angle = np.radians(0.001)
-    turned, up = torch.tensor([[np.sin(angle)], [0], [np.cos(angle)]]), torch.tensor([[0], [0], [1.0]])
+    turned, up = (
+        torch.tensor([[np.sin(angle)], [0], [np.cos(angle)]]),
+        torch.tensor([[0], [0], [1.0]]),
+    )
     assert angles(turned, up).item() == pytest.approx(1e-3)
     assert angles(torch.tensor([[0], [0], [-2.0]]), up).item() == pytest.approx(180)
 
@@ -214,5 +257,7 @@ def test_the_median_of_a_histogram_is_within_half_a_bin(values):
 
 def test_normals_without_any_truth_have_no_score():
     metric, scores = normals([np.ones((3, 4, 4))], [np.zeros((3, 4, 4))])
-    assert set(scores) == set(METRICS["normals"]) and all(np.isnan(value) for value in scores.values())
+    assert set(scores) == set(METRICS["normals"]) and all(
+        np.isnan(value) for value in scores.values()
+    )
     assert "1 of 1" in metric.notes[0]

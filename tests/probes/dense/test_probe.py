@@ -1,4 +1,5 @@
-"""The dense probes end to end: real files, MMEngine's Runner, mmseg's models, a small frozen backbone."""
+"""The dense probes end to end: real files, MMEngine's Runner, mmseg's models, a small frozen
+backbone."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
     result, _ = run(tmp_path, kind, name)
     assert list(result.metrics) == list(METRICS[kind])
     assert all(np.isfinite(value) for value in result.metrics.values())
-    assert result.per_image["image"].tolist() == ["images/val/000.png", "images/val/001.png", "images/val/002.png"]
+    assert result.per_image["image"].tolist() == [
+        "images/val/000.png",
+        "images/val/001.png",
+        "images/val/002.png",
+    ]
     lengths = {key: len(values) for key, values in result.per_image.items()}
     assert set(lengths.values()) == {3}, lengths
     if kind == "segmentation":
@@ -59,7 +64,9 @@ def test_every_probe_runs_and_says_what_it_promises(tmp_path, kind, name):
         assert preview.width >= 3 * 256
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))
-        assert [one["name"] for one in index["images"]] == [str(name) for name in result.per_image["image"]]
+        assert [one["name"] for one in index["images"]] == [
+            str(name) for name in result.per_image["image"]
+        ]
         assert set(index["images"][0]) == {"name", "image", "truth", "prediction"}
     assert result.cost["train_seconds"] > 0
     assert "val_evaluator = dict(" in result.config and "FrozenBackbone" in result.config
@@ -79,9 +86,16 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path):
         prepare = MODELS.build(config.model.data_preprocessor)
         for loader, training in ((config.train_dataloader, True), (config.val_dataloader, False)):
             batch = prepare(pseudo_collate([DATASETS.build(loader.dataset)[0]]), training)
-            assert batch["inputs"].shape == (1, 3, 64, 64)  # 40 px, padded to the backbone's divisor
+            assert batch["inputs"].shape == (
+                1,
+                3,
+                64,
+                64,
+            )  # 40 px, padded to the backbone's divisor
             mean, std = made.backbone.data.mean, made.backbone.data.std
-            expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+            expected = [
+                (value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)
+            ]
             assert batch["inputs"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
             assert batch["inputs"][0, :, 63, 63].tolist() == pytest.approx([0, 0, 0], abs=0.02)
 
@@ -94,9 +108,14 @@ def test_the_panel_shows_images_in_their_colours(tmp_path):
     assert Image.open(result.preview).convert("RGB").getpixel((100, 150)) == (200, 100, 50)
 
 
-@pytest.mark.parametrize(("kind", "metric", "better"), [
-    ("segmentation", "mIoU", 80.0), ("depth", "abs_rel", 0.15), ("normals", "normal_mean", 30.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "metric", "better"),
+    [
+        ("segmentation", "mIoU", 80.0),
+        ("depth", "abs_rel", 0.15),
+        ("normals", "normal_mean", 30.0),
+    ],
+)
 def test_the_linear_probe_learns_what_is_in_the_colours(tmp_path, kind, metric, better):
     before, _ = run(tmp_path / "short", kind, "linear", lr=1e-5, max_iters=1, layers="all")
     after, made = run(tmp_path / "long", kind, "linear", lr=0.05, max_iters=40, feature_stride=4)
@@ -124,7 +143,14 @@ def test_the_seed_decides_and_the_workers_do_not(tmp_path, kind):
     data = tiny_dense.make(tmp_path / "data", kind, train=9)
     settings = {"max_iters": 4, "scale_range": (0.7, 1.5), "lr": 0.01}
     results = [
-        run(tmp_path / str(number), kind, "deeplabv3", data, {"workers": workers, "seed": seed}, **settings)[0]
+        run(
+            tmp_path / str(number),
+            kind,
+            "deeplabv3",
+            data,
+            {"workers": workers, "seed": seed},
+            **settings,
+        )[0]
         for number, (workers, seed) in enumerate([(0, 0), (2, 0), (0, 1)])
     ]
     assert results[0].metrics == results[1].metrics
@@ -157,7 +183,9 @@ def test_the_last_layer_only(tmp_path):
 def test_bf16_changes_little(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "depth")
     full, half = (
-        run(tmp_path / precision, "depth", "linear", data, precision=precision, max_iters=6)[0].metrics["abs_rel"]
+        run(tmp_path / precision, "depth", "linear", data, precision=precision, max_iters=6)[
+            0
+        ].metrics["abs_rel"]
         for precision in ("fp32", "bf16")
     )
     assert full != half and full == pytest.approx(half, rel=0.05)
@@ -167,13 +195,16 @@ def test_scores_do_not_depend_on_where_images_are_skipped(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=5, val=4)
     samples = {"train": data.samples["train"], "val": [data.samples["val"][i] for i in (0, 1, 3)]}
     some = dataclasses.replace(data, samples=samples, skipped=(("images/val/002.png", "cut off"),))
-    whole, part = (run(tmp_path / n, "segmentation", "linear", d)[0] for n, d in (("whole", data), ("part", some)))
+    whole, part = (
+        run(tmp_path / n, "segmentation", "linear", d)[0]
+        for n, d in (("whole", data), ("part", some))
+    )
     assert part.per_image["image"].tolist() == [sample.image for sample in samples["val"]]
     for key in ("intersection", "prediction", "label"):
         assert (part.per_image[key] == whole.per_image[key][[0, 1, 3]]).all()
-    assert "exclude=[\n" in part.config.replace(" ", "") or "exclude=['images/val/002.png'" in part.config.replace(
+    assert "exclude=[\n" in part.config.replace(
         " ", ""
-    )
+    ) or "exclude=['images/val/002.png'" in part.config.replace(" ", "")
 
 
 def test_the_config_runs_with_plain_mmengine(tmp_path):
@@ -186,15 +217,18 @@ def test_the_config_runs_with_plain_mmengine(tmp_path):
     made = dataclasses.replace(made, backbone=backbones.create("efficientnet-lite0"))
     (tmp_path / "config.py").write_text(probe.config(made))
     script = (
-        "import sys; from mmengine.config import Config; from mmengine.runner import Runner\n"
-        "runner = Runner.from_cfg(Config.fromfile(sys.argv[1])); runner.train()\n"
-        "import json; print(json.dumps(runner.val_loop.evaluator.metrics[0].per_image['pixels'].tolist()))"
+        "import sys; from mmengine.config import Config; from mmengine.runner import Runner\nrunner"
+        " = Runner.from_cfg(Config.fromfile(sys.argv[1])); runner.train()\nimport json;"
+        " print(json.dumps(runner.val_loop.evaluator.metrics[0].per_image['pixels'].tolist()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "config.py")],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [45 * 64, 61 * 48, 45 * 64]
 
@@ -207,28 +241,34 @@ def test_settings_are_plain_protocol(kind):
     assert hash(settings) == hash(type(settings)())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"optimizer": "adam"}, "optimizer='adam' is not possible; it must be adamw or sgd"),
-    ({"schedule": "step"}, "poly, cosine, quarter-cosine, onecycle or steps"),
-    ({"crop": (64,)}, "height and width"),
-    ({"slide": (64, 128)}, "a crop no smaller"),
-    ({"betas": (0.9, 1.0)}, "two shares below 1"),
-    ({"brightness": (1.2, 0.8)}, "two factors"),
-    ({"warmup": 2.5}, "a whole number of iterations"),
-    ({"bins": 1}, "2 or more, or 0"),
-    ({"feature_stride": 0}, "the side of a training crop, or none"),
-    ({"crop": (64, 96), "feature_stride": 65}, "the side of a training crop, or none"),
-    ({"lr_grid": (0.001, 0.0010000001)}, "two or more different rates"),  # of one name, and one folder
-    ({"fixed_crops": 1, "cache": "fp16", "flip_test": True}, "whole, upright images"),
-    ({"fixed_crops": 1, "photometric": True}, "keep their colours"),
-    ({"layers": "first"}, "all or last"),
-    ({"precision": "fp16"}, "fp32 or bf16"),
-    ({"scale_range": (2.0, 0.5)}, "two factors"),
-    ({"scale_range": (1.0,)}, "two factors"),
-    ({"max_iters": 0}, "max_iters=0 is not possible"),
-    ({"lr": -1.0}, "above 0"),
-    ({"silog_lambda": 2.0}, "between 0 and 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer='adam' is not possible; it must be adamw or sgd"),
+        ({"schedule": "step"}, "poly, cosine, quarter-cosine, onecycle or steps"),
+        ({"crop": (64,)}, "height and width"),
+        ({"slide": (64, 128)}, "a crop no smaller"),
+        ({"betas": (0.9, 1.0)}, "two shares below 1"),
+        ({"brightness": (1.2, 0.8)}, "two factors"),
+        ({"warmup": 2.5}, "a whole number of iterations"),
+        ({"bins": 1}, "2 or more, or 0"),
+        ({"feature_stride": 0}, "the side of a training crop, or none"),
+        ({"crop": (64, 96), "feature_stride": 65}, "the side of a training crop, or none"),
+        (
+            {"lr_grid": (0.001, 0.0010000001)},
+            "two or more different rates",
+        ),  # of one name, and one folder
+        ({"fixed_crops": 1, "cache": "fp16", "flip_test": True}, "whole, upright images"),
+        ({"fixed_crops": 1, "photometric": True}, "keep their colours"),
+        ({"layers": "first"}, "all or last"),
+        ({"precision": "fp16"}, "fp32 or bf16"),
+        ({"scale_range": (2.0, 0.5)}, "two factors"),
+        ({"scale_range": (1.0,)}, "two factors"),
+        ({"max_iters": 0}, "max_iters=0 is not possible"),
+        ({"lr": -1.0}, "above 0"),
+        ({"silog_lambda": 2.0}, "between 0 and 1"),
+    ],
+)
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         DepthSettings(**change)
@@ -242,7 +282,9 @@ def test_what_cannot_work_is_said_before_work_begins(tmp_path):
     with pytest.raises(UserError, match="needs 2 or more"):
         run(tmp_path / "b", "segmentation", "linear", one)
     data = tiny_dense.make(tmp_path / "depth", "depth")
-    bare = dataclasses.replace(data, spec=dataclasses.replace(data.spec, extra={"depth_scale": 1.0}))
+    bare = dataclasses.replace(
+        data, spec=dataclasses.replace(data.spec, extra={"depth_scale": 1.0})
+    )
     with pytest.raises(UserError, match="does not declare max_depth, min_depth"):
         run(tmp_path / "c", "depth", "linear", bare)
 
@@ -253,16 +295,27 @@ def test_the_learning_rate_warms_up_and_decays(tmp_path, schedule, optimizer):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=1, val=1, size=(32, 32))
     recorder = Recorder()
     run(
-        tmp_path, "segmentation", "linear", data, {"recorder": recorder}, size=32, batch_size=1,
-        max_iters=20, warmup=0.2, lr=0.01, schedule=schedule, optimizer=optimizer,
-    )  # fmt: skip
+        tmp_path,
+        "segmentation",
+        "linear",
+        data,
+        {"recorder": recorder},
+        size=32,
+        batch_size=1,
+        max_iters=20,
+        warmup=0.2,
+        lr=0.01,
+        schedule=schedule,
+        optimizer=optimizer,
+    )
     rates = recorder.curve("train/lr")
     assert rates[0] < 1e-3 and max(rates) == pytest.approx(0.01, rel=0.1) and rates[-1] < 2e-3
     assert int(np.argmax(rates)) in (3, 4)
 
 
 class Outside(torch.nn.Module):
-    """The sliding window and the mirror image of a built model, written again: what ``inference`` gives."""
+    """The sliding window and the mirror image of a built model, written again: what ``inference``
+    gives."""
 
     def __init__(self, model):
         super().__init__()
@@ -314,12 +367,30 @@ def test_sliding_and_mirrored_outputs_are_averaged(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_recipe_in_small_learns(tmp_path, kind):
-    """Every part of it at once: crops that are not square, colours, one cycle, clipping, sliding, mirror images."""
-    own = {"depth": {"bins": 32}, "normals": {"uncertainty": True}, "segmentation": {"photometric": True}}[kind]
+    """Every part of it at once: crops that are not square, colours, one cycle, clipping, sliding,
+    mirror images."""
+    own = {
+        "depth": {"bins": 32},
+        "normals": {"uncertainty": True},
+        "segmentation": {"photometric": True},
+    }[kind]
     result, made = run(
-        tmp_path, kind, "linear", crop=(32, 48), brightness=(0.8, 1.2), schedule="onecycle", warmup=0.3, lr=0.02,
-        max_iters=40, betas=(0.9, 0.99), clip_norm=35.0, slide=(40, 24), flip_test=True, feature_stride=4, **own,
-    )  # fmt: skip
+        tmp_path,
+        kind,
+        "linear",
+        crop=(32, 48),
+        brightness=(0.8, 1.2),
+        schedule="onecycle",
+        warmup=0.3,
+        lr=0.02,
+        max_iters=40,
+        betas=(0.9, 0.99),
+        clip_norm=35.0,
+        slide=(40, 24),
+        flip_test=True,
+        feature_stride=4,
+        **own,
+    )
     curve = made.log.curve("train/loss")
     assert np.mean(curve[-5:]) < np.mean(curve[:5])
     assert not [note for note in result.notes if "best constant" in note]
@@ -327,9 +398,15 @@ def test_a_published_recipe_in_small_learns(tmp_path, kind):
 
 def test_one_cycle_is_torchs(tmp_path):
     settings = SegmentationSettings(lr=0.01, max_iters=50, schedule="onecycle", warmup=0.3)
-    ours, theirs = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01) for _ in range(2))
-    (part,) = (PARAM_SCHEDULERS.build({**part, "optimizer": ours}) for part in schedule_of(settings))
-    torchs = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.01, total_steps=50, pct_start=0.3, cycle_momentum=False)
+    ours, theirs = (
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01) for _ in range(2)
+    )
+    (part,) = (
+        PARAM_SCHEDULERS.build({**part, "optimizer": ours}) for part in schedule_of(settings)
+    )
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.01, total_steps=50, pct_start=0.3, cycle_momentum=False
+    )
     for _ in range(49):
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-6)
         for each in (ours, theirs, part, torchs):
@@ -339,13 +416,18 @@ def test_one_cycle_is_torchs(tmp_path):
 def test_the_length_of_training_and_of_the_warm_up(tmp_path):
     chosen = in_iterations(SegmentationSettings(epochs=2.5, batch_size=4), images=16)
     assert (chosen.max_iters, chosen.epochs) == (10, 0.0)
-    begins = [schedule_of(SegmentationSettings(max_iters=1000, warmup=warmup))[1]["begin"] for warmup in (0.2, 150)]
+    begins = [
+        schedule_of(SegmentationSettings(max_iters=1000, warmup=warmup))[1]["begin"]
+        for warmup in (0.2, 150)
+    ]
     assert begins == [200, 150]
     with pytest.raises(UserError, match="warmup=1500 leaves nothing of max_iters=100"):
         schedule_of(SegmentationSettings(max_iters=100, warmup=1500))
 
 
-@pytest.mark.parametrize(("strides", "expected"), [((16,), 16), ((14, 14), 14), ((4, 8, 16, 32), 8), ((4,), 4)])
+@pytest.mark.parametrize(
+    ("strides", "expected"), [((16,), 16), ((14, 14), 14), ((4, 8, 16, 32), 8), ((4,), 4)]
+)
 def test_maps_stay_at_a_native_stride(strides, expected):
     assert native_stride(strides) == expected
 
@@ -363,7 +445,9 @@ def test_real_camvid_is_learnt_by_a_few_steps(real_data, tmp_path):
     data = prepare(DATASETS["camvid"], real_data / "camvid", partial=True)
     few = {"train": data.samples["train"][::20], "val": data.samples["val"][::20]}
     data = dataclasses.replace(data, samples=few)
-    settings = SegmentationSettings(size=64, max_iters=20, batch_size=4, lr=0.01, scale_range=(1.0, 1.0), warmup=0.0)
+    settings = SegmentationSettings(
+        size=64, max_iters=20, batch_size=4, lr=0.01, scale_range=(1.0, 1.0), warmup=0.0
+    )
     made = context(tmp_path / "work", data, settings)
     result = REGISTERED["segmentation/linear"].run(made)
     assert result.metrics["aAcc"] > 40 and result.per_image["label"].shape == (5, 11)

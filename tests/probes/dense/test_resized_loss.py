@@ -23,9 +23,13 @@ sides = st.integers(1, 9)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1), low=st.tuples(sides, sides), high=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    classes=st.integers(2, 30), align=st.booleans(), cached=st.sampled_from([1, 2**12, 2**20]),
-)  # fmt: skip
+    seed=st.integers(0, 2**32 - 1),
+    low=st.tuples(sides, sides),
+    high=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    classes=st.integers(2, 30),
+    align=st.booleans(),
+    cached=st.sampled_from([1, 2**12, 2**20]),
+)
 def test_it_is_torchs(seed, low, high, classes, align, cached):
     generator = torch.Generator().manual_seed(seed)
     logits = (3 * torch.randn(3, classes, *low, generator=generator)).requires_grad_()
@@ -42,7 +46,9 @@ def test_it_is_torchs(seed, low, high, classes, align, cached):
     finally:
         resized_loss.CACHED_BYTES = before
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.autograd.grad(2 * loss, logits)[0], gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * loss, logits)[0], gradient, rtol=1e-4, atol=1e-6
+    )
     assert scored == (labels != 255).sum()
     # pixels whose best two classes are within rounding may count either way
     best = large.detach().topk(2, dim=1).values
@@ -71,14 +77,25 @@ def samples(labels):
     return made
 
 
-@pytest.mark.parametrize("loss", [
-    {"avg_non_ignore": True}, {"avg_non_ignore": True, "loss_weight": 0.4}, {"avg_non_ignore": False},
-    {"avg_non_ignore": False, "class_weight": [1.0, 2.0, 0.5, 1.0]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"avg_non_ignore": True},
+        {"avg_non_ignore": True, "loss_weight": 0.4},
+        {"avg_non_ignore": False},
+        {"avg_non_ignore": False, "class_weight": [1.0, 2.0, 0.5, 1.0]},
+    ],
+)
 def test_a_segmenter_learns_what_mmsegs_does(loss):
     torch.manual_seed(0)
-    config = {"in_channels": 6, "in_index": 0, "channels": 8, "num_classes": 4, "dropout_ratio": 0.0,
-              "loss_decode": {"type": "CrossEntropyLoss", **loss}}  # fmt: skip
+    config = {
+        "in_channels": 6,
+        "in_index": 0,
+        "channels": 8,
+        "num_classes": 4,
+        "dropout_ratio": 0.0,
+        "loss_decode": {"type": "CrossEntropyLoss", **loss},
+    }
     ours, theirs = PSPSegmenter(**config), PSPHead(**config)
     theirs.load_state_dict(ours.state_dict())
     labels = torch.randint(0, 4, (3, 20, 28))
@@ -87,7 +104,9 @@ def test_a_segmenter_learns_what_mmsegs_does(loss):
     for head in (ours, theirs):
         losses = head.loss((features,), samples(labels), None)
         losses["loss_ce"].backward()
-        found.append((losses["loss_ce"].item(), float(losses["acc_seg"]), head.conv_seg.weight.grad))
+        found.append(
+            (losses["loss_ce"].item(), float(losses["acc_seg"]), head.conv_seg.weight.grad)
+        )
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], abs=0.1)
     torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)

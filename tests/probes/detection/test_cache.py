@@ -25,11 +25,21 @@ from tests.probes.tiny_mmlab import Recorder, context
 
 SETTINGS = {
     "mask-rcnn": MaskRCNNSettings(
-        max_iters=4, batch_size=2, short_side=64, long_side=64, out_channels=16, fc_out_channels=16, lr=3e-3
+        max_iters=4,
+        batch_size=2,
+        short_side=64,
+        long_side=64,
+        out_channels=16,
+        fc_out_channels=16,
+        lr=3e-3,
     ),
     "ssd": SSDSettings(max_iters=6, batch_size=4, size=64, out_channels=16, lr=3e-3, augment=False),
-}  # fmt: skip
-REAL = {"a CNN": "random/timm/test_resnet", "a CLIP ViT": "open_clip/Mini", "a timm ViT": "random/timm/test_vit"}
+}
+REAL = {
+    "a CNN": "random/timm/test_resnet",
+    "a CLIP ViT": "open_clip/Mini",
+    "a timm ViT": "random/timm/test_vit",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +53,17 @@ def data(tmp_path):
     return tiny_coco.prepared(tiny_coco.write(tmp_path / "shapes", train=6, val=3))
 
 
-def made(folder: Path, name: str, data, cache: str, recorder: Recorder | None = None, backbone: str = "tiny-cnn"):
-    return context(folder, data, dataclasses.replace(SETTINGS[name], cache=cache), backbone, recorder)
+def made(
+    folder: Path,
+    name: str,
+    data,
+    cache: str,
+    recorder: Recorder | None = None,
+    backbone: str = "tiny-cnn",
+):
+    return context(
+        folder, data, dataclasses.replace(SETTINGS[name], cache=cache), backbone, recorder
+    )
 
 
 @pytest.mark.parametrize("backbone", list(REAL))
@@ -59,22 +78,31 @@ def test_ssd_learns_the_same_from_kept_features(tmp_path, data, backbone, monkey
     assert curves["fp32"] == pytest.approx(curves["none"], rel=1e-4)
     assert curves["fp16"] == pytest.approx(curves["none"], rel=2e-3)
     for cache in ("fp32", "fp16"):
-        assert found[cache].metrics["bbox_mAP"] == pytest.approx(found["none"].metrics["bbox_mAP"], abs=0.5)
+        assert found[cache].metrics["bbox_mAP"] == pytest.approx(
+            found["none"].metrics["bbox_mAP"], abs=0.5
+        )
         assert found[cache].per_image["image"].tolist() == found["none"].per_image["image"].tolist()
 
 
 def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
     probe = PROBES["detection/mask-rcnn"]
     configs = {
-        cache: detection_config(probe, made(tmp_path / cache, "mask-rcnn", data, cache)) for cache in ("none", "fp32")
+        cache: detection_config(probe, made(tmp_path / cache, "mask-rcnn", data, cache))
+        for cache in ("none", "fp32")
     }
     with DefaultScope.overwrite_default_scope("mmdet"):
         sets = {
-            cache: [DATASETS.build(loader.dataset) for loader in (config.train_dataloader, config.val_dataloader)]
+            cache: [
+                DATASETS.build(loader.dataset)
+                for loader in (config.train_dataloader, config.val_dataloader)
+            ]
             for cache, config in configs.items()
         }
         parts = {
-            cache: (MODELS.build(config.model.data_preprocessor), MODELS.build(config.model.backbone))
+            cache: (
+                MODELS.build(config.model.data_preprocessor),
+                MODELS.build(config.model.backbone),
+            )
             for cache, config in configs.items()
         }
     parts["fp32"][1].neck.load_state_dict(parts["none"][1].neck.state_dict())
@@ -89,13 +117,18 @@ def test_mask_rcnn_sees_the_same_maps_boxes_and_masks(tmp_path, data):
                 batch = prepare(pseudo_collate(items), training)
                 batches[cache] = read(batch["inputs"]), batch["data_samples"]
             for fresh, kept in zip(batches["none"][1], batches["fp32"][1], strict=True):
-                assert kept.batch_input_shape == fresh.batch_input_shape and kept.pad_shape == fresh.pad_shape
+                assert (
+                    kept.batch_input_shape == fresh.batch_input_shape
+                    and kept.pad_shape == fresh.pad_shape
+                )
                 assert kept.img_id == fresh.img_id and kept.scale_factor == fresh.scale_factor
                 shapes.add(fresh.img_shape)
                 if training:
                     flipped.add(fresh.flip)
                     assert torch.equal(kept.gt_instances.bboxes, fresh.gt_instances.bboxes)
-                    assert np.array_equal(kept.gt_instances.masks.to_ndarray(), fresh.gt_instances.masks.to_ndarray())
+                    assert np.array_equal(
+                        kept.gt_instances.masks.to_ndarray(), fresh.gt_instances.masks.to_ndarray()
+                    )
             for kept_map, fresh_map in zip(batches["fp32"][0], batches["none"][0], strict=True):
                 torch.testing.assert_close(kept_map, fresh_map, rtol=1e-4, atol=1e-4)
     assert flipped == {True, False} and len(shapes) == 2
@@ -105,8 +138,9 @@ def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
     first, second = Recorder(), Recorder()
     whole = PROBES["detection/ssd"].run(made(tmp_path / "a", "ssd", data, "fp16", first))
     assert [name for name, _ in first.started if name.startswith("encoding")] == [
-        "encoding tiny-cnn on instances_train2017", "encoding tiny-cnn on instances_val2017",
-    ]  # fmt: skip
+        "encoding tiny-cnn on instances_train2017",
+        "encoding tiny-cnn on instances_val2017",
+    ]
     for shard in root().glob("*/00000.safetensors"):
         os.truncate(shard, 10)
     again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))

@@ -23,7 +23,9 @@ def test_each_detection_matches_as_in_pycocotools(kind):
         left_out = "bbox" if kind == "segm" else "segmentation"
         coco = as_coco(truth)
         evaluation = COCOeval(
-            coco, coco.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections]), kind
+            coco,
+            coco.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections]),
+            kind,
         )
         evaluation.evaluate()
     seen = 0
@@ -43,11 +45,28 @@ def test_each_detection_matches_as_in_pycocotools(kind):
 def test_a_crowd_is_matched_by_many_and_only_when_nothing_else_fits():
     category = {"id": 3, "name": "a"}
     boxes = {1: [0, 0, 10, 10], 2: [0, 0, 30, 30]}
-    truth = {"images": [{"id": 1, "height": 40, "width": 40}], "categories": [category], "info": {}, "annotations": [
-        {"id": key, "image_id": 1, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": int(key == 2)}
-        for key, box in boxes.items()]}  # fmt: skip
-    found = [{"image_id": 1, "category_id": 3, "bbox": box, "score": 1 - 0.1 * number}
-             for number, box in enumerate([[0, 0, 10, 8], [0, 0, 10, 9], [9, 9, 12, 12], [25, 25, 10, 10]])]  # fmt: skip
+    truth = {
+        "images": [{"id": 1, "height": 40, "width": 40}],
+        "categories": [category],
+        "info": {},
+        "annotations": [
+            {
+                "id": key,
+                "image_id": 1,
+                "category_id": 3,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": int(key == 2),
+            }
+            for key, box in boxes.items()
+        ],
+    }
+    found = [
+        {"image_id": 1, "category_id": 3, "bbox": box, "score": 1 - 0.1 * number}
+        for number, box in enumerate(
+            [[0, 0, 10, 8], [0, 0, 10, 9], [9, 9, 12, 12], [25, 25, 10, 10]]
+        )
+    ]
     assert add_matches(as_coco(truth), found, [1], [3], ("bbox",)).tolist() == [[1]]
     assert [one["bbox_hits"] & 1 for one in found] == [1, 0, 0, 0], (
         "the first takes the object, though it is in the crowd"
@@ -62,6 +81,9 @@ def test_detections_past_the_hundredth_are_not_looked_at():
         "categories": [{"id": 3, "name": "a"}],
         "info": {},
     }
-    many = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": s / 200} for s in range(120)]
+    many = [
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": s / 200}
+        for s in range(120)
+    ]
     add_matches(as_coco(truth), many, [1], [3], ("bbox",))
     assert [one["class"] for one in many] == [-1] * 20 + [0] * 100

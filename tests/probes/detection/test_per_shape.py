@@ -1,4 +1,5 @@
-"""An image has the same maps whatever it is in a batch with, so that training sees what evaluation does."""
+"""An image has the same maps whatever it is in a batch with, so that training sees what evaluation
+does."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from probes.runner.sampling import SeededSamples
 from tests.probes import tiny_coco
 from tests.probes.tiny_mmlab import context
 
-SETTINGS = MaskRCNNSettings(batch_size=4, short_side=64, long_side=96, out_channels=16, fc_out_channels=16)
+SETTINGS = MaskRCNNSettings(
+    batch_size=4, short_side=64, long_side=96, out_channels=16, fc_out_channels=16
+)
 
 
 @pytest.fixture
@@ -28,26 +31,38 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["random/timm/test_vit", "random/timm/test_resnet"])
 def test_maps_of_a_batch_of_several_shapes_are_those_of_each_image_alone(tmp_path, data, backbone):
-    config = detection_config(PROBES["detection/mask-rcnn"], context(tmp_path / "w", data, SETTINGS, backbone))
+    config = detection_config(
+        PROBES["detection/mask-rcnn"], context(tmp_path / "w", data, SETTINGS, backbone)
+    )
     with DefaultScope.overwrite_default_scope("mmdet"), torch.no_grad():
-        model, images = MODELS.build(config.model).eval(), DATASETS.build(config.train_dataloader.dataset)
+        model, images = (
+            MODELS.build(config.model).eval(),
+            DATASETS.build(config.train_dataloader.dataset),
+        )
         items = [images[index] for index in range(4)]
         batch = model.data_preprocessor(pseudo_collate(items), training=True)
         together = model.extract_feat(batch["inputs"])
         assert len({tuple(image.shape) for image in batch["inputs"]}) == 2
         one_size = {sample.batch_input_shape for sample in batch["data_samples"]}
-        assert len(one_size) == 1 and len({sample.gt_instances.masks.width for sample in batch["data_samples"]}) == 1
+        assert (
+            len(one_size) == 1
+            and len({sample.gt_instances.masks.width for sample in batch["data_samples"]}) == 1
+        )
         for row, item in enumerate(items):
             alone = model.data_preprocessor(pseudo_collate([item]), training=False)
             for level, own in zip(together, model.extract_feat(alone["inputs"]), strict=True):
                 height, width = own.shape[-2:]
-                torch.testing.assert_close(level[row, :, :height, :width], own[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    level[row, :, :height, :width], own[0], rtol=1e-4, atol=1e-5
+                )
                 assert not level[row, :, height:].any() and not level[row, :, :, width:].any()
 
         # and padded to one size, as mmdet does, they are others
         plain = {**config.model.data_preprocessor, "type": "DetDataPreprocessor"}
         padded = MODELS.build(ConfigDict(plain))(pseudo_collate(items))["inputs"]
-        narrow = next(row for row, image in enumerate(batch["inputs"]) if image.shape[-1] < padded.shape[-1])
+        narrow = next(
+            row for row, image in enumerate(batch["inputs"]) if image.shape[-1] < padded.shape[-1]
+        )
         seen = model.backbone.backbone(padded)[-1][narrow]
         own = model.backbone.backbone(batch["inputs"][narrow][None])[-1][0]
         moved = (seen[:, : own.shape[1], : own.shape[2]] - own).norm() / own.norm()

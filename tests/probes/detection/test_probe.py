@@ -1,4 +1,5 @@
-"""Detection probes: COCO scores against pycocotools, both detectors trained for real on a generated set."""
+"""Detection probes: COCO scores against pycocotools, both detectors trained for real on a generated
+set."""
 
 from __future__ import annotations
 
@@ -40,7 +41,13 @@ from pycocotools.cocoeval import COCOeval
 
 SETTINGS: dict[str, Any] = {
     "mask-rcnn": MaskRCNNSettings(
-        max_iters=40, batch_size=2, short_side=64, long_side=96, out_channels=32, fc_out_channels=64, lr=3e-3
+        max_iters=40,
+        batch_size=2,
+        short_side=64,
+        long_side=96,
+        out_channels=32,
+        fc_out_channels=64,
+        lr=3e-3,
     ),
     "ssd": SSDSettings(max_iters=30, batch_size=4, size=64, out_channels=32, lr=3e-3),
 }
@@ -54,12 +61,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- data and scores
 
 
-def reference_ap(file: Path, detections: list[dict[str, Any]], images: list[int], kind: str) -> list[float]:
+def reference_ap(
+    file: Path, detections: list[dict[str, Any]], images: list[int], kind: str
+) -> list[float]:
     """pycocotools, the way its own demo does it."""
     with redirect_stdout(io.StringIO()):
         truth = ReferenceCOCO(str(file))
         left_out = "bbox" if kind == "segm" else "segmentation"
-        found = truth.loadRes([{k: v for k, v in one.items() if k != left_out} for one in detections])
+        found = truth.loadRes(
+            [{k: v for k, v in one.items() if k != left_out} for one in detections]
+        )
         evaluation = COCOeval(truth, found, kind)
         evaluation.params.imgIds = images
         evaluation.evaluate()
@@ -73,7 +84,11 @@ def reference_ap(file: Path, detections: list[dict[str, Any]], images: list[int]
 def test_scores_are_those_of_pycocotools(tmp_path: Path, seed: int, kind: str) -> None:
     """Objects shaken, lost, doubled and misnamed, and detections inside the crowd."""
     rng = np.random.default_rng(seed)
-    file = tiny_coco.write(tmp_path, val=12, side=200, seed=seed) / "annotations" / "instances_val2017.json"
+    file = (
+        tiny_coco.write(tmp_path, val=12, side=200, seed=seed)
+        / "annotations"
+        / "instances_val2017.json"
+    )
     truth = COCO(str(file))
     detections = []
     for one in truth.anns.values():
@@ -96,9 +111,15 @@ def test_scores_are_those_of_pycocotools(tmp_path: Path, seed: int, kind: str) -
     before = json.dumps(detections)
     found = mean_ap(truth, detections, images, list(tiny_coco.CATEGORY_IDS.values()), kind)
     expected = dict(
-        zip((n.replace("bbox", kind) for n in BOXES), reference_ap(file, detections, images, kind), strict=True)
+        zip(
+            (n.replace("bbox", kind) for n in BOXES),
+            reference_ap(file, detections, images, kind),
+            strict=True,
+        )
     )
-    assert found == pytest.approx({name: value for name, value in expected.items() if value >= 0}, abs=1e-9)
+    assert found == pytest.approx(
+        {name: value for name, value in expected.items() if value >= 0}, abs=1e-9
+    )
     assert 0 < found[f"{kind}_mAP"] < 100
     assert json.dumps(detections) == before
 
@@ -108,7 +129,9 @@ def test_truth_against_itself_scores_100_and_nothing_scores_0(root: Path) -> Non
     objects = [{**one, "score": 1.0} for one in truth.anns.values() if not one["iscrowd"]]
     images, categories = list(truth.imgs), list(tiny_coco.CATEGORY_IDS.values())
     for kind in ("bbox", "segm"):
-        assert list(mean_ap(truth, objects, images, categories, kind).values()) == pytest.approx([100.0] * 5)
+        assert list(mean_ap(truth, objects, images, categories, kind).values()) == pytest.approx(
+            [100.0] * 5
+        )
         assert set(mean_ap(truth, [], images, categories, kind).values()) == {0.0}
     empty = [image for image in truth.imgs if not truth.imgToAnns[image]]
     with pytest.raises(UserError, match="no object; there is nothing to score"):
@@ -118,7 +141,9 @@ def test_truth_against_itself_scores_100_and_nothing_scores_0(root: Path) -> Non
 def dataset(data: Any, split: Any, **options: Any) -> CocoInstances:
     init_default_scope("mmdet")
     config = coco_set(data, split, [])
-    return CocoInstances(**{key: value for key, value in config.items() if key != "type"}, **options)
+    return CocoInstances(
+        **{key: value for key, value in config.items() if key != "type"}, **options
+    )
 
 
 def test_labels_follow_the_order_of_the_classes(root: Path) -> None:
@@ -136,14 +161,20 @@ def test_labels_follow_the_order_of_the_classes(root: Path) -> None:
 
 def test_only_the_chosen_images_are_used_and_empty_ones_counted(root: Path) -> None:
     data = tiny_coco.prepared(root, skip=3)
-    assert sorted(info["img_id"] for info in dataset(data, "train")) == [s.target for s in data.samples["train"]]
+    assert sorted(info["img_id"] for info in dataset(data, "train")) == [
+        s.target for s in data.samples["train"]
+    ]
     trained = dataset(data, "train", drop_empty=True)
     assert (len(trained), trained.dropped_empty) == (8, 1)
-    sides = [min(trained.get_data_info(index)[side] for side in ("height", "width")) for index in range(8)]
+    sides = [
+        min(trained.get_data_info(index)[side] for side in ("height", "width"))
+        for index in range(8)
+    ]
     larger = sum(side >= max(sides) for side in sides)
     assert len(dataset(data, "train", drop_empty=True, min_size=max(sides))) == larger
     with pytest.raises(
-        UserError, match=r"no image of 5000 px or more with an object .* check the classes and min_size"
+        UserError,
+        match=r"no image of 5000 px or more with an object .* check the classes and min_size",
     ):
         dataset(data, "train", drop_empty=True, min_size=5000)
     assert len(dataset(data, "val")) == 6  # evaluation keeps the empty one
@@ -184,12 +215,18 @@ def run(
     place = context(work, tiny_coco.prepared(root), settings, backbone, recorder, **options)
     before = {key: value.clone() for key, value in place.backbone.state_dict().items()}
     result = PROBES[f"detection/{name}"].run(place)
-    unchanged = all(torch.equal(value, before[key]) for key, value in place.backbone.state_dict().items())
+    unchanged = all(
+        torch.equal(value, before[key]) for key, value in place.backbone.state_dict().items()
+    )
     return result, recorder, unchanged
 
 
-@pytest.mark.parametrize(("name", "backbone"), [("mask-rcnn", "tiny-cnn"), ("ssd", "tiny-cnn"), ("ssd", "tiny-vit")])
-def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, backbone: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "backbone"), [("mask-rcnn", "tiny-cnn"), ("ssd", "tiny-cnn"), ("ssd", "tiny-vit")]
+)
+def test_detector_trains_and_is_scored(
+    root: Path, tmp_path: Path, name: str, backbone: str
+) -> None:
     result, recorder, unchanged = run(root, tmp_path, name, backbone)
     assert unchanged
     losses = recorder.curve("train/loss")
@@ -217,7 +254,9 @@ def test_detector_trains_and_is_scored(root: Path, tmp_path: Path, name: str, ba
     assert {one["category_id"] for one in stored} <= set(tiny_coco.CATEGORY_IDS.values())
 
     per_image = result.per_image
-    assert sorted(per_image["image"]) == sorted(s.image for s in tiny_coco.prepared(root).samples["val"])
+    assert sorted(per_image["image"]) == sorted(
+        s.image for s in tiny_coco.prepared(root).samples["val"]
+    )
     assert per_image["detections"].sum() == len(stored) and (per_image["objects"] == 0).sum() == 1
     assert result.preview is not None and Image.open(result.preview).width > 800
     # AP over a draw of all images, from what is kept for a report
@@ -246,7 +285,9 @@ def ReferenceSilently(file: Path) -> ReferenceCOCO:
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
-def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root: Path, tmp_path: Path, name: str) -> None:
+def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(
+    root: Path, tmp_path: Path, name: str
+) -> None:
     short = {"max_iters": 4}
     one = run(root, tmp_path / "0", name, changes=short)[0]
     with pytest.raises(KeyboardInterrupt):
@@ -254,7 +295,9 @@ def test_same_seed_same_numbers_for_any_workers_and_after_a_stop(root: Path, tmp
     two = run(root, tmp_path / "2", name, changes=short, workers=2)[0]
     run(root, tmp_path / "s", name, changes=short, seed=1)
     assert one.metrics == two.metrics and one.detections == two.detections
-    weights, again, other = (torch.load(tmp_path / w / STATE, weights_only=True)["model"] for w in ("0", "2", "s"))
+    weights, again, other = (
+        torch.load(tmp_path / w / STATE, weights_only=True)["model"] for w in ("0", "2", "s")
+    )
     assert all(torch.equal(weights[key], again[key]) for key in weights)
     assert not all(torch.equal(weights[key], other[key]) for key in weights)
 
@@ -288,13 +331,18 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> 
     config = Config.fromstring(PROBES[f"detection/{name}"].config(made), ".py")
     init_default_scope("mmdet")
     prepare = MODELS.build(config.model.data_preprocessor)
-    train, val = DATASETS.build(config.train_dataloader.dataset.dataset), DATASETS.build(config.val_dataloader.dataset)
+    train, val = (
+        DATASETS.build(config.train_dataloader.dataset.dataset),
+        DATASETS.build(config.val_dataloader.dataset),
+    )
     for images, training in ((train, True), (val, False)):
         batch = prepare(pseudo_collate([images[0]]), training)
         (image,) = batch["inputs"]
         assert image.shape == (3, 64, 64)  # 40 px, padded to the backbone's divisor
         mean, std = made.backbone.data.mean, made.backbone.data.std
-        expected = [(value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)]
+        expected = [
+            (value / 255 - m) / s for value, m, s in zip((200, 100, 50), mean, std, strict=True)
+        ]
         assert image[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
         assert image[:, 39, 39].tolist() == pytest.approx(expected, abs=1e-4)
         assert image[:, 63, 63].tolist() == [0, 0, 0]
@@ -304,7 +352,8 @@ def test_the_backbone_gets_its_own_normalised_rgb(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("strides", [(14,), (16, 16), (8, 16), (2, 4, 8, 16, 32), (4, 8, 16, 16)])
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
 def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[int, ...]) -> None:
-    """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps' cells are."""
+    """One forward pass: maps and anchors agree in number and the finest anchors lie where the maps'
+    cells are."""
     from probes.runner import bridge
 
     backbone = TinyBackbone("shape", 0, strides).freeze()
@@ -314,7 +363,9 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
     if name == "ssd":
         config = models.ssd(backbone, frozen, 3, SSDSettings(out_channels=16, size=100))
     else:
-        config = models.mask_rcnn(backbone, frozen, 3, MaskRCNNSettings(out_channels=16, fc_out_channels=16))
+        config = models.mask_rcnn(
+            backbone, frozen, 3, MaskRCNNSettings(out_channels=16, fc_out_channels=16)
+        )
     detector = bridge.MODELS.build(ConfigDict(config)).eval()
     side = -(-100 // backbone.divisor) * backbone.divisor
     levels = detector.extract_feat(torch.zeros(1, 3, side, side))
@@ -343,7 +394,9 @@ def real_coco() -> Path:
     return Path(place) / "coco"
 
 
-@pytest.mark.skipif(not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data")
+@pytest.mark.skipif(
+    not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data"
+)
 def test_real_coco_is_read_whole() -> None:
     import probes.datasets.coco  # noqa: F401  registers
     from probes.datasets.base import PreparedDataset
@@ -354,9 +407,13 @@ def test_real_coco_is_read_whole() -> None:
     data = PreparedDataset(spec, real_coco(), samples, partial=True)
     for split in ("train", "val"):
         images = dataset(data, split)
-        assert sorted(info["img_path"] for info in images) == sorted(str(real_coco() / s.image) for s in samples[split])
+        assert sorted(info["img_path"] for info in images) == sorted(
+            str(real_coco() / s.image) for s in samples[split]
+        )
         content = json.loads((real_coco() / spec.annotations[split]).read_text())
         names = {category["id"]: category["name"] for category in content["categories"]}
-        labelled = sorted(data.classes[one["bbox_label"]] for info in images for one in info["instances"])
+        labelled = sorted(
+            data.classes[one["bbox_label"]] for info in images for one in info["instances"]
+        )
         assert len(labelled) > 0.99 * len(content["annotations"])
         assert set(labelled) <= set(names.values())

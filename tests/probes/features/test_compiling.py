@@ -1,4 +1,5 @@
-"""Backbones through ``torch.compile``: only when asked for, the same up to rounding, and never needed."""
+"""Backbones through ``torch.compile``: only when asked for, the same up to rounding, and never
+needed."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_its_own_error_is_raised(monkeypatch):
 def test_a_compiled_backbone_gives_the_same_and_is_counted_all_the_same(monkeypatch):
     monkeypatch.setenv(SETTING, "1")
     original = torch.compile
-    # traced for real; what inductor would write in C++ runs as torch's own operations here, in seconds
+    # traced for real; what inductor would write in C++ runs as torch's own operations here, in
+    # seconds
     monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="aot_eager"))
     backbone, images = registry.create("tiny-cnn", seed=3), torch.randn(2, 3, 64, 64)
     quick, cost = compiled(backbone.encode_image, "tiny-cnn"), EncodeCost()

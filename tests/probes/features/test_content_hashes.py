@@ -44,7 +44,11 @@ def test_they_follow_the_content_and_each_file_is_read_once(files, reads):
     assert content_hashes(files[::-1]) == first[::-1] and content_hashes(files[1:]) == first[1:]
     assert len(reads) == 3  # another list of the same files
     files[1].write_bytes(b"x")
-    assert [a == b for a, b in zip(first, content_hashes(files), strict=True)] == [True, False, True]
+    assert [a == b for a, b in zip(first, content_hashes(files), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
     assert reads[3:] == ["b"]
     files[2].unlink()
     with pytest.raises(UserError, match="moved just now"):
@@ -74,5 +78,7 @@ def test_what_the_check_of_a_dataset_has_read_is_not_read_again(tmp_path, reads)
     root = make.make_imagefolder(tmp_path / "images", 3, 2)
     data = prepare(DATASETS["imagefolder"], root)
     images = [root / sample.image for split in ("train", "val") for sample in data.samples[split]]
-    assert content_hashes(images) == [hashlib.sha256(image.read_bytes()).hexdigest() for image in images]
+    assert content_hashes(images) == [
+        hashlib.sha256(image.read_bytes()).hexdigest() for image in images
+    ]
     assert not reads

@@ -14,10 +14,18 @@ from probes.features.search import nearest
 def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
     random = torch.Generator().manual_seed(0)
     queries, memory = torch.randn(31, 5, generator=random), torch.randn(97, 5, generator=random)
-    _, wanted = NearestNeighbors(n_neighbors=7, metric=metric).fit(memory.numpy()).kneighbors(queries.numpy())
+    _, wanted = (
+        NearestNeighbors(n_neighbors=7, metric=metric)
+        .fit(memory.numpy())
+        .kneighbors(queries.numpy())
+    )
     if metric == "cosine":
-        similar, found = nearest(normalize(queries, dim=1), normalize(memory, dim=1), 7, cells=cells)
-        assert torch.allclose(similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, found))
+        similar, found = nearest(
+            normalize(queries, dim=1), normalize(memory, dim=1), 7, cells=cells
+        )
+        assert torch.allclose(
+            similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, found)
+        )
     else:
         similar, found = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2, cells=cells)
     assert np.array_equal(found.numpy(), wanted)
@@ -26,7 +34,10 @@ def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
 
 def test_chunks_of_the_memory_are_merged(monkeypatch):
     random = torch.Generator().manual_seed(0)
-    queries, memory = torch.randn(3, 4, generator=random), torch.randn(2**16 + 50, 4, generator=random)
+    queries, memory = (
+        torch.randn(3, 4, generator=random),
+        torch.randn(2**16 + 50, 4, generator=random),
+    )
     similar, index = nearest(queries, memory.half(), 5)
     exact, order = (queries @ memory.half().float().T).topk(5, dim=1)
     assert torch.equal(index, order) and torch.allclose(similar, exact)
@@ -45,6 +56,8 @@ def test_neighbours_are_those_of_faiss():
     similar, found = nearest(queries, memory, 30, -memory.square().sum(dim=1) / 2)
     assert np.array_equal(found.numpy(), wanted)
     assert np.allclose(queries.square().sum(dim=1, keepdim=True) - 2 * similar, squares, atol=1e-4)
-    inner, wanted = faiss.knn(queries.numpy(), memory.numpy(), 30, metric=faiss.METRIC_INNER_PRODUCT)
+    inner, wanted = faiss.knn(
+        queries.numpy(), memory.numpy(), 30, metric=faiss.METRIC_INNER_PRODUCT
+    )
     similar, found = nearest(queries, memory, 30)
     assert np.array_equal(found.numpy(), wanted) and np.allclose(similar, inner, atol=1e-5)

@@ -1,4 +1,5 @@
-"""Stores of features: what is kept is what was made, and nothing that is damaged, stale or half-written is ever read."""
+"""Stores of features: what is kept is what was made, and nothing that is damaged, stale or
+half-written is ever read."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def recipe(items: int = ITEMS, dtypes: tuple[str, ...] = ("fp32", "fp16"), **ide
 
 def value(item: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(item)
-    return [torch.randn(2, 3, 4 + item % 3, generator=generator), torch.randn(5, generator=generator).half()]
+    return [
+        torch.randn(2, 3, 4 + item % 3, generator=generator),
+        torch.randn(5, generator=generator).half(),
+    ]
 
 
 def maker(made: list[int] | None = None, backwards: bool = True):
@@ -52,14 +56,16 @@ def maker(made: list[int] | None = None, backwards: bool = True):
 
 def is_right(store) -> bool:
     same = [
-        all(torch.equal(a, b) for a, b in zip(store[i], value(i), strict=True)) and store.metadata(i) == {"item": i}
+        all(torch.equal(a, b) for a, b in zip(store[i], value(i), strict=True))
+        and store.metadata(i) == {"item": i}
         for i in range(ITEMS)
     ]
     return len(store) == ITEMS and all(same)
 
 
 def in_child(work) -> int:
-    """Run ``work`` in a forked process; returns it's exit code (negative: the signal that killed it)."""
+    """Run ``work`` in a forked process; returns it's exit code (negative: the signal that killed
+    it)."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -84,9 +90,12 @@ def test_what_is_kept_is_what_was_made_and_made_once():
 
 def test_every_dtype_comes_back_bit_by_bit():
     values = [
-        torch.randn(3, 2), torch.randn(3).half(), torch.randn(4).bfloat16(),
-        torch.arange(5, dtype=torch.uint8), torch.tensor([0, 65535], dtype=torch.int32).to(torch.uint16),
-    ]  # fmt: skip
+        torch.randn(3, 2),
+        torch.randn(3).half(),
+        torch.randn(4).bfloat16(),
+        torch.arange(5, dtype=torch.uint8),
+        torch.tensor([0, 65535], dtype=torch.int32).to(torch.uint16),
+    ]
     kind = CacheKey("ground truth", "types", {}, ("fp32", "fp16", "bf16", "uint8", "uint16"), [100])
     store = get_or_build(kind, lambda wanted: [(0, values, {})])
     for kept, given in zip(store[0], values, strict=True):
@@ -96,15 +105,22 @@ def test_every_dtype_comes_back_bit_by_bit():
 def test_stacked_is_all_items_in_order():
     rows = torch.randn(ITEMS, 7)
     made = CacheKey("embeddings", "rows", {}, ("fp32",), [28] * ITEMS)
-    store = get_or_build(made, lambda wanted: [(i, [rows[i]], {}) for shard in wanted for i in shard])
+    store = get_or_build(
+        made, lambda wanted: [(i, [rows[i]], {}) for shard in wanted for i in shard]
+    )
     assert torch.equal(store.stacked(), rows)
 
 
 def test_another_recipe_is_another_store():
     others = [
-        recipe(), recipe(weights="v"), recipe(view="flip"), recipe(split="val"), recipe(11),
-        recipe(dtypes=("fp16", "fp16")), CacheKey("ground truth", "a test", {"weights": "w"}, ("fp32", "fp16"), [1]),
-    ]  # fmt: skip
+        recipe(),
+        recipe(weights="v"),
+        recipe(view="flip"),
+        recipe(split="val"),
+        recipe(11),
+        recipe(dtypes=("fp16", "fp16")),
+        CacheKey("ground truth", "a test", {"weights": "w"}, ("fp32", "fp16"), [1]),
+    ]
     assert len({key.digest for key in others}) == 7
 
 
@@ -143,7 +159,8 @@ def test_a_manifest_that_was_meddled_with_does_not_count():
 
 
 def test_kill_9_anywhere_leaves_nothing_that_counts_as_done(tmp_path):
-    """A forked process makes a store and kills itself at its n-th function call, for random n up to the last."""
+    """A forked process makes a store and kills itself at its n-th function call, for random n up to
+    the last."""
     calls = 0
 
     def count(frame, event, argument) -> None:
@@ -184,7 +201,9 @@ def test_kill_9_anywhere_leaves_nothing_that_counts_as_done(tmp_path):
         kept += 0 < len(made) < ITEMS
         assert done or not list(folder.glob(".*.tmp"))
         store.close()
-    assert unfinished > 10 and kept > 3  # most died in the middle, and what was finished then was not made again
+    assert (
+        unfinished > 10 and kept > 3
+    )  # most died in the middle, and what was finished then was not made again
 
 
 def test_two_processes_make_one_store_once(tmp_path):
@@ -272,7 +291,8 @@ def test_the_least_recently_used_go_when_room_is_needed(monkeypatch):
 def test_what_does_not_fit_is_refused_in_one_line(monkeypatch):
     monkeypatch.setenv(budget.VARIABLE, "0.000001")
     with pytest.raises(
-        UserError, match=r"features of a test would take 0\.0 MB, and the cache may hold 0\.0 MB; raise"
+        UserError,
+        match=r"features of a test would take 0\.0 MB, and the cache may hold 0\.0 MB; raise",
     ):
         get_or_build(recipe(), maker())
     monkeypatch.setenv(budget.VARIABLE, "many")

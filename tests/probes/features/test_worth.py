@@ -1,4 +1,5 @@
-"""``cache=auto``: keeps features where that is quicker, says why, and gives the same numbers either way."""
+"""``cache=auto``: keeps features where that is quicker, says why, and gives the same numbers either
+way."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from probes.registry import PROBES
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, context
 
-SMALL = {"size": 48, "batch_size": 4, "warmup": 0.0, "max_iters": 4, "lr": 0.01, "feature_stride": 8, "fixed_crops": 2}
+SMALL = {
+    "size": 48,
+    "batch_size": 4,
+    "warmup": 0.0,
+    "max_iters": 4,
+    "lr": 0.01,
+    "feature_stride": 8,
+    "fixed_crops": 2,
+}
 PROBE = PROBES["segmentation/linear"]
 
 
@@ -42,7 +51,9 @@ def verdict(tmp_path, data, drawn: int) -> tuple[bool, str]:
 def test_it_weighs_encoding_against_the_disk(tmp_path, data, monkeypatch):
     monkeypatch.setattr(worth, "seconds_to_encode", lambda *args: 0.05)
     monkeypatch.setattr(worth, "disk_speed", lambda folder: (1e8, 1e8))
-    assert verdict(tmp_path, data, drawn=16)[0] is False  # as many crops as there are to keep: nothing is saved
+    assert (
+        verdict(tmp_path, data, drawn=16)[0] is False
+    )  # as many crops as there are to keep: nothing is saved
     keeps, why = verdict(tmp_path, data, drawn=200)
     assert (
         keeps
@@ -74,12 +85,17 @@ def test_both_ways_give_the_same_and_say_so(tmp_path, data, monkeypatch):
 
 def test_what_was_decided_stays(tmp_path, data, monkeypatch):
     asked = []
-    monkeypatch.setattr(group, "keeping_pays", lambda *args: asked.append(args[2]) or (True, "a test"))
+    monkeypatch.setattr(
+        group, "keeping_pays", lambda *args: asked.append(args[2]) or (True, "a test")
+    )
     around = made(tmp_path / "w", data)
     for _ in range(2):
         ((_, decided),), said = group.decided([(PROBE, around)])
         assert decided.settings.cache == "fp16" and said
-    assert asked == [4 * 4] and json.loads((around.work_dir / "cache.json").read_text()) == [True, "a test"]
+    assert asked == [4 * 4] and json.loads((around.work_dir / "cache.json").read_text()) == [
+        True,
+        "a test",
+    ]
 
 
 def test_there_is_nothing_to_decide_where_nothing_repeats(tmp_path, data):

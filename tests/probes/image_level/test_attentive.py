@@ -1,4 +1,5 @@
-"""The attentive probe: it reads the patches, not only their mean, and ends the same wherever it goes on."""
+"""The attentive probe: it reads the patches, not only their mean, and ends the same wherever it
+goes on."""
 
 from __future__ import annotations
 
@@ -14,16 +15,26 @@ from probes.image_level.settings import AttentiveSettings
 from probes.registry import DATASETS
 from tests.probes.whole_images import Bar, Colours, context
 
-SMALL = {"learning_rates": (0.00001, 0.02), "epochs": 12, "batch_size": 16, "size": 32, "holdout": 0.25}
+SMALL = {
+    "learning_rates": (0.00001, 0.02),
+    "epochs": 12,
+    "batch_size": 16,
+    "size": 32,
+    "holdout": 0.25,
+}
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Classes differ by whether a red and a green patch come together, or two of both in one: their means agree."""
+    """Classes differ by whether a red and a green patch come together, or two of both in one: their
+    means agree."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 6)):
-        for name, pair in (("mixed", ([200, 200, 0], [0, 0, 0])), ("pure", ([200, 0, 0], [0, 200, 0]))):
+        for name, pair in (
+            ("mixed", ([200, 200, 0], [0, 0, 0])),
+            ("pure", ([200, 0, 0], [0, 200, 0])),
+        ):
             for index in range(count):
                 cells = np.zeros((4, 4, 3), np.uint8)
                 cells[:] = np.where(rng.permutation(16).reshape(4, 4, 1) % 2, *np.array(pair))
@@ -34,18 +45,28 @@ def root(tmp_path, monkeypatch):
 
 
 def around(root, **change):
-    return context(ATTENTIVE, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), **{**SMALL, **change})
+    return context(
+        ATTENTIVE, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), **{**SMALL, **change}
+    )
 
 
 def test_it_sees_what_a_mean_does_not(root):
     made = around(root)
     result = ATTENTIVE.run(made)
-    linear = LINEAR.run(context(LINEAR, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), size=32, epochs=5))
+    linear = LINEAR.run(
+        context(
+            LINEAR, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), size=32, epochs=5
+        )
+    )
     assert linear.metrics["top1"] < 80  # on the means
     assert result.metrics["top1"] == 100.0
-    assert result.notes[0].startswith("learning rate 0.02: best of 2 on 6 held-out training images (top1 100.0)")
+    assert result.notes[0].startswith(
+        "learning rate 0.02: best of 2 on 6 held-out training images (top1 100.0)"
+    )
     assert "the highest rate of its grid" in result.notes[0]
-    assert {"train/loss", "select/top1/lr_0.02"} <= {name for _, found in made.log.curves for name in found}
+    assert {"train/loss", "select/top1/lr_0.02"} <= {
+        name for _, found in made.log.curves for name in found
+    }
     assert result.cost["train_flops"] > 0 and result.cost["encode_images_per_second"] > 0
     assert ATTENTIVE.run(around(root)).metrics == result.metrics
 

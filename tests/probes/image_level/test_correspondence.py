@@ -1,4 +1,5 @@
-"""Keypoint matching on tiny copies of SPair-71k and NAVI in their official layouts, where what is right is known."""
+"""Keypoint matching on tiny copies of SPair-71k and NAVI in their official layouts, where what is
+right is known."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def picture(path, places, size, spot=8):
 
 @pytest.fixture
 def spair(tmp_path):
-    """Two categories: in the first the spots moved and the image has another shape, in the second two colours changed places."""
+    """Two categories: in the first the spots moved and the image has another shape, in the second
+    two colours changed places."""
     root = tmp_path / "SPair-71k"
     for split, number in (("test", 1), ("trn", 2)):
         (root / f"PairAnnotation/{split}").mkdir(parents=True)
@@ -53,8 +55,14 @@ def spair(tmp_path):
             picture(root / f"JPEGImages/{category}/{one}", shown, (128, 128))
             picture(root / f"JPEGImages/{category}/{two}", drawn, size)
             name = f"00000{number}-{number}_a-{number}_b:{category}"
-            told = {"category": category, "src_imname": one, "trg_imname": two, "src_kps": [list(each) for each in shown],
-                    "trg_kps": [list(each) for each in moved], "trg_bndbox": [16, 16, 116, 96]}  # fmt: skip
+            told = {
+                "category": category,
+                "src_imname": one,
+                "trg_imname": two,
+                "src_kps": [list(each) for each in shown],
+                "trg_kps": [list(each) for each in moved],
+                "trg_bndbox": [16, 16, 116, 96],
+            }
             (root / f"PairAnnotation/{split}/{name}.json").write_text(json.dumps(told))
             names.append(name)
         (root / "Layout/large").mkdir(parents=True, exist_ok=True)
@@ -65,18 +73,26 @@ def spair(tmp_path):
 def test_points_are_found_where_their_features_are(spair):
     made = context(KEYPOINTS, DATASETS["spair"], spair, size=128)
     result = KEYPOINTS.run(made)
-    assert result.metrics == pytest.approx({"PCK@0.1": 200 / 3, "PCK@0.05": 200 / 3, "PCK@0.1_point": 200 / 3})
+    assert result.metrics == pytest.approx(
+        {"PCK@0.1": 200 / 3, "PCK@0.05": 200 / 3, "PCK@0.1_point": 200 / 3}
+    )
     assert result.per_image["image"].tolist() == [
         f"JPEGImages/{c}/1_a.jpg → JPEGImages/{c}/1_b.jpg" for c in ("cat", "dog")
     ]
-    assert result.per_image["right_0.1"].tolist() == [3, 1] and result.per_image["points"].tolist() == [3, 3]
+    assert result.per_image["right_0.1"].tolist() == [3, 1] and result.per_image[
+        "points"
+    ].tolist() == [3, 3]
     assert result.cost["eval_flops"] > 0 and result.cost["encode_images_per_second"] > 0
     scores = image_scores("correspondence", result.per_image)
     ones = np.ones((1, 2))
-    assert {name: metric(ones)[0] for name, metric in scores.metrics.items()} == pytest.approx(result.metrics)
+    assert {name: metric(ones)[0] for name, metric in scores.metrics.items()} == pytest.approx(
+        result.metrics
+    )
     assert scores.metrics["PCK@0.1"](np.array([[2.0, 0.0]]))[0] == pytest.approx(100.0)
     trained = DATASETS["spair"].list_samples(spair, "train")
-    assert [sample.image for sample in trained] == [f"JPEGImages/{c}/2_{x}.jpg" for c in ("cat", "dog") for x in "ab"]
+    assert [sample.image for sample in trained] == [
+        f"JPEGImages/{c}/2_{x}.jpg" for c in ("cat", "dog") for x in "ab"
+    ]
     with pytest.raises(UserError, match="has 1 feature maps, no layer 3"):
         KEYPOINTS.run(context(KEYPOINTS, DATASETS["spair"], spair, size=128, layer=3))
 
@@ -103,7 +119,10 @@ def test_errors_are_in_pixels_of_the_target():
     maps[0], maps[1, 1, 2] = 1, 5  # one place differs
     other = torch.zeros(2, 4, 4)
     other[0], other[1, 3, 0] = 1, 5
-    told = {"source": [[50.0, 30.0]], "target": [[10.0, 140.0]]}  # that place's centre in 80 × 80, and in 80 × 160
+    told = {
+        "source": [[50.0, 30.0]],
+        "target": [[10.0, 140.0]],
+    }  # that place's centre in 80 × 80, and in 80 × 160
     assert pixel_errors((maps, (80, 80)), (other, (80, 160)), told)[0] < 0.1
     told["target"] = [[10.0, 100.0]]
     assert pixel_errors((maps, (80, 80)), (other, (80, 160)), told)[0] == pytest.approx(40, abs=0.1)
@@ -111,16 +130,25 @@ def test_errors_are_in_pixels_of_the_target():
 
 @pytest.fixture
 def scene(tmp_path):
-    """A plane 500 mm before two cameras, of which the second is turned by 20° about it; and one that sees its back."""
+    """A plane 500 mm before two cameras, of which the second is turned by 20° about it; and one
+    that sees its back."""
     root, told, focal, size = tmp_path / "navi", [], 100.0, (96, 96)
     rows, columns = np.mgrid[:96, :96] + 0.5
     for number, degrees in enumerate((0.0, 20.0, 170.0)):
         angle = math.radians(degrees)
-        normal = np.array([-math.sin(angle), 0.0, math.cos(angle)])  # of the plane, in the camera's frame
+        normal = np.array(
+            [-math.sin(angle), 0.0, math.cos(angle)]
+        )  # of the plane, in the camera's frame
         rays = np.stack([(columns - 48) / focal, (rows - 48) / focal, np.ones((96, 96))])
         depth = 500 * normal[2] / np.einsum("i,ihw->hw", normal, rays)
         points = rays * depth - np.array([0, 0, 500.0])[:, None, None]
-        turn = np.array([[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]])
+        turn = np.array(
+            [
+                [math.cos(angle), 0, -math.sin(angle)],
+                [0, 1, 0],
+                [math.sin(angle), 0, math.cos(angle)],
+            ]
+        )
         on_plane = np.einsum("ji,jhw->ihw", turn, points)  # back to the object's frame
         inside = (np.abs(on_plane[:2]) < 120).all(axis=0) & (depth > 0) & (degrees < 90)
         value = np.where(inside, 65535 * 10.0 / np.maximum(depth, 1), 0).round()
@@ -128,30 +156,47 @@ def scene(tmp_path):
         for part in ("images", "depth"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         colour = np.where(inside, 128 + on_plane, 0).clip(0, 255).astype(np.uint8)
-        Image.fromarray(colour.transpose(1, 2, 0)).save(folder / f"images/{number:03d}.jpg", quality=98)
+        Image.fromarray(colour.transpose(1, 2, 0)).save(
+            folder / f"images/{number:03d}.jpg", quality=98
+        )
         Image.fromarray(value.astype(np.uint16)).save(folder / f"depth/{number:03d}.png")
         half = -angle / 2
-        told.append({"filename": f"{number:03d}.jpg", "image_size": list(size), "camera": {
-            "q": [math.cos(half), 0.0, math.sin(half), 0.0], "t": [0.0, 0.0, 500.0], "focal_length": focal}})  # fmt: skip
+        told.append(
+            {
+                "filename": f"{number:03d}.jpg",
+                "image_size": list(size),
+                "camera": {
+                    "q": [math.cos(half), 0.0, math.sin(half), 0.0],
+                    "t": [0.0, 0.0, 500.0],
+                    "focal_length": focal,
+                },
+            }
+        )
     (root / "toy/wild_set/annotations.json").write_text(json.dumps(told))
     return root
 
 
 def test_navi_matches_the_same_place_of_the_object(scene):
     first, second, back = DATASETS["navi"].list_samples(scene, "val")
-    assert [sample.image for sample in (first, second, back)] == [f"toy/wild_set/images/{n:03d}.jpg" for n in range(3)]
+    assert [sample.image for sample in (first, second, back)] == [
+        f"toy/wild_set/images/{n:03d}.jpg" for n in range(3)
+    ]
     assert first.target[0]["image"] == second.image and second.target[0]["image"] == first.image
     assert back.target == []  # turned by 150° and more from both
     told = navi.keypoints(scene, first.target[0])
     assert len(told["source"]) > 80
-    pictures = [np.asarray(Image.open(scene / each.image)).astype(float) for each in (first, second)]
+    pictures = [
+        np.asarray(Image.open(scene / each.image)).astype(float) for each in (first, second)
+    ]
     for (x, y), (u, v) in zip(told["source"], told["target"], strict=True):
         if min(u, v) > 2 and max(u, v) < 94:  # the colour of a place is where it lies on the object
             assert np.abs(pictures[0][int(y), int(x)] - pictures[1][int(v), int(u)]).max() < 20
     assert told["box"][2] - told["box"][0] > 30
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": [0, 0]}, {"camera": {"q": [1, 0, 0, 0], "t": 5, "focal_length": 1}}])
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": [0, 0]}, {"camera": {"q": [1, 0, 0, 0], "t": 5, "focal_length": 1}}]
+)
 def test_broken_cameras_are_said(scene, wrong):
     path = scene / "toy/wild_set/annotations.json"
     path.write_text(json.dumps([{**told, **wrong} for told in json.loads(path.read_text())]))

@@ -33,16 +33,22 @@ def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
     """The embeddings, and whether a backbone was at work."""
     recorder = Recorder()
     around = replace(
-        context(paths[0].parent / "work", recorder=recorder), backbone=registry.create("tiny-cnn", seed=seed)
+        context(paths[0].parent / "work", recorder=recorder),
+        backbone=registry.create("tiny-cnn", seed=seed),
     )
     run = EncodeRun.of(around)
-    kept = kept_embeddings(around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys")
+    kept = kept_embeddings(
+        around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys"
+    )
     return kept, bool(recorder.started)
 
 
 def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):
     fresh = encode_images(
-        registry.create("tiny-cnn", seed=3), paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2)
+        registry.create("tiny-cnn", seed=3),
+        paths,
+        EncodeRun(torch.device("cpu"), 0),
+        Encoding(batch_size=2),
     )
     first, at_work = encode(paths)
     assert at_work and torch.equal(first, fresh)
@@ -53,9 +59,15 @@ def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):
 def test_whatever_changes_an_embedding_encodes_anew(paths):
     encode(paths)
     for changed in (
-        {"seed": 4}, {"size": (32, 32)}, {"precision": "bf16"}, {"paths": paths[::-1]}, {"paths": paths[:4]},
-        {"features": "pre_projection"}, {"blocks": 2}, {"batch_size": 3},
-    ):  # fmt: skip
+        {"seed": 4},
+        {"size": (32, 32)},
+        {"precision": "bf16"},
+        {"paths": paths[::-1]},
+        {"paths": paths[:4]},
+        {"features": "pre_projection"},
+        {"blocks": 2},
+        {"batch_size": 3},
+    ):
         assert encode(**{"paths": paths, **changed})[1], changed
     pixels = np.asarray(Image.open(paths[2])).copy()
     pixels[0, 0] ^= 1
@@ -73,7 +85,9 @@ def test_without_room_they_are_encoded_and_not_kept(paths, monkeypatch):
 
 def test_another_version_of_a_library_encodes_anew(paths, monkeypatch):
     encode(paths)
-    monkeypatch.setattr("probes.image_level.embeddings.versions", lambda *names: dict.fromkeys(names, "0.0"))
+    monkeypatch.setattr(
+        "probes.image_level.embeddings.versions", lambda *names: dict.fromkeys(names, "0.0")
+    )
     assert encode(paths)[1]
 
 
@@ -81,6 +95,10 @@ def test_tokens_are_class_tokens_and_the_mean_of_the_last_patches(paths):
     backbone = registry.create("tiny-cnn", seed=3)
     tokens, _ = encode(paths, blocks=2)
     assert tokens.shape == (5, 24 + 32 + 32)
-    embedding = encode_images(backbone, paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2))
-    torch.testing.assert_close(tokens[:, 24:56], embedding)  # of a CNN both are the mean of the last map
+    embedding = encode_images(
+        backbone, paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2)
+    )
+    torch.testing.assert_close(
+        tokens[:, 24:56], embedding
+    )  # of a CNN both are the mean of the last map
     torch.testing.assert_close(tokens[:, 56:], embedding)

@@ -1,4 +1,5 @@
-"""Embeddings of whole images: prepared as the field does it, in order, whatever the number of loader processes."""
+"""Embeddings of whole images: prepared as the field does it, in order, whatever the number of
+loader processes."""
 
 from dataclasses import replace
 
@@ -50,7 +51,9 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
             transforms.Normalize(backbone.data.mean, backbone.data.std),
         ]
     )
-    wanted = torch.cat([backbone.encode_image(usual(Image.open(p).convert("RGB"))[None]) for p in paths])
+    wanted = torch.cat(
+        [backbone.encode_image(usual(Image.open(p).convert("RGB"))[None]) for p in paths]
+    )
     found = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -60,21 +63,35 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
 def test_workers_change_nothing(paths, workers):
     backbone = Colours()
     here = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
-    assert torch.equal(encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=4)), here)
-    torch.testing.assert_close(encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=7)), here)
+    assert torch.equal(
+        encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=4)), here
+    )
+    torch.testing.assert_close(
+        encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=7)), here
+    )
 
 
 def test_order_size_progress_and_memory_format(paths):
     backbone, bar = Colours(cnn=True), Bar()
     formats = []
     encode = backbone.encode_image
-    backbone.encode_image = lambda x: formats.append(x.is_contiguous(memory_format=torch.channels_last)) or encode(x)
-    forward = encode_images(backbone, paths, EncodeRun(CPU, 2, bar), Encoding(size=(24, 40), batch_size=8))
-    assert [tuple(shape) for shape in backbone.seen] == [(8, 3, 24, 40), (8, 3, 24, 40), (5, 3, 24, 40)]
+    backbone.encode_image = lambda x: (
+        formats.append(x.is_contiguous(memory_format=torch.channels_last)) or encode(x)
+    )
+    forward = encode_images(
+        backbone, paths, EncodeRun(CPU, 2, bar), Encoding(size=(24, 40), batch_size=8)
+    )
+    assert [tuple(shape) for shape in backbone.seen] == [
+        (8, 3, 24, 40),
+        (8, 3, 24, 40),
+        (5, 3, 24, 40),
+    ]
     assert all(formats)
     assert bar.started == [("encoding images", 21)]
     assert bar.done == 21
-    backward = encode_images(backbone, paths[::-1], EncodeRun(CPU, 2), Encoding(size=(24, 40), batch_size=8))
+    backward = encode_images(
+        backbone, paths[::-1], EncodeRun(CPU, 2), Encoding(size=(24, 40), batch_size=8)
+    )
     torch.testing.assert_close(backward.flip(0), forward)
 
 
@@ -92,7 +109,10 @@ def test_bad_input_is_one_line(paths, tmp_path):
         with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as caught:
             encode_images(Colours(), [*paths, broken], EncodeRun(CPU, workers))
         assert "\n" not in str(caught.value)
-    assert encode_images(Colours((30, 30)), paths, EncodeRun(CPU, 0)).shape == (21, 8)  # its own size is never refused
+    assert encode_images(Colours((30, 30)), paths, EncodeRun(CPU, 0)).shape == (
+        21,
+        8,
+    )  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
         encode_images(Colours(), paths, EncodeRun(CPU), Encoding(size=(30, 32)))
 
@@ -113,14 +133,18 @@ def test_no_images_no_embeddings():
 def test_texts_keep_their_order():
     texts = ["red", "green", "blue", "white", "none"]
     one_by_one = torch.cat([Colours().encode_text([text]) for text in texts])
-    torch.testing.assert_close(encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2), one_by_one)
+    torch.testing.assert_close(
+        encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2), one_by_one
+    )
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    width=st.integers(1, 200), height=st.integers(1, 200), size=st.tuples(st.integers(4, 64), st.integers(4, 64)),
+    width=st.integers(1, 200),
+    height=st.integers(1, 200),
+    size=st.tuples(st.integers(4, 64), st.integers(4, 64)),
     crop_pct=st.sampled_from([1.0, 0.95, 0.875, 0.5]),
-)  # fmt: skip
+)
 def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
     white = Image.new("RGB", (width, height), (255, 255, 255))
     fitted = prepare(size, replace(PLAIN, crop_pct=crop_pct))(white)
@@ -132,7 +156,9 @@ def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
 @given(width=st.integers(8, 120), height=st.integers(8, 120), side=st.integers(8, 48))
 def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
     image = Image.fromarray(make.picture(np.random.default_rng(width), (width, height)))
-    usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(image)
+    usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(
+        image
+    )
     found = prepare((side, side), replace(PLAIN, crop_pct=0.875))(image)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(usual))
 
@@ -140,7 +166,9 @@ def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
 def test_squash_keeps_the_whole_picture(tmp_path):
     """SigLIP's way: no crop, the shape is not kept."""
     picture = np.zeros((20, 80, 3), np.uint8)
-    picture[:, :20, 0] = 255  # red at the left end, green at the right: a centre crop would lose both
+    picture[:, :20, 0] = (
+        255  # red at the left end, green at the right: a centre crop would lose both
+    )
     picture[:, 60:, 1] = 255
     path = tmp_path / "wide.png"
     Image.fromarray(picture).save(path)

@@ -1,4 +1,5 @@
-"""``few-shot``: the closed form is least squares for every penalty, and leaving an image out is fitting without it."""
+"""``few-shot``: the closed form is least squares for every penalty, and leaving an image out is
+fitting without it."""
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ def own_home(tmp_path_factory, monkeypatch):
 
 def drawn(images: int, width: int = 12):
     random = torch.Generator().manual_seed(0)
-    return torch.randn(images, width, generator=random), torch.randint(3, (images,), generator=random)
+    return torch.randn(images, width, generator=random), torch.randint(
+        3, (images,), generator=random
+    )
 
 
 def by_hand(x, y, l2):
@@ -37,7 +40,9 @@ def test_one_decomposition_serves_every_penalty(images, l2):
     x = pad((x - x.mean(dim=0)) / (x.std(dim=0, correction=0) + 1e-5), (0, 1), value=100)
     y = 2 * one_hot(labels, 3).double() - 1
     torch.testing.assert_close(fits.weights(l2), by_hand(x, y, l2), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(fits.scores(features, l2), x @ by_hand(x, y, l2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        fits.scores(features, l2), x @ by_hand(x, y, l2), rtol=1e-5, atol=1e-6
+    )
     for place in range(images):
         rest = torch.arange(images) != place
         wanted = x[place] @ by_hand(x[rest], y[rest], l2)
@@ -64,5 +69,6 @@ def test_it_learns_colours_from_two_images_each(tmp_path):
     assert result.metrics["top1"] == 100
     assert "8 training images" in result.notes[0] and "leaving each image out" in result.notes[0]
     assert (
-        "4 of 4 classes have fewer" in FEW_SHOT.run(context(FEW_SHOT, DATASETS["imagefolder"], root, shots=9)).notes[1]
+        "4 of 4 classes have fewer"
+        in FEW_SHOT.run(context(FEW_SHOT, DATASETS["imagefolder"], root, shots=9)).notes[1]
     )

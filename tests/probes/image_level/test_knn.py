@@ -51,4 +51,6 @@ def test_one_image_a_class_leaves_nothing_to_choose_by(tmp_path):
     root = make.make_imagefolder(tmp_path, 1, 2)
     with pytest.raises(UserError, match="set neighbours=10"):
         KNN.run(context(KNN, DATASETS["imagefolder"], root))
-    assert KNN.run(context(KNN, DATASETS["imagefolder"], root, neighbours=(1,))).metrics["top1"] == 100
+    assert (
+        KNN.run(context(KNN, DATASETS["imagefolder"], root, neighbours=(1,))).metrics["top1"] == 100
+    )

@@ -1,4 +1,5 @@
-"""A grid of linear classifiers trained at once equals each trained alone, and is chosen without a look at val."""
+"""A grid of linear classifiers trained at once equals each trained alone, and is chosen without a
+look at val."""
 
 import json
 from types import SimpleNamespace
@@ -55,16 +56,22 @@ def test_together_equals_alone():
     together = train(rates, decays, features, labels)
     for index, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
         alone = train([rate], [decay], features, labels)
-        torch.testing.assert_close(together.weight[:, index], alone.weight[:, 0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            together.weight[:, index], alone.weight[:, 0], rtol=1e-4, atol=1e-6
+        )
         torch.testing.assert_close(together.bias[index], alone.bias[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(together.logits(features)[index], alone.logits(features)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together.logits(features)[index], alone.logits(features)[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_diverging_one_does_not_touch_the_others():
     features, labels = blobs()
     together = train([0.1, 1e38], [0.0, 1e3], features, labels)
     assert not together.weight[:, 1].isfinite().all()
-    torch.testing.assert_close(together.weight[:, 0], train([0.1], [0.0], features, labels).weight[:, 0])
+    torch.testing.assert_close(
+        together.weight[:, 0], train([0.1], [0.0], features, labels).weight[:, 0]
+    )
     with pytest.raises(NonFiniteLoss, match="not finite in epoch"):
         train([1e38], [1e3], features, labels)
 
@@ -72,7 +79,9 @@ def test_a_diverging_one_does_not_touch_the_others():
 def test_the_hand_written_step_is_torch_sgd():
     features, labels = blobs()
     samples, epochs, batch = Samples(features, labels, 5), 3, 50
-    ours = train_linear(samples, [(0.5, 0.01)], LinearSettings(epochs=epochs, batch_size=batch), 3, CPU)
+    ours = train_linear(
+        samples, [(0.5, 0.01)], LinearSettings(epochs=epochs, batch_size=batch), 3, CPU
+    )
     inputs = Standardiser.fit(samples)(features)
     layer = nn.Linear(16, 5)
     nn.init.zeros_(layer.weight)
@@ -96,7 +105,9 @@ def test_trained_long_it_is_logistic_regression():
     ours = train([2.0], [0.02], features, labels, epochs=300, batch=300)
     inputs = Standardiser.fit(Samples(features, labels, 5))(features).numpy().astype(np.float64)
     # sklearn minimises C * sum of losses + |w|^2 / 2: the same with C = 1 / (N * weight decay)
-    reference = LogisticRegression(C=1 / (300 * 0.02), tol=1e-8, max_iter=5000).fit(inputs, labels.numpy())
+    reference = LogisticRegression(C=1 / (300 * 0.02), tol=1e-8, max_iter=5000).fit(
+        inputs, labels.numpy()
+    )
     wanted = torch.from_numpy(reference.decision_function(inputs)).softmax(dim=1).float()
     torch.testing.assert_close(ours.logits(features)[0].softmax(dim=1), wanted, rtol=0, atol=5e-3)
 
@@ -112,7 +123,11 @@ def test_standardised_features_are_those_of_a_batchnorm_without_affine():
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=8), share=st.floats(0.05, 0.9), seed=st.integers(0, 99))
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(0, 99),
+)
 def test_stratified_split(counts, share, seed):
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
@@ -130,7 +145,10 @@ def test_stratified_split(counts, share, seed):
 
 def test_ranks_agree_with_sklearn_and_count_ties_against():
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(400, 9, generator=generator), torch.randint(9, (400,), generator=generator)
+    logits, labels = (
+        torch.randn(400, 9, generator=generator),
+        torch.randint(9, (400,), generator=generator),
+    )
     rank = ranks(logits, labels)
     for k in (1, 3, 5):
         wanted = top_k_accuracy_score(labels.numpy(), logits.numpy(), k=k, labels=range(9))
@@ -140,7 +158,9 @@ def test_ranks_agree_with_sklearn_and_count_ties_against():
 
 
 def test_top5_only_with_more_than_five_classes():
-    around = SimpleNamespace(data=SimpleNamespace(samples={"val": [Sample("a", 0), Sample("b", 1)]}))
+    around = SimpleNamespace(
+        data=SimpleNamespace(samples={"val": [Sample("a", 0), Sample("b", 1)]})
+    )
     right = score(around, torch.eye(5)[:2]).metrics
     assert "top5" not in right and set(right.values()) == {100.0}
     result = score(around, torch.tensor([[0, 1, 2, 3, 4, 5.0], [0, 9, 1, 2, 3, 4.0]]))
@@ -159,17 +179,28 @@ def test_the_probe_end_to_end(tmp_path):
     with FlopCounterMode(display=False) as everything:
         result = probe.run(around)
     assert result.metrics == {"top1": 100.0}
-    assert result.per_image["image"].tolist() == [sample.image for sample in around.data.samples["val"]]
+    assert result.per_image["image"].tolist() == [
+        sample.image for sample in around.data.samples["val"]
+    ]
     assert (result.per_image["rank"] == 0).all()
     assert result.cost["encode_images_per_second"] > 0 and result.cost["encode_flops"] > 0
     assert result.cost["flops"] == everything.get_total_flops() > result.cost["train_flops"] > 0
     assert "held-out training images" in result.notes[0]
     assert json.loads(result.config)["settings"]["epochs"] == 6
-    curves = {name: [step for step, metrics in around.log.curves if name in metrics] for name in
-              ("train/loss", "select/top1/lr_0.001", "select/top1/lr_0.1", "select/top1/lr_10")}  # fmt: skip
+    curves = {
+        name: [step for step, metrics in around.log.curves if name in metrics]
+        for name in (
+            "train/loss",
+            "select/top1/lr_0.001",
+            "select/top1/lr_0.1",
+            "select/top1/lr_10",
+        )
+    }
     assert all(steps == [1, 2, 3, 4, 5, 6] for steps in curves.values())
     assert around.progress.done == 4 * 8 + 4 * 3 + 6 + 6
-    assert all(torch.equal(value, before[name]) for name, value in around.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in around.backbone.state_dict().items()
+    )
 
     again = probe.run(context(probe, DATASETS["imagefolder"], root, workers=2, **SMALL))
     assert again.metrics == result.metrics
@@ -179,12 +210,15 @@ def test_the_probe_end_to_end(tmp_path):
 
 
 def test_the_choice_does_not_depend_on_val(tmp_path):
-    """Val with permuted labels, other images, or far more of them: the same classifier is chosen and trained."""
+    """Val with permuted labels, other images, or far more of them: the same classifier is chosen
+    and trained."""
     probe, spec = LINEAR, DATASETS["imagefolder"]
     root = make.make_imagefolder(tmp_path / "a", 8, 3)
     around = context(probe, spec, root, **SMALL)
     wanted = probe.run(around)
-    for colour, other in zip(("red", "green", "blue", "white"), ("green", "blue", "white", "red"), strict=True):
+    for colour, other in zip(
+        ("red", "green", "blue", "white"), ("green", "blue", "white", "red"), strict=True
+    ):
         (root / "val" / colour).rename(root / "val" / f"_{other}")
     for folder in list((root / "val").iterdir()):
         folder.rename(folder.with_name(folder.name[1:]))

@@ -1,4 +1,5 @@
-"""DINOv2's linear heads: the same samples and numbers wherever training goes on, and what each head is."""
+"""DINOv2's linear heads: the same samples and numbers wherever training goes on, and what each head
+is."""
 
 from __future__ import annotations
 
@@ -20,9 +21,17 @@ from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours, context
 
 SMALL = {
-    "random_crops": True, "blocks": (1, 2), "average_pool": (False, True), "standardise": False, "holdout": 0.25,
-    "learning_rates": (0.001, 0.1, 3.0), "epochs": 3, "epoch_length": 4, "batch_size": 8, "size": 32,
-}  # fmt: skip
+    "random_crops": True,
+    "blocks": (1, 2),
+    "average_pool": (False, True),
+    "standardise": False,
+    "holdout": 0.25,
+    "learning_rates": (0.001, 0.1, 3.0),
+    "epochs": 3,
+    "epoch_length": 4,
+    "batch_size": 8,
+    "size": 32,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +45,9 @@ def root(tmp_path):
 
 
 def around(root, **change):
-    return context(LINEAR, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), **{**SMALL, **change})
+    return context(
+        LINEAR, DATASETS["imagefolder"], root, backbone=Colours(cnn=True), **{**SMALL, **change}
+    )
 
 
 def test_end_to_end(root):
@@ -45,12 +56,20 @@ def test_end_to_end(root):
     assert result.metrics["top1"] > 60  # four colours
     assert "best of 12 heads on 8 held-out training images" in result.notes[0]
     assert "DINOv2 itself chooses the head on val" in result.notes[1]
-    assert result.per_image["image"].tolist() == [sample.image for sample in made.data.samples["val"]]
+    assert result.per_image["image"].tolist() == [
+        sample.image for sample in made.data.samples["val"]
+    ]
     names = {name for _, metrics in made.log.curves for name in metrics}
-    assert {"train/loss", "select/top1/blocks_2_avgpool_lr_3", "select/top1/blocks_1_lr_0.001"} <= names
+    assert {
+        "train/loss",
+        "select/top1/blocks_2_avgpool_lr_3",
+        "select/top1/blocks_1_lr_0.001",
+    } <= names
     assert result.cost["train_flops"] > 0 and result.cost["encode_images_per_second"] > 0
     again = around(root)
-    assert LINEAR.run(again).metrics == result.metrics and again.log.curves[-1] == made.log.curves[-1]
+    assert (
+        LINEAR.run(again).metrics == result.metrics and again.log.curves[-1] == made.log.curves[-1]
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,12 +115,26 @@ def test_the_crops_follow_from_the_seed_and_the_draw(root):
 
 
 def test_a_head_alone_is_the_head_among_others(root):
-    among, alone = around(root), around(root, blocks=(2,), average_pool=(True,), learning_rates=(0.1,))
+    among, alone = (
+        around(root),
+        around(root, blocks=(2,), average_pool=(True,), learning_rates=(0.1,)),
+    )
     heads = [
-        random_crops.start(each, [(rate, 0.0) for rate in each.settings.learning_rates], 4) for each in (among, alone)
+        random_crops.start(each, [(rate, 0.0) for rate in each.settings.learning_rates], 4)
+        for each in (among, alone)
     ]
-    assert [kind.name for kind in heads[0]] == ["blocks_1", "blocks_1_avgpool", "blocks_2", "blocks_2_avgpool"]
-    assert [kind.columns for kind in heads[0]] == [slice(3, 6), slice(3, 9), slice(0, 6), slice(0, 9)]
+    assert [kind.name for kind in heads[0]] == [
+        "blocks_1",
+        "blocks_1_avgpool",
+        "blocks_2",
+        "blocks_2_avgpool",
+    ]
+    assert [kind.columns for kind in heads[0]] == [
+        slice(3, 6),
+        slice(3, 9),
+        slice(0, 6),
+        slice(0, 9),
+    ]
     assert torch.equal(heads[0][3].model.weight[:, 1], heads[1][0].model.weight[:, 0])
     assert 0.005 < heads[0][3].model.weight.std() < 0.02
 
@@ -110,8 +143,11 @@ def test_the_step_is_torch_sgd_on_a_linear_layer_with_a_cosine():
     torch.manual_seed(0)
     inputs, labels = torch.randn(40, 6), torch.randint(5, (40,))
     layer = nn.Linear(6, 5)
-    model = Linear(Standardiser(torch.zeros(6), torch.ones(6)), layer.weight.T.clone()[:, None].detach(),
-                   layer.bias.clone()[None].detach())  # fmt: skip
+    model = Linear(
+        Standardiser(torch.zeros(6), torch.ones(6)),
+        layer.weight.T.clone()[:, None].detach(),
+        layer.bias.clone()[None].detach(),
+    )
     grid = Grid(model, [(0.5, 0.0)], batch_size=8)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.5 * 8 / 256, momentum=0.9, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 5, eta_min=0)
@@ -129,7 +165,9 @@ def test_the_step_is_torch_sgd_on_a_linear_layer_with_a_cosine():
 
 
 def test_a_rate_at_the_edge_is_said(root):
-    result = LINEAR.run(around(root, learning_rates=(1e-6, 3.0), blocks=(1,), average_pool=(False,)))
+    result = LINEAR.run(
+        around(root, learning_rates=(1e-6, 3.0), blocks=(1,), average_pool=(False,))
+    )
     assert "the highest rate of its grid: a better one may lie beyond it" in result.notes[0]
 
 
@@ -155,11 +193,16 @@ def test_the_defaults_train_on_embeddings():
 
 @pytest.mark.parametrize(
     ("name", "widths"),
-    [("random/timm/vit_tiny_patch16_224", (192, 384, 768, 960)), ("random/timm/resnet18", (512, 1024, 960, 1472))],
+    [
+        ("random/timm/vit_tiny_patch16_224", (192, 384, 768, 960)),
+        ("random/timm/resnet18", (512, 1024, 960, 1472)),
+    ],
 )
 def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name, widths):
     preset = find_preset("dinov2", *find_task("imagenet/linear"))
-    made = context(LINEAR, DATASETS["imagefolder"], root, backbone=backbones.create(name), **preset.settings)
+    made = context(
+        LINEAR, DATASETS["imagefolder"], root, backbone=backbones.create(name), **preset.settings
+    )
     settings = made.settings
     rates = [base * 10.0**power for power in range(-5, -1) for base in (1, 2, 5)] + [0.1]
     assert settings.learning_rates == pytest.approx(rates) and len(rates) == 13
@@ -167,4 +210,6 @@ def test_the_preset_dinov2_builds_its_heads_for_each_kind_of_backbone(root, name
     kinds = random_crops.start(made, [(rate, 0.0) for rate in settings.learning_rates], 4)
     assert tuple(kind.model.weight.shape[0] for kind in kinds) == widths
     assert sum(len(kind.training.rates) for kind in kinds) == 52
-    assert kinds[0].training.rates.flatten().tolist() == pytest.approx([4 * rate for rate in rates])  # · 1024 / 256
+    assert kinds[0].training.rates.flatten().tolist() == pytest.approx(
+        [4 * rate for rate in rates]
+    )  # · 1024 / 256

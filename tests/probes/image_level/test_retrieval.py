@@ -1,4 +1,5 @@
-"""Retrieval: ranks against a brute-force oracle and torchmetrics, and properties that hold for any embeddings."""
+"""Retrieval: ranks against a brute-force oracle and torchmetrics, and properties that hold for any
+embeddings."""
 
 import math
 
@@ -24,8 +25,8 @@ def own_home(tmp_path_factory, monkeypatch):
 
 
 def embeddings(seed, images, most_captions, width=6, tied=False):
-    """Related images and captions; with ``tied`` of few directions, so that many similarities are equal, and with texts
-    that come several times."""
+    """Related images and captions; with ``tied`` of few directions, so that many similarities are
+    equal, and with texts that come several times."""
     rng = np.random.default_rng(seed)
     owner = np.repeat(np.arange(images), rng.integers(1, most_captions + 1, images))
     rng.shuffle(owner)
@@ -39,17 +40,22 @@ def embeddings(seed, images, most_captions, width=6, tied=False):
 
 
 def expected_rank(similarity, right):
-    """The definition: the mean place of the first right answer over many random orders of the equal ones."""
+    """The definition: the mean place of the first right answer over many random orders of the equal
+    ones."""
     best = similarity[right].max()
     nearer, tied = (similarity > best + 1e-9).sum(), np.abs(similarity - best) <= 1e-9
     wrong, same = int((tied & ~right).sum()), int((tied & right).sum())
     # P(first right one at place k or later) = C(wrong, k) / C(wrong + same, k)
-    return nearer + sum(math.comb(wrong, k) / math.comb(wrong + same, k) for k in range(1, wrong + 1))
+    return nearer + sum(
+        math.comb(wrong, k) / math.comb(wrong + same, k) for k in range(1, wrong + 1)
+    )
 
 
 def brute_force(images, captions, owner, text):
     """Query by query."""
-    unit = [torch.nn.functional.normalize(each.double(), dim=1).numpy() for each in (images, captions)]
+    unit = [
+        torch.nn.functional.normalize(each.double(), dim=1).numpy() for each in (images, captions)
+    ]
     similarity, owner, text = unit[0] @ unit[1].T, owner.numpy(), text.numpy()
     right = np.array([np.isin(text, text[owner == image]) for image in range(len(images))])
     return [
@@ -58,13 +64,18 @@ def brute_force(images, captions, owner, text):
     ]
 
 
-cases = st.tuples(st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), st.just(6), st.booleans())
+cases = st.tuples(
+    st.integers(0, 10**6), st.integers(1, 24), st.integers(1, 5), st.just(6), st.booleans()
+)
 
 
 @settings(max_examples=80, deadline=None)
 @given(case=cases, cells=st.integers(1, 2500))
 def test_ranks_are_those_of_brute_force_however_many_at_once(case, cells):
-    ranks, wanted = retrieval_ranks(*embeddings(*case), cells=cells), brute_force(*embeddings(*case))
+    ranks, wanted = (
+        retrieval_ranks(*embeddings(*case), cells=cells),
+        brute_force(*embeddings(*case)),
+    )
     for found, right in zip(ranks, wanted, strict=True):
         assert found.tolist() == pytest.approx(right)
 
@@ -80,7 +91,10 @@ def test_the_order_of_images_and_captions_does_not_matter(case, seed):
     new_place[moved_images] = torch.arange(len(images))
     i2t, t2i = retrieval_ranks(images, captions, owner, text)
     i2t_moved, t2i_moved = retrieval_ranks(
-        images[moved_images], captions[moved_captions], new_place[owner[moved_captions]], text[moved_captions]
+        images[moved_images],
+        captions[moved_captions],
+        new_place[owner[moved_captions]],
+        text[moved_captions],
     )
     assert torch.equal(i2t_moved, i2t[moved_images])
     assert torch.equal(t2i_moved, t2i[moved_captions])
@@ -99,12 +113,19 @@ def test_the_length_of_embeddings_does_not_matter(case, scale):
 def test_recall_agrees_with_torchmetrics(k):
     images, captions, owner, _ = embeddings(0, 40, 5)
     i2t, t2i = retrieval_ranks(images, captions, owner, cells=256)
-    cosine = torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(captions, dim=1).T
+    cosine = (
+        torch.nn.functional.normalize(images, dim=1)
+        @ torch.nn.functional.normalize(captions, dim=1).T
+    )
     right = owner[None] == torch.arange(40)[:, None]
     rows = zip(cosine, right, strict=True)
     columns = zip(cosine.T, right.T, strict=True)
-    assert recall(i2t, k) == pytest.approx(100 * np.mean([retrieval_hit_rate(p, t, top_k=k) for p, t in rows]))
-    assert recall(t2i, k) == pytest.approx(100 * np.mean([retrieval_hit_rate(p, t, top_k=k) for p, t in columns]))
+    assert recall(i2t, k) == pytest.approx(
+        100 * np.mean([retrieval_hit_rate(p, t, top_k=k) for p, t in rows])
+    )
+    assert recall(t2i, k) == pytest.approx(
+        100 * np.mean([retrieval_hit_rate(p, t, top_k=k) for p, t in columns])
+    )
 
 
 def test_embeddings_that_are_all_alike_have_the_mean_rank_of_chance():
@@ -116,7 +137,10 @@ def test_embeddings_that_are_all_alike_have_the_mean_rank_of_chance():
 
 def test_the_same_text_under_another_image_is_right():
     images, captions = torch.eye(3), torch.eye(3)[[0, 0, 1, 2]]
-    owner, text = torch.tensor([0, 1, 1, 2]), torch.tensor([7, 7, 8, 9])  # the first caption stands under two images
+    owner, text = (
+        torch.tensor([0, 1, 1, 2]),
+        torch.tensor([7, 7, 8, 9]),
+    )  # the first caption stands under two images
     i2t, t2i = retrieval_ranks(images, captions, owner, text)
     assert i2t.tolist() == [0, 0, 0] and t2i.tolist() == [0, 0, 0, 0]
     i2t, t2i = retrieval_ranks(images, captions, owner)  # other words, embedded alike
@@ -133,8 +157,12 @@ def test_recall_agrees_with_clip_benchmark_where_no_caption_comes_twice(k):
     scores = unit[1] @ unit[0].T
     pairs = torch.zeros_like(scores, dtype=torch.bool)
     pairs[torch.arange(len(scores)), owner] = True
-    assert recall(t2i, k) == pytest.approx(100 * (oracle.recall_at_k(scores, pairs, k) > 0).double().mean().item())
-    assert recall(i2t, k) == pytest.approx(100 * (oracle.recall_at_k(scores.T, pairs.T, k) > 0).double().mean().item())
+    assert recall(t2i, k) == pytest.approx(
+        100 * (oracle.recall_at_k(scores, pairs, k) > 0).double().mean().item()
+    )
+    assert recall(i2t, k) == pytest.approx(
+        100 * (oracle.recall_at_k(scores.T, pairs.T, k) > 0).double().mean().item()
+    )
 
 
 def test_memory_is_bounded(monkeypatch):

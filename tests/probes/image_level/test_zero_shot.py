@@ -33,8 +33,12 @@ def test_readable_names_are_what_it_reads(tmp_path):
     root = make.make_imagefolder(tmp_path, 0, 3)
     for index, colour in enumerate(make.COLOURS):
         (root / f"val/{colour}").rename(root / f"val/n{index}")
-    assert ZERO_SHOT.run(context(ZERO_SHOT, DATASETS["imagefolder"], root)).metrics["top1"] == 0  # all tied
-    (root / "wnid_to_name.txt").write_text("".join(f"n{i}\t{c}, colour\n" for i, c in enumerate(make.COLOURS)))
+    assert (
+        ZERO_SHOT.run(context(ZERO_SHOT, DATASETS["imagefolder"], root)).metrics["top1"] == 0
+    )  # all tied
+    (root / "wnid_to_name.txt").write_text(
+        "".join(f"n{i}\t{c}, colour\n" for i, c in enumerate(make.COLOURS))
+    )
     assert ZERO_SHOT.run(context(ZERO_SHOT, DATASETS["imagefolder"], root)).metrics["top1"] == 100
 
 
@@ -53,7 +57,9 @@ def test_which_templates():
 def test_class_embeddings_are_means_of_unit_vectors(tmp_path):
     class Lengths(Colours):
         def encode_text(self, texts):
-            return torch.tensor([[len(text), float(text.count("e")), 1, 0, 0, 0, 0, 0] for text in texts])
+            return torch.tensor(
+                [[len(text), float(text.count("e")), 1, 0, 0, 0, 0, 0] for text in texts]
+            )
 
     root = make.make_imagefolder(tmp_path, 0, 1, classes=["red", "dark_green"])
     around = context(ZERO_SHOT, DATASETS["imagefolder"], root, backbone=Lengths())
@@ -75,6 +81,8 @@ def test_a_backbone_without_text_is_refused(tmp_path):
         def encode_text(self, texts):
             return super(Colours, self).encode_text(texts)
 
-    around = context(ZERO_SHOT, DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 0, 1), backbone=Blind())
+    around = context(
+        ZERO_SHOT, DATASETS["imagefolder"], make.make_imagefolder(tmp_path, 0, 1), backbone=Blind()
+    )
     with pytest.raises(UserError, match="no text tower"):
         ZERO_SHOT.run(around)

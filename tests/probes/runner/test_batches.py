@@ -39,7 +39,10 @@ def batches(*shapes, **how):
 def test_neighbours_of_one_shape_go_together_in_order():
     low, wide = (48, 64, 40, 60), (64, 48, 60, 40)
     assert batches(low, low, low, wide, low, batch_size=2) == [[0, 1], [2], [3], [4]]
-    assert batches(low, low, (48, 64, 48, 64), batch_size=8) == [[0, 1], [2]]  # padded alike is not alike
+    assert batches(low, low, (48, 64, 48, 64), batch_size=8) == [
+        [0, 1],
+        [2],
+    ]  # padded alike is not alike
     assert batches(low, low, low, batch_size=8, pixels=2 * 48 * 64 + 1) == [[0, 1], [2]]
     assert batches(low, low, batch_size=8, pixels=1) == [[0], [1]]
 
@@ -50,13 +53,23 @@ def own_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "cache"), [("segmentation", "fp16"), ("depth", "fp16"), ("normals", "fp16"), ("normals", "none")]
+    ("kind", "cache"),
+    [("segmentation", "fp16"), ("depth", "fp16"), ("normals", "fp16"), ("normals", "none")],
 )
 def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind, cache):
-    data = tiny_dense.make(tmp_path / "data", kind, train=4, val=7)  # the second is turned on its side
+    data = tiny_dense.make(
+        tmp_path / "data", kind, train=4, val=7
+    )  # the second is turned on its side
     probe, results, steps = PROBES[f"{kind}/pspnet"], {}, {}
     settings = probe.settings_type(
-        size=48, batch_size=4, channels=8, max_iters=3, lr=0.01, feature_stride=8, fixed_crops=1, cache=cache
+        size=48,
+        batch_size=4,
+        channels=8,
+        max_iters=3,
+        lr=0.01,
+        feature_stride=8,
+        fixed_crops=1,
+        cache=cache,
     )
     for most in (1, 32):
         monkeypatch.setattr(cached if cache != "none" else config, "AT_ONCE", most)

@@ -1,4 +1,5 @@
-"""The bridge: our parts under both libraries' scopes, a backbone that nothing trains, saves or initialises."""
+"""The bridge: our parts under both libraries' scopes, a backbone that nothing trains, saves or
+initialises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""mmcv's operators from torchvision's kernels, against brute-force references, through mmcv's own functions."""
+"""mmcv's operators from torchvision's kernels, against brute-force references, through mmcv's own
+functions."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from mmcv.ops import RoIAlign, batched_nms, nms, roi_align  # noqa: E402
 
 
 def reference_nms(boxes: Tensor, scores: Tensor, threshold: float, offset: int = 0) -> list[int]:
-    """Take the best box left, drop all that overlap it by more than the threshold, repeat; ties in input order."""
+    """Take the best box left, drop all that overlap it by more than the threshold, repeat; ties in
+    input order."""
     left = sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i))
     kept = []
     while left:
@@ -49,16 +51,24 @@ def reference_iou(a: Tensor, b: Tensor, offset: int = 0) -> float:
 
 @st.composite
 def scored_boxes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Boxes on a coarse grid of whole pixels and scores of few values: equal boxes, equal scores, touching edges."""
+    """Boxes on a coarse grid of whole pixels and scores of few values: equal boxes, equal scores,
+    touching edges."""
     count = draw(st.integers(0, 12))
     corner, side = st.integers(0, 12), st.integers(1, 8)
-    boxes = [(x, y, x + w, y + h) for x, y, w, h in (draw(st.tuples(corner, corner, side, side)) for _ in range(count))]
+    boxes = [
+        (x, y, x + w, y + h)
+        for x, y, w, h in (draw(st.tuples(corner, corner, side, side)) for _ in range(count))
+    ]
     scores = [draw(st.sampled_from([0.1, 0.5, 0.9])) for _ in range(count)]
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores)
 
 
 # thresholds that no overlap of two whole-pixel boxes meets exactly: rounding must not decide
-@given(scored_boxes(), st.sampled_from([0.1234567, 0.31415927, 0.5772157, 0.7071068]), st.sampled_from([0, 1]))
+@given(
+    scored_boxes(),
+    st.sampled_from([0.1234567, 0.31415927, 0.5772157, 0.7071068]),
+    st.sampled_from([0, 1]),
+)
 @settings(deadline=None)
 def test_nms(boxes_and_scores: tuple[Tensor, Tensor], threshold: float, offset: int) -> None:
     boxes, scores = boxes_and_scores
@@ -84,7 +94,9 @@ def test_nms_of_nothing_and_with_limits() -> None:
 
 @given(scored_boxes(), st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_batched_nms_is_nms_within_each_class(boxes_and_scores: tuple[Tensor, Tensor], random: object) -> None:
+def test_batched_nms_is_nms_within_each_class(
+    boxes_and_scores: tuple[Tensor, Tensor], random: object
+) -> None:
     boxes, scores = boxes_and_scores
     classes = torch.tensor([random.randrange(3) for _ in boxes], dtype=torch.int64)  # type: ignore[attr-defined]
     # distinct scores: mmcv sorts the kept ones of all classes again
@@ -131,7 +143,8 @@ def reference_roi_align(
 
 
 def bilinear(one: Tensor, y: float, x: float, height: int, width: int) -> Tensor:
-    """Value of a (C, H, W) map at a point: zero beyond one pixel outside, the border's value within it."""
+    """Value of a (C, H, W) map at a point: zero beyond one pixel outside, the border's value within
+    it."""
     if y < -1 or y > height or x < -1 or x > width:
         return one.new_zeros(one.shape[0])
     y, x = max(y, 0.0), max(x, 0.0)
@@ -183,22 +196,31 @@ def test_roi_align_layer_without_regions_and_in_single_precision() -> None:
     assert maps.grad is not None and not maps.grad.any()
     some = ROIS[ROIS[:, 0] == 0].float()
     torch.testing.assert_close(
-        layer(maps, some), reference_roi_align(maps, some, (7, 7), 0.25, 2, True), rtol=1e-4, atol=1e-5
+        layer(maps, some),
+        reference_roi_align(maps, some, (7, 7), 0.25, 2, True),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 # ---------------------------------------------------------------- the stand-in itself
 
-stand_in_only = pytest.mark.skipif(not OURS, reason="mmcv has compiled operators here, which are used instead")
+stand_in_only = pytest.mark.skipif(
+    not OURS, reason="mmcv has compiled operators here, which are used instead"
+)
 
 
 @stand_in_only
 def test_what_torchvision_lacks_is_named_when_called() -> None:
     with pytest.raises(UserError, match=r"'max' .* use 'avg', or build mmcv"):
-        roi_align(torch.randn(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]]), (2, 2), 1.0, 0, "max", True)
+        roi_align(
+            torch.randn(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]]), (2, 2), 1.0, 0, "max", True
+        )
     from mmcv.ops import carafe
 
-    with pytest.raises(UserError, match=r"'carafe_forward' is not installed.*MMCV_WITH_OPS=1") as error:
+    with pytest.raises(
+        UserError, match=r"'carafe_forward' is not installed.*MMCV_WITH_OPS=1"
+    ) as error:
         carafe(torch.randn(1, 4, 4, 4), torch.randn(1, 25, 8, 8), 5, 1, 2)
     assert "\n" not in str(error.value)
     assert not hasattr(sys.modules[ops.NAME], "__path__")
@@ -213,7 +235,8 @@ def test_install_may_be_repeated() -> None:
 
 
 def test_compiled_operators_are_used_where_there_are_some(tmp_path: Path) -> None:
-    """A module on mmcv's path stands for a compiled one; another process, because this one has imported mmcv."""
+    """A module on mmcv's path stands for a compiled one; another process, because this one has
+    imported mmcv."""
     (tmp_path / "_ext.py").write_text("mark = 'compiled'\n")
     program = (
         f"import mmcv; mmcv.__path__.insert(0, {str(tmp_path)!r})\n"
@@ -222,5 +245,7 @@ def test_compiled_operators_are_used_where_there_are_some(tmp_path: Path) -> Non
         "import mmcv._ext\n"
         "assert mmcv._ext.mark == 'compiled'\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

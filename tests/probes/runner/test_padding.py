@@ -1,4 +1,5 @@
-"""Images are padded to a backbone's patches (14 px, which divides no usual size); what is scored must not feel it."""
+"""Images are padded to a backbone's patches (14 px, which divides no usual size); what is scored
+must not feel it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ HEIGHT, WIDTH, SIZE = 60, 100, 45  # 45 × 75 px for the model, padded to 56 × 
 
 
 class Means(Backbone):
-    """The mean colour of each patch of 14 px, unchanged by normalisation: red and green are where the patch lies."""
+    """The mean colour of each patch of 14 px, unchanged by normalisation: red and green are where
+    the patch lies."""
 
     def __init__(self, request: Request) -> None:
         super().__init__()
@@ -51,12 +53,14 @@ class Means(Backbone):
 @pytest.fixture(autouse=True)
 def means_14(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known while a test of this module runs, and to no other."""
-    monkeypatch.setitem(registry.BACKBONES._things, "means-14", Entry("means-14", "for tests", "MIT", Means))
+    monkeypatch.setitem(
+        registry.BACKBONES._things, "means-14", Entry("means-14", "for tests", "MIT", Means)
+    )
 
 
 def ramps(data: PreparedDataset) -> np.ndarray:
-    """Overwrite the first image of val: red grows from left to right, green downwards, both from -1 to 1; return them
-    as (2, HEIGHT, WIDTH)."""
+    """Overwrite the first image of val: red grows from left to right, green downwards, both from -1
+    to 1; return them as (2, HEIGHT, WIDTH)."""
     x, y = np.meshgrid(np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT))
     image = np.stack([x, y, np.full_like(x, 127)], axis=2).round().astype(np.uint8)
     Image.fromarray(image).save(data.root / data.samples["val"][0].image)
@@ -69,7 +73,10 @@ def predict(folder: Path, data: PreparedDataset, weight: list[list[float]], **se
     chosen = probe.settings_type(size=SIZE, batch_size=1, **settings)
     config = dense_config(probe, context(folder, data, chosen, "means-14"))
     with DefaultScope.overwrite_default_scope("mmseg"):
-        model, val = MODELS.build(config.model).eval(), DATASETS.build(config.val_dataloader.dataset)
+        model, val = (
+            MODELS.build(config.model).eval(),
+            DATASETS.build(config.val_dataloader.dataset),
+        )
         model.decode_head.norm.eps = 0.0
         with torch.no_grad():
             model.decode_head.conv_seg.weight.copy_(torch.tensor(weight)[:, :, None, None])
@@ -84,13 +91,19 @@ def predict(folder: Path, data: PreparedDataset, weight: list[list[float]], **se
 def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride: int) -> None:
     data = tiny_dense.make(tmp_path / "data", kind, train=1, val=1, size=(HEIGHT, WIDTH))
     x, y = ramps(data)
-    # away from the border, where half a patch has no neighbour, and from the padding, where a patch is partly empty
+    # away from the border, where half a patch has no neighbour, and from the padding, where a patch
+    # is partly empty
     inside = np.s_[12:40, 12:72]
     if kind == "segmentation":
-        sample = predict(tmp_path / "w", data, [[1, 0, 0], [0, 1, 0], [0, 0, 0]], feature_stride=stride)
+        sample = predict(
+            tmp_path / "w", data, [[1, 0, 0], [0, 1, 0], [0, 0, 0]], feature_stride=stride
+        )
         predicted = sample.pred_sem_seg.data[0].numpy()
         assert predicted.shape == (HEIGHT, WIDTH)
-        clear = np.abs(np.sort(np.stack([x, y, 0 * x]), axis=0)[-1] - np.sort(np.stack([x, y, 0 * x]), axis=0)[-2])
+        clear = np.abs(
+            np.sort(np.stack([x, y, 0 * x]), axis=0)[-1]
+            - np.sort(np.stack([x, y, 0 * x]), axis=0)[-2]
+        )
         wanted = np.stack([x, y, 0 * x]).argmax(axis=0)
         assert (predicted == wanted)[inside][clear[inside] > 0.08].all()
     elif kind == "depth":
@@ -98,7 +111,9 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
         share = (sample.pred_depth_map.data[0].numpy() - 1e-3) / (10 - 1e-3)
         assert np.abs(np.log(share / (1 - share)) - (x + 2 * y))[inside].max() < 0.12
     else:
-        sample = predict(tmp_path / "w", data, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 0]], feature_stride=stride)
+        sample = predict(
+            tmp_path / "w", data, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 0]], feature_stride=stride
+        )
         normals = sample.pred_normal_map.data.numpy()
         assert np.linalg.norm(normals, axis=0) == pytest.approx(np.ones((HEIGHT, WIDTH)), abs=1e-5)
         away = np.hypot(x, y)[inside] > 0.3
@@ -106,7 +121,9 @@ def test_predictions_lie_where_the_pixels_are(tmp_path: Path, kind: str, stride:
         assert np.abs((turned + 180) % 360 - 180).max() < 8
 
 
-@pytest.mark.parametrize(("kind", "name"), [("normals", "linear"), ("segmentation", "deeplabv3"), ("depth", "pspnet")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("normals", "linear"), ("segmentation", "deeplabv3"), ("depth", "pspnet")]
+)
 def test_dense_probes_run_on_patches_of_14(tmp_path: Path, kind: str, name: str) -> None:
     data = tiny_dense.make(tmp_path / "data", kind, train=2, val=1)
     probe = PROBES[f"{kind}/{name}"]
@@ -118,20 +135,37 @@ def test_dense_probes_run_on_patches_of_14(tmp_path: Path, kind: str, name: str)
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "ssd"])
 def test_boxes_are_those_of_the_photograph_on_patches_of_14(tmp_path: Path, name: str) -> None:
-    """Nothing is found in the padding: every box (and mask) lies in its image, at the image's own resolution."""
+    """Nothing is found in the padding: every box (and mask) lies in its image, at the image's own
+    resolution."""
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
-    data = dataclasses.replace(data, samples={split: list(each)[:4] for split, each in data.samples.items()})
+    data = dataclasses.replace(
+        data, samples={split: list(each)[:4] for split, each in data.samples.items()}
+    )
     probe = PROBES[f"detection/{name}"]
-    small = {"size": 45} if name == "ssd" else {"short_side": 45, "long_side": 60, "fc_out_channels": 16}
+    small = (
+        {"size": 45}
+        if name == "ssd"
+        else {"short_side": 45, "long_side": 60, "fc_out_channels": 16}
+    )
     settings = probe.settings_type(max_iters=2, batch_size=2, out_channels=16, **small)
     result = probe.run(context(tmp_path / "w", data, settings, "tiny-vit14"))
     sides = {sample.target: side(data.root, sample) for sample in data.samples["val"]}
     assert result.detections
     for one in result.detections:
         (x, y, width, height), (image_width, image_height) = one["bbox"], sides[one["image_id"]]
-        assert x >= 0 and y >= 0 and x + width <= image_width + 1e-3 and y + height <= image_height + 1e-3
-        assert one.get("segmentation", {"size": [image_height, image_width]})["size"] == [image_height, image_width]
-    furthest = max((one["bbox"][0] + one["bbox"][2]) / sides[one["image_id"]][0] for one in result.detections)
+        assert (
+            x >= 0
+            and y >= 0
+            and x + width <= image_width + 1e-3
+            and y + height <= image_height + 1e-3
+        )
+        assert one.get("segmentation", {"size": [image_height, image_width]})["size"] == [
+            image_height,
+            image_width,
+        ]
+    furthest = max(
+        (one["bbox"][0] + one["bbox"][2]) / sides[one["image_id"]][0] for one in result.detections
+    )
     assert furthest > 0.9  # … and boxes reach its edge
 
 

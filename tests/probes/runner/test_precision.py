@@ -1,4 +1,5 @@
-"""On a GPU heads compute in bf16 and lose in fp32, and what is loaded lies in pinned memory; here what of it a CPU can show."""
+"""On a GPU heads compute in bf16 and lose in fp32, and what is loaded lies in pinned memory; here
+what of it a CPU can show."""
 
 from __future__ import annotations
 
@@ -73,14 +74,20 @@ def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
     from probes.dense.data import dense_sample
 
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self)
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self.shape) or self
+    )
     sample = dense_sample({"image": "a"}, "gt_depth_map", torch.zeros(1, 4, 4))
     (found,) = pin_memory([sample])
-    assert pinned == [(1, 4, 4)] and found.image == "a" and found.gt_depth_map.data.shape == (1, 4, 4)
+    assert (
+        pinned == [(1, 4, 4)] and found.image == "a" and found.gt_depth_map.data.shape == (1, 4, 4)
+    )
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("change", [{}, {"fixed_crops": 2, "cache": "fp16"}], ids=["uncached", "kept"])
+@pytest.mark.parametrize(
+    "change", [{}, {"fixed_crops": 2, "cache": "fp16"}], ids=["uncached", "kept"]
+)
 def test_a_group_on_a_gpu_scores_what_it_scores_on_a_cpu(tmp_path, change):
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=8, val=4)
     found = {}
@@ -88,7 +95,9 @@ def test_a_group_on_a_gpu_scores_what_it_scores_on_a_cpu(tmp_path, change):
         tasks = []
         for name in ("linear", "pspnet"):
             probe = PROBES[f"segmentation/{name}"]
-            made = context(tmp_path / device / name, data, probe.settings_type(**SMALL, **change), workers=1)
+            made = context(
+                tmp_path / device / name, data, probe.settings_type(**SMALL, **change), workers=1
+            )
             backbone = made.backbone.to(device)
             tasks.append((probe, replace(made, device=torch.device(device), backbone=backbone)))
         results = tasks[0][0].run_group(tasks)

@@ -1,4 +1,5 @@
-"""Multi-head training: the heads of a task group on one pass, each of which ends as if it had been alone, bit by bit."""
+"""Multi-head training: the heads of a task group on one pass, each of which ends as if it had been
+alone, bit by bit."""
 
 from __future__ import annotations
 
@@ -33,12 +34,22 @@ from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
 SMALL = {
-    "size": 32, "batch_size": 3, "channels": 8, "scale_range": (0.7, 1.5), "warmup": 0.0, "max_iters": 6, "lr": 0.01,
+    "size": 32,
+    "batch_size": 3,
+    "channels": 8,
+    "scale_range": (0.7, 1.5),
+    "warmup": 0.0,
+    "max_iters": 6,
+    "lr": 0.01,
     "feature_stride": 8,
-}  # fmt: skip
+}
 KEPT = {"fixed_crops": 2, "cache": "fp16"}
 Key = tuple[str, str]
-SEGMENTATION: tuple[Key, ...] = (("segmentation", "linear"), ("segmentation", "pspnet"), ("segmentation", "deeplabv3"))
+SEGMENTATION: tuple[Key, ...] = (
+    ("segmentation", "linear"),
+    ("segmentation", "pspnet"),
+    ("segmentation", "deeplabv3"),
+)
 KINDS: tuple[Key, ...] = (("segmentation", "linear"), ("depth", "pspnet"), ("normals", "linear"))
 REGRESSION = KINDS[1:]
 
@@ -75,9 +86,11 @@ def calls(monkeypatch) -> Counter:
 
 @pytest.fixture
 def data(tmp_path) -> dict[str, Any]:
-    """Three datasets on the same photographs; those of depth and normals lie in one folder, as NYU's."""
+    """Three datasets on the same photographs; those of depth and normals lie in one folder, as
+    NYU's."""
     made = {
-        kind: tiny_dense.make(tmp_path / kind, kind, train=5, val=3) for kind in ("segmentation", "depth", "normals")
+        kind: tiny_dense.make(tmp_path / kind, kind, train=5, val=3)
+        for kind in ("segmentation", "depth", "normals")
     }
     for kind, split in itertools.product(made, ("train", "val")):
         for image in (tmp_path / f"segmentation/images/{split}").iterdir():
@@ -87,7 +100,12 @@ def data(tmp_path) -> dict[str, Any]:
 
 
 def place(
-    folder: Path, data: dict[str, Any], kind: str, name: str, recorder: Recorder | None = None, **change: Any
+    folder: Path,
+    data: dict[str, Any],
+    kind: str,
+    name: str,
+    recorder: Recorder | None = None,
+    **change: Any,
 ) -> Context:
     settings = PROBES[f"{kind}/{name}"].settings_type(**{**SMALL, **change})
     made = context(folder / f"{kind}-{name}", data[kind], settings, recorder=recorder)
@@ -104,7 +122,10 @@ def each_alone(contexts: dict[Key, Context]) -> dict[Key, TaskResult]:
 
 
 def heads(contexts: dict[Key, Context]) -> dict[Key, dict[str, torch.Tensor]]:
-    return {key: torch.load(each.work_dir / STATE, weights_only=True)["model"] for key, each in contexts.items()}
+    return {
+        key: torch.load(each.work_dir / STATE, weights_only=True)["model"]
+        for key, each in contexts.items()
+    }
 
 
 def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
@@ -114,8 +135,13 @@ def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
             raise result
         assert result.metrics == other[key].metrics
         assert result.per_image.keys() == other[key].per_image.keys()
-        assert all((value == other[key].per_image[name]).all() for name, value in result.per_image.items())
-        for name in ("train_flops", "eval_flops"):  # their sum counts what encoding took in that very run
+        assert all(
+            (value == other[key].per_image[name]).all() for name, value in result.per_image.items()
+        )
+        for name in (
+            "train_flops",
+            "eval_flops",
+        ):  # their sum counts what encoding took in that very run
             assert result.cost[name] == other[key].cost[name] > 0
     for key, weights in heads(contexts).items():
         expected = heads(alone)[key]
@@ -124,11 +150,16 @@ def assert_same(one: dict, other: dict, contexts: dict, alone: dict) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(tmp_path, data, calls, workers):
+def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(
+    tmp_path, data, calls, workers
+):
     alone = {key: place(tmp_path / "alone", data, *key) for key in SEGMENTATION}
     results = each_alone(alone)
     before = calls.copy()
-    contexts = {key: replace(place(tmp_path / "joint", data, *key), num_workers=workers) for key in SEGMENTATION}
+    contexts = {
+        key: replace(place(tmp_path / "joint", data, *key), num_workers=workers)
+        for key in SEGMENTATION
+    }
     assert_same(together(contexts), results, contexts, alone)
     # 6 batches of training and 3 of evaluation; the preview predicts each of the 3 images again
     assert before["TinyBackbone"] == 3 * (6 + 3 + 3)
@@ -140,11 +171,19 @@ def test_random_crops_are_decoded_and_encoded_once_and_each_head_ends_as_alone(t
 
 def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
     lengths = dict(
-        zip(SEGMENTATION, ({"max_iters": 6}, {"max_iters": 4, "lr": 0.03}, {"feature_stride": 4}), strict=True)
+        zip(
+            SEGMENTATION,
+            ({"max_iters": 6}, {"max_iters": 4, "lr": 0.03}, {"feature_stride": 4}),
+            strict=True,
+        )
     )
-    alone = {key: place(tmp_path / "alone", data, *key, **change) for key, change in lengths.items()}
+    alone = {
+        key: place(tmp_path / "alone", data, *key, **change) for key, change in lengths.items()
+    }
     results = each_alone(alone)
-    for number, keys in enumerate([SEGMENTATION[:2], SEGMENTATION[::-1], (SEGMENTATION[2], SEGMENTATION[0])]):
+    for number, keys in enumerate(
+        [SEGMENTATION[:2], SEGMENTATION[::-1], (SEGMENTATION[2], SEGMENTATION[0])]
+    ):
         contexts = {key: place(tmp_path / str(number), data, *key, **lengths[key]) for key in keys}
         assert_same(together(contexts), results, contexts, alone)
 
@@ -155,7 +194,8 @@ def test_whoever_else_is_there_and_in_whatever_order(tmp_path, data):
     ids=["probes", "kinds", "uncached kinds"],
 )
 def test_one_pass_serves_several_ground_truths(tmp_path, data, calls, members, change):
-    """Each photograph is decoded once, or its features read once, and every head sees its own truth of the same crop."""
+    """Each photograph is decoded once, or its features read once, and every head sees its own truth
+    of the same crop."""
     alone = {key: place(tmp_path / "alone", data, *key, **change) for key in members}
     results = each_alone(alone)
     before = calls.copy()
@@ -198,7 +238,10 @@ def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
     bad, good = SEGMENTATION[:2]
     alone = {good: place(tmp_path / "alone", data, *good)}
     results = each_alone(alone)
-    contexts = {bad: place(tmp_path / "joint", data, *bad, lr=1e30), good: place(tmp_path / "joint", data, *good)}
+    contexts = {
+        bad: place(tmp_path / "joint", data, *bad, lr=1e30),
+        good: place(tmp_path / "joint", data, *good),
+    }
     found = together(contexts)
     assert isinstance(found[bad], NonFiniteLoss) and "at iteration" in str(found[bad])
     assert_same({good: found[good]}, results, {good: contexts[good]}, alone)
@@ -212,7 +255,9 @@ def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
 
     monkeypatch.setattr(PSPSegmenter, "forward", mistake)
     found = together({key: place(tmp_path, data, *key) for key in SEGMENTATION[:2]})
-    assert isinstance(found[SEGMENTATION[0]], TaskResult) and isinstance(found[SEGMENTATION[1]], ZeroDivisionError)
+    assert isinstance(found[SEGMENTATION[0]], TaskResult) and isinstance(
+        found[SEGMENTATION[1]], ZeroDivisionError
+    )
 
 
 @pytest.mark.parametrize("change", [{}, KEPT], ids=["uncached", "kept"])
@@ -226,7 +271,9 @@ def test_stopped_anywhere_and_resumed_each_ends_as_alone(tmp_path, data, change)
         for company in (keys[:1], keys[1:], keys)[attempt:]:
             started = Recorder(die_at=chance.randint(1, 5) + (50 if change and not attempt else 0))
             with pytest.raises(KeyboardInterrupt):
-                together({key: place(folder, data, *key, recorder=started, **change) for key in company})
+                together(
+                    {key: place(folder, data, *key, recorder=started, **change) for key in company}
+                )
                 raise KeyboardInterrupt  # it was done before
         contexts = {key: place(folder, data, *key, **change) for key in keys}
         assert_same(together(contexts), results, contexts, alone)
@@ -237,7 +284,12 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data):
 
     def doomed() -> None:
         torch.set_num_threads(1)
-        together({key: place(tmp_path / "cut", data, *key, recorder=Recorder(die_at=3, kill=True)) for key in keys})
+        together(
+            {
+                key: place(tmp_path / "cut", data, *key, recorder=Recorder(die_at=3, kill=True))
+                for key in keys
+            }
+        )
 
     process = multiprocessing.get_context("fork").Process(target=doomed)
     process.start()
@@ -253,7 +305,8 @@ def test_killed_and_resumed_each_ends_as_alone(tmp_path, data):
 
 
 def test_features_cannot_go_while_a_group_trains(tmp_path, data):
-    """Another process that needs room finds them in use; nothing is made again in the middle of training."""
+    """Another process that needs room finds them in use; nothing is made again in the middle of
+    training."""
     tried = []
 
     class Evicting(Recorder):
@@ -271,23 +324,29 @@ def test_features_cannot_go_while_a_group_trains(tmp_path, data):
 
 
 def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_path, data, calls):
-    """Heads that are trained alone on the same nine tenths give the same scores, so the same rates win; what is scored on
-    ``val`` is a head with that rate on all of train."""
+    """Heads that are trained alone on the same nine tenths give the same scores, so the same rates
+    win; what is scored on ``val`` is a head with that rate on all of train."""
     rates = (1e-5, 0.03, 1e30)
     recorders = {key: Recorder() for key in SEGMENTATION}
-    grids = {key: place(tmp_path / "grid", data, *key, recorders[key], lr_grid=rates) for key in SEGMENTATION}
+    grids = {
+        key: place(tmp_path / "grid", data, *key, recorders[key], lr_grid=rates)
+        for key in SEGMENTATION
+    }
     results = together(grids)
     held = held_out(grids[SEGMENTATION[0]])
     images = {data["segmentation"].samples["train"][index].image for index in held}
     assert len(held) == 1
-    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three, and the previews
+    # 6 batches and the held-out image for nine heads, then 6 batches and 3 images for three, and
+    # the previews
     assert calls["TinyBackbone"] == 6 + 1 + 6 + 3 + 3 * 3
     for key in SEGMENTATION:
         probe, scores = PROBES["/".join(key)], {}
         for rate in rates[:2]:
             one = place(tmp_path / f"held-{rate}", data, *key, lr=rate)
             (trained,) = train_together(
-                [(dense_config(probe, one, frozenset(images)), one)], description="one", leave_out=held
+                [(dense_config(probe, one, frozenset(images)), one)],
+                description="one",
+                leave_out=held,
             )
             scores[rate] = trained.metrics["mIoU"]
         best = max(scores, key=lambda rate: (scores[rate], -rate))
@@ -298,15 +357,21 @@ def test_nine_heads_in_one_pass_and_the_best_of_each_three_trained_on_all(tmp_pa
         refitted = probe.run(place(tmp_path / "whole", data, *key, lr=best))
         assert results[key].metrics == refitted.metrics
         notes = "\n".join(results[key].notes)
-        assert f"learning rate {best:g}: best of 3 on 1 held-out" in notes and "1e+30: the loss is not finite" in notes
+        assert (
+            f"learning rate {best:g}: best of 3 on 1 held-out" in notes
+            and "1e+30: the loss is not finite" in notes
+        )
         assert ("is the lowest of lr_grid: a lower one may be better" in notes) == (best == 1e-5)
         assert results[key].cost["train_flops"] == pytest.approx(
             refitted.cost["train_flops"] * 3
         )  # two of the grid, and this
     title = " + ".join(f"tiny-seg/{name}" for _, name in SEGMENTATION)
     assert [name for name, _ in recorders[SEGMENTATION[0]].started] == [
-        f"{title}: learning rates", f"{title}: learning rates: evaluation", title, f"{title}: evaluation",
-    ]  # fmt: skip
+        f"{title}: learning rates",
+        f"{title}: learning rates: evaluation",
+        title,
+        f"{title}: evaluation",
+    ]
 
 
 def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data):
@@ -315,8 +380,18 @@ def test_a_grid_holds_out_the_same_images_for_every_task_on_them(tmp_path, data)
     assert len({PROBES["/".join(key)].group_key(each) for key, each in grids.items()}) == 1
     found = together(grids)
     assert all(isinstance(result, TaskResult) for result in found.values())
-    # features of train, of val, and of the held-out images whole; nothing is encoded a second time without the held-out ones
-    assert len([store for store in stores(root()) if '"dense maps"' in (store / "manifest.json").read_text()]) == 3
+    # features of train, of val, and of the held-out images whole; nothing is encoded a second time
+    # without the held-out ones
+    assert (
+        len(
+            [
+                store
+                for store in stores(root())
+                if '"dense maps"' in (store / "manifest.json").read_text()
+            ]
+        )
+        == 3
+    )
 
 
 def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):

@@ -1,4 +1,5 @@
-"""Training shared by the MMEngine probes: same samples for any workers, exact resume, guards, curves."""
+"""Training shared by the MMEngine probes: same samples for any workers, exact resume, guards,
+curves."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ from tests.probes.tiny_mmlab import Recorder, context
 
 @DATASETS.register_module()
 class ToyImages(BaseDataset):
-    """Images of a flat brightness, 'augmented' with noise of all three generators; the target is the brightness."""
+    """Images of a flat brightness, 'augmented' with noise of all three generators; the target is
+    the brightness."""
 
     def __init__(self, count: int = 10, noise: float = 0.1) -> None:
         self.count, self.noise = count, noise
@@ -46,12 +48,17 @@ class ToyImages(BaseDataset):
         image = torch.full((3, 32, 32), info["brightness"])
         if self.noise:
             image += self.noise * (random.random() + np.random.rand() + torch.rand(3, 32, 32))
-        return {"inputs": image, "brightness": torch.tensor(info["brightness"]), "number": info["number"]}
+        return {
+            "inputs": image,
+            "brightness": torch.tensor(info["brightness"]),
+            "number": info["number"],
+        }
 
 
 @MODELS.register_module()
 class ToyModel(BaseModel):
-    """A frozen backbone and a linear head with dropout and BatchNorm; loss is NaN from ``breaks_at`` on."""
+    """A frozen backbone and a linear head with dropout and BatchNorm; loss is NaN from
+    ``breaks_at`` on."""
 
     def __init__(self, backbone: dict[str, Any], breaks_at: int = -1) -> None:
         super().__init__()
@@ -59,11 +66,20 @@ class ToyModel(BaseModel):
         self.head = nn.Sequential(nn.BatchNorm1d(32), nn.Dropout(0.3), nn.Linear(32, 1))
         self.breaks_at, self.steps = breaks_at, 0
 
-    def forward(self, inputs: list[Tensor], brightness: list[Tensor], number: list[int], mode: str = "tensor") -> Any:
+    def forward(
+        self,
+        inputs: list[Tensor],
+        brightness: list[Tensor],
+        number: list[int],
+        mode: str = "tensor",
+    ) -> Any:
         features = self.backbone(torch.stack(list(inputs)))[-1].mean(dim=(2, 3))
         prediction = self.head(features).squeeze(1)
         if mode == "predict":
-            return [{"prediction": p, "brightness": b} for p, b in zip(prediction, brightness, strict=True)]
+            return [
+                {"prediction": p, "brightness": b}
+                for p, b in zip(prediction, brightness, strict=True)
+            ]
         self.steps += 1
         loss = (prediction - torch.stack(list(brightness))).square().mean()
         return {"loss_toy": loss * (float("nan") if self.steps == self.breaks_at else 1.0)}
@@ -93,7 +109,13 @@ def toy_config(max_iters: int = 20, breaks_at: int = -1) -> Config:
             "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 0.05}},
             "param_scheduler": [
                 {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 3},
-                {"type": "CosineAnnealingLR", "by_epoch": False, "begin": 3, "end": max(4, max_iters), "eta_min": 0.0},
+                {
+                    "type": "CosineAnnealingLR",
+                    "by_epoch": False,
+                    "begin": 3,
+                    "end": max(4, max_iters),
+                    "eta_min": 0.0,
+                },
             ],
             "train_cfg": {"max_iters": max_iters},
         }
@@ -112,7 +134,9 @@ def test_it_learns_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     recorder = Recorder()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        trained = run_training(toy_config(60), context(tmp_path, recorder=recorder), description="toy")
+        trained = run_training(
+            toy_config(60), context(tmp_path, recorder=recorder), description="toy"
+        )
     assert trained.metrics["count"] == 10
     losses = recorder.curve("train/loss")
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
@@ -126,7 +150,8 @@ def test_it_learns_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_flops_are_those_of_all_steps(tmp_path: Path) -> None:
-    """Counting one step and multiplying gives what counting everything gives, and a resumed run says the same."""
+    """Counting one step and multiplying gives what counting everything gives, and a resumed run
+    says the same."""
     with FlopCounterMode(display=False) as everything:
         whole = run_training(toy_config(), context(tmp_path / "whole"))
         torch.zeros(2, 2) @ torch.zeros(2, 2)  # the counter is on to the end
@@ -136,10 +161,17 @@ def test_flops_are_those_of_all_steps(tmp_path: Path) -> None:
     for stop_after in (7, 20):
         place = tmp_path / str(stop_after)
         with pytest.raises(KeyboardInterrupt):
-            run_training(toy_config(), context(place, recorder=Recorder(die_at=stop_after)), checkpoint_every=2)
+            run_training(
+                toy_config(),
+                context(place, recorder=Recorder(die_at=stop_after)),
+                checkpoint_every=2,
+            )
         spent = torch.load(place / STATE, weights_only=True)["seconds"]
         resumed = run_training(toy_config(), context(place), checkpoint_every=2)
-        assert resumed.cost["flops"] == whole.cost["flops"] and resumed.cost["train_seconds"] >= spent > 0
+        assert (
+            resumed.cost["flops"] == whole.cost["flops"]
+            and resumed.cost["train_seconds"] >= spent > 0
+        )
 
 
 def test_a_step_that_breaks_is_counted_no_longer(tmp_path: Path) -> None:
@@ -150,7 +182,9 @@ def test_a_step_that_breaks_is_counted_no_longer(tmp_path: Path) -> None:
 
 def test_same_seed_same_result_whatever_the_workers(tmp_path: Path) -> None:
     results = {
-        (seed, workers): run_training(toy_config(), context(tmp_path / f"{seed}-{workers}", seed=seed, workers=workers))
+        (seed, workers): run_training(
+            toy_config(), context(tmp_path / f"{seed}-{workers}", seed=seed, workers=workers)
+        )
         for seed, workers in ((0, 0), (0, 2), (1, 0))
     }
     assert same(head(results[0, 0].model), head(results[0, 2].model))
@@ -163,13 +197,21 @@ def test_same_seed_same_result_whatever_the_workers(tmp_path: Path) -> None:
 def test_stopped_and_resumed_equals_whole(tmp_path: Path, stop_after: int) -> None:
     whole = run_training(toy_config(), context(tmp_path / "whole"), checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
-        run_training(toy_config(), context(tmp_path / "cut", recorder=Recorder(die_at=stop_after)), checkpoint_every=2)
+        run_training(
+            toy_config(),
+            context(tmp_path / "cut", recorder=Recorder(die_at=stop_after)),
+            checkpoint_every=2,
+        )
     recorder = Recorder()
-    resumed = run_training(toy_config(), context(tmp_path / "cut", recorder=recorder, workers=1), checkpoint_every=2)
+    resumed = run_training(
+        toy_config(), context(tmp_path / "cut", recorder=recorder, workers=1), checkpoint_every=2
+    )
     assert resumed.resumed_at == stop_after - stop_after % 2 > 0
     assert same(head(whole.model), head(resumed.model))
     assert whole.metrics == resumed.metrics
-    assert recorder.advanced == (20 if stop_after < 20 else 0) + 3  # the bar begins where the run does
+    assert (
+        recorder.advanced == (20 if stop_after < 20 else 0) + 3
+    )  # the bar begins where the run does
 
 
 def test_killed_and_resumed_equals_whole(tmp_path: Path) -> None:
@@ -215,7 +257,8 @@ def test_state_holds_the_head_alone_and_needs_no_pickle(tmp_path: Path) -> None:
     run_training(toy_config(), context(tmp_path))
     state = torch.load(tmp_path / STATE, weights_only=True)
     assert set(state["model"]) == {
-        f"head.0.{n}" for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        f"head.0.{n}"
+        for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     } | {
         "head.2.weight",
         "head.2.bias",
@@ -230,10 +273,13 @@ def test_non_finite_loss_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_loss_is_looked_at_now_and_then_but_before_each_state(tmp_path: Path) -> None:
-    """Reading a loss waits for a GPU. It was broken at iteration 7, which shows at 8, when a state is due: none is written."""
+    """Reading a loss waits for a GPU. It was broken at iteration 7, which shows at 8, when a state
+    is due: none is written."""
     with pytest.raises(NonFiniteLoss, match="iteration 7 "):
         run_training(
-            toy_config(1500, breaks_at=7), context(tmp_path, recorder=(recorder := Recorder())), checkpoint_every=8
+            toy_config(1500, breaks_at=7),
+            context(tmp_path, recorder=(recorder := Recorder())),
+            checkpoint_every=8,
         )
     assert not (tmp_path / STATE).exists()
     assert [step for step, _ in recorder.metrics] == [1, 3, 6], "curves have 500 points"
@@ -241,7 +287,9 @@ def test_a_loss_is_looked_at_now_and_then_but_before_each_state(tmp_path: Path) 
 
 def test_nothing_global_is_left_behind(tmp_path: Path) -> None:
     before = dict(MMLogger._instance_dict)
-    descriptors = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    descriptors = (
+        len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    )
     for i in range(3):
         run_training(toy_config(2), context(tmp_path / str(i), workers=1))
     assert MMLogger._instance_dict == before

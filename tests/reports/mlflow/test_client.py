@@ -41,7 +41,9 @@ def test_a_planted_folder_is_refused_in_one_line_and_what_it_points_to_is_left_a
     folder.rename(temporary / "away")
     (temporary / "theirs").mkdir()
     folder.symlink_to(temporary / "theirs")
-    with pytest.raises(TrackingError, match=r"is no folder that only you can write; .* TMPDIR") as caught:
+    with pytest.raises(
+        TrackingError, match=r"is no folder that only you can write; .* TMPDIR"
+    ) as caught:
         connect(f"sqlite:///{temporary}/a.db")
     assert "\n" not in str(caught.value)
     assert not any((temporary / "theirs").iterdir())
@@ -59,7 +61,10 @@ def test_a_planted_folder_is_refused_in_one_line_and_what_it_points_to_is_left_a
 
 
 def test_what_a_killed_process_left_goes_with_the_next(temporary):
-    code = "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\nfrom reports.mlflow.client import scratch\n"
+    code = (
+        "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\nfrom reports.mlflow.client"
+        " import scratch\n"
+    )
     code += "with scratch() as place: open(place + '/page', 'w').close(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(temporary)], timeout=60)
     (left,) = temporary.glob("cliptex-*/scratch-*")
@@ -84,7 +89,9 @@ def store(tmp_path_factory) -> Path:
 def test_a_damaged_database_is_one_line(store, tmp_path, damage, capfd):
     data = bytearray(store.read_bytes())
     data[12288::5000] = bytes(b ^ 255 for b in data[12288::5000])
-    found = {"junk": b"junk" * 1000, "cut": store.read_bytes()[:200_000], "flipped": bytes(data)}[damage]
+    found = {"junk": b"junk" * 1000, "cut": store.read_bytes()[:200_000], "flipped": bytes(data)}[
+        damage
+    ]
     (tmp_path / "a.db").write_bytes(found)
     with pytest.raises(TrackingError, match=r"^cannot use the MLflow store at .*a.db: .+; mend it"):
         run_here(f"sqlite:///{tmp_path}/a.db")
@@ -102,7 +109,8 @@ def test_a_database_that_cannot_be_written_is_one_line(store, tmp_path, capfd, m
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", read_only)
     try:
         with pytest.raises(
-            TrackingError, match=r"failed \(\(sqlite3.OperationalError\) attempt to write a readonly database\)"
+            TrackingError,
+            match=r"failed \(\(sqlite3.OperationalError\) attempt to write a readonly database\)",
         ):
             run_here(f"sqlite:///{tmp_path}/a.db")
     finally:
@@ -130,7 +138,9 @@ def test_a_new_database_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_no_secret_reaches_the_store(store):
-    with Tracker("own", f"sqlite:///{store}").run("http://TOKEN@host", tags={"a": "http://me:hunter22@host"}) as run:
+    with Tracker("own", f"sqlite:///{store}").run(
+        "http://TOKEN@host", tags={"a": "http://me:hunter22@host"}
+    ) as run:
         run.log_params({"b": "x://me:hunter22@host"})
         run.set_tags({"c": "see x://h?password=hunter22"})
         run.describe("by http://me:hunter22@host")
@@ -139,7 +149,9 @@ def test_no_secret_reaches_the_store(store):
         run.fail("cannot reach http://me:hunter22@host")
     artifacts = Path(run.tracker.client.get_run(run.id).info.artifact_uri.removeprefix("file://"))
     kept = store.read_bytes() + (artifacts / "e.json").read_bytes()
-    assert b"hunter22" not in kept and b"TOKEN" not in kept and b"cannot reach http://***@host" in kept
+    assert (
+        b"hunter22" not in kept and b"TOKEN" not in kept and b"cannot reach http://***@host" in kept
+    )
 
 
 def test_known_schemas_are_those_of_alembic():
@@ -154,7 +166,9 @@ def test_known_schemas_are_those_of_alembic():
 def test_a_folder_that_no_address_can_hold_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
-    with pytest.raises(TrackingError, match=r"^the address of a database cannot hold the '[?#%]' of the folder"):
+    with pytest.raises(
+        TrackingError, match=r"^the address of a database cannot hold the '[?#%]' of the folder"
+    ):
         tracking_uri("sqlite:///mlflow.db")
     assert tracking_uri("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
 

@@ -51,7 +51,9 @@ def test_a_process_is_known_by_machine_pid_and_start(dead: str) -> None:
     assert not gone("")
 
 
-def test_alive_needs_a_sign_that_is_not_old_or_a_process_that_is_not_gone(tmp_path: Path, dead: str) -> None:
+def test_alive_needs_a_sign_that_is_not_old_or_a_process_that_is_not_gone(
+    tmp_path: Path, dead: str
+) -> None:
     file = tmp_path / "tasks" / "unit" / "status.json"
     elsewhere = "elsewhere/abc/1|1:1"
     for process, limit in ((this_process(), None), (elsewhere, None), (dead, OLD)):
@@ -66,16 +68,27 @@ def test_work_that_another_took_up_or_that_is_over_is_no_longer_its_own(tmp_path
     file = written(tmp_path / "tasks" / "unit" / "status.json", "elsewhere/abc/1|2:2", 0)
     with Heartbeat(Path(file).parents[1] / "other" / "status.json"):
         home = heartbeat.tags()[HOME_TAG]
-    first = {PROCESS_TAG: "elsewhere/abc/1|1:1", FILE_TAG: file, HOME_TAG: home, TIME_TAG: str(time.time())}
+    first = {
+        PROCESS_TAG: "elsewhere/abc/1|1:1",
+        FILE_TAG: file,
+        HOME_TAG: home,
+        TIME_TAG: str(time.time()),
+    }
     assert not alive(first) and alive({**first, PROCESS_TAG: "elsewhere/abc/1|2:2"})
     Path(file).unlink()
     Path(file).parent.rmdir()
     assert not alive(first), "its folder is gone, and the home is in sight"
-    assert alive({**first, FILE_TAG: "/not/in/sight/status.json"}), "of a home that is not in sight nothing is known"
-    assert alive({**first, HOME_TAG: "another"}), "another machine has a home of its own at the same path"
+    assert alive({**first, FILE_TAG: "/not/in/sight/status.json"}), (
+        "of a home that is not in sight nothing is known"
+    )
+    assert alive({**first, HOME_TAG: "another"}), (
+        "another machine has a home of its own at the same path"
+    )
 
 
-def test_settle_waits_until_a_sign_of_a_dead_process_is_old(tmp_path: Path, dead: str, monkeypatch) -> None:
+def test_settle_waits_until_a_sign_of_a_dead_process_is_old(
+    tmp_path: Path, dead: str, monkeypatch
+) -> None:
     monkeypatch.setattr(heartbeat, "OLD", 1.0)
     started = time.monotonic()
     assert not settle({PROCESS_TAG: dead, TIME_TAG: str(time.time())})
@@ -83,7 +96,9 @@ def test_settle_waits_until_a_sign_of_a_dead_process_is_old(tmp_path: Path, dead
     assert settle({PROCESS_TAG: this_process(), TIME_TAG: str(time.time())})
 
 
-def test_a_heartbeat_is_rewritten_with_what_changes_and_tags_name_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_heartbeat_is_rewritten_with_what_changes_and_tags_name_it(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(heartbeat, "EVERY", 0.05)
     path = tmp_path / "tasks" / "unit" / "status.json"
     with Heartbeat(path, name="unit") as beat:

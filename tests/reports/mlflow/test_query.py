@@ -62,7 +62,9 @@ def test_more_runs_than_a_page(filled, monkeypatch):
 def test_the_store_filters_and_few_requests_are_made(filled, monkeypatch):
     store, asked = Store(filled.uri), []
     search = store.client._client.search_runs
-    monkeypatch.setattr(store.client._client, "search_runs", lambda *a, **k: asked.append(a[1]) or search(*a, **k))
+    monkeypatch.setattr(
+        store.client._client, "search_runs", lambda *a, **k: asked.append(a[1]) or search(*a, **k)
+    )
     everything = {run.id for run in store.runs(["paper"])}
     assert len(asked) == 1, "one page, one request"
     asked.clear()
@@ -71,7 +73,9 @@ def test_the_store_filters_and_few_requests_are_made(filled, monkeypatch):
         ("cliptex", None),
         ("cliptex", "voc/linear"),
     }
-    assert len(asked) == 4, "the task's, its parents', studies', and whether there is anything of an older version"
+    assert len(asked) == 4, (
+        "the task's, its parents', studies', and whether there is anything of an older version"
+    )
     asked.clear()
     assert {run.id for run in store.runs_about(["paper"], ["nobody"])} == everything, (
         "whoever looks for it says what is there"
@@ -91,9 +95,13 @@ def test_what_a_run_refers_to_and_what_an_older_version_wrote_is_read_too(tmp_pa
     (child,) = [run for run in Store(tracker.uri).runs(["paper"]) if run.parent == first]
     write_run(tracker, "second", 0, {}, tags={"cached.voc.linear": child.id})
     raw = tracker.client._client
-    old = raw.create_run(tracker.experiment_id, tags={"backbone": "second", "weights.sha256": "w", "run.key": "k"})
+    old = raw.create_run(
+        tracker.experiment_id, tags={"backbone": "second", "weights.sha256": "w", "run.key": "k"}
+    )
     found = Store(tracker.uri).runs_about(["paper"], ["second"])
-    assert {run.id for run in found} >= {child.id, old.info.run_id} and first not in {run.id for run in found}
+    assert {run.id for run in found} >= {child.id, old.info.run_id} and first not in {
+        run.id for run in found
+    }
     assert [cell.backbone for cell in scored(found) if cell.backbone == "second"] == ["second"]
 
 
@@ -127,7 +135,9 @@ def test_what_can_be_wrong_is_one_line(filled, tmp_path, monkeypatch):
     newer = tmp_path / "newer.db"
     shutil.copy(filled.uri.removeprefix("sqlite:///"), newer)
     with sqlalchemy.create_engine(f"sqlite:///{newer}").begin() as connection:
-        connection.execute(sqlalchemy.text("update alembic_version set version_num = 'from-the-future'"))
+        connection.execute(
+            sqlalchemy.text("update alembic_version set version_num = 'from-the-future'")
+        )
     with pytest.raises(TrackingError, match="newer MLflow"):
         Store(f"sqlite:///{newer}")
 
@@ -141,7 +151,9 @@ def test_a_damaged_artifact_is_named(tmp_path, monkeypatch):
         path = Path(child.artifacts) / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(TrackingError, match=rf"{path.name} of run {child.id} .* is damaged .*--force") as caught:
+        with pytest.raises(
+            TrackingError, match=rf"{path.name} of run {child.id} .* is damaged .*--force"
+        ) as caught:
             build(Request(tracking_uri=tracker.uri))
         assert "\n" not in str(caught.value)
         path.write_bytes(whole)

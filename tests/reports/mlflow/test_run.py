@@ -60,7 +60,10 @@ def test_parent_child_metrics_and_artifacts(uri, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
-    [(ValueError("loss is nan"), "FAILED", "ValueError: loss is nan"), (KeyboardInterrupt(), "KILLED", "interrupted")],
+    [
+        (ValueError("loss is nan"), "FAILED", "ValueError: loss is nan"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+    ],
 )
 def test_endings(uri, error, status, reason):
     tracker = Tracker("endings", uri)
@@ -79,7 +82,9 @@ def test_resume_takes_the_same_run_up_again(uri, monkeypatch):
         raise RuntimeError("first try")
     asked = []
     batch = tracker.client._client.log_batch
-    monkeypatch.setattr(tracker.client._client, "log_batch", lambda *a, **k: asked.append(k) or batch(*a, **k))
+    monkeypatch.setattr(
+        tracker.client._client, "log_batch", lambda *a, **k: asked.append(k) or batch(*a, **k)
+    )
     tags = {f"tag{number}": str(number) for number in range(30)}
     with tracker.run("r", resume=run.id, tags=tags) as again:
         assert len(asked) == 1, "tags are set in one request"
@@ -150,11 +155,15 @@ def test_a_slow_server_holds_nothing_up_and_gets_all_in_order(uri, monkeypatch, 
         started = time.perf_counter()
         for step in range(2200):  # four full batches, and a part
             run.log_metrics({"train/loss": 1.0}, step)
-        assert time.perf_counter() - started < 0.2 and len(came) < 2200, "training waited for the server"
+        assert time.perf_counter() - started < 0.2 and len(came) < 2200, (
+            "training waited for the server"
+        )
         if ends == "badly":
             raise ZeroDivisionError
     assert came == list(range(2200))
-    assert tracker.client.get_run(run.id).info.status == ("FINISHED" if ends == "well" else "FAILED")
+    assert tracker.client.get_run(run.id).info.status == (
+        "FINISHED" if ends == "well" else "FAILED"
+    )
     assert len(tracker.client.get_metric_history(run.id, "train/loss")) == 2200
 
 
@@ -175,7 +184,10 @@ def test_a_store_that_fails_in_the_middle_is_the_users_to_mend_and_hides_nothing
 
 
 def test_processes_may_make_the_same_new_store_at_once(tmp_path):
-    both = [Fork(Tracker, "new", f"sqlite:///{tmp_path}/mlflow.db", output=tmp_path / f"said-{i}") for i in range(2)]
+    both = [
+        Fork(Tracker, "new", f"sqlite:///{tmp_path}/mlflow.db", output=tmp_path / f"said-{i}")
+        for i in range(2)
+    ]
     assert [fork.end() for fork in both] == [0, 0], [fork.said() for fork in both]
 
 
@@ -219,11 +231,14 @@ def test_our_tags_have_one_prefix_and_every_run_says_who_started_what(uri):
     for run in tracker.client._client.search_runs([tracker.experiment_id]):
         ours = {name for name in run.data.tags if not name.startswith("mlflow.")}
         assert ours and all(name.startswith("cliptex.") for name in ours)
-        assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.runName"} <= set(run.data.tags)
+        assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.runName"} <= set(
+            run.data.tags
+        )
         assert run.data.tags.get("cliptex.git.commit", "") == git_commit()
-    assert [run.info.run_id for run in tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")] == [
-        parent.id
-    ]
+    assert [
+        run.info.run_id
+        for run in tracker.search("tags.backbone = 'x' and tags.`metrics.main` != ''")
+    ] == [parent.id]
     tracker.client._client.create_run(tracker.experiment_id, tags={"backbone": "old"})
     (old,) = tracker.search("tags.backbone = 'old'")
     assert old.data.tags["backbone"] == "old", "what an older version wrote is found, too"
@@ -235,7 +250,9 @@ def test_a_run_is_monitored_and_the_reader_leaves_that_out(uri, monkeypatch):
     tracker = Tracker("monitored", uri)
     with tracker.run("r", monitored=True) as run:
         run.log_metrics({"mAP_at_50": 3.0, "val/i2t_R@1": 2.0})
-        while not any(name.startswith("system/") for name in tracker.client.get_run(run.id).data.metrics):
+        while not any(
+            name.startswith("system/") for name in tracker.client.get_run(run.id).data.metrics
+        ):
             time.sleep(0.1)
     (stored,) = Store(uri).runs(["monitored"])
     assert stored.metrics == {"mAP_at_50": 3.0, "val/i2t_R@1": 2.0}
@@ -246,7 +263,10 @@ def test_a_dataset_keeps_the_sizes_of_its_splits_and_no_path(uri):
     with tracker.run("r") as run:
         run.log_dataset("/some/where/{00000..00003}.tar", "d1", "training", pairs=7)
         run.log_dataset("voc", "d2", "probing", source="/data/voc", train=5, val=2)
-    found = {one.dataset.name: one.dataset for one in tracker.client.get_run(run.id).inputs.dataset_inputs}
+    found = {
+        one.dataset.name: one.dataset
+        for one in tracker.client.get_run(run.id).inputs.dataset_inputs
+    }
     assert set(found) == {"{00000..00003}.tar", "voc"}
     assert json.loads(found["voc"].profile) == {"num_rows": 7, "train": 5, "val": 2}
 

@@ -1,4 +1,5 @@
-"""A real MLflow server with PostgreSQL behind it: what was sent there can be read there, and compared from elsewhere."""
+"""A real MLflow server with PostgreSQL behind it: what was sent there can be read there, and
+compared from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,12 +20,17 @@ def test_a_server_takes_runs_and_gives_a_report(
     asked = []
     send = requests.Session.send
     monkeypatch.setattr(
-        requests.Session, "send", lambda self, one, **k: asked.append(one.path_url) or send(self, one, **k)
+        requests.Session,
+        "send",
+        lambda self, one, **k: asked.append(one.path_url) or send(self, one, **k),
     )
     tracker = Tracker("written", mlflow_server)
     preview = tmp_path / "preview.png"
     preview.write_bytes(b"\x89PNG")
-    with tracker.run("parent", tags={"backbone": "x"}) as parent, tracker.run("voc/linear", parent=parent) as child:
+    with (
+        tracker.run("parent", tags={"backbone": "x"}) as parent,
+        tracker.run("voc/linear", parent=parent) as child,
+    ):
         child.log_metrics({"t2i_R@5": 12.5})
         for step in range(700):
             child.log_metrics({"train/loss": step}, step)
@@ -33,7 +39,9 @@ def test_a_server_takes_runs_and_gives_a_report(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["t2i_R_at_5"] == 12.5
     assert len(tracker.client.get_metric_history(child.id, "train/loss")) == 700
-    assert [f.path for f in tracker.client.list_artifacts(child.id, "pictures")] == ["pictures/preview.png"]
+    assert [f.path for f in tracker.client.list_artifacts(child.id, "pictures")] == [
+        "pictures/preview.png"
+    ]
     assert Tracker("written", mlflow_server).experiment_id == tracker.experiment_id
 
     tracker = Tracker("paper", mlflow_server)
@@ -46,10 +54,14 @@ def test_a_server_takes_runs_and_gives_a_report(
     first = len(asked)
     asked.clear()
     build(Request(experiments=["paper"], tracking_uri=mlflow_server))
-    assert not [path for path in asked if "/artifacts/" in path and "?" not in path], "artifacts are kept by run id"
+    assert not [path for path in asked if "/artifacts/" in path and "?" not in path], (
+        "artifacts are kept by run id"
+    )
     assert len(asked) < first / 2, f"{len(asked)} requests, {first} at first"
     assert report.analysis is not None
-    assert all(found.images for found in report.analysis.estimates.values()), "per-image scores came over the wire"
+    assert all(found.images for found in report.analysis.estimates.values()), (
+        "per-image scores came over the wire"
+    )
     assert report.galleries and report.galleries[0].rows
     store = Store(mlflow_server)
     assert store.artifact(store.runs(["paper"])[-1], "pictures/none.png") is None

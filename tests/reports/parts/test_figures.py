@@ -18,21 +18,31 @@ def test_figures_are_valid_plotly_and_told_in_words(report):
     assert {"forest", "bars", "cost", "probe", "optuna"} <= kinds
     for figure in report.figures():
         spec = json.loads(
-            json.dumps(figure.spec).replace("var:text", "#000").replace("var:muted", "#000").replace("var:line", "#000")
+            json.dumps(figure.spec)
+            .replace("var:text", "#000")
+            .replace("var:muted", "#000")
+            .replace("var:line", "#000")
         )
         go.Figure(spec)  # raises on anything that Plotly does not know
         assert figure.alt and figure.title
 
 
 def test_costs_are_of_the_tasks_that_all_have_and_of_one_protocol_each(store):
-    values = [("clip", "voc/linear", "p"), ("clip", "voc/linear", "q"), ("clip", "ade20k/linear", "p"),
-              ("mine", "voc/linear", "p"), ("mine", "voc/linear", "q")]  # fmt: skip
+    values = [
+        ("clip", "voc/linear", "p"),
+        ("clip", "voc/linear", "q"),
+        ("clip", "ade20k/linear", "p"),
+        ("mine", "voc/linear", "p"),
+        ("mine", "voc/linear", "q"),
+    ]
     runs = [
         stored_run(place, name, task, 0, 50.0 + place, protocol=protocol)
         for place, (name, task, protocol) in enumerate(values)
     ]
     analysis = analyse(Store(store.uri), select(runs, ["x"]))
-    assert drawing.costs(analysis) == {"clip": {"probing": 1.0}, "mine": {"probing": 1.0}}, "each run took one second"
+    assert drawing.costs(analysis) == {"clip": {"probing": 1.0}, "mine": {"probing": 1.0}}, (
+        "each run took one second"
+    )
 
 
 def test_no_two_backbones_look_alike(store):
@@ -48,11 +58,17 @@ def test_no_two_backbones_look_alike(store):
 
 
 def test_an_unknown_interval_is_drawn_open_and_without_bars(store):
-    runs = [stored_run(place, name, "voc/linear", 0, 50.0 + place) for place, name in enumerate(("clip", "mine"))]
+    runs = [
+        stored_run(place, name, "voc/linear", 0, 50.0 + place)
+        for place, name in enumerate(("clip", "mine"))
+    ]
     figure = drawing.forest(analyse(Store(store.uri), select(runs, ["x"])))
     (data,) = figure.spec["data"]
     assert data["error_x"]["array"] == [None, None]
     assert all(symbol.endswith("-open") for symbol in data["marker"]["symbol"])
     (bars,) = drawing.task_bars(analyse(Store(store.uri), select(runs, ["x"])))
-    assert set(bars.spec["data"][0]["marker"]["opacity"]) == {0.45} and "pale: no interval" in bars.caption
+    assert (
+        set(bars.spec["data"][0]["marker"]["opacity"]) == {0.45}
+        and "pale: no interval" in bars.caption
+    )
     assert "no interval" in bars.alt

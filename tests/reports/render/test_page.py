@@ -1,4 +1,5 @@
-"""The page: every number is MLflow's, what is missing says why, nothing outside is needed, and it can be heard."""
+"""The page: every number is MLflow's, what is missing says why, nothing outside is needed, and it
+can be heard."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def test_numbers_in_the_page_are_means_of_mlflows(store, report, rows):
             assert {run.data.tags["protocol"] for run in runs} == {runs[0].data.tags["protocol"]}, (
                 "one protocol a number"
             )
-            assert float(cell["data-value"]) == pytest.approx(np.mean([run.data.metrics[main] for run in runs]))
+            assert float(cell["data-value"]) == pytest.approx(
+                np.mean([run.data.metrics[main] for run in runs])
+            )
             assert cells[0]["text"].startswith(task)
             seen += 1
     assert seen == 13
@@ -82,13 +85,14 @@ def test_the_page_needs_nothing_else(page, report):
     assert len(page.encode()) < 8_000_000
     outside = set(
         re.findall(
-            r"""(?:src|href)\s*=\s*["'](?!data:|\#)([^"']+)""", re.sub(r"<script.*?</script>", "", page, flags=re.S)
+            r"""(?:src|href)\s*=\s*["'](?!data:|\#)([^"']+)""",
+            re.sub(r"<script.*?</script>", "", page, flags=re.S),
         )
     )
     sources = {one.url for one in report.published}
-    assert sources and all(url.startswith("http://127.0.0.1:5000/#/") or url in sources for url in outside), (
-        "only links to MLflow's UI and to sources of published numbers leave the page"
-    )
+    assert sources and all(
+        url.startswith("http://127.0.0.1:5000/#/") or url in sources for url in outside
+    ), "only links to MLflow's UI and to sources of published numbers leave the page"
     assert "@import" not in page and "url(http" not in page
     assert "default-src 'none'" in page
 
@@ -112,6 +116,12 @@ def test_the_page_can_be_heard(page):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is left out"
     assert all("alt" in attrs for tag, attrs in parser.found if tag == "img")
-    assert all(attrs.get("role") for tag, attrs in parser.found if tag in ("span", "div") and "aria-label" in attrs)
-    assert all(names[place + 1] == "figcaption" for place, tag in enumerate(names) if tag == "figure")
+    assert all(
+        attrs.get("role")
+        for tag, attrs in parser.found
+        if tag in ("span", "div") and "aria-label" in attrs
+    )
+    assert all(
+        names[place + 1] == "figcaption" for place, tag in enumerate(names) if tag == "figure"
+    )
     assert names.count("table") == names.count("caption"), "each table says what it is"

@@ -1,4 +1,5 @@
-"""Gains count the right way round, their mean is not ruled by one task, and equals are improved on half of the time."""
+"""Gains count the right way round, their mean is not ruled by one task, and equals are improved on
+half of the time."""
 
 from __future__ import annotations
 
@@ -6,7 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.stats.gains import by_task, has_ratio, interquartile_mean, probability_of_improvement, relative_gain
+from reports.stats.gains import (
+    by_task,
+    has_ratio,
+    interquartile_mean,
+    probability_of_improvement,
+    relative_gain,
+)
 from reports.stats.intervals import Estimate, Part
 from reports.stats.resampling import Sample
 
@@ -14,7 +21,9 @@ from reports.stats.resampling import Sample
 def test_better_is_positive_whichever_way_the_metric_runs():
     assert relative_gain(33.0, 30.0, 1, 1.0) == pytest.approx(10.0)
     assert relative_gain(0.27, 0.30, -1, 1e-6) == pytest.approx(10.0)
-    assert relative_gain(33.0, 30.0, -1, 1e-6) == pytest.approx(-10.0), "an angle that grew is a loss"
+    assert relative_gain(33.0, 30.0, -1, 1e-6) == pytest.approx(-10.0), (
+        "an angle that grew is a loss"
+    )
     assert relative_gain(2.0, 0.0, 1, 1.0) == 200.0, "relative to at least one point"
 
 
@@ -24,7 +33,9 @@ def test_the_noisiest_task_does_not_rule():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 12])
-def test_the_interquartile_mean_is_scipys_where_quarters_are_whole_and_between_neighbours_elsewhere(count):
+def test_the_interquartile_mean_is_scipys_where_quarters_are_whole_and_between_neighbours_elsewhere(
+    count,
+):
     values = np.random.default_rng(count).normal(0, 1, (count, 5))
     found = interquartile_mean(values)
     if count % 4 == 0:

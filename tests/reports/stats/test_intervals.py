@@ -1,4 +1,5 @@
-"""Intervals over seeds and images: each noise counts once, pairing pairs, and nothing is decided without cause."""
+"""Intervals over seeds and images: each noise counts once, pairing pairs, and nothing is decided
+without cause."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from reports.stats.resampling import Contrast, Sample, contrast, image_weights
 def sample(scores: np.ndarray, weights: np.ndarray, seeds=None) -> Sample:
     """``scores`` (S, N): the metric is the mean over images."""
     count = scores.shape[1]
-    return Sample(tuple(seeds or range(len(scores))), scores.mean(axis=1), scores @ weights.T / count, count)
+    return Sample(
+        tuple(seeds or range(len(scores))), scores.mean(axis=1), scores @ weights.T / count, count
+    )
 
 
 def names(count: int) -> list[str]:
@@ -30,15 +33,21 @@ def test_resamples_are_of_as_many_images_and_the_same_for_the_same_images():
     assert weights.shape == (400, 50) and (weights.sum(axis=1) == 50).all()
     assert (weights == image_weights(names(50), 400)).all()
     assert (weights != image_weights(names(51), 400)[:, :50]).any()
-    assert weights.mean() == 1 and weights.var() == pytest.approx(1 - 1 / 50, abs=0.05), "multinomial counts"
+    assert weights.mean() == 1 and weights.var() == pytest.approx(1 - 1 / 50, abs=0.05), (
+        "multinomial counts"
+    )
 
 
 def test_one_seed_is_scipys_bootstrap_with_students_quantile():
     values = np.random.default_rng(0).gamma(2.0, 3.0, 200)
     found = estimate(sample(values[None], image_weights(names(200), 4000)))
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1))
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
+    )
     assert found.images == 200 and found.seeds == 1 and np.isnan(found.error)
-    assert np.sqrt(found.parts[0].variance) == pytest.approx(theirs.standard_error * np.sqrt(200 / 199), rel=0.05)
+    assert np.sqrt(found.parts[0].variance) == pytest.approx(
+        theirs.standard_error * np.sqrt(200 / 199), rel=0.05
+    )
     assert found.reach == pytest.approx(stats.t.ppf(0.975, 199) * np.sqrt(found.parts[0].variance))
     low, high = theirs.confidence_interval
     assert found.low == pytest.approx(low, abs=0.1) and found.high == pytest.approx(high, abs=0.1)
@@ -61,7 +70,9 @@ def test_a_half_width_lies_between_welch_and_quadrature_and_is_exact_for_one_par
     safe = np.sqrt(2 * stats.t.isf(level / 2, 99) ** 2 + stats.t.isf(level / 2, 2) ** 2)
     assert welch < half_width([images, seeds], level) < safe
     for part in (images, seeds):
-        assert half_width([part], level) == pytest.approx(np.sqrt(part.variance) * stats.t.isf(level / 2, part.df))
+        assert half_width([part], level) == pytest.approx(
+            np.sqrt(part.variance) * stats.t.isf(level / 2, part.df)
+        )
     assert half_width([Part(0.0, 5)], level) == 0
 
 
@@ -72,12 +83,17 @@ def test_what_is_of_one_seed_on_one_image_counts_once():
     total = np.mean([sum(part.variance for part in one.parts) for one in found])
     assert total == pytest.approx(1 / 1600, rel=0.25)
     apart = estimate(sample(np.repeat(rng.normal(0, 1, (1, 400)), 4, axis=0), weights))
-    assert apart.parts[0].variance == pytest.approx(1 / 400, rel=0.25) and apart.parts[1].variance == 0
+    assert (
+        apart.parts[0].variance == pytest.approx(1 / 400, rel=0.25) and apart.parts[1].variance == 0
+    )
 
 
-@pytest.mark.parametrize(("seeds", "seed_noise", "image_noise"), [(1, 0.0, 3.0), (3, 1.0, 3.0), (3, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("seeds", "seed_noise", "image_noise"), [(1, 0.0, 3.0), (3, 1.0, 3.0), (3, 0.0, 0.0)]
+)
 def test_a_95_percent_interval_covers_95_percent(seeds, seed_noise, image_noise):
-    """Truth: the mean over all images and seeds there could be; with much of what is of one seed on one image."""
+    """Truth: the mean over all images and seeds there could be; with much of what is of one seed on
+    one image."""
     rng = np.random.default_rng(3)
     count, tries = 100, 400
     weights = image_weights(names(count), 300)
@@ -133,7 +149,10 @@ def test_other_seeds_are_not_paired_and_one_seed_has_no_noise_of_seeds():
     other = difference(Sample((0, 1, 2), values + 1), Sample((3, 4, 5), values))
     assert same.value == other.value == 1 and same.verdict() == "win" and other.verdict() == "tie"
     assert other.error == pytest.approx(np.sqrt(2) * stats.sem(values))
-    assert stats.ttest_ind(values + 1, values, equal_var=False).confidence_interval(0.95).high <= other.high
+    assert (
+        stats.ttest_ind(values + 1, values, equal_var=False).confidence_interval(0.95).high
+        <= other.high
+    )
     single = difference(Sample((0, 1, 2), values), Sample((1,), values[:1]))
     assert single.value == 10.0 and not single.known
 
@@ -146,7 +165,8 @@ def test_images_of_one_side_alone_are_no_noise_of_a_pair():
 
 
 def test_tasks_on_the_same_images_keep_their_correlation():
-    """Two tasks whose errors cancel have a mean without noise; independent resamples would give it some."""
+    """Two tasks whose errors cancel have a mean without noise; independent resamples would give it
+    some."""
     rng = np.random.default_rng(6)
     weights = image_weights(names(100), 500)
     noise = rng.normal(0, 5, 100)
@@ -160,7 +180,9 @@ def test_seeds_are_common_to_tasks_and_a_task_with_one_seed_takes_no_noise_from_
     one, same, single = Sample((0, 1, 2), seeds), Sample((0, 1, 2), seeds), Sample((0,), seeds[:1])
     mean = lambda values: values.mean(axis=0)
     together = combine([Contrast((one,)), Contrast((same,))], mean)
-    assert together.error == pytest.approx(stats.sem(seeds)), "what moves both tasks does not average out"
+    assert together.error == pytest.approx(stats.sem(seeds)), (
+        "what moves both tasks does not average out"
+    )
     some = combine([Contrast((one,)), Contrast((single,))], mean)
     assert some.error == pytest.approx(stats.sem(seeds) / 2)
     fewer = combine([Contrast((one,)), Contrast((Sample((0, 1), seeds[:2]),))], mean)
@@ -172,7 +194,9 @@ def test_an_interval_stays_where_the_number_can_be():
     part = (Part(1.0, 1000),)
     assert Estimate(1.0, part, least=0.0, most=100.0).low == 0
     assert Estimate(99.0, part, least=0.0, most=100.0).high == 100
-    assert Estimate(-3.0, part, least=0.0).low == -3.0, "a number that is outside stays in its interval"
+    assert Estimate(-3.0, part, least=0.0).low == -3.0, (
+        "a number that is outside stays in its interval"
+    )
     assert np.isnan(Estimate(1.0, least=0.0).low)
 
 
@@ -191,11 +215,14 @@ def test_seeds_that_would_decide():
     assert gap.verdict() == "tie" and count is not None
     reach = [half_width([Part(0.2, 199), Part(3 / n, n - 1, n)], 0.05) for n in (count - 1, count)]
     assert reach[0] >= 2.0 > reach[1]
-    assert Estimate(2.0, (Part(4.0, 199), Part(1.0, 2, 3)), seeds=3).seeds_to_decide() is None, "images do not grow"
+    assert Estimate(2.0, (Part(4.0, 199), Part(1.0, 2, 3)), seeds=3).seeds_to_decide() is None, (
+        "images do not grow"
+    )
 
 
 def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
-    """Areas are summed before they are divided: of many more images than the validation set holds, what it estimates."""
+    """Areas are summed before they are divided: of many more images than the validation set holds,
+    what it estimates."""
     rng = np.random.default_rng(8)
     count, tries, many = 100, 300, 40_000
     weights = image_weights(names(count), 300)
@@ -219,6 +246,8 @@ def test_an_interval_of_miou_covers_the_miou_of_all_images_there_could_be():
     covered = 0
     for _ in range(tries):
         found = areas(count)
-        one = estimate(Sample((0,), miou(found, np.ones((1, count))), miou(found, weights)[None], count))
+        one = estimate(
+            Sample((0,), miou(found, np.ones((1, count))), miou(found, weights)[None], count)
+        )
         covered += one.low <= truth <= one.high
     assert 0.91 <= covered / tries <= 0.988, covered / tries  # 3.3 binomial standard errors

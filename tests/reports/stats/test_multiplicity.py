@@ -28,10 +28,17 @@ def test_correlated_ones_lie_between_and_noise_of_seeds_counts_as_independent():
     assert sidak(10) * 1.2 < level < 0.05
     mostly = [Estimate(0.0, (Part(1.0, 1000), Part(99.0, 2, 3)), images=100) for _ in close]
     assert joint_level(mostly, close) == pytest.approx(sidak(10), rel=0.2)
-    assert joint_level([Estimate(0.0, (Part(1.0, 2, 3),))] * 10, [None] * 10) == pytest.approx(sidak(10), rel=0.2)
+    assert joint_level([Estimate(0.0, (Part(1.0, 2, 3),))] * 10, [None] * 10) == pytest.approx(
+        sidak(10), rel=0.2
+    )
 
 
 def test_what_cannot_err_is_not_counted():
     noise = np.random.default_rng(2).normal(0, 1, 1000)
-    assert joint_level([images(noise), Estimate(1.0), Estimate(2.0, (Part(0.0, 5),))], [noise, None, None]) == 0.05
+    assert (
+        joint_level(
+            [images(noise), Estimate(1.0), Estimate(2.0, (Part(0.0, 5),))], [noise, None, None]
+        )
+        == 0.05
+    )
     assert joint_level([], []) == 0.05

@@ -1,4 +1,5 @@
-"""Image and labels move together; normals keep their meaning, checked against a plane rendered from its equation."""
+"""Image and labels move together; normals keep their meaning, checked against a plane rendered from
+its equation."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_identity_and_flip_are_exact():
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     classes = torch.randint(0, 5, (1, 16, 16))
     assert torch.allclose(warp_images(image, geometry(), 16), image.float(), atol=1e-2)
-    assert torch.allclose(warp_images(image, geometry(flip=True), 16), image.flip(3).float(), atol=1e-2)
+    assert torch.allclose(
+        warp_images(image, geometry(flip=True), 16), image.flip(3).float(), atol=1e-2
+    )
     assert torch.equal(warp_classes(classes, geometry(flip=True), 16), classes.flip(2))
 
 
@@ -49,7 +52,9 @@ def test_crop_takes_the_same_place_from_maps_of_any_resolution():
 
 def test_ignored_and_unknown_stay_so():
     classes = torch.tensor([[0, 255], [7, 0]])
-    assert torch.equal(warp_classes([classes], geometry(), 2)[0], torch.tensor([[0, IGNORE], [7, 0]]))
+    assert torch.equal(
+        warp_classes([classes], geometry(), 2)[0], torch.tensor([[0, IGNORE], [7, 0]])
+    )
     depth = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
     assert torch.equal(torch.isnan(warp_depth([depth], geometry(), 2)[0]), torch.isnan(depth))
     # turned by 45°, the corners lie outside
@@ -61,8 +66,8 @@ def test_ignored_and_unknown_stay_so():
 
 
 def plane_depth(normal: np.ndarray, size: int) -> np.ndarray:
-    """Depth (growing away from the camera) of an orthographic view of a plane through the origin, in pixels; its normal
-    has the axes of ``augment.AXES``: x right, y up, z towards the camera."""
+    """Depth (growing away from the camera) of an orthographic view of a plane through the origin,
+    in pixels; its normal has the axes of ``augment.AXES``: x right, y up, z towards the camera."""
     down, x = np.mgrid[:size, :size] + 0.5 - size / 2
     return (normal[0] * x - normal[1] * down) / normal[2]
 
@@ -83,7 +88,8 @@ def normal_of(depth: torch.Tensor) -> np.ndarray:
     zoom=st.sampled_from([1.0, 0.5]),
 )
 def test_normals_follow_the_plane(angle, flip, slope, zoom):
-    """Warp the depth of a plane, read the normal off the warped depth, and compare with the warped normal."""
+    """Warp the depth of a plane, read the normal off the warped depth, and compare with the warped
+    normal."""
     size = 64
     normal = np.array([*slope, 1.0]) / np.linalg.norm([*slope, 1.0])
     depth = torch.from_numpy(plane_depth(normal, size)).float()
@@ -92,8 +98,13 @@ def test_normals_follow_the_plane(angle, flip, slope, zoom):
     warped = warp_images(depth[None, None], place, size)[0, 0] / zoom
     # at 45° a full-size crop reaches past the border: its centre does not
     implied = normal_of(warped[12:-12, 12:-12])
-    moved = warp_normals(torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size), place, size)
-    assert np.degrees(np.arccos(np.clip(implied @ moved[0, :, size // 2, size // 2].numpy(), -1, 1))) < 0.5
+    moved = warp_normals(
+        torch.from_numpy(normal).float().view(1, 3, 1, 1).expand(1, 3, size, size), place, size
+    )
+    assert (
+        np.degrees(np.arccos(np.clip(implied @ moved[0, :, size // 2, size // 2].numpy(), -1, 1)))
+        < 0.5
+    )
 
 
 @given(
@@ -125,21 +136,32 @@ def test_an_augmentation_depends_on_the_pair_not_on_its_batch():
 def test_images_of_different_sizes_make_one_batch():
     images = [torch.full((3, 20, 30), 10.0), torch.full((3, 50, 40), 20.0)]
     out = warp_images(images, centre_geometry([(20, 30), (50, 40)]), 16)
-    assert out.shape == (2, 3, 16, 16) and torch.allclose(out.mean((1, 2, 3)), torch.tensor([10.0, 20.0]))
+    assert out.shape == (2, 3, 16, 16) and torch.allclose(
+        out.mean((1, 2, 3)), torch.tensor([10.0, 20.0])
+    )
 
 
 def test_a_crop_is_resampled_once_as_the_probes_do_it():
-    """The whole square of a photograph is what torchvision's resize and centre crop give; a fine pattern becomes its mean."""
+    """The whole square of a photograph is what torchvision's resize and centre crop give; a fine
+    pattern becomes its mean."""
     from torchvision.transforms import v2
 
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (300, 470, 3), np.uint8)
     ours = crop_images([image], centre_geometry([(300, 470)]), 64)[0]
-    steps = [v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(64), v2.PILToTensor()]
+    steps = [
+        v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.CenterCrop(64),
+        v2.PILToTensor(),
+    ]
     theirs = v2.Compose(steps)(Image.fromarray(image))
     assert (ours.int() - theirs.int()).abs().float().mean() < 3
-    stripes = np.broadcast_to(np.arange(470)[None, :, None] % 2 * 255, (300, 470, 3)).astype(np.uint8)
-    assert (crop_images([stripes], geometry((0.5, 0.5, 0.5, 0.5)), 64).float() - 127.5).abs().max() < 8
+    stripes = np.broadcast_to(np.arange(470)[None, :, None] % 2 * 255, (300, 470, 3)).astype(
+        np.uint8
+    )
+    assert (
+        crop_images([stripes], geometry((0.5, 0.5, 0.5, 0.5)), 64).float() - 127.5
+    ).abs().max() < 8
     squashed = crop_images([stripes], centre_geometry([(300, 470)], whole=True), 64)
     assert squashed.shape == (1, 3, 64, 64)
 
@@ -148,6 +170,10 @@ def test_crops_flips_and_turns_agree_with_those_of_labels():
     image = np.full((60, 90, 3), 20, np.uint8)
     image[10:30, 50:70] = 220
     labels = torch.from_numpy((image[..., 0] > 100).astype(np.int16))
-    for place in (geometry((0.6, 0.4, 0.5, 0.75)), geometry((0.6, 0.4, 0.5, 0.75), True), geometry(angle=0.4)):
+    for place in (
+        geometry((0.6, 0.4, 0.5, 0.75)),
+        geometry((0.6, 0.4, 0.5, 0.75), True),
+        geometry(angle=0.4),
+    ):
         bright = crop_images([image], place, 48)[0, 0] > 120
         assert (bright == (warp_classes([labels], place, 48)[0] == 1)).float().mean() > 0.97

@@ -1,4 +1,5 @@
-"""Training batches: a function of seed and step; nothing is lost, nothing bad is trained on, nothing held out is seen."""
+"""Training batches: a function of seed and step; nothing is lost, nothing bad is trained on,
+nothing held out is seen."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
 
     def batches(**more):
         return TrainDataset(
-            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, **more
+            pairs,
+            toy.ToyLabels(),
+            recipe,
+            tokenizer=start.tokenizer,
+            data=start.data,
+            label_size=16,
+            **more,
         )
 
     whole = batches()
@@ -50,10 +57,15 @@ def test_batches_lose_nothing_and_do_not_depend_on_ranks_memory_or_workers(pairs
                 remembered[step].targets[name],
                 worked[step - 17].targets[name],
             ):
-                assert torch.equal(torch.nan_to_num(other.float()), torch.nan_to_num(expected.targets[name].float())), (
-                    name
-                )
-        for other in (torch.cat([s.images for s in split]), remembered[step].images, worked[step - 17].images):
+                assert torch.equal(
+                    torch.nan_to_num(other.float()),
+                    torch.nan_to_num(expected.targets[name].float()),
+                ), name
+        for other in (
+            torch.cat([s.images for s in split]),
+            remembered[step].images,
+            worked[step - 17].images,
+        ):
             assert torch.equal(other, expected.images)
 
 
@@ -68,13 +80,16 @@ def damaged(tmp_path, count=200, corrupt=(), silent=()):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
-    """Its neighbours are held out: the next one that is trained on takes its place. A bad one that is held out is left out."""
+    """Its neighbours are held out: the next one that is trained on takes its place. A bad one that
+    is held out is left out."""
     start = load_pretrained_clip("random", "tiny")
     recipe = replace(CLIPTEX, val_pairs=60, epochs=1.0)
     whole = damaged(tmp_path / "whole")
 
     def dataset(pairs):
-        return TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
+        return TrainDataset(
+            pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
+        )
 
     held = set(dataset(whole).held_out.tolist())
     bad = next(i for i in range(200) if i not in held and {i + 1, i + 2} <= held)
@@ -83,7 +98,9 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
     if kept:
         assert data.remember(toy.Recorder())
     sample = data._sample(bad)
-    assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(sample.image, toy.scene(expected)[0])
+    assert sample.bad[0] == f"00000/{bad:09d}" and np.array_equal(
+        sample.image, toy.scene(expected)[0]
+    )
     assert sum(len(batch.images) for batch in data.validation(16)) == 59
     assert sum(len(batch.images) for batch in dataset(whole).validation(16)) == 60
 
@@ -91,7 +108,9 @@ def test_a_bad_pair_is_never_replaced_by_one_that_is_held_out(tmp_path, kept):
 def test_an_empty_caption_is_not_trained_on(tmp_path):
     start = load_pretrained_clip("random", "tiny")
     pairs = damaged(tmp_path, 40, silent=(7,))
-    data = TrainDataset(pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)
+    data = TrainDataset(
+        pairs, None, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
+    )
     assert data._sample(7).bad == ("00000/000000007", "its caption is empty")
     bad = [told for step in range(len(data)) for told in data[step].bad]
     assert {key for key, _ in bad} == {"00000/000000007"}
@@ -108,5 +127,7 @@ def test_only_labels_that_are_used_are_read(pairs):
 
     start = load_pretrained_clip("random", "tiny")
     recipe = CLIPTEX.changed({"lambda_seg": 0.0})
-    batch = TrainDataset(pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)[0]
+    batch = TrainDataset(
+        pairs, Watched(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
+    )[0]
     assert set(batch.targets) == {"depth", "normal"} and set(asked) == {("depth", "normal")}

@@ -24,28 +24,46 @@ def shards(tmp_path_factory):
     return toy.write_pairs(tmp_path_factory.mktemp("pairs"), 20, 3)
 
 
-@pytest.mark.parametrize("pattern", ["", "/*.tar", "/{00000..00002}.tar", "/{00000,00001,00002}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["", "/*.tar", "/{00000..00002}.tar", "/{00000,00001,00002}.tar"]
+)
 def test_every_way_to_name_shards_gives_the_same_pairs(shards, pattern):
     pairs = open_pairs(f"{shards}{pattern}")
-    assert len(pairs) == 20 and [shard.name for shard in pairs.shards] == ["00000", "00001", "00002"]
+    assert len(pairs) == 20 and [shard.name for shard in pairs.shards] == [
+        "00000",
+        "00001",
+        "00002",
+    ]
     assert pairs.fingerprint == open_pairs(shards).fingerprint
     for index in range(20):
         pair = pairs[index]
         image, caption, _ = toy.scene(int(pair.key.split("/")[1]))
-        assert pair.key == pairs.key(index) and pair.shard == pair.key.split("/")[0] and pair.caption == caption
+        assert (
+            pair.key == pairs.key(index)
+            and pair.shard == pair.key.split("/")[0]
+            and pair.caption == caption
+        )
         assert np.array_equal(decode_image(pair.image), image)
-    assert sorted(pairs[i].key for s in pairs.shards for i in pairs.iter_shard(s)) == sorted(map(pairs.key, range(20)))
+    assert sorted(pairs[i].key for s in pairs.shards for i in pairs.iter_shard(s)) == sorted(
+        map(pairs.key, range(20))
+    )
     with pytest.raises(IndexError):
         pairs[20]
 
 
 def test_index_is_cached_but_follows_the_file(tmp_path):
-    path = toy.write_tar(tmp_path / "a.tar", {"x.png": toy.encode(toy.scene(0)[0]), "x.txt": b"one"})
+    path = toy.write_tar(
+        tmp_path / "a.tar", {"x.png": toy.encode(toy.scene(0)[0]), "x.txt": b"one"}
+    )
     first = open_pairs(path)
     assert first[0].caption == "one" and open_pairs(path)[0].caption == "one"
     toy.write_tar(path, {"longer.png": toy.encode(toy.scene(1)[0]), "longer.txt": b"two"})
     second = open_pairs(path)
-    assert second[0].caption == "two" and second.key(0) == "a/longer" and second.fingerprint != first.fingerprint
+    assert (
+        second[0].caption == "two"
+        and second.key(0) == "a/longer"
+        and second.fingerprint != first.fingerprint
+    )
 
 
 def test_caption_from_json_and_samples_without_image(tmp_path):
@@ -61,7 +79,9 @@ def test_caption_from_json_and_samples_without_image(tmp_path):
         open_pairs(toy.write_tar(tmp_path / "t.tar", members))
 
 
-@pytest.mark.parametrize("caption", [b"[" * 100_000, b'{"caption": 5}', b"[]", b"\xff", rb'{"caption": "\ud83d"}'])
+@pytest.mark.parametrize(
+    "caption", [b"[" * 100_000, b'{"caption": 5}', b"[]", b"\xff", rb'{"caption": "\ud83d"}']
+)
 def test_a_caption_that_is_none_is_a_bad_pair(tmp_path, caption):
     pairs = open_pairs(toy.write_tar(tmp_path / "s.tar", {"0.jpg": b"", "0.json": caption}))
     with pytest.raises(BadPair, match="caption"):
@@ -108,7 +128,12 @@ def test_malformed_tables(tmp_path, text, message):
 
 
 def test_what_is_not_there(tmp_path, shards):
-    for source in (tmp_path / "no.csv", f"{tmp_path}/*.tar", tmp_path, f"{shards}/{{00000..00005}}.tar"):
+    for source in (
+        tmp_path / "no.csv",
+        f"{tmp_path}/*.tar",
+        tmp_path,
+        f"{shards}/{{00000..00005}}.tar",
+    ):
         with pytest.raises(UserError, match=r"no pairs|missing"):
             open_pairs(source)
 
@@ -127,7 +152,10 @@ def test_damaged_shards(tmp_path, shards):
 def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
     path = tmp_path / "0.tar"
     image = toy.encode(toy.scene(0)[0])
-    toy.write_tar(path, {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", image), ("txt", b"x"))})
+    toy.write_tar(
+        path,
+        {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", image), ("txt", b"x"))},
+    )
     assert len(open_pairs(path)) == 6
     with tarfile.open(path) as archive:
         at = archive.getmembers()[6].offset
@@ -141,7 +169,14 @@ def test_a_damaged_header_is_said_not_taken_for_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["{0..3.tar", "${HOME}.tar", "{" * 200 + "a" + "}" * 200, "{0..1" + "0" * 5000 + "}", "{" * 3000]
+    "pattern",
+    [
+        "{0..3.tar",
+        "${HOME}.tar",
+        "{" * 200 + "a" + "}" * 200,
+        "{0..1" + "0" * 5000 + "}",
+        "{" * 3000,
+    ],
 )
 def test_a_pattern_with_a_brace_too_many(tmp_path, pattern):
     with pytest.raises(UserError, match="no pattern of shards") as raised:
@@ -151,9 +186,16 @@ def test_a_pattern_with_a_brace_too_many(tmp_path, pattern):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a{0..100000000000000000000}.tar", "{-5..999999999}", "{5..-999999999..3}", "{a..z}" * 7, "{a,b}" * 32, "{a,b}" * 500,
-     "{x,{0..9}{0..9}}" * 3 + "{x,y{0..999999}}"],
-)  # fmt: skip
+    [
+        "a{0..100000000000000000000}.tar",
+        "{-5..999999999}",
+        "{5..-999999999..3}",
+        "{a..z}" * 7,
+        "{a,b}" * 32,
+        "{a,b}" * 500,
+        "{x,{0..9}{0..9}}" * 3 + "{x,y{0..999999}}",
+    ],
+)
 def test_a_pattern_is_counted_before_it_is_expanded(pattern):
     with pytest.raises(UserError, match="names more than 1000000 shards") as raised:
         open_pairs(pattern)
@@ -162,9 +204,19 @@ def test_a_pattern_is_counted_before_it_is_expanded(pattern):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a", "{a}", "{,a}", "{08..11}", "{3..-9..4}", "{a..k..3}x{z..y}", "{a,b{0..2},{c,d}{e,f}}{1..2}", r"{a\,b,c}\{0..9\}",
-     "{{a}}{0..3..0}", "{a,b}{c}{d,e{f}}"],
-)  # fmt: skip
+    [
+        "a",
+        "{a}",
+        "{,a}",
+        "{08..11}",
+        "{3..-9..4}",
+        "{a..k..3}x{z..y}",
+        "{a,b{0..2},{c,d}{e,f}}{1..2}",
+        r"{a\,b,c}\{0..9\}",
+        "{{a}}{0..3..0}",
+        "{a,b}{c}{d,e{f}}",
+    ],
+)
 def test_the_count_is_that_of_the_names(pattern):
     assert _count(pattern) == len(expand_urls(pattern))
 
@@ -177,7 +229,9 @@ def test_a_table_from_a_spreadsheet(tmp_path):
 
 def test_same_stem_in_two_folders(tmp_path):
     for folder in ("a", "b"):
-        toy.write_tar(tmp_path / folder / "0.tar", {"k.png": toy.encode(toy.scene(0)[0]), "k.txt": b"x"})
+        toy.write_tar(
+            tmp_path / folder / "0.tar", {"k.png": toy.encode(toy.scene(0)[0]), "k.txt": b"x"}
+        )
     pairs = open_pairs(f"{tmp_path}/*/0.tar")
     assert [pairs.key(0), pairs.key(1)] == ["a/0/k", "b/0/k"]
 
@@ -202,7 +256,9 @@ def test_a_pipe_or_a_name_that_no_file_has_is_said_at_once(tmp_path, kind):
     pipe = tmp_path / {"table": "out.csv", "shard": "out.tar", "image": "b.png"}[kind]
     os.mkfifo(pipe)
     if kind != "image":
-        with pytest.raises(UserError, match=r"out\.csv \(it is no regular file\)|1 of 1 shards are missing"):
+        with pytest.raises(
+            UserError, match=r"out\.csv \(it is no regular file\)|1 of 1 shards are missing"
+        ):
             open_pairs(pipe)
         return
     (tmp_path / "t.csv").write_text("filepath,caption\na.png,x\nb.png,y\n")
@@ -237,7 +293,9 @@ def test_decode_shrinks_but_never_enlarges():
 def test_epoch_order_is_a_permutation_that_stays_local(counts, seed, epoch, window):
     source = PairSource()
     starts = np.cumsum([0, *counts[:-1]])
-    source.shards = tuple(Shard(str(i), None, int(s), c) for i, (s, c) in enumerate(zip(starts, counts, strict=True)))
+    source.shards = tuple(
+        Shard(str(i), None, int(s), c) for i, (s, c) in enumerate(zip(starts, counts, strict=True))
+    )
     order = source.epoch_order(seed, epoch, window)
     assert sorted(order) == list(range(sum(counts)))
     assert np.array_equal(order, source.epoch_order(seed, epoch, window))
@@ -248,7 +306,10 @@ def test_epoch_order_is_a_permutation_that_stays_local(counts, seed, epoch, wind
 
 def test_real_pairs_are_the_same_in_every_layout(real_data):
     folder = real_data / "cc_pairs"
-    tar, table = open_pairs(f"{folder}/shards/{{000000..000001}}.tar"), open_pairs(folder / "train.csv")
+    tar, table = (
+        open_pairs(f"{folder}/shards/{{000000..000001}}.tar"),
+        open_pairs(folder / "train.csv"),
+    )
     assert len(tar) == len(table) == len(open_pairs(folder / "train.tsv")) == 250
     assert [tar[i].caption for i in range(250)] == [table[i].caption.strip() for i in range(250)]
     assert all(tar[i].image == table[i].image for i in range(0, 250, 25))
@@ -266,7 +327,9 @@ def test_a_kept_index_that_is_cut_is_made_again(shards, tmp_path, monkeypatch, k
         for table in (tmp_path / "pair-index").iterdir():
             table.unlink()
     again = open_pairs(shards)
-    assert [again[index].caption for index in range(len(again))] == captions and again.fingerprint == first.fingerprint
+    assert [
+        again[index].caption for index in range(len(again))
+    ] == captions and again.fingerprint == first.fingerprint
     assert not open_pairs(shards, keep=False).skipped
 
 
@@ -283,7 +346,9 @@ def test_a_pattern_of_more_shards_than_there_can_be_is_refused():
 
 
 @pytest.mark.parametrize(
-    "headers", [{"GNU.sparse.map": "1,x"}, {"path": "k" * 4000 + ".jpg"}], ids=["a header without sense", "a long name"]
+    "headers",
+    [{"GNU.sparse.map": "1,x"}, {"path": "k" * 4000 + ".jpg"}],
+    ids=["a header without sense", "a long name"],
 )
 def test_tars_with_odd_headers_are_one_line(tmp_path, headers):
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:

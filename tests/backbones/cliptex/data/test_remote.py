@@ -1,4 +1,5 @@
-"""Shards on a server: the pairs of the local ones, by range requests; what a server does not give is said in one line."""
+"""Shards on a server: the pairs of the local ones, by range requests; what a server does not give
+is said in one line."""
 
 from __future__ import annotations
 
@@ -77,12 +78,16 @@ def test_the_index_is_kept_by_version(folder, server):
     assert [pair.key for pair in everything(open_pairs(url))] == ["00001/new"]
 
 
-@pytest.mark.parametrize("knows", [{}, {"conditions": False}, {"version": "Last-Modified"}, {"version": ""}])
+@pytest.mark.parametrize(
+    "knows", [{}, {"conditions": False}, {"version": "Last-Modified"}, {"version": ""}]
+)
 def test_a_shard_that_was_replaced_is_never_mixed_up(folder, knows):
     with FileServer(folder.parent, **knows) as server:
         pairs = open_pairs(f"{server.address}/cc/00000.tar")
         first = pairs[0]
-        others = {f"{index}.{kind}": b"other " * 30 for index in range(20) for kind in ("png", "txt")}
+        others = {
+            f"{index}.{kind}": b"other " * 30 for index in range(20) for kind in ("png", "txt")
+        }
         toy.write_tar(folder / "00000.tar", others)
         os.utime(folder / "00000.tar", ns=(1, 1))
         for index in range(len(pairs)):
@@ -123,7 +128,9 @@ def test_a_server_that_goes_away_is_a_bad_pair(folder):
 
 def test_loading_processes_read_for_themselves(folder, server):
     pairs = open_pairs(f"{server.address}/cc/{{00000..00002}}.tar")
-    expected = [(pair.key, pair.caption) for pair in everything(pairs)]  # and this process is connected
+    expected = [
+        (pair.key, pair.caption) for pair in everything(pairs)
+    ]  # and this process is connected
     began = time.monotonic()
 
     def collected(pair):
@@ -133,7 +140,9 @@ def test_loading_processes_read_for_themselves(folder, server):
 
     loader = DataLoader(pairs, batch_size=None, num_workers=2, collate_fn=collected)
     assert [(pair.key, pair.caption) for pair in loader] == expected
-    assert [(pair.key, pair.caption) for pair in everything(pickle.loads(pickle.dumps(pairs)))] == expected
+    assert [
+        (pair.key, pair.caption) for pair in everything(pickle.loads(pickle.dumps(pairs)))
+    ] == expected
     assert time.monotonic() - began < 100, (
         "a fork does not cut its parent's connections, which then wait for a time-out of 300 s"
     )
@@ -165,7 +174,10 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(remote, "_instance", remote._instance.__wrapped__)  # which forgets
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     message = one_line("s3://bucket/{0..3}.tar")
-    assert "s3:// cannot be read here (Install s3fs" in message and "cliptex-benchmark[remote]" in message
+    assert (
+        "s3:// cannot be read here (Install s3fs" in message
+        and "cliptex-benchmark[remote]" in message
+    )
 
 
 def test_a_server_without_ranges_is_said_before_the_shard_is_fetched(folder):
@@ -191,7 +203,9 @@ def test_s3(folder, server, monkeypatch):
     shutil.copytree(folder, server.folder, dirs_exist_ok=True)
     pairs = open_pairs(url)
     assert everything(pairs) == everything(open_pairs(folder))
-    toy.write_tar(folder / "00000.tar", {"other.png": toy.encode(toy.scene(1)[0]), "other.txt": b"x"})
+    toy.write_tar(
+        folder / "00000.tar", {"other.png": toy.encode(toy.scene(1)[0]), "other.txt": b"x"}
+    )
     with pytest.raises(BadPair, match="has changed"):
         pairs[0]
     (folder / "00000.tar").unlink()
@@ -206,12 +220,14 @@ def test_what_a_library_says_of_an_address_hides_its_secrets(secret, monkeypatch
         def info(self, url):
             key, value = secrets
             raise OSError(
-                f'Invalid bucket "{key}:{value}@bucket" ({value}; {unquote(value)}; {value.partition("/")[0]}; {url})'
+                f'Invalid bucket "{key}:{value}@bucket" ({value}; {unquote(value)};'
+                f" {value.partition('/')[0]}; {url})"
             )
 
     secrets = "AKIA01234567", secret
     monkeypatch.setattr(remote, "_filesystem", lambda url: Refused())
     told = one_line(f"s3://AKIA01234567:{secret}@bucket/a.tar")
     assert told.startswith(
-        'cannot read s3://bucket/a.tar: Invalid bucket "***@bucket" (***; ***; ***; s3://bucket/a.tar)'
+        'cannot read s3://bucket/a.tar: Invalid bucket "***@bucket" (***; ***; ***;'
+        " s3://bucket/a.tar)"
     )

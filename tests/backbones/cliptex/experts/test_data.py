@@ -1,4 +1,5 @@
-"""What experts are trained on and measured against: the official layouts, bounded memory, figures."""
+"""What experts are trained on and measured against: the official layouts, bounded memory,
+figures."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from tests.backbones.cliptex.experts import toy_experts
 def test_paint_small_things_over_large_ones():
     square = {"category": 1, "area": 36, "iscrowd": 0, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
     dot = {"category": 2, "area": 4, "iscrowd": 0, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
-    crowd = {"category": 2, "area": 8, "iscrowd": 1, "segmentation": {"size": [10, 10], "counts": [80, 20]}}
+    crowd = {
+        "category": 2,
+        "area": 8,
+        "iscrowd": 1,
+        "segmentation": {"size": [10, 10], "counts": [80, 20]},
+    }
     merged = paint(CocoImage("a.jpg", 10, 10, [dot, crowd, square]))
     assert merged[4, 4] == 2
     assert merged[2, 2] == 1
@@ -38,7 +44,9 @@ def test_data(tmp_path):
     assert float(near.max()) == pytest.approx(1 / 1.5, abs=1e-3)
     normal = read_all(root, "normal", "train", 32)[1]
     things = classes > 0
-    torch.testing.assert_close(normal[:, 2][things], torch.ones(int(things.sum())), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        normal[:, 2][things], torch.ones(int(things.sum())), atol=1e-2, rtol=0
+    )
     assert float(normal[:, 0][~things].mean()) == pytest.approx(-0.6, abs=0.01)
     assert read_all(root, "seg", "val", 16)[0].shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match="is missing in"):
@@ -46,16 +54,21 @@ def test_data(tmp_path):
 
 
 def test_data_in_memory_are_bounded(tmp_path, monkeypatch):
-    """What does not fit is decoded again, to the same values; the memory of a split does not grow with its size."""
+    """What does not fit is decoded again, to the same values; the memory of a split does not grow
+    with its size."""
     root = toy_experts.write_truth(tmp_path, train=12, val=1)
     whole = load_data(root, "seg", "train", 32, Silent())
     images, classes = whole.read(range(12))
     part = ExpertData("seg", whole.samples, 32, memory=3 * (4 * 32 * 32))
     decoded: list[int] = []
-    monkeypatch.setattr(part, "_decode", lambda index: decoded.append(index) or whole._decode(index))
+    monkeypatch.setattr(
+        part, "_decode", lambda index: decoded.append(index) or whole._decode(index)
+    )
     for indices in ([5, 0, 5], range(12), range(12)):
         found = part.read(indices)
-        assert torch.equal(found[0], images[list(indices)]) and torch.equal(found[1], classes[list(indices)])
+        assert torch.equal(found[0], images[list(indices)]) and torch.equal(
+            found[1], classes[list(indices)]
+        )
     assert len(part._kept) == 3 and len(decoded) == 2 + 10 + 9
     assert len(whole._kept) == 12
 

@@ -15,7 +15,15 @@ from scipy.integrate import quad
 from transformers import DPTConfig, DPTForDepthEstimation
 from transformers.modeling_outputs import DepthEstimatorOutput
 
-from backbones.cliptex.experts import EXPERTS, angmf, evaluate, find_expert, fit, load_experts, train_expert
+from backbones.cliptex.experts import (
+    EXPERTS,
+    angmf,
+    evaluate,
+    find_expert,
+    fit,
+    load_experts,
+    train_expert,
+)
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.data import load_data
 from backbones.cliptex.experts.dpt import DPT, DPTSettings
@@ -31,7 +39,9 @@ QUIET = FitRun(Silent(), Silent())
 
 def unit(seed: int, *shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=1)
+    return torch.nn.functional.normalize(
+        torch.randn(*shape, generator=generator, dtype=torch.float64), dim=1
+    )
 
 
 # ---------------------------------------------------------------- AngMF
@@ -44,7 +54,9 @@ def test_angmf_is_a_density_on_the_sphere(kappa):
     def density(theta: float) -> float:
         mean = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
         normal = torch.tensor([[math.sin(theta), 0.0, math.cos(theta)]], dtype=torch.float64)
-        return float(torch.exp(-angmf.nll(mean, torch.tensor([kappa], dtype=torch.float64), normal)))
+        return float(
+            torch.exp(-angmf.nll(mean, torch.tensor([kappa], dtype=torch.float64), normal))
+        )
 
     def over(function) -> float:
         peak = min(math.pi, 20 / max(kappa, 1e-3))  # the density falls off within some 1/κ
@@ -52,23 +64,36 @@ def test_angmf_is_a_density_on_the_sphere(kappa):
 
     assert over(lambda t: 2 * math.pi * math.sin(t) * density(t)) == pytest.approx(1, abs=2e-6)
     mean_angle = over(lambda t: 2 * math.pi * math.sin(t) * t * density(t))
-    assert float(angmf.expected_angle(torch.tensor(kappa, dtype=torch.float64))) == pytest.approx(mean_angle, abs=1e-5)
+    assert float(angmf.expected_angle(torch.tensor(kappa, dtype=torch.float64))) == pytest.approx(
+        mean_angle, abs=1e-5
+    )
 
 
 def test_angmf_over_the_sphere_by_sampling():
-    """Any mean direction, not only the pole: a uniform average over the sphere times its area is 1."""
+    """Any mean direction, not only the pole: a uniform average over the sphere times its area is
+    1."""
     normal = unit(0, 400_000, 3)
     for seed, kappa in ((1, 0.3), (2, 2.0), (3, 8.0)):
         mean = unit(seed, 1, 3).expand_as(normal)
-        value = 4 * math.pi * torch.exp(-angmf.nll(mean, torch.full((len(normal),), kappa), normal)).mean()
+        value = (
+            4
+            * math.pi
+            * torch.exp(-angmf.nll(mean, torch.full((len(normal),), kappa), normal)).mean()
+        )
         assert float(value) == pytest.approx(1, abs=0.03)
 
 
 def test_angmf_hand_computed():
     mean, normal = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])  # θ = π / 2
     kappa = 2.0
-    expected = -math.log((kappa**2 + 1) * math.exp(-kappa * math.pi / 2) / (2 * math.pi * (1 + math.exp(-2 * math.pi))))
-    assert float(angmf.nll(mean, torch.tensor([kappa]), normal)) == pytest.approx(expected, rel=1e-5)
+    expected = -math.log(
+        (kappa**2 + 1)
+        * math.exp(-kappa * math.pi / 2)
+        / (2 * math.pi * (1 + math.exp(-2 * math.pi)))
+    )
+    assert float(angmf.nll(mean, torch.tensor([kappa]), normal)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_angmf_gradient():
@@ -130,12 +155,15 @@ def test_predictions(name, size):
 
 @pytest.mark.parametrize("name", [*NAMES, "dpt on a timm encoder"])
 def test_bf16(name):
-    """The trunk rounds, what follows it does not: labels differ a little, and are as fine as before."""
+    """The trunk rounds, what follows it does not: labels differ a little, and are as fine as
+    before."""
     kind = find_expert(name.split()[0])
     config = toy_experts.SETTINGS[name] if name in NAMES else toy_experts.SMALL_CONV_DPT
     torch.manual_seed(0)
     classes = ("background", "cup", "chair") if kind.task == "seg" else ()
-    expert = kind.create(kind.settings_type(**config, **({"score_threshold": 0.0} if classes else {})), classes)
+    expert = kind.create(
+        kind.settings_type(**config, **({"score_threshold": 0.0} if classes else {})), classes
+    )
     images = torch.from_numpy(toy_experts.picture(3, 64, 64)).permute(2, 0, 1)[None]
     exact = expert.freeze().predict(images)
     (label, rounded), *_ = expert.freeze(bf16=True).predict(images).items()
@@ -145,7 +173,9 @@ def test_bf16(name):
         assert np.mean(rounded == exact) > 0.9
     else:
         assert np.abs(rounded - exact).mean() < 0.02 * np.abs(exact).mean()
-        assert len(np.unique(rounded)) > 0.5 * len(np.unique(exact))  # bf16 has 256 values between 1 and 2
+        assert len(np.unique(rounded)) > 0.5 * len(
+            np.unique(exact)
+        )  # bf16 has 256 values between 1 and 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,18 +228,14 @@ def test_one_expert_a_task(tmp_path):
 
 def test_a_third_party_brings_an_expert_by_entry_point(tmp_path, monkeypatch):
     (tmp_path / "flat_world.py").write_text(
-        "import numpy as np, torch\n"
-        "from dataclasses import dataclass\n"
-        "from backbones.cliptex.experts import Expert\n"
-        "@dataclass(frozen=True)\n"
-        "class Flat:\n    slope: float = 1.0\n"
-        "class FlatWorld(Expert):\n"
-        "    name, task, settings_type, about = 'flat-world', 'depth', Flat, 'all is flat'\n"
-        "    def __init__(self, settings, classes=()):\n"
-        "        super().__init__(settings)\n        self.p = torch.nn.Parameter(torch.ones(1))\n"
-        "    def predict(self, images):\n"
-        "        n, _, h, w = images.shape\n"
-        "        return {'depth': np.broadcast_to(np.linspace(0, 1, h, dtype=np.float32)[:, None], (n, h, w)).copy()}\n"
+        "import numpy as np, torch\nfrom dataclasses import dataclass\nfrom"
+        " backbones.cliptex.experts import Expert\n@dataclass(frozen=True)\nclass Flat:\n    slope:"
+        " float = 1.0\nclass FlatWorld(Expert):\n    name, task, settings_type, about ="
+        " 'flat-world', 'depth', Flat, 'all is flat'\n    def __init__(self, settings,"
+        " classes=()):\n        super().__init__(settings)\n        self.p ="
+        " torch.nn.Parameter(torch.ones(1))\n    def predict(self, images):\n        n, _, h, w ="
+        " images.shape\n        return {'depth': np.broadcast_to(np.linspace(0, 1, h,"
+        " dtype=np.float32)[:, None], (n, h, w)).copy()}\n"
     )
     info = tmp_path / "flat_world-1.dist-info"
     info.mkdir()
@@ -352,4 +378,8 @@ def test_a_hybrid_dpt_predicts():
 
     expert = DPT(DPTSettings(size=64), model=Net())
     expert.register_parameter("one", torch.nn.Parameter(torch.zeros(1)))
-    assert expert.predict(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))["depth"].shape == (1, 40, 50)
+    assert expert.predict(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))["depth"].shape == (
+        1,
+        40,
+        50,
+    )

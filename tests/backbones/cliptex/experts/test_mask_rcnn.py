@@ -1,4 +1,5 @@
-"""The ``mask-rcnn`` expert: instances to one map, MMDetection's configs and checkpoints, training."""
+"""The ``mask-rcnn`` expert: instances to one map, MMDetection's configs and checkpoints,
+training."""
 
 from __future__ import annotations
 
@@ -19,10 +20,19 @@ from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 from tests.backbones.cliptex.experts import toy_experts
 
 SMALL = {
-    "size": 64, "encoder": "resnet10t", "pretrained": False, "out_channels": 16, "fc_out_channels": 32,
-    "anchor_scale": 4.0, "rois_per_image": 16, "proposals": 50, "mask_convs": 1,
-    "batch_size": 8, "color_jitter": 0.1, "crop_scale": (0.9, 1.0),
-}  # fmt: skip
+    "size": 64,
+    "encoder": "resnet10t",
+    "pretrained": False,
+    "out_channels": 16,
+    "fc_out_channels": 32,
+    "anchor_scale": 4.0,
+    "rois_per_image": 16,
+    "proposals": 50,
+    "mask_convs": 1,
+    "batch_size": 8,
+    "color_jitter": 0.1,
+    "crop_scale": (0.9, 1.0),
+}
 
 
 def make() -> MaskRCNN:
@@ -49,13 +59,16 @@ def test_configs_by_name():
     assert find_config("mask-rcnn_r50_fpn_1x_coco").is_file()
     assert find_config("mask_rcnn_r50_fpn_1x_coco") == find_config("mask-rcnn_r50_fpn_1x_coco")
     with pytest.raises(
-        UserError, match="no MMDetection config 'mask-rcnn_r50_fnp_1x_coco'; did you mean mask-rcnn_r50"
+        UserError,
+        match="no MMDetection config 'mask-rcnn_r50_fnp_1x_coco'; did you mean mask-rcnn_r50",
     ):
         find_config("mask-rcnn_r50_fnp_1x_coco")
 
 
 def test_missing_weights_say_which_file_to_bring(tmp_path):
-    with pytest.raises(UserError, match=r"needs the weights of mask-rcnn_r50_fpn_1x_coco: fetch its \.pth"):
+    with pytest.raises(
+        UserError, match=r"needs the weights of mask-rcnn_r50_fpn_1x_coco: fetch its \.pth"
+    ):
         load_experts(["mask-rcnn=mask_rcnn_r50_fpn_1x_coco"])
     with pytest.raises(UserError, match="no weights file"):
         load_experts([f"mask-rcnn=mask-rcnn_r50_fpn_1x_coco:{tmp_path / 'absent.pth'}"])
@@ -91,10 +104,13 @@ model = dict(
         mask_head=dict(in_channels=16, conv_out_channels=16, num_classes=3)))
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(128, 96), keep_ratio=True)]
 test_dataloader = dict(dataset=dict(metainfo=dict(classes=('mug', 'stool', 'torch'))))
-"""
+"""  # noqa: E501
     (tmp_path / "small.py").write_text(config)
     source = f"{tmp_path / 'small.py'}:{tmp_path / 'small.pth'}"
-    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "small.pth")
+    torch.save(
+        {"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "meta": {}},
+        tmp_path / "small.pth",
+    )
     with pytest.raises(UserError, match="does not hold the weights of small"):
         MaskRCNN.load(source)
     from mmdet.registry import MODELS
@@ -118,10 +134,14 @@ test_dataloader = dict(dataset=dict(metainfo=dict(classes=('mug', 'stool', 'torc
 
 
 def resnet50(top: str, stages: str, counted: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a ResNet-50 without its classifier; ``counted``: norms count their batches."""
+    """Names and shapes of a ResNet-50 without its classifier; ``counted``: norms count their
+    batches."""
 
     def norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
-        vectors = {f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")}
+        vectors = {
+            f"{name}.{kind}": (channels,)
+            for kind in ("weight", "bias", "running_mean", "running_var")
+        }
         return vectors | ({f"{name}.num_batches_tracked": ()} if counted else {})
 
     shapes = {f"{top}.conv1.weight": (64, 3, 7, 7), **norm(f"{top}.bn1", 64)}
@@ -129,7 +149,9 @@ def resnet50(top: str, stages: str, counted: bool) -> dict[str, tuple[int, ...]]
     for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], 1):
         for block in range(blocks):
             name = f"{top}.{stages}{stage}.{block}"
-            for number, shape in enumerate([(width, before, 1), (width, width, 3), (4 * width, width, 1)], 1):
+            for number, shape in enumerate(
+                [(width, before, 1), (width, width, 3), (4 * width, width, 1)], 1
+            ):
                 shapes[f"{name}.conv{number}.weight"] = (*shape, shape[2])
                 shapes |= norm(f"{name}.bn{number}", shape[0])
             if block == 0:
@@ -140,7 +162,10 @@ def resnet50(top: str, stages: str, counted: bool) -> dict[str, tuple[int, ...]]
 
 
 def layer(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[-3:-2] if name.endswith("upsample") else shape[:1]}
+    return {
+        f"{name}.weight": shape,
+        f"{name}.bias": shape[-3:-2] if name.endswith("upsample") else shape[:1],
+    }
 
 
 def mmdet_r50() -> dict[str, tuple[int, ...]]:
@@ -151,22 +176,33 @@ def mmdet_r50() -> dict[str, tuple[int, ...]]:
         shapes |= layer(f"neck.fpn_convs.{place}.conv", 256, 256, 3, 3)
         shapes |= layer(f"roi_head.mask_head.convs.{place}.conv", 256, 256, 3, 3)
     shapes |= layer("rpn_head.rpn_conv", 256, 256, 3, 3) | layer("rpn_head.rpn_cls", 3, 256, 1, 1)
-    shapes |= layer("rpn_head.rpn_reg", 12, 256, 1, 1) | layer("roi_head.bbox_head.shared_fcs.0", 1024, 256 * 49)
-    shapes |= layer("roi_head.bbox_head.shared_fcs.1", 1024, 1024) | layer("roi_head.bbox_head.fc_cls", 81, 1024)
-    shapes |= layer("roi_head.bbox_head.fc_reg", 320, 1024) | layer("roi_head.mask_head.upsample", 256, 256, 2, 2)
+    shapes |= layer("rpn_head.rpn_reg", 12, 256, 1, 1) | layer(
+        "roi_head.bbox_head.shared_fcs.0", 1024, 256 * 49
+    )
+    shapes |= layer("roi_head.bbox_head.shared_fcs.1", 1024, 1024) | layer(
+        "roi_head.bbox_head.fc_cls", 81, 1024
+    )
+    shapes |= layer("roi_head.bbox_head.fc_reg", 320, 1024) | layer(
+        "roi_head.mask_head.upsample", 256, 256, 2, 2
+    )
     return shapes | layer("roi_head.mask_head.conv_logits", 80, 256, 1, 1)
 
 
 def torchvision_v1() -> dict[str, tuple[int, ...]]:
-    """``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``, whose names are older than torchvision's modules."""
+    """``maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth``, whose names are older than torchvision's
+    modules."""
     shapes = resnet50("backbone.body", "layer", False)
     for place, channels in enumerate((256, 512, 1024, 2048)):
         shapes |= layer(f"backbone.fpn.inner_blocks.{place}", 256, channels, 1, 1)
         shapes |= layer(f"backbone.fpn.layer_blocks.{place}", 256, 256, 3, 3)
         shapes |= layer(f"roi_heads.mask_head.mask_fcn{place + 1}", 256, 256, 3, 3)
     shapes |= layer("rpn.head.conv", 256, 256, 3, 3) | layer("rpn.head.cls_logits", 3, 256, 1, 1)
-    shapes |= layer("rpn.head.bbox_pred", 12, 256, 1, 1) | layer("roi_heads.box_head.fc6", 1024, 256 * 49)
-    shapes |= layer("roi_heads.box_head.fc7", 1024, 1024) | layer("roi_heads.box_predictor.cls_score", 91, 1024)
+    shapes |= layer("rpn.head.bbox_pred", 12, 256, 1, 1) | layer(
+        "roi_heads.box_head.fc6", 1024, 256 * 49
+    )
+    shapes |= layer("roi_heads.box_head.fc7", 1024, 1024) | layer(
+        "roi_heads.box_predictor.cls_score", 91, 1024
+    )
     shapes |= layer("roi_heads.box_predictor.bbox_pred", 364, 1024)
     shapes |= layer("roi_heads.mask_predictor.conv5_mask", 256, 256, 2, 2)
     return shapes | layer("roi_heads.mask_predictor.mask_fcn_logits", 91, 256, 1, 1)
@@ -183,26 +219,43 @@ def test_mmdetections_published_names_and_shapes(tmp_path):
     meta = {"CLASSES": ("person",), "config": "…", "mmdet_version": "2.1.0", "epoch": 12}
     torch.save({"meta": meta, "state_dict": state}, tmp_path / "r50.pth")
     (expert,) = load_experts([f"mask-rcnn=mask_rcnn_r50_fpn_1x_coco:{tmp_path / 'r50.pth'}"])
-    assert expert.classes[:2] == ("background", "person") and len(expert.classes) == 81 and expert.settings.size == 800
+    assert (
+        expert.classes[:2] == ("background", "person")
+        and len(expert.classes) == 81
+        and expert.settings.size == 800
+    )
     found = expert.net.state_dict()
-    assert set(found) == set(state) and all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert set(found) == set(state) and all(
+        torch.equal(found[name], tensor) for name, tensor in state.items()
+    )
 
 
 def test_torchvisions_published_names_and_shapes(tmp_path):
     state = random_state(torchvision_v1())
     torch.save(state, tmp_path / "v1.pth")
     (expert,) = load_experts([f"mask-rcnn={tmp_path / 'v1.pth'}"])
-    assert len(expert.classes) == 81 and "N/A" not in expert.classes and expert.classes[-1] == "toothbrush"
+    assert (
+        len(expert.classes) == 81
+        and "N/A" not in expert.classes
+        and expert.classes[-1] == "toothbrush"
+    )
     found = expert.net.state_dict()
     assert len(found) == len(state)
-    assert torch.equal(found["backbone.fpn.inner_blocks.3.0.bias"], state["backbone.fpn.inner_blocks.3.bias"])
-    assert torch.equal(found["roi_heads.mask_head.0.0.weight"], state["roi_heads.mask_head.mask_fcn1.weight"])
+    assert torch.equal(
+        found["backbone.fpn.inner_blocks.3.0.bias"], state["backbone.fpn.inner_blocks.3.bias"]
+    )
+    assert torch.equal(
+        found["roi_heads.mask_head.0.0.weight"], state["roi_heads.mask_head.mask_fcn1.weight"]
+    )
     assert torch.equal(found["rpn.head.conv.0.0.weight"], state["rpn.head.conv.weight"])
     assert expert.net.backbone.body.bn1.eps == 0
 
 
 def test_torchvisions_second_version_labels_as_torchvision_does(tmp_path):
-    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, maskrcnn_resnet50_fpn_v2
+    from torchvision.models.detection import (
+        MaskRCNN_ResNet50_FPN_V2_Weights,
+        maskrcnn_resnet50_fpn_v2,
+    )
 
     torch.manual_seed(0)
     original = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).eval()
@@ -213,7 +266,11 @@ def test_torchvisions_second_version_labels_as_torchvision_does(tmp_path):
     torch.save(original.state_dict(), tmp_path / "v2.pth")
     (expert,) = load_experts([f"mask-rcnn={tmp_path / 'v2.pth'}"])
     for net in (original, expert.net):
-        net.transform.min_size, net.rpn._post_nms_top_n, net.roi_heads.detections_per_img = (96,), {"testing": 9}, 3
+        net.transform.min_size, net.rpn._post_nms_top_n, net.roi_heads.detections_per_img = (
+            (96,),
+            {"testing": 9},
+            3,
+        )
     images = torch.randint(0, 256, (2, 3, 60, 80), dtype=torch.uint8)
     with torch.no_grad():
         results = original(list(images / 255))

@@ -1,4 +1,5 @@
-"""DPT from MiDaS's checkpoints: names and shapes, and the same numbers as MiDaS's arithmetic over timm's ViT gives."""
+"""DPT from MiDaS's checkpoints: names and shapes, and the same numbers as MiDaS's arithmetic over
+timm's ViT gives."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from backbones.utils.errors import UserError
 class Residual(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
 
     def forward(self, x):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
@@ -45,20 +49,33 @@ class MiDaS(nn.Module):
         width = vit.embed_dim
         self.pretrained = nn.Module()
         self.pretrained.model = vit
-        resizes = [nn.ConvTranspose2d(neck[0], neck[0], 4, 4), nn.ConvTranspose2d(neck[1], neck[1], 2, 2)]
+        resizes = [
+            nn.ConvTranspose2d(neck[0], neck[0], 4, 4),
+            nn.ConvTranspose2d(neck[1], neck[1], 2, 2),
+        ]
         resizes += [nn.Identity(), nn.Conv2d(neck[3], neck[3], 3, 2, 1)]
         for number, (channels, resize) in enumerate(zip(neck, resizes, strict=True), 1):
             if self.hybrid and number < 3:
                 continue
-            part = nn.ModuleDict({"0": nn.Module(), "3": nn.Conv2d(width, channels, 1), "4": resize})
+            part = nn.ModuleDict(
+                {"0": nn.Module(), "3": nn.Conv2d(width, channels, 1), "4": resize}
+            )
             part["0"].project = nn.Sequential(nn.Linear(2 * width, width), nn.GELU())
             setattr(self.pretrained, f"act_postprocess{number}", part)
         self.scratch = nn.Module()
         for number, channels in enumerate(neck, 1):
-            setattr(self.scratch, f"layer{number}_rn", nn.Conv2d(channels, fusion, 3, padding=1, bias=False))
+            setattr(
+                self.scratch,
+                f"layer{number}_rn",
+                nn.Conv2d(channels, fusion, 3, padding=1, bias=False),
+            )
             setattr(self.scratch, f"refinenet{number}", Fusion(fusion))
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        head = [nn.Conv2d(fusion, fusion // 2, 3, padding=1), enlarge, nn.Conv2d(fusion // 2, 32, 3, padding=1)]
+        head = [
+            nn.Conv2d(fusion, fusion // 2, 3, padding=1),
+            enlarge,
+            nn.Conv2d(fusion // 2, 32, 3, padding=1),
+        ]
         self.scratch.output_conv = nn.Sequential(*head, nn.ReLU(), nn.Conv2d(32, 1, 1), nn.ReLU())
 
     def forward(self, pixels):
@@ -99,30 +116,49 @@ def vit(name: str, **more) -> nn.Module:
     ("name", "file", "hooks", "neck", "config"),
     [
         (
-            "vit_large_patch16_384", "dpt_large_384", [5, 11, 17, 23], (256, 512, 1024, 1024),
-            {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-             "backbone_out_indices": [5, 11, 17, 23]},
+            "vit_large_patch16_384",
+            "dpt_large_384",
+            [5, 11, 17, 23],
+            (256, 512, 1024, 1024),
+            {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "backbone_out_indices": [5, 11, 17, 23],
+            },
         ),
         (
-            "vit_base_r50_s16_384", "dpt_hybrid_384", [0, 1, 8, 11], (256, 512, 768, 768),
+            "vit_base_r50_s16_384",
+            "dpt_hybrid_384",
+            [0, 1, 8, 11],
+            (256, 512, 768, 768),
             {"is_hybrid": True, "reassemble_factors": [1, 1, 1, 0.5]},
         ),
     ],
-)  # fmt: skip
+)
 def test_names_and_shapes_of_the_published_files(name, file, hooks, neck, config):
-    """The renamed state fits, name by name and shape by shape, transformers' model of the Intel hub's configuration."""
+    """The renamed state fits, name by name and shape by shape, transformers' model of the Intel
+    hub's configuration."""
     with torch.device("meta"):
         state = MiDaS(timm.create_model(name), hooks, neck).state_dict()
         model = DPTForDepthEstimation(DPTConfig(neck_hidden_sizes=neck, **config))
         ours = DPTForDepthEstimation(midas_config(state))
     assert (
-        len(state) > 300 and f"pretrained.model.blocks.{config.get('num_hidden_layers', 12) - 1}.attn.qkv.bias" in state
+        len(state) > 300
+        and f"pretrained.model.blocks.{config.get('num_hidden_layers', 12) - 1}.attn.qkv.bias"
+        in state
     )
-    found = {name: tensor.shape for name, tensor in renamed(state, config.get("is_hybrid", False)).items()}
+    found = {
+        name: tensor.shape
+        for name, tensor in renamed(state, config.get("is_hybrid", False)).items()
+    }
     assert found == {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert found == {name: tensor.shape for name, tensor in ours.state_dict().items()}
     for key in ("image_size", "num_attention_heads", "backbone_out_indices", "reassemble_factors"):
-        assert list(np.atleast_1d(getattr(ours.config, key))) == list(np.atleast_1d(getattr(model.config, key)))
+        assert list(np.atleast_1d(getattr(ours.config, key))) == list(
+            np.atleast_1d(getattr(model.config, key))
+        )
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -133,7 +169,9 @@ def test_the_same_depth_as_midas(hybrid, tmp_path):
         net = MiDaS(vit("vit_base_r50_s16_384", **small), [0, 1, 2, 3], (256, 512, 32, 48), 16)
     else:
         net = MiDaS(vit("vit_base_patch16_384", **small), [0, 1, 2, 3], (16, 24, 32, 48), 16)
-    for parameter in net.parameters():  # timm's initial tokens and biases are zero, and would show nothing
+    for (
+        parameter
+    ) in net.parameters():  # timm's initial tokens and biases are zero, and would show nothing
         if parameter.ndim == 1 or parameter.shape[0] == 1:
             nn.init.normal_(parameter, 1.0 if parameter.mean() > 0.5 else 0.0, 0.1)
     for module in net.scratch.modules():
@@ -146,7 +184,9 @@ def test_the_same_depth_as_midas(hybrid, tmp_path):
     with torch.no_grad():
         expected = net.eval()((images / 255 - 0.5) / 0.5)
     assert expected.std() > 0.1 * expected.mean() > 0
-    np.testing.assert_allclose(expert.predict(images)["depth"], expected.numpy(), atol=1e-3 * float(expected.std()))
+    np.testing.assert_allclose(
+        expert.predict(images)["depth"], expected.numpy(), atol=1e-3 * float(expected.std())
+    )
     expert.save(tmp_path / "ours")
     (back,) = load_experts([f"dpt={tmp_path / 'ours'}"])
     assert back.identity() == expert.identity()
@@ -168,7 +208,9 @@ class Evil:
 def test_torch_files_of_the_hub_are_not_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     DPTConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=1).save_pretrained(tmp_path)
-    torch.save({"dpt.layernorm.weight": torch.ones(64), "evil": Evil()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {"dpt.layernorm.weight": torch.ones(64), "evil": Evil()}, tmp_path / "pytorch_model.bin"
+    )
     with pytest.raises(UserError, match="no DPT at") as error:
         load_experts([f"dpt={tmp_path}"])
     assert "\n" not in str(error.value) and not (tmp_path / "proof").exists()
@@ -177,7 +219,10 @@ def test_torch_files_of_the_hub_are_not_unpickled(tmp_path, monkeypatch):
 def test_other_files_are_one_line(tmp_path):
     for state, told in (
         ({"model.conv1.weight": torch.zeros(1)}, "is no DPT of MiDaS .*it has no"),
-        ({"pretrained.model.patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)}, "no DPT of MiDaS with a ViT"),
+        (
+            {"pretrained.model.patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)},
+            "no DPT of MiDaS with a ViT",
+        ),
     ):
         torch.save(state, tmp_path / "bad.pt")
         with pytest.raises(UserError, match=told) as error:

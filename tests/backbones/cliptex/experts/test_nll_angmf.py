@@ -18,7 +18,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def norm(name: str, channels: int) -> Shapes:
-    vectors = {f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")}
+    vectors = {
+        f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")
+    }
     return {**vectors, f"{name}.num_batches_tracked": ()}
 
 
@@ -27,7 +29,8 @@ def convolution(name: str, *shape: int, bias: bool = True) -> Shapes:
 
 
 def published_encoder() -> Shapes:
-    """EfficientNet-B5 as geffnet names it, from its table: kernel, expansion, channels and repeats of each stage."""
+    """EfficientNet-B5 as geffnet names it, from its table: kernel, expansion, channels and repeats
+    of each stage."""
     top = "encoder.original_model"
     shapes = {**convolution(f"{top}.conv_stem", 48, 3, 3, 3, bias=False), **norm(f"{top}.bn1", 48)}
     table = [
@@ -42,7 +45,11 @@ def published_encoder() -> Shapes:
     before = 48
     for stage, (kernel, expansion, channels, repeats) in enumerate(table):
         for place in range(repeats):
-            block, inner, squeezed = f"{top}.blocks.{stage}.{place}", before * expansion, before // 4
+            block, inner, squeezed = (
+                f"{top}.blocks.{stage}.{place}",
+                before * expansion,
+                before // 4,
+            )
             norms = [inner, inner, channels] if expansion > 1 else [inner, channels]
             if expansion > 1:
                 shapes |= convolution(f"{block}.conv_pw", inner, before, 1, 1, bias=False)
@@ -55,7 +62,11 @@ def published_encoder() -> Shapes:
             for number, width in enumerate(norms, 1):
                 shapes |= norm(f"{block}.bn{number}", width)
             before = channels
-    return {**shapes, **convolution(f"{top}.conv_head", 2048, 512, 1, 1, bias=False), **norm(f"{top}.bn2", 2048)}
+    return {
+        **shapes,
+        **convolution(f"{top}.conv_head", 2048, 512, 1, 1, bias=False),
+        **norm(f"{top}.bn2", 2048),
+    }
 
 
 def published(architecture: str) -> Shapes:
@@ -64,13 +75,17 @@ def published(architecture: str) -> Shapes:
     ups = [(2048 + 176, 1024), (1024 + 64, 512), (512 + 40, 256), (256 + 24, 128)]
     for number, (inputs, outputs) in enumerate(ups, 1):
         net = f"decoder.up{number}._net"
-        shapes |= convolution(f"{net}.0", outputs, inputs, 3, 3) | convolution(f"{net}.3", outputs, outputs, 3, 3)
+        shapes |= convolution(f"{net}.0", outputs, inputs, 3, 3) | convolution(
+            f"{net}.3", outputs, outputs, 3, 3
+        )
         for place in (1, 4):
             vectors = {f"{net}.{place}.{kind}": (outputs,) for kind in ("weight", "bias")}
             shapes |= norm(f"{net}.{place}", outputs) if architecture == "BN" else vectors
     shapes |= convolution("decoder.out_conv_res8", 4, 512, 3, 3)
     for stride, width in ((4, 512), (2, 256), (1, 128)):
-        for place, (outputs, inputs) in enumerate([(128, width + 4), (128, 128), (128, 128), (4, 128)]):
+        for place, (outputs, inputs) in enumerate(
+            [(128, width + 4), (128, 128), (128, 128), (4, 128)]
+        ):
             shapes |= convolution(f"decoder.out_conv_res{stride}.{2 * place}", outputs, inputs, 1)
     return shapes
 
@@ -83,7 +98,8 @@ def test_names_and_shapes_are_the_published_ones(architecture):
 
 
 def random_state(architecture: str) -> dict[str, torch.Tensor]:
-    """A state dict of the published names and shapes through which signals neither vanish nor explode."""
+    """A state dict of the published names and shapes through which signals neither vanish nor
+    explode."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in published(architecture).items():
@@ -95,24 +111,33 @@ def random_state(architecture: str) -> dict[str, torch.Tensor]:
             state[name] = 0.1 * torch.randn(shape, generator=generator)
         else:
             gain = 3.0 if "out_conv" in name else 1.0
-            state[name] = gain * torch.randn(shape, generator=generator) * float(np.prod(shape[1:])) ** -0.5
+            state[name] = (
+                gain * torch.randn(shape, generator=generator) * float(np.prod(shape[1:])) ** -0.5
+            )
     return state
 
 
 def test_a_checkpoint_of_the_authors(tmp_path):
-    """As they save one from several GPUs; the same numbers as their order of operations gives, with x turned round."""
+    """As they save one from several GPUs; the same numbers as their order of operations gives, with
+    x turned round."""
     state = random_state("BN")
     path = tmp_path / "scannet.pt"
-    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}, "iter": 5000}, path)
+    torch.save(
+        {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "iter": 5000}, path
+    )
     (expert,) = load_experts([f"nll-angmf={path}"])
     assert expert.identity()["norm"] == "BN" and not expert.training
     expert.settings = type(expert.settings)(size=64)  # small, for the test
-    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     found = expert.predict(images)
     pixels = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
         normal, kappa = reference(expert.net, pixels)
-    np.testing.assert_allclose(found["normal"] * np.array([-1, 1, 1])[:, None, None], normal.numpy(), atol=1e-3)
+    np.testing.assert_allclose(
+        found["normal"] * np.array([-1, 1, 1])[:, None, None], normal.numpy(), atol=1e-3
+    )
     np.testing.assert_allclose(found["confidence"], kappa.numpy(), atol=1e-3, rtol=1e-3)
     assert normal.std((0, 2, 3)).min() > 0.02 and kappa.std() > 0.02  # far more than the tolerance
     assert expert.predict(images[..., :70].repeat(9, 1, 1, 1))["normal"].shape == (9, 3, 64, 70)
@@ -122,25 +147,38 @@ def test_a_checkpoint_of_the_authors(tmp_path):
 
 
 def reference(net, pixels):
-    """The published forward pass in words of its own: every pixel's features enlarged, then all layers of the MLP."""
+    """The published forward pass in words of its own: every pixel's features enlarged, then all
+    layers of the MLP."""
     encoder, decoder = net.encoder.original_model, net.decoder
     maps = [encoder.bn1(encoder.conv_stem(pixels))]
     for block in encoder.blocks:
         maps.append(block(maps[-1]))
     x = decoder.conv2(encoder.conv_head(maps[-1]))
     levels = []
-    for up, skip in ((decoder.up1, maps[5]), (decoder.up2, maps[3]), (decoder.up3, maps[2]), (decoder.up4, maps[1])):
+    for up, skip in (
+        (decoder.up1, maps[5]),
+        (decoder.up2, maps[3]),
+        (decoder.up3, maps[2]),
+        (decoder.up4, maps[1]),
+    ):
         x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
         x = up._net(torch.cat([x, skip], 1))
         levels.append(x)
 
     def normalised(raw):
-        return torch.cat([raw[:, :3] / (raw[:, :3].norm(dim=1, keepdim=True) + 1e-10), F.elu(raw[:, 3:]) + 1.01], 1)
+        return torch.cat(
+            [raw[:, :3] / (raw[:, :3].norm(dim=1, keepdim=True) + 1e-10), F.elu(raw[:, 3:]) + 1.01],
+            1,
+        )
 
     out = normalised(decoder.out_conv_res8(levels[1]))
     for stride, features in ((4, levels[1]), (2, levels[2]), (1, levels[3])):
         both = torch.cat(
-            [F.interpolate(m, scale_factor=2, mode="bilinear", align_corners=True) for m in (features, out)], 1
+            [
+                F.interpolate(m, scale_factor=2, mode="bilinear", align_corners=True)
+                for m in (features, out)
+            ],
+            1,
         )
         raw = getattr(decoder, f"out_conv_res{stride}")(both.flatten(2))
         out = normalised(raw).reshape(len(both), 4, *both.shape[2:])
@@ -152,13 +190,17 @@ def test_standardised_weights_with_group_norm():
 
     up = _Up(6, 16, "GN")
     x, skip = torch.randn(2, 4, 5, 5), torch.randn(2, 2, 9, 10)
-    joined = torch.cat([F.interpolate(x, size=(9, 10), mode="bilinear", align_corners=True), skip], 1)
+    joined = torch.cat(
+        [F.interpolate(x, size=(9, 10), mode="bilinear", align_corners=True), skip], 1
+    )
     for place in (0, 3):
         weight = up._net[place].weight
         centred = weight - weight.mean((1, 2, 3), keepdim=True)
         weight = centred / (centred.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5)
         joined = F.conv2d(joined, weight, up._net[place].bias, padding=1)
-        joined = F.leaky_relu(F.group_norm(joined, 8, up._net[place + 1].weight, up._net[place + 1].bias))
+        joined = F.leaky_relu(
+            F.group_norm(joined, 8, up._net[place + 1].weight, up._net[place + 1].bias)
+        )
     torch.testing.assert_close(up(x, skip), joined, atol=1e-5, rtol=1e-4)
 
 
@@ -169,11 +211,17 @@ def test_group_norm_and_wrong_files(tmp_path):
     (back,) = load_experts([f"nll-angmf={tmp_path / 'nyu.pt'}"])
     back.settings = original.settings
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    np.testing.assert_array_equal(back.predict(images)["normal"], original.predict(images)["normal"])
+    np.testing.assert_array_equal(
+        back.predict(images)["normal"], original.predict(images)["normal"]
+    )
     again = NllAngMF.build(original.identity())
     again.load_state_dict(back.state_dict())  # as from a folder of its own
     assert again.identity() == original.identity()
-    torch.save({"model": {"encoder.original_model.conv_stem.weight": torch.zeros(1)}}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match=r"bad\.pt does not fit the authors' NLL-AngMF network with GN: no ") as error:
+    torch.save(
+        {"model": {"encoder.original_model.conv_stem.weight": torch.zeros(1)}}, tmp_path / "bad.pt"
+    )
+    with pytest.raises(
+        UserError, match=r"bad\.pt does not fit the authors' NLL-AngMF network with GN: no "
+    ) as error:
         load_experts([f"nll-angmf={tmp_path / 'bad.pt'}"])
     assert "\n" not in str(error.value)

@@ -1,4 +1,5 @@
-"""Experts and data for tests: small random nets, tar shards of noise pictures, truth in the official layouts."""
+"""Experts and data for tests: small random nets, tar shards of noise pictures, truth in the
+official layouts."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
 
-SMALL_DPT = {"size": 32, "patch": 8, "width": 32, "depth": 4, "heads": 2, "neck": (8, 8, 8, 8), "fusion": 8}
+SMALL_DPT = {
+    "size": 32,
+    "patch": 8,
+    "width": 32,
+    "depth": 4,
+    "heads": 2,
+    "neck": (8, 8, 8, 8),
+    "fusion": 8,
+}
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
 SMALL_CONV_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
 SETTINGS = {"dpt": SMALL_DPT, "unet": SMALL_UNET, "nll-angmf": SMALL_UNET}
@@ -60,7 +69,8 @@ def write_shards(root: Path, shards: int = 2, each: int = 6, corrupt: tuple[str,
 
 
 def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Path:
-    """Bright squares (cup) and dark discs (chair) on a slanted wall, with depth and normals, as COCO and NYU."""
+    """Bright squares (cup) and dark discs (chair) on a slanted wall, with depth and normals, as
+    COCO and NYU."""
     numbers = {"train": range(train), "val": range(1000, 1000 + val)}
     y, x = np.mgrid[:side, :side]
     for split, seeds in numbers.items():
@@ -68,14 +78,23 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
         nyu = "train" if split == "train" else "test"
         folders = {
             name: root / name
-            for name in (f"coco/{split}2017", f"nyu/images/{nyu}", f"nyu/annotations/{nyu}", f"nyu/normals/{nyu}")
+            for name in (
+                f"coco/{split}2017",
+                f"nyu/images/{nyu}",
+                f"nyu/annotations/{nyu}",
+                f"nyu/normals/{nyu}",
+            )
         }
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         for seed in seeds:
             random = np.random.default_rng(seed)
             category, (cy, cx), r = random.integers(2), random.integers(8, side - 8, 2), 7
-            mask = (abs(y - cy) < r) & (abs(x - cx) < r) if category == 0 else (y - cy) ** 2 + (x - cx) ** 2 < r * r
+            mask = (
+                (abs(y - cy) < r) & (abs(x - cx) < r)
+                if category == 0
+                else (y - cy) ** 2 + (x - cx) ** 2 < r * r
+            )
             image = np.full((side, side, 3), 120) + (x[..., None] * 2)
             image[mask] = (240, 200, 60) if category == 0 else (30, 30, 90)
             image = np.clip(image + random.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
@@ -87,7 +106,9 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
             Image.fromarray(millimetres).save(folders[f"nyu/annotations/{nyu}"] / f"{seed:06d}.png")
             code = np.round((normal + 1) * 127.5).astype(np.uint8)
             Image.fromarray(code).save(folders[f"nyu/normals/{nyu}"] / f"{seed:06d}.png")
-            images.append({"id": seed, "file_name": f"{seed:06d}.jpg", "height": side, "width": side})
+            images.append(
+                {"id": seed, "file_name": f"{seed:06d}.jpg", "height": side, "width": side}
+            )
             flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
             edges = np.flatnonzero(flat[1:] != flat[:-1])
             ys, xs = np.nonzero(mask)
@@ -98,7 +119,12 @@ def write_truth(root: Path, train: int = 24, val: int = 8, side: int = 32) -> Pa
                     "category_id": int(category) + 1,
                     "iscrowd": 0,
                     "area": int(mask.sum()),
-                    "bbox": [int(xs.min()), int(ys.min()), int(np.ptp(xs) + 1), int(np.ptp(ys) + 1)],
+                    "bbox": [
+                        int(xs.min()),
+                        int(ys.min()),
+                        int(np.ptp(xs) + 1),
+                        int(np.ptp(ys) + 1),
+                    ],
                     "segmentation": {
                         "size": [side, side],
                         "counts": np.diff(np.concatenate([[0], edges, [mask.size]])).tolist(),

@@ -22,7 +22,11 @@ from tests.forks import Fork
 
 def label(pattern: str, out: Path, experts=None, settings=None, said=None, **more):
     """Every shard in order, in this process; returns the manifest."""
-    source, experts, settings = open_pairs(pattern), experts or toy_experts.all_experts(), settings or LabelSettings()
+    source, experts, settings = (
+        open_pairs(pattern),
+        experts or toy_experts.all_experts(),
+        settings or LabelSettings(),
+    )
     writer = labels_writer(source, experts, settings, out)
     labeller = Labeller(source, experts, writer, settings, **{"batch_size": 4, **more})
     for shard in source.shards:
@@ -32,7 +36,8 @@ def label(pattern: str, out: Path, experts=None, settings=None, said=None, **mor
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As everything that labels computes with one number of threads: sums depend on it in their last bits."""
+    """As everything that labels computes with one number of threads: sums depend on it in their
+    last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +65,9 @@ def test_every_pair_once_with_every_label(labelled):
         maps = store.get(pair.key)
         number, place = int(pair.key[6:11]), int(pair.key[-4:])
         size = (40, 56 if place % 3 == 2 else 40)
-        assert {name: maps[name].shape[-2:] for name in maps} == dict.fromkeys(("seg", "depth", "normal"), size), number
+        assert {name: maps[name].shape[-2:] for name in maps} == dict.fromkeys(
+            ("seg", "depth", "normal"), size
+        ), number
     # what is stored is what the experts say of that very image
     pair = source[4]
     image = torch.from_numpy(decode_image(pair.image)).permute(2, 0, 1)[None]
@@ -76,7 +83,9 @@ def test_every_pair_once_with_every_label(labelled):
 def test_cost_is_recorded(labelled):
     cost = labelled[2]["cost"]
     assert cost["images"] == 12
-    assert set(cost["flops_per_image"]) == set(cost["expert_seconds"]) == {"unet", "dpt", "nll-angmf"}
+    assert (
+        set(cost["flops_per_image"]) == set(cost["expert_seconds"]) == {"unet", "dpt", "nll-angmf"}
+    )
     assert min(cost["flops_per_image"].values()) > 1e5
     assert cost["flops"] == 12 * sum(cost["flops_per_image"].values())
     assert 0 < sum(cost["expert_seconds"].values()) < cost["seconds"]
@@ -88,7 +97,9 @@ def test_again_changes_nothing_and_damage_is_mended(labelled):
     said: list[str] = []
     assert label(pattern, out, said=said)["shards"] == manifest["shards"]
     assert said == []
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == {n: t for n, (t, _) in before.items()}
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == {
+        n: t for n, (t, _) in before.items()
+    }
     damaged = out / "00001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert label(pattern, out, said=said)["shards"] == manifest["shards"]
@@ -140,7 +151,9 @@ def test_shards_in_any_order_are_the_same(labelled, tmp_path):
     source, experts, settings = open_pairs(labelled[0]), toy_experts.all_experts(), LabelSettings()
     writer = labels_writer(source, experts, settings, tmp_path / "other")
     for shard in reversed(source.shards):
-        done = Labeller(source, toy_experts.all_experts(), writer, settings, batch_size=4).label(shard, Silent())
+        done = Labeller(source, toy_experts.all_experts(), writer, settings, batch_size=4).label(
+            shard, Silent()
+        )
         assert (done.failed, done.images) == ((), 6) and done.seconds > 0
     finish_labels(source, writer)
     assert same(labelled[1], tmp_path / "other")

@@ -1,4 +1,5 @@
-"""Labels that people made, from folders of files: found by pair, joined with pseudo-labels, trained on."""
+"""Labels that people made, from folders of files: found by pair, joined with pseudo-labels, trained
+on."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def write_files(root, keys):
         labels = toy.scene(int(key.split("/")[-1]))[2]
         name = key.split("/")[-1] + ".png"
         Image.fromarray(labels["seg"]).save(folders["seg"] / name)
-        Image.fromarray((1000 / labels["depth"]).round().astype(np.uint16)).save(folders["depth"] / name)
+        Image.fromarray((1000 / labels["depth"]).round().astype(np.uint16)).save(
+            folders["depth"] / name
+        )
         colours = np.moveaxis(((labels["normal"] + 1) * 127.5).round(), 0, -1).astype(np.uint8)
         Image.fromarray(colours).save(folders["normal"] / name)
     return folders
@@ -65,7 +68,9 @@ def test_some_pairs_are_labelled_and_the_others_are_no_failure(pairs, tmp_path):
     assert (labels["normal"] * truth["normal"]).sum(0).min() > np.cos(np.radians(1.5))
 
     joined = JoinedLabels([store, toy.ToyLabels(("depth",))])
-    assert joined.tasks_of(keys[0]) == ("seg", "normal", "depth") and joined.tasks_of(pairs.key(3)) == ("depth",)
+    assert joined.tasks_of(keys[0]) == ("seg", "normal", "depth") and joined.tasks_of(
+        pairs.key(3)
+    ) == ("depth",)
 
 
 def test_again_changes_nothing_and_other_files_are_refused(pairs, tmp_path):
@@ -73,7 +78,9 @@ def test_again_changes_nothing_and_other_files_are_refused(pairs, tmp_path):
     first = make(pairs, folders, tmp_path / "labels")
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*.tar")}
     assert make(pairs, folders, tmp_path / "labels") == first and len(first["shards"]) == 3
-    assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*.tar")}
+    assert times == {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / "labels").glob("*.tar")
+    }
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(folders["seg"] / "000000003.png")
     with pytest.raises(UserError, match="other experts or pairs"):
         make(pairs, folders, tmp_path / "labels")
@@ -85,7 +92,9 @@ def test_pairs_of_a_table_are_called_like_their_images(tmp_path):
     for i in range(2):
         (tmp_path / "img" / f"{i}.png").write_bytes(toy.encode(toy.scene(i)[0]))
         Image.fromarray(toy.scene(i)[2]["seg"]).save(tmp_path / "masks/img" / f"{i}.png")
-    (tmp_path / "t.csv").write_text("filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n")
+    (tmp_path / "t.csv").write_text(
+        "filepath,caption\nimg/0.png,a\nimg/1.png,b\nimg/1.png,another caption\n"
+    )
     pairs = open_pairs(tmp_path / "t.csv")
     assert make(pairs, {"seg": tmp_path / "masks"}, tmp_path / "labels")["pairs_out"] == 3
     np.testing.assert_array_equal(
@@ -126,7 +135,9 @@ def test_pairs_that_are_bombs_are_named(pairs, tmp_path, monkeypatch):
 
 def test_what_the_user_can_mend(pairs, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no \.png in .*empty is called like a pair, such as 00000/000000000"):
+    with pytest.raises(
+        UserError, match=r"no \.png in .*empty is called like a pair, such as 00000/000000000"
+    ):
         make(pairs, {"seg": tmp_path / "empty"}, tmp_path / "labels")
     with pytest.raises(UserError, match="no folder"):
         make(pairs, {"depth": tmp_path / "none"}, tmp_path / "labels")

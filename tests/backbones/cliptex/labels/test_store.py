@@ -1,4 +1,5 @@
-"""The label store: what is read is what was written, within the error said; damage and killed writes are found."""
+"""The label store: what is read is what was written, within the error said; damage and killed
+writes are found."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ TASKS = ("seg", "depth", "normal")
 
 def smooth_labels(seed: int, side: int = 64) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    blobs = np.stack([gaussian_filter(random.normal(size=(side, side)), side / 12) for _ in range(6)])
+    blobs = np.stack(
+        [gaussian_filter(random.normal(size=(side, side)), side / 12) for _ in range(6)]
+    )
     normal = blobs[:3] / blobs[:3].std() * 0.4 + np.array([0, 0, 1.0])[:, None, None]
     return {
         "seg": blobs[3:].argmax(0).astype(np.uint8),
@@ -76,7 +79,9 @@ def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path):
     write(tmp_path, names=("a",), each=2)
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert archive.getnames() == [
-            f"{i:04d}.{suffix}" for i in range(2) for suffix in ("depth.png", "normal.webp", "seg.png")
+            f"{i:04d}.{suffix}"
+            for i in range(2)
+            for suffix in ("depth.png", "normal.webp", "seg.png")
         ]
     samples = list(WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == ["0000", "0001"]
@@ -97,15 +102,23 @@ NAMES = [
 
 @pytest.mark.parametrize("shard", ["t-0", "folder/t-1"])
 def test_pairs_of_tables_and_in_folders_of_tars_are_found(tmp_path, shard):
-    """Dots, which would end a key in a tar, and what leads out of a folder are written otherwise."""
+    """Dots, which would end a key in a tar, and what leads out of a folder are written
+    otherwise."""
     writer = LabelWriter(tmp_path, {}, ["seg"])
     with writer.shard(shard) as file:
         for number, name in enumerate(NAMES):
             file.add(f"{shard}/{name}", encode({"seg": np.full((4, 4), number, np.uint8)}))
     finish_store(writer, [shard])
     store = LabelStore(tmp_path)
-    assert [int(store.get(f"{shard}/{name}")["seg"][0, 0]) for name in NAMES] == list(range(len(NAMES)))
-    assert store.tasks_of(f"{shard}/other") == store.tasks_of("plain") == store.tasks_of(f"x/{shard}/plain") == ()
+    assert [int(store.get(f"{shard}/{name}")["seg"][0, 0]) for name in NAMES] == list(
+        range(len(NAMES))
+    )
+    assert (
+        store.tasks_of(f"{shard}/other")
+        == store.tasks_of("plain")
+        == store.tasks_of(f"x/{shard}/plain")
+        == ()
+    )
     with tarfile.open(tmp_path / f"{shard}.tar") as archive:
         assert not [name for name in archive.getnames() if name.startswith(("/", ".."))]
 
@@ -154,7 +167,9 @@ def test_other_experts_are_refused(tmp_path):
 def test_older_stores_are_refused_in_a_line(tmp_path):
     (tmp_path / "00000.labels").write_bytes(b"CLIPTeXL")
     for read in (LabelStore, check_labels, lambda root: LabelWriter(root, {}, TASKS)):
-        with pytest.raises(UserError, match=r"older format \(\*\.labels\); remove it and label again"):
+        with pytest.raises(
+            UserError, match=r"older format \(\*\.labels\); remove it and label again"
+        ):
             read(tmp_path)
 
 
@@ -188,7 +203,9 @@ def test_counts(tmp_path):
     assert "counts do not agree" in check_labels(tmp_path)[0]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_every_damage_is_found(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("labels")
@@ -210,13 +227,19 @@ def test_every_damage_is_found(tmp_path_factory, data):
 
 def test_reading_damaged_labels_says_so(tmp_path, monkeypatch):
     write(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"is damaged .*exceeds limit"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"is damaged .*exceeds limit"),
+    ):
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         LabelStore(tmp_path).get("a/0000")
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[512:1024] = bytes(512)  # the beginning of the first label
     (tmp_path / "a.tar").write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"depth of a/0000 in .*a\.tar is damaged .* run the same label command again"):
+    with pytest.raises(
+        UserError,
+        match=r"depth of a/0000 in .*a\.tar is damaged .* run the same label command again",
+    ):
         LabelStore(tmp_path).get("a/0000")
 
 

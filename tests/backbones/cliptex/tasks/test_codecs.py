@@ -1,4 +1,5 @@
-"""Labels as files: what is read is what was written, within what is said to be lost; and how right they are."""
+"""Labels as files: what is read is what was written, within what is said to be lost; and how right
+they are."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def coded(task: str, label: np.ndarray) -> np.ndarray:
 
 
 def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)  # atan2 of cross and dot: exact for every angle
+    a, b = (
+        a.astype(np.float64),
+        b.astype(np.float64),
+    )  # atan2 of cross and dot: exact for every angle
     return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b, axis=0), axis=0), (a * b).sum(0)))
 
 
@@ -53,12 +57,18 @@ def test_depth_error_is_that_of_sixteen_bits(side, scale, shift, seed, holes):
 
 
 def test_depth_in_metres_is_better_than_a_16_bit_png_of_millimetres():
-    """Over 0.3 to 10 m: half a millimetre is the best that such a PNG can do, and 2.5 that of even steps of inverse depth."""
+    """Over 0.3 to 10 m: half a millimetre is the best that such a PNG can do, and 2.5 that of even
+    steps of inverse depth."""
     metres = np.linspace(0.3, 10, 100_000).reshape(250, 400)
     inverse = 1 / metres
-    back = 1 / (coded("depth", inverse).astype(np.float64) * (inverse.max() - inverse.min()) + inverse.min())
+    back = 1 / (
+        coded("depth", inverse).astype(np.float64) * (inverse.max() - inverse.min()) + inverse.min()
+    )
     assert np.abs(back - metres).max() < 0.0003
-    even = np.rint((inverse - inverse.min()) / np.ptp(inverse) * 65535) / 65535 * np.ptp(inverse) + inverse.min()
+    even = (
+        np.rint((inverse - inverse.min()) / np.ptp(inverse) * 65535) / 65535 * np.ptp(inverse)
+        + inverse.min()
+    )
     assert np.abs(1 / even - metres).max() > 0.002
 
 
@@ -73,7 +83,9 @@ def test_normal_error_is_bounded_over_the_whole_sphere(side, seed, holes):
     np.testing.assert_array_equal(np.linalg.norm(back, axis=0) > 0.5, known)
     if known.any():
         assert degrees(back, normal)[known].max() < 0.96
-    assert np.abs(find_task("normal").to_tensor(back).numpy() / 127 - back).max() <= 0.5 / 127 + 1e-6
+    assert (
+        np.abs(find_task("normal").to_tensor(back).numpy() / 127 - back).max() <= 0.5 / 127 + 1e-6
+    )
 
 
 def test_axes_are_exact():
@@ -98,7 +110,9 @@ def test_any_viewer_shows_them():
     assert seg.mode == "P" and seg.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
     depth = Image.open(io.BytesIO(find_task("depth").encode(np.array([[0.1, 3.0]]))))
     assert depth.mode == "I;16" and depth.getpixel((0, 0)) < depth.getpixel((1, 0)) == 65535
-    normal = Image.open(io.BytesIO(find_task("normal").encode(np.array([0, 0, 1.0])[:, None, None])))
+    normal = Image.open(
+        io.BytesIO(find_task("normal").encode(np.array([0, 0, 1.0])[:, None, None]))
+    )
     assert normal.mode == "RGB" and normal.getpixel((0, 0)) == (127, 127, 255)
 
 
@@ -109,10 +123,13 @@ def test_what_is_no_such_file_is_an_error():
 
 
 def test_edges_are_never_averaged():
-    """A thing at 1 in front of a wall at 0: whatever the size, no depth between them, and no direction that nothing has."""
+    """A thing at 1 in front of a wall at 0: whatever the size, no depth between them, and no
+    direction that nothing has."""
     y, x = np.mgrid[:70, :90]
     thing = (y - 30) ** 2 + (x - 41) ** 2 < 400
-    normal = np.where(thing, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None])
+    normal = np.where(
+        thing, np.array([0.6, 0.0, 0.8])[:, None, None], np.array([-0.6, 0.0, 0.8])[:, None, None]
+    )
     for side in (64, 40, 33, 7):
         small = resize_nearest(np.where(thing, 1.0, 0.0), side)
         assert small.shape == (side, round(90 * side / 70)) and set(np.unique(small)) == {0.0, 1.0}
@@ -123,7 +140,8 @@ def test_edges_are_never_averaged():
 
 
 def test_what_people_made_is_read(tmp_path):
-    """Masks with a palette or 16 bits, depth in millimetres, normals as colours: the official layouts."""
+    """Masks with a palette or 16 bits, depth in millimetres, normals as colours: the official
+    layouts."""
     mask = Image.fromarray(np.array([[0, 7], [255, 1]], np.uint8))
     mask.save(tmp_path / "m.png")
     np.testing.assert_array_equal(find_task("seg").read(tmp_path / "m.png"), [[0, 7], [255, 1]])
@@ -153,7 +171,9 @@ def test_segmentation_figures_agree_with_torchmetrics():
     assert figures["mIoU"] == pytest.approx(100 * float(expected))
     assert figures["aAcc"] == pytest.approx(100 * (labels == truth)[truth != 255].mean())
     labels[1:] = 255
-    assert find_task("seg").score({"seg": labels}, truth, 4)["labelled"] == pytest.approx(100 * 72 / 396)
+    assert find_task("seg").score({"seg": labels}, truth, 4)["labelled"] == pytest.approx(
+        100 * 72 / 396
+    )
 
 
 def test_depth_figures_forgive_scale_and_shift_only():

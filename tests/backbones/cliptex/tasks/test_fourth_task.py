@@ -1,4 +1,5 @@
-"""The task and the expert of docs/examples, as another package brings them: labelled, trained, swept and reported like ours."""
+"""The task and the expert of docs/examples, as another package brings them: labelled, trained,
+swept and reported like ours."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-
 def installed(monkeypatch):
     """As if a package with these entry points were installed; what is registered goes again."""
     entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
-    monkeypatch.setattr("backbones.utils.plugins.entry_points", lambda group: entries.get(group, []))
+    monkeypatch.setattr(
+        "backbones.utils.plugins.entry_points", lambda group: entries.get(group, [])
+    )
     yield
     tasks.TASKS._things.pop("edges", None)
     EXPERTS._things.pop("edge-finder", None)
@@ -47,7 +50,8 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def labelled(tmp_path, monkeypatch):
-    """Pairs, and labels of a segmenter with random weights and of the fourth expert, found by its name."""
+    """Pairs, and labels of a segmenter with random weights and of the fourth expert, found by its
+    name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     pairs = open_pairs(toy.write_pairs(tmp_path / "pairs", 24, 2))
@@ -69,11 +73,18 @@ def test_it_is_known_without_being_imported():
     assert subsets()["cliptex"] == tasks.PAPER == find_recipe("cliptex").tasks, (
         "who does not ask for it has the paper's"
     )
-    assert RECIPES["clip-ft"].tasks == () and "lambda_edges" not in find_recipe("cliptex").settings()
+    assert (
+        RECIPES["clip-ft"].tasks == () and "lambda_edges" not in find_recipe("cliptex").settings()
+    )
     assert find_recipe("cliptex-edges").tasks == ("edges",)
     recipe = find_recipe("cliptex", ["experts=edges,seg", "lambda_edges=0.5"])
-    assert recipe.tasks == ("seg", "edges") and recipe.weight("edges") == 0.5 == recipe.settings()["lambda_edges"]
-    assert recipe.key("i", "p", "l") != find_recipe("cliptex", ["experts=edges,seg"]).key("i", "p", "l")
+    assert (
+        recipe.tasks == ("seg", "edges")
+        and recipe.weight("edges") == 0.5 == recipe.settings()["lambda_edges"]
+    )
+    assert recipe.key("i", "p", "l") != find_recipe("cliptex", ["experts=edges,seg"]).key(
+        "i", "p", "l"
+    )
     with pytest.raises(UserError, match="did you mean lambda_edges"):
         find_recipe("cliptex", ["lambda_edge=1"])
 
@@ -88,19 +99,37 @@ def test_it_is_labelled_and_drawn_and_measured(labelled, tmp_path):
     assert np.abs(label - found[0]).max() < 0.5 / 254 + 1e-6 and label.max() > 0.5
     draw_labels(LabelStore("labels").root, pairs, tmp_path / "picture.png", 3)
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
-    data = ExpertData("edges", [Sample(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1])
-    assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {"edge_error": pytest.approx(0.25)}
+    data = ExpertData(
+        "edges", [Sample(tmp_path / "image.png", lambda: found[0] + 0.25)], found.shape[-1]
+    )
+    assert evaluate(EXPERTS.find("edge-finder").load("finder"), data) == {
+        "edge_error": pytest.approx(0.25)
+    }
 
 
 def test_it_is_trained_and_reported(labelled):
-    words = ["train", "--recipe", "cliptex", "--init", "random", "--pairs", "pairs", "--labels", "labels"]
+    words = [
+        "train",
+        "--recipe",
+        "cliptex",
+        "--init",
+        "random",
+        "--pairs",
+        "pairs",
+        "--labels",
+        "labels",
+    ]
     changes = [word for change in [*USED, "lambda_edges=2"] for word in ("--set", change)]
     assert main([*words, *changes, "--device", "cpu", "--jobs", "1", "--out", "w.safetensors"]) == 0
     client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert run.data.tags["experts"] == "seg,edges" and run.data.params["lambda_edges"] == "2.0"
-    assert {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"} <= set(run.data.metrics)
-    curve = [point.value for point in client.get_metric_history(run.info.run_id, "train/loss_edges")]
+    assert {"train/loss_edges", "train/grad_norm_edges", "train/lambda_edges"} <= set(
+        run.data.metrics
+    )
+    curve = [
+        point.value for point in client.get_metric_history(run.info.run_id, "train/loss_edges")
+    ]
     assert curve[-1] < curve[0]
     assert parameter_label("lambda_edges") == "λ edges"
 
@@ -108,11 +137,19 @@ def test_it_is_trained_and_reported(labelled):
 def test_its_lambda_is_swept(labelled, tmp_path):
     """The paper's search over λ of contrast and edges; one cell of it is trained."""
     options = SweepOptions(
-        suite="paper", tasks=["voc/linear"], lambdas=["clip", "edges"], overrides=USED, init="random", pairs="pairs",
+        suite="paper",
+        tasks=["voc/linear"],
+        lambdas=["clip", "edges"],
+        overrides=USED,
+        init="random",
+        pairs="pairs",
         labels="labels",
-    )  # fmt: skip
+    )
     plan = launch._plan(options)
-    assert [setting.name for setting in plan.space.settings if setting.varied] == ["lambda_clip", "lambda_edges"]
+    assert [setting.name for setting in plan.space.settings if setting.varied] == [
+        "lambda_clip",
+        "lambda_edges",
+    ]
     cells = {cell.params["lambda_edges"]: cell for cell in plan.space.cells()}
     assert sorted(cells) == [0.1, 1.0, 10.0]
     recipe = make_recipe("cliptex", plan.inputs["fixed"], cells[10.0].params, seed=0)
@@ -126,5 +163,7 @@ def test_its_lambda_is_swept(labelled, tmp_path):
         context=TrainContext(workers=0),
     )
     assert result.metrics["train/loss_edges"] > 0
-    with pytest.raises(UserError, match="--lambdas edge: choose among clip, seg, depth, normal, edges"):
+    with pytest.raises(
+        UserError, match="--lambdas edge: choose among clip, seg, depth, normal, edges"
+    ):
         launch._plan(SweepOptions(suite="sweep", lambdas=["edge"]))

@@ -40,13 +40,20 @@ def test_contrastive_by_hand():
     logits = np.array([[1, 0.6], [0, 0.8]]) - 1
     expected = -np.log(1 / (1 + np.exp(-logits * (2 * np.eye(2) - 1)))).sum() / 2
     siglip = contrastive_loss(clip(logit_bias=torch.tensor(-1.0)))
-    assert siglip(image, text, torch.tensor(1.0), torch.tensor(-1.0)).item() == pytest.approx(expected, rel=1e-6)
+    assert siglip(image, text, torch.tensor(1.0), torch.tensor(-1.0)).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("bias", [None, -3.0])
 def test_cached_gradients_are_the_gradients(bias):
-    values = {"image": F.normalize(torch.randn(6, 4), dim=1), "text": F.normalize(torch.randn(6, 4), dim=1)}
-    values |= {"logit_scale": torch.tensor(5.0)} | ({} if bias is None else {"logit_bias": torch.tensor(bias)})
+    values = {
+        "image": F.normalize(torch.randn(6, 4), dim=1),
+        "text": F.normalize(torch.randn(6, 4), dim=1),
+    }
+    values |= {"logit_scale": torch.tensor(5.0)} | (
+        {} if bias is None else {"logit_bias": torch.tensor(bias)}
+    )
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
     loss = ClipLoss() if bias is None else SigLipLoss()
     whole = loss(leaves["image"], leaves["text"], leaves["logit_scale"], leaves.get("logit_bias"))
@@ -54,7 +61,10 @@ def test_cached_gradients_are_the_gradients(bias):
     ours = contrastive_loss(clip() if bias is None else clip(logit_bias=torch.tensor(bias)))
     value, cached = cached_gradients(values, ours)
     assert torch.allclose(value, whole)
-    assert all(torch.allclose(cached[name], one, atol=1e-6) for name, one in zip(leaves, expected, strict=True))
+    assert all(
+        torch.allclose(cached[name], one, atol=1e-6)
+        for name, one in zip(leaves, expected, strict=True)
+    )
 
 
 def test_segmentation_by_hand():
@@ -70,9 +80,12 @@ def test_depth_by_hand():
     # target 1 2 3 4 → median (lower) 2, deviation (1+0+1+2)/4 = 1; prediction 0 0 1 3 → 0, 1
     target = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
     prediction = torch.tensor([[[0.0, 0.0, 1.0, 3.0]]])
-    # residual: (0 0 1 3) − (−1 0 1 2) = 1 0 0 1 → mean ½; steps 1 0 1 → 2/4; every second pixel 1 0: 1/2; then one: 0
+    # residual: (0 0 1 3) − (−1 0 1 2) = 1 0 0 1 → mean ½; steps 1 0 1 → 2/4; every second pixel 1
+    # 0: 1/2; then one: 0
     assert mean(depth_loss(prediction, target, gradient_weight=0.0)) == pytest.approx(0.5)
-    assert mean(depth_loss(prediction, target, gradient_weight=0.5, scales=1)) == pytest.approx(0.5 + 0.5 * 0.5)
+    assert mean(depth_loss(prediction, target, gradient_weight=0.5, scales=1)) == pytest.approx(
+        0.5 + 0.5 * 0.5
+    )
     assert mean(depth_loss(prediction, target)) == pytest.approx(0.5 + 0.5 * (0.5 + 0.5))
 
 
@@ -93,12 +106,18 @@ def test_depth_does_not_see_scale_and_shift(scale, shift, seed):
 
 def test_normals_by_hand():
     angles = torch.tensor([0.0, 30.0, 90.0, 180.0]).deg2rad()
-    prediction = torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None] * 3.0  # any length
+    prediction = (
+        torch.stack([angles.sin(), torch.zeros(4), angles.cos()])[None, :, None] * 3.0
+    )  # any length
     target = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 1, 4)
-    assert mean(find_task("normal").loss(prediction, target)) == pytest.approx(math.radians(75), abs=1e-5)
+    assert mean(find_task("normal").loss(prediction, target)) == pytest.approx(
+        math.radians(75), abs=1e-5
+    )
     unknown = target.clone()
     unknown[..., 3] = 0
-    assert mean(find_task("normal").loss(prediction, unknown)) == pytest.approx(math.radians(40), abs=1e-5)
+    assert mean(find_task("normal").loss(prediction, unknown)) == pytest.approx(
+        math.radians(40), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("task", ["seg", "depth", "normal"])
@@ -108,12 +127,17 @@ def test_gradients_agree_with_finite_differences(task):
     prediction = torch.randn(shape)
     targets = some_targets(6)
     prediction.requires_grad_()
-    gradient = torch.autograd.grad(find_task(task).loss(prediction, targets[task])[0], prediction)[0]
+    gradient = torch.autograd.grad(find_task(task).loss(prediction, targets[task])[0], prediction)[
+        0
+    ]
     direction = torch.randn(shape)
     direction /= direction.norm()
     step = 1e-2
     with torch.no_grad():
-        ahead, back = (find_task(task).loss(prediction + s * direction, targets[task])[0] for s in (step, -step))
+        ahead, back = (
+            find_task(task).loss(prediction + s * direction, targets[task])[0]
+            for s in (step, -step)
+        )
     assert ((ahead - back) / (2 * step)).item() == pytest.approx(
         (gradient * direction).sum().item(), rel=0.05, abs=0.02
     )
@@ -171,6 +195,8 @@ def test_count_is_known_from_the_labels_and_sums_add_up(task):
     prediction, targets = torch.randn(shape), some_targets(8)
     total, count = find_task(task).loss(prediction, targets[task])
     assert count.float() == find_task(task).count(targets[task])
-    halves = [find_task(task).loss(prediction[i : i + 1], targets[task][i : i + 1]) for i in range(2)]
+    halves = [
+        find_task(task).loss(prediction[i : i + 1], targets[task][i : i + 1]) for i in range(2)
+    ]
     assert torch.allclose(sum(t for t, _ in halves), total, rtol=1e-5)
     assert sum(c for _, c in halves) == count

@@ -1,4 +1,5 @@
-"""Runs in each process of a group: its share of a joint batch; writes losses and gradients for the test."""
+"""Runs in each process of a group: its share of a joint batch; writes losses and gradients for the
+test."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ from backbones.cliptex.training.step import TrainStep
 from backbones.cliptex.training.train import TrainContext, train
 from tests.backbones.cliptex import toy
 
-SETTINGS = {"model": "tiny", "batch_size": 16, "epochs": 1.0, "lr": 1e-3, "head_lr": 1.0, "lambda_depth": 0.5}
+SETTINGS = {
+    "model": "tiny",
+    "batch_size": 16,
+    "epochs": 1.0,
+    "lr": 1e-3,
+    "head_lr": 1.0,
+    "lambda_depth": 0.5,
+}
 RECIPE = RECIPES["cliptex"].changed(SETTINGS)
 
 
@@ -31,26 +39,41 @@ def one_step(pairs_dir: str, recipe: Recipe, rank: int = 0, world: int = 1) -> t
         toy.ToyLabels(missing=("00000/000000004",)),
     )
     batches = TrainDataset(
-        pairs, labels, recipe, tokenizer=start.tokenizer, data=start.data, label_size=16, rank=rank, world=world
+        pairs,
+        labels,
+        recipe,
+        tokenizer=start.tokenizer,
+        data=start.data,
+        label_size=16,
+        rank=rank,
+        world=world,
     )
     heads = TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
     towers = CLIPWithHeads(start.model, start.data.layers, heads)
     losses, norms = TrainStep(towers, recipe, 16, torch.device("cpu")).backward(
         batches.on(batches[0], torch.device("cpu")), norms=True
     )
-    assert set(norms) == {"clip", "seg", "depth", "normal"} and all(value > 0 for value in norms.values())
+    assert set(norms) == {"clip", "seg", "depth", "normal"} and all(
+        value > 0 for value in norms.values()
+    )
     return losses, {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
 
 
 def one_rank(folder: Path, recipe: Recipe, pairs_dir: str) -> None:
     """What each of the processes does."""
     with processes("cpu") as place:
-        torch.save(one_step(pairs_dir, recipe, place.rank, place.world), folder / f"rank{place.rank}.pt")
+        torch.save(
+            one_step(pairs_dir, recipe, place.rank, place.world), folder / f"rank{place.rank}.pt"
+        )
         recorder = toy.Recorder()
         result = train(
-            recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
-            out=folder / "many.safetensors", context=TrainContext(log=recorder, progress=recorder, workers=0),
-        )  # fmt: skip
+            recipe,
+            init="random",
+            pairs=open_pairs(pairs_dir),
+            labels=toy.ToyLabels(),
+            out=folder / "many.safetensors",
+            context=TrainContext(log=recorder, progress=recorder, workers=0),
+        )
         assert bool(recorder.metrics) == place.first
         (folder / f"sha{place.rank}").write_text(result.sha256)
 

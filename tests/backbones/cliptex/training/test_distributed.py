@@ -27,9 +27,10 @@ def pairs_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("count", "changes", "bias"), [(2, {"accumulate": 2}, None), (2, {"accumulate": 2}, -3.0), (8, {"val_pairs": 12}, None)],
+    ("count", "changes", "bias"),
+    [(2, {"accumulate": 2}, None), (2, {"accumulate": 2}, -3.0), (8, {"val_pairs": 12}, None)],
     ids=["gradient cache", "siglip", "eight"],
-)  # fmt: skip
+)
 def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
     """Losses and gradients of the first step, and weights and validation after a whole training."""
     (tmp_path / "model.json").write_text(json.dumps({**TINY_CLIP, "init_logit_bias": bias}))
@@ -39,18 +40,25 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
     assert ("clip.logit_bias" in whole_gradients) == (bias is not None)
     shares = [torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(count)]
     for name, loss in whole_losses.items():
-        assert torch.allclose(sum(losses[name] for losses, _ in shares) / count, loss, rtol=1e-4), name
+        assert torch.allclose(sum(losses[name] for losses, _ in shares) / count, loss, rtol=1e-4), (
+            name
+        )
     for name, gradient in whole_gradients.items():
         for _, gradients in shares:
             assert torch.allclose(gradients[name], gradient, rtol=1e-3, atol=2e-5), name
 
     assert len({(tmp_path / f"sha{i}").read_text() for i in range(count)}) == 1
     one = train(
-        recipe, init="random", pairs=open_pairs(pairs_dir), labels=toy.ToyLabels(),
-        out=tmp_path / "one.safetensors", context=TrainContext(workers=0),
-    )  # fmt: skip
+        recipe,
+        init="random",
+        pairs=open_pairs(pairs_dir),
+        labels=toy.ToyLabels(),
+        out=tmp_path / "one.safetensors",
+        context=TrainContext(workers=0),
+    )
     many, alone = load_file(tmp_path / "many.safetensors"), load_file(one.path)
-    # Adam divides by the gradient's own size, so rounding of near-zero gradients can turn a step around
+    # Adam divides by the gradient's own size, so rounding of near-zero gradients can turn a step
+    # around
     far = sum(((many[name] - alone[name]).abs() > 1e-4).sum().item() for name in alone)
     assert far / sum(value.numel() for value in alone.values()) < 1e-2
     told = read_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
@@ -71,7 +79,9 @@ def test_accumulation_is_one_large_step(pairs_dir):
 
 
 def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
-    launcher = Fork(launch, tmp_path, output=tmp_path / "said", environment={"TORCHELASTIC_RUN_ID": "a"})
+    launcher = Fork(
+        launch, tmp_path, output=tmp_path / "said", environment={"TORCHELASTIC_RUN_ID": "a"}
+    )
     launcher.wait_for(tmp_path, "watching")
     launcher.signal(signal.SIGKILL)
     assert launcher.end(10) == -signal.SIGKILL  # waits for all of its session
@@ -80,6 +90,11 @@ def test_a_process_ends_with_the_launcher_that_was_killed(tmp_path):
 def test_a_process_whose_launcher_is_gone_already_ends(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused.getsockname()[1])}  # nobody listens there
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(unused.getsockname()[1]),
+        }  # nobody listens there
         environment = {"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_USE_AGENT_STORE": "True", **place}
-        assert Fork(end_with_launcher, output=tmp_path / "said", environment=environment).end(10) == 1
+        assert (
+            Fork(end_with_launcher, output=tmp_path / "said", environment=environment).end(10) == 1
+        )

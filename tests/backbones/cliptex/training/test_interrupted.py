@@ -1,4 +1,5 @@
-"""A training that is interrupted, killed or not finite: it goes on to the same bits, or says why it stopped."""
+"""A training that is interrupted, killed or not finite: it goes on to the same bits, or says why it
+stopped."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_interrupted_and_resumed_is_bit_identical(pairs, tmp_path):
 
 
 def test_interrupted_within_a_step_leaves_nothing_of_it(tmp_path, pairs, monkeypatch):
-    """A forward pass changes the statistics of batch norms; that of a step which was not finished must not be kept."""
+    """A forward pass changes the statistics of batch norms; that of a step which was not finished
+    must not be kept."""
     init = other_tower(tmp_path, "timm")
     whole = run(CLIPTEX, pairs, tmp_path / "whole.safetensors", init=init)
     calls, backward = [], TrainStep.backward
@@ -100,7 +102,9 @@ def test_killed_and_started_again_is_bit_identical(pairs, tmp_path):
 
 
 def test_non_finite_loss_stops_with_its_reason(pairs, tmp_path):
-    with pytest.raises(NonFiniteLoss, match=r"NaN or infinite 5 times in a row, last at step 6 .*clip .*lower lr"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"NaN or infinite 5 times in a row, last at step 6 .*clip .*lower lr"
+    ):
         run(replace(CLIPTEX, lr=1e30, warmup=0.0), pairs, tmp_path / "w.safetensors")
     with pytest.raises(NonFiniteLoss, match=r"infinite 10 times in a row, last at step 11 "):
         run(replace(CLIPTEX, lr=1e30, warmup=0.0, epochs=10.0), pairs, tmp_path / "w.safetensors")
@@ -121,14 +125,20 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_told(pairs, tmp_path,
     monkeypatch.setattr(TrainStep, "backward", broken)
     recorder = toy.Recorder()
     result = run(CLIPTEX, pairs, tmp_path / "w.safetensors", log=recorder, log_every=1)
-    assert result.notes == ["2 of 6 steps were skipped: their gradient was not finite"] and len(calls) == 6
+    assert (
+        result.notes == ["2 of 6 steps were skipped: their gradient was not finite"]
+        and len(calls) == 6
+    )
     assert result.sha256 != whole.sha256
     assert all(torch.isfinite(value).all() for value in load_file(result.path).values())
-    assert all(math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values())
+    assert all(
+        math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values()
+    )
 
 
 def test_states_and_weights_that_are_kept(pairs, tmp_path):
-    """Two states at most while it trains, a damaged one is passed over; the weights of every second step are whole backbones."""
+    """Two states at most while it trains, a damaged one is passed over; the weights of every second
+    step are whole backbones."""
     seen = []
 
     class Watch(toy.Recorder):
@@ -142,13 +152,18 @@ def test_states_and_weights_that_are_kept(pairs, tmp_path):
         run(CLIPTEX, pairs, tmp_path / "w", save_seconds=0.0, progress=Watch(), keep_every=2)
     assert max(map(len, seen)) <= 2
     folder = tmp_path / "w.resume"
-    assert sorted(path.name for path in folder.iterdir()) == [f"state-{step:09d}.pt" for step in (4, 5)]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"state-{step:09d}.pt" for step in (4, 5)
+    ]
     (folder / "state-000000005.pt").write_bytes(b"cut")
     recorder = toy.Recorder()
     resumed = run(CLIPTEX, pairs, tmp_path / "w", progress=recorder, keep_every=2)
     assert resumed.sha256 == run(CLIPTEX, pairs, tmp_path / "whole").sha256
     assert not folder.exists()
     kept = sorted((tmp_path / "w.steps").iterdir())
-    assert [path.name for path in kept] == ["step-000000002.safetensors", "step-000000004.safetensors"]
+    assert [path.name for path in kept] == [
+        "step-000000002.safetensors",
+        "step-000000004.safetensors",
+    ]
     digests = {backbones.create("cliptex", weights=path).weights.sha256 for path in kept}
     assert len(digests | {resumed.sha256}) == 3

@@ -16,16 +16,31 @@ from backbones.utils.errors import UserError
 
 def test_the_three_differ_only_in_configuration():
     cliptex, ft = RECIPES["cliptex"].settings(), RECIPES["clip-ft"].settings()
-    assert {k for k in cliptex if cliptex[k] != ft[k]} == {"name", "lambda_seg", "lambda_depth", "lambda_normal"}
+    assert {k for k in cliptex if cliptex[k] != ft[k]} == {
+        "name",
+        "lambda_seg",
+        "lambda_depth",
+        "lambda_normal",
+    }
     # the paper's choice: 1.0 for all but λ_seg
     assert [cliptex[f"lambda_{name}"] for name in ("clip", *PAPER)] == [1.0, 0.1, 1.0, 1.0]
-    assert cliptex["epochs"] == 30 and RECIPES["cliptex"].tasks == PAPER and RECIPES["clip"].tasks == ()
+    assert (
+        cliptex["epochs"] == 30
+        and RECIPES["cliptex"].tasks == PAPER
+        and RECIPES["clip"].tasks == ()
+    )
 
 
 def test_subsets_of_experts_are_cliptex_with_fewer_losses():
     found = subsets()
-    assert len(set(found.values())) == len(found) == 2 ** len(PAPER) - 1 and found["cliptex"] == PAPER
-    assert list(subsets(["normal", "seg"])) == ["cliptex-seg", "cliptex-normal", "cliptex-seg-normal"]
+    assert (
+        len(set(found.values())) == len(found) == 2 ** len(PAPER) - 1 and found["cliptex"] == PAPER
+    )
+    assert list(subsets(["normal", "seg"])) == [
+        "cliptex-seg",
+        "cliptex-normal",
+        "cliptex-seg-normal",
+    ]
     for name, experts in found.items():
         recipe = find_recipe(name)
         assert (recipe.name, recipe.tasks) == (name, experts)
@@ -37,9 +52,15 @@ def test_subsets_of_experts_are_cliptex_with_fewer_losses():
 
 def test_changes_are_typed():
     recipe = find_recipe(
-        "cliptex", ["lambda_seg=10", "epochs=3", "experts=depth,normal", "precision=bf16", "crop_scale=0.5,1"]
+        "cliptex",
+        ["lambda_seg=10", "epochs=3", "experts=depth,normal", "precision=bf16", "crop_scale=0.5,1"],
     )
-    assert (recipe.weight("seg"), recipe.epochs, recipe.precision, recipe.crop_scale) == (10.0, 3.0, "bf16", (0.5, 1.0))
+    assert (recipe.weight("seg"), recipe.epochs, recipe.precision, recipe.crop_scale) == (
+        10.0,
+        3.0,
+        "bf16",
+        (0.5, 1.0),
+    )
     assert recipe.tasks == ("depth", "normal")
     assert find_recipe("cliptex", ["lambda_depth=0"]).tasks == ("seg", "normal")
 
@@ -76,7 +97,14 @@ def test_all_zero_and_unknown():
 def test_files(tmp_path):
     path = tmp_path / "trial.json"
     path.write_text(
-        json.dumps({"recipe": "cliptex", "lambda_depth": 10, "experts": ["depth", "normal"], "batch_size": 64})
+        json.dumps(
+            {
+                "recipe": "cliptex",
+                "lambda_depth": 10,
+                "experts": ["depth", "normal"],
+                "batch_size": 64,
+            }
+        )
     )
     recipe = find_recipe(str(path), ["epochs=2"])
     assert (recipe.name, recipe.weight("depth"), recipe.experts, recipe.batch_size) == (
@@ -86,12 +114,17 @@ def test_files(tmp_path):
         64,
     )
     toml = tmp_path / "trial.toml"
-    toml.write_text('recipe = "cliptex"\nlambda_depth = 10\nexperts = ["depth", "normal"]\nbatch_size = 64\n')
+    toml.write_text(
+        'recipe = "cliptex"\nlambda_depth = 10\nexperts = ["depth", "normal"]\nbatch_size = 64\n'
+    )
     assert find_recipe(str(toml), ["epochs=2"]) == recipe
     for text, message in (
-        ("{", "valid JSON"), ("[]", "table"),
-        ('{"lr": "fast"}', "finite"), ('{"lrr": 1}', "lr"), ('{"recipe": "mae"}', "mae"),
-    ):  # fmt: skip
+        ("{", "valid JSON"),
+        ("[]", "table"),
+        ('{"lr": "fast"}', "finite"),
+        ('{"lrr": 1}', "lr"),
+        ('{"recipe": "mae"}', "mae"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             find_recipe(str(path))
@@ -107,7 +140,9 @@ def test_identity():
         assert other != key
     ft = RECIPES["clip-ft"]
     assert (
-        ft.key("i", "p", "l") == ft.key("i", "p", "") == replace(ft, head_width=7, experts=("seg",)).key("i", "p", "x")
+        ft.key("i", "p", "l")
+        == ft.key("i", "p", "")
+        == replace(ft, head_width=7, experts=("seg",)).key("i", "p", "x")
     )
 
 
@@ -119,13 +154,20 @@ def test_recipes_that_train_the_same_thing_have_one_identity():
 
     assert key("experts=depth,normal") == key("experts=normal,depth") == key("lambda_seg=0")
     assert key("experts=depth,normal") == key("experts=depth,normal", "lambda_seg=7")
-    assert key("experts=seg,seg,depth,normal") == key() == key("lambda_seg=0.1") != key("lambda_seg=0.2")
+    assert (
+        key("experts=seg,seg,depth,normal")
+        == key()
+        == key("lambda_seg=0.1")
+        != key("lambda_seg=0.2")
+    )
     assert find_recipe("cliptex", ["lambda_seg=0", "lambda_depth=0", "lambda_normal=0"]).key(
         "i", "p", "l"
     ) == find_recipe("clip-ft").key("i", "p", "")
 
 
-@given(st.sampled_from(["lambda_clip", "lambda_seg", "lr", "epochs", "ema", "seed"]), st.integers(2, 9))
+@given(
+    st.sampled_from(["lambda_clip", "lambda_seg", "lr", "epochs", "ema", "seed"]), st.integers(2, 9)
+)
 def test_every_setting_counts(name, value):
     base = RECIPES["cliptex"]
     changed = base.changed({name: value / 10 if name == "ema" else value})

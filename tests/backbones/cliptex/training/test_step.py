@@ -1,4 +1,5 @@
-"""One step of training by itself: micro-batches, gradient norms, the optimizer's groups, and the recall that it is watched by."""
+"""One step of training by itself: micro-batches, gradient norms, the optimizer's groups, and the
+recall that it is watched by."""
 
 from __future__ import annotations
 
@@ -27,9 +28,15 @@ def test_pieces_have_the_random_numbers_that_they_had(pairs, monkeypatch):
         block.mlp.add_module("drop", torch.nn.Dropout(0.5))
     towers = models.CLIPWithHeads(start.model, start.data.layers, None)
     recipe = replace(RECIPES["clip-ft"], **TINY, accumulate=4)
-    batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
+    batches = TrainDataset(
+        pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0
+    )
     seen, forward = [], models.CLIPWithHeads.forward
-    monkeypatch.setattr(models.CLIPWithHeads, "forward", lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1])
+    monkeypatch.setattr(
+        models.CLIPWithHeads,
+        "forward",
+        lambda self, *a: (seen.append(forward(self, *a)), seen[-1])[1],
+    )
     TrainStep(towers, recipe, 0, CPU).backward(batches.on(batches[0], CPU))
     assert len(seen) == 8
     for first, second in zip(seen[:4], seen[4:], strict=True):
@@ -42,20 +49,31 @@ def test_norms_of_pieces_are_those_of_the_whole(pairs):
         start = load_pretrained_clip("random", "tiny")
         torch.manual_seed(0)
         towers = models.CLIPWithHeads(
-            start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16)
+            start.model,
+            start.data.layers,
+            models.TaskHeads((32, 32), {"seg": 3, "depth": 1, "normal": 3}, 16),
         )
         recipe = replace(CLIPTEX, accumulate=accumulate)
         batches = TrainDataset(
-            pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16
+            pairs,
+            toy.ToyLabels(),
+            recipe,
+            tokenizer=start.tokenizer,
+            data=start.data,
+            label_size=16,
         )
-        return TrainStep(towers, recipe, 16, CPU).backward(batches.on(batches[0], CPU), norms=True)[1]
+        return TrainStep(towers, recipe, 16, CPU).backward(batches.on(batches[0], CPU), norms=True)[
+            1
+        ]
 
     assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 
 
 def test_optimizer_groups_and_schedule():
     start = load_pretrained_clip("random", "tiny")
-    towers = models.CLIPWithHeads(start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16))
+    towers = models.CLIPWithHeads(
+        start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16)
+    )
     groups = build_optimizer(towers, CLIPTEX).param_groups
     names = {id(parameter): name for name, parameter in towers.named_parameters()}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
@@ -72,8 +90,16 @@ def test_optimizer_groups_and_schedule():
     assert not [name for name in decayed if "pos_embed" in name or "cls_token" in name]
     assert "clip.visual.trunk.pos_embed" in names.values()
     rates = [learning_rate(replace(CLIPTEX, lr=2.0, warmup=0.1), step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == pytest.approx(2.0) and max(rates) == pytest.approx(2.0)
-    assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3 and sorted(rates[10:], reverse=True) == rates[10:]
+    assert (
+        rates[0] == pytest.approx(0.2)
+        and rates[9] == pytest.approx(2.0)
+        and max(rates) == pytest.approx(2.0)
+    )
+    assert (
+        rates[55] == pytest.approx(1.0)
+        and rates[99] < 1e-3
+        and sorted(rates[10:], reverse=True) == rates[10:]
+    )
 
 
 def test_recall_against_counting():

@@ -1,4 +1,5 @@
-"""The training loop on a toy world: it learns, refuses what it cannot do, and exports what it trained."""
+"""The training loop on a toy world: it learns, refuses what it cannot do, and exports what it
+trained."""
 
 from __future__ import annotations
 
@@ -42,15 +43,25 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
     trained = {}
     original = models.CLIPWithHeads.__init__
     monkeypatch.setattr(
-        models.CLIPWithHeads, "__init__", lambda self, *a: (trained.update(towers=self), original(self, *a))[1]
+        models.CLIPWithHeads,
+        "__init__",
+        lambda self, *a: (trained.update(towers=self), original(self, *a))[1],
     )
     recorder = toy.Recorder()
-    result = run(replace(CLIPTEX, val_pairs=10), pairs, tmp_path / "w.safetensors", log=recorder, progress=recorder)
+    result = run(
+        replace(CLIPTEX, val_pairs=10),
+        pairs,
+        tmp_path / "w.safetensors",
+        log=recorder,
+        progress=recorder,
+    )
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
     images = torch.randn(3, 3, 32, 32)
     towers = trained["towers"].eval()
     with torch.no_grad():
-        seen = towers.clip.visual.forward_intermediates(images, indices=towers.layers, normalize_intermediates=True)
+        seen = towers.clip.visual.forward_intermediates(
+            images, indices=towers.layers, normalize_intermediates=True
+        )
         assert torch.allclose(backbone.encode_image(images), seen["image_features"], atol=1e-5)
         for ours, theirs in zip(backbone(images), seen["image_intermediates"], strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)
@@ -60,7 +71,11 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
     assert not [name for name in load_file(result.path) if "head" in name]
 
     # 38 of 48 pairs, 16 a step, 2 epochs: 5 steps
-    assert result.cost["steps"] == 5 and result.cost["flops_per_step"] > 1e6 and result.cost["train_seconds"] > 0
+    assert (
+        result.cost["steps"] == 5
+        and result.cost["flops_per_step"] > 1e6
+        and result.cost["train_seconds"] > 0
+    )
     assert recorder.bars[-1] == ("train cliptex", 5) and recorder.steps == 5
     logged = {name for _, metrics in recorder.metrics for name in metrics}
     assert {
@@ -71,18 +86,34 @@ def test_export_gives_the_features_that_were_trained(pairs, tmp_path, monkeypatc
         "train/loss_normal",
         "train/lr",
     } <= logged
-    assert {"train/grad_norm", "train/grad_norm_seg", "train/grad_norm_clip", "train/images_per_second"} <= logged
+    assert {
+        "train/grad_norm",
+        "train/grad_norm_seg",
+        "train/grad_norm_clip",
+        "train/images_per_second",
+    } <= logged
     assert {"val/i2t_R@1", "val/t2i_R@10", "train/lambda_seg", "train/logit_scale"} <= logged
-    assert all(math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values())
+    assert all(
+        math.isfinite(value) for _, metrics in recorder.metrics for value in metrics.values()
+    )
     extra = backbones.load_checkpoint(result.path).extra
-    assert extra["recipe"]["lambda_seg"] == 0.1 and extra["key"] == result.key and extra["pairs"]["count"] == 48
+    assert (
+        extra["recipe"]["lambda_seg"] == 0.1
+        and extra["key"] == result.key
+        and extra["pairs"]["count"] == 48
+    )
 
     given = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
     assert find_trained(replace(CLIPTEX, val_pairs=10), **given) == replace(result, trained=False)
     assert find_trained(replace(CLIPTEX, val_pairs=10, seed=1), **given) is None
     labels = toy.ToyLabels()
     again = run(replace(CLIPTEX, val_pairs=10, name="other"), pairs, result.path, labels=labels)
-    assert not again.trained and again.sha256 == result.sha256 and again.metrics == result.metrics and labels.reads == 0
+    assert (
+        not again.trained
+        and again.sha256 == result.sha256
+        and again.metrics == result.metrics
+        and labels.reads == 0
+    )
     result.path.write_bytes(result.path.read_bytes()[:-1000])
     assert run(replace(CLIPTEX, val_pairs=10), pairs, result.path).sha256 == result.sha256
     changed = run(CLIPTEX.changed({"val_pairs": 10, "lambda_seg": 1.0}), pairs, result.path)
@@ -105,10 +136,20 @@ def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
     labels = toy.ToyLabels()
     ft = replace(RECIPES["clip-ft"], **TINY)
     result = run(ft, pairs, tmp_path / "ft.safetensors", labels=labels)
-    assert labels.reads == 0 and result.key == run(ft, pairs, tmp_path / "ft.safetensors", labels=None).key
+    assert (
+        labels.reads == 0
+        and result.key == run(ft, pairs, tmp_path / "ft.safetensors", labels=None).key
+    )
     start = load_pretrained_clip("random", "tiny")
     both = [
-        TrainDataset(pairs, toy.ToyLabels(), recipe, tokenizer=start.tokenizer, data=start.data, label_size=16)
+        TrainDataset(
+            pairs,
+            toy.ToyLabels(),
+            recipe,
+            tokenizer=start.tokenizer,
+            data=start.data,
+            label_size=16,
+        )
         for recipe in (ft, CLIPTEX)
     ]
     assert len(both[0]) == len(both[1]) == 6
@@ -118,10 +159,17 @@ def test_clip_ft_reads_no_labels_and_sees_the_same_data(pairs, tmp_path):
 
 
 def test_micro_batches_move_statistics_once(tmp_path, pairs):
-    """Gradient caching passes each micro-batch twice: as many updates of a batch norm as micro-batches, no more."""
+    """Gradient caching passes each micro-batch twice: as many updates of a batch norm as
+    micro-batches, no more."""
     init = other_tower(tmp_path, "timm")
-    result = run(replace(CLIPTEX, accumulate=2, epochs=1.0), pairs, tmp_path / "w.safetensors", init=init)
-    counts = [value.item() for name, value in load_file(result.path).items() if name.endswith("num_batches_tracked")]
+    result = run(
+        replace(CLIPTEX, accumulate=2, epochs=1.0), pairs, tmp_path / "w.safetensors", init=init
+    )
+    counts = [
+        value.item()
+        for name, value in load_file(result.path).items()
+        if name.endswith("num_batches_tracked")
+    ]
     assert counts and set(counts) == {2 * result.cost["steps"]}
 
 
@@ -132,13 +180,17 @@ def test_what_is_validated_is_what_is_exported(pairs, tmp_path):
     result = run(recipe, pairs, tmp_path / "w.safetensors", log=recorder)
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
     start = load_pretrained_clip("random", "tiny")
-    batches = TrainDataset(pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0)
+    batches = TrainDataset(
+        pairs, None, recipe, tokenizer=start.tokenizer, data=start.data, label_size=0
+    )
     (batch,) = (batches.on(one, CPU) for one in batches.validation())
     towers = models.CLIPWithHeads(backbone.model, (), None).eval()
     with torch.no_grad():
         out = towers(batch.images, batch.tokens)
     expected = {f"val/{name}": value for name, value in recall(out["image"], out["text"]).items()}
-    assert expected == {name: value for name, value in result.metrics.items() if name.startswith("val/")}
+    assert expected == {
+        name: value for name, value in result.metrics.items() if name.startswith("val/")
+    }
 
 
 def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
@@ -147,7 +199,11 @@ def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
     recorder = toy.Recorder()
     recipe = replace(CLIPTEX, epochs=1.0, lr=1e-2, warmup=0.0)
     result = run(recipe, pairs, tmp_path / "w.safetensors", init=init, log=recorder, log_every=1)
-    first = next(metrics["train/loss_clip"] for _, metrics in recorder.metrics if "train/loss_clip" in metrics)
+    first = next(
+        metrics["train/loss_clip"]
+        for _, metrics in recorder.metrics
+        if "train/loss_clip" in metrics
+    )
     assert first == pytest.approx(
         10, rel=0.5
     )  # of a softmax over 16 it would be ln 16; the bias of -10 costs each match 10
@@ -159,8 +215,14 @@ def test_siglip_is_trained_with_its_own_loss(pairs, tmp_path):
 
 def test_checkpointing_and_compiling_change_nothing(pairs, tmp_path):
     whole = run(replace(CLIPTEX, epochs=0.7), pairs, tmp_path / "a.safetensors")
-    thrifty = run(replace(CLIPTEX, epochs=0.7, grad_checkpointing=True), pairs, tmp_path / "b.safetensors")
-    assert thrifty.key == whole.key == run(replace(CLIPTEX, epochs=0.7, compile=True), pairs, whole.path).key
+    thrifty = run(
+        replace(CLIPTEX, epochs=0.7, grad_checkpointing=True), pairs, tmp_path / "b.safetensors"
+    )
+    assert (
+        thrifty.key
+        == whole.key
+        == run(replace(CLIPTEX, epochs=0.7, compile=True), pairs, whole.path).key
+    )
     one, two = load_file(whole.path), load_file(thrifty.path)
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
@@ -188,11 +250,17 @@ def test_a_tower_that_starts_from_imagenet(pairs, tmp_path):
     stored, _ = efficientnet_lite0_state()
     trunk = start.model.visual.trunk.state_dict()
     assert all(torch.equal(trunk[name], stored[name]) for name in trunk) and len(trunk) > 200
-    assert start.data.mean == (0.5, 0.5, 0.5) and start.licence == "Apache-2.0" and "ImageNet" in start.source
+    assert (
+        start.data.mean == (0.5, 0.5, 0.5)
+        and start.licence == "Apache-2.0"
+        and "ImageNet" in start.source
+    )
     other = load_pretrained_clip("random", "mini", seed=3)
     assert torch.equal(start.model.token_embedding.weight, other.model.token_embedding.weight)
     assert start.digest != other.digest
-    recipe = replace(RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16)
+    recipe = replace(
+        RECIPES["cliptex"], model="mini", batch_size=16, epochs=0.4, label_size=32, head_width=16
+    )
     result = run(recipe, pairs, tmp_path / "w.safetensors", init="imagenet")
     backbone = backbones.create("cliptex", weights=result.path, any_architecture=True)
     assert backbone.strides == (4, 8, 16, 32) and backbone.weights.licence == "Apache-2.0"
@@ -208,18 +276,23 @@ def test_what_the_user_can_mend(pairs, tmp_path):
         run(CLIPTEX, pairs, out, labels=toy.ToyLabels(tasks=("seg", "normal")))
     with pytest.raises(UserError, match="no model 'tinny'"):
         run(replace(CLIPTEX, model="tinny"), pairs, out)
-    with pytest.raises(UserError, match="init imagenet is for timm image towers, and model 'tiny' has none"):
+    with pytest.raises(
+        UserError, match="init imagenet is for timm image towers, and model 'tiny' has none"
+    ):
         run(CLIPTEX, pairs, out, init="imagenet")
     with pytest.raises(UserError, match="no image and text tower"):
         run(CLIPTEX, pairs, out, init="random/timm/resnet18")
 
 
 def test_a_subset_may_be_labelled_on_purpose(pairs, tmp_path):
-    """What has no label counts for the contrast alone, and is said; that nothing has a label is a mistake."""
+    """What has no label counts for the contrast alone, and is said; that nothing has a label is a
+    mistake."""
     keys = [pairs.key(index) for index in range(len(pairs))]
     few = toy.ToyLabels(missing=tuple(keys[:40]))
     result = run(replace(CLIPTEX, epochs=1.0), pairs, tmp_path / "w.safetensors", labels=few)
-    assert result.notes == ["83.3% of what was trained on has no labels, and counts for the contrast alone"]
+    assert result.notes == [
+        "83.3% of what was trained on has no labels, and counts for the contrast alone"
+    ]
     assert math.isfinite(result.metrics["train/loss_seg"]) and result.metrics["train/loss_seg"] > 0
     with pytest.raises(UserError, match="the labels have no depth for pairs such as"):
         run(CLIPTEX, pairs, tmp_path / "x.safetensors", labels=toy.ToyLabels(missing=tuple(keys)))
@@ -228,7 +301,9 @@ def test_a_subset_may_be_labelled_on_purpose(pairs, tmp_path):
 def test_labels_that_are_coarser_than_what_is_learned_are_said(pairs, tmp_path):
     recipe = replace(CLIPTEX, epochs=0.3)
     result = run(recipe, pairs, tmp_path / "w.safetensors", labels=toy.ToyLabels(size=12))
-    assert result.notes == ["labels have 12 pixels and are compared at 16: label with label_side=32"]
+    assert result.notes == [
+        "labels have 12 pixels and are compared at 16: label with label_side=32"
+    ]
     assert run(recipe, pairs, tmp_path / "x.safetensors").notes == []
 
 
@@ -250,7 +325,10 @@ def test_fine_tuning_at_another_image_size(pairs, tmp_path):
     recipe = replace(CLIPTEX, epochs=0.5, image_size=48, precision="bf16")
     second = run(recipe, pairs, tmp_path / "b.safetensors", init=str(first.path))
     backbone = backbones.create("cliptex", weights=second.path, any_architecture=True)
-    assert backbone.data.size == (48, 48) and backbone(torch.zeros(1, 3, 48, 48))[0].shape[-2:] == (6, 6)
+    assert backbone.data.size == (48, 48) and backbone(torch.zeros(1, 3, 48, 48))[0].shape[-2:] == (
+        6,
+        6,
+    )
     assert all(value.dtype == torch.float32 for value in load_file(second.path).values())
 
 
@@ -267,7 +345,9 @@ def test_manual_labels_win_and_pseudo_labels_fill_in(pairs, tmp_path):
     assert (both["seg"] == 2).all() and set(both) == {"seg", "depth", "normal"}
     assert np.array_equal(pseudo["seg"], toy.ToyLabels().get("00000/000000006")["seg"])
     assert joined.identity != toy.ToyLabels().identity
-    assert run(replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w.safetensors", labels=joined).trained
+    assert run(
+        replace(CLIPTEX, epochs=0.3), pairs, tmp_path / "w.safetensors", labels=joined
+    ).trained
     other = toy.ToyLabels()
     other.classes = {"seg": ("x", "y", "z")}
     with pytest.raises(UserError, match="disagree"):
@@ -275,9 +355,25 @@ def test_manual_labels_win_and_pseudo_labels_fill_in(pairs, tmp_path):
 
 
 VISION = {
-    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "patch_size": None},
-    "timm": {"image_size": 64, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"},
-    "timm-vit": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+    "resnet": {
+        "image_size": 64,
+        "layers": [1, 1, 1, 1],
+        "width": 16,
+        "head_width": 16,
+        "patch_size": None,
+    },
+    "timm": {
+        "image_size": 64,
+        "timm_model_name": "test_resnet",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    },
+    "timm-vit": {
+        "image_size": 32,
+        "timm_model_name": "test_vit",
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
 }
 
 
@@ -311,7 +407,8 @@ def test_other_image_towers_train_too(pairs, tmp_path, tower):
 
 
 def test_real_pairs_in_both_layouts(real_data, tmp_path):
-    """A few steps on photographs of many sizes, decoded by workers; labels of another resolution."""
+    """A few steps on photographs of many sizes, decoded by workers; labels of another
+    resolution."""
 
     class Grey(toy.ToyLabels):
         def get(self, key, tasks=None):
@@ -322,24 +419,37 @@ def test_real_pairs_in_both_layouts(real_data, tmp_path):
 
     recipe = replace(CLIPTEX, epochs=0.1)
     for source in ("shards", "train.csv"):
-        result = run(recipe, open_pairs(real_data / "cc_pairs" / source), tmp_path / source, labels=Grey(), workers=2)
+        result = run(
+            recipe,
+            open_pairs(real_data / "cc_pairs" / source),
+            tmp_path / source,
+            labels=Grey(),
+            workers=2,
+        )
         assert result.trained and not result.notes
         backbones.create("cliptex", weights=result.path, any_architecture=True)
 
 
 def test_with_a_real_label_store(pairs, tmp_path):
-    """Labels as the label command stores them, coded and quantised, found by key from worker processes."""
-    writer = LabelWriter(tmp_path / "labels", {"experts": "exact"}, toy.ToyLabels().tasks, toy.ToyLabels.classes)
+    """Labels as the label command stores them, coded and quantised, found by key from worker
+    processes."""
+    writer = LabelWriter(
+        tmp_path / "labels", {"experts": "exact"}, toy.ToyLabels().tasks, toy.ToyLabels.classes
+    )
     for shard in pairs.shards:
         with writer.shard(shard.name) as file:
             for index in pairs.iter_shard(shard):
-                file.add(pairs.key(index), encode(toy.scene(int(pairs.key(index).split("/")[1]))[2]))
+                file.add(
+                    pairs.key(index), encode(toy.scene(int(pairs.key(index).split("/")[1]))[2])
+                )
     writer.finish([writer.finished(shard.name) for shard in pairs.shards])
     store = LabelStore(tmp_path / "labels")
     start = load_pretrained_clip("random", "tiny")
 
     def batches(labels):
-        return TrainDataset(pairs, labels, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16)
+        return TrainDataset(
+            pairs, labels, CLIPTEX, tokenizer=start.tokenizer, data=start.data, label_size=16
+        )
 
     stored, exact = next(iter(batches(store).loader(1, workers=1))), batches(toy.ToyLabels())[1]
     assert torch.equal(stored.targets["seg"], exact.targets["seg"]) and not stored.unlabelled
@@ -347,4 +457,6 @@ def test_with_a_real_label_store(pairs, tmp_path):
     assert cosine.min() > math.cos(math.radians(2))
     assert depth_loss(stored.targets["depth"], exact.targets["depth"])[0] / 16 < 2e-3
     result = run(replace(CLIPTEX, epochs=0.5), pairs, tmp_path / "w.safetensors", labels=store)
-    assert result.trained and backbones.load_checkpoint(result.path).extra["labels"] == store.identity
+    assert (
+        result.trained and backbones.load_checkpoint(result.path).extra["labels"] == store.identity
+    )

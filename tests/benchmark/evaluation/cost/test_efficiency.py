@@ -26,7 +26,10 @@ def test_resolutions_are_those_of_the_protocols(vit):
 
     assert vit.divisor == 16
     assert seen(SegmentationSettings(size=100)) == ((112, 112), "fp32")
-    assert seen(SegmentationSettings(size=100, crop=(32, 60), precision="bf16")) == ((32, 64), "bf16")
+    assert seen(SegmentationSettings(size=100, crop=(32, 60), precision="bf16")) == (
+        (32, 64),
+        "bf16",
+    )
     assert seen(MaskRCNNSettings(short_side=60, long_side=100)) == ((64, 112), "fp32")
     assert seen(LinearSettings()) == (tuple(vit.data.size), "fp32")
 
@@ -37,7 +40,9 @@ def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
     found = efficiency.costs_of(vit, settings, CPU)
     assert found["parameters"] == sum(each.numel() for each in vit.model.state_dict().values())
     with torch.inference_mode():
-        assert found["32x32-fp32/flops_per_image"] == count_flops(lambda: vit(torch.zeros(1, 3, 32, 32)))
+        assert found["32x32-fp32/flops_per_image"] == count_flops(
+            lambda: vit(torch.zeros(1, 3, 32, 32))
+        )
     assert found["flops_per_image"] > 20 * found["32x32-fp32/flops_per_image"]  # 160 px
     assert found["images_per_second"] > 0 and found["memory_mb"] > 10
     monkeypatch.setattr(efficiency, "_measure", lambda *_: pytest.fail("measured again"))
@@ -50,6 +55,8 @@ def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
 
 def test_what_cannot_be_measured_is_left_out(vit, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    monkeypatch.setattr(efficiency, "_measure", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    monkeypatch.setattr(
+        efficiency, "_measure", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    )
     assert efficiency.costs_of(vit, [SegmentationSettings(size=32)], CPU).keys() == {"parameters"}
     assert not (tmp_path / "efficiency").exists()

@@ -1,4 +1,5 @@
-"""The average of a suite is over all its tasks, or it is not called so; what has no data is named."""
+"""The average of a suite is over all its tasks, or it is not called so; what has no data is
+named."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ NAMES = ["cifar10/few-shot", "vtab-pets/few-shot", "vtab-dtd/few-shot"]
 def cells(*values: float, name: str = "clip") -> list[Cell]:
     metrics = ("top1", "mean_per_class_recall", "top1")
     found = zip(NAMES, metrics, values, strict=False)
-    return [Cell(name, task, 0, "done", {metric: value, "other": 0.0}) for task, metric, value in found]
+    return [
+        Cell(name, task, 0, "done", {metric: value, "other": 0.0}) for task, metric, value in found
+    ]
 
 
 def test_the_average_is_over_all_tasks():
@@ -36,7 +39,9 @@ def test_the_average_is_over_all_tasks():
     ]
     assert average.whole(cells(10, 20)) is None
     assert average.whole(cells(10, 20, float("nan"))) is None
-    assert average.lines(cells(10, 20)) == ["mean of 2 of 3 tasks (not the average) · clip · seed 0: 15.00"]
+    assert average.lines(cells(10, 20)) == [
+        "mean of 2 of 3 tasks (not the average) · clip · seed 0: 15.00"
+    ]
     assert average.lines([]) == []
 
 
@@ -78,11 +83,17 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "1 of 3 tasks of three have no data there: wds_vtab-dtd" in shown
     assert "mean of 2 of 3 tasks (not the average) · random · seed 0:" in shown
-    assert "missing · no data of 1 tasks: vtab-dtd/few-shot" in shown and "average of three" not in shown
+    assert (
+        "missing · no data of 1 tasks: vtab-dtd/few-shot" in shown
+        and "average of three" not in shown
+    )
     told = as_json(result)
     assert told["average"] == {
-        "title": "average of three", "tasks": 3, "backbones": {"random": None}, "absent": ["vtab-dtd/few-shot"],
-    }  # fmt: skip
+        "title": "average of three",
+        "tasks": 3,
+        "backbones": {"random": None},
+        "absent": ["vtab-dtd/few-shot"],
+    }
     assert main(["data", "check", "--data-root", "data"]) == 0
     assert "zeroshot38: data of 2 of 38 tasks; missing: vtab-caltech101," in capsys.readouterr().out
     assert build(Request(["three"])).averages == []
@@ -94,4 +105,8 @@ def test_a_run_says_it(tmp_path, monkeypatch, capsys):
     other = run(replace(options, backbones=["efficientnet-lite0"]))
     lines = build(Request(["three"], baseline="random")).averages
     gain = other.average.whole(other.cells) - average
-    assert len(lines) == 2 and f"{gain:+.2f} [".replace("-", "−") in lines[1] and " over random" in lines[1]
+    assert (
+        len(lines) == 2
+        and f"{gain:+.2f} [".replace("-", "−") in lines[1]
+        and " over random" in lines[1]
+    )

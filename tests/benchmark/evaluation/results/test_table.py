@@ -13,7 +13,9 @@ from reports.metrics import Metric
 def test_masks_have_a_row_of_their_own():
     metrics = {"bbox_mAP": Metric(), "bbox_mAP_50": Metric(), "segm_mAP": Metric(shown=True)}
     task = SimpleNamespace(
-        name="coco/mask-rcnn", spec=SimpleNamespace(kind="detection"), probe=SimpleNamespace(metrics=metrics)
+        name="coco/mask-rcnn",
+        spec=SimpleNamespace(kind="detection"),
+        probe=SimpleNamespace(metrics=metrics),
     )
     with console.capture() as said:
         show([task], [Cell("clip", task.name, 0, "done", dict.fromkeys(metrics, 1.0))])
@@ -30,7 +32,12 @@ def test_numbers_stay_whole_in_a_log_file_and_what_is_true_of_all_is_said_once(m
     )
     cells = [
         Cell(
-            name, task.name, seed, "done", {"abs_rel": 0.5 + 0.1 * seed, "rmse": 1.0}, notes=["the same", f"{name} own"]
+            name,
+            task.name,
+            seed,
+            "done",
+            {"abs_rel": 0.5 + 0.1 * seed, "rmse": 1.0},
+            notes=["the same", f"{name} own"],
         )
         for name in ("clip", "clip-ft", "cliptex")
         for seed in (0, 1)

@@ -23,7 +23,8 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(server) -> Callable[[str], Entry]:
-    """An entry of the table, whose archives are those in the server's folder, with their checksums."""
+    """An entry of the table, whose archives are those in the server's folder, with their
+    checksums."""
 
     def entry(name: str) -> Entry:
         archives = []
@@ -31,8 +32,14 @@ def served(server) -> Callable[[str], Entry]:
             file = Path(server.folder, each.name)
             data = file.read_bytes() if file.is_file() else b""
             algorithm = each.checksum.partition(":")[0]
-            checksum = f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}" if algorithm else ""
-            archives.append(replace(each, url=f"{server.address}/{each.name}", size=len(data), checksum=checksum))
+            checksum = (
+                f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}" if algorithm else ""
+            )
+            archives.append(
+                replace(
+                    each, url=f"{server.address}/{each.name}", size=len(data), checksum=checksum
+                )
+            )
         return replace(ENTRIES[name], archives=archives, unpacked=1000)
 
     return entry

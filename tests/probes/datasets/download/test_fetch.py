@@ -1,4 +1,5 @@
-"""Fetching: resumed after a kill, a cut connection or another version; refused without room or at a wrong address."""
+"""Fetching: resumed after a kill, a cut connection or another version; refused without room or at a
+wrong address."""
 
 from __future__ import annotations
 
@@ -101,7 +102,9 @@ def test_more_than_there_is_begins_again(source, tmp_path):
     source.cut = 2_900_000
     part = tmp_path / "a.tar.part"
     part.write_bytes(b"x" * (len(DATA) + 5))
-    fetch.write_json(fetch._about(part), {"url": f"{source.address}/a.tar", "version": "", "size": 9_000_000})
+    fetch.write_json(
+        fetch._about(part), {"url": f"{source.address}/a.tar", "version": "", "size": 9_000_000}
+    )
     download(f"{source.address}/a.tar", tmp_path / "a.tar", Silent())
     assert (tmp_path / "a.tar").read_bytes() == DATA
     assert source.asked[0][2] == f"bytes={len(DATA) + 5}-"

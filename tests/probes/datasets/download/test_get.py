@@ -1,4 +1,5 @@
-"""Each dataset from small archives of the published shape to a folder that ``data check`` accepts."""
+"""Each dataset from small archives of the published shape to a folder that ``data check``
+accepts."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def pack(archive: Path, folder: Path, below: str = "") -> None:
             for path in sorted(folder.rglob("*")):
                 opened.write(path, Path(below) / path.relative_to(folder))
     else:
-        with tarfile.open(archive, "w:" + {"tar": "", "tgz": "gz"}.get(archive.suffix[1:], "gz")) as opened:
+        with tarfile.open(
+            archive, "w:" + {"tar": "", "tgz": "gz"}.get(archive.suffix[1:], "gz")
+        ) as opened:
             opened.add(folder, below or ".")
 
 
@@ -45,12 +48,16 @@ def fetched(entry, to: Path, *given: Path) -> list[str]:
     return said
 
 
-NUMBERS = {name: tuple(map(str, range(size))) for name, size in (("voc", 21), ("ade20k", 150), ("imagenet", 1000))}
+NUMBERS = {
+    name: tuple(map(str, range(size)))
+    for name, size in (("voc", 21), ("ade20k", 150), ("imagenet", 1000))
+}
 CLASSES = {**NUMBERS, "coco": ("person", "dog", "toothbrush")}
 
 
 def checked(name: str, root: Path):
-    """The verdict of ``data check --full``; names of classes, which take seconds to import, are given."""
+    """The verdict of ``data check --full``; names of classes, which take seconds to import, are
+    given."""
     spec = DATASETS.find(name)
     if name in CLASSES:
         spec = replace(spec, classes=CLASSES[name])
@@ -68,7 +75,8 @@ def make_sbd(root: Path, train: list[str], val: list[str], size: tuple[int, int]
 
 @pytest.fixture
 def voc(server, served, tmp_path):
-    """VOC's and SBD's archives: four images of train, three of val, two more; SBD has two of train, one of val, and those two."""
+    """VOC's and SBD's archives: four images of train, three of val, two more; SBD has two of train,
+    one of val, and those two."""
     root = make.make_voc(tmp_path / "made", n_aug=2)
     shutil.rmtree(root / "SegmentationClassAug")
     (root / "ImageSets/Segmentation/trainaug.txt").unlink()
@@ -96,7 +104,9 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, 
     right = archive.read_bytes()
     archive.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     to = tmp_path / "data"
-    with pytest.raises(UserError, match=r"benchmark.tgz is damaged.*instead of.*run the command again"):
+    with pytest.raises(
+        UserError, match=r"benchmark.tgz is damaged.*instead of.*run the command again"
+    ):
         fetched(voc, to)
     assert not (to / "VOCdevkit").exists()
     archive.write_bytes(right)
@@ -110,10 +120,14 @@ def test_a_wrong_checksum_is_refused_and_the_next_attempt_is_fresh(voc, server, 
     assert given.exists(), "a user's file is not removed"
 
 
-def test_what_breaks_while_it_is_unpacked_leaves_nothing_half(voc, server, served, tmp_path, monkeypatch):
+def test_what_breaks_while_it_is_unpacked_leaves_nothing_half(
+    voc, server, served, tmp_path, monkeypatch
+):
     to = tmp_path / "data"
     pack(server.folder / "benchmark.tgz", tmp_path / "made", "something_else")
-    with pytest.raises(UserError, match="no folder benchmark_RELEASE/dataset; is it the right archive"):
+    with pytest.raises(
+        UserError, match="no folder benchmark_RELEASE/dataset; is it the right archive"
+    ):
         fetched(served("voc"), to)
     assert not (to / "VOCdevkit").exists() and not (to / ".downloads/voc/unpacked").exists()
     assert (to / ".downloads/voc/VOCtrainval_11-May-2012.tar").is_file()
@@ -122,7 +136,9 @@ def test_what_breaks_while_it_is_unpacked_leaves_nothing_half(voc, server, serve
 def test_no_room_is_said_before_anything_is_asked_for(voc, server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"voc needs .* free some space or choose another folder with --to"):
+    with pytest.raises(
+        UserError, match=r"voc needs .* free some space or choose another folder with --to"
+    ):
         fetched(voc, tmp_path / "data")
     assert not server.asked
 
@@ -135,7 +151,11 @@ def test_what_is_there_is_never_mixed_with_what_comes(voc, server, tmp_path):
 
 
 def test_ade20k_and_coco(server, served, tmp_path):
-    pack(server.folder / "ADEChallengeData2016.zip", make.make_ade(tmp_path / "ade"), "ADEChallengeData2016")
+    pack(
+        server.folder / "ADEChallengeData2016.zip",
+        make.make_ade(tmp_path / "ade"),
+        "ADEChallengeData2016",
+    )
     fetched(served("ade20k"), tmp_path / "data")
     assert len(checked("ade20k", tmp_path / "data/ade/ADEChallengeData2016").samples["train"]) == 4
     coco = make.make_coco(tmp_path / "coco")
@@ -147,7 +167,10 @@ def test_ade20k_and_coco(server, served, tmp_path):
         pack(server.folder / f"{archive}.zip", coco / part, part)
     fetched(served("coco"), tmp_path / "data")
     data = checked("coco", tmp_path / "data/coco")
-    assert {split: len(samples) for split, samples in data.samples.items()} == {"train": 4, "val": 3}
+    assert {split: len(samples) for split, samples in data.samples.items()} == {
+        "train": 4,
+        "val": 3,
+    }
 
 
 def test_nyu_labelled(server, served, tmp_path):
@@ -167,11 +190,18 @@ def test_nyu_labelled(server, served, tmp_path):
     assert "splits.mat: sha256" in said[1] and "publishes none" in said[1]
     data = checked("nyu-depth", tmp_path / "data/nyu")
     assert [Path(sample.image).stem for sample in data.samples["train"]] == [
-        "bathroom_00003", "kitchen_00000", "kitchen_00002",
-    ]  # fmt: skip
-    assert [Path(sample.image).stem for sample in data.samples["val"]] == ["cafe_00004", "office_00001"]
+        "bathroom_00003",
+        "kitchen_00000",
+        "kitchen_00002",
+    ]
+    assert [Path(sample.image).stem for sample in data.samples["val"]] == [
+        "cafe_00004",
+        "office_00001",
+    ]
     sample = data.samples["val"][0]
-    assert np.array_equal(np.asarray(Image.open(data.root / sample.image)), images[4].transpose(2, 1, 0))
+    assert np.array_equal(
+        np.asarray(Image.open(data.root / sample.image)), images[4].transpose(2, 1, 0)
+    )
     stored = np.asarray(Image.open(data.root / sample.target))
     assert stored.dtype == np.uint16 and stored.shape == (48, 64) and not stored[:, :2].any()
     assert np.abs(stored / 1000 - depths[4].T).max() <= 0.0005 + 1e-6
@@ -194,7 +224,10 @@ def test_nyu_raw_frames(served, tmp_path):
     fetched(served("nyu-24k"), tmp_path / "data", tmp_path / "nyu.zip")
     data = checked("nyu-depth", tmp_path / "data/nyu")
     assert data.samples["train"][0].image == "images/train/kitchen_0028b_00000.jpg"
-    assert {split: len(samples) for split, samples in data.samples.items()} == {"train": 3, "val": 2}
+    assert {split: len(samples) for split, samples in data.samples.items()} == {
+        "train": 3,
+        "val": 2,
+    }
 
 
 def test_flickr30k_captions_first_and_images_when_they_are_brought(server, served, tmp_path):
@@ -210,7 +243,9 @@ def test_flickr30k_captions_first_and_images_when_they_are_brought(server, serve
     images = next(path.parent for path in made.rglob("*.jpg"))
     pack(tmp_path / "flickr30k.tgz", images, "flickr30k_images")
     fetched(served("flickr30k"), tmp_path / "data", tmp_path / "flickr30k.tgz")
-    assert {split: len(samples) for split, samples in checked("flickr30k", root).samples.items()} == {
+    assert {
+        split: len(samples) for split, samples in checked("flickr30k", root).samples.items()
+    } == {
         "train": 3,
         "val": 2,
     }
@@ -227,7 +262,9 @@ def test_imagenet_from_the_archives_of_a_person(served, server, tmp_path):
     kit = tmp_path / "kit/data"
     kit.mkdir(parents=True)
     fields = [("ILSVRC2012_ID", object), ("WNID", object)]
-    savemat(kit / "meta.mat", {"synsets": np.array([[(2, wnids[0])], [(1, wnids[1])]], dtype=fields)})
+    savemat(
+        kit / "meta.mat", {"synsets": np.array([[(2, wnids[0])], [(1, wnids[1])]], dtype=fields)}
+    )
     (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n2\n")
     names = {"img_train.tar": "tars", "img_val.tar": "val", "devkit_t12.tar.gz": "kit"}
     for name, folder in names.items():
@@ -257,10 +294,12 @@ def hub(server, tmp_path, monkeypatch):
     (tmp_path / "shard/0000.cls").write_text("1")
     pack(tmp_path / "0.tar", tmp_path / "shard", "s")
     files = {
-        ".gitattributes": b"*", "classnames.txt": b"cat\ndog\n", "test/nshards.txt": b"1",
+        ".gitattributes": b"*",
+        "classnames.txt": b"cat\ndog\n",
+        "test/nshards.txt": b"1",
         "test/0.tar": (tmp_path / "0.tar").read_bytes(),
         "train/0.tar": b"R" * 900,
-    }  # fmt: skip
+    }
     for path, data in files.items():
         file = server.folder / f"datasets/{repository}/resolve/main/{path}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +368,8 @@ def test_damage_behind_the_last_file_of_a_compressed_tar_is_found(tmp_path, kind
         opened.add(tmp_path / "a.txt", "a.txt")
     assert [name for name, _ in members(path, Silent())] == ["a.txt"]
     data = bytearray(path.read_bytes())
-    # its checksum: of gzip in the last eight bytes, of xz before the index, of bz2 after its first ten
+    # its checksum: of gzip in the last eight bytes, of xz before the index, of bz2 after its first
+    # ten
     place = {"gz": -8, "bz2": 10, "xz": len(data) // 2}[kind]
     data[place] ^= 1
     path.write_bytes(data)

@@ -1,4 +1,5 @@
-"""Segmentation without training: shares of patches, what lies between them, and probes that learn what colours mean."""
+"""Segmentation without training: shares of patches, what lies between them, and probes that learn
+what colours mean."""
 
 from dataclasses import replace
 
@@ -37,19 +38,27 @@ def own_home(tmp_path, monkeypatch):
 def prepare(folder, name, backbone="tiny-cnn", data=None, seed=0, **settings):
     probe = PROBES[f"segmentation/{name}"]
     data = data or tiny_dense.make(folder / "data", "segmentation", train=6, val=3)
-    return probe, context(folder / "work", data, probe.settings_type(**{"size": 48, **settings}), backbone, seed=seed)
+    return probe, context(
+        folder / "work", data, probe.settings_type(**{"size": 48, **settings}), backbone, seed=seed
+    )
 
 
 def patches_of(grid, shown, size, features=None):
-    return Patches(0, torch.zeros(grid[0] * grid[1], 1) if features is None else features, grid, shown, size)
+    return Patches(
+        0, torch.zeros(grid[0] * grid[1], 1) if features is None else features, grid, shown, size
+    )
 
 
 def test_shares_count_the_label_maps_own_pixels():
-    truth = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 2, 2, 255, 255], [255, 255, 255, 0, 1, 1, 1, 1]])
+    truth = torch.tensor(
+        [[0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 1, 2, 2, 255, 255], [255, 255, 255, 0, 1, 1, 1, 1]]
+    )
     truth = truth.repeat_interleave(2, dim=0)
     found, known = shares(truth, patches_of((3, 2), (3.0, 2.0), (6, 8)), 3, 255)
     wanted = [[2, 2, 0], [0, 0, 4], [1, 3, 0], [0, 0, 2], [1, 0, 0], [0, 4, 0]]
-    assert torch.allclose(found, torch.tensor(wanted).float() / torch.tensor([4, 4, 4, 2, 1, 4])[:, None])
+    assert torch.allclose(
+        found, torch.tensor(wanted).float() / torch.tensor([4, 4, 4, 2, 1, 4])[:, None]
+    )
     assert known.tolist() == [True, True, True, True, False, True]
 
 
@@ -66,14 +75,18 @@ def test_shares_of_a_grid_that_reaches_beyond_the_image():
 def test_between_patches_scores_are_bilinear():
     scores = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     found = labels_of(scores, patches_of((3, 4), (3.0, 4.0), (50, 70)))
-    wanted = interpolate(scores.T.view(1, 5, 3, 4), size=(50, 70), mode="bilinear", align_corners=False)[0].argmax(
-        dim=0
-    )
+    wanted = interpolate(
+        scores.T.view(1, 5, 3, 4), size=(50, 70), mode="bilinear", align_corners=False
+    )[0].argmax(dim=0)
     assert (found == wanted).float().mean() > 0.999
     cut = labels_of(scores, patches_of((3, 4), (2.5, 4.0), (50, 70)))
-    whole = interpolate(scores.T.view(1, 5, 3, 4), size=(60, 70), mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    whole = interpolate(
+        scores.T.view(1, 5, 3, 4), size=(60, 70), mode="bilinear", align_corners=False
+    )[0].argmax(dim=0)
     assert (cut == whole[:50]).float().mean() > 0.999
-    assert labels_of(torch.eye(3)[:1], patches_of((1, 1), (0.5, 1.0), (4, 6))).unique().tolist() == [0]
+    assert labels_of(
+        torch.eye(3)[:1], patches_of((1, 1), (0.5, 1.0), (4, 6))
+    ).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("backbone", ["tiny-cnn", "tiny-vit14"])
@@ -84,7 +97,9 @@ def test_it_learns_what_colours_mean(tmp_path, name, backbone):
     assert result.metrics["mIoU"] > 40, "a constant has 20 at most"
     assert result.metrics["aAcc"] > 65
     assert result.preview.is_file() and result.preview.with_name("gallery.zip").is_file()
-    assert result.per_image["image"].tolist() == [sample.image for sample in made.data.samples["val"]]
+    assert result.per_image["image"].tolist() == [
+        sample.image for sample in made.data.samples["val"]
+    ]
     scores = image_scores("segmentation", result.per_image)
     for metric, value in result.metrics.items():
         assert scores.metrics[metric](np.ones((1, 3)))[0] == pytest.approx(value)
@@ -94,7 +109,9 @@ def test_it_learns_what_colours_mean(tmp_path, name, backbone):
     assert again.cost["encode_seconds"] == 0, "features are kept"
     assert any("patches" in note for note in result.notes)
     if name != "in-context":
-        assert any("best of" in note and "held-out training images" in note for note in result.notes)
+        assert any(
+            "best of" in note and "held-out training images" in note for note in result.notes
+        )
 
 
 def test_val_has_no_say_in_what_is_chosen(tmp_path):
@@ -124,7 +141,9 @@ def test_the_memory_is_drawn_by_the_seed(tmp_path):
     same, _ = remember(made, EncodeRun.of(made), choosing=False)
     assert torch.equal(first.features, same.features)
     _, other = prepare(tmp_path, "in-context", data=made.data, memory=30, seed=1)
-    assert not torch.equal(first.features, remember(other, EncodeRun.of(other), choosing=False)[0].features)
+    assert not torch.equal(
+        first.features, remember(other, EncodeRun.of(other), choosing=False)[0].features
+    )
     _, few = prepare(tmp_path, "in-context", data=made.data, memory=10**6)
     whole, held = remember(few, EncodeRun.of(few), choosing=True)
     assert len(held.patches) == 1 and held.truth[0].shape == (48, 64)
@@ -134,41 +153,63 @@ def test_the_memory_is_drawn_by_the_seed(tmp_path):
 
 
 def test_a_memory_of_the_answers_is_right(tmp_path):
-    """Where val is train, the nearest neighbour of a patch is itself: what is left is the size of patches."""
+    """Where val is train, the nearest neighbour of a patch is itself: what is left is the size of
+    patches."""
     data = tiny_dense.make(tmp_path / "data", "segmentation", train=3, val=3)
     same = {"train": data.samples["train"], "val": data.samples["train"]}
-    _, made = prepare(tmp_path, "patch-knn", data=replace(data, samples=same), neighbours=(1,), distances=("cosine",))
+    _, made = prepare(
+        tmp_path,
+        "patch-knn",
+        data=replace(data, samples=same),
+        neighbours=(1,),
+        distances=("cosine",),
+    )
     images = PatchImages(made, "train")
     areas = []
     for patches in images.walk(EncodeRun.of(made)):
         truth = images.truth(patches)
         share, _ = shares(truth, patches, 3, 255)
         areas.append(class_areas(labels_of(share, patches), truth, 3, 255))
-        stored = read_labels(str(made.data.root / data.samples["train"][patches.index].target), 0, 255, 3)
+        stored = read_labels(
+            str(made.data.root / data.samples["train"][patches.index].target), 0, 255, 3
+        )
         assert np.array_equal(truth.numpy(), stored)
-    best = segmentation_scores({name: torch.stack([a[name] for a in areas]).numpy() for name in areas[0]})[0]["mIoU"]
+    best = segmentation_scores(
+        {name: torch.stack([a[name] for a in areas]).numpy() for name in areas[0]}
+    )[0]["mIoU"]
     assert best > 70
 
 
 def test_logistic_regression_is_scikit_learns():
     random = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(300, 6, generator=random), torch.randint(4, (300,), generator=random)
+    features, labels = (
+        torch.randn(300, 6, generator=random),
+        torch.randint(4, (300,), generator=random),
+    )
     features[:, 0] += labels
     for c in (0.003, 1.0):
-        theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(features.numpy(), labels.numpy())
+        theirs = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(
+            features.numpy(), labels.numpy()
+        )
         ours = fit(features, labels, 4, c, LogregSettings(tolerance=1e-7))
         wanted = torch.from_numpy(theirs.predict_log_proba(features.numpy())).float()
-        torch.testing.assert_close(ours.logits(features).log_softmax(dim=1), wanted, atol=1e-2, rtol=0)
+        torch.testing.assert_close(
+            ours.logits(features).log_softmax(dim=1), wanted, atol=1e-2, rtol=0
+        )
         one = LogregSettings(iterations=1)
         near, far = (
-            (fit(features, labels, 4, c, one, start).weight - ours.weight).abs().max() for start in (ours, None)
+            (fit(features, labels, 4, c, one, start).weight - ours.weight).abs().max()
+            for start in (ours, None)
         )
         assert near < 1e-3 < far, "it goes on from where it is told to"
 
 
 def test_attention_over_all_of_the_memory_is_a_softmax():
     random = torch.Generator().manual_seed(0)
-    queries, keys = torch.randn(5, 8, generator=random), normalize(torch.randn(20, 8, generator=random), dim=1)
+    queries, keys = (
+        torch.randn(5, 8, generator=random),
+        normalize(torch.randn(20, 8, generator=random), dim=1),
+    )
     values = torch.rand(20, 3, generator=random)
     found = attend(queries, keys, values, InContextSettings(neighbours=20))
     wanted = (normalize(queries, dim=1) @ keys.T / 0.02).softmax(dim=1) @ values
@@ -211,11 +252,16 @@ def test_names_of_classes():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("patch-knn", {"neighbours": ()}), ("patch-knn", {"distances": ("l1",)}), ("logreg", {"c": (0.0,)}),
-        ("in-context", {"temperature": 0.0}), ("in-context", {"size": 4}), ("in-context", {"cache": "none"}),
-        ("open-vocabulary", {"size": 4}), ("open-vocabulary", {"precision": "fp8"}),
+        ("patch-knn", {"neighbours": ()}),
+        ("patch-knn", {"distances": ("l1",)}),
+        ("logreg", {"c": (0.0,)}),
+        ("in-context", {"temperature": 0.0}),
+        ("in-context", {"size": 4}),
+        ("in-context", {"cache": "none"}),
+        ("open-vocabulary", {"size": 4}),
+        ("open-vocabulary", {"precision": "fp8"}),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_not_possible(name, wrong):
     with pytest.raises(UserError, match="is not possible"):
         PROBES[f"segmentation/{name}"].settings_type(**wrong)
