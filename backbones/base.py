@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
 from backbones.versions import versions
+from common.errors import UserError
+from common.files import content_key
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
-from backbones.utils.errors import UserError, first_line, well_formed
-from backbones.utils.files import open_regular, parse_json, replacing
+from common.errors import UserError, first_line, well_formed
+from common.files import open_regular, parse_json, replacing
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")

@@ -17,7 +17,7 @@ from backbones.base import Backbone
 from backbones.checkpoint import read_checkpoint
 from backbones.cliptex.training.recipes import subsets
 from backbones.registry import Entry, Family, Request, register, register_family
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 DINO_EVALUATION: Mapping[str, Any] = {
     "size": (224, 224),

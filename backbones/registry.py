@@ -7,7 +7,7 @@ A package adds a backbone of its own without touching this code by declaring an 
     cliptex_benchmark.backbones =
         my-net = my_package.backbone:ENTRY
 
-where ``ENTRY`` is an ``Entry``; see ``backbones.utils.plugins``.
+where ``ENTRY`` is an ``Entry``; see ``common.registry``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from backbones.base import Backbone, Weights, state_sha256
 from backbones.checkpoint import Checkpoint, read_checkpoint
-from backbones.utils.errors import UserError
-from backbones.utils.plugins import Registry, of_type
+from common.errors import UserError
+from common.registry import Registry, of_type
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Entry, Request
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 class Net(nn.Module):

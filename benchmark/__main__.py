@@ -18,11 +18,11 @@ if (
 ):  # what is imported now is not half imported, and nothing has begun that could be saved
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from backbones.utils.errors import UserError, users_line
-from backbones.utils.files import keep_sockets_short
 from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
-from reports.secrets import hide_secrets
+from common.errors import UserError, users_line
+from common.files import keep_sockets_short
+from common.secrets import hide_secrets
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made
 # a forward pass eleven times slower (measured on two cores); read when torch is imported, which is

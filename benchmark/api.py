@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backbones.utils.errors import UserError, nearest
+from common.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

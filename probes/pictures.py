@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from backbones.utils.files import replacing
+from common.files import replacing
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.plugins import Registry, of_type
+from common.errors import UserError, nearest
+from common.registry import Registry, of_type
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from reports.metrics import Metric

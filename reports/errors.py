@@ -1,29 +1,18 @@
-"""Errors of the tracking store that the user can mend."""
+"""Errors of the tracking store that the user can fix."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from common.errors import UserError, first_line
 
 
-class TrackingError(ValueError):
-    """The store cannot be used, or holds something unreadable; one line that says what to do. The
-    command exits with 2."""
-
-    exit_code = 2
+class TrackingError(UserError):
+    """The MLflow store cannot be used, or holds something unreadable."""
 
 
 def damaged(artifact: str, run_id: str, run_name: str, error: Exception) -> TrackingError:
-    """What to say of an artifact that is there but cannot be read."""
-    told = next(iter(str(error).splitlines()), "")[:120] or "unreadable"
+    """The error for an artifact that exists but cannot be read."""
     return TrackingError(
-        f"the artifact {artifact} of run {run_id} ({run_name}) is damaged ({type(error).__name__}:"
-        f" {told}); run that task again with --force, or delete the run"
+        f"the artifact {artifact} of run {run_id} ({run_name}) is damaged "
+        f"({type(error).__name__}: {first_line(error)}); "
+        "run that task again with --force, or delete the run"
     )
-
-
-def instead(name: str, known: Iterable[str]) -> str:
-    """What to name instead of ``name``: the nearest one, or all there are."""
-    there = sorted(known)
-    near = difflib.get_close_matches(name, there, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(there) or 'none'}"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from common.secrets import hide_secrets
 from reports.analysis import Analysis, analyse
 from reports.mlflow.query import Store, StoredRun
 from reports.parts import figures as drawing
@@ -22,7 +23,6 @@ from reports.parts.published import Published, published
 from reports.parts.study import STUDY_TAG, Study, build_study, find_study, parameter_label
 from reports.parts.tables import Table, count, experts_table, overview, sections
 from reports.parts.verdict import Verdict, power_lines, verdict
-from reports.secrets import hide_secrets
 from reports.selection import TaskProtocol, default_experiments, select
 from reports.stats.resampling import RESAMPLES
 

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from reports.errors import TrackingError, instead
+from common.errors import nearest
+from reports.errors import TrackingError
 from reports.metrics import TAG, Metric
 from reports.mlflow.query import Scored, Store, StoredRun, scored
 
@@ -164,7 +165,7 @@ def select(
     for task in tasks if known else ():
         if task not in known:
             raise TrackingError(
-                f"no run of task {task!r} in experiment {shown}; {instead(task, known)}"
+                f"no run of task {task!r} in experiment {shown}; {nearest(task, known)}"
             )
     every = [cell for cell in every if not tasks or cell.task in tasks]
     if not any(cell.metrics for cell in every):

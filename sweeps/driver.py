@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from backbones.utils.errors import users_line
+from common.errors import users_line
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import TrialPruned, first_line
 from sweeps.objective import task_gains

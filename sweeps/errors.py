@@ -1,6 +1,6 @@
 """The errors of a sweep."""
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 class NoSweep(UserError):

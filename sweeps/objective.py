@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from reports.stats.gains import interquartile_mean, relative_gain
 
 Direction = Literal["maximize", "minimize"]

@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from backbones.cliptex.tasks import PAPER, task_names
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 Search = Literal["linear", "grid", "tpe", "random", "cmaes"]
 FIXED: tuple[Search, ...] = ("linear", "grid")

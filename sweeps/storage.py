@@ -16,10 +16,10 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import expanded, read_whole
-from backbones.utils.locks import lock_file, locked
-from reports.secrets import hide_quoted, hide_secrets, remember
+from common.errors import UserError
+from common.files import expanded, read_whole
+from common.locks import lock_file, locked
+from common.secrets import hide_quoted, hide_secrets, remember
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"

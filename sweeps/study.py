@@ -17,10 +17,10 @@ import pandas as pd
 from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from backbones.utils.errors import UserError
-from backbones.utils.locks import lock_file, locked
+from common.errors import UserError
+from common.locks import lock_file, locked
+from common.secrets import hide_secrets
 from reports.mlflow.heartbeat import SILENT, gone, this_process
-from reports.secrets import hide_secrets
 from sweeps.errors import NoSweep
 from sweeps.objective import Metrics, Objective, ObjectiveTask, make_objectives
 from sweeps.space import Space, cell_name

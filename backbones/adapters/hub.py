@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import sha256_file
+from common.errors import UserError
+from common.files import sha256_file
 
 TIMEOUT = 3.0  # seconds until the hub counts as unreachable
 

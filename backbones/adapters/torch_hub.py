@@ -24,7 +24,7 @@ from backbones.adapters.layers import evenly_spaced
 from backbones.base import Backbone, DataConfig
 from backbones.checkpoint import check_architecture, fit_state
 from backbones.registry import Request
-from backbones.utils.errors import UserError, first_line
+from common.errors import UserError, first_line
 
 
 class HubBackbone(Backbone):

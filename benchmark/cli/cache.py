@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import home
-from backbones.utils.locks import lock_file, locked, removing
 from benchmark.cli.options import FLAG, add, gave_json, number
 from benchmark.cli.parser import add_command, add_commands, with_examples
 from benchmark.execution.progress import Bar, console
+from common.errors import UserError, nearest
+from common.files import home
+from common.locks import lock_file, locked, removing
 from probes.features.budget import budget, gigabytes, last_used
 
 # folder under the home → what each thing in it is

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbones.utils.errors import UserError
 from benchmark.cli.options import FLAG, PAIRS, add, add_data, folder, gave_json, placed
 from benchmark.cli.parser import add_command, add_commands, with_examples
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from probes.datasets.survey import Row

@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from backbones.utils.errors import UserError, first_line, users_line
 from benchmark.cli.options import add, add_data, add_tracking, gave_json, placed
 from benchmark.cli.parser import with_examples
+from common.errors import UserError, first_line, users_line
 
 GB = 1e9
 REINSTALL = "install the suite again in a new virtual environment"
@@ -208,8 +208,8 @@ def mmlab(options: argparse.Namespace) -> Iterator[Finding]:
 
 def tracking(options: argparse.Namespace) -> Iterator[Finding]:
     """The MLflow store; nothing is made there."""
+    from common.secrets import hide_secrets
     from reports.mlflow.client import database_schema, known_schemas, tracking_uri
-    from reports.secrets import hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
     shown = f"{hide_secrets(uri)}, MLflow {metadata.version('mlflow')}"
@@ -251,8 +251,8 @@ def tracking(options: argparse.Namespace) -> Iterator[Finding]:
 
 def artifacts(options: argparse.Namespace) -> Iterator[Finding]:
     """``$CLIPTEX_HOME``: room, speed, and locks."""
-    from backbones.utils.files import home
-    from backbones.utils.locks import lock_file, locked
+    from common.files import home
+    from common.locks import lock_file, locked
 
     folder, file = home(), home() / f".doctor-{os.getpid()}"
     another = "set CLIPTEX_HOME to another folder"

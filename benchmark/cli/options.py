@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import LAST_SEED, expanded
+from common.errors import UserError
+from common.files import LAST_SEED, expanded
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -241,8 +241,8 @@ def add_tracking(
 
 def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     """What ``add_execution`` was told. Raises ``UserError`` for a setting of another form."""
-    from backbones.utils.overrides import parse_pairs
     from benchmark.execution import ExecutorSpec
+    from common.overrides import parse_pairs
 
     settings = parse_pairs(options.executor_arg)
     return ExecutorSpec(
@@ -270,7 +270,7 @@ def gave_json(options: argparse.Namespace, value: Any) -> bool:
     if options.json == "-":
         sys.stdout.write(text)
     elif options.json:
-        from backbones.utils.files import json_place, write_text
+        from common.files import json_place, write_text
 
         write_text(json_place(Path(options.json)), text)
     return options.json == "-"

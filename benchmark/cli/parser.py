@@ -13,8 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backbones.utils.errors import UserError, first_line, nearest
-from backbones.utils.files import read_utf8
+from common.errors import UserError, first_line, nearest
+from common.files import read_utf8
 
 MOST = 1 << 20  # bytes of a file of options
 # what README had before, and what it is now; gone with the next release

@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbones.utils.errors import UserError
 from benchmark.cli.options import (
     COUNT,
     FLAG,
@@ -21,6 +20,7 @@ from benchmark.cli.options import (
     placed,
 )
 from benchmark.cli.parser import with_examples
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.evaluation.results.outcome import RunResult
@@ -80,8 +80,8 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.evaluation import runner
     from benchmark.evaluation.results.table import show
     from benchmark.execution.progress import console
+    from common.secrets import hide_secrets
     from reports.mlflow.client import using
-    from reports.secrets import hide_secrets
 
     if options.compile:
         os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too

@@ -164,8 +164,8 @@ def main(options: argparse.Namespace) -> int:
     """One of launch, status, best, show."""
     if options.what == "launch":
         return _launch(options)
-    from backbones.utils.files import write_json
     from benchmark.evaluation.sweep import table
+    from common.files import write_json
     from sweeps.study import load_sweep
 
     sweep = load_sweep(options.study, options.storage)
@@ -194,10 +194,10 @@ def main(options: argparse.Namespace) -> int:
 def _launch(options: argparse.Namespace) -> int:
     from benchmark.evaluation.sweep import launch as launching
     from benchmark.evaluation.sweep import table
+    from common.secrets import hide_secrets
     from reports.attach import say_report
     from reports.mlflow.client import using
     from reports.report import Request
-    from reports.secrets import hide_secrets
     from sweeps.storage import storage_url
     from sweeps.summary import best_trial
 
@@ -242,8 +242,8 @@ def _launch(options: argparse.Namespace) -> int:
 def _sweep_options(options: argparse.Namespace) -> SweepOptions:
     """What was given, the rest as ``SweepOptions`` has it. Raises ``UserError`` for a setting of
     another form."""
-    from backbones.utils.overrides import fields_of, parse_pairs
     from benchmark.evaluation.sweep.bench import SweepOptions
+    from common.overrides import fields_of, parse_pairs
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     given |= {

@@ -34,9 +34,9 @@ def main(options: argparse.Namespace) -> int:
     import socket
 
     from benchmark.execution.progress import console
+    from common.secrets import HIDDEN, hide_secrets
     from reports.errors import TrackingError
     from reports.mlflow.client import connect, tracking_uri
-    from reports.secrets import HIDDEN, hide_secrets
 
     uri = tracking_uri(options.tracking_uri)
     connect(uri)  # makes and migrates a new database, says what is wrong with a bad one

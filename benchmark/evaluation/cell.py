@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from backbones import Backbone, UserError
-from backbones.utils.files import content_key, home, read_object, write_json
-from backbones.utils.locks import lock_file, locked
 from benchmark.evaluation.cost.device import device_kind, peak_mb, reset_peak
 from benchmark.evaluation.plan import PlannedTask, cell_key
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
+from common.files import content_key, home, read_object, write_json
+from common.locks import lock_file, locked
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.features import budget

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import users_line
-from backbones.utils.files import content_key
 from benchmark.evaluation.cell import CellContext
 from benchmark.evaluation.plan import PlannedTask
+from common.errors import users_line
+from common.files import content_key
 from probes.base import GroupedProbe
 from probes.datasets.base import PreparedDataset
 

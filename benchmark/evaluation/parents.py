@@ -15,12 +15,12 @@ import yaml
 
 from backbones.base import Backbone, Weights
 from backbones.cliptex.training.recipes import subsets
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
 from benchmark.evaluation.cell import Cell, log_probed
 from benchmark.evaluation.plan import PlannedTask, find_planned
 from benchmark.evaluation.results.table import number
 from benchmark.suites.registry import MadeBackbone
+from common.errors import UserError
+from common.files import content_key
 from probes.datasets.base import PreparedDataset
 from reports.mlflow import heartbeat
 from reports.mlflow.client import metric_key

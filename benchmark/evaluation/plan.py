@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from backbones import Backbone, UserError
-from backbones.utils.errors import nearest
-from backbones.utils.files import content_key
-from backbones.utils.overrides import fields_of, read_value, with_changes
 from backbones.versions import PROBING, versions
 from benchmark.suites.registry import Suite, settings_in
+from common.errors import nearest
+from common.files import content_key
+from common.overrides import fields_of, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.share import with_share

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from backbones.utils.overrides import fields_of
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.groups import task_groups
 from benchmark.evaluation.plan import AXES, PlannedTask
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import Stages
+from common.overrides import fields_of
 from probes.datasets.base import PreparedDataset
 
 

@@ -12,10 +12,6 @@ from typing import Any
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
 from backbones import Backbone, UserError
-from backbones.utils.errors import NonFiniteLoss, users_line
-from backbones.utils.files import LAST_SEED, write_json
-from backbones.utils.locks import keep, lock_file, locked_async
-from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.cell import Cell, finished_cell, log_backbone
 from benchmark.evaluation.data import DataChoice
 from benchmark.evaluation.parents import Parent
@@ -35,6 +31,10 @@ from benchmark.suites.registry import (
     find_suite,
     settings_in,
 )
+from common.errors import NonFiniteLoss, users_line
+from common.files import LAST_SEED, write_json
+from common.locks import keep, lock_file, locked_async
+from common.overrides import parse_pairs
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
 from probes.features.budget import budget

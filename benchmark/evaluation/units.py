@@ -12,7 +12,6 @@ from rich.traceback import Traceback
 
 import backbones
 import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
-from backbones.utils.errors import NonFiniteLoss, users_line
 from benchmark.evaluation.cell import Cell, CellContext, cell_locks, finished_cell, run_cells
 from benchmark.evaluation.cost.device import choose_device
 from benchmark.evaluation.cost.efficiency import costs_of
@@ -22,6 +21,7 @@ from benchmark.evaluation.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.evaluation.results.table import number
 from benchmark.execution.progress import console, reporter
 from benchmark.suites.registry import find_suite
+from common.errors import NonFiniteLoss, users_line
 from probes.datasets.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import first_line

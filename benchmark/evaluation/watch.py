@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from backbones.checkpoint import read_checkpoint
-from backbones.utils.errors import UserError
-from backbones.utils.locks import lock_file, locked
 from benchmark.evaluation.results.outcome import RunResult
 from benchmark.evaluation.runner import RunOptions, make_plan, run
 from benchmark.execution.progress import console
+from common.errors import UserError
+from common.locks import lock_file, locked
 from reports.mlflow.run import Run, Tracker
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")

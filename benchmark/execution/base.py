@@ -24,12 +24,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import home, writing
-from backbones.utils.plugins import Registry, of_type
 from benchmark.execution.overview import Overview
 from benchmark.execution.progress import Bar, ProgressLine, console
 from benchmark.execution.task import Outcome, Task, remove, software, sweep, threads_of_a_task
+from common.errors import UserError, nearest
+from common.files import home, writing
+from common.registry import Registry, of_type
 from reports.mlflow.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again

@@ -16,10 +16,10 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any, ClassVar, Self
 
-from backbones.utils.errors import UserError
 from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, positive
 from benchmark.execution.progress import Bar, reporting
 from benchmark.execution.task import THREADS, Outcome, Task, cores, execute, threads
+from common.errors import UserError
 
 
 class LocalExecutor(Executor):

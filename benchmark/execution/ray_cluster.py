@@ -12,10 +12,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from backbones.utils.errors import UserError
 from benchmark.execution.base import Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.progress import Bar, console
 from benchmark.execution.task import Outcome, Task, cores, execute
+from common.errors import UserError, first_line
 
 PASSED_ON = (
     "CLIPTEX_",
@@ -118,7 +118,7 @@ class RayExecutor(Executor):
             lost = isinstance(error, exceptions.RayError) and not isinstance(
                 error, exceptions.RayTaskError
             )
-            told = _first_line(error) if lost else f"the task could not run: {error}"
+            told = first_line(error) if lost else f"the task could not run: {error}"
             outcome = Outcome.failed(WorkerLost(told) if lost else RuntimeError(told))
         future.set_result(outcome)
 
@@ -192,14 +192,10 @@ def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
     except Exception as error:
         where = f"no Ray at {address}" if address else "Ray cannot start on this machine"
         raise UserError(
-            f"{where}: {_first_line(error)}; start one with `ray start --head`"
+            f"{where}: {first_line(error)}; start one with `ray start --head`"
         ) from error
     finally:
         if (
             threading.current_thread() is threading.main_thread()
         ):  # Ray has put its own in its place, which exits
             signal.signal(signal.SIGTERM, before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

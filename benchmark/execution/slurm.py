@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import home
 from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, WorkerLost, positive
 from benchmark.execution.interrupts import ASKED
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
+from common.errors import UserError
+from common.files import home
 
 ASK = 3.0  # seconds between two questions to the controller
 # seconds that the result of a job which has left the queue may take to appear (NFS remembers what

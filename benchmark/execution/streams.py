@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from reports.secrets import hide_quoted
+from common.secrets import hide_quoted
 
 CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b(?![\\[])")
 

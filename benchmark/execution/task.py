@@ -18,11 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from backbones.utils.errors import UserError, users_line
-from backbones.utils.files import keep_sockets_short
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from benchmark.execution.streams import Discreet, discreet
+from common.errors import UserError, users_line
+from common.files import keep_sockets_short
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from backbones.utils.files import content_key
 from benchmark.mini.captions import CaptionNoise
+from common.files import content_key
 
 VERSION = 2  # raised whenever the same config would give other bytes
 CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.utils.files import writing
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
+from common.files import writing
 from probes.pictures import palette
 
 VOC = "VOCdevkit/VOC2012"

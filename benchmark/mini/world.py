@@ -19,9 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import home, write_json, write_text, writing
-from backbones.utils.locks import keep
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import reporter
 from benchmark.mini import layout
@@ -31,6 +28,9 @@ from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 from benchmark.pipeline.stage import one_maker_async
+from common.errors import UserError
+from common.files import home, write_json, write_text, writing
+from common.locks import keep
 
 PIECES = 4  # units for each worker, so that all end at about the same time
 MANIFEST = "manifest.json"

@@ -25,12 +25,12 @@ from backbones.cliptex.labels.labeller import (
 )
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import MANIFEST, LabelStore, LabelWriter
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home
 from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker_async, stage_run
+from common.errors import UserError
+from common.files import content_key, home
 from reports.mlflow.run import Run, Tracker
 
 

@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from pathlib import Path
 from typing import Any
 
-from backbones.utils.locks import lock_file, locked, locked_async
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter, reporting
+from common.locks import lock_file, locked, locked_async
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Run, Tracker
 

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from backbones.cliptex.training.distributed import first_process
-from backbones.utils.files import home
 from benchmark.execution import interrupts
 from benchmark.execution.progress import TaskProgress, console, reporter, reporting
 from benchmark.execution.task import THREADS, Outcome
 from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, train_unit
+from common.files import home
 from reports.mlflow.heartbeat import Heartbeat, read
 
 NEWS = 5.0  # seconds that a signal to the job may take from node to node

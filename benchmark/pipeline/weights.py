@@ -21,10 +21,10 @@ from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
 from benchmark.pipeline.stage import one_maker, stage_run
+from common.secrets import hide_secrets
 from reports.mlflow.environment import environment
 from reports.mlflow.models import logged_model
 from reports.mlflow.run import Run, Tracker
-from reports.secrets import hide_secrets
 from sweeps.errors import TrialPruned
 
 if TYPE_CHECKING:

@@ -15,9 +15,6 @@ from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.recipes import Recipe, find_recipe
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home
-from backbones.utils.locks import keep
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
@@ -33,6 +30,9 @@ from benchmark.suites.registry import (
     SuitePreview,
     SuiteTraining,
 )
+from common.errors import UserError
+from common.files import content_key, home
+from common.locks import keep
 from reports.mlflow.run import Tracker
 
 

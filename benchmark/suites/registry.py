@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbones.utils.plugins import Registry, of_type
+from common.registry import Registry, of_type
 from probes.registry import find_task
 
 if TYPE_CHECKING:

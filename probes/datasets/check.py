@@ -14,8 +14,8 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import content_key, home, read_object, write_json
+from common.errors import UserError, nearest
+from common.files import content_key, home, read_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.layouts import must_not_lead_astray
 from probes.datasets.verify import Unreadable, coco_truth, verify

@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from backbones.utils import files
-from backbones.utils.errors import UserError
+from common import files
+from common.errors import UserError
 from probes.datasets.base import Lister, Sample, Split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")

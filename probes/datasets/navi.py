@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.spatial.transform import Rotation
 
-from backbones.utils.errors import UserError, well_formed
-from backbones.utils.images import BROKEN
+from common.errors import UserError, well_formed
+from common.images import BROKEN
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import read_json
 from probes.registry import register_dataset

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind, Split
 from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
 from probes.registry import DATASETS

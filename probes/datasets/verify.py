@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbones.utils.coco_masks import wrong_mask
-from backbones.utils.errors import UserError, well_formed
-from backbones.utils.files import canonical
+from common.coco_masks import wrong_mask
+from common.errors import UserError, well_formed
+from common.files import canonical
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.features.content_hashes import read_and_hash

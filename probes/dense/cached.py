@@ -22,7 +22,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 
-from backbones.utils.files import content_key
+from common.files import content_key
 from probes.base import Progress
 from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, dense_sample
 from probes.features.content_hashes import content_hashes

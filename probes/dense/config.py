@@ -12,7 +12,7 @@ from mmengine.config import Config
 import probes.dense.metrics
 import probes.features.crops  # noqa: F401  both register what the config names, as the next two do
 from backbones.base import Backbone
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import Context
 from probes.datasets.base import DatasetSpec, PreparedDataset, Split
 from probes.dense.data import pipelines

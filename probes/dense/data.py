@@ -29,8 +29,8 @@ from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from backbones.utils.errors import UserError
-from backbones.utils.images import BROKEN
+from common.errors import UserError
+from common.images import BROKEN
 from probes.datasets.base import DatasetSpec
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size

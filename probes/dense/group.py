@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from backbones.utils.files import content_key, write_json
+from common.files import content_key, write_json
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note

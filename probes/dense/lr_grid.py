@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from common.errors import UserError
+from common.files import content_key
 from probes.base import Context, Probe, RunLog
 from probes.dense.config import dense_config
 from probes.features.content_hashes import content_hashes

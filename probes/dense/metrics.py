@@ -21,7 +21,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from torch import Tensor
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 def class_areas(

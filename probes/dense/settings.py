@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import MOST_PIXELS
 from probes.datasets.base import Kind
 from probes.runner.settings import TrainingSettings

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
-from backbones.utils.files import content_key
+from common.files import content_key
 from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun

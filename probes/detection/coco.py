@@ -22,7 +22,7 @@ from mmengine.registry import DATASETS, METRICS
 from pycocotools import mask as mask_api
 from torch.utils.data import Sampler
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.detection.matches import add_matches, results_of
 
 # in the order of COCOeval's ``stats``; each after ``bbox_`` or ``segm_``

@@ -13,7 +13,7 @@ import numpy as np
 from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
-from backbones.utils.images import to_rgb
+from common.images import to_rgb
 from probes.pictures import GALLERY, evenly, write_gallery, write_preview
 
 IMAGES = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import MOST_PIXELS
 from probes.runner.settings import TrainingSettings
 

@@ -33,8 +33,8 @@ from backbones.cliptex.experts.base import BACKGROUND, CONFIG, IGNORE, Expert, r
 from backbones.cliptex.experts.data import CocoImage, ExpertData, square
 from backbones.cliptex.experts.fit import FitRun, FitSettings, draw, jitter, optimise
 from backbones.cliptex.experts.unet import scaled, timm_encoder
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import canonical
+from common.errors import UserError, nearest
+from common.files import canonical
 from probes.detection import models
 from probes.detection.settings import MaskRCNNSettings as DetectorSettings
 from probes.runner import bridge

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import read_object, write_json
+from common.errors import UserError
+from common.files import read_object, write_json
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0

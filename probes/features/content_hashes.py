@@ -18,8 +18,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home
+from common.errors import UserError
+from common.files import content_key, home
 from probes.features.members import State, read_bytes, sha256_file, state_of
 
 _pending: list[tuple[Path, State, str]] = []

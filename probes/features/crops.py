@@ -19,9 +19,9 @@ from mmcv.transforms import BaseTransform, Resize
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import seed_of
-from backbones.utils.images import BROKEN
+from common.errors import UserError
+from common.files import seed_of
+from common.images import BROKEN
 from probes.features.content_hashes import content_hash
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
-from backbones.utils.errors import NonFiniteLoss, UserError
-from backbones.utils.files import content_key
 from backbones.versions import DENSE, versions
+from common.errors import NonFiniteLoss, UserError
+from common.files import content_key
 from probes.base import Context
 from probes.features import compiling
 from probes.features.cost import EncodeRun

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from backbones.cliptex.data.tar_index import index_tar, read_member, tar_identity
-from backbones.utils import files
+from common import files
 
 State = tuple[int, int, int]  # size, time of the last change in ns, inode
 IMAGES = ("webp", "png", "jpg", "jpeg")

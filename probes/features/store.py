@@ -27,9 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home, read_object, replacing, sha256_file, write_json
-from backbones.utils.locks import is_held, leave, locked, reading
+from common.errors import UserError
+from common.files import content_key, home, read_object, replacing, sha256_file, write_json
+from common.locks import is_held, leave, locked, reading
 from probes.features import budget
 from probes.features.content_hashes import memory, remember, remembered
 from probes.features.members import State, state_of

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from backbones.utils.errors import NonFiniteLoss
-from backbones.utils.files import replacing, seed_of
+from common.errors import NonFiniteLoss
+from common.files import replacing, seed_of
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level import random_crops

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.features.cost import EncodeRun

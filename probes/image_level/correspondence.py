@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, autocast, normalised

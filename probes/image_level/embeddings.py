@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from backbones.base import Backbone
-from backbones.utils.files import content_key
 from backbones.versions import WHOLE_IMAGES, versions
+from common.files import content_key
 from probes.base import Context
 from probes.datasets.base import Split
 from probes.features import compiling

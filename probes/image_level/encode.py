@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
 from backbones.cliptex.cost import count_flops
-from backbones.utils.errors import NonFiniteLoss, UserError
-from backbones.utils.images import to_rgb
+from common.errors import NonFiniteLoss, UserError
+from common.images import to_rgb
 from probes.base import Context
 from probes.features.compiling import compiled
 from probes.features.cost import EncodeRun

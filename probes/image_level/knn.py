@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.features.search import nearest

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backbones.utils.errors import NonFiniteLoss
+from common.errors import NonFiniteLoss
 from probes.image_level.settings import LinearSettings
 
 ROWS = 8192  # of features that are looked at at once where all of them are

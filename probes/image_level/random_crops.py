@@ -32,8 +32,8 @@ from torchvision.transforms import (
 )
 
 from backbones.base import DataConfig
-from backbones.utils.errors import NonFiniteLoss
-from backbones.utils.files import replacing, seed_of
+from common.errors import NonFiniteLoss
+from common.files import replacing, seed_of
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level.classification import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import MOST_PIXELS
 
 RECALL_AT = (1, 5, 10)

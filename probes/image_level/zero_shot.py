@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from backbones.utils.errors import UserError, nearest
+from common.errors import UserError, nearest
 from probes.base import Context, TaskResult
 from probes.datasets.base import DatasetSpec
 from probes.features.cost import EncodeRun

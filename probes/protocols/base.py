@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backbones.utils.errors import UserError
-from backbones.utils.plugins import Registry, of_type
+from common.errors import UserError
+from common.registry import Registry, of_type
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.registry import tasks

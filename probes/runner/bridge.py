@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import backbones
 from backbones.base import Backbone
 from backbones.pyramid import LayerNorm2d, SimpleFeaturePyramid, resize_concat
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from common.errors import UserError
+from common.files import content_key
 from probes.runner import ops
 from probes.runner.shared_parts import SharedPart
 

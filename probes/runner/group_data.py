@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS
 from torch import nn
 from torch.utils.data import Dataset
 
-from backbones.utils.files import content_key
+from common.files import content_key
 from probes.base import Context
 from probes.features.cost import EncodeCost, EncodeRun
 from probes.runner import bridge

@@ -23,8 +23,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import Tensor
 
-from backbones.utils.errors import NonFiniteLoss
-from backbones.utils.files import content_key, replacing
+from common.errors import NonFiniteLoss
+from common.files import content_key, replacing
 from probes.base import Context
 from probes.runner import bridge
 from probes.runner.sampling import seed_iteration

@@ -22,7 +22,7 @@ import torch
 import torchvision  # noqa: F401 - registers torch.ops.torchvision
 from torch import Tensor
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 NAME = "mmcv._ext"
 

@@ -17,7 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
-from backbones.utils.files import seed_of
+from common.files import seed_of
 from probes.runner import bridge
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 SCHEDULES = ("poly", "cosine", "quarter-cosine", "onecycle", "steps")
 

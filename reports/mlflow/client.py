@@ -21,9 +21,9 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
+from common.secrets import hide_quoted, hide_secrets, remember
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
-from reports.secrets import hide_quoted, hide_secrets, remember
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 PREFIX = "cliptex."  # of our own tags as MLflow has them; everywhere else they are named without it

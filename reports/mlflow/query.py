@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlparse
 
 import pandas as pd
 
-from reports.errors import TrackingError, instead
+from common.errors import nearest
+from reports.errors import TrackingError
 from reports.metrics import Metric, declared
 from reports.mlflow.client import (
     PREFIX,
@@ -141,7 +142,7 @@ class Store:
         for name in names:
             if name not in known:
                 raise TrackingError(
-                    f"no experiment {name!r} in the MLflow store; {instead(name, known)}"
+                    f"no experiment {name!r} in the MLflow store; {nearest(name, known)}"
                 )
         return {name: known[name] for name in names}
 

@@ -19,11 +19,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
+from common.secrets import hide_quoted, hide_secrets
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 from reports.mlflow.client import connect, metric_key, scratch, tag_key, tracking_uri
 from reports.mlflow.environment import provenance
-from reports.secrets import hide_quoted, hide_secrets
 
 FLUSH_AT = 500  # metrics; MLflow takes 1,000 a call at most
 FLUSH_AFTER = 5.0  # seconds, so that curves can be watched

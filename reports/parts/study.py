@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.errors import TrackingError, instead
+from common.errors import nearest
+from reports.errors import TrackingError
 from reports.metrics import OLDER_LOWER
 from reports.mlflow.query import ANY, Store, StoredRun, why
 from reports.parts.figures import Figure
@@ -168,7 +169,7 @@ def find_study(store: Store, name: str, experiments: Sequence[str] = ()) -> Stud
     mine = store.runs(every, {STUDY_TAG: name})
     if not mine:
         known = {run.tags[STUDY_TAG] for run in store.runs(every, {STUDY_TAG: ANY})}
-        raise TrackingError(f"no study {name!r} in the MLflow store; {instead(name, known)}")
+        raise TrackingError(f"no study {name!r} in the MLflow store; {nearest(name, known)}")
     study = build_study(name, mine, store)
     if not study.complete:
         raise TrackingError(

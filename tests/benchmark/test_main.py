@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from backbones.utils.errors import UserError
 from benchmark.__main__ import COMMANDS, main, parser
 from benchmark.cli import ui
+from common.errors import UserError
 
 
 @pytest.fixture

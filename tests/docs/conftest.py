@@ -49,7 +49,7 @@ def entry_points(monkeypatch) -> list[EntryPoint]:
                 name, value = map(str.strip, line.split("="))
                 points.add(EntryPoint(name, value, group))
     monkeypatch.setattr(
-        "backbones.utils.plugins.entry_points",
+        "common.registry.entry_points",
         lambda group: [p for p in points if p.group == group],
     )
     for registry in REGISTRIES.values():

@@ -25,8 +25,6 @@ from backbones.cliptex.experts import EXPERTS
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
-from backbones.utils.errors import UserError
-from backbones.utils.overrides import parse_pairs, with_changes
 from benchmark import evaluate
 from benchmark.__main__ import main, parser
 from benchmark.cli.options import placed
@@ -38,6 +36,8 @@ from benchmark.evaluation.runner import RunOptions, make_plan
 from benchmark.evaluation.sweep import launch
 from benchmark.execution import EXECUTORS
 from benchmark.suites.registry import find_suite
+from common.errors import UserError
+from common.overrides import parse_pairs, with_changes
 from probes.datasets.download.table import entry
 from probes.datasets.webdataset import list_candidates
 from reports.render.export import FORMATS

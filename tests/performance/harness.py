@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from backbones.utils.files import write_json, write_text
 from benchmark.execution.progress import console
+from common.files import write_json, write_text
 
 
 @dataclass(frozen=True)

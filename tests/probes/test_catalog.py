@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
-from backbones.utils.files import canonical
+from common.errors import UserError
+from common.files import canonical
 from probes.datasets.base import Kind
 from probes.registry import DATASETS, PROBES, find_task
 

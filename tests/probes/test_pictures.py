@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.pictures import (
     GAP,
     IGNORED,

@@ -10,8 +10,8 @@ import torch
 
 import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
-from backbones.utils.overrides import fields_of, with_changes
+from common.errors import UserError
+from common.overrides import fields_of, with_changes
 from probes.dense.probe import DenseProbe
 from probes.protocols.base import (
     OWN,

@@ -3,8 +3,8 @@
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
-from backbones.utils.overrides import fields_of, with_changes
+from common.errors import UserError
+from common.overrides import fields_of, with_changes
 from probes.registry import PROBES
 
 

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from reports.mlflow.heartbeat import SILENT, this_process
 from sweeps.driver import FAILURES, Evaluation
 from sweeps.study import load_sweep

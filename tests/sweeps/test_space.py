@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from sweeps.space import LAMBDAS, Space, Wanted, cell_name, make_space, short
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from sweeps.storage import open_storage
 
 

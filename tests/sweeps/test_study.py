@@ -11,7 +11,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from sweeps.driver import Evaluation
 from sweeps.plots import write_plots
 from sweeps.storage import storage_url

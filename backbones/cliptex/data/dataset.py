@@ -26,7 +26,7 @@ from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import Recipe
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 MEMORY_BYTES = 1 << 30
 

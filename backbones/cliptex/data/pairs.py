@@ -33,8 +33,8 @@ from backbones.cliptex.data.table import TablePairs
 from backbones.cliptex.data.tables import Made, kept_table
 from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
-from backbones.utils.errors import UserError, first_line
-from backbones.utils.files import content_key, parse_json
+from common.errors import UserError, first_line
+from common.files import content_key, parse_json
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index

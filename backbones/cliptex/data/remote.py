@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 BLOCK = (
     1 << 22

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from backbones.cliptex.data.remote import RemoteFile
-from backbones.utils.errors import UserError
-from backbones.utils.images import to_rgb
+from common.errors import UserError
+from common.images import to_rgb
 
 MAX_BAD_SHARE = 0.01
 HASHED_WHOLE_BYTES = 1 << 29

@@ -15,8 +15,8 @@ from backbones.cliptex.data.source import (
     PairSource,
     Shard,
 )
-from backbones.utils.errors import UserError
-from backbones.utils.files import open_regular, read_whole
+from common.errors import UserError
+from common.files import open_regular, read_whole
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")

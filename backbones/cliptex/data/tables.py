@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from backbones.utils.files import content_key, home, read_object, replacing, write_json
-from backbones.utils.locks import lock_file, locked
+from common.files import content_key, home, read_object, replacing, write_json
+from common.locks import lock_file, locked
 
 ARRAYS = "arrays"  # a fact of each table: their names
 Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]

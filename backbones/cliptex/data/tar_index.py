@@ -22,8 +22,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from backbones.cliptex.data.remote import RemoteFile
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home, replacing
+from common.errors import UserError
+from common.files import content_key, home, replacing
 
 VERSION = 3  # of what is kept
 LONGEST = 1024  # bytes of a member's name

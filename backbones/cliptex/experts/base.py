@@ -21,8 +21,8 @@ from backbones.base import state_sha256
 from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun
-from backbones.utils.errors import UserError, first_line
-from backbones.utils.files import read_json, replacing, write_json
+from common.errors import UserError, first_line
+from common.files import read_json, replacing, write_json
 
 BACKGROUND = "background"
 # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from backbones.utils.coco_masks import wrong_mask
-from backbones.utils.errors import UserError, well_formed
-from backbones.utils.files import content_key, read_json
-from backbones.utils.images import BROKEN, to_rgb
+from common.coco_masks import wrong_mask
+from common.errors import UserError, well_formed
+from common.files import content_key, read_json
+from common.images import BROKEN, to_rgb
 
 Split = Literal["train", "val"]
 IGNORE = 255

@@ -23,8 +23,8 @@ from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
 from backbones.cliptex.experts.midas import from_midas
 from backbones.cliptex.experts.unet import timm_encoder
 from backbones.cliptex.tasks.depth import depth_loss
-from backbones.utils.errors import UserError, first_line
-from backbones.utils.files import read_json
+from common.errors import UserError, first_line
+from common.files import read_json
 
 STRIDES = (4, 8, 16, 32)
 

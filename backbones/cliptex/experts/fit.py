@@ -28,8 +28,8 @@ from backbones.cliptex.data.augment import (
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.protocols import Progress, RunLog
 from backbones.cliptex.training.states import States
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from common.errors import UserError
+from common.files import content_key
 
 SAVE_STEPS, SAVE_SECONDS = 500, 60.0
 _WARP = {"seg": warp_classes, "depth": warp_depth, "normal": warp_normals}

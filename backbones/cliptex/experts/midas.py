@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.checkpoint import fit_state
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 MARK = "pretrained.model.patch_embed.proj.weight"
 _STEM = "pretrained.model.patch_embed.backbone.stem.conv.weight"  # only a hybrid has one

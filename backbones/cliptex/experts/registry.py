@@ -11,8 +11,8 @@ import torch
 
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.tasks import ordered
-from backbones.utils.errors import UserError
-from backbones.utils.plugins import Registry, of_type
+from common.errors import UserError
+from common.registry import Registry, of_type
 
 EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert, subclass=True))
 find_expert = EXPERTS.find

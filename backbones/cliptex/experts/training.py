@@ -18,9 +18,9 @@ from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.registry import find_expert
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.cliptex.tasks import find_task
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
-from backbones.utils.overrides import with_changes
+from common.errors import UserError
+from common.files import content_key
+from common.overrides import with_changes
 
 VERSION = 1
 

@@ -19,7 +19,7 @@ from backbones.cliptex.data.augment import IGNORE as UNLABELLED
 from backbones.cliptex.experts.base import Expert, hard_classes, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
-from backbones.utils.errors import UserError, first_line, nearest
+from common.errors import UserError, first_line, nearest
 
 PACKAGED = (  # its ImageNet weights come with a package that is installed with ours
     "tf_efficientnet_lite0"

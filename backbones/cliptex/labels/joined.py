@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from backbones.cliptex.data.dataset import Labels
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from common.errors import UserError
+from common.files import content_key
 
 
 class JoinedLabels:

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode, stor
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
 from backbones.cliptex.tasks.base import resize_nearest
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 VERSION = 2  # 1 averaged depth and normals over edges, at 224 pixels
 
@@ -187,9 +188,7 @@ class Labeller:
     def _predict(self, images: Tensor) -> dict[str, np.ndarray]:
         if not self.flops:
             for expert in self.experts:
-                self.flops[expert.name] = count_flops(
-                    lambda expert=expert: expert.predict(images[:1])
-                )  # type: ignore
+                self.flops[expert.name] = count_flops(partial(expert.predict, images[:1]))
         labels: dict[str, np.ndarray] = {}
         for expert in self.experts:
             started = time.monotonic()

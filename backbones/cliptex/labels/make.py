@@ -20,9 +20,9 @@ from backbones.cliptex.labels.store import LABEL_SIDE, LabelWriter, encode
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
-from backbones.utils.errors import UserError
-from backbones.utils.files import read_whole
-from backbones.utils.images import BROKEN
+from common.errors import UserError
+from common.files import read_whole
+from common.images import BROKEN
 
 VERSION = 1
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's

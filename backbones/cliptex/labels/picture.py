@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import replacing
+from common.errors import UserError, nearest
+from common.files import replacing
 
 TILE = 160
 GAP = 4

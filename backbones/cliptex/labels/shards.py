@@ -16,7 +16,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from backbones.utils.files import read_json, replacing, sha256_file, write_json
+from common.files import read_json, replacing, sha256_file, write_json
 
 VERSION = 3  # 1 had normals with y down, 2 a format of its own
 

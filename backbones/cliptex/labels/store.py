@@ -34,9 +34,9 @@ from backbones.cliptex.labels.shards import (
     writing_shard,
 )
 from backbones.cliptex.tasks import find_task, ordered, task_names
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, read_json, write_json
-from backbones.utils.images import BROKEN
+from common.errors import UserError
+from common.files import content_key, read_json, write_json
+from common.images import BROKEN
 
 MANIFEST = "manifest.json"
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from backbones.utils.plugins import Registry, of_type
+from common.registry import Registry, of_type
 
 if TYPE_CHECKING:
     from backbones.cliptex.tasks.base import Task

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 @dataclass(frozen=True)

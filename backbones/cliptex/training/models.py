@@ -28,8 +28,8 @@ from backbones.adapters.positions import resize_position
 from backbones.base import DataConfig, state_sha256
 from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import read_json
+from common.errors import UserError, nearest
+from common.files import read_json
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose
 # ImageNet weights

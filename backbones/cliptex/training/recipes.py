@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
-from backbones.utils.errors import UserError, nearest
-from backbones.utils.files import content_key, read_json, read_utf8
-from backbones.utils.overrides import fields_of, parse_pairs, read_value, with_changes
+from common.errors import UserError, nearest
+from common.files import content_key, read_json, read_utf8
+from common.overrides import fields_of, parse_pairs, read_value, with_changes
 
 VERSION = 2  # raised whenever the same recipe would give other weights; 1 resampled images twice
 WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights

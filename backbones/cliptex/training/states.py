@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from backbones.utils.files import replacing
+from common.files import replacing
 
 LAST = 2  # states that are kept: one more than is needed, should it be damaged
 

@@ -22,7 +22,7 @@ from backbones.cliptex.training.contrastive import (
 )
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 Losses = dict[str, Tensor]
 

@@ -30,8 +30,8 @@ from backbones.cliptex.training.models import (
 )
 from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.trainer import TrainContext, Trainer
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key
+from common.errors import UserError
+from common.files import content_key
 
 __all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
 

@@ -26,7 +26,7 @@ from backbones.cliptex.training.recipes import Recipe
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.states import States
 from backbones.cliptex.training.step import TrainStep
-from backbones.utils.errors import NonFiniteLoss
+from common.errors import NonFiniteLoss
 
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 

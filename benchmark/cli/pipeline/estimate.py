@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 
-from backbones.utils.errors import UserError
 from benchmark.cli.options import names
 from benchmark.cli.parser import with_examples
+from common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,10 +37,10 @@ def main(options: argparse.Namespace) -> int:
     """Train one expert and say how well it does."""
     import asyncio
 
-    from backbones.utils.overrides import parse_pairs
     from benchmark.execution.progress import console
     from benchmark.pipeline.experts import ExpertTraining, expert_stage
     from benchmark.pipeline.stage import driving
+    from common.overrides import parse_pairs
     from reports.mlflow.client import using
 
     inputs = ExpertTraining(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backbones.utils.errors import UserError
 from benchmark.cli.options import (
     COUNT,
     PAIRS,
@@ -23,6 +22,7 @@ from benchmark.cli.options import (
     placed,
 )
 from benchmark.cli.parser import add_command, add_commands, with_examples
+from common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,10 +111,10 @@ def predict(options: argparse.Namespace) -> int:
     import asyncio
 
     from backbones.cliptex.labels.labeller import LabelSettings
-    from backbones.utils.overrides import parse_pairs, with_changes
     from benchmark.pipeline.labels import LabelRequest, label_stage
     from benchmark.pipeline.preview import preview_label
     from benchmark.pipeline.stage import driving
+    from common.overrides import parse_pairs, with_changes
     from reports.mlflow.client import using
 
     spec = executor_spec(options)
@@ -207,7 +207,7 @@ def _say(manifest: Mapping[str, Any], done: str, size: str, out: Path) -> int:
 def _classes(path: Path) -> dict[str, list[str]]:
     """Task → names of its classes; those of a text file are for every task."""
     from backbones.cliptex.labels.store import LabelStore
-    from backbones.utils.files import read_utf8
+    from common.files import read_utf8
 
     if path.is_dir():
         return {task: list(names) for task, names in LabelStore(path).classes.items()}

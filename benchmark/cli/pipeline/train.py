@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbones.utils.errors import UserError
 from benchmark.cli.options import add, add_execution, add_tracking, executor_spec, number
 from benchmark.cli.parser import with_examples
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec

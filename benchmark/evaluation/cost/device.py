@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from backbones.utils.errors import UserError
 from benchmark.execution.task import GPUS
+from common.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:

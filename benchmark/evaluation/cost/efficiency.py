@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from backbones import Backbone
-from backbones.utils.files import content_key, home, read_object, write_json
 from backbones.versions import versions
 from benchmark.evaluation.cost.device import device_kind, peak_mb, reset_peak
+from common.files import content_key, home, read_object, write_json
 from probes.image_level.encode import autocast
 from probes.runner.shared_parts import counted
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backbones.utils.errors import UserError
 from benchmark.evaluation.cost.device import choose_device, device_kind
 from benchmark.execution.base import Executor
+from common.errors import UserError
 from reports.mlflow.run import Tracker
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.utils.errors import UserError
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.suites.registry import Suite
+from common.errors import UserError
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotPlaced, place
 

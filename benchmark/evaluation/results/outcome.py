@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import json_place
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.plan import PlannedTask
 from benchmark.evaluation.results.average import Average
+from common.errors import UserError
+from common.files import json_place
+from common.secrets import hide_secrets
 from reports.mlflow.run import Tracker
-from reports.secrets import hide_secrets
 
 
 @dataclass(frozen=True)

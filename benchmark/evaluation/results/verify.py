@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from backbones.utils.files import content_key
+from common.files import content_key
 from reports.errors import TrackingError
 from reports.mlflow.query import Scored, Store, scored
 from reports.parts.provenance import read_json

@@ -15,10 +15,6 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.training.models import load_pretrained_clip
 from backbones.cliptex.training.recipes import LAMBDA, RECIPES, Recipe, read_recipe, setting_names
-from backbones.utils.errors import nearest
-from backbones.utils.files import content_key, home
-from backbones.utils.locks import keep
-from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.plan import PlannedTask, plan_tasks
 from benchmark.evaluation.probing import Probing
@@ -26,6 +22,10 @@ from benchmark.execution import ExecutorSpec
 from benchmark.execution.progress import reporter
 from benchmark.pipeline.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import Stages, SuiteTraining, find_suite
+from common.errors import nearest
+from common.files import content_key, home
+from common.locks import keep
+from common.overrides import parse_pairs
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning

@@ -12,9 +12,6 @@ from pathlib import Path
 
 from backbones import UserError
 from backbones.cliptex.training.recipes import Recipe, setting_names
-from backbones.utils.errors import nearest, users_line
-from backbones.utils.files import write_json
-from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.results.outcome import must_be_writable
 from benchmark.evaluation.sweep import bench as sweep_bench
 from benchmark.evaluation.sweep.bench import CLIPTEX, Bench, SweepOptions
@@ -22,8 +19,11 @@ from benchmark.evaluation.sweep.table import say, show_state, summary_text
 from benchmark.execution import Executor
 from benchmark.pipeline.stage import driving
 from benchmark.suites.registry import Stages, find_suite
+from common.errors import nearest, users_line
+from common.files import write_json
+from common.overrides import parse_pairs
+from common.secrets import hide_secrets
 from reports.mlflow.run import Run, Tracker
-from reports.secrets import hide_secrets
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep, first_line
 from sweeps.objective import make_objectives

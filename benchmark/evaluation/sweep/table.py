@@ -8,9 +8,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from backbones.utils.errors import UserError
 from benchmark.evaluation.results.table import number
 from benchmark.execution.progress import console
+from common.errors import UserError
 from sweeps.space import short
 from sweeps.study import Sweep
 from sweeps.summary import (

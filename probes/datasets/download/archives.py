@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.cliptex.protocols import Progress
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.download.fetch import Megabytes
 
 Files = Mapping[str, Path]  # name of an archive → where it is

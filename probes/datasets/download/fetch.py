@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backbones.cliptex.protocols import Progress
-from backbones.utils.errors import DISK_FULL, UserError
-from backbones.utils.files import read_object, write_json
+from common.errors import DISK_FULL, UserError
+from common.files import read_object, write_json
 
 BLOCK = 1 << 20  # bytes at a time
 MB = 1e6

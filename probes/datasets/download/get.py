@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
-from backbones.utils.errors import UserError
-from backbones.utils.locks import lock_file, locked
+from common.errors import UserError
+from common.locks import lock_file, locked
 from probes.datasets.download import fetch
 from probes.datasets.download.archives import moved, whole
 from probes.datasets.download.table import Archive, Entry

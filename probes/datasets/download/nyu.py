@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.cliptex.protocols import Progress
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.download.archives import Files, members, write
 
 MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from backbones.utils.errors import UserError, first_line, nearest
+from common.errors import UserError, first_line, nearest
 from probes.datasets.download import archives, nyu
 from probes.datasets.download.archives import Unpacker
 from probes.datasets.download.fetch import name_of, open_url

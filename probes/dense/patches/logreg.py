@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from backbones.utils.errors import NonFiniteLoss
+from common.errors import NonFiniteLoss
 from probes.base import Context, Probe, TaskResult
 from probes.dense.patches.images import Patches, PatchImages, evaluate
 from probes.dense.patches.memory import Standard, mean_iou, remember

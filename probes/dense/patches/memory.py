@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backbones.utils.files import seed_of
+from common.files import seed_of
 from probes.base import Context
 from probes.dense.lr_grid import held_out
 from probes.dense.metrics import class_areas, segmentation_scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.base import MOST_PIXELS
 from probes.dense.settings import KEPT
 

@@ -17,10 +17,10 @@ from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import find_task
-from backbones.utils.errors import UserError
 from benchmark.mini.layout import encode_normals
 from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
+from common.errors import UserError
 from probes.dense import data as dense_data
 from probes.registry import DATASETS
 from tests.backbones.cliptex.experts import toy_experts

@@ -133,7 +133,7 @@ def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     """The world and the weights of a run, whose units look at them again and again."""
     used = [str(home / "mini" / name) for name in ("abc", "later")]
-    code = "import sys; from pathlib import Path; from backbones.utils.locks import keep\n"
+    code = "import sys; from pathlib import Path; from common.locks import keep\n"
     code += f"for each in {used!r}: keep(Path(each))\nprint(1, flush=True); sys.stdin.read()"
     user = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE

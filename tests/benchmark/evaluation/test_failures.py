@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from backbones.utils.errors import NonFiniteLoss
 from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS, base
 from benchmark.execution.local import LocalExecutor
 from benchmark.suites.registry import Suite, SuiteArtifacts, register_suite
+from common.errors import NonFiniteLoss
 from probes.base import Metric, TaskResult
 from probes.registry import register_probe
 from reports.mlflow.client import Client

@@ -12,12 +12,12 @@ import pytest
 
 import backbones
 import benchmark.catalog  # noqa: F401
-from backbones.utils.overrides import parse_pairs
 from benchmark.evaluation.cell import cell_locks
 from benchmark.evaluation.data import DataChoice, prepare_data
 from benchmark.evaluation.plan import cell_key, plan_tasks
 from benchmark.evaluation.units import ProbeUnit, probe_unit
 from benchmark.suites.registry import find_suite
+from common.overrides import parse_pairs
 from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from tests.forks import Fork, command

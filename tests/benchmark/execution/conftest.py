@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from backbones.utils.files import home
 from benchmark.execution.progress import console
+from common.files import home
 from tests.cluster import ray_cluster, slurm, slurm_config
 
 __all__ = ["ray_cluster", "slurm", "slurm_config"]

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 def doubled(number, seconds=0.0):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import home
 from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor, task
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
+from common.errors import UserError
+from common.files import home
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import busiest, gone, until_true
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from backbones.utils.errors import UserError
 from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
+from common.errors import UserError
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.watching import Watched, busiest, gone, until_true
 

@@ -71,7 +71,7 @@ def test_a_command_that_is_interrupted_while_it_starts_ends_with_130(after):
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while (
-        "backbones.utils.errors" not in started.stderr.readline()
+        "common.errors" not in started.stderr.readline()
     ):  # before its first instruction it is the interpreter's
         assert started.poll() is None
     time.sleep(after)

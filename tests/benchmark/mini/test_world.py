@@ -19,12 +19,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from backbones.utils.errors import UserError
 from benchmark.mini import datasets, world
 from benchmark.mini.config import CONFIGS, SPLITS, WorldConfig, chunks_of
 from benchmark.mini.layout import VOC, encode_normals, run_lengths
 from benchmark.mini.shapes import CLASSES
 from benchmark.mini.world import is_complete
+from common.errors import UserError
 from probes.datasets.check import prepare
 from probes.registry import DATASETS
 from tests.executors import run_on

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.experts import ExpertTraining, expert_stage, expert_unit
+from common.errors import UserError
 from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
 from tests.executors import run_on

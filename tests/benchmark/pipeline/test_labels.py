@@ -16,10 +16,10 @@ import torch
 from backbones.cliptex.experts import find_expert
 from backbones.cliptex.labels.labeller import LabelSettings
 from backbones.cliptex.labels.store import LabelStore, check_labels
-from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.pipeline.estimate import duration
 from benchmark.pipeline.labels import LabelRequest, label_stage
+from common.errors import UserError
 from probes.features.budget import gigabytes
 from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts

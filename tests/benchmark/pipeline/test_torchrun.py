@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from backbones.utils.files import home
 from benchmark.__main__ import main
+from common.files import home
 from reports.mlflow.client import Client
 from tests.backbones.cliptex import toy
 from tests.cluster import slurm, slurm_config

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets import check
 from probes.datasets.check import place, prepare
 from probes.datasets.survey import survey

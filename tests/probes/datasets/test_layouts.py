@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import prepare
 from probes.registry import DATASETS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.survey import survey
 from tests.probes.datasets import make
 

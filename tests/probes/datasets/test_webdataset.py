@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import benchmark.catalog  # noqa: F401
-from backbones.utils.errors import UserError
 from benchmark.suites.registry import SUITES
+from common.errors import UserError
 from probes.datasets import webdataset
 from probes.datasets.base import Sample
 from probes.datasets.check import place, prepare

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 import probes.catalog  # noqa: F401  registers the probes
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.dense.cached import CachedDense
 from probes.dense.config import dense_config
 from probes.features.budget import size_of, stores

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.dense.data import (
     DenseDataset,
     RandomBrightness,

@@ -18,7 +18,7 @@ from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from PIL import Image
 
 from backbones.base import state_sha256
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.dense.config import dense_config, native_stride
 from probes.dense.probe import METRICS, PROBES
 from probes.dense.settings import DepthSettings, NormalSettings, SegmentationSettings, in_iterations

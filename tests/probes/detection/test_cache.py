@@ -14,7 +14,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 import probes.detection  # noqa: F401  registers
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.detection import MaskRCNNSettings, SSDSettings
 from probes.detection.probe import detection_config
 from probes.features.store import root

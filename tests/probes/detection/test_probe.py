@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.utils.errors import UserError
-from backbones.utils.overrides import with_changes
+from common.errors import UserError
+from common.overrides import with_changes
 from probes.base import TaskResult
 from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap

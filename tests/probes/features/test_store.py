@@ -15,7 +15,7 @@ import traceback
 import pytest
 import torch
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.features import budget
 from probes.features import store as feature_cache
 from probes.features.store import CacheKey, get_or_build, read_manifest, remove

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.probe import ATTENTIVE, LINEAR
 from probes.image_level.settings import AttentiveSettings

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets import navi
 from probes.image_level.correspondence import pixel_errors
 from probes.image_level.probe import KEYPOINTS

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from backbones.base import DataConfig
-from backbones.utils.errors import NonFiniteLoss, UserError
+from common.errors import NonFiniteLoss, UserError
 from probes.features.cost import EncodeRun
 from probes.image_level.encode import Images, encode_images, encode_texts, prepare
 from probes.image_level.settings import Encoding

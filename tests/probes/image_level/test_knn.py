@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.image_level.knn import votes
 from probes.image_level.probe import KNN
 from probes.image_level.settings import KnnSettings

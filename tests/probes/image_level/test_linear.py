@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import NonFiniteLoss, UserError
+from common.errors import NonFiniteLoss, UserError
 from probes.datasets.base import Sample
 from probes.image_level.classification import score
 from probes.image_level.linear import Samples, Standardiser, ranks, stratified_split, train_linear

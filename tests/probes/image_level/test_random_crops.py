@@ -9,7 +9,7 @@ from torch import nn
 
 import backbones
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.image_level import random_crops
 from probes.image_level.linear import Grid, Linear, Standardiser
 from probes.image_level.probe import LINEAR

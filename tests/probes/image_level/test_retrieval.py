@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.image_level.probe import RETRIEVAL
 from probes.image_level.retrieval import by_image, recall, retrieval_ranks
 from probes.registry import DATASETS

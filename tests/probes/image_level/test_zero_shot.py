@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.image_level.probe import ZERO_SHOT
 from probes.image_level.zero_shot import class_embeddings, templates_for
 from probes.registry import DATASETS

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.runner import bridge as mmlab
 from tests.probes.tiny_mmlab import TinyBackbone
 

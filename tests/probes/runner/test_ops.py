@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.runner import ops
 
 OURS = ops.install()

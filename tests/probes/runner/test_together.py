@@ -19,8 +19,8 @@ from torch import nn
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
-from backbones.utils.errors import NonFiniteLoss, UserError
-from backbones.utils.overrides import with_changes
+from common.errors import NonFiniteLoss, UserError
+from common.overrides import with_changes
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth

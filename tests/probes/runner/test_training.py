@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.utils.errors import NonFiniteLoss
+from common.errors import NonFiniteLoss
 from probes.runner.sampling import EndlessSampler, SeededSamples
 from probes.runner.training import STATE, resolved, run_training
 from tests.probes.tiny_mmlab import Recorder, context

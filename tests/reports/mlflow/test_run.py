@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones.utils.files import write_text
+from common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.client import connect, metric_key, metric_name, tracking_uri
 from reports.mlflow.environment import git_commit

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from backbones.cliptex.data.pairs import _count, expand_urls, open_pairs
 from backbones.cliptex.data.source import BadPair, PairSource, Shard, Tally, decode_image
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex import toy
 
 

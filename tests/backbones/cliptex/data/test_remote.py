@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from backbones.cliptex.data import remote
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.data.source import BadPair
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex import toy
 from tests.servers import FileServer, free_port
 

@@ -9,7 +9,7 @@ import torch
 from backbones.cliptex.experts.base import resize
 from backbones.cliptex.experts.data import CocoImage, ExpertData, load_data, paint
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 
 

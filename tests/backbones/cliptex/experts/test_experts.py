@@ -30,7 +30,7 @@ from backbones.cliptex.experts.dpt import DPT, DPTSettings
 from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.unet import scaled
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 
 NAMES = ("unet", "dpt", "nll-angmf")

@@ -15,7 +15,7 @@ import probes.experts  # noqa: F401  (registers it)
 from backbones.cliptex.experts import find_expert, load_experts, train_expert
 from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 from tests.backbones.cliptex.experts import toy_experts
 

@@ -13,7 +13,7 @@ from transformers import DPTConfig, DPTForDepthEstimation
 
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.midas import midas_config, renamed
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 
 class Residual(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from backbones.cliptex.experts import load_experts
 from backbones.cliptex.experts.nll_angmf import NllAngMF
 from backbones.cliptex.experts.uncertainty_guided import UncertaintyGuided
-from backbones.utils.errors import UserError
+from common.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 

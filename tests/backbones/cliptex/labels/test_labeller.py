@@ -15,7 +15,7 @@ from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_la
 from backbones.cliptex.labels.picture import draw_labels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 from tests.forks import Fork
 

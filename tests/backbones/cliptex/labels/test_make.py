@@ -12,7 +12,7 @@ from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.make import ManualLabels, make_labels
 from backbones.cliptex.labels.store import LabelStore, check_labels
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex import toy
 
 CLASSES = {"seg": toy.CLASSES}

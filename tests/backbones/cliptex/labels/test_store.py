@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.labels.shards import tar_path
 from backbones.cliptex.labels.store import LABEL_SIDE, LabelStore, LabelWriter, check_labels, encode
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.forks import Fork
 
 TASKS = ("seg", "depth", "normal")

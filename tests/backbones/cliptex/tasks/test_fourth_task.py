@@ -22,10 +22,10 @@ from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
 from backbones.cliptex.training.train import TrainContext, train
-from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.sweep import launch
 from benchmark.evaluation.sweep.bench import SweepOptions, make_recipe
+from common.errors import UserError
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label
 from tests.backbones.cliptex import toy
@@ -40,9 +40,7 @@ USED = ["experts=seg,edges", "model=tiny", "batch_size=8", "epochs=1.5", "lr=1e-
 def installed(monkeypatch):
     """As if a package with these entry points were installed; what is registered goes again."""
     entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
-    monkeypatch.setattr(
-        "backbones.utils.plugins.entry_points", lambda group: entries.get(group, [])
-    )
+    monkeypatch.setattr("common.registry.entry_points", lambda group: entries.get(group, []))
     yield
     tasks.TASKS._things.pop("edges", None)
     EXPERTS._things.pop("edge-finder", None)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import backbones
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.step import TrainStep
-from backbones.utils.errors import NonFiniteLoss
+from common.errors import NonFiniteLoss
 from tests.backbones.cliptex import toy
 from tests.backbones.cliptex.training.test_train import CLIPTEX, other_tower, run
 from tests.forks import Fork

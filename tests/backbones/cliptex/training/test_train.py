@@ -25,7 +25,7 @@ from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.train import TrainContext, find_trained, train
 from backbones.named import efficientnet_lite0_state
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from tests.backbones.cliptex import toy
 
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.utils.errors import UserError
 from benchmark.__main__ import main
 from benchmark.evaluation.cell import Cell
 from benchmark.evaluation.results.average import Average
@@ -16,6 +15,7 @@ from benchmark.evaluation.results.table import show
 from benchmark.evaluation.runner import RunOptions, make_plan, run
 from benchmark.execution import ExecutorSpec
 from benchmark.suites.registry import SUITES, Suite
+from common.errors import UserError
 from reports.report import Request, build
 from tests.probes.datasets.make import make_wds
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.datasets.download import fetch
 from probes.datasets.download.fetch import checksums, download
 

@@ -19,8 +19,8 @@ from scipy.io import savemat
 
 import probes.catalog  # noqa: F401
 from backbones.cliptex.protocols import Silent
-from backbones.utils.errors import UserError
 from benchmark.__main__ import main
+from common.errors import UserError
 from probes.datasets.check import prepare
 from probes.datasets.download import table
 from probes.datasets.download.archives import members

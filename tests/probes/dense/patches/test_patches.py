@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import interpolate, normalize
 
 import probes.catalog  # noqa: F401
-from backbones.utils.errors import UserError
+from common.errors import UserError
 from probes.dense.data import read_labels
 from probes.dense.metrics import class_areas, segmentation_scores
 from probes.dense.patches.images import Patches, PatchImages, labels_of, shares

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.utils.errors import UserError, users_line
-from backbones.utils.files import (
+from common.errors import UserError, users_line
+from common.files import (
     UnfitFile,
     content_key,
     home,

@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from backbones.utils.errors import UserError
-from backbones.utils.files import content_key, home, read_object, write_json
+from common.errors import UserError
+from common.files import content_key, home, read_object, write_json
 
 
 def lock_file(name: str, what: object) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from backbones.cliptex.data.source import decode_image
-from backbones.utils.images import to_rgb
+from common.images import to_rgb
 from probes.dense.data import read_normals
 from probes.runner import bridge
 

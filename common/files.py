@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backbones.utils.errors import DISK_FULL, UserError
+from common.errors import DISK_FULL, UserError
 
 
 def home() -> Path:

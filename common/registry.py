@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from backbones.utils.errors import UserError, nearest
+from common.errors import UserError, nearest
 
 T = TypeVar("T")
 

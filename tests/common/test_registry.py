@@ -11,9 +11,9 @@ import benchmark.catalog  # noqa: F401
 from backbones import UserError
 from backbones.cliptex.experts import EXPERTS
 from backbones.registry import BACKBONES
-from backbones.utils.plugins import Registry
 from benchmark.execution import EXECUTORS
 from benchmark.suites.registry import SUITES, register_suite
+from common.registry import Registry
 from probes.registry import DATASETS, PROBES, find_task, register_dataset, register_probe, tasks
 
 EXECUTORS.find("slurm")  # else its name is free

@@ -14,13 +14,13 @@ from pathlib import Path
 import filelock
 import pytest
 
-from backbones.utils.errors import UserError
-from backbones.utils.locks import lock_file, locked
+from common.errors import UserError
+from common.locks import lock_file, locked
 
 WORK = """
 import sys, time
 from pathlib import Path
-from backbones.utils.locks import locked
+from common.locks import locked
 path, journal, name, seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 def note(what):
     with journal.open("a") as file:

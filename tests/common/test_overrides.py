@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.utils.errors import UserError
-from backbones.utils.overrides import parse_pairs, with_changes
+from common.errors import UserError
+from common.overrides import parse_pairs, with_changes
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from common.secrets import hide_quoted, hide_secrets, remember
 from reports import secrets
-from reports.secrets import hide_quoted, hide_secrets, remember
 
 
 @pytest.mark.parametrize(

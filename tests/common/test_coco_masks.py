@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from backbones.utils.coco_masks import wrong_mask
+from common.coco_masks import wrong_mask
 
 
 def packed(pixels: np.ndarray) -> dict:

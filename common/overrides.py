@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from backbones.utils.errors import UserError, nearest
+from common.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
 
