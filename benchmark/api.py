@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from backbones import DataConfig
-    from benchmark.evaluation.results.outcome import RunResult
     from benchmark.execution import ExecutorSpec
+    from benchmark.results.outcome import RunResult
     from reports.report import Report
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def evaluate(
         UserError: the request cannot be fulfilled. A task that fails is a row without a value, with
             its reason.
     """
-    from benchmark.evaluation import runner
+    from benchmark import run as runner
     from reports.mlflow.client import using
 
     if getattr(multiprocessing.current_process(), "_inheriting", False):

@@ -15,8 +15,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "benchmark.catalog",
-        "benchmark.pipeline.labels",
-        "benchmark.pipeline.weights",
+        "benchmark.stages.labels",
+        "benchmark.stages.weights",
         "tests.sweeps.cheap",
         "mlflow.tracking",
     ]

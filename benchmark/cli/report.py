@@ -99,8 +99,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _verify(experiments: Sequence[str], tracking_uri: str | None) -> int:
     """Say what is wrong in the store, a line each."""
-    from benchmark.evaluation.results.verify import verify
     from benchmark.execution.progress import Bar, console
+    from benchmark.results.verify import verify
     from reports.mlflow.query import Store
 
     with Bar() as bar:

@@ -23,7 +23,7 @@ from benchmark.cli.parser import with_examples
 from common.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmark.evaluation.results.outcome import RunResult
+    from benchmark.results.outcome import RunResult
     from reports.report import Report
 
 
@@ -77,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run, show the table, say where to look."""
-    from benchmark.evaluation import runner
-    from benchmark.evaluation.results.table import show
+    from benchmark import run as runner
     from benchmark.execution.progress import console
+    from benchmark.results.table import show
     from common.secrets import hide_secrets
     from reports.mlflow.client import using
 
@@ -94,7 +94,7 @@ def main(options: argparse.Namespace) -> int:
         **{**told, "data": placed(options.data), "executor": executor_spec(options)}
     )
     if options.dump_config or options.dry_run:
-        from benchmark.evaluation import preview
+        from benchmark import dry_run as preview
 
         show_preview = preview.dump_config if options.dump_config else preview.dry_run
         with using(options.tracking_uri):

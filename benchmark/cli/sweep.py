@@ -24,7 +24,7 @@ from benchmark.cli.options import (
 from benchmark.cli.parser import add_command, add_commands, with_examples
 
 if TYPE_CHECKING:
-    from benchmark.evaluation.sweep.bench import SweepOptions
+    from benchmark.sweep.bench import SweepOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +164,7 @@ def main(options: argparse.Namespace) -> int:
     """One of launch, status, best, show."""
     if options.what == "launch":
         return _launch(options)
-    from benchmark.evaluation.sweep import table
+    from benchmark.sweep import table
     from common.files import write_json
     from sweeps.study import load_sweep
 
@@ -192,8 +192,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from benchmark.evaluation.sweep import launch as launching
-    from benchmark.evaluation.sweep import table
+    from benchmark.sweep import launch as launching
+    from benchmark.sweep import table
     from common.secrets import hide_secrets
     from reports.attach import say_report
     from reports.mlflow.client import using
@@ -242,7 +242,7 @@ def _launch(options: argparse.Namespace) -> int:
 def _sweep_options(options: argparse.Namespace) -> SweepOptions:
     """What was given, the rest as ``SweepOptions`` has it. Raises ``UserError`` for a setting of
     another form."""
-    from benchmark.evaluation.sweep.bench import SweepOptions
+    from benchmark.sweep.bench import SweepOptions
     from common.overrides import fields_of, parse_pairs
 
     given = {name: value for name, value in vars(options).items() if value is not None}

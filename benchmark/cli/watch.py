@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Watch; show each checkpoint's table."""
-    from benchmark.evaluation.results.outcome import RunResult
-    from benchmark.evaluation.results.table import show
-    from benchmark.evaluation.runner import RunOptions
-    from benchmark.evaluation.watch import WatchOptions, watch
     from benchmark.execution.progress import console
+    from benchmark.results.outcome import RunResult
+    from benchmark.results.table import show
+    from benchmark.run import RunOptions
+    from benchmark.watch import WatchOptions, watch
     from reports.mlflow.client import using
 
     def told(step: int, result: RunResult) -> None:

@@ -27,7 +27,7 @@ from benchmark.mini.config import DENSE, KARPATHY, SPLITS, Chunk, WorldConfig, c
 from benchmark.mini.render import render_image, render_truth
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
-from benchmark.pipeline.stage import one_maker_async
+from benchmark.stages.stage import one_maker_async
 from common.errors import UserError
 from common.files import home, write_json, write_text, writing
 from common.locks import keep

@@ -18,9 +18,9 @@ from backbones.cliptex.training.recipes import Recipe, find_recipe
 from benchmark.mini import datasets
 from benchmark.mini.config import CONFIGS, chunks_of
 from benchmark.mini.world import build_world, is_complete
-from benchmark.pipeline.experts import ExpertTraining, expert_stage
-from benchmark.pipeline.labels import LabelRequest, label_stage
-from benchmark.pipeline.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
+from benchmark.stages.experts import ExpertTraining, expert_stage
+from benchmark.stages.labels import LabelRequest, label_stage
+from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
 from benchmark.suites.mini import MADE, SIZES, SUBSETS, Sizes
 from benchmark.suites.registry import (
     MadeBackbone,

@@ -27,15 +27,15 @@ from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.__main__ import main, parser
+from benchmark.cell import Cell
 from benchmark.cli.options import placed
 from benchmark.cli.sweep import _sweep_options
-from benchmark.evaluation.cell import Cell
-from benchmark.evaluation.plan import plan_tasks
-from benchmark.evaluation.results.outcome import RunResult, as_json
-from benchmark.evaluation.runner import RunOptions, make_plan
-from benchmark.evaluation.sweep import launch
 from benchmark.execution import EXECUTORS
+from benchmark.plan import plan_tasks
+from benchmark.results.outcome import RunResult, as_json
+from benchmark.run import RunOptions, make_plan
 from benchmark.suites.registry import find_suite
+from benchmark.sweep import launch
 from common.errors import UserError
 from common.overrides import parse_pairs, with_changes
 from probes.datasets.download.table import entry

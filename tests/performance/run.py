@@ -30,7 +30,7 @@ TRACKING = (
 def run() -> list[Result]:
     """One cell of the smoke suite, trained for 300 iterations, with every call into tracking
     timed."""
-    from benchmark.evaluation import runner
+    from benchmark import run as runner
     from benchmark.execution import ExecutorSpec
     from reports.mlflow import run as tracking
     from reports.mlflow.client import using

@@ -56,7 +56,7 @@ def above_zero(text: str) -> float:
 def main(options: argparse.Namespace) -> int:
     """Print the table."""
     from benchmark.execution.progress import console
-    from benchmark.pipeline.estimate import scale_table
+    from benchmark.stages.estimate import scale_table
 
     gpus = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in options.gpus]
     if not gpus or 0 in gpus:

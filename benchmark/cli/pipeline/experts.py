@@ -38,8 +38,8 @@ def main(options: argparse.Namespace) -> int:
     import asyncio
 
     from benchmark.execution.progress import console
-    from benchmark.pipeline.experts import ExpertTraining, expert_stage
-    from benchmark.pipeline.stage import driving
+    from benchmark.stages.experts import ExpertTraining, expert_stage
+    from benchmark.stages.stage import driving
     from common.overrides import parse_pairs
     from reports.mlflow.client import using
 

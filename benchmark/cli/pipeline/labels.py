@@ -111,9 +111,9 @@ def predict(options: argparse.Namespace) -> int:
     import asyncio
 
     from backbones.cliptex.labels.labeller import LabelSettings
-    from benchmark.pipeline.labels import LabelRequest, label_stage
-    from benchmark.pipeline.preview import preview_label
-    from benchmark.pipeline.stage import driving
+    from benchmark.stages.dry_run import preview_label
+    from benchmark.stages.labels import LabelRequest, label_stage
+    from benchmark.stages.stage import driving
     from common.overrides import parse_pairs, with_changes
     from reports.mlflow.client import using
 
@@ -149,7 +149,7 @@ def make(options: argparse.Namespace) -> int:
     from backbones.cliptex.labels.make import ManualLabels, make_labels
     from backbones.cliptex.tasks import find_task
     from benchmark.execution.progress import Bar, console
-    from benchmark.pipeline.stage import one_maker
+    from benchmark.stages.stage import one_maker
 
     folders = placed(options.folders, "--from")
     classes = _classes(options.classes) if options.classes else {}

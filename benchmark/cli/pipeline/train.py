@@ -16,7 +16,7 @@ from common.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
-    from benchmark.pipeline.weights import TrainedWeights, TrainingInputs
+    from benchmark.stages.weights import TrainedWeights, TrainingInputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +52,9 @@ def main(options: argparse.Namespace) -> int:
     import backbones
     from backbones.cliptex.training.distributed import first_process
     from backbones.cliptex.training.recipes import find_recipe
-    from benchmark.evaluation.results.outcome import must_be_writable
     from benchmark.execution.progress import Bar, console, reporting
-    from benchmark.pipeline.weights import TrainingInputs, train_unit
+    from benchmark.results.outcome import must_be_writable
+    from benchmark.stages.weights import TrainingInputs, train_unit
     from reports.mlflow.client import using
     from reports.mlflow.run import Tracker
 
@@ -80,7 +80,7 @@ def main(options: argparse.Namespace) -> int:
         experiment=options.experiment,
     )
     if options.dry_run:
-        from benchmark.pipeline.preview import preview_train
+        from benchmark.stages.dry_run import preview_train
 
         jobs = 1 if spec.name == "local" else spec.jobs
         with using(options.tracking_uri):
@@ -140,9 +140,9 @@ def _may_be_replaced(options: argparse.Namespace) -> None:
 def _submit(inputs: TrainingInputs, spec: ExecutorSpec) -> TrainedWeights:
     """The training as a unit of work – here in this process, of which a debugger sees all – on
     SLURM with several nodes or GPUs under torchrun."""
-    from benchmark.pipeline.stage import driving
-    from benchmark.pipeline.torchrun import torchrun_unit
-    from benchmark.pipeline.weights import train_stage
+    from benchmark.stages.stage import driving
+    from benchmark.stages.torchrun import torchrun_unit
+    from benchmark.stages.weights import train_stage
 
     jobs = 1 if spec.name == "local" else spec.jobs
     with driving(replace(spec, jobs=jobs, several_nodes=True), inputs.experiment) as (executor, _):

@@ -12,7 +12,7 @@ import torch
 
 from backbones import Checkpoint, save_checkpoint
 from benchmark.__main__ import main
-from benchmark.evaluation.cell import cell_locks
+from benchmark.cell import cell_locks
 from probes.features.store import CacheKey, get_or_build
 from tests.backbones.mini import CONFIG, DATA, mini_clip
 

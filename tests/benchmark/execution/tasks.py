@@ -159,7 +159,7 @@ def visible_on_node(folder, all_of_them):
 
 
 def device():
-    from benchmark.evaluation.cost.device import choose_device
+    from benchmark.cost import choose_device
 
     return str(choose_device("auto"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import benchmark.catalog  # noqa: F401
-from benchmark.evaluation.plan import PlannedTask, plan_tasks
+from benchmark.plan import PlannedTask, plan_tasks
 from benchmark.suites.registry import SUITES
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from tests.probes.datasets import make

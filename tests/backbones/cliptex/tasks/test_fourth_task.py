@@ -23,8 +23,8 @@ from backbones.cliptex.protocols import Silent
 from backbones.cliptex.training.recipes import RECIPES, find_recipe, subsets
 from backbones.cliptex.training.train import TrainContext, train
 from benchmark.__main__ import main
-from benchmark.evaluation.sweep import launch
-from benchmark.evaluation.sweep.bench import SweepOptions, make_recipe
+from benchmark.sweep import launch
+from benchmark.sweep.bench import SweepOptions, make_recipe
 from common.errors import UserError
 from reports.mlflow.client import Client
 from reports.parts.study import parameter_label

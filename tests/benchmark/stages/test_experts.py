@@ -1,0 +1,89 @@
+"""Training an expert as a unit of work, with its MLflow run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.__main__ import main
+from benchmark.stages.experts import ExpertTraining, expert_stage, expert_unit
+from common.errors import UserError
+from reports.mlflow.client import Client
+from tests.backbones.cliptex.experts import toy_experts
+from tests.executors import run_on
+
+SETTINGS = {**toy_experts.SMALL_UNET, "epochs": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return toy_experts.write_truth(tmp_path / "world")
+
+
+def runs_of(experiment: str) -> list:
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def test_trained_once_with_a_run_of_its_own(world):
+    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+    made = run_on(lambda executor: expert_stage(inputs, executor))
+    assert made == json.loads(Path("unet/expert.json").read_text())
+    (run,) = runs_of("experts")
+    assert (
+        run.info.status == "FINISHED"
+        and run.data.tags["expert"] == "unet"
+        and run.data.tags["stage"] == "experts"
+    )
+    assert run.data.tags["weights.sha256"] == made["sha256"]
+    assert run.data.metrics["cost/train_flops"] == made["flops"] > 0
+    assert run_on(lambda executor: expert_stage(inputs, executor)) == made
+    assert len(runs_of("experts")) == 1, "found, not trained again"
+
+
+@pytest.mark.slow
+def test_two_processes_that_want_the_same_train_it_once(world):
+    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+
+    async def both(executor):
+        return await asyncio.gather(*(expert_stage(inputs, executor) for _ in range(2)))
+
+    one, two = run_on(both, jobs=2)
+    assert one == two and len(runs_of("experts")) == 1
+
+
+def test_from_the_command_line(world, capsys):
+    words = [
+        "experts",
+        "train",
+        "unet",
+        "--data-root",
+        "world",
+        "--out",
+        "mine",
+        "--device",
+        "cpu",
+        "--experiment",
+        "mine",
+    ]
+    for key, value in SETTINGS.items():
+        words += ["--set", f"{key}={value}"]
+    assert main(words) == 0
+    assert "--experts unet=mine" in capsys.readouterr().out
+    (run,) = runs_of("mine")
+    assert (
+        json.loads(Path("mine/expert.json").read_text())["sha256"]
+        == run.data.tags["weights.sha256"]
+    )
+
+
+def test_a_folder_of_another_expert_is_refused(world):
+    inputs = ExpertTraining("unet", world, Path("unet").absolute(), SETTINGS, device="cpu")
+    expert_unit(inputs)
+    with pytest.raises(UserError, match="holds another expert"):
+        expert_unit(ExpertTraining("unet", world, inputs.out, SETTINGS, seed=1, device="cpu"))

@@ -1,0 +1,320 @@
+"""Labelling as a stage: killed and started again, on any number of processes, with one MLflow run
+beside."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones.cliptex.experts import find_expert
+from backbones.cliptex.labels.labeller import LabelSettings
+from backbones.cliptex.labels.store import LabelStore, check_labels
+from benchmark.__main__ import main
+from benchmark.stages.estimate import duration
+from benchmark.stages.labels import LabelRequest, label_stage
+from common.errors import UserError
+from probes.features.budget import gigabytes
+from reports.mlflow.client import Client
+from tests.backbones.cliptex.experts import toy_experts
+from tests.executors import run_on
+from tests.forks import Fork, command
+from tests.servers import FileServer
+
+NAMES = ("unet", "dpt", "nll-angmf")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with 48 pairs in four shards, three experts with random weights, and their
+    labels."""
+    folder = tmp_path_factory.mktemp("labels")
+    toy_experts.write_shards(folder / "pairs", 4, 12)
+    for expert in toy_experts.all_experts():
+        expert.save(folder / "experts" / expert.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert main(label_command("labels", "whole")) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(here, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def label_command(out: str, experiment: str, *more: str) -> list[str]:
+    experts = ",".join(f"{name}=experts/{name}" for name in NAMES)
+    options = [
+        "--out",
+        out,
+        "--experiment",
+        experiment,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "8",
+        "--jobs",
+        "1",
+        *more,
+    ]
+    return ["labels", "predict", "--pairs", "pairs", "--experts", experts, *options]
+
+
+def request(out: str | None, **more) -> LabelRequest:
+    experts = tuple(f"{name}=experts/{name}" for name in NAMES)
+    given = {
+        "pairs": "pairs",
+        "experts": experts,
+        "out": Path(out) if out else None,
+        "batch_size": 8,
+        "device": "cpu",
+    }
+    return LabelRequest(**{**given, **more})
+
+
+def stage(request: LabelRequest, jobs: int = 1) -> dict:
+    return run_on(partial(label_stage, request), jobs)
+
+
+def runs_of(experiment: str) -> list:
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")  # MLflow keeps stores by URI
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id]) if found else []
+
+
+@pytest.mark.slow
+def test_labelling_killed_and_started_again(here, tmp_path, capsys):
+    words = label_command("cut-labels", "cut-labels")
+    victim = Fork(command, *words, output=tmp_path / "said")
+    victim.wait_for(here / "cut-labels", "*.tar.json")
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
+    assert not Path("cut-labels/manifest.json").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in Path("cut-labels").glob("*.tar.json")}
+    assert main(words) == 0
+    assert "48 pairs in, 48 labelled, 0 failed" in capsys.readouterr().out
+    assert done == {name: (Path("cut-labels") / name).stat().st_mtime_ns for name in done}, (
+        "finished shards are kept"
+    )
+    assert (
+        check_labels("cut-labels") == []
+        and LabelStore("cut-labels").identity == LabelStore("labels").identity
+    )
+    assert sorted(run.info.status for run in runs_of("cut-labels")) == ["FINISHED", "KILLED"]
+    (run,) = [run.data for run in runs_of("cut-labels") if run.info.status == "FINISHED"]
+    assert run.metrics["cost/label_flops"] == LabelStore("labels").manifest["cost"]["flops"] > 0
+    assert run.metrics["cost/label_seconds"] > run.metrics["cost/label_seconds/dpt"] > 0
+
+
+def test_dry_run_says_what_is_left_and_makes_nothing(here, tmp_path, capsys, monkeypatch):
+    """Of a labelling that was never begun, of one that was interrupted, and of one that is done."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("pairs", "experts"):
+        Path(name).symlink_to(here / name)
+
+    def told(*more: str) -> list[str]:
+        before = listing(tmp_path)
+        assert main([*label_command("labels", "whole"), "--dry-run", *more]) == 0
+        assert listing(tmp_path) == before
+        return capsys.readouterr().out.splitlines()
+
+    unknown = told()
+    assert unknown[0] == "48 pairs in 4 shards: 0 labelled, 4 to do (48 pairs)"
+    assert unknown[1] == "  to do · label: 4 units, local, 1 core, 1 at once"
+    assert unknown[2].startswith("time unknown") and unknown[3].startswith("disk: unknown")
+
+    shutil.copytree(
+        here / "labels", "labels", ignore=shutil.ignore_patterns("manifest.json", "00002*")
+    )
+    store = f"sqlite:///{here}/mlflow.db"
+    (run,) = Client(store).search_runs(
+        [Client(store).get_experiment_by_name("whole").experiment_id]
+    )
+    metrics = run.data.metrics
+    speed = metrics["cost/images_per_second"]
+    assert (
+        speed == pytest.approx(48 / metrics["cost/label_seconds"])
+        and metrics["cost/images_per_second/dpt"] > speed
+    )
+    left = told("--tracking-uri", store)
+    assert left[0] == "48 pairs in 4 shards: 3 labelled, 1 to do (12 pairs)"
+    assert (
+        left[2]
+        == f"about {duration(12 / speed)}, at {speed:.3g} images/s on each as measured in 1 runs"
+    )
+    assert left[3] == f"disk: {gigabytes(12 * metrics['bytes_per_image'])}"
+    others = told("--tracking-uri", store, "--set", "label_side=16")
+    assert "made by other experts or from other pairs" in others[0] and any(
+        "time unknown" in line for line in others
+    )
+
+    shutil.copytree(here / "labels", "labels", dirs_exist_ok=True)
+    assert told() == [
+        "48 pairs in 4 shards: 4 labelled, 0 to do (0 pairs)",
+        "nothing is left to do",
+    ]
+
+
+def test_dry_run_counts_gpu_hours_and_spreads_shards_over_gpus(capsys, monkeypatch):
+    """Two pretended GPUs, whose kind labelled 48 images in an hour before."""
+    monkeypatch.setattr("benchmark.cost.choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("benchmark.cost.device_kind", lambda device: "a GPU")
+    client = Client(f"sqlite:///{Path('mlflow.db').resolve()}")
+    (whole,) = runs_of("whole")
+    tags = {
+        "stage": "label",
+        "device.kind": "a GPU",
+        "labelling.kind": whole.data.tags["labelling.kind"],
+    }
+    run = client.create_run(client.create_experiment("gpus"), tags=tags)
+    client.log_metric(
+        run.info.run_id, "label/images_per_second", 48 / 3600
+    )  # and it was interrupted
+    more = ["--device", "auto", "--jobs", "0", "--executor-arg", "gpus=0,1", "--dry-run"]
+    assert main([*label_command("none", "gpus"), *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  to do · label: 4 units, local, 1 GPU and 2 cores, 2 at once"
+    assert (
+        lines[2] == "about 30 min, 1.0 GPU-hours, at 0.0133 images/s on each as measured in 1 runs"
+    )
+
+
+def listing(folder: Path) -> dict[Path, int]:
+    """All that is in a folder, and when it was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_labels_of_one(here):
+    """One run in MLflow, with a picture; two stages for the same folder at once make it once."""
+    wanted = request("two-labels", experiment="two")
+
+    async def both(executor):
+        return await asyncio.gather(label_stage(wanted, executor), label_stage(wanted, executor))
+
+    one, two = run_on(both, jobs=2)
+    assert one == two and (one["pairs_in"], one["pairs_out"], one["failed"]) == (48, 48, [])
+    assert LabelStore("two-labels").identity == LabelStore("labels").identity
+    (run,) = runs_of("two")
+    assert run.info.status == "FINISHED" and run.data.metrics["label/images_per_second"] > 0
+    artifacts = {
+        each.path for each in Client(f"sqlite:///{here}/mlflow.db").list_artifacts(run.info.run_id)
+    }
+    assert artifacts == {"manifest.json", "pictures"}
+
+
+def test_experts_are_loaded_once_a_process(monkeypatch):
+    from benchmark.stages import labels
+
+    loads, load = [], labels.load_experts
+    monkeypatch.setattr(
+        labels, "load_experts", lambda specs, device: loads.append(device) or load(specs, device)
+    )
+    stage(request("once-labels", experiment="once"))
+    assert len(loads) == 2, "for the store's key, and for its four shards"
+    assert labels._labeller.cache_info().currsize == 0, "nothing is held when it is over"
+
+
+def test_a_finished_store_is_left_alone_and_a_damaged_shard_is_mended():
+    stage(request("kept-labels", experiment="kept"))
+    before = {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
+    stage(request("kept-labels", experiment="kept"))
+    assert before == {path.name: path.stat().st_mtime_ns for path in Path("kept-labels").iterdir()}
+    assert len(runs_of("kept")) == 1
+    damaged = Path("kept-labels/00002.tar")
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    stage(request("kept-labels", experiment="kept"))
+    assert (
+        check_labels("kept-labels") == []
+        and LabelStore("kept-labels").identity == LabelStore("labels").identity
+    )
+    changed = {
+        name
+        for name, time in before.items()
+        if (Path("kept-labels") / name).stat().st_mtime_ns != time
+    }
+    assert changed == {"00002.tar", "00002.tar.json", "manifest.json"}
+
+
+def test_labels_of_shards_on_a_disk_are_those_of_shards_on_a_server(here):
+    pytest.importorskip("aiohttp", reason="no aiohttp: pip install 'cliptex-benchmark[remote]'")
+    with FileServer(here) as server:
+        there = f"{server.address}/pairs/{{00000..00003}}.tar"
+        assert (
+            stage(request("labels", pairs=there, experiment="server"))
+            == LabelStore("labels").manifest
+        )
+        assert runs_of("server") == [], "nothing was labelled again"
+        manifest = stage(request("server-labels", pairs=there, experiment="server"))
+    assert manifest["shards"] == LabelStore("labels").manifest["shards"], "byte for byte"
+
+
+def test_many_unreadable_images_end_it_early(tmp_path):
+    pattern = toy_experts.write_shards(tmp_path / "bad", 12, 2, corrupt=("000000001", "000010001"))
+    with pytest.raises(UserError, match="2 of 24 images cannot be read"):
+        stage(request(str(tmp_path / "none"), pairs=pattern, experiment="bad"))
+    assert len(list((tmp_path / "none").glob("*.tar.json"))) <= 4, "no more shards are begun"
+    with pytest.raises(UserError, match="not finished"):
+        LabelStore(tmp_path / "none")
+    (run,) = runs_of("bad")
+    assert run.info.status == "FAILED"
+    one = toy_experts.write_shards(tmp_path / "one", 2, 2, corrupt=("000010001",))
+    manifest = stage(request(str(tmp_path / "some"), pairs=one, experiment="bad"))
+    assert manifest["pairs_in"] == manifest["pairs_out"] + len(manifest["failed"]) == 4
+    assert [key for key, _ in manifest["failed"]] == ["00001/000010001"]
+
+
+def test_other_experts_have_another_folder_and_are_refused_in_a_given_one(
+    here, tmp_path, monkeypatch
+):
+    """Those that were trained anew, in the same place with the same settings, make new labels."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    asked = request(None, name="toy", experiment="home")
+    first = stage(asked)
+    assert asked.folder(first["key"]) == tmp_path / "labels" / f"toy-{first['key'][:8]}"
+    folder = here / "experts/unet"
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    expert = find_expert("unet").load(str(folder))
+    with torch.no_grad():
+        for values in expert.parameters():
+            values.add_(
+                0.05 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+            )
+    expert.save(folder)
+    try:
+        second = stage(asked)
+        with pytest.raises(UserError, match="other experts or pairs"):
+            stage(replace(asked, out=Path("labels")))
+    finally:
+        for path, content in files.items():
+            path.write_bytes(content)
+    assert second["key"] != first["key"] and len(list((tmp_path / "labels").iterdir())) == 2
+    assert stage(asked) == first
+    assert len(runs_of("home")) == 2, "made once"
+
+
+def test_settings_reach_the_labels():
+    manifest = stage(request("small-labels", settings=LabelSettings(label_side=16), experiment="s"))
+    assert manifest["identity"]["settings"] == {"input_side": 512, "label_side": 16}
+    maps = LabelStore("small-labels").get("00000/000000000")
+    assert {name: values.shape[-2:] for name, values in maps.items()} == dict.fromkeys(
+        ("seg", "depth", "normal"), (16, 16)
+    )
+
+
+def test_torchrun_is_told_what_to_use_instead(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    assert main(label_command("none", "none")) == 2
+    error = capsys.readouterr().err
+    assert "--executor" in error and "--jobs" in error and error.count("\n") == 1
+    assert not Path("none").exists()

@@ -1,0 +1,276 @@
+"""``train`` from the command line: killed and started again, and in two processes, with MLflow
+beside."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import backbones
+from backbones.checkpoint import read_checkpoint
+from backbones.cliptex.data.pairs import open_pairs
+from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
+from backbones.cliptex.protocols import Silent
+from benchmark.__main__ import main
+from benchmark.stages.estimate import duration
+from probes.features.budget import gigabytes
+from reports.mlflow.client import Client
+from tests.backbones.cliptex import toy
+from tests.backbones.cliptex.experts import toy_experts
+from tests.forks import Fork, command
+
+ROOT = Path(__file__).parents[3]
+TRAIN = [
+    "--recipe",
+    "cliptex",
+    "--init",
+    "random",
+    "--pairs",
+    "pairs",
+    "--labels",
+    "labels",
+    "--device",
+    "cpu",
+]
+TRAIN += ["--set", "model=tiny", "--set", "batch_size=16", "--set", "epochs=30", "--set", "lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder with 48 pairs in two shards, labels of three experts with random weights, and
+    weights trained on them."""
+    folder = tmp_path_factory.mktemp("stages")
+    source, experts = (
+        open_pairs(toy.write_pairs(folder / "pairs", 48, 2)),
+        toy_experts.all_experts(),
+    )
+    writer = labels_writer(source, experts, LabelSettings(), folder / "labels")
+    labeller = Labeller(source, experts, writer, LabelSettings(), batch_size=8)
+    for shard in source.shards:
+        labeller.label(shard, Silent())
+    finish_labels(source, writer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert main(["train", *TRAIN, "--out", "whole.safetensors", "--experiment", "whole"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(here, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def kill_when(words: list[str], there: Path, pattern: str, output: Path) -> None:
+    """Run the command; kill -9 as soon as a file like ``pattern`` is in the folder ``there``."""
+    victim = Fork(command, *words, output=output)
+    victim.wait_for(there, pattern)
+    victim.signal(signal.SIGKILL)
+    assert victim.end() == -signal.SIGKILL
+
+
+def in_a_new_python(*arguments: str) -> str:
+    """What ``python ARGUMENTS`` prints; it must end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def runs_of(experiment: str) -> list:
+    client = Client(
+        f"sqlite:///{Path('mlflow.db').resolve()}"
+    )  # MLflow keeps stores by URI, and other tests have this name
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+@pytest.mark.slow
+def test_training_killed_and_started_again(here, tmp_path):
+    words = ["train", *TRAIN, "--out", "cut.safetensors", "--experiment", "cut"]
+    kill_when(
+        [*words, "--save-every", "0"],
+        here / "cut.safetensors.resume",
+        "state-*.pt",
+        tmp_path / "said",
+    )
+    assert not Path("cut.safetensors").exists()
+    assert main(words) == 0
+    assert (
+        read_checkpoint(Path("cut.safetensors")).sha256
+        == read_checkpoint(Path("whole.safetensors")).sha256
+    )
+    assert not Path("cut.safetensors.resume").exists()
+    runs = {run.info.status: run for run in runs_of("cut")}
+    assert set(runs) == {"KILLED", "FINISHED"} and len(runs_of("cut")) == 2
+    (whole,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
+    done = runs["FINISHED"].data
+    assert done.tags["weights.sha256"] == whole.data.tags["weights.sha256"]
+    assert done.tags["experts"] == "seg,depth,normal"
+    assert done.metrics["cost/train_flops"] == whole.data.metrics["cost/train_flops"] > 0
+    assert main(words) == 0 and len(runs_of("cut")) == 2  # nothing twice
+
+
+def test_dry_run_says_what_is_left_and_makes_nothing(here, capsys):
+    def told(out: str, *more: str) -> list[str]:
+        before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+        assert (
+            main(["train", *TRAIN, "--out", out, "--experiment", "whole", "--dry-run", *more]) == 0
+        )
+        assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+        return capsys.readouterr().out.splitlines()
+
+    first = "cliptex: 48 of 48 pairs in 2 shards × 30 epochs = 90 steps of 16"
+    weights = here / "whole.safetensors"
+    assert told("whole.safetensors") == [
+        first,
+        f"{weights} holds these very weights: nothing is left to do",
+    ]
+    (run,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
+    speed = run.data.metrics["cost/images_per_second"]
+    assert run.data.metrics["cost/processes"] == 1
+    known = told("new/other.safetensors", "--set", "seed=1")
+    assert (
+        known[0] == first
+        and known[1] == "  to do · train cliptex: 1 unit, local, 1 core, 1 at once"
+    )
+    assert (
+        known[2]
+        == f"about {duration(30 * 48 / speed)}, at {speed:.3g} images/s on each as measured in 1"
+        " runs"
+    )
+    assert known[3] == f"disk: {gigabytes(weights.stat().st_size)}"
+    unknown = told("other.safetensors", "--set", "precision=bf16")
+    assert unknown[2].startswith("time unknown") and unknown[3].startswith("disk: unknown")
+    held_out = told("other.safetensors", "--set", "val_pairs=16")
+    assert held_out[0] == "cliptex: 32 of 48 pairs in 2 shards × 30 epochs = 60 steps of 16"
+    Path("begun.safetensors.resume").mkdir()
+    Path("begun.safetensors.resume/state-000000060.pt").touch()
+    begun = told("begun.safetensors")
+    assert begun[1].startswith("it goes on from step 60") and begun[3].startswith(
+        f"about {duration(30 * 16 / speed)},"
+    )
+    assert main(["train", *TRAIN, "--out", "x.st", "--dry-run", "--set", "val_pairs=40"]) == 2
+    assert "more than half of 48 pairs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_from_the_command_line(here):
+    """One run in MLflow, one voice, and the weights of one process up to the order of sums."""
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "benchmark",
+    ]
+    told = in_a_new_python(
+        *torchrun, "train", *TRAIN, "--out", "two.safetensors", "--experiment", "two"
+    )
+    assert told.count("cliptex trained: two.safetensors") == 1
+    assert [run.info.status for run in runs_of("two")] == ["FINISHED"]
+    two, one = load_file("two.safetensors"), load_file("whole.safetensors")
+    far = sum(((two[name] - one[name]).abs() > 1e-2).sum().item() for name in one)
+    assert far / sum(value.numel() for value in one.values()) < 1e-2
+
+
+@pytest.mark.slow
+def test_weights_are_loaded_from_mlflow_alone_as_their_run_says(here, tmp_path, monkeypatch):
+    """The two commands of a training run's description, in another folder and a new process: the
+    registry's features."""
+    from mlflow.cli import cli
+
+    (run,) = [run for run in runs_of("whole") if run.data.tags["stage"] == "train"]
+    lines = run.data.tags["mlflow.note.content"].splitlines()
+    (download,) = [shlex.split(line) for line in lines if " mlflow artifacts download " in line]
+    (load,) = [shlex.split(line) for line in lines if line.startswith("python -c ")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(*download[0].split("=", 1))
+    cli.main(download[2:], standalone_mode=False)
+    assert sorted(path.name for path in Path("weights").iterdir()) == [
+        "load.py",
+        "whole.safetensors",
+    ]
+
+    backbone = backbones.create(
+        "cliptex", weights=here / "whole.safetensors", any_architecture=True
+    )
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(images, "images.pt")
+    code = """
+import torch
+images, backbone = torch.load("images.pt", weights_only=True), load()
+torch.save([*backbone(images), backbone.encode_image(images), backbone.encode_text(["a red disc"])], "features.pt")
+print(backbone.weights.source, backbone.weights.sha256)
+"""  # noqa: E501
+    told = in_a_new_python("-c", load[2] + code)
+    assert told.split()[-2:] == [
+        str(tmp_path / "weights/whole.safetensors"),
+        backbone.weights.sha256,
+    ]
+    expected = [
+        *backbone(images),
+        backbone.encode_image(images),
+        backbone.encode_text(["a red disc"]),
+    ]
+    for ours, theirs in zip(expected, torch.load("features.pt", weights_only=True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["clip", "mine.json"])
+def test_weights_of_any_recipe_have_a_loader_that_works(here, recipe, tmp_path):
+    """Of a recipe file, whose name is no backbone's, and of clip, whose name stands for another
+    architecture."""
+    Path("mine.json").write_text('{"recipe": "clip-ft", "lr": 0.001}')
+    words = [
+        "train",
+        "--recipe",
+        recipe,
+        "--init",
+        "random",
+        "--pairs",
+        "pairs",
+        "--device",
+        "cpu",
+        "--out",
+        f"{recipe}.st",
+    ]
+    small = [
+        "--set",
+        "model=tiny",
+        "--set",
+        "batch_size=16",
+        "--set",
+        "epochs=0.4",
+        "--experiment",
+        recipe,
+    ]
+    assert main([*words, *small]) == 0
+    (run,) = runs_of(recipe)
+    note = run.data.tags["mlflow.note.content"]
+    client = Client(f"sqlite:///{here}/mlflow.db")
+    client.download_artifacts(run.info.run_id, "weights", str(tmp_path))
+    places: list[dict] = [{"__file__": str(tmp_path / "weights/load.py")}, {}]
+    exec((tmp_path / "weights/load.py").read_text(), places[0])
+    exec(note.split("```python\n")[1].split("```")[0], places[1])
+    sums = {places[0]["load"]().weights.sha256, places[1]["backbone"].weights.sha256}
+    assert len(sums) == 1 and sums == {
+        backbones.create("cliptex", weights=f"{recipe}.st").weights.sha256
+    }

@@ -1,0 +1,62 @@
+"""What a backbone costs: counted right, at the protocol's resolution, measured once a machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import backbones
+from backbones.cliptex.cost import count_flops
+from benchmark import cost as efficiency
+from probes.dense.settings import SegmentationSettings
+from probes.detection.settings import MaskRCNNSettings
+from probes.image_level.settings import LinearSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return backbones.create("random/timm/test_vit")
+
+
+def test_resolutions_are_those_of_the_protocols(vit):
+    def seen(settings):
+        return efficiency.resolution(settings, vit)
+
+    assert vit.divisor == 16
+    assert seen(SegmentationSettings(size=100)) == ((112, 112), "fp32")
+    assert seen(SegmentationSettings(size=100, crop=(32, 60), precision="bf16")) == (
+        (32, 64),
+        "bf16",
+    )
+    assert seen(MaskRCNNSettings(short_side=60, long_side=100)) == ((64, 112), "fp32")
+    assert seen(LinearSettings()) == (tuple(vit.data.size), "fp32")
+
+
+def test_measured_once_a_machine(vit, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    settings = [SegmentationSettings(size=32), SegmentationSettings(size=32, lr=1.0)]
+    found = efficiency.costs_of(vit, settings, CPU)
+    assert found["parameters"] == sum(each.numel() for each in vit.model.state_dict().values())
+    with torch.inference_mode():
+        assert found["32x32-fp32/flops_per_image"] == count_flops(
+            lambda: vit(torch.zeros(1, 3, 32, 32))
+        )
+    assert found["flops_per_image"] > 20 * found["32x32-fp32/flops_per_image"]  # 160 px
+    assert found["images_per_second"] > 0 and found["memory_mb"] > 10
+    monkeypatch.setattr(efficiency, "_measure", lambda *_: pytest.fail("measured again"))
+    other = backbones.create("random/timm/test_vit", seed=5)  # other weights cost the same
+    assert efficiency.costs_of(other, settings, CPU) == found
+    monkeypatch.setattr(efficiency, "device_kind", lambda device: "another")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        efficiency.costs_of(vit, settings, CPU)
+
+
+def test_what_cannot_be_measured_is_left_out(vit, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        efficiency, "_measure", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    )
+    assert efficiency.costs_of(vit, [SegmentationSettings(size=32)], CPU).keys() == {"parameters"}
+    assert not (tmp_path / "efficiency").exists()

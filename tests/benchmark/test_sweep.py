@@ -1,0 +1,290 @@
+"""Sweeps from the command line: real trainings on the smoke suite, real probes, a real study, a
+real MLflow store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from backbones.cliptex.training.recipes import RECIPES, read_recipe
+from benchmark.__main__ import main
+from benchmark.sweep.bench import SweepOptions, fixed_settings, make_recipe
+from benchmark.sweep.launch import _Sweeping
+from reports.mlflow.client import Client
+from reports.mlflow.run import Tracker
+from sweeps.driver import Evaluation
+from sweeps.space import LAMBDAS
+from sweeps.study import load_sweep, sole_driver
+from sweeps.summary import best_trial, run_again, summary
+from tests.sweeps import cheap
+
+TASKS = ["--task", "mini-class/zero-shot,mini-retrieval/retrieval"]
+SMOKE = ["sweep", "launch", "--suite", "smoke", *TASKS, "--device", "cpu", "--seed", "7"]
+LAUNCH = [*SMOKE, "--lambdas", "seg", "--values", "1,10"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def url(here):
+    return f"sqlite:///{here}/sweeps.db"
+
+
+@pytest.fixture
+def tracker(here):
+    return Tracker("cheap", f"sqlite:///{here}/mlflow.db")
+
+
+@pytest.mark.slow
+def test_a_sweep_from_launch_to_recipe(here, capsys):
+    assert main([*LAUNCH, "--confirm", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "smoke-linear: 2 of 2 cells done" in shown
+    assert "report: " in shown
+    study = optuna.load_study(study_name="smoke-linear", storage="sqlite:///sweeps.db")
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    assert sorted(trial.params["lambda_seg"] for trial in trials) == [1.0, 10.0]
+    confirmed = study.best_params["lambda_seg"] != 1.0  # else the base cell won
+    assert f"over {2 * confirmed} fresh seeds" in shown
+    assert len([key for key in study.user_attrs if key.startswith("again.")]) == 4 * confirmed
+    client = Client(study.user_attrs["mlflow"]["uri"])
+    experiment = client.get_experiment_by_name("sweep-smoke")
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = runs[study.user_attrs["mlflow"]["run"]]
+    stages = [run.data.tags for run in runs.values() if run.data.tags.get("stage") == "train"]
+    assert len({tags["train.key"] for tags in stages}) == len(stages), "nothing is trained twice"
+    for trial in trials:
+        run = runs[trial.user_attrs["mlflow.run"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        if (
+            run.data.tags["trained"] == "true"
+        ):  # false where a home folder of an earlier session has the weights
+            trained = runs[run.data.tags["train.run"]]
+            assert trained.data.params["lambda_seg"] == str(trial.params["lambda_seg"])
+            assert trained.data.tags["weights.sha256"] == run.data.tags["weights.sha256"]
+        assert Path(run.data.tags["weights.file"]).is_file()
+        assert run.data.metrics["objective/gain"] == pytest.approx(trial.value)
+        for metric in ("mini-class/zero-shot/top1", "mini-retrieval/retrieval/i2t_R_at_1"):
+            assert metric in run.data.metrics
+    assert {"plots.html", "plots.json", "best_recipe.json", "summary.json"} <= {
+        f.path for f in client.list_artifacts(parent.info.run_id)
+    }
+    recipe = read_recipe(here / "smoke-linear-best.json")
+    assert (
+        recipe.weight("seg") == study.best_params["lambda_seg"]
+        and recipe.epochs == 1.0
+        and recipe.batch_size == 32
+    )
+
+    assert main([*LAUNCH, "--confirm", "2"]) == 0, "all is done: the table again, and no new run"
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    capsys.readouterr()
+    assert main(["sweep", "status"]) == 0
+    assert "2 of 2 cells done, 0 running, 0 left" in capsys.readouterr().out
+    assert main([*LAUNCH, "--dry-run"]) == 0
+    assert "2 of 2 cells done" in capsys.readouterr().out
+    told = {}
+    for command in ("status", "best", "show"):
+        assert main(["sweep", command, "--json"]) == 0
+        told[command] = json.loads(capsys.readouterr().out)
+    assert (told["status"]["done"], told["status"]["left"]) == (2, 0) and len(told["show"]) == 2
+    assert told["best"]["trials"][0]["trial"] == study.best_trial.number
+    assert told["best"]["recipe"]["lambda_seg"] == study.best_params["lambda_seg"]
+    assert main(["sweep", "best", "--out", "best.json"]) == 0
+    assert (
+        json.loads(Path("best.json").read_text())["lambda_seg"] == study.best_params["lambda_seg"]
+    )
+    assert main(["sweep", "show"]) == 0
+    assert "mini-retrieval/retrieval" in capsys.readouterr().out
+
+    assert main([*LAUNCH, "--set", "epochs=2"]) == 2
+    assert "fixed.epochs: 1.0 → 2.0" in capsys.readouterr().err
+    assert main([*LAUNCH, "--values", "1,5"]) == 2
+    assert re.search(r"lambda_seg.values: \[1.0, 10.0\] → \[1.0, 5.0\]", capsys.readouterr().err)
+
+    # further cells reuse what is trained: another study with the same recipes trains nothing but
+    # its new cell, and its trials go to two processes
+    more = [
+        *LAUNCH,
+        "--study",
+        "more",
+        "--values",
+        "0.1,1,10",
+        "--confirm",
+        "0",
+        "--jobs",
+        "2",
+        "--storage",
+        "more.log",
+    ]
+    assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 0
+    assert capsys.readouterr().out.count("  trial ") == 3, "each trial is told once"
+    second = load_sweep("more", "more.log").study
+    assert {trial.state for trial in second.get_trials()} == {TrialState.COMPLETE}
+    assert sorted(trial.params["lambda_seg"] for trial in second.get_trials()) == [0.1, 1.0, 10.0]
+    assert Path("more-best.json").is_file()
+    found = client.search_runs([experiment.experiment_id])
+    later = [run for run in found if run.data.tags.get("stage") == "train"]
+    assert len(later) == len(stages) + 1
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+    # a study that another process drives is refused before anything is prepared
+    with sole_driver(load_sweep("more", "more.log")):
+        load_sweep("more", "more.log").note(
+            "driver", {"process": "another/machine|1:1", "time": time.time()}
+        )
+        assert main([*more, "--objective", "mini-class/zero-shot/top1"]) == 2
+    assert "is driven by another process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bad_trials_are_stopped_from_the_processes_that_train(here, capsys):
+    several = ["--set", "epochs=4", "--set", "val_pairs=32", "--prune", "val/i2t_R@1"]
+    assert (
+        main(
+            [
+                *SMOKE,
+                "--search",
+                "random",
+                "--trials",
+                "4",
+                "--confirm",
+                "0",
+                "--jobs",
+                "2",
+                *several,
+            ]
+        )
+        == 0
+    )
+    assert "4 of 4 cells done" in capsys.readouterr().out
+    trials = load_sweep(None, None).trials()
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(trial.intermediate_values for trial in trials)
+
+
+def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
+    """Only once each, and one that breaks is left out."""
+    sweep = cheap.start(url, objectives=("seg/linear/mIoU",))
+    cheap.finish(sweep, tracker)
+    measured = []
+
+    class Cheap:
+        async def measure(self, recipe, parent, pruning=None):
+            measured.append((recipe.weight("seg"), recipe.seed))
+            if recipe.seed == 3 and measured.count((recipe.weight("seg"), 3)) == 1:
+                raise RuntimeError("the loss became NaN")
+            found = cheap.measure({f"lambda_{name}": recipe.weight(name) for name in LAMBDAS})
+            found["seg/linear"]["mIoU"] += 0.1 * recipe.seed
+            return Evaluation(found, {"train.run": "there"})
+
+    with tracker.run("sweep") as parent:
+        sweeping = _Sweeping(sweep, Cheap(), tracker, parent)
+        for count in (1, 2, 3, 3):
+            asyncio.run(sweeping.confirm(range(1, 1 + count)))
+        assert sorted(set(measured)) == [(cell, seed) for cell in (0.1, 1.0) for seed in (1, 2, 3)]
+        assert len(measured) == 8, "seed 3 broke once in each cell"
+    base, best = sweep.space.base, best_trial(sweep).params
+    assert run_again(sweep, base).keys() == run_again(sweep, best).keys() == {1, 2, 3}
+    rows = {row["what"]: row for row in summary(sweep).to_dict("records")}
+    assert (
+        rows["seg/linear/mIoU"]["confirmed"] == pytest.approx(1.0)
+        and rows["seg/linear/mIoU"]["verdict"] == "clear"
+    )
+    runs = tracker.search("tags.again != ''")
+    assert sorted(run.info.status for run in runs) == ["FAILED"] * 2 + ["FINISHED"] * 6
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.id}
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--set", "lamda_seg=1"], "no setting of the recipe; did you mean lambda_seg"),
+        (["--set", "seed=1"], "--seed"),
+        (["--vary", "learning=1,2"], "--vary learning"),
+        (["--values", "a,b"], "numbers separated by commas"),
+        (["--objective", "mini-class/zero-shot/mIoU"], "has top1"),
+        (["--objective", "dense"], "none of the chosen tasks"),
+        (["--prune", "val/i2t_R@1"], "linear search compares finished trials"),
+        (["--search", "tpe", "--prune", "val/i2t_R@1"], "val_pairs"),
+        (["--search", "tpe", "--range", "0,1"], "0 < LOW"),
+        (["--search", "cmaes", "--objective", "gain,zero-shot"], "one objective"),
+        (["--init", "random"], "leave out --init"),
+        (["--jobs", "-1"], "--jobs"),
+        (["--num-workers", "-1"], "--num-workers"),
+        (["--confirm", "-1"], "--confirm"),
+        (["--executor", "slrm"], "no executor 'slrm'"),
+        (
+            ["--values", "0", "--lambdas", "clip,seg,depth,normal", "--search", "grid"],
+            "every lambda is 0",
+        ),
+        (["--vary", "name=a,b"], "no setting to choose"),
+        (["--vary", "lr=1e-4,1e-3", "--set", "lr=1e-5"], "both fixed by --set and varied"),
+        (["--search", "tpe", "--vary", "lr=-1:1"], "lr and head_lr must be above 0"),
+        (["--search", "tpe", "--prune", "val/loss"], "val/t2i_R@10"),
+        (["--out", "."], "--out . is a folder"),
+        (["--storage", "sweeps.db"], "is no address"),
+        (["--recipe", "clip"], "give cliptex or a recipe file"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_before_any_work(here, capsys, extra, says):
+    assert main([*LAUNCH, *extra]) == 2
+    told = capsys.readouterr().err
+    assert says in told and told.count("\n") == 1
+    assert not list(here.glob("*.db")), "nothing was made"
+
+
+def test_commands_without_a_study(here, capsys):
+    for command in ("status", "best", "show"):
+        assert main(["sweep", command]) == 2
+        assert "start one with `sweep launch`" in capsys.readouterr().err
+    assert not list(here.iterdir())
+    assert main([*LAUNCH, "--dry-run"]) == 0
+    assert "smoke-linear: 2 cells to do" in capsys.readouterr().out and not list(here.iterdir())
+    assert main(["sweep", "launch", "--suite", "paper"]) == 2
+    assert "say --init, --pairs and --labels" in capsys.readouterr().err
+
+
+def test_recipes_of_trials_share_all_but_their_params(tmp_path):
+    (tmp_path / "mine.toml").write_text('lr = 2e-5\nlambda_seg = 5\nexperts = ["seg", "depth"]\n')
+    request = SweepOptions(
+        recipe=str(tmp_path / "mine.toml"), overrides=["epochs=2", "lambda_normal=0"], seed=3
+    )
+    fixed, lambdas = json.loads(
+        json.dumps(fixed_settings(request, {"batch_size": 64, "epochs": 1.0}))
+    )
+    assert fixed == {
+        "recipe": "cliptex",
+        "lr": 2e-5,
+        "epochs": 2.0,
+        "batch_size": 64,
+        "experts": ["seg", "depth"],
+        "seed": 3,
+    }
+    assert lambdas == {"lambda_normal": 0.0}
+    trial = make_recipe("cliptex", fixed, {"lambda_seg": 0.1, "experts": "seg", "lr": 3e-5}, 4)
+    assert (trial.weight("seg"), trial.experts, trial.lr, trial.batch_size, trial.seed) == (
+        0.1,
+        ("seg",),
+        3e-5,
+        64,
+        4,
+    )
+    base = make_recipe("clip-ft", fixed, {}, 3)
+    assert base.tasks == () and (base.lr, base.epochs, base.batch_size) == (2e-5, 2.0, 64)
+    assert base.weight("clip") == RECIPES["clip-ft"].weight("clip")
+    with pytest.raises(ValueError, match="lambda must be 0 or more"):
+        make_recipe("cliptex", fixed, {"lambda_seg": -1.0}, 0)
