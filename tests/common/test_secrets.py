@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from common import secrets
 from common.secrets import hide_quoted, hide_secrets, remember
-from reports import secrets
 
 
 @pytest.mark.parametrize(
