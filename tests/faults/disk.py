@@ -1,5 +1,7 @@
-"""``disk``: a disk that fills at any stage of a run, of labelling and of training: a tmpfs where
-root may mount one, else a limit on how large a file may become."""
+"""``disk``: a disk that fills up during a run, labelling or training.
+
+The disk is a tmpfs where root may mount one, otherwise a limit on the size of a file.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.faults.place import LABEL, RANDOM, TRAIN, Place, Point
+from tests.faults.sandbox import LABEL, RUN_AGAIN, TRAIN, Outcome, Sandbox
 
 COMMANDS = {
-    "run": [*RANDOM, "--experiment", "again", "--json", "after.json"],
+    "run": RUN_AGAIN,
     "label": [*LABEL, "--out", "labels2"],
     "train": [*TRAIN, "--set", "lr=0.001", "--out", "w2.safetensors"],
 }
@@ -27,12 +29,9 @@ def _mount(*words: object) -> bool:
 def small_disk(folder: Path) -> Iterator[bool]:
     """A tmpfs at ``folder`` while in use; yields whether one may be mounted."""
     folder.mkdir(parents=True)
-    try:
-        mounted = bool(shutil.which("mount")) and _mount(
-            "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder
-        )
-    except OSError:
-        mounted = False
+    mounted = shutil.which("mount") is not None and _mount(
+        "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder
+    )
     try:
         yield mounted
     finally:
@@ -40,29 +39,29 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def point(whole: Place, folder: Path, name: str, spare: int) -> str:
-    """A command with so many KiB to spare, then again with enough."""
+def fill_disk(undisturbed: Sandbox, folder: Path, name: str, spare: int) -> str:
+    """Run a command with ``spare`` KiB of disk, then again with enough; the fault, or ''."""
     with small_disk(folder) as mounted:
-        place = whole.copy(folder)
+        sandbox = undisturbed.copy(folder)
         used = shutil.disk_usage(folder).used >> 10
         if mounted:
             assert _mount("-o", f"remount,size={used + spare}k", folder)
-        ended = place.run(COMMANDS[name], **({} if mounted else {"largest": spare << 10}))
+        result = sandbox.run(COMMANDS[name], largest_file=None if mounted else spare << 10)
         if mounted:
             assert _mount("-o", "remount,size=2g", folder)
-        if wrong := ended.wrong(codes=(0, 1, 2)) or (place.left() if ended.code == 0 else ""):
-            return wrong
-        again = place.run(COMMANDS[name])
-        if wrong := again.wrong(codes=(0,)) or place.left():
-            return f"afterwards: {wrong}"
-        same = name != "run" or place.metrics("after.json") == whole.metrics()
+        if error := result.error() or (sandbox.leftovers() if result.code == 0 else ""):
+            return error
+        again = sandbox.run(COMMANDS[name])
+        if error := again.error(codes=(0,)) or sandbox.leftovers():
+            return f"afterwards: {error}"
+        same = name != "run" or sandbox.metrics("after.json") == undisturbed.metrics()
         return "" if same else "afterwards: other metrics"
 
 
-def points(whole: Place, folder: Path, count: int, number: int) -> Iterator[Point]:
-    """From nothing to spare to nearly enough."""
-    rng = random.Random(number)
+def points(undisturbed: Sandbox, folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """From almost no space (4 KiB) to nearly enough (8 MiB)."""
+    rng = random.Random(seed)
     for index in range(count):
         name = sorted(COMMANDS)[index % 3]
-        spare = round(4 * 2 ** (rng.random() * 11))  # 4 KiB … 8 MiB
-        yield f"{name} with {spare} KiB", point(whole, folder / str(index), name, spare)
+        spare = round(4 * 2 ** (rng.random() * 11))
+        yield f"{name} with {spare} KiB", fill_disk(undisturbed, folder / str(index), name, spare)

