@@ -158,7 +158,7 @@ class KilledCommand:
         allowed = {"FINISHED", "KILLED", *(["FAILED"] if self.torchrun else [])}
         pending = [run.info.run_name for run in runs if run.info.status not in allowed]
         if pending:
-            return f"not allowed: {pending}"
+            return f"not ended: {pending}"
         finished = [run for run in runs if run.info.status == "FINISHED"]
         cells = Counter(run.data.tags["cell"] for run in finished if "cell" in run.data.tags)
         return f"finished twice: {cells}" if set(cells.values()) - {1} else ""
