@@ -12,7 +12,7 @@ from backbones.versions import PROBING, versions
 from benchmark.suites.registry import Suite, settings_in
 from common.errors import nearest
 from common.files import content_key
-from common.overrides import fields_of, read_value, with_changes
+from common.settings import field_names, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.share import with_share
@@ -114,7 +114,7 @@ def plan_tasks(
         spec, probe = find_task(name)
         axis = axis_of(probe)
         used |= {axis} if value else set()
-        fields, given = fields_of(probe.settings_type), settings_in(suite, name) or {}
+        fields, given = field_names(probe.settings_type), settings_in(suite, name) or {}
         if name not in suite.tasks:  # they are other probes'
             given = {key: value for key, value in given.items() if key in fields}
         fitting = {key: value for key, value in overrides.items() if key in fields - AXES}
@@ -151,7 +151,7 @@ def axis_of(probe: Probe) -> str:
     """What variants of a probe's tasks differ in; '' where it trains on nothing."""
     return (
         "shots"
-        if "shots" in fields_of(probe.settings_type)
+        if "shots" in field_names(probe.settings_type)
         else "train_share"
         if "train" in probe.splits
         else ""
@@ -191,7 +191,7 @@ def _variant(task: PlannedTask, axis: str, value: str) -> PlannedTask:
 
 def has_protocol(probe: Probe) -> bool:
     """Whether a probe knows published protocols."""
-    return "protocol" in fields_of(probe.settings_type)
+    return "protocol" in field_names(probe.settings_type)
 
 
 def find_planned(name: str) -> Probe | None:

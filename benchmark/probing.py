@@ -14,7 +14,7 @@ from benchmark.groups import task_groups
 from benchmark.plan import AXES, PlannedTask
 from benchmark.suites.registry import Stages
 from benchmark.unit import ProbeUnit, probe_unit
-from common.overrides import fields_of
+from common.settings import field_names
 from probes.datasets.base import PreparedDataset
 
 
@@ -57,7 +57,7 @@ class Probing:
         """
         stages, executor = self.stages, self.stages.executor
         # variants say theirs in their names
-        known = {key for task in group for key in fields_of(task.probe.settings_type)} - AXES
+        known = {key for task in group for key in field_names(task.probe.settings_type)} - AXES
         overrides = {key: value for key, value in self.overrides.items() if key in known}
         unit = ProbeUnit(
             stages.suite,

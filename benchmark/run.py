@@ -34,7 +34,7 @@ from benchmark.suites.registry import (
 from common.errors import NonFiniteLoss, users_line
 from common.files import LAST_SEED, write_json
 from common.locks import keep, lock_file, locked_async
-from common.overrides import parse_pairs
+from common.settings import parse_pairs
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
 from probes.features.budget import budget

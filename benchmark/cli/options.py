@@ -242,7 +242,7 @@ def add_tracking(
 def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     """What ``add_execution`` was told. Raises ``UserError`` for a setting of another form."""
     from benchmark.execution import ExecutorSpec
-    from common.overrides import parse_pairs
+    from common.settings import parse_pairs
 
     settings = parse_pairs(options.executor_arg)
     return ExecutorSpec(

@@ -243,7 +243,7 @@ def _sweep_options(options: argparse.Namespace) -> SweepOptions:
     """What was given, the rest as ``SweepOptions`` has it. Raises ``UserError`` for a setting of
     another form."""
     from benchmark.sweep.bench import SweepOptions
-    from common.overrides import fields_of, parse_pairs
+    from common.settings import field_names, parse_pairs
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     given |= {
@@ -252,7 +252,7 @@ def _sweep_options(options: argparse.Namespace) -> SweepOptions:
         "executor": executor_spec(options),
     }
     return SweepOptions(
-        **{name: value for name, value in given.items() if name in fields_of(SweepOptions)}
+        **{name: value for name, value in given.items() if name in field_names(SweepOptions)}
     )
 
 

@@ -25,7 +25,7 @@ from benchmark.suites.registry import Stages, SuiteTraining, find_suite
 from common.errors import nearest
 from common.files import content_key, home
 from common.locks import keep
-from common.overrides import parse_pairs
+from common.settings import parse_pairs
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
 from sweeps.pruning import Pruning

@@ -21,8 +21,8 @@ from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
 from benchmark.sweep.table import say, show_state, summary_text
 from common.errors import nearest, users_line
 from common.files import write_json
-from common.overrides import parse_pairs
 from common.secrets import hide_secrets
+from common.settings import parse_pairs
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive
 from sweeps.errors import NoSweep, first_line

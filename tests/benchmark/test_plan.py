@@ -65,7 +65,7 @@ def test_a_protocol_stands_between_the_suites_settings_and_the_users(tmp_path):
         (["voc/lineer"], {}, "did you mean voc/linear"),
         (["camvid/linear"], {}, "suite 'paper' has no task 'camvid/linear'"),
         (["voc/linear"], {"max_itres": "3"}, "did you mean max_iters"),
-        (["voc/linear"], {"max_iters": "many"}, "a whole number"),
+        (["voc/linear"], {"max_iters": "many"}, "valid integer"),
         (
             ["voc/linear", "ade20k/linear"],
             {"protocol": "dinov3"},
@@ -205,8 +205,8 @@ def test_variants_of_a_task():
     [
         ("imagefolder/linear:0", {}, "train_share=0 is not possible"),
         ("imagefolder/linear", {"train_share": "nan"}, "finite number"),
-        ("imagefolder/linear:much", {}, "finite number"),
-        ("imagefolder/few-shot:0.5", {}, "a whole number"),
+        ("imagefolder/linear:much", {}, "valid number"),
+        ("imagefolder/few-shot:0.5", {}, "valid integer"),
         ("imagefolder/zero-shot:0.5", {}, "imagefolder/zero-shot trains on nothing"),
         ("imagefolder/zero-shot", {"train_share": "0.5"}, "no chosen task has this setting"),
     ],

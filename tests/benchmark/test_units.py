@@ -17,7 +17,7 @@ from benchmark.data import DataChoice, prepare_data
 from benchmark.plan import cell_key, plan_tasks
 from benchmark.suites.registry import find_suite
 from benchmark.unit import ProbeUnit, probe_unit
-from common.overrides import parse_pairs
+from common.settings import parse_pairs
 from reports.mlflow.client import Client
 from reports.mlflow.run import Tracker
 from tests.forks import Fork, command

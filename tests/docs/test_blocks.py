@@ -37,7 +37,7 @@ from benchmark.run import RunOptions, make_plan
 from benchmark.suites.registry import find_suite
 from benchmark.sweep import launch
 from common.errors import UserError
-from common.overrides import parse_pairs, with_changes
+from common.settings import parse_pairs, with_changes
 from probes.datasets.download.table import entry
 from probes.datasets.webdataset import list_candidates
 from reports.render.export import FORMATS

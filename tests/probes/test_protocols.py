@@ -11,7 +11,7 @@ import torch
 import backbones.named  # noqa: F401  registers the families of names
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from common.overrides import fields_of, with_changes
+from common.settings import field_names, with_changes
 from probes.dense.probe import DenseProbe
 from probes.protocols.base import (
     OWN,
@@ -250,7 +250,7 @@ def test_every_preset_names_settings_of_its_probe_and_says_where_it_is_from(prot
     assert protocol.source
     for preset in protocol.presets:
         probe = PROBES[preset.probe]
-        assert set(preset.settings) <= fields_of(probe.settings_type) - {"protocol", "precision"}
+        assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol", "precision"}
         settings = with_changes(probe.settings_type(), preset.settings)
         assert (
             changed(dataclasses.replace(preset, data={}), settings, tiny_dense.SPECS["depth"]) == []

@@ -4,14 +4,14 @@ import pytest
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from common.overrides import fields_of, with_changes
+from common.settings import field_names, with_changes
 from probes.registry import PROBES
 
 
 @pytest.mark.parametrize("name", sorted(PROBES))
 def test_an_implausible_size_is_refused_in_one_line(name):
     settings = PROBES[name].settings_type()
-    for key in {"size", "long_side"} & fields_of(type(settings)):
+    for key in {"size", "long_side"} & field_names(type(settings)):
         with pytest.raises(UserError, match=f"^{key}=100000000 is not possible") as caught:
             with_changes(settings, {key: "100000000"})
         assert "8192" in str(caught.value) and "\n" not in str(caught.value)

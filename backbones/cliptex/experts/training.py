@@ -20,7 +20,7 @@ from backbones.cliptex.protocols import Progress, Silent
 from backbones.cliptex.tasks import find_task
 from common.errors import UserError
 from common.files import content_key
-from common.overrides import with_changes
+from common.settings import with_changes
 
 VERSION = 1
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
 from common.errors import UserError, nearest
 from common.files import content_key, read_json, read_utf8
-from common.overrides import fields_of, parse_pairs, read_value, with_changes
+from common.settings import field_names, parse_pairs, read_value, with_changes
 
 VERSION = 2  # raised whenever the same recipe would give other weights; 1 resampled images twice
 WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights
@@ -193,7 +193,9 @@ class Recipe:
 
 def setting_names() -> set[str]:
     """Names of all settings of a recipe, as users know them."""
-    return {*fields_of(Recipe), *(LAMBDA + loss for loss in ("clip", *task_names()))} - {"lambdas"}
+    return {*field_names(Recipe), *(LAMBDA + loss for loss in ("clip", *task_names()))} - {
+        "lambdas"
+    }
 
 
 NO_TASKS = {"clip": 1.0, **dict.fromkeys(PAPER, 0.0)}

@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import console
     from benchmark.stages.experts import ExpertTraining, expert_stage
     from benchmark.stages.stage import driving
-    from common.overrides import parse_pairs
+    from common.settings import parse_pairs
     from reports.mlflow.client import using
 
     inputs = ExpertTraining(

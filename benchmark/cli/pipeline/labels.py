@@ -114,7 +114,7 @@ def predict(options: argparse.Namespace) -> int:
     from benchmark.stages.dry_run import preview_label
     from benchmark.stages.labels import LabelRequest, label_stage
     from benchmark.stages.stage import driving
-    from common.overrides import parse_pairs, with_changes
+    from common.settings import parse_pairs, with_changes
     from reports.mlflow.client import using
 
     spec = executor_spec(options)

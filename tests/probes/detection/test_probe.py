@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from common.overrides import with_changes
+from common.settings import with_changes
 from probes.base import TaskResult
 from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap

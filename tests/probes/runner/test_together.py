@@ -20,7 +20,7 @@ from torch import nn
 import probes.dense.probe  # noqa: F401 – registers the probes
 from backbones import registry
 from common.errors import NonFiniteLoss, UserError
-from common.overrides import with_changes
+from common.settings import with_changes
 from probes.base import Context, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.data import LoadGroundTruth

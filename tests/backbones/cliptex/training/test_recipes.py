@@ -72,7 +72,7 @@ def test_changes_are_typed():
         ("lambda_seg", "key=value"),
         ("lambda_seg=-1", "0 or more"),
         ("lambda_seg=nan", "finite"),
-        ("batch_size=1.5", "whole number"),
+        ("batch_size=1.5", "valid integer"),
         ("batch_size=10", "accumulate"),
         ("experts=seg,flow", "no task 'flow'; known: depth, normal, seg"),
         ("experts=clip", "clip is no task"),
@@ -121,7 +121,7 @@ def test_files(tmp_path):
     for text, message in (
         ("{", "valid JSON"),
         ("[]", "table"),
-        ('{"lr": "fast"}', "finite"),
+        ('{"lr": "fast"}', "valid number"),
         ('{"lrr": 1}', "lr"),
         ('{"recipe": "mae"}', "mae"),
     ):

@@ -1,0 +1,124 @@
+"""Settings of recipes, probes and experts: frozen dataclasses whose fields declare type and range,
+and changes to them as text (``--set key=value``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from common.errors import UserError, nearest
+
+T = TypeVar("T")
+CONFIG = ConfigDict(allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def settings_dataclass(cls: type[T]) -> type[T]:
+    """A frozen pydantic dataclass: values are converted to the type of their field and checked.
+
+    Declare ranges in the annotation (``Annotated[int, Field(ge=1)]``, ``pydantic.PositiveInt``,
+    ``Literal["fp32", "bf16"]``). Conditions between fields go into ``__post_init__``, which raises
+    ``UserError``. Numbers must be finite; lists become tuples where the field is a tuple.
+
+    Raises (on construction):
+        UserError: a value of the wrong type or out of range: one line with name, value and what is
+            allowed.
+    """
+    created: Any = pydantic.dataclasses.dataclass(cls, frozen=True, config=CONFIG)
+    validate = created.__init__
+
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            validate(self, *args, **values)
+        except ValidationError as error:
+            raise UserError(_message(error)) from error
+
+    created.__init__ = __init__
+    return created
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """``["a=1", "b=x"]`` → ``{"a": "1", "b": "x"}``.
+
+    Raises:
+        UserError: a pair has no ``=``, or a key comes twice with different values.
+    """
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key:
+            raise UserError(f"--set {pair!r} is not of the form key=value")
+        if parsed.get(key, value) != value:
+            raise UserError(f"--set {key} is given twice: {parsed[key]} and {value}; keep one")
+        parsed[key] = value
+    return parsed
+
+
+def field_names(settings_type: type) -> set[str]:
+    """Names of the settings of a dataclass."""
+    return {field.name for field in dataclasses.fields(settings_type)}
+
+
+def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
+    """A copy of a settings dataclass with ``changes``; text is read as the type of its field.
+
+    Raises:
+        UserError: an unknown key (suggests the nearest), or a value that the field does not allow.
+    """
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    values = {}
+    for key, value in changes.items():
+        if key not in field_names(type(settings)):
+            raise UserError(f"no setting {key!r}; {nearest(key, field_names(type(settings)))}")
+        values[key] = read_value(key, value, hints[key]) if isinstance(value, str) else value
+    try:
+        return dataclasses.replace(settings, **values)  # type: ignore[type-var]
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"settings {values}: {error}") from error
+
+
+def read_value(key: str, text: str, hint: Any) -> Any:
+    """``text`` as a value of type ``hint``, which pydantic checks; items of a tuple are separated
+    by commas, ``none`` is None where that is allowed.
+
+    Raises:
+        UserError: the text does not fit the type.
+    """
+    value: Any = text
+    origins = _origins(hint)
+    if type(None) in origins and text.lower() == "none":
+        value = None
+    elif tuple in origins:
+        value = [item.strip() for item in text.strip("()[] ").split(",") if item.strip()]
+    try:
+        return TypeAdapter(hint, config=CONFIG).validate_python(value)
+    except ValidationError as error:
+        raise UserError(_message(error, key)) from error
+
+
+def _origins(hint: Any) -> set[Any]:
+    """The classes that values of a type hint can have, through Annotated and unions."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _origins(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_origins, typing.get_args(hint)))
+    return {origin or hint}
+
+
+def _message(error: ValidationError, key: str = "") -> str:
+    first = error.errors(include_url=False)[0]
+    if "error" in first.get("ctx", {}):  # raised by __post_init__
+        return str(first["ctx"]["error"])
+    name = key or (first["loc"][0] if first["loc"] else "settings")
+    reason = first["msg"].replace("Input should be", "must be").partition(", unable to")[0]
+    return f"{name}={first['input']}: {reason}"

@@ -1,0 +1,102 @@
+"""Settings are typed, checked and never guessed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from common.errors import UserError
+from common.settings import parse_pairs, read_value, settings_dataclass, with_changes
+
+
+@settings_dataclass
+class Settings:
+    max_iters: Annotated[int, Field(ge=1)] = 100
+    lr: float = 0.1
+    flip: bool = True
+    size: Annotated[int, Field(ge=16)] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    lrs: tuple[float, ...] = (0.1,)
+    scale: tuple[float, float] = (0.5, 2.0)
+
+    def __post_init__(self) -> None:
+        if self.scale[0] > self.scale[1]:
+            raise UserError("scale must be low,high")
+
+
+def test_strings_take_the_type_of_their_field():
+    changed = with_changes(
+        Settings(),
+        {
+            "max_iters": "7",
+            "lr": "1e-3",
+            "flip": "false",
+            "size": "224",
+            "precision": "bf16",
+            "lrs": "1,0.5",
+            "scale": "1,2",
+        },
+    )
+    assert changed == Settings(7, 1e-3, False, 224, "bf16", (1.0, 0.5), (1.0, 2.0))
+    assert with_changes(changed, {"size": "none"}).size is None
+
+
+def test_settings_are_frozen_hashable_and_equal_after_json_and_pickle():
+    settings = Settings(lrs=(1.0, 2.0))
+    assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert hash(settings) == hash(Settings(lrs=(1.0, 2.0)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.lr = 1.0
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_finite_float_survives(value):
+    assert with_changes(Settings(), {"lr": repr(value)}).lr == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_iter": "7"}, "did you mean max_iters"),
+        ({"max_iters": "7.5"}, "max_iters=7.5: must be a valid integer"),
+        ({"max_iters": "0"}, "max_iters=0: must be greater than or equal to 1"),
+        ({"max_iters": 0}, "max_iters=0: must be greater than or equal to 1"),
+        ({"size": "8"}, "size=8: must be greater than or equal to 16"),
+        ({"lr": "nan"}, "lr=nan: must be a finite number"),
+        ({"flip": "maybe"}, "flip=maybe: must be a valid boolean"),
+        ({"precision": "fp8"}, "precision=fp8: must be 'fp32' or 'bf16'"),
+        ({"scale": "1"}, "scale"),
+        ({"scale": "2,1"}, "low,high"),
+    ],
+)
+def test_wrong_values_are_one_line(changes, message):
+    with pytest.raises(UserError, match=message) as raised:
+        with_changes(Settings(), changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_constructor_checks_too():
+    with pytest.raises(UserError, match="max_iters=0"):
+        Settings(max_iters=0)
+
+
+def test_read_value():
+    assert read_value("lambda_seg", "0.5", float) == 0.5
+    with pytest.raises(UserError, match="lambda_seg=much: must be a valid number"):
+        read_value("lambda_seg", "much", float)
+
+
+def test_pairs():
+    assert parse_pairs(["a=1", "b = x=y", "a=1"]) == {"a": "1", "b": "x=y"}
+    with pytest.raises(UserError, match="not of the form"):
+        parse_pairs(["a"])
+    with pytest.raises(UserError, match="given twice"):
+        parse_pairs(["a=1", "a=2"])
