@@ -37,7 +37,7 @@ class Block:
 @cache
 def blocks(*languages: str) -> list[Block]:
     """Those in these languages, or all; in the order of the pages."""
-    found = []
+    matches = []
     for path in PAGES:
         for token in MarkdownIt().parse(path.read_text(encoding="utf-8")):
             if (
@@ -46,8 +46,8 @@ def blocks(*languages: str) -> list[Block]:
                 and (not languages or token.info in languages)
             ):
                 page = path.relative_to(ROOT).as_posix()
-                found.append(Block(page, token.map[0] + 1, token.info, token.content))
-    return found
+                matches.append(Block(page, token.map[0] + 1, token.info, token.content))
+    return matches
 
 
 def commands(page: str) -> Iterator[tuple[str, list[str]]]:

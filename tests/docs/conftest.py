@@ -28,7 +28,7 @@ def store(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, store) -> Path:
+def folder(tmp_path, monkeypatch, store) -> Path:
     """An empty folder to be in, with that store and a home of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))

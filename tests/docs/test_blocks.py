@@ -46,7 +46,7 @@ from tests.docs.test_examples import Patches
 from tests.probes.datasets import make
 
 LANGUAGES = {"sh", "python", "ini", "json", "toml", "yaml", "text"}
-OTHERS = (
+SYSTEM_PROGRAMS = (
     "source",
     "export",
     "apt-get",
@@ -64,12 +64,12 @@ def test_every_block_says_its_language():
 
 
 def run(options: Namespace) -> None:
-    told = {
-        one.name: getattr(options, one.name)
-        for one in fields(RunOptions)
-        if hasattr(options, one.name)
+    options_given = {
+        option.name: getattr(options, option.name)
+        for option in fields(RunOptions)
+        if hasattr(options, option.name)
     }
-    request = RunOptions(**{**told, "data": placed(options.data), "executor": None})
+    request = RunOptions(**{**options_given, "data": placed(options.data), "executor": None})
     try:
         plan = make_plan(request)
     except UserError as error:  # a suite of what is there, and nothing is here
@@ -134,12 +134,13 @@ def report(options: Namespace) -> None:
     assert set(listed(options.format)) <= set(FORMATS)
 
 
-def listed(given: str | Sequence[str]) -> Sequence[str]:
-    return given.split(",") if isinstance(given, str) else given
+def listed(formats: str | Sequence[str]) -> Sequence[str]:
+    return formats.split(",") if isinstance(formats, str) else formats
 
 
 PLANNERS: dict[str, Callable[[Namespace], None]] = {
-    one.__name__: one for one in (run, watch, train, label, labels, experts, sweep, data, report)
+    command.__name__: command
+    for command in (run, watch, train, label, labels, experts, sweep, data, report)
 }
 PLANNERS |= dict.fromkeys(("doctor", "cache", "ui"), lambda options: None)
 
@@ -194,7 +195,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "mlflow": of_mlflow,
     "sbatch": wrapped,
     ".ci/wheel": lambda words: None,
-    **dict.fromkeys(OTHERS, lambda words: None),
+    **dict.fromkeys(SYSTEM_PROGRAMS, lambda words: None),
 }
 
 
@@ -219,10 +220,10 @@ def test_files_that_are_shown_are_modules(block: Block):
     import_module(block.snippet.stem if inside[0] == "docs" else ".".join(inside))
 
 
-def test_python_blocks_run(place, store):
+def test_python_blocks_run(folder, store):
     """Page by page, with one seed; README's first, whose runs the others load."""
-    make.make_imagefolder(place / "datasets" / "imagefolder", n_train=2, n_val=5)
-    shutil.copy(place / "datasets/imagefolder/val/red/0000.JPEG", place / "street.jpg")
+    make.make_imagefolder(folder / "datasets" / "imagefolder", n_train=2, n_val=5)
+    shutil.copy(folder / "datasets/imagefolder/val/red/0000.JPEG", folder / "street.jpg")
     names: dict[str, Any] = {"my_module": Patches()}
     mlflow.set_tracking_uri(store)
     ran, run_id = set(), ""
@@ -241,7 +242,7 @@ def test_python_blocks_run(place, store):
         if block.page == "README.md":
             assert (
                 set(names["results"].frame.status) == {"done"}
-                and (place / "comparison/index.html").is_file()
+                and (folder / "comparison/index.html").is_file()
             )
             random = evaluate(
                 "random", "imagefolder/linear", suite="own", data_root="datasets", jobs=1
@@ -250,7 +251,7 @@ def test_python_blocks_run(place, store):
             run_id = random.frame.run.iloc[0]
     assert ran == {"README.md", "docs/add/expert.md", "docs/guide/mlflow.md"}
     assert names["labels"].shape == (4,) and len(names["predict"].classes) == 4
-    assert (place / "edge-finder/expert.json").is_file()
+    assert (folder / "edge-finder/expert.json").is_file()
 
 
 def test_recipes_are_read(tmp_path):
@@ -288,16 +289,16 @@ def test_json_is_what_is_written_and_read(tmp_path):
     ]
     shown = json.loads(result.text)
     tasks = plan_tasks(find_suite("paper"), ["voc/linear", "voc/pspnet"], {})
-    metrics, (hole,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
+    metrics, (failure,) = shown["backbones"]["clip"]["voc/linear"], shown["holes"]
     cells = [
         Cell("clip", "voc/linear", 0, "done", metrics=metrics),
-        Cell("clip", "voc/pspnet", 0, "failed", reason=hole["reason"]),
+        Cell("clip", "voc/pspnet", 0, "failed", reason=failure["reason"]),
     ]
     tracker: Any = SimpleNamespace(experiment="paper", uri="sqlite:///mlflow.db")
     written = as_json(
         RunResult("paper", tasks, cells, {("clip", 0): shown["mlflow"]["run_ids"]["clip"]}, tracker)
     )
-    written["holes"][0]["metrics"] = hole["metrics"]
+    written["holes"][0]["metrics"] = failure["metrics"]
     assert written["backbones"].pop("clip") | {"voc/pspnet": {}} == shown["backbones"].pop(
         "clip"
     ) | {"voc/pspnet": {}}

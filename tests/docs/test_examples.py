@@ -42,17 +42,19 @@ class Patches(nn.Module):
         return self.conv(images).relu()
 
 
-def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, place):
+def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, folder):
     """The template's network with random weights, on leaves and by the nearest mean."""
     rng = np.random.default_rng(0)
     for part, number in {"train": 3, "val": 2}.items():
         for index in range(number):
             mask = make.labels(rng, (48, 40), [0, 1, 255])
-            make.save(place / f"data/leaves/masks/{part}/{index}.png", mask)
-            make.save(place / f"data/leaves/images/{part}/{index}.jpg", make.picture(rng, (48, 40)))
-    make.make_imagefolder(place / "data/imagefolder", n_train=3, n_val=5)
+            make.save(folder / f"data/leaves/masks/{part}/{index}.png", mask)
+            make.save(
+                folder / f"data/leaves/images/{part}/{index}.jpg", make.picture(rng, (48, 40))
+            )
+    make.make_imagefolder(folder / "data/imagefolder", n_train=3, n_val=5)
     settings = {"max_iters": 2, "size": 32, "batch_size": 2}
-    found = evaluate(
+    results = evaluate(
         "random/my-net",
         ["leaves/linear", "imagefolder/nearest-mean"],
         suite="own",
@@ -62,14 +64,14 @@ def test_a_backbone_a_dataset_and_a_probe_of_other_packages(entry_points, place)
         jobs=1,
         num_workers=0,
     )
-    assert set(found.frame.status) == {"done"}
-    table = found.table()["random/my-net"]
+    assert set(results.frame.status) == {"done"}
+    table = results.table()["random/my-net"]
     assert 0 <= table["leaves/linear", "mIoU"] <= 100
     assert table["imagefolder/nearest-mean", "top1"] > 90, "the colour is the class"
-    assert len(found.per_image("imagefolder/nearest-mean")) == 20
+    assert len(results.per_image("imagefolder/nearest-mean")) == 20
 
 
-def test_the_notebook_runs(monkeypatch, place):
+def test_the_notebook_runs(monkeypatch, folder):
     """With one seed on a smaller world than that of its outputs; these are of the same cells, and
     none is an error."""
     monkeypatch.setitem(CONFIGS, "smoke", TINY)

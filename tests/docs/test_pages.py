@@ -32,13 +32,14 @@ def test_links_lead_somewhere(name):
 
 def test_pictures_in_html_are_there():
     """Which ``make docs`` does not look at."""
-    found = [
+    pictures = [
         (page, name)
         for page in PAGES
         for name in re.findall(r'src="([^"]+)"', page.read_text(encoding="utf-8"))
     ]
     assert (
-        found and [(page, name) for page, name in found if not (page.parent / name).is_file()] == []
+        pictures
+        and [(page, name) for page, name in pictures if not (page.parent / name).is_file()] == []
     )
 
 
@@ -50,12 +51,12 @@ def test_every_metric_and_probe_is_in_the_methodology():
     text = (DOCS / "methodology.md").read_text(encoding="utf-8")
     metrics = {*OTHERS, *(name for probe in PROBES.values() for name in probe.metrics)}
     assert sorted(name for name in metrics if f"`{name}`" not in text) == []
-    told = text + (DOCS / "choose.md").read_text(encoding="utf-8")
+    pages = text + (DOCS / "choose.md").read_text(encoding="utf-8")
     assert (
         sorted(
             name
             for name in (*PROTOCOLS, *{p.name for p in PROBES.values()})
-            if f"`{name}`" not in told
+            if f"`{name}`" not in pages
         )
         == []
     )
@@ -63,17 +64,17 @@ def test_every_metric_and_probe_is_in_the_methodology():
 
 def written() -> str:
     """All text constants of the source, what is filled into them left out."""
-    found = []
+    texts = []
     for package in ("benchmark", "backbones", "probes", "sweeps", "reports"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append(
+                    texts.append(
                         "…".join(p.value for p in node.values if isinstance(p, ast.Constant))
                     )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
-    return "\n".join(found)
+                    texts.append(node.value)
+    return "\n".join(texts)
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code():

@@ -1,5 +1,4 @@
-"""``python -m tests.performance [NAME …]``: run the benchmarks and write
-``docs/benchmarks.{md,json}``."""
+"""``python -m tests.performance [NAME …]``: run benchmarks, write ``docs/benchmarks.{md,json}``."""
 
 from __future__ import annotations
 
@@ -10,25 +9,25 @@ from pathlib import Path
 
 from benchmark.execution.progress import console
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # as for `python -m benchmark`: what is measured is what users get
+# as for `python -m benchmark`: measure what users get
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> int:
-    """Run all benchmarks, or the named ones (then nothing is written unless ``--out`` is given,
-    where their lines replace the older ones)."""
+    """Run all benchmarks, or the named ones.
+
+    Named ones are written only with ``--out``, where their rows replace older ones.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.performance", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument(
-        "--out", type=Path, help="folder to write to (default: docs, for a whole run)"
+        "--out", type=Path, help="folder to write to (default: docs, when all are run)"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("CLIPTEX_HOME", str(Path(scratch) / "home"))
         import tests.performance.cuda  # registers its benchmarks, as the others do
         import tests.performance.encoding
-        import tests.performance.formats
         import tests.performance.making
         import tests.performance.probing
         import tests.performance.reading

@@ -84,11 +84,11 @@ def alternate(
     median_a, median_b = (statistics.median(v) for v in values)
     ratio = median_b / median_a if invert else median_a / median_b
     result = Result(name, median_a, median_b, ratio, goal, unit, n, note)
-    say(result)
+    print_result(result)
     return result
 
 
-def say(result: Result) -> None:
+def print_result(result: Result) -> None:
     """Print one result as it comes."""
     mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[result.reached]
     console.print(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.performance.harness import Result, alternate, bench, say
+from tests.performance.harness import Result, alternate, bench, print_result
 
 
 @bench
@@ -135,7 +135,7 @@ def labelling(pairs: int = 64, side: int = 224, batch_size: int = 16) -> list[Re
         ),
     ]
     for result in results:
-        say(result)
+        print_result(result)
     return results
 
 
@@ -212,7 +212,7 @@ def coding(n: int = 40) -> list[Result]:
         Result(name, worst, 0.5, worst / 0.5, "<= 1", "mm", metres.size, depth.quantisation)
     )
     for result in results:
-        say(result)
+        print_result(result)
     return results
 
 
@@ -226,17 +226,17 @@ def mini_labels(n: int) -> list[dict[str, Any]]:
     def inverse(depth: np.ndarray) -> np.ndarray:
         return np.divide(1, depth, out=np.full_like(depth, np.nan), where=depth > 0)
 
-    truths = [
+    scenes = [
         render_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64)
         for i in range(n)
     ]
     return [
         {
-            "seg": truth.semantic,
-            "depth": inverse(truth.depth),
-            "normal": np.moveaxis(truth.normals, -1, 0),
+            "seg": scene.semantic,
+            "depth": inverse(scene.depth),
+            "normal": np.moveaxis(scene.normals, -1, 0),
         }
-        for truth in truths
+        for scene in scenes
     ]
 
 
@@ -314,11 +314,13 @@ def loading(size: int = 224, pairs: int = 64) -> list[Result]:
         started = time.process_time()
         for step in range(len(data)):
             data[step]
-        spent = 1000 * (time.process_time() - started) / (len(data) * recipe.batch_size)
+        milliseconds = 1000 * (time.process_time() - started) / (len(data) * recipe.batch_size)
         torch.set_num_threads(threads)
     name = (
         f"CPU of a training sample with three labels in a loading process against 6 ms ({size} px)"
     )
-    result = Result(name, spent, 6.0, spent / 6, "<= 1", "ms", pairs, "photographs of 640 × 480")
-    say(result)
+    result = Result(
+        name, milliseconds, 6.0, milliseconds / 6, "<= 1", "ms", pairs, "photographs of 640 × 480"
+    )
+    print_result(result)
     return [result]

@@ -1,5 +1,4 @@
-"""Probes on a frozen backbone: encode once and probe, against what MMSegmentation's and
-MMDetection's Runner does."""
+"""Probes on features that are encoded once, against MMSegmentation's Runner."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from typing import Any
 from mmengine.config import Config
 
 from probes.registry import PROBES
-from tests.performance.harness import Result, alternate, bench, say
+from tests.performance.harness import Result, alternate, bench, print_result
 
 MODEL = "random/timm/vit_base_patch16_224"
 SEGMENTERS = ("linear", "deeplabv3", "pspnet")
 
 
 def against_stock(
-    what: str,
+    title: str,
     kind: str,
     probe_name: str,
     make: Any,
@@ -34,11 +33,14 @@ def against_stock(
     as_stock: Callable[[Config], None] = lambda config: None,
     model: str = MODEL,
     n: int = 1,
-    plainly: Any = (),
+    stock_settings: Any = (),
 ) -> list[Result]:
-    """Seconds of a probe with an empty cache, and of mmengine's own Runner on the same config
-    without one (``as_stock`` puts the library's parts in the place of ours there, ``plainly`` are
-    settings of its own); and what both measured."""
+    """Seconds of a probe with an empty cache and of mmengine's Runner without one, and the metric.
+
+    Args:
+        as_stock: replaces our parts in the Runner's config by the library's.
+        stock_settings: settings of the Runner alone.
+    """
     from mmengine.runner import Runner
 
     import backbones
@@ -49,31 +51,33 @@ def against_stock(
 
     probe, create = PROBES[f"{kind}/{probe_name}"], {"name": model, "seed": 0}  # type: ignore[index]
     backbone = backbones.create(model, seed=0)
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = make(Path(folder) / "data")
-        plain = {key: value for key, value in settings.items() if key != "cache"} | dict(plainly)
+        plain = {key: value for key, value in settings.items() if key != "cache"} | dict(
+            stock_settings
+        )
 
         def ours() -> None:
             shutil.rmtree(root(), ignore_errors=True)
             shutil.rmtree(Path(folder) / "ours", ignore_errors=True)
-            place = context(
+            task_context = context(
                 backbone, create, data, probe.settings_type(**settings), Path(folder) / "ours"
             )
-            found["ours"] = probe.run(place).metrics[metric]
+            values["ours"] = probe.run(task_context).metrics[metric]
 
         def stock() -> None:
             work = Path(folder) / "stock"
             shutil.rmtree(work, ignore_errors=True)
-            place = context(backbone, create, data, probe.settings_type(**plain), work)
-            share(create, place.backbone)  # its construction is not what is measured
+            task_context = context(backbone, create, data, probe.settings_type(**plain), work)
+            share(create, task_context.backbone)  # its construction is not what is measured
             with redirect_stdout(io.StringIO()):
-                config = Config.fromstring(probe.config(place), ".py")
+                config = Config.fromstring(probe.config(task_context), ".py")
                 as_stock(config)
                 config.log_level, config.work_dir = "ERROR", str(work)
                 runner = Runner.from_cfg(config)
                 runner.train()  # evaluates at its end
-            found["stock"] = float(_last(runner)[metric])
+            values["stock"] = float(_last(runner)[metric])
 
         probe.run(  # what is imported and set up once in a process is not what is measured
             context(
@@ -85,7 +89,7 @@ def against_stock(
             )
         )
         seconds = alternate(
-            what,
+            title,
             ours,
             stock,
             goal=goal,
@@ -95,16 +99,16 @@ def against_stock(
             note="encoding included, the cache empty before each",
         )
     share_of = Result(
-        f"{what}: {metric} of both",
-        found["ours"],
-        found["stock"],
-        abs(found["ours"] - found["stock"]),
+        f"{title}: {metric} of both",
+        values["ours"],
+        values["stock"],
+        abs(values["ours"] - values["stock"]),
         "<= 1.0",
         metric,
         1,
         "ratio: their difference",
     )
-    say(share_of)
+    print_result(share_of)
     return [seconds, share_of]
 
 
@@ -121,8 +125,7 @@ def _last(runner: Any) -> dict[str, float]:
 def segmentation(
     images: int = 64, epochs: int = 10, side: int = 224, model: str = MODEL, n: int = 1
 ) -> list[Result]:
-    """A linear segmentation probe on a frozen ViT-B/16: encoded in fp32, as mmseg does, and in
-    bf16, as suite paper does."""
+    """A linear segmentation probe on a frozen ViT-B/16, encoded in bf16 as in suite paper."""
     from tests.performance.toys import dense
 
     batch = min(16, images)
@@ -137,23 +140,20 @@ def segmentation(
         "cache": "fp16",
         "lr": 3e-3,
     }
-    what = f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours"
-    results = []
-    for name, more, goal in (("", {}, ""), (" (backbone in bf16)", {"precision": "bf16"}, ">= 8")):
-        results += against_stock(
-            f"{what}{name} against mmseg's Runner in fp32",
-            "segmentation",
-            "linear",
-            lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side),
-            settings | more,
-            "mIoU",
-            goal,
-            as_stock=mmsegs_own,
-            model=model,
-            n=n,
-            plainly={"precision": "fp32"},
-        )
-    return results
+    return against_stock(
+        f"linear segmentation probe, {images} images, {epochs} epochs at {side} px: ours (backbone"
+        " in bf16) against mmseg's Runner in fp32",
+        "segmentation",
+        "linear",
+        lambda folder: dense(folder, "bench-seg", images, max(4, images // 8), side),
+        settings | {"precision": "bf16"},
+        "mIoU",
+        ">= 8",
+        as_stock=mmsegs_own,
+        model=model,
+        n=n,
+        stock_settings={"precision": "fp32"},
+    )
 
 
 def mmsegs_own(config: Config) -> None:
@@ -169,37 +169,6 @@ def mmsegs_own(config: Config) -> None:
         name="BenchLinearHead", module=type("BenchLinearHead", (LinearHead,), own), force=True
     )
     config.model.type, config.model.decode_head.type = "EncoderDecoder", "BenchLinearHead"
-
-
-@bench
-def detection(
-    images: int = 16, epochs: int = 4, side: int = 224, model: str = MODEL, n: int = 1
-) -> list[Result]:
-    """Mask R-CNN on a frozen ViT-B/16."""
-    from tests.performance.toys import instances
-
-    settings = {
-        "short_side": side,
-        "long_side": side,
-        "batch_size": 4,
-        "max_iters": epochs * images // 4,
-        "flip": 0.0,
-        "out_channels": 32,
-        "fc_out_channels": 64,
-        "cache": "fp16",
-    }
-    return against_stock(
-        f"Mask R-CNN probe, {images} images, {epochs} epochs at {side} px: ours against mmdet's"
-        " Runner",
-        "detection",
-        "mask-rcnn",
-        lambda folder: instances(folder, images, 4, side),
-        settings,
-        "bbox_mAP",
-        "",
-        model=model,
-        n=n,
-    )
 
 
 @bench
@@ -272,52 +241,6 @@ def together(images: int = 32, side: int = 224, model: str = MODEL, n: int = 1) 
     return [result]
 
 
-@bench
-def multi_head(images: int = 32, side: int = 96, model: str = MODEL, n: int = 3) -> list[Result]:
-    """Three segmentation probes in one pass against one after the other: with random crops, and on
-    kept features."""
-    import backbones
-    import benchmark.catalog  # noqa: F401
-    from tests.performance.toys import context, dense
-
-    create = {"name": model, "seed": 0}
-    backbone = backbones.create(model, seed=0)
-    settings = {
-        "size": side,
-        "batch_size": 8,
-        "max_iters": 2 * images // 8,
-        "feature_stride": 16,
-        "channels": 32,
-    }
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        data = dense(Path(folder) / "data", "bench-seg", images, 4, side)
-        for about, more in (
-            ("random crops", {}),
-            ("kept features", {"fixed_crops": 1, "cache": "fp16"}),
-        ):
-
-            def place(probe: str, more: dict[str, Any] = more) -> Any:
-                chosen = PROBES[f"segmentation/{probe}"].settings_type(**settings, **more)
-                return context(
-                    backbone, create, data, chosen, emptied(Path(folder) / f"work-{probe}")
-                )
-
-            def together(place: Any = place) -> None:
-                as_a_group({("bench-seg", name): place(name) for name in SEGMENTERS})
-
-            def alone(place: Any = place) -> None:
-                for name in SEGMENTERS:
-                    PROBES[f"segmentation/{name}"].run(place(name))
-
-            what = (
-                f"three segmentation probes on {images} images, {about}: in one pass against one"
-                " after the other"
-            )
-            results.append(alternate(what, together, alone, n=n))
-    return results
-
-
 def as_a_group(contexts: dict[tuple[str, str], Any]) -> None:
     """Run probes, by (dataset, probe), as ``run`` does with those of one group."""
     tasks = [
@@ -355,10 +278,10 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
                 )
                 started = time.perf_counter()
                 get_or_build(
-                    key, lambda wanted: ((i, [value], {}) for shard in wanted for i in shard)
+                    key, lambda shards: ((i, [value], {}) for shard in shards for i in shard)
                 ).close()
                 written = time.perf_counter()
-                store = get_or_build(key, lambda wanted: iter(()))
+                store = get_or_build(key, lambda shards: iter(()))
                 opened = time.perf_counter()
                 order = np.random.default_rng(0).integers(count, size=1000)
                 for item in order:  # touches every shard's index once
@@ -379,7 +302,7 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
     first, last = counts[0], counts[-1]
     results = [
         Result(
-            f"feature cache, {what} an item: {last:,} items against {first:,}",
+            f"feature cache, {operation} an item: {last:,} items against {first:,}",
             each[last],
             each[first],
             each[last] / each[first],
@@ -388,8 +311,8 @@ def growth(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[Result]:
             1,
             ", ".join(f"{n:,}: {v:.3g}" for n, v in each.items()),
         )
-        for what, each in rows.items()
+        for operation, each in rows.items()
     ]
     for result in results:
-        say(result)
+        print_result(result)
     return results

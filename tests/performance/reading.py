@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.performance.harness import Result, bench, say
+from tests.performance.harness import Result, bench, print_result
 
 PER_SHARD = 1000
 
@@ -26,9 +26,9 @@ def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Res
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CLIPTEX_HOME"] = f"{folder}/home"
         try:
-            made = one_shard(Path(folder))
+            shard = one_shard(Path(folder))
             for count in shards:
-                for name, value in measured(Path(folder), made, count, reads).items():
+                for name, value in measured(Path(folder), shard, count, reads).items():
                     rows.setdefault(name, []).append(value)
         finally:
             if before is None:
@@ -50,7 +50,7 @@ def reading(shards: tuple[int, int] = (10, 1000), reads: int = 2000) -> list[Res
         for name, (small, large) in rows.items()
     ]
     for result in results:
-        say(result)
+        print_result(result)
     return results
 
 
@@ -80,7 +80,7 @@ def one_shard(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
 
 
 def measured(
-    folder: Path, made: tuple[Path, Path, dict[str, Any]], count: int, reads: int
+    folder: Path, shard: tuple[Path, Path, dict[str, Any]], count: int, reads: int
 ) -> dict[str, float]:
     """Figures a pair for ``count`` shards, links to one."""
     import psutil
@@ -88,27 +88,27 @@ def measured(
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.store import LabelStore, LabelWriter
 
-    pairs_tar, labels_tar, summary = made
+    pairs_tar, labels_tar, summary = shard
     names = [f"{number:05}" for number in range(count)]
-    places = folder / f"pairs-{count}", folder / f"labels-{count}"
-    for place, tar in zip(places, (pairs_tar, labels_tar), strict=True):
-        place.mkdir()
+    folders = folder / f"pairs-{count}", folder / f"labels-{count}"
+    for target, tar in zip(folders, (pairs_tar, labels_tar), strict=True):
+        target.mkdir()
         for name in names:
-            (place / f"{name}.tar").hardlink_to(tar)
-    writer = LabelWriter(places[1], {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
+            (target / f"{name}.tar").hardlink_to(tar)
+    writer = LabelWriter(folders[1], {"bench": 1}, ["seg"], {"seg": ["a", "b"]})
     writer.finish([{**summary, "name": name} for name in names])
     total, process = count * PER_SHARD, psutil.Process()
 
     def opened() -> tuple[Any, Any]:
-        pairs, store = open_pairs(places[0]), LabelStore(places[1])
+        pairs, store = open_pairs(folders[0]), LabelStore(folders[1])
         pairs[0], store.get(pairs.key(0))
         return pairs, store
 
     started = time.perf_counter()
     opened()
-    indexed, held = time.perf_counter(), process.memory_full_info().uss
+    indexed, memory_before = time.perf_counter(), process.memory_full_info().uss
     pairs, store = opened()
-    ready, holds = time.perf_counter(), process.memory_full_info().uss
+    ready, memory_after = time.perf_counter(), process.memory_full_info().uss
     order = pairs.epoch_order(0, 0)
     keys = [(int(index), pairs.key(int(index))) for index in order[: 2 * reads]]
     for index, key in keys[:reads]:  # opens the files of the first window
@@ -120,6 +120,6 @@ def measured(
     return {
         "indexing pairs and labels": 1e6 * (indexed - started) / total,
         "opening them again": 1e6 * (ready - indexed) / total,
-        "private memory that opening takes, a pair": max(holds - held, 0) / total,
+        "private memory that opening takes, a pair": max(memory_after - memory_before, 0) / total,
         "reading a pair and its label": 1e6 * (read - warm) / reads,
     }

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.performance.harness import Result, bench, say
+from tests.performance.harness import Result, bench, print_result
 
 BACKBONES, TASKS, SEEDS, IMAGES = 10, 40, 5, 200
-DETECTORS, COCO_IMAGES, CLASSES, OBJECTS, FOUND = (
+DETECTORS, COCO_IMAGES, CLASSES, OBJECTS, DETECTIONS_PER_IMAGE = (
     1,
     5000,
     80,
@@ -35,11 +35,11 @@ def report() -> list[Result]:
         uri = f"sqlite:///{Path(folder).resolve()}/mlflow.db"
         fill(uri, Path(folder))
         started = time.perf_counter()
-        made = build(Request(experiments=["bench"], tracking_uri=uri))
-        (page,) = write(made, Path(folder) / "report")
+        built = build(Request(experiments=["bench"], tracking_uri=uri))
+        (page,) = write(built, Path(folder) / "report")
         seconds = time.perf_counter() - started
         size = page.stat().st_size / 1e6
-    assert made.analysis is not None and not made.analysis.doubted, (
+    assert built.analysis is not None and not built.analysis.doubted, (
         "per-image scores give back the metrics"
     )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -49,7 +49,7 @@ def report() -> list[Result]:
     )
     note = f"page of {size:.1f} MB, {memory:.1f} GB at most"
     result = Result(name, seconds, GOAL, seconds / GOAL, "<= 1", "s", 1, note)
-    say(result)
+    print_result(result)
     return [result]
 
 
@@ -63,29 +63,32 @@ def detections(backbone: int, folder: Path) -> tuple[Path, float]:
     objects = np.random.default_rng(99).poisson(
         OBJECTS / COCO_IMAGES / CLASSES, (COCO_IMAGES, CLASSES)
     )
-    count = COCO_IMAGES * FOUND
+    count = COCO_IMAGES * DETECTIONS_PER_IMAGE
     score = rng.beta(0.6, 4, count).astype(np.float32)
     share = (0.5 + 0.02 * backbone) * objects.sum() * score**2 / (score**2).sum()
     levels = np.where(rng.random(count) < share, rng.integers(1, 11, count), 0)
     columns = {
-        "image_id": np.repeat(np.arange(COCO_IMAGES), FOUND),
+        "image_id": np.repeat(np.arange(COCO_IMAGES), DETECTIONS_PER_IMAGE),
         "class": rng.integers(0, CLASSES, count).astype(np.int16),
         "score": score,
         "bbox_hits": ((1 << levels) - 1).astype(np.uint16),
         "bbox_ignored": np.zeros(count, np.uint16),
         "bbox": rng.uniform(0, 600, (count, 4)).astype(np.float32),
     }
-    place = folder / f"detector-{backbone}"
-    place.mkdir()
-    np.savez_compressed(place / FILE, **columns)  # type: ignore[arg-type]
+    target = folder / f"detector-{backbone}"
+    target.mkdir()
+    np.savez_compressed(target / FILE, **columns)  # type: ignore[arg-type]
     names = np.array([f"{number:012d}.jpg" for number in range(COCO_IMAGES)])
     np.savez_compressed(
-        place / "per_image.npz", image=names, image_id=np.arange(COCO_IMAGES), class_objects=objects
+        target / "per_image.npz",
+        image=names,
+        image_id=np.arange(COCO_IMAGES),
+        class_objects=objects,
     )
     precision = Matches(np.arange(COCO_IMAGES), objects, columns, "bbox").precision(
         np.ones((1, COCO_IMAGES))
     )
-    return place, 100 * float(precision.mean())
+    return target, 100 * float(precision.mean())
 
 
 def fill(uri: str, folder: Path) -> None:
@@ -112,7 +115,7 @@ def fill(uri: str, folder: Path) -> None:
         return run.info.run_id
 
     for backbone in range(BACKBONES):
-        kept, precision = detections(backbone, folder)
+        detector_files, precision = detections(backbone, folder)
         for seed in range(SEEDS):
             common = {
                 "backbone": f"net-{backbone}",
@@ -133,10 +136,10 @@ def fill(uri: str, folder: Path) -> None:
                     "directions": "bbox_mAP:+1",
                 }
                 run = write(tags, {"bbox_mAP": precision, "cost/seconds": 10.0})
-                place = folder / "artifacts" / run / "artifacts"
-                place.mkdir(parents=True)
-                for file in kept.iterdir():
-                    os.link(file, place / file.name)
+                target = folder / "artifacts" / run / "artifacts"
+                target.mkdir(parents=True)
+                for file in detector_files.iterdir():
+                    os.link(file, target / file.name)
             for task in range(TASKS - DETECTORS):
                 error = np.clip(0.5 - 0.01 * backbone + hard + rng.normal(0, 0.05, IMAGES), 0.01, 2)
                 tags = {
@@ -155,8 +158,8 @@ def fill(uri: str, folder: Path) -> None:
                     tags,
                     {**{key: float(v.mean()) for key, v in each.items()}, "cost/seconds": 10.0},
                 )
-                place = folder / "artifacts" / run / "artifacts"
-                place.mkdir(parents=True)
+                target = folder / "artifacts" / run / "artifacts"
+                target.mkdir(parents=True)
                 np.savez_compressed(
-                    place / "per_image.npz", image=names, pixels=np.ones(IMAGES), **each
+                    target / "per_image.npz", image=names, pixels=np.ones(IMAGES), **each
                 )  # type: ignore[arg-type]

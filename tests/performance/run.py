@@ -1,4 +1,4 @@
-"""What a run costs beside its work: the share of time spent in tracking, and peak memory."""
+"""The share of a run's time that tracking takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tests.performance.harness import Result, bench, say
+from tests.performance.harness import Result, bench, print_result
 
 TRACKING = (
     "log_params",
@@ -67,9 +67,8 @@ def run() -> list[Result]:
             for name, function in original.items():
                 setattr(tracking.Run, name, timed(function))
             started = time.perf_counter()
-            outcome = runner.run(replace(request, force=True))
+            runner.run(replace(request, force=True))
             seconds = time.perf_counter() - started
-            child = outcome.tracker.client.get_run(outcome.cells[0].run_id)
         finally:
             os.chdir(before)
             for name, function in original.items():
@@ -83,10 +82,5 @@ def run() -> list[Result]:
         "s",
         1,
     )
-    peak = child.data.metrics["cost/peak_memory_mb"]
-    memory = Result(
-        "peak memory of a run (resident, without loading processes)", peak, peak, 1.0, "", "MB", 1
-    )
-    for result in (share, memory):
-        say(result)
-    return [share, memory]
+    print_result(share)
+    return [share]
