@@ -10,7 +10,6 @@ from probes.datasets import (  # noqa: F401
     flickr,
     imagefolder,
     imagenet,
-    navi,
     nyu,
     places365,
     spair,

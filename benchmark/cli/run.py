@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,11 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = "without the baselines that a suite puts beside a single backbone"
     parser.add_argument("--only", **FLAG, help=about)
     parser.add_argument("--force", **FLAG, help="run finished tasks again")
-    about = (
-        "encode with torch.compile (rounds differently; pays for many images on a GPU; needs a C++"
-        " compiler)"
-    )
-    parser.add_argument("--compile", **FLAG, help=about)
     about = "print each task's resolved config (MMEngine) instead of running"
     parser.add_argument("--dump-config", **FLAG, help=about)
     add(
@@ -83,8 +77,6 @@ def main(options: argparse.Namespace) -> int:
     from common.secrets import hide_secrets
     from reports.mlflow.client import using
 
-    if options.compile:
-        os.environ["CLIPTEX_COMPILE"] = "1"  # for workers too
     told = {
         field.name: getattr(options, field.name)
         for field in fields(runner.RunOptions)

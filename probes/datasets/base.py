@@ -32,7 +32,7 @@ class Sample:
             (detection), or [instance, cue, whether it belongs to it] for each question that it is a
             candidate of (association), or the pairs that it is the source of (correspondence): each
             a mapping with the other ``image``, and ``source`` and ``target`` points (x, y in
-            pixels) with the object's ``box`` in the target, or what ``keypoints`` makes them from.
+            pixels) with the object's ``box`` in the target.
         group: of what is scored by group (a region of the world): its number; None elsewhere.
     """
 
@@ -74,8 +74,6 @@ class DatasetSpec:
         adapt: (declaration, root) → the declaration as it holds for the copy at ``root``, where
             copies differ in what they hold (VOC with or without the augmented train list);
             ``prepare`` applies it, so ``PreparedDataset.spec`` is right.
-        keypoints: (root, pair) → ``source``, ``target`` and ``box`` of a pair that does not say
-            them itself (correspondence).
         embedded: made by the suite that uses it; ``data check`` does not look for it among a user's
             data.
         about: one line for ``list``: what it is, where to get it.
@@ -93,7 +91,6 @@ class DatasetSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
-    keypoints: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]] | None = None
     embedded: bool = False
     also: tuple[str, ...] = ()
     counts_itself: bool = False

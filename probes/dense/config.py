@@ -71,7 +71,6 @@ def dense_config(probe: Probe, context: Context, held_out: frozenset[str] = froz
             "type": "FrozenBackbone",
             "precision": settings.precision,
             "out_indices": [-1] if last else None,
-            **({"rounded": "fp16"} if settings.undecided else {}),
             **context.backbone_config,
         },
         "neck": {"type": "ResizeConcat", "strides": list(strides), "stride": stride},

@@ -3,13 +3,11 @@ what comes of each."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from common.files import content_key, write_json
+from common.files import content_key
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
@@ -17,7 +15,6 @@ from probes.dense.lr_grid import Choice, added, choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.dense.settings import KEPT
 from probes.features.kept import features_key
-from probes.features.worth import keeping_pays
 from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
 
@@ -58,7 +55,6 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
     Raises:
         what broke for all: an image that cannot be read, say.
     """
-    tasks, said = decided(tasks)
     results: dict[int, Any] = {}
     configs: dict[int, Any] = {}
     contexts = {place: context for place, (_, context) in enumerate(tasks)}
@@ -86,9 +82,7 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
 
     def finish(place: int, trained: Member) -> TaskResult:
         task = places[place]
-        result = _result(tasks[task][0], contexts[task], trained, choices.get(task))
-        result.notes += said
-        return result
+        return _result(tasks[task][0], contexts[task], trained, choices.get(task))
 
     found = (
         train_together(list(heads.values()), description=description, finish=finish)
@@ -97,40 +91,6 @@ def run_group(tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Excep
     )
     results.update(zip(places, found, strict=True))
     return [results[place] for place in range(len(tasks))]
-
-
-def decided(
-    tasks: Sequence[tuple[Probe, Context]],
-) -> tuple[Sequence[tuple[Probe, Context]], list[str]]:
-    """The tasks of a group with ``cache=auto`` as what it comes to, for all alike, and what to say
-    of it. Training that goes on stays with what was decided when it began."""
-    undecided = [(probe, context) for probe, context in tasks if context.settings.undecided]
-    if not undecided:
-        return tasks, []
-    probe, context = undecided[0]
-    files = [c.work_dir / "cache.json" for _, c in undecided]
-    begun = [file for file in files if file.is_file()]
-    if begun:
-        keep, why = json.loads(begun[0].read_text(encoding="utf-8"))
-    else:
-        config = dense_config(probe, with_setting(context, cache="fp16"))
-        drawn = max(
-            c.settings.batch_size * dense_config(p, c).train_cfg.max_iters for p, c in undecided
-        )
-        keep, why = keeping_pays(config, context, drawn)
-    for file in files:  # whoever of them goes on, with whomever
-        write_json(file, [keep, why])
-    said = [f"cache=auto: features are {'kept' if keep else 'encoded each time'}: {why}"]
-    if not keep:
-        return tasks, said
-    return [
-        (probe, with_setting(c, cache="fp16") if c.settings.undecided else c) for probe, c in tasks
-    ], said
-
-
-def with_setting(context: Context, **changes: Any) -> Context:
-    """The context with changed settings."""
-    return replace(context, settings=replace(context.settings, **changes))
 
 
 def _result(probe: Probe, context: Context, trained: Member, choice: Choice | None) -> TaskResult:

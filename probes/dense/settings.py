@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from common.errors import UserError
 from probes.base import MOST_PIXELS
@@ -52,10 +52,7 @@ class DenseSettings(TrainingSettings):
             centre at scale 1), flipped with probability ``flip``. See ``probes.features.crops``.
         cache: ``none`` encodes an image whenever it is drawn; ``fp16``, ``bf16`` or ``fp32``
             encodes each crop once, for all probes, seeds and runs, and keeps its maps in this
-            precision (``fixed_crops`` must be 1 or more). ``auto`` is ``fp16`` where that is
-            quicker on this machine (``probes.features.worth``) and else ``none`` with maps rounded
-            to fp16, so that the numbers are the same within rounding; where nothing repeats,
-            ``none``.
+            precision (``fixed_crops`` must be 1 or more).
     """
 
     size: int = 512
@@ -71,10 +68,7 @@ class DenseSettings(TrainingSettings):
     slide: tuple[int, ...] = ()
     flip_test: bool = False
     fixed_crops: int = 0
-    cache: str = "auto"
     lr_grid: tuple[float, ...] = ()
-
-    caches: ClassVar[tuple[str, ...]] = ("auto", "none", *KEPT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,14 +140,6 @@ class DenseSettings(TrainingSettings):
                 f"fixed_crops={self.fixed_crops} are square and keep their colours; set"
                 " fixed_crops=0 or none of crop, photometric and brightness"
             )
-
-    @property
-    def undecided(self) -> bool:
-        """Whether it is for ``cache=auto`` to keep features or not: crops repeat, and images are
-        tested whole and upright."""
-        return (
-            self.cache == "auto" and bool(self.fixed_crops) and not (self.slide or self.flip_test)
-        )
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,11 @@ class EncodeCost:
     flops: float = 0.0
     _of_an_image: dict[tuple[int, ...], float] = field(default_factory=dict, repr=False)
 
-    def run(
-        self,
-        function: Callable[[Tensor], Any],
-        batch: Tensor,
-        quick: Callable[[Tensor], Any] | None = None,
-    ) -> Any:
-        """``function(batch)``, counted; ``batch`` is (N, 3, H, W). ``quick`` is a compiled
-        ``function``, in which nothing
-        can be counted: the first batch of a shape goes without it."""
+    def run(self, function: Callable[[Tensor], Any], batch: Tensor) -> Any:
+        """``function(batch)``, counted; ``batch`` is (N, 3, H, W)."""
         shape = tuple(batch.shape[1:])
         if shape in self._of_an_image:
-            result = (quick or function)(batch)
+            result = function(batch)
         else:
             result, flops = counted(lambda: function(batch), True)
             self._of_an_image[shape] = flops / len(batch)

@@ -26,7 +26,6 @@ from backbones.versions import DENSE, versions
 from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
 from probes.base import Context
-from probes.features import compiling
 from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, CacheKey, Store, as_dtype, get_or_build
 from probes.runner import bridge
@@ -201,7 +200,6 @@ class FeatureDataset(Dataset):
                 "data_preprocessor": self.encoder["data_preprocessor"],
                 "device": run.device.type,
                 "libraries": versions(*DENSE),
-                **compiling.identity(),
             },
             (self.dtype,) * len(layers),
             [maps_bytes(backbone, layers, size, self.dtype) for size in sizes],
@@ -231,7 +229,6 @@ class FeatureDataset(Dataset):
         frozen = frozen.to(run.device)
         about, on_cpu = f"{frozen.backbone.name} on {self.name}", run.device.type == "cpu"
         run.progress.start(f"encoding {about}", sum(map(len, wanted)))
-        quick = compiling.compiled(frozen, about)
         preprocess._non_blocking = not on_cpu  # images come pinned
         orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
         loaded = _loaded(self.load, [item for order in orders for item in order], run)
@@ -248,7 +245,7 @@ class FeatureDataset(Dataset):
                         },
                         False,
                     )
-                    maps = run.cost.run(frozen, batch["inputs"], quick)
+                    maps = run.cost.run(frozen, batch["inputs"])
                     if not all(bool(one.isfinite().all()) for one in maps):
                         raise NonFiniteLoss(f"feature maps of {about} are not finite")
                     kept = [one.cpu() for one in as_dtype(maps, self.dtype, about)]

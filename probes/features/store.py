@@ -357,16 +357,6 @@ def in_use(folder: Path) -> bool:
     return any(map(is_held, (folder / "readers").glob("*.lock")))
 
 
-def room() -> int:
-    """Bytes that a new store could take now, if all that nobody uses made room."""
-    stores = budget.stores(root())
-    used = sum(
-        budget.size_of(one) for one in stores if in_use(one) or (one / "making.json").exists()
-    )
-    removable = sum(map(budget.size_of, stores)) - used
-    return min(budget.budget(root()) - used, budget.free(root()) + removable)
-
-
 def remove(folder: Path) -> bool:
     """Remove a store, unless a process is using or making it; returns whether it is gone."""
     try:

@@ -67,14 +67,11 @@ def run(context: Context) -> TaskResult:
             encoding,
         )
         for source, pair in group:
-            told = spec.keypoints(root, pair) if spec.keypoints else pair
             context.progress.advance()
-            if not len(told["source"]):
-                continue
             one, two = ((maps[name], upright_size(root / name)) for name in (source, pair["image"]))
-            errors.append(pixel_errors(one, two, told) / longer_side(told["box"]))
+            errors.append(pixel_errors(one, two, pair) / longer_side(pair["box"]))
             names.append(f"{source} → {pair['image']}")
-            positions += len(told["source"]) * two[0][0].numel()
+            positions += len(pair["source"]) * two[0][0].numel()
     if not errors:
         raise UserError(f"{spec.name} has no pair with points to match; get the dataset again")
     points = np.array([len(each) for each in errors])
@@ -94,11 +91,7 @@ def run(context: Context) -> TaskResult:
             ),
         }
     )
-    empty = len(pairs) - len(errors)
-    notes = [
-        f"{len(errors)} pairs, {points.sum()} points"
-        + (f"; {empty} pairs share no point" if empty else "")
-    ]
+    notes = [f"{len(errors)} pairs, {points.sum()} points"]
     return TaskResult(metrics, per_image, cost=cost, notes=notes)
 
 

@@ -18,7 +18,6 @@ from backbones.versions import WHOLE_IMAGES, versions
 from common.files import content_key
 from probes.base import Context
 from probes.datasets.base import Split
-from probes.features import compiling
 from probes.features.budget import NoRoom
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
@@ -80,7 +79,6 @@ def kept_embeddings(
         "size": how.size or backbone.data.size,
         "device": run.device.type,
         "libraries": versions(*WHOLE_IMAGES),
-        **compiling.identity(),
     }
     # for the room it takes: as long as the embedding, or a token for each block and a mean
     width = (

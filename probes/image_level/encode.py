@@ -23,7 +23,6 @@ from backbones.cliptex.cost import count_flops
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from probes.base import Context
-from probes.features.compiling import compiled
 from probes.features.cost import EncodeRun
 from probes.features.members import opened
 from probes.image_level.settings import Encoding, Precision
@@ -51,10 +50,9 @@ def encode_images(
     embeddings = torch.empty(0, backbone.embed_dim)
     run.progress.start("encoding images", len(images))
     encode = encoder(backbone, how)
-    quick = compiled(encode, backbone.name)
     for places, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
         with autocast(run.device, how.precision):
-            embedded = run.cost.run(encode, pixels, quick).float().cpu()
+            embedded = run.cost.run(encode, pixels).float().cpu()
         if not places.start:
             embeddings = torch.empty(len(images), embedded.shape[1])
         embeddings[places.start : places.stop] = embedded
