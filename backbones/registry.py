@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from backbones.base import Backbone, Weights, state_sha256
-from backbones.checkpoint import Checkpoint, read_checkpoint
+from backbones.checkpoint import Checkpoint, load_checkpoint
 from common.errors import UserError
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ class Family:
     runs_code: bool = False
 
 
-BACKBONES: Registry[Entry] = Registry("backbone", "backbones", of_type(Entry))
-FAMILIES: Registry[Family] = Registry("family", "families", of_type(Family, attrgetter("prefix")))
+BACKBONES: Registry[Entry] = Registry("backbone", "backbones", instance_of(Entry))
+FAMILIES: Registry[Family] = Registry(
+    "family", "families", instance_of(Family, attrgetter("prefix"))
+)
 
 
 def register(entry: Entry) -> Entry:
@@ -121,7 +123,7 @@ def register_family(family: Family) -> Family:
 
 def names() -> list[str]:
     """All named backbones, those of other packages included, in alphabetical order."""
-    return sorted(BACKBONES.read_entry_points())
+    return sorted(BACKBONES.load_entry_points())
 
 
 def find(name: str) -> Entry:
@@ -165,7 +167,7 @@ def create(
         raise UserError(
             f"backbone {name!r} is randomly initialised; ask for {base!r} to load {weights}"
         )
-    checkpoint = read_checkpoint(weights) if weights is not None else None
+    checkpoint = load_checkpoint(weights) if weights is not None else None
     build, settings = entry.build, entry.settings
     if (
         (any_architecture or entry.any_architecture)

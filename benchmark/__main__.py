@@ -20,7 +20,7 @@ if (
 
 from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
-from common.errors import UserError, users_line
+from common.errors import UserError, user_error_message
 from common.files import keep_sockets_short
 from common.secrets import hide_secrets
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if interrupts.received():  # whatever breaks then is the interruption
             return _interrupted(argv)
-        message = users_line(error)
+        message = user_error_message(error)
         if message is None:
             raise
         sys.stderr.write(f"error: {message}\n")

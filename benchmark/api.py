@@ -277,7 +277,7 @@ def _named(backbone: Any, name: str | None, images: DataConfig | None) -> Iterat
     try:
         yield [name]
     finally:
-        BACKBONES.forget(name)
+        BACKBONES.unregister(name)
 
 
 def _outside_loops(work: Callable[[], T]) -> T:

@@ -21,8 +21,8 @@ from benchmark.cost import device_kind, peak_mb, reset_peak
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import reporter
 from benchmark.plan import PlannedTask, cell_key
-from common.files import content_key, home, read_object, write_json
-from common.locks import lock_file, locked
+from common.files import content_key, home, read_json_object, write_json
+from common.locks import lock_path, locked
 from probes.base import Context, GroupedProbe, Probe, Progress, RunLog, TaskResult
 from probes.datasets.base import PreparedDataset
 from probes.features import budget
@@ -224,7 +224,7 @@ def _cell_run(
         params["train_share"] = task.train_share
     with _work_dir(cell) as work_dir:
         # one that was stopped, or broke, goes on in its own run: its curves are in one piece
-        begun = tracker.known(read_object(work_dir / STARTED).get("run"))
+        begun = tracker.known(read_json_object(work_dir / STARTED).get("run"))
         resume = (
             begun.info.run_id if begun is not None and begun.info.status != "FINISHED" else None
         )
@@ -351,7 +351,7 @@ def cell_locks(cells: Iterable[str]) -> Iterator[None]:
     wait for each other."""
     with ExitStack() as stack:
         for cell in sorted(cells):
-            path = lock_file("cell", cell)
+            path = lock_path("cell", cell)
             stack.enter_context(
                 locked(
                     path,

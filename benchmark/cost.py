@@ -26,7 +26,7 @@ from backbones.versions import versions
 from benchmark.execution.base import Executor
 from benchmark.execution.task import GPUS
 from common.errors import UserError
-from common.files import content_key, home, read_object, write_json
+from common.files import content_key, home, read_json_object, write_json
 from probes.image_level.encode import autocast
 from probes.runner.shared_parts import counted
 from reports.mlflow.run import Tracker
@@ -139,7 +139,7 @@ def measured(
         {"version": VERSION, **architecture, **where, "size": size, "precision": precision}
     )
     path = home() / "efficiency" / f"{key}.json"
-    if kept := read_object(path):
+    if kept := read_json_object(path):
         return kept["measured"]
     try:
         told = _measure(backbone, size, precision, device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from backbones.cliptex.protocols import Silent
 from benchmark.cell import CellContext
 from benchmark.plan import PlannedTask
-from common.errors import users_line
+from common.errors import user_error_message
 from common.files import content_key
 from probes.base import GroupedProbe
 from probes.datasets.base import PreparedDataset
@@ -46,7 +46,7 @@ def training_groups(
             try:
                 key = task.probe.group_key(told)
             except Exception as error:  # it will say so itself, in its own run
-                if users_line(error) is not None:
+                if user_error_message(error) is not None:
                     raise
         found.setdefault(key or task.name, []).append(task)
     return list(found.values())

@@ -31,9 +31,9 @@ from benchmark.suites.registry import (
     find_suite,
     settings_in,
 )
-from common.errors import NonFiniteLoss, users_line
-from common.files import LAST_SEED, write_json
-from common.locks import keep, lock_file, locked_async
+from common.errors import NonFiniteLoss, user_error_message
+from common.files import MAX_SEED, write_json
+from common.locks import lock_path, locked_async, mark_in_use
 from common.settings import parse_pairs
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
@@ -128,11 +128,9 @@ def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
     budget(root())  # a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
-    if options.seed + options.seeds - 1 > LAST_SEED:
+    if options.seed + options.seeds - 1 > MAX_SEED:
         told = f"--seed {options.seed} with --seeds {options.seeds}"
-        raise UserError(
-            f"{told}: the last seed must be at most {LAST_SEED}; begin at a smaller one"
-        )
+        raise UserError(f"{told}: the last seed must be at most {MAX_SEED}; begin at a smaller one")
     suite = _suite(options.suite, split_names(options.tasks))
     names, notes = _chosen(suite, options)
     if options.weights is not None and len(names) != 1:
@@ -169,7 +167,7 @@ def _suite(name: str | None, tasks: Sequence[str]) -> Suite:
         return find_suite(name)
     for task in tasks:
         find_task(task)  # says the nearest when it exists nowhere
-    suites = SUITES.read_entry_points().values()
+    suites = SUITES.load_entry_points().values()
     taken = {
         task: [suite for suite in suites if settings_in(suite, task) is not None] for task in tasks
     }
@@ -215,7 +213,7 @@ def run(options: RunOptions) -> RunResult:
     if options.json:
         must_be_writable(options.json)
     if options.weights:
-        keep(options.weights)
+        mark_in_use(options.weights)
     with driving(options.executor, plan.experiment) as (executor, tracker):
         result = asyncio.run(_Evaluation(plan, tracker, executor).run())
     if options.json:
@@ -295,7 +293,7 @@ class _Evaluation:
             asked=plan.record(),
         )
         told = f"another process runs {backbone.name} · seed {seed}: waiting for it"
-        lock = lock_file(
+        lock = lock_path(
             "parent",
             [self.tracker.uri, plan.experiment, parent.key, [task.name for task in plan.tasks]],
         )
@@ -365,7 +363,7 @@ class _Evaluation:
     def _reason(self, error: Exception) -> str:
         """Why a unit has no result; raises what the user must mend, which ends the run. A bug is
         shown whole, once."""
-        if users_line(error) is not None:
+        if user_error_message(error) is not None:
             raise error
         if not isinstance(error, NonFiniteLoss | WorkerLost) and error not in self.told:
             self.told.append(error)

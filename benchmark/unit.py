@@ -20,7 +20,7 @@ from benchmark.groups import training_groups
 from benchmark.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.results.table import number
 from benchmark.suites.registry import find_suite
-from common.errors import NonFiniteLoss, users_line
+from common.errors import NonFiniteLoss, user_error_message
 from probes.datasets.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import first_line
@@ -57,7 +57,7 @@ def probe_unit(unit: ProbeUnit) -> list[Cell]:
     reason; the others go on.
 
     Raises:
-        what the user must mend (see ``users_line``): a full disk, a store that is away.
+        what the user must mend (see ``user_error_message``): a full disk, a store that is away.
     """
     register_folders(unit.data.root)
     tasks = plan_tasks(find_suite(unit.suite), unit.tasks, unit.overrides)
@@ -106,7 +106,7 @@ def _ended(
 ) -> None:
     name, seed = context.backbone.name, context.seed
     if isinstance(cell, Exception):
-        if users_line(cell) is not None:
+        if user_error_message(cell) is not None:
             raise cell
         if not isinstance(cell, NonFiniteLoss):  # that one's reason says it all
             console.print(

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from benchmark.execution.progress import console
 from benchmark.results.outcome import RunResult
 from benchmark.run import RunOptions, make_plan, run
 from common.errors import UserError
-from common.locks import lock_file, locked
+from common.locks import lock_path, locked
 from reports.mlflow.run import Run, Tracker
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -105,7 +105,7 @@ def watch(
             f"no folder {options.folder}; give the one that the training writes its checkpoints to"
         )
     said = f"another process watches {options.folder}: waiting for it"
-    lock = lock_file("watch", options.key())
+    lock = lock_path("watch", options.key())
     with locked(lock, lambda: console.print(said, markup=False)):
         tracker = Tracker(plan.experiment)
         tags = {
@@ -170,7 +170,7 @@ class _Watch:
         """Whether there is a result. A file that cannot be read may not be whole yet: it is said
         once, and tried at each look."""
         try:
-            read_checkpoint(path)
+            load_checkpoint(path)
         except UserError as error:
             if self.options.once:
                 raise

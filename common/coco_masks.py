@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 
-def wrong_mask(mask: Any, height: int, width: int) -> str:
+def mask_error(mask: Any, height: int, width: int) -> str:
     """What is wrong with a ``segmentation`` in an image of this size; '' where nothing is.
 
     It is a list of polygons ``[x, y, x, y, x, y, …]``, or a run-length code

@@ -39,7 +39,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def well_formed(otherwise: str, mend: str = "get the file again") -> Iterator[None]:
+def report_malformed(otherwise: str, mend: str = "get the file again") -> Iterator[None]:
     """Say in one line what a block, which must do nothing but look at what somebody's file says,
     stumbles over: a field that is missing, of another type, or a number that cannot be.
 
@@ -56,7 +56,7 @@ def well_formed(otherwise: str, mend: str = "get the file again") -> Iterator[No
         raise UserError(f"{otherwise} (missing or wrong field: {error!r:.150}); {mend}") from error
 
 
-def users_line(error: BaseException) -> str | None:
+def user_error_message(error: BaseException) -> str | None:
     """The one line for an error that the user can mend, or None for a bug.
 
     Looked at are the error and what it was raised ``from``, never what was merely being handled

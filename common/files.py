@@ -22,13 +22,13 @@ from common.errors import DISK_FULL, UserError
 def home() -> Path:
     """Where big reusable artifacts live: ``$CLIPTEX_HOME``, or ``cliptex`` in the user's cache
     folder."""
-    return expanded(
+    return expand_user(
         os.environ.get("CLIPTEX_HOME")
         or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cliptex")
     )
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
+def expand_user(path: str | os.PathLike[str]) -> Path:
     """``path`` with the user's folder for ``~``. Raises ``UserError`` where nobody knows it."""
     try:
         return Path(path).expanduser()
@@ -56,7 +56,7 @@ def plain_place(path: Path) -> Path:
     return place
 
 
-def json_place(path: Path) -> Path:
+def json_output_path(path: Path) -> Path:
     """``plain_place`` of a JSON file. Raises ``UserError`` where there is a file that is none: a
     picture, settings."""
     path = plain_place(path)
@@ -68,7 +68,7 @@ def json_place(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it is flushed to disk and renamed to
     ``path``.
 
@@ -117,7 +117,7 @@ def _refused(error: Exception, file: Path) -> bool:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def report_unwritable(folder: Path) -> Iterator[None]:
     """Say in one line that ``folder``, which is under ``home()``, cannot be written.
 
     Raises:
@@ -135,7 +135,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -220,7 +220,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none that can be read."""
     try:
         value = read_json(path)
@@ -229,20 +229,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: the text that identities are hashed from."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def content_key(value: Any, length: int = 16) -> str:
     """The first ``length`` hex digits of the sha256 of ``canonical(value)``."""
-    return hashlib.sha256(canonical(value).encode(errors="surrogatepass")).hexdigest()[:length]
+    return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()[:length]
 
 
-LAST_SEED = 2**31 - 1  # which every library takes
+MAX_SEED = 2**31 - 1  # which every library takes
 
 
-def seed_of(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a function of ``parts`` alone (their sha256), the same in every
     process."""
     return int(content_key(parts, 16), 16) >> 1

@@ -9,7 +9,14 @@ from PIL import Image
 
 # What Pillow raises for a broken file; a bomb, whose header promises more pixels than memory holds,
 # is none of the others.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+IMAGE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

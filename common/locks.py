@@ -19,10 +19,10 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from common.errors import UserError
-from common.files import content_key, home, read_object, write_json
+from common.files import content_key, home, read_json_object, write_json
 
 
-def lock_file(name: str, what: object) -> Path:
+def lock_path(name: str, what: object) -> Path:
     """Where the lock on ``what`` lies: ``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content
     of ``what``."""
     return home() / "locks" / f"{name}-{content_key(what)}.lock"
@@ -36,7 +36,7 @@ def locked(
     there was a wait.
 
     Args:
-        path: see ``lock_file``.
+        path: see ``lock_path``.
         waiting: called once when another process has the lock.
 
     Raises:
@@ -92,7 +92,7 @@ async def locked_async(
         yield waited
 
 
-def reading(folder: Path) -> FileLock:
+def acquire_reader_lock(folder: Path) -> FileLock:
     """A lock of a reader's own, in ``folder``: while one there is locked, what it stands for is in
     use.
 
@@ -108,16 +108,15 @@ def reading(folder: Path) -> FileLock:
     return lock
 
 
-def leave(lock: FileLock) -> None:
-    """Let go of a lock of ``reading``; in a process that was forked meanwhile nothing happens: the
-    lock is its parent's."""
+def release_reader_lock(lock: FileLock) -> None:
+    """Release a lock of ``acquire_reader_lock``; does nothing in a forked child."""
     if lock.is_locked:
         Path(lock.lock_file).unlink(missing_ok=True)  # nobody waits for it
         lock.release()
 
 
-def is_held(reader: Path) -> bool:
-    """Whether a process holds a lock of ``reading``."""
+def is_locked(reader: Path) -> bool:
+    """Whether a process holds a lock of ``acquire_reader_lock``."""
     lock = FileLock(reader, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
@@ -130,12 +129,12 @@ def is_held(reader: Path) -> bool:
 _uses: dict[tuple[int, Path], tuple[FileLock, set[str]]] = {}
 
 
-def keep(path: Path) -> None:
-    """Until this process ends, nobody removes ``path`` (``removing``); it need not be there yet."""
+def mark_in_use(path: Path) -> None:
+    """Keep ``path`` from being removed until this process ends (see ``guard_removal``)."""
     key = os.getpid(), home().absolute() / "users"
-    with locked(lock_file("users", "")):
+    with locked(lock_path("users", "")):
         if key not in _uses:
-            _uses[key] = reading(key[1]), set()
+            _uses[key] = acquire_reader_lock(key[1]), set()
         lock, paths = _uses[key]
         if str(path.absolute()) not in paths:
             paths.add(str(path.absolute()))
@@ -143,14 +142,14 @@ def keep(path: Path) -> None:
 
 
 @contextmanager
-def removing(path: Path) -> Iterator[bool]:
+def guard_removal(path: Path) -> Iterator[bool]:
     """Whether ``path`` may be removed in the block: no process keeps it, and none begins to
     meanwhile."""
-    with locked(lock_file("users", "")):
+    with locked(lock_path("users", "")):
         kept: set[str] = set()
         for reader in (home().absolute() / "users").glob("*.lock"):
-            if is_held(reader):
-                kept |= set(read_object(reader.with_suffix(".json")).get("paths", ()))
+            if is_locked(reader):
+                kept |= set(read_json_object(reader.with_suffix(".json")).get("paths", ()))
             else:  # its process has ended
                 reader.with_suffix(".json").unlink(missing_ok=True)
                 reader.unlink(missing_ok=True)

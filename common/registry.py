@@ -47,11 +47,11 @@ class Registry(Mapping[str, T], Generic[T]):
         self._things[name] = thing
         return thing
 
-    def forget(self, name: str) -> None:
+    def unregister(self, name: str) -> None:
         """Take a thing out again, if it is there."""
         self._things.pop(name, None)
 
-    def later(self, name: str, value: str, about: str) -> None:
+    def register_lazy(self, name: str, value: str, about: str) -> None:
         """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it,
         one line."""
         self._later[name] = EntryPoint(name, value, self.group), about
@@ -77,14 +77,14 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         raise UserError(f"no {self.what} {name!r}; {nearest(name, {*self._things, *points})}{also}")
 
-    def read_entry_points(self) -> Registry[T]:
+    def load_entry_points(self) -> Registry[T]:
         """Register what is not imported yet; one that fails is remembered, and only asking for it
         is an error."""
         for point in self._points().values():
             self._load(point)
         return self
 
-    def described(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         """Name → one line about it; nothing is imported for that."""
         said = {name: about for name, (_, about) in self._later.items()}
         plugins = {name: f"plug-in {point.value}" for name, point in self._points().items()}
@@ -125,7 +125,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._things)
 
 
-def of_type(
+def instance_of(
     kind: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
 ) -> Callable[[str, Any], Any]:
     """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``,

@@ -26,8 +26,8 @@ def hide_secrets(text: str) -> str:
     return _PARAMETER.sub(rf"\1{HIDDEN}", text)
 
 
-def remember(uri: str) -> None:
-    """From now on ``hide_quoted`` hides the secrets of ``uri`` wherever they stand: libraries quote
+def remember_secrets(uri: str) -> None:
+    """From now on ``redact`` hides the secrets of ``uri`` wherever they stand: libraries quote
     parts of an address."""
     user, _, host = uri.partition("://")[2 * ("://" in uri)].rpartition("@")
     name, colon, password = user.partition(":")
@@ -39,7 +39,7 @@ def remember(uri: str) -> None:
     _known.update(form for form in forms if len(form) >= LEAST and not (colon and form == name))
 
 
-def hide_quoted(text: str) -> str:
+def redact(text: str) -> str:
     """``hide_secrets`` for text that others wrote, such as an error: also the secrets that are
     remembered."""
     text = hide_secrets(text)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.files import replacing
+from common.files import atomic_write
 
 GAP = 8
 TILE = 256  # longest side of a picture, pixels
@@ -152,7 +152,7 @@ def write_preview(
         y += caption + row_height + GAP
     if legend is not None:
         sheet.paste(Image.fromarray(legend), (GAP, y))
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
     return path
 
@@ -193,7 +193,10 @@ def write_gallery(
         UserError: it cannot be written.
     """
     index: list[dict[str, str]] = []
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack:
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack,
+    ):
         for number, (name, pictures) in enumerate(images):
             entry = {"name": name}
             for role, picture in pictures.items():

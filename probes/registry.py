@@ -6,12 +6,12 @@ import sys
 from dataclasses import replace
 
 from common.errors import UserError, nearest
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from reports.metrics import Metric
 
-_is_probe = of_type(Probe, lambda probe: f"{probe.kind}/{probe.name}")
+_is_probe = instance_of(Probe, lambda probe: f"{probe.kind}/{probe.name}")
 
 
 def _declares_metrics(given: str, probe: Probe) -> Probe:
@@ -27,7 +27,7 @@ def _declares_metrics(given: str, probe: Probe) -> Probe:
 
 
 PROBES: Registry[Probe] = Registry("probe", "probes", _declares_metrics)
-DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", of_type(DatasetSpec))
+DATASETS: Registry[DatasetSpec] = Registry("dataset", "datasets", instance_of(DatasetSpec))
 
 
 def register_probe(probe: Probe) -> Probe:
@@ -45,10 +45,10 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
 
 def tasks() -> dict[str, tuple[DatasetSpec, Probe]]:
     """Every task, those of other packages included."""
-    probes = PROBES.read_entry_points().values()
+    probes = PROBES.load_entry_points().values()
     return {
         f"{spec.name}/{probe.name}": (spec, _on(probe, spec))
-        for spec in DATASETS.read_entry_points().values()
+        for spec in DATASETS.load_entry_points().values()
         for probe in probes
         if probe.kind == spec.kind
     }

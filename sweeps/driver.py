@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from common.errors import users_line
+from common.errors import user_error_message
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import TrialPruned, first_line
 from sweeps.objective import task_gains
@@ -159,7 +159,7 @@ class _Driver:
                 for step, value in sweep.trials()[trial.number].intermediate_values.items():
                     run.log_metrics({"intermediate": sweep.objectives[0].sign * value}, step)
         except Exception as error:
-            if users_line(error) is not None:
+            if user_error_message(error) is not None:
                 raise
             reason = first_line(error)
             self.say(f"{name} failed: {reason}")

@@ -17,9 +17,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from common.errors import UserError
-from common.files import expanded, read_whole
-from common.locks import lock_file, locked
-from common.secrets import hide_quoted, hide_secrets, remember
+from common.files import expand_user, read_whole
+from common.locks import lock_path, locked
+from common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.errors import NoSweep
 
 DEFAULT_STORAGE = "sqlite:///sweeps.db"
@@ -34,20 +34,20 @@ def storage_url(given: str | None) -> str:
     PostgreSQL. Raises ``UserError`` for another kind than those tested here, or without a driver
     for it."""
     url = given or DEFAULT_STORAGE
-    remember(url)
+    remember_secrets(url)
     if "://" not in url and url.endswith((".log", ".journal")):
         url = f"journal:///{url}"
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise UserError(
-            f"--storage {hide_quoted(url)!r} is no address; use sqlite:///FILE.db,"
+            f"--storage {redact(url)!r} is no address; use sqlite:///FILE.db,"
             " postgresql://HOST/NAME or journal:///FILE.log"
         )
     if scheme in ("sqlite", "journal"):
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
             raise UserError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
-        full = str(expanded(path).absolute())
+        full = str(expand_user(path).absolute())
         if scheme == "sqlite" and (found := re.findall(r"[?#%]", full)):
             raise UserError(
                 f"--storage: the address of a database cannot hold the {found[0]!r} of {full};"
@@ -84,7 +84,7 @@ def open_storage(url: str, *, create: bool) -> BaseStorage:
         raise UserError(f"--storage {shown}: there is no folder {path.parent}")
     try:
         with locked(
-            lock_file("sweeps", shown)
+            lock_path("sweeps", shown)
         ):  # two processes that make the same tables break each other
             if url.startswith("journal:"):
                 return JournalStorage(_journal(path))
@@ -130,4 +130,4 @@ def answering(url: str) -> Iterator[None]:
 
 def _told(error: BaseException) -> str:
     lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-    return hide_quoted(lines[0])[:200]
+    return redact(lines[0])[:200]

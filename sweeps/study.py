@@ -18,7 +18,7 @@ from filelock import Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from common.errors import UserError
-from common.locks import lock_file, locked
+from common.locks import lock_path, locked
 from common.secrets import hide_secrets
 from reports.mlflow.heartbeat import SILENT, gone, this_process
 from sweeps.errors import NoSweep
@@ -160,7 +160,7 @@ def sole_driver(sweep: Sweep) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(
-                locked(lock_file("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False)
+                locked(lock_path("sweep", [hide_secrets(sweep.url), sweep.name]), wait=False)
             )
         except Timeout:
             raise _driven(sweep) from None
@@ -252,7 +252,7 @@ def start_sweep(name: str, storage: str | None, plan: Plan) -> Sweep:
     url = storage_url(storage)
     opened = open_storage(url, create=True)
     with locked(
-        lock_file("study", [hide_secrets(url), name])
+        lock_path("study", [hide_secrets(url), name])
     ):  # of two that start it at once, one finds it made
         directions = [objective.direction for objective in plan.objectives]
         study = optuna.create_study(

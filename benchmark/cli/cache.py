@@ -19,7 +19,7 @@ from benchmark.cli.parser import add_command, add_commands, with_examples
 from benchmark.execution.progress import Bar, console
 from common.errors import UserError, nearest
 from common.files import home
-from common.locks import lock_file, locked, removing
+from common.locks import guard_removal, lock_path, locked
 from probes.features.budget import budget, gigabytes, last_used
 
 # folder under the home → what each thing in it is
@@ -189,7 +189,11 @@ def remove(one: CacheEntry, dry_run: bool = False) -> bool:
         if one.kind == "work"
         else ("make", str(one.path.absolute()).removesuffix(".resume"))
     )
-    with suppress(Timeout), locked(lock_file(*lock), wait=False), removing(one.path) as is_free:
+    with (
+        suppress(Timeout),
+        locked(lock_path(*lock), wait=False),
+        guard_removal(one.path) as is_free,
+    ):
         if dry_run or not is_free:
             return is_free
         if one.path.is_dir() and not one.path.is_symlink():  # what a link leads to is not ours
@@ -222,7 +226,7 @@ def check(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
 
 def problems(one: CacheEntry) -> Sequence[str]:
     """What is wrong with one thing; every byte is read."""
-    from backbones.checkpoint import read_checkpoint
+    from backbones.checkpoint import load_checkpoint
     from backbones.cliptex.labels.store import check_labels
     from probes.features.store import read_manifest, verify
 
@@ -235,7 +239,7 @@ def problems(one: CacheEntry) -> Sequence[str]:
         if one.kind == "labels":
             return check_labels(one.path)
         if one.path.suffix in (".safetensors", ".pt", ".pth"):
-            read_checkpoint(one.path)
+            load_checkpoint(one.path)
     except UserError as error:
         return [str(error)]
     return []

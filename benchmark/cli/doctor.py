@@ -20,7 +20,7 @@ from typing import Literal
 
 from benchmark.cli.options import add, add_data, add_tracking, gave_json, placed
 from benchmark.cli.parser import with_examples
-from common.errors import UserError, first_line, users_line
+from common.errors import UserError, first_line, user_error_message
 
 GB = 1e9
 REINSTALL = "install the suite again in a new virtual environment"
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
         except UserError:  # an option is wrong
             raise
         except Exception as error:  # a broken library is what is looked for
-            told = users_line(error)
+            told = user_error_message(error)
             new = [
                 Finding(
                     name,
@@ -252,7 +252,7 @@ def tracking(options: argparse.Namespace) -> Iterator[Finding]:
 def artifacts(options: argparse.Namespace) -> Iterator[Finding]:
     """``$CLIPTEX_HOME``: room, speed, and locks."""
     from common.files import home
-    from common.locks import lock_file, locked
+    from common.locks import lock_path, locked
 
     folder, file = home(), home() / f".doctor-{os.getpid()}"
     another = "set CLIPTEX_HOME to another folder"
@@ -277,7 +277,7 @@ def artifacts(options: argparse.Namespace) -> Iterator[Finding]:
         "; ".join(problems),
     )
     try:
-        with locked(lock_file("doctor", "")):
+        with locked(lock_path("doctor", "")):
             yield Finding("locks", "ok", "work there")
     except UserError as error:
         yield Finding("locks", "bad", str(error))
@@ -302,7 +302,7 @@ def executors(options: argparse.Namespace) -> Iterator[Finding]:
     from benchmark.execution import EXECUTORS
 
     known = {"local": local, "slurm": slurm, "ray": ray}
-    for name, about in EXECUTORS.described().items():
+    for name, about in EXECUTORS.descriptions().items():
         yield known[name]() if name in known else Finding(name, "ok", about)
 
 

@@ -77,7 +77,7 @@ def tasks() -> Rows:
     from benchmark.suites.registry import SUITES
     from probes.registry import tasks
 
-    suites = SUITES.read_entry_points().values()
+    suites = SUITES.load_entry_points().values()
     inside = {task: [suite.name for suite in suites if task in suite.tasks] for task in tasks()}
     return [
         (
@@ -96,7 +96,7 @@ def suites() -> Rows:
 
     return [
         (one.name, f"{one.about} [{len(one.tasks)} tasks]")
-        for one in SUITES.read_entry_points().values()
+        for one in SUITES.load_entry_points().values()
     ]
 
 
@@ -106,7 +106,7 @@ def datasets() -> Rows:
     from probes.registry import DATASETS
 
     return [
-        (spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.read_entry_points().values()
+        (spec.name, f"{spec.kind}: {spec.about}") for spec in DATASETS.load_entry_points().values()
     ]
 
 
@@ -117,7 +117,7 @@ def probes() -> Rows:
 
     return [
         (p.name, f"for {p.kind}: {', '.join(p.metrics)}")
-        for p in PROBES.read_entry_points().values()
+        for p in PROBES.load_entry_points().values()
     ]
 
 
@@ -128,7 +128,7 @@ def protocols() -> Rows:
     from probes.protocols.base import PROTOCOLS
 
     rows = []
-    for protocol in PROTOCOLS.read_entry_points().values():
+    for protocol in PROTOCOLS.load_entry_points().values():
         rows.append((protocol.name, protocol.source))
         for preset in protocol.presets:
             fixed = " ".join(
@@ -161,14 +161,14 @@ def experts() -> Rows:
     import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
     from backbones.cliptex.experts.registry import EXPERTS
 
-    return sorted(EXPERTS.described().items())
+    return sorted(EXPERTS.descriptions().items())
 
 
 def executors() -> Rows:
     """Who can run units of work."""
     from benchmark.execution import EXECUTORS
 
-    return list(EXECUTORS.described().items())
+    return list(EXECUTORS.descriptions().items())
 
 
 THINGS: dict[str, Callable[[], Rows]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import LAST_SEED, expanded
+from common.files import MAX_SEED, expand_user
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         }
     ),
     "--seed": {
-        "type": number(0, LAST_SEED),
+        "type": number(0, MAX_SEED),
         "default": 0,
         "metavar": "N",
         "help": "of all that is random (default: 0)",
@@ -258,7 +258,7 @@ def placed(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
         name, equals, folder = pair.partition("=")
         if not equals or not name or not folder:
             raise UserError(f"{option} {pair!r} is not of the form NAME=DIR")
-        result[name] = expanded(folder)
+        result[name] = expand_user(folder)
     return result
 
 
@@ -270,7 +270,7 @@ def gave_json(options: argparse.Namespace, value: Any) -> bool:
     if options.json == "-":
         sys.stdout.write(text)
     elif options.json:
-        from common.files import json_place, write_text
+        from common.files import json_output_path, write_text
 
-        write_text(json_place(Path(options.json)), text)
+        write_text(json_output_path(Path(options.json)), text)
     return options.json == "-"

@@ -5,17 +5,17 @@ from __future__ import annotations
 from benchmark.execution.base import EXECUTORS, Executor, ExecutorSpec, WorkerLost
 from benchmark.execution.progress import Bar
 
-EXECUTORS.later(
+EXECUTORS.register_lazy(
     "local",
     f"{__name__}.local:LocalExecutor",
     "processes of this machine, one for each GPU or share of the cores (default)",
 )
-EXECUTORS.later(
+EXECUTORS.register_lazy(
     "slurm",
     f"{__name__}.slurm:SlurmExecutor",
     "a SLURM job for each task (submitit); any option of sbatch as --executor-arg",
 )
-EXECUTORS.later(
+EXECUTORS.register_lazy(
     "ray",
     f"{__name__}.ray_cluster:RayExecutor",
     "a Ray task for each unit, on a Ray of its own or a cluster (address=auto)",

@@ -28,8 +28,8 @@ from benchmark.execution.overview import Overview
 from benchmark.execution.progress import Bar, ProgressLine, console
 from benchmark.execution.task import Outcome, Task, remove, software, sweep, threads_of_a_task
 from common.errors import UserError, nearest
-from common.files import home, writing
-from common.registry import Registry, of_type
+from common.files import home, report_unwritable
+from common.registry import Registry, instance_of
 from reports.mlflow.heartbeat import read
 
 LOSSES = 2  # times that a unit whose worker vanished is run again
@@ -251,7 +251,7 @@ class Executor(ABC):
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
-        with writing(tasks):
+        with report_unwritable(tasks):
             tasks.mkdir(
                 0o700, parents=True, exist_ok=True
             )  # arguments may hold the password of a storage
@@ -430,5 +430,5 @@ def positive(key: str, text: str, least: int = 1) -> int:
 
 
 EXECUTORS: Registry[type[Executor]] = Registry(
-    "executor", "executors", of_type(Executor, None, subclass=True)
+    "executor", "executors", instance_of(Executor, None, subclass=True)
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from common.secrets import hide_quoted
+from common.secrets import redact
 
 CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]|\x1b(?![\\[])")
 
@@ -25,7 +25,7 @@ class Discreet:
         # a terminal would obey what a name tells it; of its codes only colours and those of the
         # progress bar may pass
         with self._named():
-            self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], hide_quoted(text)))
+            self._stream.write(CONTROL.sub(lambda found: repr(found[0])[1:-1], redact(text)))
         return len(text)
 
     def flush(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from benchmark.execution.interrupts import ASKED, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from benchmark.execution.streams import Discreet, discreet
-from common.errors import UserError, users_line
+from common.errors import UserError, user_error_message
 from common.files import keep_sockets_short
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
@@ -243,7 +243,7 @@ def threads(count: int) -> Iterator[None]:
 def _portable(error: BaseException) -> list[BaseException]:
     """The error and its causes; what cannot travel between processes is replaced by what says the
     same."""
-    if users_line(error) is None:
+    if user_error_message(error) is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
     chain: list[BaseException] = []
     cause: BaseException | None = error

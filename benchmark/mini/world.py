@@ -29,8 +29,8 @@ from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 from benchmark.stages.stage import one_maker_async
 from common.errors import UserError
-from common.files import home, write_json, write_text, writing
-from common.locks import keep
+from common.files import home, report_unwritable, write_json, write_text
+from common.locks import mark_in_use
 
 PIECES = 4  # units for each worker, so that all end at about the same time
 MANIFEST = "manifest.json"
@@ -44,7 +44,7 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         UserError: no space, or a folder that cannot be written.
     """
     root = home() / "mini" / config.key()
-    keep(root)
+    mark_in_use(root)
     async with one_maker_async(root):
         if is_complete(root, config):
             return root
@@ -180,7 +180,7 @@ def _finish(root: Path, config: WorldConfig) -> None:
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
     """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a
     picture takes about 1.3 bytes a pixel, a file at least a block."""
-    with writing(root):
+    with report_unwritable(root):
         root.mkdir(parents=True, exist_ok=True)
         (root / MANIFEST).unlink(missing_ok=True)
     picture = max(4096, int(1.5 * config.size**2))

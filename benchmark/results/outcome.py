@@ -15,7 +15,7 @@ from benchmark.cell import Cell
 from benchmark.plan import PlannedTask
 from benchmark.results.average import Average
 from common.errors import UserError
-from common.files import json_place
+from common.files import json_output_path
 from common.secrets import hide_secrets
 from reports.mlflow.run import Tracker
 
@@ -120,7 +120,7 @@ def _missing(cell: Cell, tasks: Sequence[PlannedTask]) -> dict[str, Any] | None:
 def must_be_writable(path: Path, option: str = "--json") -> None:
     """Raises ``UserError`` when the file could not be written when the work is done."""
     try:
-        path = json_place(path)
+        path = json_output_path(path)
     except UserError as error:
         raise UserError(f"{option} {error}") from None
     try:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.interrupts import as_interrupt
 from benchmark.execution.progress import console, reporter, reporting
-from common.locks import lock_file, locked, locked_async
+from common.locks import lock_path, locked, locked_async
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Run, Tracker
 
@@ -73,4 +73,4 @@ def one_maker_async(out: Path) -> AbstractAsyncContextManager[bool]:
 
 def _lock(out: Path) -> tuple[Path, Callable[[], None]]:
     told = f"another process makes {out.name}: waiting for it"
-    return lock_file("make", str(out.absolute())), lambda: reporter().start(told, 1)
+    return lock_path("make", str(out.absolute())), lambda: reporter().start(told, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backbones
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
@@ -97,7 +97,7 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | N
 def architecture_of(inputs: TrainingInputs) -> str:
     """What is trained, as far as a training's speed goes; nothing is fetched."""
     if Path(inputs.init).is_file():
-        return read_checkpoint(inputs.init).architecture or inputs.init
+        return load_checkpoint(inputs.init).architecture or inputs.init
     built = inputs.recipe.model if inputs.init in ("random", "imagenet") else inputs.init
     return f"open_clip/{built.removeprefix('open_clip/').partition('/')[0]}"
 

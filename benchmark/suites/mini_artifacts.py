@@ -32,7 +32,7 @@ from benchmark.suites.registry import (
 )
 from common.errors import UserError
 from common.files import content_key, home
-from common.locks import keep
+from common.locks import mark_in_use
 from reports.mlflow.run import Tracker
 
 
@@ -184,13 +184,13 @@ class _Maker:
             f"experts_{kind}": sum(each[kind] for each in made) for kind in ("seconds", "flops")
         }
         store = home() / "labels" / f"{self.world.name}-{manifest['key'][:8]}"
-        keep(store)
+        mark_in_use(store)
         return store, cost
 
     async def _expert(self, name: str) -> dict[str, Any]:
         stages, settings = self.stages, self.sizes.experts[name]
         out = _expert_folder(self.world, name, settings)
-        keep(out)
+        mark_in_use(out)
         if (out / "expert.json").is_file():
             return json.loads((out / "expert.json").read_text(encoding="utf-8"))
         inputs = ExpertTraining(
@@ -203,7 +203,7 @@ class _Maker:
     ) -> TrainedWeights:
         stages = self.stages
         out = _weights_path(self.world, recipe, init, LabelStore(labels) if labels else None)
-        keep(out)
+        mark_in_use(out)
         inputs = TrainingInputs(
             recipe,
             init,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 from probes.registry import find_task
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Suite:
     )
 
 
-SUITES: Registry[Suite] = Registry("suite", "suites", of_type(Suite))
+SUITES: Registry[Suite] = Registry("suite", "suites", instance_of(Suite))
 
 
 def register_suite(suite: Suite) -> Suite:
@@ -162,7 +162,7 @@ def settings_in(suite: Suite, task: str) -> Mapping[str, Any] | None:
             if all(key in o and o[key] == value for o in beside)
         }
     listed = {
-        _dataset(name) for other in SUITES.read_entry_points().values() for name in other.tasks
+        _dataset(name) for other in SUITES.load_entry_points().values() for name in other.tasks
     }
     return {} if suite.any_dataset and dataset not in listed else None
 

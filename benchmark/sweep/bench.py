@@ -24,7 +24,7 @@ from benchmark.stages.weights import TrainingInputs, train_stage
 from benchmark.suites.registry import Stages, SuiteTraining, find_suite
 from common.errors import nearest
 from common.files import content_key, home
-from common.locks import keep
+from common.locks import mark_in_use
 from common.settings import parse_pairs
 from sweeps.driver import Evaluation
 from sweeps.objective import ObjectiveTask
@@ -226,7 +226,7 @@ class Bench:
             parent=parent,
             pruning=pruning,
         )
-        keep(inputs.out)
+        mark_in_use(inputs.out)
         weights = await train_stage(inputs, self.stages.executor)
         config = {
             "name": recipe.name,

@@ -19,7 +19,7 @@ from benchmark.suites.registry import Stages, find_suite
 from benchmark.sweep import bench as sweep_bench
 from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
 from benchmark.sweep.table import say, show_state, summary_text
-from common.errors import nearest, users_line
+from common.errors import nearest, user_error_message
 from common.files import write_json
 from common.secrets import hide_secrets
 from common.settings import parse_pairs
@@ -177,7 +177,7 @@ class _Sweeping:
         for (_, seed), error in zip(wanted, ended, strict=True):
             if error is None:
                 continue
-            if not isinstance(error, Exception) or users_line(error) is not None:
+            if not isinstance(error, Exception) or user_error_message(error) is not None:
                 raise error
             say(f"seed {seed} was not measured: {first_line(error)}", style="yellow")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from backbones.cliptex.protocols import Progress, Silent
 from common.errors import UserError, nearest
-from common.files import content_key, home, read_object, write_json
+from common.files import content_key, home, read_json_object, write_json
 from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.layouts import must_not_lead_astray
 from probes.datasets.verify import Unreadable, coco_truth, verify
@@ -117,7 +117,7 @@ def prepare(
     identity = {"version": VERSION, "root": str(root.resolve()), "files": inventory.stats}
     identity |= {"spec": protocol(spec, root), "expected": spec.expected}
     cache = home() / "datasets" / f"{spec.name}-{content_key(identity)}.json"
-    verdict = read_object(cache)
+    verdict = read_json_object(cache)
     if not verdict and known_only:
         raise NotExamined(spec.name)
     if not verdict:
@@ -382,6 +382,6 @@ def check_captions(spec: DatasetSpec, split: Split, samples: Sequence[Sample]) -
 def known_names() -> set[str]:
     return {
         name
-        for spec in DATASETS.read_entry_points().values()
+        for spec in DATASETS.load_entry_points().values()
         for name in (spec.name, spec.folder, *spec.also)
     }

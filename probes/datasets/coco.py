@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from common.errors import well_formed
+from common.errors import report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, mmlab_classes, read_json
 from probes.registry import register_dataset
@@ -14,7 +14,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
     path, images = file(root, COCO.annotations[split]), f"{split}2017"
     folder(root, images)
     content = read_json(path)
-    with well_formed(f"{path} is not a COCO annotation file: images need id and file_name"):
+    with report_malformed(f"{path} is not a COCO annotation file: images need id and file_name"):
         return [
             Sample(f"{images}/{entry['file_name']}", int(entry["id"]))
             for entry in content["images"]

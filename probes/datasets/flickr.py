@@ -9,7 +9,7 @@ target is the list of its raw captions.
 from functools import partial
 from pathlib import Path
 
-from common.errors import UserError, well_formed
+from common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.registry import register_dataset
@@ -25,7 +25,7 @@ def samples_of(name: str, root: Path, split: Split) -> list[Sample]:
     if place is None:
         raise UserError(f"image folder {' or '.join(images)} is missing in {root}")
     content, part = read_json(path), {"train": "train", "val": "test"}[split]
-    with well_formed(f"{path} is not a Karpathy caption file"):
+    with report_malformed(f"{path} is not a Karpathy caption file"):
         return [
             Sample(
                 f"{place}/{entry['filename']}",

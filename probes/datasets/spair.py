@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, well_formed
+from common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.registry import register_dataset
@@ -29,7 +29,7 @@ def list_samples(root: Path, split: Split) -> list[Sample]:
         # a colon is no character of a file's name everywhere: some copies have an underscore for it
         path = file(annotations, f"{name}.json", f"{name.replace(':', '_')}.json")
         told = read_json(path)
-        with well_formed(f"{path} is no pair of SPair-71k"):
+        with report_malformed(f"{path} is no pair of SPair-71k"):
             source, target = (
                 f"JPEGImages/{told['category']}/{told[f'{side}_imname']}" for side in ("src", "trg")
             )

@@ -59,7 +59,7 @@ def survey(
         UserError: a place in ``data_dirs`` is not there, or of no known dataset.
     """
     rows = []
-    for spec in DATASETS.read_entry_points().values():
+    for spec in DATASETS.load_entry_points().values():
         if (spec.embedded and spec.name not in data_dirs) or (
             only is not None and spec.name not in only
         ):

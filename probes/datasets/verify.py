@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.coco_masks import wrong_mask
-from common.errors import UserError, well_formed
-from common.files import canonical
+from common.coco_masks import mask_error
+from common.errors import UserError, report_malformed
+from common.files import canonical_json
 from probes.datasets.base import DatasetSpec, Sample, Split
 from probes.datasets.layouts import file, read_json
 from probes.features.content_hashes import read_and_hash
@@ -93,7 +93,7 @@ def encoded(truth: Any) -> bytes:
     """What is hashed of ground truth. Raises ``Unreadable`` for half of a character that JSON
     writes as two (``\\ud83d``)."""
     try:
-        return canonical(truth).encode()
+        return canonical_json(truth).encode()
     except UnicodeEncodeError as error:
         raise Unreadable(f"its annotation is no text ({error})") from error
 
@@ -192,7 +192,7 @@ def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[st
     path = file(root, spec.annotations[split])
     content = read_json(path)
     classes = set(spec.class_names(root))
-    with well_formed(f"{path} is not a COCO annotation file"):
+    with report_malformed(f"{path} is not a COCO annotation file"):
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
         images: dict[int, dict[str, Any]] = {}
         for entry in content["images"]:
@@ -229,7 +229,7 @@ def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, in
     inside = x >= -2 and y >= -2 and x + width <= size[0] + 2 and y + height <= size[1] + 2
     if not (inside and width >= 0 and height >= 0):  # a NaN is never inside
         raise UserError(f"{name} has box {annotation['bbox']} outside its image of {by(size)}")
-    if wrong := wrong_mask(annotation.get("segmentation"), size[1], size[0]):
+    if wrong := mask_error(annotation.get("segmentation"), size[1], size[0]):
         raise UserError(f"{name} has {wrong}")
     if not 0 <= float(annotation["area"]) < float("inf"):
         raise UserError(f"{name} has area {annotation['area']}")

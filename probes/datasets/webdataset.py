@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, well_formed
+from common.errors import UserError, report_malformed
 from probes.datasets.base import DatasetSpec, Kind, Sample, Split
 from probes.datasets.layouts import file, folder, read_json, read_lines
 from probes.features.members import IMAGES, members, read_bytes
@@ -219,7 +219,7 @@ def list_candidates(root: Path, split: Split) -> list[Sample]:
         if name.rpartition(".")[2] in IMAGES
     }
     targets: dict[str, list[Any]] = {}
-    with well_formed(f"{path} must list cue, candidates and associations of each instance"):
+    with report_malformed(f"{path} must list cue, candidates and associations of each instance"):
         for number, instance in enumerate(read_json(path)):
             right = set(map(str, instance["associations"]))
             for name in map(str, instance["candidates"]):

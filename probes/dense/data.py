@@ -30,7 +30,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from common.errors import UserError
-from common.images import BROKEN
+from common.images import IMAGE_ERRORS
 from probes.datasets.base import DatasetSpec
 from probes.dense.settings import DenseSettings
 from probes.features.crops import image_size
@@ -132,7 +132,7 @@ def read_labels(path: str, offset: int, ignore_index: int, classes: int) -> np.n
     try:
         with Image.open(path) as file:
             stored = np.asarray(file)
-    except BROKEN as error:
+    except IMAGE_ERRORS as error:
         raise UserError(f"cannot read label map {path}: {error}") from error
     if stored.ndim != 2:
         raise UserError(

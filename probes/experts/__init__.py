@@ -3,7 +3,7 @@ beside the others."""
 
 from backbones.cliptex.experts.registry import EXPERTS
 
-EXPERTS.later(
+EXPERTS.register_lazy(
     "mask-rcnn",
     "probes.experts.mask_rcnn:MaskRCNN",
     "semantic maps from instances, by MMDetection's CONFIG.py:CHECKPOINT or torchvision's"

@@ -26,7 +26,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from backbones.base import DataConfig
-from backbones.checkpoint import Checkpoint, read_checkpoint
+from backbones.checkpoint import Checkpoint, load_checkpoint
 from backbones.cliptex.data.augment import random_geometry, warp_images
 from backbones.cliptex.experts import torchvision_mask_rcnn as torchvision
 from backbones.cliptex.experts.base import BACKGROUND, CONFIG, IGNORE, Expert, read_settings, resize
@@ -34,7 +34,7 @@ from backbones.cliptex.experts.data import CocoImage, ExpertData, square
 from backbones.cliptex.experts.fit import FitRun, FitSettings, draw, jitter, optimise
 from backbones.cliptex.experts.unet import scaled, timm_encoder
 from common.errors import UserError, nearest
-from common.files import canonical
+from common.files import canonical_json
 from probes.detection import models
 from probes.detection.settings import MaskRCNNSettings as DetectorSettings
 from probes.runner import bridge
@@ -103,7 +103,7 @@ class MaskRCNN(Expert):
             )
         # as JSON keeps it, so that an expert and its saved copy are one
         config = Config(dict(model or own_config(settings, len(classes) - 1))).to_dict()
-        self.model_config: dict[str, Any] = json.loads(canonical(config))
+        self.model_config: dict[str, Any] = json.loads(canonical_json(config))
         self.net: Any
         if self.model_config["type"] == torchvision.TYPE:
             version, count = self.model_config["version"], self.model_config["num_classes"]
@@ -198,7 +198,7 @@ class MaskRCNN(Expert):
         if (Path(source) / CONFIG).is_file():
             return super().load(source, device)
         if ":" not in source and Path(source).suffix in (".pth", ".pt", ".safetensors"):
-            weights = read_checkpoint(source)
+            weights = load_checkpoint(source)
             if (model := torchvision.describe(weights.state)) is None:
                 raise UserError(
                     f"{source} is no Mask R-CNN of torchvision; MMDetection's are given as"
@@ -216,7 +216,7 @@ class MaskRCNN(Expert):
                 f"mask-rcnn needs the weights of {path.stem}: fetch its .pth from MMDetection's"
                 f" model zoo and give mask-rcnn={name}:FILE"
             )
-        weights = read_checkpoint(checkpoint)
+        weights = load_checkpoint(checkpoint)
         return cls._described(path)._filled(weights, path.stem, source).freeze(device)
 
     @classmethod

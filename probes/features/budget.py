@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_object, write_json
+from common.files import read_json_object, write_json
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
@@ -104,7 +104,7 @@ def stores(folder: Path) -> list[Path]:
 
 def size_of(store: Path) -> int:
     """Bytes of a store; of one that is being made, what it will have."""
-    return max(_real_size(store), read_object(store / "making.json").get("bytes", 0))
+    return max(_real_size(store), read_json_object(store / "making.json").get("bytes", 0))
 
 
 def _real_size(store: Path) -> int:

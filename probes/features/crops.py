@@ -20,8 +20,8 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from common.errors import UserError
-from common.files import seed_of
-from common.images import BROKEN
+from common.files import derive_seed
+from common.images import IMAGE_ERRORS
 from probes.features.content_hashes import content_hash
 
 
@@ -74,7 +74,7 @@ class FixedCrop(BaseTransform):
         if crop.number:
             # "view": as the first version called it, so that the crops stay those that they were
             random = np.random.default_rng(
-                seed_of("view", content_hash(results["img_path"]), crop.number)
+                derive_seed("view", content_hash(results["img_path"]), crop.number)
             )
         factor = 1.0 if random is None else random.uniform(self.scale_range[0], self.scale_range[1])
         scale = (int(4 * self.size * factor), int(self.size * factor))
@@ -116,5 +116,5 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except BROKEN as error:
+    except IMAGE_ERRORS as error:
         raise UserError(f"cannot read {path}: {error}") from error

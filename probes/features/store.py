@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import content_key, home, read_object, replacing, sha256_file, write_json
-from common.locks import is_held, leave, locked, reading
+from common.files import atomic_write, content_key, home, read_json_object, sha256_file, write_json
+from common.locks import acquire_reader_lock, is_locked, locked, release_reader_lock
 from probes.features import budget
 from probes.features.content_hashes import memory, remember, remembered
 from probes.features.members import State, state_of
@@ -148,7 +148,7 @@ class Store:
     def close(self) -> None:
         """Forget the files and let others remove them."""
         self._parts.clear()
-        leave(self._lock)
+        release_reader_lock(self._lock)
 
     def _find(self, item: int) -> tuple[int, int]:
         """(shard, place in it) of an item."""
@@ -204,7 +204,7 @@ def get_or_build(key: CacheKey, build: Builder, *, wait: Callable[[], None] | No
                 f"{folder} was made and is not whole: is something else writing there?"
             )
         budget.touch(folder)
-        return Store(folder, manifest, reading(folder / "readers"), notes)
+        return Store(folder, manifest, acquire_reader_lock(folder / "readers"), notes)
 
 
 def _make(key: CacheKey, build: Builder) -> None:
@@ -275,7 +275,7 @@ def _write_shard(
             tensors[str(kind)] = torch.stack(each)
         else:
             tensors |= {f"{kind}.{place}": one.clone() for place, one in enumerate(each)}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(
             tensors, temporary, {"items": json.dumps([dict(metadata) for _, metadata in items])}
         )
@@ -296,7 +296,7 @@ def _finished(
     shard: Path, items: range, known: Mapping[str, tuple[State, str]]
 ) -> dict[str, Any] | None:
     """The manifest's entry of a shard that is whole; None for any other."""
-    entry = read_object(entry_path(shard))
+    entry = read_json_object(entry_path(shard))
     whole = (
         entry
         and (entry["first"], entry["items"]) == (items.start, len(items))
@@ -308,7 +308,7 @@ def _finished(
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished store; None where there is none that is whole and of this
     version."""
-    manifest = read_object(folder / "manifest.json")
+    manifest = read_json_object(folder / "manifest.json")
     told = manifest.pop("sha256", "")
     right = (
         content_key(manifest, 64) == told
@@ -354,7 +354,7 @@ def lock_path(folder: Path) -> Path:
 
 def in_use(folder: Path) -> bool:
     """Whether a process has the store open. The caller holds the store's lock."""
-    return any(map(is_held, (folder / "readers").glob("*.lock")))
+    return any(map(is_locked, (folder / "readers").glob("*.lock")))
 
 
 def remove(folder: Path) -> bool:

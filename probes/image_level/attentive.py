@@ -19,7 +19,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from common.errors import NonFiniteLoss
-from common.files import replacing, seed_of
+from common.files import atomic_write, derive_seed
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level import random_crops
@@ -86,7 +86,7 @@ def make_heads(context: Context) -> list[nn.Module]:
     made: list[nn.Module] = []
     for _ in context.settings.learning_rates:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("attentive", context.seed))
+            torch.manual_seed(derive_seed("attentive", context.seed))
             pool = AttentionPoolLatent(channels, num_heads=attention)
             head = nn.Sequential(
                 nn.LayerNorm(channels), pool, nn.Linear(channels, len(context.data.classes))
@@ -168,7 +168,7 @@ def train(
                 )
             context.log.log_metrics({"train/loss": losses.nan_to_num(torch.inf).min().item()}, done)
         if last or time.monotonic() - saved > random_crops.SAVE_EVERY:
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 state = {
                     "iteration": done,
                     "heads": parts.state_dict(),

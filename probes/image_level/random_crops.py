@@ -33,7 +33,7 @@ from torchvision.transforms import (
 
 from backbones.base import DataConfig
 from common.errors import NonFiniteLoss
-from common.files import replacing, seed_of
+from common.files import atomic_write, derive_seed
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level.classification import (
@@ -82,13 +82,13 @@ class RandomCrops(Images):
         """Which image the ``draw``-th crop is of."""
         epoch, place = divmod(draw, len(self.paths))
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
             self._order = epoch, torch.randperm(len(self.paths), generator=generator).tolist()
         return self._order[1][place]
 
     def __getitem__(self, draw: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("crop", self.seed, draw))
+            torch.manual_seed(derive_seed("crop", self.seed, draw))
             return super().__getitem__(draw)
 
     def path(self, draw: int) -> str:
@@ -184,7 +184,7 @@ def start(context: Context, grid: Sequence[Pair], classes: int) -> list[Kind]:
         weight = torch.empty(width, len(grid), classes)
         for place, pair in enumerate(grid):
             seed = torch.Generator().manual_seed(
-                seed_of("head", context.seed, name, *map(repr, pair))
+                derive_seed("head", context.seed, name, *map(repr, pair))
             )
             weight[:, place] = torch.empty(width, classes).normal_(0, 0.01, generator=seed)
         model = Linear(
@@ -245,7 +245,7 @@ def train(
             )
             state["losses"] = [torch.zeros_like(each) for each in state["losses"]]
         if done or time.monotonic() - saved > SAVE_EVERY:
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 torch.save(state, temporary)
             saved = time.monotonic()
     shapes = [kind.model.weight.shape for kind in kinds]

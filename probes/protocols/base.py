@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec
 from probes.registry import tasks
@@ -67,7 +67,7 @@ class Protocol:
         )
 
 
-PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", of_type(Protocol))
+PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", instance_of(Protocol))
 
 
 def register_protocol(protocol: Protocol) -> Protocol:

@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import Tensor
 
 from common.errors import NonFiniteLoss
-from common.files import content_key, replacing
+from common.files import atomic_write, content_key
 from probes.base import Context
 from probes.runner import bridge
 from probes.runner.sampling import seed_iteration
@@ -241,7 +241,7 @@ class Member:
             "seconds": self.seconds,
             "step_flops": self.step_flops,
         }
-        with replacing(Path(self.context.work_dir, STATE)) as temporary:
+        with atomic_write(Path(self.context.work_dir, STATE)) as temporary:
             torch.save(state, temporary)
 
 

@@ -17,14 +17,14 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
-from common.files import seed_of
+from common.files import derive_seed
 from probes.runner import bridge
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
     """Seed every generator by (seed, iteration): dropout and the like repeat after a resume, and
     for each head of a group."""
-    bridge.seed_all(seed_of("iteration", seed, 0, iteration) % 2**32)
+    bridge.seed_all(derive_seed("iteration", seed, 0, iteration) % 2**32)
 
 
 @DATASETS.register_module()
@@ -65,7 +65,7 @@ class SeededSamples(Dataset):
         """Which item of the set the ``number``-th sample is."""
         epoch, place = divmod(number, len(self))
         if self._order[0] != epoch:
-            generator = np.random.default_rng(seed_of("order", self.seed, epoch))
+            generator = np.random.default_rng(derive_seed("order", self.seed, epoch))
             order, arrange = (
                 self._items[generator.permutation(len(self))],
                 getattr(self.dataset, "arrange", None),
@@ -74,7 +74,7 @@ class SeededSamples(Dataset):
         return int(self._order[1][place])
 
     def __getitem__(self, number: int) -> Any:
-        with bridge.isolated_rng(seed_of("sample", self.seed, number)):
+        with bridge.isolated_rng(derive_seed("sample", self.seed, number)):
             return self.dataset[self.index(number)]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
-from common.secrets import hide_quoted, hide_secrets, remember
+from common.secrets import hide_secrets, redact, remember_secrets
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 
@@ -47,10 +47,10 @@ def tracking_uri(given: str | None = None) -> str:
             to write.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    remember(uri)
+    remember_secrets(uri)
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
-            f"{hide_quoted(uri)!r} is no MLflow database or server (file stores are refused since"
+            f"{redact(uri)!r} is no MLflow database or server (file stores are refused since"
             " MLflow 3.13); use sqlite:///FILE.db, postgresql://… or http://…"
         )
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
@@ -99,7 +99,7 @@ class Client:
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri)
-        self._shown = hide_quoted(uri)
+        self._shown = redact(uri)
 
     def __getattr__(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -223,7 +223,7 @@ def connect(uri: str) -> Client:
         raise
     except Exception as error:
         raise TrackingError(
-            f"cannot use the MLflow store at {hide_quoted(uri)}: {_first_line(error)};"
+            f"cannot use the MLflow store at {redact(uri)}: {_first_line(error)};"
             f" {'mend it' if uri.startswith('sqlite') else 'start the server'} or give another"
             " --tracking-uri"
         ) from error
@@ -295,7 +295,7 @@ def _check_database(uri: str) -> None:
         return
     if (schema := database_schema(uri)) and schema not in known_schemas():
         raise TrackingError(
-            f"{hide_quoted(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or"
+            f"{redact(uri)} was written by a newer MLflow (schema {schema}); upgrade mlflow or"
             " use another store"
         )
 
@@ -362,4 +362,4 @@ def _first_line(error: BaseException) -> str:
     told = next(
         (line for line in lines if re.match(r"\([\w.]+\) ", line)), lines[0]
     )  # (sqlite3.OperationalError) …
-    return hide_quoted(told)[:200]
+    return redact(told)[:200]

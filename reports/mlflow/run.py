@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
-from common.secrets import hide_quoted, hide_secrets
+from common.secrets import hide_secrets, redact
 from reports.errors import TrackingError
 from reports.mlflow import heartbeat
 from reports.mlflow.client import connect, metric_key, scratch, tag_key, tracking_uri
@@ -188,9 +188,7 @@ class Tracker:
                 status = getattr(
                     error, "run_status", "FAILED"
                 )  # KILLED for what was stopped on purpose
-                reason = hide_quoted(f"{type(error).__name__}: {error}".strip().splitlines()[0])[
-                    :400
-                ]
+                reason = redact(f"{type(error).__name__}: {error}".strip().splitlines()[0])[:400]
             with contextlib.suppress(Exception):  # the first error is the one to show
                 run.flush()
             with contextlib.suppress(Exception):
@@ -260,7 +258,7 @@ class Run:
     def fail(self, reason: str) -> None:
         """The run will end FAILED though its block ends well: a part of it broke."""
         self.status = "FAILED"
-        self.set_tags({FAILURE_TAG: hide_quoted(reason)})
+        self.set_tags({FAILURE_TAG: redact(reason)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """A few short parameters (values are cut at MLflow's 500 characters)."""

@@ -78,7 +78,7 @@ def test_one_that_breaks_is_missing_and_the_other_is_as_alone(here, request):
             ("random",),
         )
     )
-    request.addfinalizer(lambda: SUITES.forget("broken-pair"))
+    request.addfinalizer(lambda: SUITES.unregister("broken-pair"))
     command = [*RUN, "--set", "max_iters=4"]
     command[command.index("own")] = "broken-pair"
     assert (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from common.coco_masks import wrong_mask
+from common.coco_masks import mask_error
 
 
 def packed(pixels: np.ndarray) -> dict:
@@ -20,11 +20,11 @@ def test_what_pycocotools_packs_is_right_and_cut_short_it_is_not(seed):
     height, width = (int(side) for side in random.integers(1, 300, 2))
     pixels = random.random((height, width)) < random.random()
     code = packed(pixels)
-    assert wrong_mask(code, height, width) == ""
+    assert mask_error(code, height, width) == ""
     counts = np.diff(
         np.flatnonzero(np.diff(np.r_[0, pixels.T.reshape(-1), 2].astype(int))), prepend=0
     ).tolist()
-    assert wrong_mask({**code, "counts": counts}, height, width) == ""
+    assert mask_error({**code, "counts": counts}, height, width) == ""
     for damaged in (
         code["counts"][:-1],
         code["counts"] + "1",
@@ -32,7 +32,7 @@ def test_what_pycocotools_packs_is_right_and_cut_short_it_is_not(seed):
         "",
         "oooooooooooooooooo",
     ):
-        assert wrong_mask({**code, "counts": damaged}, height, width), damaged
+        assert mask_error({**code, "counts": damaged}, height, width), damaged
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_pycocotools_packs_is_right_and_cut_short_it_is_not(seed):
     ],
 )
 def test_what_is_no_mask_is_wrong(mask):
-    assert wrong_mask(mask, 5, 7)
+    assert mask_error(mask, 5, 7)
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_what_is_no_mask_is_wrong(mask):
     [[[0, 0, 7.5, 0, 7, 5.25]], [[-1, 0, 7, 0, 7, 5, 0, 5]], {"size": [5, 7], "counts": [0, 35]}],
 )
 def test_what_is_a_mask_is_right(mask):
-    assert wrong_mask(mask, 5, 7) == ""
+    assert mask_error(mask, 5, 7) == ""

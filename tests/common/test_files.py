@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import UserError, users_line
+from common.errors import UserError, user_error_message
 from common.files import (
     UnfitFile,
+    atomic_write,
     content_key,
     home,
-    json_place,
+    json_output_path,
     keep_sockets_short,
     open_regular,
     read_json,
     read_whole,
-    replacing,
     sha256_file,
     write_text,
 )
@@ -33,7 +33,7 @@ from tests.forks import Fork
 def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(KeyError), replacing(path) as temporary:
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old"
@@ -52,7 +52,7 @@ def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
 def test_a_full_disk_is_said_in_one_line(tmp_path, write):
     with (
         pytest.raises(UserError, match="free some space") as caught,
-        replacing(tmp_path / "weights") as temporary,
+        atomic_write(tmp_path / "weights") as temporary,
     ):
         temporary.symlink_to("/dev/full")  # every write there says that no space is left
         write(temporary)
@@ -105,7 +105,7 @@ def full(path: Path) -> None:
     ],
 )
 def test_only_errors_of_writing_that_file_are_the_users(tmp_path, block, kind):
-    with pytest.raises(kind) as caught, replacing(tmp_path / "weights") as temporary:
+    with pytest.raises(kind) as caught, atomic_write(tmp_path / "weights") as temporary:
         block(temporary)
     assert caught.type is kind
 
@@ -115,21 +115,21 @@ def refused(code: int) -> OSError:
 
 
 def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
-    assert users_line(UserError("no such\nthing")) == "no such thing"
+    assert user_error_message(UserError("no such\nthing")) == "no such thing"
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         mend = "choose another folder" if code == errno.EROFS else "free some space"
         assert (
-            users_line(refused(code))
+            user_error_message(refused(code))
             == f"cannot write /data/x: {os.strerror(code)}; {mend} and run the command again"
         )
-    assert users_line(refused(errno.ENOENT)) is None
-    assert users_line(KeyError("x")) is None
+    assert user_error_message(refused(errno.ENOENT)) is None
+    assert user_error_message(KeyError("x")) is None
 
     def raised(how):
         try:
             how()
         except Exception as error:
-            return users_line(error)
+            return user_error_message(error)
 
     def of_a_cause():
         try:
@@ -147,7 +147,7 @@ def test_what_the_user_can_mend_is_found_along_causes_and_nowhere_else():
     assert raised(beside_another) is None
     first, second = RuntimeError(), RuntimeError()
     first.__cause__, second.__cause__ = second, first
-    assert users_line(first) is None
+    assert user_error_message(first) is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_only_files_are_read_and_none_without_end(tmp_path, read):
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(UnfitFile, match=f"cannot read {path}: it is no regular file") as caught:
             read(path)
-        assert users_line(caught.value) == str(caught.value)
+        assert user_error_message(caught.value) == str(caught.value)
     with pytest.raises(OSError, match="no file has such a name"):
         read(tmp_path / "a\0b")
     with pytest.raises(IsADirectoryError):
@@ -200,10 +200,10 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 def test_a_file_that_cannot_be_had_is_one_line_and_a_bug_is_none(number):
     error = OSError(number, os.strerror(number), "/data/weights")
     assert (
-        users_line(error)
+        user_error_message(error)
         == f"cannot use /data/weights: {os.strerror(number)}; mend that, or name another file"
     )
-    assert users_line(OSError(number, os.strerror(number))) is None  # of what, nobody knows
+    assert user_error_message(OSError(number, os.strerror(number))) is None  # of what, nobody knows
 
 
 def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
@@ -245,7 +245,7 @@ def test_json_takes_the_place_of_json_alone(tmp_path):
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
-        assert json_place(tmp_path / name) == tmp_path / name
+        assert json_output_path(tmp_path / name) == tmp_path / name
     (tmp_path / "mine.yaml").write_text("suite: own")
     with pytest.raises(UserError, match="is there and is no JSON; name another file"):
-        json_place(tmp_path / "mine.yaml")
+        json_output_path(tmp_path / "mine.yaml")

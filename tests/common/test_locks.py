@@ -15,7 +15,7 @@ import filelock
 import pytest
 
 from common.errors import UserError
-from common.locks import lock_file, locked
+from common.locks import lock_path, locked
 
 WORK = """
 import sys, time
@@ -164,5 +164,5 @@ def test_errors_of_the_block_and_of_telling_go_through(tmp_path, work):
 
 def test_the_name_follows_from_what_is_locked(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path))
-    assert lock_file("cell", ["a", 1]) == lock_file("cell", ["a", 1]) != lock_file("cell", ["a", 2])
-    assert lock_file("cell", "x").parent == tmp_path / "locks"
+    assert lock_path("cell", ["a", 1]) == lock_path("cell", ["a", 1]) != lock_path("cell", ["a", 2])
+    assert lock_path("cell", "x").parent == tmp_path / "locks"

@@ -105,7 +105,7 @@ def other_package(tmp_path, monkeypatch):
             f"[cliptex_benchmark.{group}]\n{name} = other_package:{thing}\ngone ="
             " no_such_module:THING\nmissing = other_package:MISSING\nnothing ="
             " other_package:NOTHING\nmisnamed ="
-            f" other_package:{thing}\n{next(iter(registry.read_entry_points()))} ="
+            f" other_package:{thing}\n{next(iter(registry.load_entry_points()))} ="
             f" other_package:{thing}\nleaves = other_package_leaves:THING\n"
             for group, (registry, _, name, thing, *_) in KINDS.items()
         )
@@ -121,7 +121,7 @@ def other_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_name_is_given_once(kind):
     registry, register, *_ = KINDS[kind]
-    name, thing = next(iter(registry.read_entry_points().items()))
+    name, thing = next(iter(registry.load_entry_points().items()))
     assert registry.register(name, thing) is thing  # a module that is imported twice
     with pytest.raises(ValueError, match=f"there is a .* '{name}' already"):
         registry.register(name, object())
@@ -146,10 +146,10 @@ def test_another_package_brings_one_without_a_fork(kind, other_package):
     shipped = next(iter(registry))
     before = registry[shipped]
     assert name not in registry
-    assert registry.described()[name] == f"plug-in other_package:{thing}"
+    assert registry.descriptions()[name] == f"plug-in other_package:{thing}"
     assert "other_package" not in sys.modules, "describing imports nothing"
     assert registry.find(name) is getattr(sys.modules["other_package"], thing)
-    assert registry.find(shipped) is before is registry.read_entry_points()[shipped], (
+    assert registry.find(shipped) is before is registry.load_entry_points()[shipped], (
         "a package replaces nothing of ours"
     )
 
@@ -157,7 +157,7 @@ def test_another_package_brings_one_without_a_fork(kind, other_package):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package):
     registry, _, name, *_ = KINDS[kind]
-    assert name in registry.read_entry_points()
+    assert name in registry.load_entry_points()
     reasons = {
         "gone": "ModuleNotFoundError: No module named 'no_such_module'",
         "missing": "AttributeError: .*'MISSING'",
@@ -199,8 +199,8 @@ def test_what_is_slow_to_import_is_declared_and_imported_when_asked_for(tmp_path
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     registry: Registry = Registry("thing", "no-such-group")
-    registry.later("slow", "slow_module:THING", "said before")
-    assert registry.described() == {"slow": "said before"} and "slow_module" not in sys.modules
+    registry.register_lazy("slow", "slow_module:THING", "said before")
+    assert registry.descriptions() == {"slow": "said before"} and "slow_module" not in sys.modules
     assert registry.find("slow").about == "slow" and list(registry) == ["slow"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common import secrets
-from common.secrets import hide_quoted, hide_secrets, remember
+from common.secrets import hide_secrets, redact, remember_secrets
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_parts_that_a_library_quotes_are_hidden(monkeypatch):
         "https://abcdef123@host",
         "pg://h?password=zxcvbn",
     ):
-        remember(uri)
+        remember_secrets(uri)
     told = "bob:hunter@2 hunter%402 opensesame abcdef123 zxcvbn tok-en-tok"
-    assert hide_quoted(told) == "*** *** *** *** *** ***"
+    assert redact(told) == "*** *** *** *** *** ***"
 
 
 def test_a_word_that_is_no_secret_alone_is_not_hidden(monkeypatch):
     monkeypatch.setattr(secrets, "_known", set())
     for uri in ("postgresql://mlflow:mlflow@host/mlflow", "postgresql://me:db@host/db"):
-        remember(uri)
-    assert hide_quoted("mlflow keeps its db") == "mlflow keeps its db"
+        remember_secrets(uri)
+    assert redact("mlflow keeps its db") == "mlflow keeps its db"

@@ -153,7 +153,7 @@ def ours(words: list[str]) -> None:
         return
     options = parser(words[0]).parse_args(words)
     if hasattr(options, "executor"):
-        assert options.executor == "local" or options.executor in EXECUTORS.described()
+        assert options.executor == "local" or options.executor in EXECUTORS.descriptions()
     PLANNERS[options.command](options)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.labels.store import LabelStore
 from reports.mlflow.client import Client
 from tests.backbones.cliptex.experts import toy_experts
@@ -109,7 +109,7 @@ class KilledCommand:
         if self.command == "run":
             return json.loads((self.folder / f"{name}.json").read_text())["backbones"]
         if self.command == "train":
-            return read_checkpoint(self.folder / f"{name}.safetensors").sha256
+            return load_checkpoint(self.folder / f"{name}.safetensors").sha256
         if self.command == "label":
             tars = sorted((self.folder / name).glob("*.tar"))
             hashes = [hashlib.sha256(tar.read_bytes()).hexdigest() for tar in tars]

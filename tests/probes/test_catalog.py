@@ -9,7 +9,7 @@ import pytest
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
-from common.files import canonical
+from common.files import canonical_json
 from probes.datasets.base import Kind
 from probes.registry import DATASETS, PROBES, find_task
 
@@ -60,7 +60,7 @@ def test_probes_keep_the_contract(place):
     assert dataclasses.is_dataclass(settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(settings, dataclasses.fields(settings)[0].name, None)
-    assert canonical(dataclasses.asdict(settings)) == canonical(
+    assert canonical_json(dataclasses.asdict(settings)) == canonical_json(
         dataclasses.asdict(probe.settings_type())
     )
 
@@ -74,7 +74,7 @@ def test_datasets_keep_the_contract(name):
     assert spec.about
     assert "\n" not in spec.about
     assert set(spec.expected) in (set(), {"val"}, {"train", "val"})
-    assert "object at 0x" not in canonical(dict(spec.extra))
+    assert "object at 0x" not in canonical_json(dict(spec.extra))
 
 
 @pytest.mark.parametrize("module", ["probes.dense.probe", "probes.detection"])

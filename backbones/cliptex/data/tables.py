@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from common.files import content_key, home, read_object, replacing, write_json
-from common.locks import lock_file, locked
+from common.files import atomic_write, content_key, home, read_json_object, write_json
+from common.locks import lock_path, locked
 
 ARRAYS = "arrays"  # a fact of each table: their names
 Made = tuple[Mapping[str, np.ndarray], dict[str, Any]]
@@ -55,12 +55,12 @@ def kept_table(
     file = home() / kind / f"{key}.json"
     if waiting is None:
         return _kept(file) or Table(file, *reversed(make()))
-    with locked(lock_file(kind, key), waiting):
+    with locked(lock_path(kind, key), waiting):
         if (kept := _kept(file)) is None:
             arrays, facts = make()
             for name, array in arrays.items():
                 with (
-                    replacing(file.with_suffix(f".{name}.npy")) as temporary,
+                    atomic_write(file.with_suffix(f".{name}.npy")) as temporary,
                     temporary.open("wb") as out,
                 ):
                     np.save(out, array)
@@ -70,7 +70,7 @@ def kept_table(
 
 def _kept(file: Path) -> Table | None:
     """The table in a file; None where there is none, or one that is cut or damaged."""
-    table = Table(file, read_object(file))
+    table = Table(file, read_json_object(file))
     try:
         for name in table.facts[ARRAYS]:
             table[name]  # which maps it: its header and its size are looked at

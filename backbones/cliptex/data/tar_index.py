@@ -23,7 +23,7 @@ import numpy as np
 
 from backbones.cliptex.data.remote import RemoteFile
 from common.errors import UserError
-from common.files import content_key, home, replacing
+from common.files import atomic_write, content_key, home
 
 VERSION = 3  # of what is kept
 LONGEST = 1024  # bytes of a member's name
@@ -104,7 +104,7 @@ def index_tar(path: Path | RemoteFile, suffixes: Sequence[str], *, keep: bool = 
         for column, suffix in enumerate(suffixes):
             places[row, column] = parts.get(suffix, (-1, -1))
     if keep:
-        with replacing(cached) as temporary, temporary.open("wb") as file:
+        with atomic_write(cached) as temporary, temporary.open("wb") as file:
             np.savez(file, keys=keys, places=places)
     return TarIndex(keys, places)
 

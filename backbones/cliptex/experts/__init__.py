@@ -5,17 +5,17 @@ from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
 from backbones.cliptex.experts.training import evaluate, train_expert
 
-EXPERTS.later(
+EXPERTS.register_lazy(
     "unet",
     f"{__name__}.unet:UNetSeg",
     "semantic segmentation (encoder-decoder); trained here on COCO instances merged into one map",
 )
-EXPERTS.later(
+EXPERTS.register_lazy(
     "dpt",
     f"{__name__}.dpt:DPT",
     "relative inverse depth: DPT by hub name, folder or MiDaS's checkpoint; can be trained here",
 )
-EXPERTS.later(
+EXPERTS.register_lazy(
     "nll-angmf",
     f"{__name__}.nll_angmf:NllAngMF",
     "surface normals and their uncertainty (AngMF likelihood), by its authors' checkpoint; can be"

@@ -22,7 +22,7 @@ from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun
 from common.errors import UserError, first_line
-from common.files import read_json, replacing, write_json
+from common.files import atomic_write, read_json, write_json
 
 BACKGROUND = "background"
 # of a segmentation map with up to 255 classes; experts with more use IGNORE_WIDE and uint16
@@ -121,7 +121,7 @@ class Expert(nn.Module, ABC):
         state = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
         }
-        with replacing(Path(folder) / WEIGHTS) as temporary:
+        with atomic_write(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary)
         write_json(Path(folder) / CONFIG, {**self.identity(), "source": self.source, **extra})
 

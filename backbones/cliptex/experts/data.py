@@ -23,10 +23,10 @@ from torch import Tensor
 
 from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task
-from common.coco_masks import wrong_mask
-from common.errors import UserError, well_formed
+from common.coco_masks import mask_error
+from common.errors import UserError, report_malformed
 from common.files import content_key, read_json
-from common.images import BROKEN, to_rgb
+from common.images import IMAGE_ERRORS, to_rgb
 
 Split = Literal["train", "val"]
 IGNORE = 255
@@ -132,7 +132,7 @@ class ExpertData:
             with Image.open(sample.path) as image:
                 picture = square(np.asarray(to_rgb(image)), self.size, Image.Resampling.BICUBIC)
             target = square(sample.truth(), self.size, Image.Resampling.NEAREST)
-        except BROKEN as error:
+        except IMAGE_ERRORS as error:
             raise UserError(
                 f"cannot read {sample.path} or its truth ({error}); repair or remove it"
             ) from error
@@ -197,14 +197,14 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
     """Class names (``background`` first) and all images of a COCO folder's split. Raises
     ``UserError``."""
     path = root / COCO[split]
-    with well_formed(f"{path} is not a COCO instance file"):
+    with report_malformed(f"{path} is not a COCO instance file"):
         content = read_json(path, 1 << 32)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         for annotation in content["annotations"]:
-            if wrong := wrong_mask(annotation["segmentation"], *sizes[annotation["image_id"]]):
+            if wrong := mask_error(annotation["segmentation"], *sizes[annotation["image_id"]]):
                 raise UserError(f"{path} annotation {annotation.get('id')} has {wrong}")
             of_image[annotation["image_id"]].append(
                 {

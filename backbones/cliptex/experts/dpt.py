@@ -16,7 +16,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 from transformers.utils import logging as transformers_logging
 
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
 from backbones.cliptex.experts.data import ExpertData
 from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
@@ -239,7 +239,7 @@ class DPT(Expert):
             return super().load(source, device)
         path = Path(source)
         model: Any = (
-            from_midas(read_checkpoint(path).state, path)
+            from_midas(load_checkpoint(path).state, path)
             if path.is_file()
             else _from_transformers(source)
         )

@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_STD as STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.checkpoint import fit_state, read_checkpoint
+from backbones.checkpoint import fit_state, load_checkpoint
 from backbones.cliptex.experts import angmf
 from backbones.cliptex.experts.base import resize
 from backbones.cliptex.experts.data import ExpertData
@@ -57,7 +57,7 @@ class NllAngMF(UNetExpert):
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         if not Path(source).is_file():
             return super().load(source, device)
-        state = read_checkpoint(source).state
+        state = load_checkpoint(source).state
         norm: Norm = "BN" if "decoder.up1._net.1.running_mean" in state else "GN"
         expert = cls.published(norm)
         fit_state(

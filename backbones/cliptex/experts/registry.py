@@ -12,9 +12,9 @@ import torch
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.tasks import ordered
 from common.errors import UserError
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 
-EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", of_type(Expert, subclass=True))
+EXPERTS: Registry[type[Expert]] = Registry("expert", "experts", instance_of(Expert, subclass=True))
 find_expert = EXPERTS.find
 
 
@@ -44,7 +44,7 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
     if not experts:
         raise UserError(
             "no experts given; --experts takes NAME=WHERE, with names such as"
-            f" {', '.join(sorted(EXPERTS.described()))}"
+            f" {', '.join(sorted(EXPERTS.descriptions()))}"
         )
     order = ordered(expert.task for expert in experts)
     return sorted(experts, key=lambda expert: order.index(expert.task))

@@ -22,7 +22,7 @@ from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
 from common.errors import UserError
 from common.files import read_whole
-from common.images import BROKEN
+from common.images import IMAGE_ERRORS
 
 VERSION = 1
 ASPECT = 0.05  # by how much a label's width over height may differ from its image's
@@ -155,7 +155,7 @@ def _coded(
     try:
         with Image.open(io.BytesIO(source[index].image)) as image:
             width, height = image.size
-    except (BadPair, *BROKEN) as error:
+    except (BadPair, *IMAGE_ERRORS) as error:
         return f"not a readable image ({error})"
     labels = {}
     for name in ordered(name for name, files in found.items() if key in files):
@@ -163,7 +163,7 @@ def _coded(
         try:
             label = _checked(task, task.read(path), manual.classes.get(name, ()))
             labels[name] = resize_nearest(label, manual.label_side)
-        except BROKEN as error:
+        except IMAGE_ERRORS as error:
             return f"{path}: {error}"
         high, wide = labels[name].shape[-2:]
         if abs(wide * height / (high * width) - 1) > ASPECT:

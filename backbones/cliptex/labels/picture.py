@@ -12,7 +12,7 @@ from backbones.cliptex.data.source import BadPair, PairSource, decode_image
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.tasks import find_task
 from common.errors import UserError, nearest
-from common.files import replacing
+from common.files import atomic_write
 
 TILE = 160
 GAP = 4
@@ -74,7 +74,7 @@ def draw_labels(root: Path, source: PairSource, out: Path, n: int = 8) -> list[s
             " pairs?"
         )
     sheet = _sheet(rows, titles)
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         sheet.save(temporary, kinds[out.suffix.lower()])
     return keys
 

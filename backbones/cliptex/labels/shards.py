@@ -16,7 +16,7 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from common.files import read_json, replacing, sha256_file, write_json
+from common.files import atomic_write, read_json, sha256_file, write_json
 
 VERSION = 3  # 1 had normals with y down, 2 a format of its own
 
@@ -83,7 +83,7 @@ def writing_shard(root: Path, name: str, identity: str) -> Iterator[ShardWriter]
     path = tar_path(root, name)
     for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a labelling that was killed
         left.unlink(missing_ok=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         with temporary.open("wb") as file:
             tar = TarWriter(file, user="", group="", encoder=False, mtime=0, format="PAX_FORMAT")
             writer = ShardWriter(name, tar)

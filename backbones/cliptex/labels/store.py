@@ -36,7 +36,7 @@ from backbones.cliptex.labels.shards import (
 from backbones.cliptex.tasks import find_task, ordered, task_names
 from common.errors import UserError
 from common.files import content_key, read_json, write_json
-from common.images import BROKEN
+from common.images import IMAGE_ERRORS
 
 MANIFEST = "manifest.json"
 # Short side that labels are kept at. A ViT-B/16 at 224 pixels learns from four labels a patch, 56,
@@ -231,7 +231,7 @@ class LabelStore:
                 labels[name] = find_task(name).decode(
                     read_member(path, self._mtimes[number], offset, size)
                 )
-            except BROKEN as error:
+            except IMAGE_ERRORS as error:
                 raise UserError(
                     f"{name} of {key} in {path} is damaged ({error}); run the same label command"
                     " again to mend it"

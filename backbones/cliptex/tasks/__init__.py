@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from common.registry import Registry, of_type
+from common.registry import Registry, instance_of
 
 if TYPE_CHECKING:
     from backbones.cliptex.tasks.base import Task
@@ -24,13 +24,15 @@ PAPER = ("seg", "depth", "normal")  # those of the paper: what ``cliptex`` learn
 def _check(name: str, thing: Any) -> Any:
     from backbones.cliptex.tasks.base import Task
 
-    return of_type(Task)(name, thing)
+    return instance_of(Task)(name, thing)
 
 
 TASKS: Registry[Task] = Registry("task", "tasks", _check)
-TASKS.later("seg", f"{__name__}.seg:TASK", "semantic segmentation: one class a pixel, 255 ignored")
-TASKS.later("depth", f"{__name__}.depth:TASK", "relative inverse depth, larger is nearer")
-TASKS.later(
+TASKS.register_lazy(
+    "seg", f"{__name__}.seg:TASK", "semantic segmentation: one class a pixel, 255 ignored"
+)
+TASKS.register_lazy("depth", f"{__name__}.depth:TASK", "relative inverse depth, larger is nearer")
+TASKS.register_lazy(
     "normal", f"{__name__}.normal:TASK", "surface normals: x right, y up, z towards the camera"
 )
 find_task = TASKS.find
@@ -45,4 +47,4 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 def task_names() -> tuple[str, ...]:
     """All tasks that can be found; none is imported for that."""
-    return ordered(TASKS.described())
+    return ordered(TASKS.descriptions())

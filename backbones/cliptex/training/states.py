@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from common.files import replacing
+from common.files import atomic_write
 
 LAST = 2  # states that are kept: one more than is needed, should it be damaged
 
@@ -84,7 +84,7 @@ class States:
         return self.folder / f"state-{step:09d}.pt"
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
-        with replacing(self._path(step)) as temporary:
+        with atomic_write(self._path(step)) as temporary:
             torch.save(state, temporary)
         self._prune(LAST)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backbones.base import state_sha256
-from backbones.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.tasks import find_task
@@ -173,7 +173,7 @@ def _finished(out: Path, key: str) -> TrainResult | None:
     if not out.is_file():
         return None
     try:
-        checkpoint = read_checkpoint(out)
+        checkpoint = load_checkpoint(out)
     except UserError:  # damaged: made again, as if it were not there
         return None
     extra = checkpoint.extra

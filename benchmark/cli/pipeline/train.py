@@ -126,11 +126,11 @@ def main(options: argparse.Namespace) -> int:
 def _may_be_replaced(options: argparse.Namespace) -> None:
     """Raises ``UserError`` where the file at ``--out`` is the initial weights, or was not written
     by a training."""
-    from backbones.checkpoint import is_ours
+    from backbones.checkpoint import is_suite_checkpoint
 
     if Path(options.init).is_file() and options.out.samefile(options.init):
         raise UserError(f"--out {options.out} is the file that --init starts from; name another")
-    if not is_ours(options.out):
+    if not is_suite_checkpoint(options.out):
         raise UserError(
             f"--out {options.out} is there, and no weights of this suite; name another file, or"
             " move it away"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from backbones.cliptex.protocols import Progress
 from common.errors import DISK_FULL, UserError
-from common.files import read_object, write_json
+from common.files import read_json_object, write_json
 
 BLOCK = 1 << 20  # bytes at a time
 MB = 1e6
@@ -80,7 +80,7 @@ def download(url: str, file: Path, progress: Progress) -> None:
 
 def _receive(url: str, part: Path, progress: Progress) -> bool:
     """One attempt to append what is missing; whether all is there now."""
-    have, known = _size(part), read_object(_about(part))
+    have, known = _size(part), read_json_object(_about(part))
     headers = {}
     if known.get("url") != url or not have:
         have = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backbones.cliptex.protocols import Progress
 from common.errors import UserError
-from common.locks import lock_file, locked
+from common.locks import lock_path, locked
 from probes.datasets.download import fetch
 from probes.datasets.download.archives import moved, whole
 from probes.datasets.download.table import Archive, Entry
@@ -36,7 +36,7 @@ def get(
     entry.must_be_installed()
     downloads, target = to / DOWNLOADS / entry.name, to / entry.folder
     with locked(
-        lock_file("get", str(downloads.absolute())),
+        lock_path("get", str(downloads.absolute())),
         lambda: say("another process gets it; waiting for that"),
     ):
         must_be_free(target, entry.makes)

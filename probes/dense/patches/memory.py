@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.files import seed_of
+from common.files import derive_seed
 from probes.base import Context
 from probes.dense.lr_grid import held_out
 from probes.dense.metrics import class_areas, segmentation_scores
@@ -113,7 +113,7 @@ def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, 
         chosen = known.nonzero().squeeze(1)
         if len(chosen) > most:
             name = data.encoded("train")[patches.index].image
-            seed = torch.Generator().manual_seed(seed_of("memory", context.seed, name))
+            seed = torch.Generator().manual_seed(derive_seed("memory", context.seed, name))
             chosen = chosen[torch.randperm(len(chosen), generator=seed)[:most].sort().values]
         features = patches.features[chosen.to(patches.features.device)]
         found.append((patches.index, features.cpu(), share[chosen].half()))

@@ -133,8 +133,8 @@ def test_a_cell_that_runs_keeps_what_it_goes_on_from(capsys, home):
 def test_what_another_process_uses_stays_until_it_ends(capsys, home):
     """The world and the weights of a run, whose units look at them again and again."""
     used = [str(home / "mini" / name) for name in ("abc", "later")]
-    code = "import sys; from pathlib import Path; from common.locks import keep\n"
-    code += f"for each in {used!r}: keep(Path(each))\nprint(1, flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from common.locks import mark_in_use\n"
+    code += f"for each in {used!r}: mark_in_use(Path(each))\nprint(1, flush=True); sys.stdin.read()"
     user = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

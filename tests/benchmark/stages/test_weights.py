@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import backbones
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.labeller import Labeller, LabelSettings, finish_labels, labels_writer
 from backbones.cliptex.protocols import Silent
@@ -112,8 +112,8 @@ def test_training_killed_and_started_again(here, tmp_path):
     assert not Path("cut.safetensors").exists()
     assert main(words) == 0
     assert (
-        read_checkpoint(Path("cut.safetensors")).sha256
-        == read_checkpoint(Path("whole.safetensors")).sha256
+        load_checkpoint(Path("cut.safetensors")).sha256
+        == load_checkpoint(Path("whole.safetensors")).sha256
     )
     assert not Path("cut.safetensors.resume").exists()
     runs = {run.info.status: run for run in runs_of("cut")}

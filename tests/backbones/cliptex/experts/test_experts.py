@@ -217,7 +217,7 @@ def test_names():
         load_experts(["dpt"])
     with pytest.raises(UserError, match="no experts given"):
         load_experts([])
-    assert set(NAMES) <= set(EXPERTS.described())
+    assert set(NAMES) <= set(EXPERTS.descriptions())
 
 
 def test_one_expert_a_task(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint import load_checkpoint
 from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.training.distributed import end_with_launcher
 from backbones.cliptex.training.models import TINY_CLIP
@@ -61,7 +61,7 @@ def test_processes_equal_one(tmp_path, pairs_dir, count, changes, bias):
     # around
     far = sum(((many[name] - alone[name]).abs() > 1e-4).sum().item() for name in alone)
     assert far / sum(value.numel() for value in alone.values()) < 1e-2
-    told = read_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
+    told = load_checkpoint(tmp_path / "many.safetensors").extra["metrics"]
     assert {name for name in told if name.startswith("val/")} == {
         name for name in one.metrics if name.startswith("val/")
     }
