@@ -8,25 +8,25 @@ from benchmark.execution.progress import Bar
 EXECUTORS.register_lazy(
     "local",
     f"{__name__}.local:LocalExecutor",
-    "processes of this machine, one for each GPU or share of the cores (default)",
+    "processes of this machine, one per GPU or share of the cores (default)",
 )
 EXECUTORS.register_lazy(
     "slurm",
     f"{__name__}.slurm:SlurmExecutor",
-    "a SLURM job for each task (submitit); any option of sbatch as --executor-arg",
+    "a SLURM job per task (submitit); any option of sbatch as --executor-arg",
 )
 EXECUTORS.register_lazy(
     "ray",
     f"{__name__}.ray_cluster:RayExecutor",
-    "a Ray task for each unit, on a Ray of its own or a cluster (address=auto)",
+    "a Ray task per unit, on a local Ray or a cluster (address=auto)",
 )
 
 
 def make_executor(spec: ExecutorSpec, bar: Bar) -> Executor:
-    """The executor that a user asked for, ready for ``with``.
+    """The executor of ``spec``, ready for ``with``.
 
     Raises:
-        UserError: no such executor or setting, or what it needs is not installed.
+        UserError: unknown executor or setting, or a library that it needs is not installed.
     """
     return EXECUTORS.find(spec.name)(spec, bar)
 

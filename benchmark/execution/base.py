@@ -1,9 +1,8 @@
-"""Who runs a unit of work: one interface for this machine's processes, SLURM and Ray.
+"""The interface of executors, which run units of work on this machine, SLURM or Ray.
 
-An executor takes functions of modules with plain arguments and gives ``concurrent.futures.Future``.
-What all of them share is
-here: tasks wait for room by priority, a worker that vanishes is replaced at most twice, progress
-and words of a task are seen by the caller, and an interruption lets tasks save what they have.
+An executor takes module-level functions with plain arguments and returns
+``concurrent.futures.Future``. The base class queues tasks by priority, runs a task again if its
+worker died, shows the progress and output of tasks, and lets interrupted tasks save their state.
 """
 
 from __future__ import annotations
@@ -18,47 +17,54 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from benchmark.execution.overview import Overview
-from benchmark.execution.progress import Bar, ProgressLine, console
-from benchmark.execution.task import Outcome, Task, remove, software, sweep, threads_of_a_task
+from benchmark.execution.progress import Bar, Overview, ProgressLine, console
+from benchmark.execution.task import (
+    Outcome,
+    Task,
+    remove,
+    remove_abandoned,
+    software,
+    threads_per_task,
+)
 from common.errors import UserError, nearest
 from common.files import home, report_unwritable
 from common.registry import Registry, instance_of
 from reports.mlflow.heartbeat import read
 
-LOSSES = 2  # times that a unit whose worker vanished is run again
-PREEMPTIONS = 20  # times that a unit which was asked to stop, and saved what it had, is run again
-POLL = 0.5  # seconds between looks at what tasks say
-PATIENCE = 90.0  # seconds that interrupted tasks have for saving what they have
-ON_DEVICE = (
+MAX_LOST = 2  # times that a task whose worker died is run again
+MAX_PREEMPTED = 20  # times that a task which was asked to stop, and saved its state, is run again
+POLL = 0.5  # seconds between two looks at the tasks
+SAVE_SECONDS = 90.0  # for interrupted tasks to save their state
+DEVICE_KINDS = (
     "train",
     "probe",
     "label",
     "expert",
-)  # kinds of units that compute on a GPU where there is one
-MOST_LOADERS = 16  # loading processes of a task, where the user does not say how many
+)  # kinds of units that use a GPU if there is one
+MAX_LOADERS = 16  # default loading processes of a task, at most
 
 
 class WorkerLost(RuntimeError):
-    """The worker of a task vanished: killed, out of memory, its node gone."""
+    """The worker of a task died: it was killed, ran out of memory, or its node failed."""
 
 
 @dataclass(frozen=True)
 class ExecutorSpec:
-    """Which executor, as a user says it.
+    """The user's choice of an executor.
 
     Attributes:
-        name: ``local``, ``slurm``, ``ray``, or one that another package brings.
+        name: ``local``, ``slurm``, ``ray``, or one from another package.
         settings: ``--executor-arg`` key → value.
-        jobs: most tasks at once; 0 for as many as there is room for.
+        jobs: maximum number of concurrent tasks; 0 for as many as the resources allow.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        num_workers: loading processes of a task; None: the cores that fall to it.
+        num_workers: loading processes of a task; None for its share of the cores.
         several_nodes: a task may compute on several nodes at once (``nodes=2``).
     """
 
@@ -70,8 +76,8 @@ class ExecutorSpec:
     several_nodes: bool = False
 
     @property
-    def on_gpus(self) -> bool:
-        """Whether tasks compute on GPUs, where there are some."""
+    def uses_gpus(self) -> bool:
+        """Whether tasks compute on GPUs, if there are any."""
         return self.device.startswith(("auto", "cuda"))
 
 
@@ -84,114 +90,102 @@ class _Unit:
     number: int
     line: ProgressLine
     future: Future[Any] = field(default_factory=Future)
-    inner: Future[Outcome] | None = None  # its worker's, while it runs
-    losses: int = 0
-    preemptions: int = 0
-    shown: int = 0  # bytes of its log that the caller has seen
+    outcome: Future[Outcome] | None = None  # while a worker runs it
+    attempts: Counter[str] = field(default_factory=Counter)  # by reason of their end
+    printed: int = 0  # bytes of its log
 
 
 class Executor(ABC):
-    """Runs units of work; a context manager, whose end waits for them (or, after an error, lets
-    them save and stops them).
+    """Runs units of work; a context manager.
 
-    A subclass says where and how (``_start``); it is registered in ``EXECUTORS`` under its name.
+    Leaving the block waits for all tasks; after an error it lets them save and stops them. A
+    subclass implements ``_start`` and ``_stop`` and is registered in ``EXECUTORS``.
 
     Attributes:
         about: one line for ``list executors``.
-        options: ``--executor-arg`` keys → what they do; ``None`` admits any.
-        several_nodes: tasks may run on other machines than this one.
-        width: how many tasks can run at once, as far as is known, each on a GPU where there are
-            some; ``cpus``: how many of one
-            core each that need none: hints for cutting work into pieces.
+        options: ``--executor-arg`` keys → descriptions; ``None`` accepts any key.
+        several_nodes: tasks may run on other machines.
+        slots: estimated number of concurrent tasks (one per GPU if there are GPUs).
+        cpu_slots: estimated number of concurrent tasks of one core each without a GPU.
         has_gpus: whether a task can have a GPU.
-        loaders: loading processes of a task, where the user does not say how many.
+        loaders: default number of loading processes of a task.
     """
 
     about: ClassVar[str] = ""
     options: ClassVar[Mapping[str, str] | None] = {}
     several_nodes: bool = False
-    width: int = 1
-    cpus: int = 1
+    slots: int = 1
+    cpu_slots: int = 1
     has_gpus: bool = False
     loaders: int = 2
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         self.spec, self.bar = spec, bar
         self.closing = False
-        self._open: set[_Unit] = set()  # submitted, and not at their end
-        self._news: queue.SimpleQueue[_Unit | None] = (
-            queue.SimpleQueue()
-        )  # what is submitted, or a reason to look
+        self._open: set[_Unit] = set()  # submitted and not ended
+        self._submitted: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()  # None: look again
         self._waiting: list[_Unit] = []
         self._running: list[_Unit] = []
         self._numbers = itertools.count()
         self.overview = Overview(bar)
         self._driver = threading.Thread(target=self._drive, name="driver", daemon=True)
-        wrong = [
-            key for key in spec.settings if self.options is not None and key not in self.options
-        ]
-        if wrong:
-            hint = nearest(wrong[0], self.options or ())
-            raise UserError(f"--executor-arg {wrong[0]}: {spec.name} has no such setting; {hint}")
+        for key in spec.settings:
+            if self.options is not None and key not in self.options:
+                hint = nearest(key, self.options)
+                raise UserError(f"--executor-arg {key}: {spec.name} has no such setting; {hint}")
 
     @abstractmethod
     def _start(self, task: Task) -> Future[Outcome] | None:
-        """Run ``execute(task)`` in a worker, or None while there is no room for it.
+        """Run ``execute(task)`` in a worker, or return None if all resources are in use.
 
-        ``WorkerLost``, raised here or by the future or as the outcome, says that the worker
-        vanished.
+        A worker's death is ``WorkerLost``: raised here, by the future, or as the outcome.
         """
 
     @abstractmethod
     def _stop(self) -> None:
-        """Ask the running tasks to save what they have and end."""
+        """Ask the running tasks to save their state and end."""
 
     def release(self) -> None:  # noqa: B027
-        """Let go of what the executor holds; whatever still runs is ended at once."""
+        """Release all resources; tasks that still run are killed."""
 
-    def _look(self) -> None:  # noqa: B027
-        """Called at least every ``POLL`` seconds: for an engine that has to be asked how its tasks
-        are."""
+    def _poll(self) -> None:  # noqa: B027
+        """Check on running tasks; called at least every ``POLL`` seconds."""
 
-    def _has_room(self, cpus: int, gpus: int) -> None:
-        """Settle ``width`` and its like where tasks have so many cores and GPUs altogether."""
+    def _set_capacity(self, cpus: int, gpus: int) -> None:
+        """Set ``slots`` and the like for tasks that share ``cpus`` and ``gpus``."""
         self.has_gpus = gpus > 0
-        room = gpus or max(1, cpus // threads_of_a_task())
-        self.width = min(room, self.spec.jobs or room)
-        self.cpus = min(cpus, self.spec.jobs or cpus)
-        self.loaders = max(1, min(MOST_LOADERS, cpus // self.width))
+        jobs = self.spec.jobs or math.inf
+        self.slots = int(min(jobs, gpus or max(1, cpus // threads_per_task())))
+        self.cpu_slots = int(min(jobs, cpus))
+        self.loaders = max(1, min(MAX_LOADERS, cpus // self.slots))
 
     @property
     def device(self) -> str:
-        """The device as a task names it: ``cuda:1`` of this machine is the only one that its task
-        sees."""
+        """The device as a task names it: it sees only its own GPU, so ``cuda`` for ``cuda:1``."""
         return self.spec.device.partition(":")[0]
 
     @property
     def num_workers(self) -> int:
-        """Loading processes of a task: they never change a result."""
+        """Loading processes of a task; results do not depend on them."""
         return self.loaders if self.spec.num_workers is None else self.spec.num_workers
 
-    def needs(self, kind: str) -> dict[str, Any]:
-        """``cpus`` and ``gpus`` of a unit of work, as ``submit`` takes them: fixed by its ``kind``
-        and never by who else runs.
+    def needs(self, kind: str) -> dict[str, int]:
+        """``cpus`` and ``gpus`` of a unit; its ``kind`` decides, never what else is running.
 
-        What is in ``ON_DEVICE`` computes on a GPU where there is one; each of its loading processes
-        then has a core beside its own. On a CPU they share the unit's.
+        On a GPU each loading process has a core of its own; on a CPU they share the unit's.
         """
-        if kind not in (*ON_DEVICE, "render"):
-            raise ValueError(f"no kind of unit {kind!r}")
         if kind == "render":
             return {"cpus": 1, "gpus": 0}
+        if kind not in DEVICE_KINDS:
+            raise ValueError(f"unknown kind of unit {kind!r}")
         if self.device.startswith("cuda") or (self.device == "auto" and self.has_gpus):
             return {"cpus": self.num_workers + 1, "gpus": 1}
-        return {"cpus": threads_of_a_task(), "gpus": 0}
+        return {"cpus": threads_per_task(), "gpus": 0}
 
     def where(self, cpus: int, gpus: int) -> str:
-        """Where a task with these needs would run, for people."""
-        return (
-            f"{self.spec.name}, {f'{gpus} GPU and ' if gpus else ''}{cpus} core{'s' * (cpus > 1)}"
-        )
+        """Where a task with these needs runs, such as ``local, 1 GPU and 3 cores``."""
+        gpu_text = f"{gpus} GPU and " if gpus else ""
+        return f"{self.spec.name}, {gpu_text}{cpus} core{'s' * (cpus > 1)}"
 
     def submit(
         self,
@@ -206,24 +200,26 @@ class Executor(ABC):
         """Run ``function(*args)`` in a worker.
 
         Args:
-            function: of a module; args: plain values (paths, names, settings). It reports its
-                progress to ``benchmark.execution.progress.reporter()``.
-            cpus: threads that it computes with; gpus: how many GPUs it sees.
-            name: for people; kind: what it counts as.
-            priority: among tasks that wait for room here, the higher one goes first.
+            function: module-level; it reports progress to
+                ``benchmark.execution.progress.reporter()``.
+            args: plain values (paths, names, settings).
+            cpus: number of computing threads.
+            gpus: number of GPUs that it sees.
+            name: shown to the user.
+            priority: the highest waiting task starts first.
+            kind: counted in the overview.
 
         Returns:
-            a future of its result. It raises what the function raises, and ``WorkerLost`` when its
-            worker vanished for the third time.
+            a future that raises the function's error, or ``WorkerLost`` if its worker died for the
+            third time.
         """
-        self.overview.submitted(kind)
+        self.overview.add_submitted(kind)
         name = name or getattr(function, "__name__", "task")
         slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")[:60]
         folder = home().absolute() / "tasks" / f"{slug}-{uuid.uuid4().hex[:10]}"
-        return self._take(Task(function, args, name, folder, max(1, cpus), gpus), priority)
+        return self._enqueue(Task(function, args, name, folder, max(1, cpus), gpus), priority)
 
-    def _take(self, task: Task, priority: int) -> Future[Any]:
-        """Let a task wait for room."""
+    def _enqueue(self, task: Task, priority: int) -> Future[Any]:
         if self.several_nodes:
             task.folder.mkdir(parents=True)
             task = replace(task, software=software())
@@ -232,37 +228,32 @@ class Executor(ABC):
         if self.closing:
             self._drop(unit)
         else:
-            self._news.put(unit)
+            self._submitted.put(unit)
         return unit.future
 
     def check_store(self, uri: str) -> None:
-        """Raises ``UserError`` for a database file that tasks on other nodes would write to."""
+        """Raise ``UserError`` for a database file that other machines would have to write to."""
         if self.several_nodes and uri.startswith("sqlite:"):
             raise UserError(
                 f"--executor {self.spec.name} runs tasks on other machines, which cannot share the"
                 f" file {uri}; start `mlflow server` and give --tracking-uri http://HOST:PORT"
             )
 
-    async def run(self, kind: str, function: Callable[..., Any], *args: Any, **told: Any) -> Any:
-        """``submit``, awaited, with the needs of its ``kind``; ``told`` is its name and
-        priority."""
-        needs: dict[str, Any] = {**self.needs(kind), "kind": kind, **told}
-        return await asyncio.wrap_future(self.submit(function, *args, **needs))
+    async def run(self, kind: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """``submit`` with the needs of ``kind``, awaited; ``options``: name and priority."""
+        options = {**self.needs(kind), "kind": kind, **options}
+        return await asyncio.wrap_future(self.submit(function, *args, **options))
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
         with report_unwritable(tasks):
-            tasks.mkdir(
-                0o700, parents=True, exist_ok=True
-            )  # arguments may hold the password of a storage
-        sweep(tasks)
+            tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
+        remove_abandoned(tasks)
         self._driver.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        with (
-            ExitStack() as stack
-        ):  # the last first, whatever breaks: what runs may save, is ended, and is dropped
+        with ExitStack() as stack:  # in reverse order: save, kill, drop
             stack.callback(self._drop_all)
             stack.callback(self.release)
             stack.callback(self._close)
@@ -270,10 +261,10 @@ class Executor(ABC):
                 time.sleep(0.02)
 
     def _close(self) -> None:
-        """Start nothing more; what runs is asked to save what it has, and waited for."""
+        """Start no more tasks; wait until running ones have saved their state."""
         self.closing = True
         self.overview.close()
-        self._news.put(None)
+        self._submitted.put(None)
         self._driver.join()
 
     def _drop_all(self) -> None:
@@ -281,122 +272,109 @@ class Executor(ABC):
             self._drop(unit)
 
     def _drive(self) -> None:
-        """Start, follow and end tasks, until the executor is left: all that is known of them is
-        this thread's."""
-        end, mistake = math.inf, None
-        while not self.closing or (self._is_busy() and time.monotonic() < end):
-            try:
-                self._look() if mistake else self._step()
-            except Exception as error:
-                self.closing, mistake = True, mistake or error
-            if self.closing and end == math.inf:
-                end = time.monotonic() + PATIENCE
-                with suppress(Exception):
-                    for unit in self._running:
-                        unit.task.folder.mkdir(parents=True, exist_ok=True)
-                        unit.task.stop.touch()
-                    self._stop()
-            time.sleep(POLL if mistake else 0)
-        for unit in list(self._open) if mistake else ():  # nobody else may learn how they end
-            self._end(unit, error=mistake)
+        """The driver thread: the only one that starts and follows tasks."""
+        bug = None
+        try:
+            while not self.closing:
+                self._step()
+        except Exception as error:
+            self.closing, bug = True, error
+        deadline = time.monotonic() + SAVE_SECONDS
+        with suppress(Exception):
+            for unit in self._running:
+                unit.task.folder.mkdir(parents=True, exist_ok=True)
+                unit.task.stop.touch()
+            self._stop()
+        while self._is_busy() and time.monotonic() < deadline:
+            with suppress(Exception):
+                self._poll()
+            time.sleep(0.05)
+        if bug is not None:
+            for unit in list(self._open):
+                self._end(unit, error=bug)
 
     def _is_busy(self) -> bool:
-        return any(unit.inner is not None and not unit.inner.done() for unit in self._running)
+        return any(unit.outcome is not None and not unit.outcome.done() for unit in self._running)
 
     def _step(self) -> None:
-        wait = POLL
+        timeout = POLL
         with suppress(queue.Empty):
             while True:
-                if unit := self._news.get(timeout=wait):
-                    self._wait_for_room(unit)
-                wait = 0.0
+                if unit := self._submitted.get(timeout=timeout):
+                    self._wait(unit)
+                timeout = 0.0
         with suppress(OSError):
-            self._look()
+            self._poll()
         for unit in list(self._running):
             self._show(unit)
-            if unit.inner is not None and unit.inner.done():
+            if unit.outcome is not None and unit.outcome.done():
                 self._running.remove(unit)
-                self._arrived(unit, unit.inner)
+                self._finish(unit, unit.outcome)
         self._start_waiting()
         self.overview.tick([unit.line for unit in self._running])
 
-    def _wait_for_room(self, unit: _Unit) -> None:
+    def _wait(self, unit: _Unit) -> None:
         bisect.insort(self._waiting, unit, key=lambda each: (-each.priority, each.number))
 
     def _start_waiting(self) -> None:
-        """Start what there is room for. One that finds no room keeps those behind it back that want
-        the same, cores or GPUs: else a task that needs several would never have its turn."""
-        full: set[bool] = set()
+        """Start waiting tasks in order, those with GPUs and those without separately.
+
+        A task that does not fit blocks those behind it; otherwise one that needs several cores or
+        GPUs would never start.
+        """
+        blocked: set[bool] = set()
         for unit in list(self._waiting):
-            on_gpus = unit.task.gpus > 0
-            if self.closing or unit.future.cancelled():
+            with_gpus = unit.task.gpus > 0
+            if unit.future.cancelled():
                 self._waiting.remove(unit)
                 self._drop(unit)
-            elif on_gpus not in full and len(self._running) < (self.spec.jobs or math.inf):
+            elif with_gpus not in blocked and len(self._running) < (self.spec.jobs or math.inf):
                 try:
-                    unit.inner = self._start(unit.task)
-                except Exception as error:  # the task's own
-                    unit.inner = Future()
-                    unit.inner.set_exception(error)
-                if unit.inner is None:
-                    full.add(on_gpus)
+                    unit.outcome = self._start(unit.task)
+                except Exception as error:  # fails this task only
+                    unit.outcome = Future()
+                    unit.outcome.set_exception(error)
+                if unit.outcome is None:
+                    blocked.add(with_gpus)
                 else:
                     self._waiting.remove(unit)
                     self._running.append(unit)
-                    unit.inner.add_done_callback(lambda _: self._news.put(None))
+                    unit.outcome.add_done_callback(lambda _: self._submitted.put(None))
 
-    def _arrived(self, unit: _Unit, inner: Future[Outcome]) -> None:
-        """A worker is done with a task, or gone: the task ends, or is run again."""
+    def _finish(self, unit: _Unit, outcome: Future[Outcome]) -> None:
+        """End a task whose worker has returned, or run it again."""
         try:
-            value = inner.result().result()
-        except (WorkerLost, BrokenExecutor) as lost:
-            unit.losses += 1
-            why = (
-                lost
-                if isinstance(lost, WorkerLost)
-                else "its process died, perhaps for want of memory"
-            )
-            told = (
-                f"the worker of {unit.task.name} vanished ({why}); it is run again, {unit.losses}"
-                f" of {LOSSES}"
-            )
-            last = unit.losses > LOSSES and WorkerLost(
-                f"its worker vanished {unit.losses} times: {why}"
-            )
+            return self._end(unit, outcome.result().result())
+        except (WorkerLost, BrokenExecutor) as error:
+            kind, limit = "its worker died", MAX_LOST
+            reason = str(error) if isinstance(error, WorkerLost) else "perhaps out of memory"
         except KeyboardInterrupt:
-            unit.preemptions += 1
-            told = f"{unit.task.name} was asked to stop and saved what it had; it is run again"
-            last = unit.preemptions > PREEMPTIONS and WorkerLost(
-                f"it was asked to stop {unit.preemptions} times"
-            )
+            kind, limit, reason = "it was stopped", MAX_PREEMPTED, "its state is saved"
         except Exception as error:
             return self._end(unit, error=error)
-        else:
-            return self._end(unit, value)
-        if self.closing:
-            return self._drop(unit)
-        if last:
-            return self._end(unit, error=last)
-        self._show(unit, whole=True)
+        unit.attempts[kind] += 1
+        count = unit.attempts[kind]
+        if count > limit:
+            return self._end(unit, error=WorkerLost(f"{kind} {count} times: {reason}"))
+        self._show(unit, flush=True)
         unit.line.end()
-        unit.line, unit.inner = self.bar.line(), None
-        with suppress(OSError):
-            console.print(told, style="yellow", markup=False)
-        return self._wait_for_room(unit)
+        unit.line, unit.outcome = self.bar.line(), None
+        again = f"{unit.task.name}: {kind} ({reason}); running it again, {count} of {limit}"
+        console.print(again, style="yellow")
+        return self._wait(unit)
 
     def _drop(self, unit: _Unit) -> None:
         unit.future.cancel()
         self._end(unit)
 
     def _end(self, unit: _Unit, value: Any = None, error: BaseException | None = None) -> None:
-        """The last words of a task are shown, its folder goes, and its future ends; only the first
-        end counts."""
+        """Show the rest of a task's output, remove its folder and end its future, once."""
         if unit not in self._open:
             return
-        with suppress(Exception):  # whoever waits for it must hear that it ended
-            self._show(unit, whole=True)
+        with suppress(Exception):  # the future must end in any case
+            self._show(unit, flush=True)
         unit.line.end()
-        self.overview.ended()
+        self.overview.add_done()
         remove(unit.task.folder)
         if unit.future.set_running_or_notify_cancel():
             if error is not None:
@@ -405,27 +383,24 @@ class Executor(ABC):
                 unit.future.set_result(value)
         self._open.discard(unit)
 
-    def _show(self, unit: _Unit, whole: bool = False) -> None:
-        """Print what a task has said since the last time, in full lines unless ``whole``, and draw
-        how far it is."""
+    def _show(self, unit: _Unit, flush: bool = False) -> None:
+        """Print the new lines of a task's output, on ``flush`` all of it, and draw its progress."""
         with suppress(OSError):
             if unit.task.log.is_file():
                 with unit.task.log.open("rb") as log:
-                    log.seek(unit.shown)
-                    said = log.read()
-                said = said if whole else said[: said.rfind(b"\n") + 1]
-                unit.shown += len(said)
-                if said:
-                    console.print(
-                        said.decode("utf-8", errors="replace"), markup=False, emoji=False, end=""
-                    )
+                    log.seek(unit.printed)
+                    output = log.read()
+                output = output if flush else output[: output.rfind(b"\n") + 1]
+                unit.printed += len(output)
+                if output:
+                    console.print(output.decode("utf-8", errors="replace"), end="")
             unit.line.follow(read(unit.task.status))
 
 
-def positive(key: str, text: str, least: int = 1) -> int:
-    """The whole number of an ``--executor-arg``."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise UserError(f"--executor-arg {key}={text}: give a whole number, {least} or more")
+def positive(key: str, text: str, minimum: int = 1) -> int:
+    """The integer value of an ``--executor-arg``. Raises ``UserError`` if below ``minimum``."""
+    if not text.isdecimal() or int(text) < minimum:
+        raise UserError(f"--executor-arg {key}={text}: give an integer, {minimum} or more")
     return int(text)
 
 

@@ -1,5 +1,8 @@
-"""Ctrl-C and SIGTERM: remembered, since a signal to the whole process group also kills loading
-workers, whose death would otherwise be taken for the failure of a task."""
+"""Ctrl-C and SIGTERM as ``KeyboardInterrupt``.
+
+A signal is remembered: one that goes to the whole process group also kills the loading processes,
+whose death must not be taken for the failure of a task.
+"""
 
 from __future__ import annotations
 
@@ -10,66 +13,60 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-ASKED = (signal.SIGTERM, signal.SIGINT)
-_main = os.getpid()
-_interrupted = 0
-_once: tuple[int, ...] = ()
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_pid = os.getpid()
+_received = 0
+_ignored_later: tuple[int, ...] = ()
 
 
-def install(*, once: bool = False, numbers: Sequence[int] = ASKED) -> None:
-    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` in this process, and end a forked
-    worker at once.
+def install(*, once: bool = False, numbers: Sequence[int] = STOP_SIGNALS) -> None:
+    """Let the signals ``numbers`` raise ``KeyboardInterrupt`` here, and end forked processes.
 
     Args:
-        once: a second signal, of any of them, is ignored, so that it does not break what the first
-            lets be saved: for a process that gets one with its whole group, and one from its
-            parent.
+        once: ignore every further signal, so that it cannot disturb the saving that the first one
+            starts. A worker may get one with its process group and one from its parent.
     """
-    global _main, _interrupted, _once
-    _main, _interrupted, _once = os.getpid(), 0, tuple(numbers) if once else ()
+    global _pid, _received, _ignored_later
+    _pid, _received, _ignored_later = os.getpid(), 0, tuple(numbers) if once else ()
     for number in numbers:
         signal.signal(number, _handle)
 
 
 @contextmanager
-def interruptible(numbers: Sequence[int] = ASKED) -> Iterator[None]:
-    """``install(once=True)`` while the block runs, then the handlers of before; nothing outside the
-    main thread."""
+def interruptible(numbers: Sequence[int] = STOP_SIGNALS) -> Iterator[None]:
+    """``install(once=True)`` while the block runs; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in numbers}
     install(once=True, numbers=numbers)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def leave(code: int) -> None:
-    """From now on a signal ends the process at once, quietly and with ``code``: nothing is left
-    that could be saved."""
-    for number in ASKED:
+    """Let further signals end the process at once with ``code``: nothing is left to save."""
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
 
 
 def received() -> int:
-    """The number of the signal that came since ``install``, or 0."""
-    return _interrupted
+    """The number of the signal received since ``install``, or 0."""
+    return _received
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    if os.getpid() != _main:
+    global _received
+    if os.getpid() != _pid:
         os._exit(128 + number)
-    _interrupted = number
-    if _is_importing(
-        frame
-    ):  # libraries swallow what comes while they are imported, or stay behind half imported
-        threading.Timer(0.05, os.kill, (_main, number)).start()
+    _received = number
+    if _is_importing(frame):  # an exception would be swallowed, or leave a half-imported library
+        threading.Timer(0.05, os.kill, (_pid, number)).start()
         return
-    for each in _once:
+    for each in _ignored_later:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -82,10 +79,10 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Whatever breaks after the signal came is the interruption, not an error of its own."""
+    """Turn an error raised after a signal into the interruption."""
     try:
         yield
     except Exception as error:
-        if _interrupted:
+        if _received:
             raise KeyboardInterrupt from error
         raise

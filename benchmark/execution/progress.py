@@ -1,16 +1,16 @@
-"""Progress for people: a bar with rate and time left in a terminal, a line now and then in a
-log."""
+"""Progress: bars with rate and time left in a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from rich.console import Console, ConsoleDimensions
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,112 +23,91 @@ from rich.text import Text
 
 from reports.mlflow.heartbeat import Heartbeat
 
+OVERVIEW_SECONDS = 30.0  # between two lines of the overview where there is no terminal
 
-class _Console(Console):
-    @property  # type: ignore[misc]
-    def size(self) -> ConsoleDimensions:
-        """Of ``COLUMNS=0`` rich would make no line at all."""
-        found = super().size
-        return found if found.width >= 20 else ConsoleDimensions(80, found.height)
-
-    def on_broken_pipe(self) -> None:
-        """Rich would end the process with 1, and say nothing."""
-        raise BrokenPipeError
-
-
-# nothing is markup: names and paths are the user's; what has a style is a ``Text``
-console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+# names and paths of users are printed as they are, never read as markup
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Reporter(ABC):
-    """What a step under way reports to: rate and time left are its own business.
+    """Receives the progress of the current step.
 
     Attributes:
-        prefix: of the descriptions of the steps that begin.
+        prefix: put before the description of each new step.
     """
 
     prefix = ""
-    _number, _done = 0, 0  # of the step that is followed
+    _step_number, _done = 0, 0  # of the step in another process
 
     @abstractmethod
     def start(self, description: str, total: int) -> None:
-        """Begin a step of ``total`` parts; the one before is over."""
+        """Begin a step of ``total`` parts; the previous step ends."""
 
     @abstractmethod
     def advance(self, steps: int = 1) -> None:
-        """``steps`` more parts are done."""
+        """Add ``steps`` finished parts."""
 
     def follow(self, status: Mapping[str, Any]) -> None:
-        """Report what the heartbeat of another process says (see ``TaskProgress``)."""
+        """Report the progress in the heartbeat of another process (see ``TaskProgress``)."""
         if "step" not in status:
             return
-        if status["number"] != self._number:
+        if status["number"] != self._step_number:
             self.start(status["step"], status["total"])
-            self._number, self._done = status["number"], 0
+            self._step_number, self._done = status["number"], 0
         if status["done"] > self._done:
             self.advance(status["done"] - self._done)
             self._done = status["done"]
 
 
 class TaskProgress(Reporter):
-    """The progress of a task in a worker: fields of its heartbeat, which the caller reads."""
+    """Progress of a task in a worker, written to the fields of its heartbeat."""
 
-    def __init__(self, beat: Heartbeat) -> None:
-        self._beat, self._steps = beat, 0
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat, self._steps = heartbeat, 0
 
     def start(self, description: str, total: int) -> None:
         self._steps += 1
-        self._beat.update(
-            step=f"{self.prefix}{description}", number=self._steps, total=total, done=0
-        )
+        step = f"{self.prefix}{description}"
+        self._heartbeat.update(step=step, number=self._steps, total=total, done=0)
 
     def advance(self, steps: int = 1) -> None:
-        self._beat.update(done=self._beat.fields.get("done", 0) + steps)
+        self._heartbeat.update(done=self._heartbeat.fields.get("done", 0) + steps)
 
 
 class ProgressLine(Reporter):
-    """A step under way: drawn where ``live``, else printed every ``every`` seconds."""
+    """One step: drawn if ``live``, otherwise printed every ``interval`` seconds."""
 
-    def __init__(self, progress: Progress, live: bool, every: float) -> None:
-        self._progress, self.live, self.every = progress, live, every
+    def __init__(self, progress: Progress, live: bool, interval: float) -> None:
+        self.progress, self.live, self.interval = progress, live, interval
         self._step: Any = None
-        self._said = 0.0
+        self._printed = 0.0
 
     def start(self, description: str, total: int) -> None:
         self.end()
-        self._step = self._progress.add_task(f"{self.prefix}{description}", total=total)
-        self._said = time.monotonic()
+        self._step = self.progress.add_task(f"{self.prefix}{description}", total=total)
+        self._printed = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         if self._step is None:
             return
-        self._progress.advance(self._step, steps)
-        if not self.live and time.monotonic() - self._said >= self.every:
-            self._said = time.monotonic()
-            console.print(f"  {self.told()}", markup=False)
+        self.progress.advance(self._step, steps)
+        if not self.live and time.monotonic() - self._printed >= self.interval:
+            self._printed = time.monotonic()
+            console.print(f"  {self.text()}")
 
-    def told(self) -> str:
-        """Where the step is, in words; '' between steps."""
+    def text(self) -> str:
+        """The step's description, count, rate and time left; '' between steps."""
         if self._step is None:
             return ""
-        (step,) = (each for each in self._progress.tasks if each.id == self._step)
-        left = int(step.time_remaining or 0)
-        where = (
-            f"{step.completed:.0f}/{step.total:.0f}  {step.speed or 0:.1f}/s "
-            f" {left // 60}:{left % 60:02d} left"
-        )
-        return f"{step.description}  {where}"
-
-    def show(self, description: str, done: int, total: int) -> None:
-        """Draw a step that is counted elsewhere."""
-        if self._step is None:
-            self.start(description, total)
-        self._progress.update(self._step, completed=done, total=total)
+        (step,) = (task for task in self.progress.tasks if task.id == self._step)
+        minutes, seconds = divmod(int(step.time_remaining or 0), 60)
+        count = f"{step.completed:.0f}/{step.total:.0f}"
+        return f"{step.description}  {count}  {step.speed or 0:.1f}/s  {minutes}:{seconds:02d} left"
 
     def end(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._step is not None:
-            self._progress.remove_task(self._step)
+            self.progress.remove_task(self._step)
             self._step = None
 
 
@@ -139,28 +118,70 @@ class _Rate(TextColumn):
 
 
 class Bar(ProgressLine):
-    """Progress of the step under way, and of others beside it (``line``): live bars in a terminal,
-    elsewhere a line every ``every`` seconds."""
+    """The current step and further lines beside it (``line``), drawn only in a terminal."""
 
-    def __init__(self, every: float = 15.0) -> None:
-        described = TextColumn("{task.description}", markup=False)
+    def __init__(self, interval: float = 15.0) -> None:
+        description = TextColumn("{task.description}", markup=False)
         columns = (BarColumn(bar_width=24), MofNCompleteColumn(), _Rate(""), TimeRemainingColumn())
-        progress = Progress(SpinnerColumn(), described, *columns, console=console, transient=True)
-        super().__init__(progress, console.is_terminal, every)
+        progress = Progress(SpinnerColumn(), description, *columns, console=console, transient=True)
+        super().__init__(progress, console.is_terminal, interval)
 
     def __enter__(self) -> Self:
         if self.live:
-            self._progress.start()
+            self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.live:
-            self._progress.stop()
+            self.progress.stop()
 
     def line(self) -> ProgressLine:
-        """A further line, for work that goes on beside the first; where it is not drawn,
-        ``Overview`` says what it is at."""
-        return ProgressLine(self._progress, self.live, math.inf)
+        """A further line for concurrent work; ``Overview`` prints it where it is not drawn."""
+        return ProgressLine(self.progress, self.live, math.inf)
+
+
+class Overview:
+    """Counts units of work: a bar beside those of the units, or a line every half minute."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task: Any = None
+        self._started = self._printed = time.monotonic()
+        self._submitted, self._expected = Counter[str](), Counter[str]()
+        self._done = 0
+
+    def expect(self, kind: str, units: int) -> None:
+        """Announce units of a kind before they are submitted; a negative number withdraws them."""
+        self._expected[kind] += units
+
+    def add_submitted(self, kind: str) -> None:
+        """Count a submitted unit."""
+        self._submitted[kind] += 1
+
+    def add_done(self) -> None:
+        """Count a unit that has ended, failed ones included."""
+        self._done += 1
+
+    def tick(self, running: Sequence[ProgressLine]) -> None:
+        """Draw the number of finished units, or print it with the ``running`` steps when due."""
+        total = (self._expected | self._submitted).total()
+        now = time.monotonic()
+        if self._bar.live:
+            if self._task is None:
+                self._task = self._bar.progress.add_task("all units of work")
+            self._bar.progress.update(self._task, completed=self._done, total=total)
+        elif running and now - self._printed >= OVERVIEW_SECONDS:
+            minutes, seconds = divmod(int(now - self._started), 60)
+            steps = "; ".join(filter(None, (line.text() for line in running)))
+            done = f"{self._done} of {total} units of work done in {minutes}:{seconds:02d}"
+            console.print(f"  {done}: {steps}")
+            self._printed = now
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._task is not None:
+            self._bar.progress.remove_task(self._task)
+            self._task = None
 
 
 _reporter: Reporter | None = None
@@ -168,15 +189,15 @@ _reporter: Reporter | None = None
 
 @contextmanager
 def reporting(progress: Reporter) -> Iterator[None]:
-    """``reporter()`` is ``progress`` while the block runs."""
+    """Make ``progress`` what ``reporter()`` returns while the block runs."""
     global _reporter
-    before, _reporter = _reporter, progress
+    previous, _reporter = _reporter, progress
     try:
         yield
     finally:
-        _reporter = before
+        _reporter = previous
 
 
 def reporter() -> Reporter:
-    """Where the work that this process does reports its progress."""
-    return _reporter if _reporter is not None else Bar(every=math.inf)
+    """The receiver of the progress of this process's work."""
+    return _reporter if _reporter is not None else Bar(interval=math.inf)

@@ -17,7 +17,8 @@ from benchmark.execution.progress import Bar, console
 from benchmark.execution.task import Outcome, Task, cores, execute
 from common.errors import UserError, first_line
 
-PASSED_ON = (
+# prefixes of environment variables that tasks on a cluster need
+FORWARDED = (
     "CLIPTEX_",
     "MLFLOW_",
     "HF_",
@@ -30,79 +31,73 @@ PASSED_ON = (
 
 
 class RayExecutor(Executor):
-    """A Ray task for each unit. Ray sees to GPUs and nodes; a worker or node that dies is replaced
-    by the driver."""
+    """A Ray task for each unit; Ray assigns GPUs and nodes, the driver replaces lost workers."""
 
     options: ClassVar[Mapping[str, str]] = {
         "address": (
-            "of a cluster: auto, HOST:PORT, ray://… (default: a Ray of this machine, for this"
+            "of a cluster: auto, HOST:PORT, ray://… (default: a Ray on this machine for this"
             " command)"
         ),
-        "num_cpus": "cores of a Ray of this machine",
-        "num_gpus": "GPUs of a Ray of this machine",
+        "num_cpus": "cores of a Ray on this machine",
+        "num_gpus": "GPUs of a Ray on this machine",
     }
 
     def __init__(self, spec: ExecutorSpec, bar: Bar) -> None:
         super().__init__(spec, bar)
-        least = {"num_cpus": 1, "num_gpus": 0}
         sizes = {
-            key: positive(key, spec.settings[key], least[key])
-            for key in least
+            key: positive(key, spec.settings[key], minimum)
+            for key, minimum in {"num_cpus": 1, "num_gpus": 0}.items()
             if key in spec.settings
         }
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-        )  # ``execute`` hides GPUs from tasks without
+        # ``execute`` hides GPUs from tasks without one
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
         except ImportError:
             raise UserError(
-                "--executor ray needs Ray: pip install 'cliptex-benchmark[scale]'"
+                "--executor ray needs Ray: pip install -e '.[scale]' in the checkout"
             ) from None
         self._ray: Any = ray
-        self._ours = not ray.is_initialized()
-        if self._ours:
+        self._owned = not ray.is_initialized()
+        if self._owned:
             _connect(ray, spec, sizes)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if not nodes:
             raise UserError("no node of this Ray is alive; start one with `ray start --head`")
-        self._most_cpus, self._most_gpus = (
+        self._node_cpus, self._node_gpus = (
             int(max(node["Resources"].get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU")
         )
-        there = ray.cluster_resources()
-        self.several_nodes = {node["NodeManagerHostname"] for node in nodes} != {
-            socket.gethostname()
-        } or len(nodes) > 1
-        self._has_room(int(there.get("CPU", 1)), int(there.get("GPU", 0)) if spec.on_gpus else 0)
-        self._on_cpus = ray.remote(max_retries=0)(in_worker)
-        # a process that has computed on one GPU cannot see another: it ends with its task
-        self._on_gpus = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
-        self._refs: set[Any] = set()
-        # not by Ray's ``runtime_env``, which stands in clear in its logs; workers of a Ray of ours
-        # inherit them
-        inherited = self._ours and "address" not in spec.settings
-        self._passed = (
-            {} if inherited else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+        hosts = {node["NodeManagerHostname"] for node in nodes}
+        self.several_nodes = len(nodes) > 1 or hosts != {socket.gethostname()}
+        total = ray.cluster_resources()
+        self._set_capacity(
+            int(total.get("CPU", 1)), int(total.get("GPU", 0)) if spec.uses_gpus else 0
         )
+        self._cpu_task = ray.remote(max_retries=0)(in_worker)
+        # a process that has used one GPU cannot see another: it ends with its task
+        self._gpu_task = ray.remote(max_retries=0, max_calls=1, num_gpus=1)(in_worker)
+        self._refs: set[Any] = set()
+        # Ray logs its ``runtime_env`` in clear text, so variables travel with the task; the
+        # workers of a local Ray inherit them
+        self._variables: dict[str, str] = {}
+        if "address" in spec.settings or not self._owned:
+            self._variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED)}
 
     def _start(self, task: Task) -> Future[Outcome] | None:
-        if task.gpus > self._most_gpus:  # Ray would wait for such a node for ever
+        if task.gpus > self._node_gpus:  # Ray would wait for such a node for ever
             raise UserError(
                 f"{task.name} needs {task.gpus} GPUs, no node of this Ray has more than"
-                f" {self._most_gpus}"
+                f" {self._node_gpus}"
             )
-        future: Future[Outcome] = Future()
-        content = pickle.dumps(task)
-        # cores never keep a GPU idle: a task on GPUs asks for at most their share of its node's
-        most = self._most_cpus * task.gpus / self._most_gpus if task.gpus else self._most_cpus
-        needs = {"num_cpus": min(task.cpus, most), "num_gpus": task.gpus, "name": task.name}
-        ref = (
-            (self._on_gpus if task.gpus else self._on_cpus)
-            .options(**needs)
-            .remote(content, self._passed)
-        )
+        cpus = float(self._node_cpus)
+        if task.gpus:  # cores never keep a GPU idle: at most their share of the node's
+            cpus *= task.gpus / self._node_gpus
+        remote = self._gpu_task if task.gpus else self._cpu_task
+        remote = remote.options(num_cpus=min(task.cpus, cpus), num_gpus=task.gpus, name=task.name)
+        ref = remote.remote(pickle.dumps(task), self._variables)
         self._refs.add(ref)
+        future: Future[Outcome] = Future()
         ref.future().add_done_callback(lambda done: self._done(done, ref, future))
         return future
 
@@ -114,12 +109,12 @@ class RayExecutor(Executor):
             outcome = done.result()
         except exceptions.TaskCancelledError:
             outcome = Outcome("interrupted")
+        except exceptions.RayTaskError as error:
+            outcome = Outcome.failed(RuntimeError(f"the task could not run: {error}"))
+        except exceptions.RayError as error:
+            outcome = Outcome.failed(WorkerLost(first_line(error)))
         except Exception as error:
-            lost = isinstance(error, exceptions.RayError) and not isinstance(
-                error, exceptions.RayTaskError
-            )
-            told = first_line(error) if lost else f"the task could not run: {error}"
-            outcome = Outcome.failed(WorkerLost(told) if lost else RuntimeError(told))
+            outcome = Outcome.failed(RuntimeError(f"the task could not run: {error}"))
         future.set_result(outcome)
 
     def _stop(self) -> None:
@@ -127,7 +122,7 @@ class RayExecutor(Executor):
 
     def release(self) -> None:
         self._cancel(force=True)
-        if self._ours:
+        if self._owned:
             self._ray.shutdown()
 
     def _cancel(self, force: bool) -> None:
@@ -137,19 +132,20 @@ class RayExecutor(Executor):
 
 
 def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
-    """``execute``, and a thread that watches for the driver's wish to stop: Ray's own is only heard
-    between two steps of Python, and not by a task that waits for its loading workers.
+    """``execute`` with a thread that watches for the driver's stop file.
+
+    Ray's own cancellation does not reach a task that waits for its loading processes.
 
     Args:
-        content: the pickled task, whose modules are imported when the environment has
-            ``variables``.
+        content: the pickled task; its modules are imported after ``variables`` are set.
+        variables: environment variables of the driver.
     """
     os.environ.update(variables)
     task: Task = pickle.loads(content)
-    over = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not ended.wait(0.5):
             if task.stop.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
@@ -159,43 +155,35 @@ def in_worker(content: bytes, variables: Mapping[str, str]) -> Outcome:
     try:
         return execute(task)
     finally:
-        over.set()
+        ended.set()
         watcher.join()
 
 
-def _connect(ray: Any, spec: ExecutorSpec, sizes: dict[str, int]) -> None:
-    """Join a cluster, or start a Ray of this machine."""
+def _connect(ray: Any, spec: ExecutorSpec, sizes: Mapping[str, int]) -> None:
+    """Join a cluster, or start a Ray on this machine."""
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address := spec.settings.get("address", ""):
-        found = (
-            {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
-        )  # where this module is
-        settings |= {"address": address, "runtime_env": {"env_vars": found}}
+        path = os.environ.get("PYTHONPATH")  # where this module is
+        variables = {"PYTHONPATH": path} if path else {}
+        settings |= {"address": address, "runtime_env": {"env_vars": variables}}
     else:
-        no_gpus = {"num_gpus": 0} if not spec.on_gpus else {}
-        # "local": a cluster that happens to run here is joined only when it is asked for
-        settings |= {
-            "address": "local",
-            "num_cpus": cores(),
-            "include_dashboard": False,
-            **no_gpus,
-            **sizes,
-        }
-    before = signal.getsignal(signal.SIGTERM)
+        # "local": never join a cluster that happens to run here
+        settings |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
+        settings |= {} if spec.uses_gpus else {"num_gpus": 0}
+        settings |= sizes
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             console.print(f"waiting for Ray at {address}", style="dim")
         host, _, port = address.removeprefix("ray://").rpartition(":")
-        if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+        if port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(**settings)
     except Exception as error:
-        where = f"no Ray at {address}" if address else "Ray cannot start on this machine"
+        problem = f"no Ray at {address}" if address else "Ray cannot start on this machine"
         raise UserError(
-            f"{where}: {first_line(error)}; start one with `ray start --head`"
+            f"{problem}: {first_line(error)}; start one with `ray start --head`"
         ) from error
     finally:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Ray has put its own in its place, which exits
-            signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would exit

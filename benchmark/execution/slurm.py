@@ -8,39 +8,23 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.execution.base import PATIENCE, Executor, ExecutorSpec, WorkerLost, positive
-from benchmark.execution.interrupts import ASKED
+from benchmark.execution.base import SAVE_SECONDS, Executor, ExecutorSpec, WorkerLost, positive
+from benchmark.execution.interrupts import STOP_SIGNALS
 from benchmark.execution.progress import Bar
 from benchmark.execution.task import Outcome, Task, execute
 from common.errors import UserError
 from common.files import home
 
-ASK = 3.0  # seconds between two questions to the controller
-# seconds that the result of a job which has left the queue may take to appear (NFS remembers what
-# is not there)
-GRACE = 90.0
-SUBMITITS = ("nodes", "signal_delay_s")  # settings that are submitit's business, not only sbatch's
-OURS = (  # what a user cannot set: the executor does
-    "array",
-    "chdir",
-    "cpus_per_task",
-    "error",
-    "gpus_per_node",
-    "job_name",
-    "ntasks",
-    "ntasks_per_node",
-    "output",
-    "signal",
-    "wrap",
-)
-ENDED = (
+QUERY_SECONDS = 3.0  # between two queries of the controller
+RESULT_SECONDS = 90.0  # for the result of an ended job to appear (NFS caches missing files)
+FINAL_STATES = (
     "FAILED",
     "NODE_FAIL",
     "TIMEOUT",
@@ -59,17 +43,20 @@ ENDED = (
 
 @dataclass(eq=False)
 class _Job:
-    engine: Any
+    job: Any  # submitit's
     future: Future[Outcome] = field(default_factory=Future)
-    since: float = 0.0  # when the controller was first seen to have it no more
-    bad: float = 0.0  # when the first of its nodes was seen to have failed
+    final_state: str = "gone from the queue"  # which the controller soon forgets
+    ended_at: float = 0.0  # when the controller first reported a final state
+    failed_at: float = 0.0  # when the first of its nodes failed
 
 
 class SlurmExecutor(Executor):
-    """A SLURM job for each task. A job that meets its time limit saves what it has and is queued
-    again (``scontrol requeue``); one that is preempted, cancelled or dies is submitted again by the
-    driver. On each of its nodes a job of several (``spec.several_nodes``) calls the task's
-    function; its result is the first node's."""
+    """A SLURM job for each task.
+
+    A job at its time limit saves its state and is queued again (``scontrol requeue``); one that is
+    preempted, cancelled or dies is submitted again by the driver. A job on several nodes
+    (``spec.several_nodes``) calls the task's function on each; the first node's result counts.
+    """
 
     options = None
     several_nodes = True
@@ -80,7 +67,7 @@ class SlurmExecutor(Executor):
             import submitit
         except ImportError:
             raise UserError(
-                "--executor slurm needs submitit: pip install 'cliptex-benchmark[scale]'"
+                "--executor slurm needs submitit: pip install -e '.[scale]' in the checkout"
             ) from None
         if not shutil.which("sbatch"):
             raise UserError(
@@ -88,167 +75,158 @@ class SlurmExecutor(Executor):
                 " local"
             )
         settings = {key.replace("-", "_"): value for key, value in spec.settings.items()}
-        if ours := [key for key in settings if key in OURS]:
-            told = "the executor sets it itself; there are cpus, gpus, nodes, signal_delay_s"
-            raise UserError(f"--executor-arg {ours[0]}: {told}")
-        self._gpus_of_a_task = positive("gpus", settings.pop("gpus", "1"))
-        self._cpus_of_a_task = positive("cpus", settings.pop("cpus", "0"), least=0)
-        known: dict[str, Any] = {
-            key: positive(key, settings.pop(key)) for key in SUBMITITS if key in settings
+        self._gpus_per_task = positive("gpus", settings.pop("gpus", "1"))
+        self._cpus_per_task = positive("cpus", settings.pop("cpus", "0"), minimum=0)
+        parameters: dict[str, Any] = {
+            key: positive(key, settings.pop(key))
+            for key in ("nodes", "signal_delay_s")
+            if key in settings
         }
-        known["setup"] = [settings.pop("setup")] if "setup" in settings else None
-        if known.get("nodes", 1) > 1 and not spec.several_nodes:
+        parameters["setup"] = [settings.pop("setup")] if "setup" in settings else None
+        if parameters.get("nodes", 1) > 1 and not spec.several_nodes:
             raise UserError(
-                f"--executor-arg nodes={known['nodes']}: only `train` computes on several nodes;"
-                " leave nodes out, each unit is a job of its own anyway"
+                f"--executor-arg nodes={parameters['nodes']}: only `train` computes on several"
+                " nodes; leave nodes out, each unit is a job of its own"
             )
-        self._engine: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
-        self._engine.update_parameters(
-            **known,
-            # the partition's own limit and not submitit's five minutes; else sbatch is told the
-            # user's
-            time=None,
+        self._submitit: Any = submitit.SlurmExecutor(folder=home().absolute() / "tasks")
+        self._submitit.update_parameters(
+            **parameters,
+            time=None,  # the user's or the partition's limit, not submitit's five minutes
             stderr_to_stdout=True,
             additional_parameters={key.replace("_", "-"): value for key, value in settings.items()},
         )
         self._partition = settings.get("partition", os.environ.get("SBATCH_PARTITION", ""))
-        partitions = _asked(["sinfo", "-h", "-o", "%P %G"])[1]
-        self.has_gpus = spec.on_gpus and _with_gpus(partitions, self._partition)
-        self.width = self.cpus = spec.jobs or 16
+        partitions = _output_of(["sinfo", "-h", "-o", "%P %G"])[1]
+        self.has_gpus = spec.uses_gpus and _with_gpus(partitions, self._partition)
+        self.slots = self.cpu_slots = spec.jobs or 16
         self._jobs: dict[str, _Job] = {}
-        self._last = 0.0  # when the controller was asked
+        self._queried = 0.0  # when the controller last answered
 
     def where(self, cpus: int, gpus: int) -> str:
-        return super().where(self._cpus_of_a_task or cpus, gpus * self._gpus_of_a_task)
+        return super().where(self._cpus_per_task or cpus, gpus * self._gpus_per_task)
 
     def _start(self, task: Task) -> Future[Outcome] | None:
-        self._engine.folder = task.folder / "slurm"  # goes with the task
-        self._engine.update_parameters(
+        self._submitit.folder = task.folder / "slurm"  # removed with the task
+        self._submitit.update_parameters(
             job_name=f"cliptex:{task.name}"[:120],
-            cpus_per_task=self._cpus_of_a_task or task.cpus,
-            gpus_per_node=task.gpus * self._gpus_of_a_task or None,
+            cpus_per_task=self._cpus_per_task or task.cpus,
+            gpus_per_node=task.gpus * self._gpus_per_task or None,
         )
         try:
-            job = self._engine.submit(in_job, task)
+            submitted = self._submitit.submit(in_job, task)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            told = next((line for line in reversed(lines) if "sbatch: " in line), lines[-1])[:300]
-            if self._jobs and re.search(r"limit|timed out|[Uu]nable to contact|temporarily", told):
-                # too many jobs for this user, or a controller that is busy: when the next one has
-                # ended
-                return None
-            raise UserError(f"sbatch refused {task.name}: {told}") from error
-        self._jobs[job.job_id] = found = _Job(job)
-        return found.future
+            errors = [line for line in lines if "sbatch: " in line] or lines
+            message = errors[-1][:300]
+            busy = r"limit|timed out|[Uu]nable to contact|temporarily"
+            if self._jobs and re.search(busy, message):
+                return None  # try again when another job has ended
+            raise UserError(f"sbatch refused {task.name}: {message}") from error
+        job = self._jobs[submitted.job_id] = _Job(submitted)
+        return job.future
 
-    def _look(self) -> None:
-        states: dict[str, str] | None = None
-        if self._jobs and time.monotonic() - self._last > ASK:
-            states, self._last = _states(self._jobs), time.monotonic()
+    def _poll(self) -> None:
+        now = time.monotonic()
+        if self._jobs and now - self._queried > QUERY_SECONDS:
+            self._queried = now
+            self._update_states(_query_states(self._jobs), now)
         for number, job in list(self._jobs.items()):
-            if job.since:
-                with suppress(OSError), os.scandir(job.engine.paths.folder) as files:
-                    list(files)  # NFS asks its server
-            outcomes = _outcomes(job.engine)
-            bad = [each for each in outcomes if each.kind != "done"]
-            job.bad = (job.bad or time.monotonic()) if bad else 0.0
-            late = (
-                job.bad and time.monotonic() - job.bad > PATIENCE
-            )  # other nodes wait for one that failed
-            if late or len(outcomes) == job.engine.num_tasks:
-                self._finish(number, (bad or outcomes)[0])
-                continue
-            state = states.get(number, "GONE") if states is not None else ""
-            if state in ENDED:
-                job.since = job.since or time.monotonic()
-            elif state:
-                job.since = 0.0  # queued again
-            if job.since and time.monotonic() - job.since > (0 if self.closing else GRACE):
-                lost = WorkerLost(
-                    f"job {number} ended {state or 'without a result'}{_last_line(job)}"
-                )
-                self._finish(number, Outcome.failed(lost))
+            if job.ended_at:
+                with suppress(OSError), os.scandir(job.job.paths.folder) as files:
+                    list(files)  # makes NFS ask its server
+            outcomes = _outcomes(job.job)
+            failures = [outcome for outcome in outcomes if outcome.kind != "done"]
+            job.failed_at = (job.failed_at or now) if failures else 0.0
+            # other nodes wait for one that failed
+            late = failures and now - job.failed_at > SAVE_SECONDS
+            if late or len(outcomes) == job.job.num_tasks:
+                self._finish_job(number, (failures or outcomes)[0])
+            elif job.ended_at and now - job.ended_at > (0 if self.closing else RESULT_SECONDS):
+                reason = f"job {number} without a result: {job.final_state}{_last_line(job)}"
+                self._finish_job(number, Outcome.failed(WorkerLost(reason)))
 
-    def _finish(self, number: str, outcome: Outcome) -> None:
+    def _update_states(self, states: Mapping[str, str], now: float) -> None:
+        for number, job in self._jobs.items():
+            state = states.get(number, "GONE")
+            if state not in FINAL_STATES:
+                job.ended_at = 0.0  # queued again
+                continue
+            job.ended_at = job.ended_at or now
+            if state != "GONE":
+                job.final_state = state
+
+    def _finish_job(self, number: str, outcome: Outcome) -> None:
         job = self._jobs.pop(number)
         if outcome.kind != "done":
-            # other nodes may be at work, or SLURM may have queued it again by itself, and the
-            # driver submits another
-            _asked(["scancel", number])
+            # other nodes may still work, or SLURM may have queued it again by itself
+            _output_of(["scancel", number])
         job.future.set_result(outcome)
 
     def _stop(self) -> None:
         if self._jobs:
-            _asked(["scancel", *self._jobs])
+            _output_of(["scancel", *self._jobs])
 
 
 def in_job(task: Task) -> Outcome:
-    """What a job runs, on each of its nodes. At its time limit (SIGUSR2, sent by SLURM before it)
-    it saves what it has and is queued again."""
+    """Run a task on each node of a job; at the time limit (SIGUSR2) save and queue it again."""
     from submitit import JobEnvironment
 
     environment = JobEnvironment()
-    environment.paths.result_pickle.unlink(
-        missing_ok=True
-    )  # of the attempt before, where SLURM queued the job again
+    environment.paths.result_pickle.unlink(missing_ok=True)  # of the attempt before a requeue
     node = environment.global_rank
-    if node:  # the first shows the progress of all; what they say goes to one log
+    if node:  # the first node shows the progress; all write to one log
         task = replace(task, folder=task.folder / f"node{node}")
-        with suppress(OSError):  # it does not see the task's folder: ``execute`` says so
+        with suppress(OSError):  # ``execute`` reports a folder that is not visible
             task.folder.mkdir(exist_ok=True)
             task.log.symlink_to(f"../{task.log.name}")
-    outcome = execute(task, (*ASKED, signal.SIGUSR2))
+    outcome = execute(task, (*STOP_SIGNALS, signal.SIGUSR2))
     if outcome.kind == "interrupted" and outcome.signal == signal.SIGUSR2:
-        code = 0 if node else _asked(["scontrol", "requeue", environment.job_id])[0]
+        code = 0 if node else _output_of(["scontrol", "requeue", environment.job_id])[0]
         if code == 0:
-            # with a result it would count as done; where KillOnBadExit is set, srun would kill a
-            # first node that still saves
+            # a result would count as done; with KillOnBadExit, a non-zero code of another node
+            # would let srun kill the first one while it saves
             os._exit(int(node == 0))
     return outcome
 
 
 def _outcomes(job: Any) -> list[Outcome]:
-    """How a job's processes ended, as far as they have, the first node's first."""
+    """The outcomes of a job's processes that have ended, the first node's first."""
     paths = [job.task(number).paths.result_pickle for number in range(job.num_tasks)]
-    return [_outcome(path) for path in paths if path.is_file()]
+    return [_read_outcome(path) for path in paths if path.is_file()]
 
 
-def _outcome(path: Path) -> Outcome:
-    """What a process left: its task's outcome, or the error of one that could not even begin."""
+def _read_outcome(path: Path) -> Outcome:
+    """The outcome of one process, or the error of one that could not start."""
     from submitit.core.utils import pickle_load
 
     try:
         kind, value = pickle_load(path)
     except Exception as error:
-        return Outcome.failed(
-            WorkerLost(f"the result {path.name} cannot be read ({type(error).__name__})")
-        )
-    return (
-        value
-        if kind == "success"
-        else Outcome.failed(RuntimeError(f"a job could not run its task:\n{value}"))
-    )
+        message = f"the result {path.name} cannot be read ({type(error).__name__})"
+        return Outcome.failed(WorkerLost(message))
+    if kind == "success":
+        return value
+    return Outcome.failed(RuntimeError(f"a job could not run its task:\n{value}"))
 
 
 def _last_line(job: _Job) -> str:
     with suppress(OSError, IndexError):
-        output = job.engine.paths.stdout.read_text(errors="replace")
+        output = job.job.paths.stdout.read_text(errors="replace")
         return f": {output.strip().splitlines()[-1][:300]}"
     return ""
 
 
-def _states(jobs: Iterable[str]) -> dict[str, str] | None:
-    """Job → its state, for those that the controller still knows; None when it does not answer."""
-    code, told = _asked(["squeue", "-h", "-t", "all", "-o", "%i %T", "-j", ",".join(jobs)])
-    if code and "Invalid job id" not in told:
-        return None
-    return dict(line.split() for line in told.splitlines() if re.fullmatch(r"\S+ [A-Z_]+", line))
+def _query_states(jobs: Mapping[str, object]) -> dict[str, str]:
+    """Job → state, for jobs that the controller remembers; UNKNOWN if it does not answer."""
+    code, output = _output_of(["squeue", "-h", "-t", "all", "-o", "%i %T", "-j", ",".join(jobs)])
+    if code and "Invalid job id" not in output:
+        return dict.fromkeys(jobs, "UNKNOWN")
+    return dict(line.split() for line in output.splitlines() if re.fullmatch(r"\S+ [A-Z_]+", line))
 
 
-def _with_gpus(told: str, partition: str) -> bool:
-    """Whether a job gets to see GPUs, by sinfo's "PARTITION GRES" lines; where none is named it
-    goes to the one with a star."""
-    lines = [line.partition(" ")[::2] for line in told.splitlines()]
+def _with_gpus(sinfo: str, partition: str) -> bool:
+    """Whether jobs get GPUs, by the "PARTITION GRES" lines of ``sinfo``; * marks the default."""
+    lines = [line.partition(" ")[::2] for line in sinfo.splitlines()]
     names = partition.split(",")
     return any(
         "gpu" in gres and (name.rstrip("*") in names if partition else name.endswith("*"))
@@ -256,7 +234,8 @@ def _with_gpus(told: str, partition: str) -> bool:
     )
 
 
-def _asked(command: list[str]) -> tuple[int, str]:
+def _output_of(command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command; 1 and the reason if it cannot run."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60

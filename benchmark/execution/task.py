@@ -1,5 +1,4 @@
-"""One unit of work on its way to a worker, and what the worker does with it: the same for every
-executor."""
+"""A unit of work as a worker receives it, and how a worker runs it: the same for all executors."""
 
 from __future__ import annotations
 
@@ -14,35 +13,33 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark.execution.interrupts import ASKED, interruptible, received
+from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
-from benchmark.execution.streams import Discreet, discreet
+from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
 from common.files import keep_sockets_short
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-GPUS = "CLIPTEX_TASK_GPUS"  # how many the task of this process, or of its parent, was given
+GPUS = "CLIPTEX_TASK_GPUS"  # number of GPUs of this process's task
+ABANDONED = 30 * 86400.0  # seconds without a heartbeat after which a task's folder is deleted
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function of a module and its arguments: plain values, so that any process anywhere can run
-    it.
+    """A module-level function and its arguments: plain values, so that any process can run it.
 
     Attributes:
-        folder: of its heartbeat (``status.json``, with progress) and of what it said (``log.txt``);
-            every process sees it.
-        cpus: threads that it computes with, whoever else runs.
-        gpus: how many it needs; it sees no others.
-        cwd: the caller's working folder.
-        software: the caller's, where tasks run on several nodes: theirs must be the same, and they
-            must see ``folder``.
+        folder: holds the heartbeat with progress (``status.json``) and the output (``log.txt``);
+            the driver and the worker both see it.
+        cpus: number of computing threads.
+        gpus: number of GPUs; the task sees no others.
+        cwd: the driver's working folder.
+        software: the driver's versions, if tasks run on several nodes: those must have the same.
     """
 
     function: Callable[..., Any]
@@ -55,14 +52,12 @@ class Task:
     software: Mapping[str, str] | None = None
 
     def call(self) -> Any:
-        """Run it here; ``sys.exit`` in it ends the task, and not whoever waits for it."""
+        """Run it in this process; ``sys.exit`` fails the task instead of ending the process."""
         os.environ[GPUS] = str(self.gpus)
         try:
             return self.function(*self.args)
         except SystemExit as error:
-            raise RuntimeError(
-                f"{self.name} called sys.exit({error.code!r}) instead of returning a result"
-            ) from error
+            raise RuntimeError(f"{self.name} called sys.exit({error.code!r})") from error
         finally:
             os.environ.pop(GPUS, None)
 
@@ -72,8 +67,7 @@ class Task:
 
     @property
     def stop(self) -> Path:
-        """A file that is there once its driver wishes it to stop: a signal may come before it is
-        heard."""
+        """Created by the driver to stop the task: a signal may come too early to be handled."""
         return self.folder / "stop"
 
     @property
@@ -83,8 +77,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; ``content`` is the pickled result, or the pickled errors, the first one
-    first."""
+    """How a task ended; ``content`` is the pickled result or error."""
 
     kind: Literal["done", "failed", "interrupted"]
     content: bytes = b""
@@ -92,109 +85,96 @@ class Outcome:
 
     @classmethod
     def of(cls, call: Callable[[], Any]) -> Outcome:
-        """How ``call()`` ends; what breaks after a signal came is the interruption."""
+        """The outcome of ``call()``; an error after a signal counts as the interruption."""
         try:
             return cls("done", pickle.dumps(call()))
-        except Exception as error:
-            return (
-                cls("interrupted", signal=received())
-                if received()
-                else cls("failed", pickle.dumps(_portable(error)))
-            )
         except KeyboardInterrupt:
             return cls("interrupted", signal=received())
+        except Exception as error:
+            if received():
+                return cls("interrupted", signal=received())
+            return cls.failed(_portable(error))
 
     @classmethod
     def failed(cls, error: Exception) -> Outcome:
-        """Of a task that could not run, or whose worker vanished."""
-        return cls("failed", pickle.dumps([error]))
+        """A task that failed with ``error``, which must be picklable."""
+        return cls("failed", pickle.dumps(error))
 
     def result(self) -> Any:
-        """The result; raises the task's own error with its causes behind it."""
+        """The task's result; raises its error, or ``KeyboardInterrupt``."""
         if self.kind == "interrupted":
             raise KeyboardInterrupt
-        found = pickle.loads(self.content)
-        if self.kind == "done":
-            return found
-        for error, cause in pairwise(found):
-            error.__cause__ = cause
-        raise found[0]
+        value = pickle.loads(self.content)
+        if self.kind == "failed":
+            raise value
+        return value
 
 
-def execute(task: Task, signals: Sequence[int] = ASKED) -> Outcome:
-    """Run a task in a worker: with its threads, a heartbeat that shows its progress, and its words
-    in ``log.txt``."""
+def execute(task: Task, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
+    """Run a task in a worker, with its threads, a heartbeat and its output in ``log.txt``."""
     try:
         with ExitStack() as stack:
-            stack.enter_context(interruptible(signals))  # first: what comes earlier is lost
+            stack.enter_context(interruptible(signals))  # first: an earlier signal is lost
             keep_sockets_short()
             if task.software is not None:
-                _must_share(task.folder, task.software)
+                _check_node(task.folder, task.software)
             task.folder.mkdir(parents=True, exist_ok=True)
             if not task.gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             with suppress(OSError):
                 os.chdir(task.cwd)
             stack.enter_context(threads(task.cpus))
-            beat = stack.enter_context(Heartbeat(task.status, name=task.name))
-            stack.enter_context(reporting(TaskProgress(beat)))
-            stack.callback(
-                setattr, console, "file", console._file
-            )  # what was set, not what standard output is now
-            stack.enter_context(discreet())
-            log = stack.enter_context(
-                task.log.open("a", encoding="utf-8", errors="replace", buffering=1)
-            )
-            console.file = Discreet(log)  # type: ignore[assignment]
-            _forget(task.function)
+            heartbeat = stack.enter_context(Heartbeat(task.status, name=task.name))
+            stack.enter_context(reporting(TaskProgress(heartbeat)))
+            stack.callback(setattr, console, "file", console._file)
+            stack.enter_context(redacting())
+            log = task.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+            console.file = RedactingStream(stack.enter_context(log))  # type: ignore[assignment]
+            _release_memory(task.function)
             return Outcome("interrupted") if task.stop.exists() else Outcome.of(task.call)
-    except KeyboardInterrupt:  # before the task began, or after it ended
+    except KeyboardInterrupt:  # before the task started, or after its end
         return Outcome("interrupted", signal=received())
-    except UserError as error:  # what nodes must share
+    except UserError as error:  # the node is not set up like the driver
         return Outcome.failed(error)
 
 
-_last: Callable[..., Any] | None = None
+_previous: Callable[..., Any] | None = None
 
 
-def _forget(function: Callable[..., Any]) -> None:
-    """What this process keeps for the next task of one kind (``forget`` of its function) goes
-    before one of another kind."""
-    global _last
-    before, _last = _last, function
-    if before is not None and before is not function and hasattr(before, "forget"):
-        before.forget()
+def _release_memory(function: Callable[..., Any]) -> None:
+    """Free what a function of another kind has cached in this process (its ``forget``)."""
+    global _previous
+    previous, _previous = _previous, function
+    if previous is not function and hasattr(previous, "forget"):
+        previous.forget()
 
 
 @functools.cache
 def software() -> Mapping[str, str]:
     """The commit and the versions that a number depends on."""
-    found = environment()
-    commit = found["git.commit"].partition("+")[
-        0
-    ]  # one checkout, which is edited or not, is seen by all
-    return {"git.commit": commit, "python": found["python"], **found["packages"]}
+    versions = environment()
+    commit = versions["git.commit"].partition("+")[0]  # all nodes see one checkout, edited or not
+    return {"git.commit": commit, "python": versions["python"], **versions["packages"]}
 
 
-def _must_share(folder: Path, driver: Mapping[str, str]) -> None:
-    """What nodes share with the driver. Raises ``UserError`` when this one does not see ``folder``,
-    or has other software."""
+def _check_node(folder: Path, driver: Mapping[str, str]) -> None:
+    """Raise ``UserError`` if this node does not see ``folder`` or has other versions."""
     node, here = socket.gethostname(), software()
     if not folder.is_dir():
         raise UserError(
             f"node {node} does not see {folder.parent}; set CLIPTEX_HOME to a folder that all nodes"
             " share, under one path"
         )
-    other = [
-        f"{name} {here.get(name) or 'none'} (there {version or 'none'})"
+    differences = [
+        f"{name} {here.get(name) or 'none'} instead of {version or 'none'}"
         for name, version in driver.items()
         if here.get(name) != version
         and not (name == "git.commit" and "" in (version, here.get(name, "")))
     ]
-    if other:
+    if differences:
         raise UserError(
-            f"node {node} has other software than the machine that submits: {', '.join(other)}; use"
-            " one environment and checkout on all"
+            f"node {node} has other software than the submitting machine: {', '.join(differences)};"
+            " use the same environment and checkout on all nodes"
         )
 
 
@@ -203,30 +183,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_of_a_task() -> int:
-    """Threads that a unit computes with on a CPU: a quarter of this machine's cores, 1 to 8, and at
-    most ``OMP_NUM_THREADS``.
+def threads_per_task() -> int:
+    """Computing threads of a unit on a CPU: a quarter of this machine's cores, from 1 to 8.
 
-    It does not depend on how many tasks there are or run: the last bits of sums do depend on it,
-    and a number must not depend on who else is at work.
+    At most ``OMP_NUM_THREADS``. It must not depend on other tasks: the last bits of sums depend on
+    the number of threads.
     """
     share = max(1, min(8, cores() // 4))
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(limit)) if limit.isdigit() and int(limit) > 0 else share
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """``count`` threads for torch and the linear algebra while the block runs: sums depend on it in
-    their last bits."""
+    """Let torch and linear algebra compute with ``count`` threads while the block runs."""
     from threadpoolctl import threadpool_limits
 
-    before = {name: os.environ[name] for name in THREADS if name in os.environ}
-    os.environ.update(
-        dict.fromkeys(THREADS, str(count))
-    )  # read by libraries that are imported in the block
+    previous = {name: os.environ[name] for name in THREADS if name in os.environ}
+    os.environ.update(dict.fromkeys(THREADS, str(count)))  # for libraries imported in the block
     torch = sys.modules.get("torch")
-    had = torch.get_num_threads() if torch else 0
+    torch_threads = torch.get_num_threads() if torch else 0
     try:
         if torch:
             torch.set_num_threads(count)
@@ -234,42 +210,30 @@ def threads(count: int) -> Iterator[None]:
             yield
     finally:
         if torch:
-            torch.set_num_threads(had)
+            torch.set_num_threads(torch_threads)
         for name in THREADS:
             os.environ.pop(name, None)
-        os.environ.update(before)
+        os.environ.update(previous)
 
 
-def _portable(error: BaseException) -> list[BaseException]:
-    """The error and its causes; what cannot travel between processes is replaced by what says the
-    same."""
-    if user_error_message(error) is None:
+def _portable(error: Exception) -> Exception:
+    """The error, or if pickling loses something one with the same message; bugs get a traceback."""
+    message = user_error_message(error)
+    if message is None:
         error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and len(chain) < 10:
-        chain.append(_traveller(cause))
-        cause = cause.__cause__
-    return chain
-
-
-def _traveller(error: BaseException) -> BaseException:
     with suppress(Exception):
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
+        copy = pickle.loads(pickle.dumps(error))  # without its cause
+        if str(copy) == str(error) and user_error_message(copy) == message:
             return error
-    users = getattr(error, "exit_code", None) == 2
-    twin = UserError(str(error)) if users else RuntimeError(f"{type(error).__name__}: {error}")
-    for note in getattr(error, "__notes__", ()):
-        twin.add_note(note)
-    return twin
-
-
-ABANDONED = 30 * 86400.0  # seconds without a sign of life after which a task's folder is nobody's
+    if message is not None:
+        return UserError(message)
+    substitute = RuntimeError(f"{type(error).__name__}: {error}")
+    substitute.__notes__ = error.__notes__
+    return substitute
 
 
 def remove(folder: Path, tries: int = 5) -> None:
-    """Remove a task's folder, also where a worker that was given up writes its heartbeat
-    meanwhile."""
+    """Remove a task's folder, even if an abandoned worker still writes its heartbeat there."""
     for _ in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -277,13 +241,10 @@ def remove(folder: Path, tries: int = 5) -> None:
         time.sleep(0.05)
 
 
-def sweep(root: Path) -> None:
-    """Remove the folders of tasks whose driver was killed long ago: their workers have shown no
-    sign of life since."""
+def remove_abandoned(root: Path) -> None:
+    """Remove the folders of tasks without a heartbeat for a month: their driver was killed."""
     for folder in root.glob("*"):
         with suppress(OSError):
-            if (
-                max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-                < time.time() - ABANDONED
-            ):
-                shutil.rmtree(folder, ignore_errors=True)
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if newest < time.time() - ABANDONED:
+                remove(folder)
