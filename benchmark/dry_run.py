@@ -196,7 +196,7 @@ def dry_run(options: RunOptions) -> None:
         told = ", ".join(f"{count} {what}" for what, count in counts.items())
         sizes = f"{len(plan.names)} backbones × {len(plan.tasks)} tasks × {len(plan.seeds)} seeds"
         console.print(f"{sizes}: {told}", markup=False)
-        _say_sums(lines, max(1, executor.width))
+        _say_sums(lines, max(1, executor.slots))
 
 
 def _states(

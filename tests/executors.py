@@ -15,5 +15,5 @@ def run_on(
 ) -> Any:
     """The result of ``work(executor)`` with ``jobs`` processes on the CPU; 1: in this process."""
     spec = ExecutorSpec(settings={"cpus": str(jobs)}, jobs=jobs, device="cpu")
-    with make_executor(spec, bar or Bar(every=math.inf)) as executor:
+    with make_executor(spec, bar or Bar(interval=math.inf)) as executor:
         return asyncio.run(work(executor))

@@ -308,12 +308,12 @@ def executors(options: argparse.Namespace) -> Iterator[Finding]:
 
 def local() -> Finding:
     """This machine's processes."""
-    from benchmark.execution.task import cores, threads_of_a_task
+    from benchmark.execution.task import cores, threads_per_task
 
     return Finding(
         "local",
         "ok",
-        f"{cores()} cores, a task computes with {threads_of_a_task()} of them, or on a GPU",
+        f"{cores()} cores, a task computes with {threads_per_task()} of them, or on a GPU",
     )
 
 

@@ -169,7 +169,7 @@ class Executor(ABC):
         """Loading processes of a task; results do not depend on them."""
         return self.loaders if self.spec.num_workers is None else self.spec.num_workers
 
-    def needs(self, kind: str) -> dict[str, int]:
+    def needs(self, kind: str) -> dict[str, Any]:
         """``cpus`` and ``gpus`` of a unit; its ``kind`` decides, never what else is running.
 
         On a GPU each loading process has a core of its own; on a CPU they share the unit's.

@@ -145,7 +145,7 @@ def _release_memory(function: Callable[..., Any]) -> None:
     """Free what a function of another kind has cached in this process (its ``forget``)."""
     global _previous
     previous, _previous = _previous, function
-    if previous is not function and hasattr(previous, "forget"):
+    if previous is not None and previous is not function and hasattr(previous, "forget"):
         previous.forget()
 
 

@@ -50,7 +50,7 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
             return root
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
         _prepare(root, config, missing)
-        pieces = min(len(missing), PIECES * executor.cpus)
+        pieces = min(len(missing), PIECES * executor.cpu_slots)
         units = [
             executor.run(
                 "render",

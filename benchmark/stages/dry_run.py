@@ -88,7 +88,7 @@ def preview_label(request: LabelRequest, spec: ExecutorSpec) -> None:
         sizes = [size for run in runs if (size := run.get("bytes_per_image"))]
         needs = executor.needs("label")
         size = statistics.median(sizes) * images if sizes else None
-        devices = min(len(missing), max(1, executor.width))
+        devices = min(len(missing), max(1, executor.slots))
         _say_cost(
             _Left(images, len(missing), devices, needs["gpus"], size),
             "label",

@@ -128,7 +128,7 @@ async def label_stage(request: LabelRequest, executor: Executor) -> dict[str, An
 
             try:  # twice as many under way as can run
                 ended = await asyncio.gather(
-                    *(label() for _ in range(2 * executor.width)), return_exceptions=True
+                    *(label() for _ in range(2 * executor.slots)), return_exceptions=True
                 )
             finally:
                 # where units ran in this process, its memory is wanted for other things now

@@ -122,7 +122,7 @@ async def _launch(
             under_way = _Sweeping(sweep, bench, tracker, parent)
             await under_way.baseline()
             tell = lambda line: say(f"  {line}")
-            await drive(sweep, under_way.evaluate, tracker, parent, width=executor.width, say=tell)
+            await drive(sweep, under_way.evaluate, tracker, parent, width=executor.slots, say=tell)
             await under_way.confirm(range(options.seed + 1, options.seed + 1 + options.confirm))
             _finish(sweep, parent, options.recipe_file)
     return sweep, tracker

@@ -229,7 +229,7 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
     """In real processes, which find the probe by its entry point."""
     make_camvid(here / "camvid", n_train=4, n_val=3)
     monkeypatch.setattr("benchmark.execution.local.cores", lambda: 2)
-    monkeypatch.setattr(base, "LOSSES", 1)
+    monkeypatch.setattr(base, "MAX_LOST", 1)
     small = ["--set", "max_iters=2", "--set", "batch_size=2", "--set", "size=32"]
     with installed(here / "site", VANISH, POINTS):
         command = [
@@ -249,10 +249,10 @@ def test_a_unit_that_kills_its_workers_is_missing_and_the_others_go_on(here, mon
     assert set(told["backbones"]["random"]) == {"camvid/linear"}
     (hole,) = told["holes"]
     assert hole["task"] == "imagefolder/vanish" and hole["reason"].startswith(
-        "WorkerLost: its worker vanished 2 times"
+        "WorkerLost: its worker died 2 times"
     )
     shown = capsys.readouterr().out
-    assert "it is run again, 1 of 1" in shown and "report: " in shown and "Traceback" not in shown
+    assert "running it again, 1 of 1" in shown and "report: " in shown and "Traceback" not in shown
     found = [(run.data.tags.get("task", "parent"), run.info.status) for run in runs_of("vanishing")]
     vanished = ("imagefolder/vanish", "KILLED")  # both times, in one run
     assert sorted(found) == [("camvid/linear", "FINISHED"), vanished, ("parent", "FAILED")]

@@ -10,14 +10,15 @@ __all__ = ["ray_cluster", "slurm", "slurm_config"]
 
 
 @pytest.fixture
-def said(monkeypatch):
+def output(monkeypatch):
+    """A function that returns what was printed to the console."""
     file = io.StringIO()
     monkeypatch.setattr(console, "_file", file)
     return file.getvalue
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(cliptex_home):
+def no_leftover_folders(cliptex_home):
     before = set((home() / "tasks").glob("[!.]*"))
     yield
     assert not set((home() / "tasks").glob("[!.]*")) - before, "a task's folder goes with the task"

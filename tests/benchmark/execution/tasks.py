@@ -1,4 +1,4 @@
-"""What the tests of executors let workers do; imports little, since each worker does so anew."""
+"""Tasks for workers; imports little, since each worker does so anew."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from common.errors import UserError
 
 
 def doubled(number, seconds=0.0):
-    began = time.time()
+    start = time.time()
     time.sleep(seconds)
-    return 2 * number, began, time.time(), str(Path.cwd())
+    return 2 * number, start, time.time(), str(Path.cwd())
 
 
-def told(number):
+def report_progress(number):
     from benchmark.execution.progress import console, reporter
 
-    reporter().start("telling", 3)
+    reporter().start("step", 3)
     reporter().advance(2)
-    console.print(f"said by {number}: [bold] :car:", markup=False, emoji=False)
+    console.print(f"printed by {number}: [bold] :car:")
     return os.getpid()
 
 
-def chatty(marker):
-    """Says half a line, waits to be read, says the rest."""
+def print_slowly(marker):
+    """Prints half a line, waits until it was read, prints the rest."""
     from benchmark.execution.progress import console
 
     console.print("first\nhalf ", end="")
@@ -34,50 +34,55 @@ def chatty(marker):
     console.print("a line")
 
 
-def mistake():
-    raise UserError("no such thing; take another")
+def raise_user_error():
+    raise UserError("no such dataset; choose another")
 
 
-def wrapped():
+def raise_bug():
     try:
-        raise KeyError("no such thing")
+        raise KeyError("no such dataset")
     except KeyError as error:
         raise ValueError("a task broke") from error
 
 
-class Stubborn(Exception):
-    """Cannot be pickled."""
+def raise_full_disk():
+    try:
+        raise OSError(28, "No space left on device", "weights")
+    except OSError as error:
+        raise RuntimeError("cannot save") from error
 
+
+class UnpicklableError(Exception):
     def __init__(self, message):
         super().__init__(message)
-        self.held = lambda: None
+        self.function = lambda: None
 
 
-class StubbornMistake(UserError):
-    """Can be pickled, but not be read again."""
+class TwoArgumentError(UserError):
+    """Can be pickled, but not unpickled."""
 
-    def __init__(self, what, remedy):
-        super().__init__(f"{what}; {remedy}")
-
-
-def stubborn():
-    raise Stubborn("it does not travel")
+    def __init__(self, problem, remedy):
+        super().__init__(f"{problem}; {remedy}")
 
 
-def stubborn_mistake():
-    raise StubbornMistake("no such thing", "take another")
+def raise_unpicklable():
+    raise UnpicklableError("it does not travel")
 
 
-def unportable():
+def raise_two_argument_error():
+    raise TwoArgumentError("no such dataset", "choose another")
+
+
+def return_lambda():
     return lambda: None
 
 
-def leave():
+def call_exit():
     raise SystemExit(3)
 
 
 def wait(marker):
-    """Until it is interrupted; then it saves."""
+    """Waits until it is interrupted, then saves."""
     Path(marker).write_text(str(os.getpid()))
     try:
         time.sleep(600)
@@ -87,14 +92,13 @@ def wait(marker):
 
 
 def wait_once(marker):
-    """Interrupted or killed the first time; the second time it goes on from what was saved. Returns
-    its attempts."""
+    """Waits to be interrupted or killed; the second attempt returns both attempts."""
     with Path(marker).open("a") as file:
         file.write(f"{os.environ.get('SLURM_JOB_ID', os.getpid())} {node()}\n")
-    runs = Path(marker).read_text().split("\n")[:-1]
-    if len(runs) == 1:
+    attempts = Path(marker).read_text().split("\n")[:-1]
+    if len(attempts) == 1:
         wait(Path(marker).with_suffix(".waiting"))
-    return runs
+    return attempts
 
 
 def node():
@@ -105,15 +109,16 @@ def node():
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
 
-def vanish(marker, times):
+def kill_itself(marker, times):
     from benchmark.execution.progress import console
 
     with Path(marker).open("a") as file:
         file.write("x")
-    console.print(f"attempt {len(Path(marker).read_text())}")
-    if len(Path(marker).read_text()) <= times:
+    attempt = len(Path(marker).read_text())
+    console.print(f"attempt {attempt}")
+    if attempt <= times:
         os.kill(os.getpid(), signal.SIGKILL)
-    return "there"
+    return "survived"
 
 
 def number_of_threads():
@@ -124,23 +129,21 @@ def number_of_threads():
     return torch.get_num_threads(), max(pool["num_threads"] for pool in threadpool_info())
 
 
-def visible(folder=None, all_of_them=0):
-    """Which GPUs it sees, once ``all_of_them`` tasks run at the same time."""
-    began = time.time()
+def visible_gpus(folder=None, count=0):
+    """The GPUs that it sees, once ``count`` tasks run at the same time."""
+    start = time.time()
     if folder:
         (Path(folder) / str(os.getpid())).touch()
-        end = time.monotonic() + 60
-        while len(list(Path(folder).iterdir())) < all_of_them:
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"{len(list(Path(folder).iterdir()))} of {all_of_them} run at the same time"
-                )
+        deadline = time.monotonic() + 60
+        while len(list(Path(folder).iterdir())) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"fewer than {count} tasks run at the same time")
             time.sleep(0.05)
     time.sleep(0.2)
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), start, time.time()
 
 
-def visible_in_process():
+def process_and_gpus():
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
@@ -149,30 +152,16 @@ def variable(name):
 
     import ray
 
-    written = ray.get_runtime_context().runtime_env
-    return os.environ.get(name), name in json.dumps(written)
+    runtime_env = ray.get_runtime_context().runtime_env
+    return os.environ.get(name), name in json.dumps(runtime_env)
 
 
-def visible_on_node(folder, all_of_them):
-    gpus, *_ = visible(folder, all_of_them)
+def gpus_on_node(folder, count):
+    gpus, *_ = visible_gpus(folder, count)
     return [f"{node()} {gpu}" for gpu in gpus.split(",")]
 
 
-def device():
-    from benchmark.cost import choose_device
-
-    return str(choose_device("auto"))
-
-
-def slow_to_end(seconds, *earlier):
-    """Which of the ``earlier`` processes are still there; this one takes its time to end."""
-    from multiprocessing.util import Finalize
-
-    Finalize(None, time.sleep, (seconds,), exitpriority=0)
-    return os.getpid(), [pid for pid in earlier if Path(f"/proc/{pid}").exists()]
-
-
-def noted(log, name, marker=None):
+def append_name(log, name, marker=None):
     with Path(log).open("a") as file:
         file.write(f"{name}\n")
     if marker:
@@ -180,23 +169,23 @@ def noted(log, name, marker=None):
 
 
 def until(marker, seconds=60.0):
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not Path(marker).exists():
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise TimeoutError(f"no {marker}")
         time.sleep(0.02)
 
 
 def driver(executor, folder):
-    """Two tasks that wait, in a process of its own that somebody interrupts or kills."""
+    """Two waiting tasks in a process of its own, to be interrupted or killed."""
     from benchmark.execution import Bar, ExecutorSpec, interrupts, make_executor
 
     interrupts.install()
     settings = {"cpus": "2"} if executor == "local" else {"num_cpus": "2"}
     try:
         with make_executor(ExecutorSpec(executor, settings), Bar()) as engine:
-            for each in [engine.submit(wait, Path(folder) / name) for name in ("one", "two")]:
-                each.result()
+            for future in [engine.submit(wait, Path(folder) / name) for name in ("one", "two")]:
+                future.result()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -204,8 +193,6 @@ def driver(executor, folder):
 if __name__ == "__main__":
     import sys
 
-    from tests.benchmark.execution.tasks import (
-        driver,
-    )  # tasks are functions of a module, and not of a script
+    from tests.benchmark.execution import tasks  # tasks must not be functions of __main__
 
-    driver(*sys.argv[1:])
+    tasks.driver(*sys.argv[1:])

@@ -1,5 +1,4 @@
-"""What an executor has of its own: GPUs, priorities, the end of a driver, its words for wrong
-settings, other packages'."""
+"""What is particular to an executor: GPUs, priorities, the driver's end, settings, plug-ins."""
 
 from __future__ import annotations
 
@@ -14,155 +13,155 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.execution import Bar, Executor, ExecutorSpec, base, make_executor, task
+from benchmark.execution import Bar, Executor, ExecutorSpec, WorkerLost, base, make_executor, task
 from benchmark.execution import slurm as slurm_executor
 from benchmark.execution.local import LocalExecutor
 from common.errors import UserError
 from common.files import home
 from tests.benchmark.execution import tasks
-from tests.benchmark.execution.watching import busiest, gone, until_true
+from tests.benchmark.execution.helpers import have_ended, is_running, peak_cores, until_true
+
+TWO_CORES = ExecutorSpec(settings={"cpus": "2"}, device="cpu")
 
 
-def test_here_is_for_debuggers(tmp_path):
+def need(name, request):
+    """Skip a test of an engine that is not installed."""
+    if name == "slurm":
+        request.getfixturevalue("slurm")
+    elif name == "ray":
+        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+
+
+def test_one_job_runs_in_this_process():
     with make_executor(ExecutorSpec(jobs=1, device="cpu"), Bar()) as executor:
-        assert executor.width == 1 and executor.where(1, 0) == "local, 1 core"
-        assert executor.submit(tasks.told, 1).result() == os.getpid()
+        assert executor.slots == 1 and executor.where(1, 0) == "local, 1 core"
+        assert executor.submit(tasks.report_progress, 1).result() == os.getpid()
         with pytest.raises(UserError, match="needs 1 GPUs, there are 0"):
-            executor.submit(tasks.visible, gpus=1).result()
+            executor.submit(tasks.visible_gpus, gpus=1).result()
 
 
-def test_a_chosen_gpu_is_chosen_in_this_process_too(monkeypatch):
+def test_a_chosen_gpu_is_visible_in_this_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec(settings={"gpus": "3"}), Bar()) as executor:
-        assert executor.width == 1 and executor.has_gpus
-        assert executor.submit(tasks.visible, gpus=1).result()[0] == "3"
+        assert executor.slots == 1 and executor.has_gpus
+        assert executor.submit(tasks.visible_gpus, gpus=1).result()[0] == "3"
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_eight_gpus_are_given_to_eight_tasks(name, tmp_path):
+def test_eight_tasks_get_eight_gpus(name, tmp_path, request):
+    need(name, request)
     settings = {
         "local": {"gpus": "0,1,2,3,4,5,6,7", "cpus": "2"},
         "ray": {"num_gpus": "8", "num_cpus": "2"},
     }[name]
-    if name == "ray":
-        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
     with make_executor(ExecutorSpec(name, settings), Bar()) as executor:
-        assert executor.has_gpus and executor.width == 8
-        futures = [executor.submit(tasks.visible, tmp_path, 8, gpus=1) for _ in range(8)]
-        more = [2, 1, 1] if name == "local" else [2]  # each costs Ray a process
-        futures += [executor.submit(tasks.visible, gpus=gpus) for gpus in more]
-        futures += [executor.submit(tasks.visible)]
-        found = [future.result(100) for future in futures]
+        assert executor.has_gpus and executor.slots == 8
+        futures = [executor.submit(tasks.visible_gpus, tmp_path, 8, gpus=1) for _ in range(8)]
+        futures += [executor.submit(tasks.visible_gpus, gpus=gpus) for gpus in (1, 0)]
+        results = [future.result(100) for future in futures]
         with pytest.raises(UserError, match="needs 9 GPUs"):
-            executor.submit(tasks.visible, gpus=9).result(10)
-    assert sorted(gpus for gpus, *_ in found[:8]) == [str(n) for n in range(8)]
-    assert [len(gpus.split(",")) for gpus, *_ in found[8:-1]] == more and found[-1][0] == ""
+            executor.submit(tasks.visible_gpus, gpus=9).result(10)
+    assert sorted(gpu for gpu, *_ in results[:8]) == [str(n) for n in range(8)]
+    assert results[8][0].isdigit() and results[9][0] == ""
     for number in range(8):
-        spans = [(1, *span) for gpus, *span in found if str(number) in gpus.split(",")]
-        assert busiest(spans) == 1, f"GPU {number} was given twice at once"
+        spans = [(1, *span) for gpu, *span in results if gpu == str(number)]
+        assert peak_cores(spans) == 1, f"GPU {number} was used by two tasks at once"
 
 
-def test_gpus_are_given_again_when_their_process_has_ended(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with make_executor(ExecutorSpec(settings={"gpus": "0,1"}), Bar()) as executor:
-        futures = [executor.submit(tasks.slow_to_end, 1.0, gpus=1) for _ in range(2)]
-        pids = [future.result(60)[0] for future in futures]
-        assert executor.submit(tasks.slow_to_end, 1.0, gpus=1).result(60)[0] in pids, (
-            "a process is kept"
-        )
-        both, there = executor.submit(tasks.slow_to_end, 0.0, *pids, gpus=2).result(60)
-        assert both not in pids and not there
-
-
-def test_a_process_of_ray_sees_one_set_of_gpus():
-    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+def test_a_process_of_ray_sees_one_set_of_gpus(request):
+    need("ray", request)
     with make_executor(ExecutorSpec("ray", {"num_gpus": "2", "num_cpus": "2"}), Bar()) as executor:
-        futures = [
-            executor.submit(tasks.visible_in_process, gpus=gpus) for gpus in (1, 1, 2, 1, 1, 2)
-        ]
-        found = [future.result(100) for future in futures]
-    assert len({process for process, _ in found}) == len(set(found)), found
+        futures = [executor.submit(tasks.process_and_gpus, gpus=n) for n in (1, 1, 2, 1, 1, 2)]
+        results = [future.result(100) for future in futures]
+    assert len({process for process, _ in results}) == len(set(results)), results
 
 
 @pytest.mark.parametrize("where", ["this machine", "cluster"])
-def test_secrets_reach_tasks_and_not_the_logs_of_ray(where, request, monkeypatch):
-    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+def test_secrets_reach_tasks_but_not_the_logs_of_ray(where, request, monkeypatch):
+    need("ray", request)
     settings = {"num_cpus": "2"}
     if where == "cluster":
         settings = {"address": request.getfixturevalue("ray_cluster").address}
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with make_executor(ExecutorSpec("ray", settings, device="cpu"), Bar()) as executor:
-        logs = Path(ray_logs())
+        import ray
+
+        logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         assert executor.submit(tasks.variable, "HF_TOKEN").result(100) == ("hf_secret", False)
-    written = [
-        path.name
-        for path in logs.rglob("*")
-        if path.is_file() and b"hf_secret" in path.read_bytes()
-    ]
-    assert not written
-
-
-def ray_logs():
-    import ray
-
-    return ray._private.worker.global_worker.node.get_logs_dir_path()
+    files = [path for path in logs.rglob("*") if path.is_file()]
+    assert not [path.name for path in files if b"hf_secret" in path.read_bytes()]
 
 
 def test_slurm_gives_jobs_their_own_gpus(slurm, tmp_path):
     with make_executor(ExecutorSpec("slurm"), Bar()) as executor:
         assert executor.has_gpus and executor.several_nodes
-        futures = [
-            executor.submit(tasks.visible_on_node, tmp_path, 4, gpus=gpus) for gpus in (1, 2, 1, 1)
-        ]
-        none = executor.submit(tasks.visible)
-        found = [future.result(60) for future in futures]
-        assert none.result(60)[0] == ""
-    assert [len(gpus) for gpus in found] == [1, 2, 1, 1]
-    taken = [gpu for gpus in found for gpu in gpus]
-    assert len(set(taken)) == 5 and {gpu.split()[0] for gpu in taken} == {"n0", "n1"}
+        counts = (1, 2, 1, 1)
+        futures = [executor.submit(tasks.gpus_on_node, tmp_path, 4, gpus=n) for n in counts]
+        without = executor.submit(tasks.visible_gpus)
+        results = [future.result(60) for future in futures]
+        assert without.result(60)[0] == ""
+    assert tuple(map(len, results)) == counts
+    used = [gpu for gpus in results for gpu in gpus]
+    assert len(set(used)) == 5 and {gpu.split()[0] for gpu in used} == {"n0", "n1"}
 
 
 @pytest.mark.parametrize(
     ("partition", "has_gpus"),
     [("", False), ("cpu", False), ("gpu", True), ("cpu,gpu", True), ("gp", False)],
 )
-def test_gpus_are_those_of_the_partition_that_jobs_go_to(partition, has_gpus):
-    assert (
-        slurm_executor._with_gpus("cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n", partition)
-        == has_gpus
-    )
+def test_gpus_are_those_of_the_partition(partition, has_gpus):
+    sinfo = "cpu* (null)\ngpu (null)\ngpu gpu:a100:8(S:0-1)\n"
+    assert slurm_executor._with_gpus(sinfo, partition) == has_gpus
 
 
-def test_who_waits_goes_by_priority_and_size(tmp_path):
-    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+def test_the_reason_of_a_dead_job_survives_until_slurm_forgets_it(tmp_path, monkeypatch):
+    """The controller says OUT_OF_MEMORY once; the polls after that do not ask it."""
+    pytest.importorskip("submitit", reason="no submitit: pip install submitit")
+    scripts = {
+        "sbatch": "echo Submitted batch job $$",
+        "squeue": f"for last; do :; done; [ -e {tmp_path}/$last ] && exit 0; touch {tmp_path}/$last"
+        "; echo $last OUT_OF_MEMORY",
+        "sinfo": "exit 0",
+        "scancel": "exit 0",
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm_executor, "QUERY_SECONDS", 0.3)
+    monkeypatch.setattr(slurm_executor, "RESULT_SECONDS", 0.5)
+    monkeypatch.setattr(base, "POLL", 0.05)
+    with (
+        make_executor(ExecutorSpec("slurm"), Bar()) as executor,
+        pytest.raises(WorkerLost, match="OUT_OF_MEMORY"),
+    ):
+        executor.submit(tasks.doubled, 1).result(60)
+
+
+def test_waiting_tasks_start_by_priority_then_order(tmp_path):
+    with make_executor(TWO_CORES, Bar()) as executor:
         log, go = tmp_path / "log", tmp_path / "go"
-        first = executor.submit(tasks.noted, log, "first", go)
+        first = executor.submit(tasks.append_name, log, "first", go)
         tasks.until(log)
-        for name, priority, cpus in [
-            ("low", 0, 2),
-            ("high", 5, 2),
-            ("middle", 3, 1),
-            ("last", -1, 1),
-        ]:
-            executor.submit(tasks.noted, log, name, cpus=cpus, priority=priority)
+        queue = [("low", 0, 2), ("high", 5, 2), ("middle", 3, 1), ("last", -1, 1)]
+        for name, priority, cpus in queue:
+            executor.submit(tasks.append_name, log, name, cpus=cpus, priority=priority)
         time.sleep(0.3)
-        assert log.read_text() == "first\n", (
-            "what is small waits behind what is bigger and came before it"
-        )
+        assert log.read_text() == "first\n", "a small task waits behind a large one"
         go.touch()
         first.result(60)
     assert log.read_text().split() == ["first", "high", "middle", "low", "last"]
 
 
-def test_what_breaks_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
+def test_a_bug_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
     marker = tmp_path / "one"
 
     class Broken(LocalExecutor):
-        def _look(self):
+        def _poll(self):
             if marker.exists():
-                raise ZeroDivisionError("a mistake of ours")
+                raise ZeroDivisionError("a bug")
 
-    with Broken(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
+    with Broken(TWO_CORES, Bar()) as executor:
         futures = [executor.submit(tasks.wait, tmp_path / name, cpus=2) for name in ("one", "two")]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -172,26 +171,26 @@ def test_what_breaks_in_the_driver_ends_all_tasks_with_its_error(tmp_path):
     assert marker.with_suffix(".saved").is_file()
 
 
-def test_the_folder_of_a_task_that_is_cancelled_before_it_begins_goes(tmp_path):
-    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
-        executor.several_nodes = True  # the folder is made at once
+def test_a_cancelled_task_leaves_no_folder():
+    with make_executor(TWO_CORES, Bar()) as executor:
+        executor.several_nodes = True  # creates the folder at once
         first, second = (executor.submit(tasks.doubled, n, 0.5, cpus=2) for n in range(2))
         assert second.cancel() and first.result(60)[0] == 0
 
 
-def test_a_worker_that_died_of_boredom_is_replaced_in_silence(said):
-    with make_executor(ExecutorSpec(settings={"cpus": "2"}, device="cpu"), Bar()) as executor:
-        first = executor.submit(tasks.told, 1).result(60)
-        assert executor.submit(tasks.told, 1).result(60) == first, "a process is kept"
+def test_processes_are_reused_and_an_idle_one_that_died_is_replaced(output):
+    with make_executor(TWO_CORES, Bar()) as executor:
+        first = executor.submit(tasks.report_progress, 1).result(60)
+        assert executor.submit(tasks.report_progress, 1).result(60) == first
         os.kill(first, signal.SIGKILL)
-        until_true(lambda: not Path(f"/proc/{first}").exists())
+        assert until_true(lambda: not is_running(first))
         time.sleep(0.2)
-        assert executor.submit(tasks.told, 1).result(60) != first
-    assert said() == "said by 1: [bold] :car:\n" * 3
+        assert executor.submit(tasks.report_progress, 1).result(60) != first
+    assert output() == "printed by 1: [bold] :car:\n" * 3
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
+    ("name", "number"),
     [
         ("local", signal.SIGKILL),
         ("local", signal.SIGINT),
@@ -200,165 +199,144 @@ def test_a_worker_that_died_of_boredom_is_replaced_in_silence(said):
         ("ray", signal.SIGINT),
     ],
 )
-def test_a_driver_that_ends_leaves_no_worker(name, how, tmp_path):
-    if name == "ray":
-        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+def test_a_driver_that_ends_leaves_no_worker(name, number, tmp_path, request):
+    need(name, request)
     command = [sys.executable, "-m", "tests.benchmark.execution.tasks", name, str(tmp_path)]
     markers = [tmp_path / "one", tmp_path / "two"]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         for marker in markers:
             tasks.until(marker)
-        if how == signal.SIGINT:  # as a terminal sends it
-            os.killpg(driver.pid, how)
+        if number == signal.SIGINT:  # as a terminal sends it
+            os.killpg(driver.pid, number)
         else:
-            driver.send_signal(how)
-        told = driver.communicate(timeout=60)[1]
-        assert gone(*markers)
-        if how != signal.SIGKILL:
-            assert (driver.returncode, told) == (130, "")
+            driver.send_signal(number)
+        stderr = driver.communicate(timeout=60)[1]
+        assert have_ended(*markers)
+        if number != signal.SIGKILL:
+            assert (driver.returncode, stderr) == (130, "")
             assert all(marker.with_suffix(".saved").is_file() for marker in markers)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
-        for folder in (home() / "tasks").glob("[!.]*") if how == signal.SIGKILL else ():
+        for folder in (home() / "tasks").glob("[!.]*") if number == signal.SIGKILL else ():
             _age(folder, task.ABANDONED + 60)
-        task.sweep(home() / "tasks")
+        task.remove_abandoned(home() / "tasks")
 
 
-def test_folders_of_drivers_that_were_killed_go_one_day(tmp_path):
+def test_folders_of_killed_drivers_are_removed_after_a_month(tmp_path):
     for name, days in (("old", 60), ("new", 1)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").touch()
         _age(tmp_path / name, days * 86400)
-    task.sweep(tmp_path)
+    task.remove_abandoned(tmp_path)
     assert [folder.name for folder in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "message"),
     [
         ("slrum", {}, "no executor 'slrum'; did you mean slurm"),
         ("local", {"gpu": "1"}, "--executor-arg gpu: local has no such setting; did you mean gpus"),
         ("local", {"gpus": "x"}, "--executor-arg gpus=x: give"),
-        ("local", {"gpus": "1,1"}, "--executor-arg gpus=1,1: give"),
-        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: there is no GPU 9 here, but 0, 1"),
-        ("local", {"cpus": "0"}, "--executor-arg cpus=0: give a whole number, 1 or more"),
-        (
-            "ray",
-            {"num_cpu": "1"},
-            "--executor-arg num_cpu: ray has no such setting; did you mean num_cpus",
-        ),
-        ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give a whole number"),
-        ("ray", {"num_gpus": "-1"}, "--executor-arg num_gpus=-1: give a whole number, 0 or more"),
+        ("local", {"gpus": "0,9"}, "--executor-arg gpus=0,9: no GPU 9 here, only 0, 1"),
+        ("local", {"cpus": "0"}, "--executor-arg cpus=0: give an integer, 1 or more"),
+        ("ray", {"num_cpus": "abc"}, "--executor-arg num_cpus=abc: give an integer"),
         ("ray", {"address": "127.0.0.1:1"}, "no Ray at 127.0.0.1:1"),
         ("ray", {"address": "ray://127.0.0.1:1"}, "no Ray at ray://127.0.0.1:1"),
-        ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give a whole number"),
-        ("slurm", {"gpus": "x"}, "--executor-arg gpus=x: give a whole number, 1 or more"),
-        (
-            "slurm",
-            {"cpus-per-task": "2"},
-            "--executor-arg cpus_per_task: the executor sets it itself",
-        ),
+        ("slurm", {"nodes": "two"}, "--executor-arg nodes=two: give an integer"),
+        ("slurm", {"nodes": "2"}, "--executor-arg nodes=2: only `train` computes on several"),
     ],
 )
-def test_wrong_settings_are_one_line(name, settings, said, request, monkeypatch):
-    if "there is no GPU" in said:  # a machine with two
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    if name == "slurm":
-        request.getfixturevalue("slurm")
-    elif name == "ray":
-        pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+def test_a_wrong_setting_is_one_line(name, settings, message, request, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    need(name, request)
     with pytest.raises(UserError) as raised:
         make_executor(ExecutorSpec(name, settings), Bar())
-    assert str(raised.value).startswith(said) and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
 
 
-def test_a_device_and_gpus_are_one_line():
-    with pytest.raises(UserError, match="gpus=0,1 with --device cuda:1: give one"):
+def test_a_device_number_and_gpus_exclude_each_other():
+    with pytest.raises(UserError, match="gpus=0,1 and --device cuda:1: give only one"):
         make_executor(ExecutorSpec(settings={"gpus": "0,1"}, device="cuda:1"), Bar())
 
 
-def test_a_task_with_a_gpu_does_not_compute_on_the_cpu_in_silence(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with make_executor(ExecutorSpec(jobs=1, settings={"gpus": "0"}), Bar()) as executor:
-        assert executor.submit(tasks.device).result() == "cpu"
-        with pytest.raises(UserError, match="was given a GPU"):
-            executor.submit(tasks.device, gpus=1).result()
-        assert executor.needs("train") == {"cpus": executor.num_workers + 1, "gpus": 1}
-    with make_executor(ExecutorSpec(jobs=1, device="mps"), Bar()) as executor:
-        assert executor.needs("train")["gpus"] == 0
-
-
-def test_loading_processes_are_the_cores_that_fall_to_a_task():
-    def loaders(jobs, settings, **told):
-        return make_executor(ExecutorSpec("local", settings, jobs, **told), Bar()).num_workers
-
-    assert loaders(0, {"cpus": "8", "gpus": "0,1"}) == 4
-    assert loaders(2, {"cpus": "8"}, device="cpu") == 4
-    assert loaders(0, {"cpus": "1"}, device="cpu") == 1
-    assert loaders(1, {"cpus": "64"}, device="cpu") == base.MOST_LOADERS
-    assert loaders(1, {"cpus": "8"}, device="cpu", num_workers=0) == 0
+@pytest.mark.parametrize(
+    ("jobs", "cpus", "gpus", "num_workers", "expected"),
+    [
+        (0, 8, "0,1", None, 4),
+        (2, 8, None, None, 4),
+        (0, 1, None, None, 1),
+        (1, 64, None, None, base.MAX_LOADERS),
+        (1, 8, None, 0, 0),
+    ],
+)
+def test_loading_processes_share_the_cores(jobs, cpus, gpus, num_workers, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = {"cpus": str(cpus)} | ({"gpus": gpus} if gpus else {})
+    device = "auto" if gpus else "cpu"
+    spec = ExecutorSpec("local", settings, jobs, device, num_workers)
+    assert make_executor(spec, Bar()).num_workers == expected
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("partition", "nowhere", "[Ii]nvalid partition"),
-        ("time", "abc", "Invalid --time specification"),
         ("partitoin", "gpu", "unrecognized option '--partitoin=gpu'"),
     ],
 )
-def test_what_sbatch_refuses_is_one_line(slurm, key, value, told):
+def test_a_refusal_of_sbatch_is_one_line(slurm, key, value, message):
     with (
         make_executor(ExecutorSpec("slurm", {key: value}), Bar()) as executor,
-        pytest.raises(UserError, match=f"sbatch refused doubled: .*{told}") as raised,
+        pytest.raises(UserError, match=f"sbatch refused doubled: .*{message}") as raised,
     ):
         executor.submit(tasks.doubled, 1).result(10)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("name", "module"), [("slurm", "submitit"), ("ray", "ray")])
-def test_what_is_not_installed_is_one_line(name, module, monkeypatch):
+def test_a_missing_library_is_one_line(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install 'cliptex-benchmark\[scale\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[scale\]'"):
         make_executor(ExecutorSpec(name), Bar())
 
 
-def test_no_sbatch_is_one_line(monkeypatch, tmp_path):
-    pytest.importorskip("submitit", reason="no submitit: pip install submitit")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no sbatch here"):
-        make_executor(ExecutorSpec("slurm"), Bar())
-
-
-def test_other_packages_bring_executors(tmp_path, monkeypatch):
-    info = tmp_path / "somebodys-1.0.dist-info"
+def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    info = tmp_path / "plugin-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[cliptex_benchmark.executors]\nsomebodys = somebodys:Echo\nbroken ="
-        " somebodys:nothing\nother = somebodys:Path\n"
+        "[cliptex_benchmark.executors]\nplugin = plugin:Echo\nbroken = plugin:missing\n"
     )
-    (tmp_path / "somebodys.py").write_text(
-        "from pathlib import Path\nfrom concurrent.futures import Future\nfrom benchmark.execution"
-        " import Executor\nfrom benchmark.execution.task import execute\n\n\nclass"
-        " Echo(Executor):\n    def _start(self, task):\n        future = Future()\n       "
-        " future.set_result(execute(task))\n        return future\n\n    def _stop(self):\n       "
-        " pass\n"
-    )
+    (tmp_path / "plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base.EXECUTORS, "_things", dict(base.EXECUTORS._things))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with make_executor(ExecutorSpec("somebodys"), Bar()) as executor:
-        assert (
-            isinstance(executor, Executor) and executor.submit(tasks.doubled, 4).result(10)[0] == 8
-        )
+    with make_executor(ExecutorSpec("plugin"), Bar()) as executor:
+        assert isinstance(executor, Executor)
+        assert executor.submit(tasks.doubled, 4).result(10)[0] == 8
     with pytest.raises(UserError, match="executor 'broken' cannot be loaded"):
         make_executor(ExecutorSpec("broken"), Bar())
-    with pytest.raises(UserError, match="no subclass of"):
-        make_executor(ExecutorSpec("other"), Bar())
+
+
+PLUGIN = """
+from concurrent.futures import Future
+
+from benchmark.execution import Executor
+from benchmark.execution.task import execute
+
+
+class Echo(Executor):
+    def _start(self, task):
+        future = Future()
+        future.set_result(execute(task))
+        return future
+
+    def _stop(self):
+        pass
+"""
 
 
 def _age(folder: Path, seconds: float) -> None:

@@ -18,35 +18,18 @@ try:
     for _ in range(10): pass
 except BaseException:
     print("swallowed")
-whole = True
+complete = True
 """
 IMPORTS = """
-import time
+import sys, time
 from benchmark.execution import interrupts
 interrupts.install()
 try:
     import swallows
     time.sleep(10)
 except KeyboardInterrupt:
-    import sys
-    print("interrupted", interrupts.received(), sys.modules["swallows"].whole)
+    print("interrupted", interrupts.received(), sys.modules["swallows"].complete)
 """
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_import_is_finished_before_a_signal_is_heard(tmp_path, name):
-    (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=name))
-    here = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
-    ended = subprocess.run(
-        [sys.executable, "-c", IMPORTS],
-        env={**os.environ, "PYTHONPATH": here},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.stdout == f"interrupted {int(getattr(signal, name))} True\n", ended.stderr
-
-
 LEAVES = """
 import os, signal, time
 from benchmark.execution import interrupts
@@ -57,24 +40,38 @@ time.sleep(10)
 """
 
 
-def test_a_second_signal_while_a_process_leaves_is_quiet():
-    ended = subprocess.run(
-        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=60
+def run_script(script, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert (ended.returncode, ended.stderr) == (143, "")
 
 
-@pytest.mark.parametrize("after", [0.0, 0.2, 0.5, 1.0])
-def test_a_command_that_is_interrupted_while_it_starts_ends_with_130(after):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path, name):
+    (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=name))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
+    done = run_script(IMPORTS, PYTHONPATH=path)
+    assert done.stdout == f"interrupted {int(getattr(signal, name))} True\n", done.stderr
+
+
+def test_a_second_signal_while_a_process_leaves_is_quiet():
+    done = run_script(LEAVES)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5])
+def test_a_command_interrupted_while_it_starts_exits_with_130(after):
     command = [sys.executable, "-X", "importtime", "-m", "benchmark", "list", "protocols"]
-    started = subprocess.Popen(
+    process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while (
-        "common.errors" not in started.stderr.readline()
-    ):  # before its first instruction it is the interpreter's
-        assert started.poll() is None
+    while "common.errors" not in process.stderr.readline():  # until then Python itself handles it
+        assert process.poll() is None
     time.sleep(after)
-    started.send_signal(signal.SIGINT)
-    told = started.communicate(timeout=60)[1]
-    assert started.returncode in (130, 0) and "Traceback" not in told  # 0: it was done
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, 0) and "Traceback" not in stderr  # 0: it was done

@@ -1,0 +1,46 @@
+"""The overview of a run: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from rich.console import Console
+
+from benchmark.execution import progress
+from benchmark.execution.progress import Bar, Overview
+
+
+def test_a_line_now_and_then_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "OVERVIEW_SECONDS", 0.0)
+    bar = Bar(interval=math.inf)
+    overview, render, train = Overview(bar), bar.line(), bar.line()
+    overview.tick([])
+    assert capsys.readouterr().out == ""
+    overview.expect("probe", 6)
+    for kind in ("render", "train", "probe"):
+        overview.add_submitted(kind)
+    render.start("rendering", 400)
+    render.advance(100)
+    overview.tick([render, train])
+    line = capsys.readouterr().out
+    assert line.startswith("  0 of 8 units of work done in 0:00: rendering  100/400 ")
+    overview.expect("probe", -4)  # cached
+    overview.add_done()
+    overview.tick([render, train])
+    assert capsys.readouterr().out.startswith("  1 of 4 units of work done in 0:00: rendering")
+
+
+def test_one_bar_for_all_units_in_a_terminal(monkeypatch):
+    terminal = Console(force_terminal=True, width=100, file=io.StringIO())
+    monkeypatch.setattr(progress, "console", terminal)
+    with Bar() as bar:
+        overview = Overview(bar)
+        overview.add_submitted("probe")
+        overview.add_submitted("probe")
+        overview.add_done()
+        overview.tick([])
+        (task,) = bar.progress.tasks
+        assert (task.description, task.completed, task.total) == ("all units of work", 1, 2)
+        overview.close()
+        assert not bar.progress.tasks
