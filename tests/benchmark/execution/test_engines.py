@@ -303,7 +303,7 @@ def test_a_missing_library_is_one_line(name, module, monkeypatch):
         make_executor(ExecutorSpec(name), Bar())
 
 
-def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch):
+def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch, request):
     info = tmp_path / "plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
@@ -312,7 +312,7 @@ def test_a_plugin_executor_is_found_by_its_entry_point(tmp_path, monkeypatch):
     )
     (tmp_path / "plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(base.EXECUTORS, "_things", dict(base.EXECUTORS._things))
+    request.addfinalizer(lambda: base.EXECUTORS.unregister("plugin"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with make_executor(ExecutorSpec("plugin"), Bar()) as executor:
         assert isinstance(executor, Executor)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.execution import ExecutorSpec, WorkerLost, base, make_executor
-from common.errors import UserError, users_line
+from common.errors import UserError, user_error_message
 from tests.benchmark.execution import tasks
 from tests.benchmark.execution.helpers import RecordingBar, have_ended, peak_cores, until_true
 
@@ -108,7 +108,9 @@ def test_a_user_error_arrives_as_one_line(executor, task):
 def test_a_full_disk_arrives_as_the_users_error(executor):
     with pytest.raises((UserError, RuntimeError)) as raised:
         executor.submit(tasks.raise_full_disk).result(60)
-    assert users_line(raised.value).startswith("cannot write weights: No space left on device")
+    assert user_error_message(raised.value).startswith(
+        "cannot write weights: No space left on device"
+    )
 
 
 @everywhere()
