@@ -7,14 +7,17 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import UserError, nearest
 
 T = TypeVar("T")
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 CONFIG = ConfigDict(allow_inf_nan=False)
 
 
@@ -77,7 +80,7 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
     for key, value in changes.items():
         if key not in field_names(type(settings)):
             raise UserError(f"no setting {key!r}; {nearest(key, field_names(type(settings)))}")
-        values[key] = read_value(key, value, hints[key]) if isinstance(value, str) else value
+        values[key] = read_value(key, value, hints[key])
     try:
         return dataclasses.replace(settings, **values)  # type: ignore[type-var]
     except UserError:
@@ -86,19 +89,19 @@ def with_changes(settings: T, changes: Mapping[str, Any]) -> T:
         raise UserError(f"settings {values}: {error}") from error
 
 
-def read_value(key: str, text: str, hint: Any) -> Any:
-    """``text`` as a value of type ``hint``, which pydantic checks; items of a tuple are separated
-    by commas, ``none`` is None where that is allowed.
+def read_value(key: str, value: Any, hint: Any) -> Any:
+    """``value`` converted to type ``hint`` by pydantic. In text, commas separate the items of a
+    tuple, and ``none`` is None where that is allowed.
 
     Raises:
-        UserError: the text does not fit the type.
+        UserError: the value does not fit the type.
     """
-    value: Any = text
-    origins = _origins(hint)
-    if type(None) in origins and text.lower() == "none":
-        value = None
-    elif tuple in origins:
-        value = [item.strip() for item in text.strip("()[] ").split(",") if item.strip()]
+    if isinstance(value, str):
+        origins = _origins(hint)
+        if type(None) in origins and value.lower() == "none":
+            value = None
+        elif tuple in origins:
+            value = [item.strip() for item in value.strip("()[] ").split(",") if item.strip()]
     try:
         return TypeAdapter(hint, config=CONFIG).validate_python(value)
     except ValidationError as error:

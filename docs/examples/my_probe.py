@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch.nn.functional import normalize, one_hot
 
+from common.settings import settings_dataclass
 from probes.base import Context, Metric, TaskResult, settings_json
 from probes.datasets.base import Kind, Split
 from probes.features.cost import EncodeRun
@@ -16,7 +17,7 @@ from probes.image_level.embeddings import encode_split
 from probes.image_level.settings import EncodeSettings
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class NearestMeanSettings(EncodeSettings):
     """Every field is part of a number's identity, and ``--set`` changes it.
 

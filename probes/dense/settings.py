@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
+from common.settings import Probability, Share, settings_dataclass
 from probes.base import MOST_PIXELS
 from probes.datasets.base import Kind
 from probes.runner.settings import TrainingSettings
 
+Side = Annotated[int, Field(ge=16)]
+ImageSize = Annotated[int, Field(ge=16, le=MOST_PIXELS)]
+FactorRange = tuple[PositiveFloat, PositiveFloat]
 KEPT = ("fp16", "bf16", "fp32")  # values of ``cache`` that keep features
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class DenseSettings(TrainingSettings):
     """Protocol of a dense probe; every field is part of the task's identity.
 
@@ -55,76 +61,40 @@ class DenseSettings(TrainingSettings):
             precision (``fixed_crops`` must be 1 or more).
     """
 
-    size: int = 512
-    crop: tuple[int, ...] = ()
-    scale_range: tuple[float, float] = (0.5, 2.0)
+    size: ImageSize = 512
+    crop: tuple[()] | tuple[ImageSize, ImageSize] = ()
+    scale_range: FactorRange = (0.5, 2.0)
     photometric: bool = False
-    brightness: tuple[float, float] = (1.0, 1.0)
-    epochs: float = 0.0
-    layers: str = "all"
-    feature_stride: int | None = None
-    channels: int = 512
-    dropout: float | None = None
-    slide: tuple[int, ...] = ()
+    brightness: FactorRange = (1.0, 1.0)
+    epochs: NonNegativeFloat = 0.0
+    layers: Literal["all", "last"] = "all"
+    feature_stride: PositiveInt | None = None
+    channels: PositiveInt = 512
+    dropout: Share | None = None
+    slide: tuple[()] | tuple[Side, Side] = ()
     flip_test: bool = False
-    fixed_crops: int = 0
-    lr_grid: tuple[float, ...] = ()
+    fixed_crops: NonNegativeInt = 0
+    lr_grid: tuple[PositiveFloat, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crop", "scale_range", "brightness", "slide", "lr_grid"):
-            object.__setattr__(
-                self, name, tuple(getattr(self, name))
-            )  # a list from JSON is the same protocol
-        self.must(
-            {
-                "layers": (self.layers in ("all", "last"), "all or last"),
-                "fixed_crops": (self.fixed_crops >= 0, "0 or more"),
-                "crop": (
-                    not self.crop
-                    or (
-                        len(self.crop) == 2
-                        and 16 <= min(self.crop) <= max(self.crop) <= MOST_PIXELS
-                    ),
-                    f"height and width, 16 to {MOST_PIXELS} pixels each, or none",
-                ),
-                "slide": (
-                    not self.slide
-                    or (len(self.slide) == 2 and self.slide[0] >= self.slide[1] >= 16),
-                    "crop and stride, a stride of 16 pixels or more and a crop no smaller, or none",
-                ),
-                **{
-                    name: (
-                        len(given) == 2 and 0 < given[0] <= given[1],
-                        "two factors, 0 < low <= high",
-                    )
-                    for name, given in (
-                        ("scale_range", self.scale_range),
-                        ("brightness", self.brightness),
-                    )
-                },
-                "dropout": (
-                    self.dropout is None or 0 <= self.dropout < 1,
-                    "a share below 1, or none",
-                ),
-                "size": (16 <= self.size <= MOST_PIXELS, f"16 to {MOST_PIXELS} pixels"),
-                "lr_grid": (
-                    not self.lr_grid
-                    or (
-                        len({f"{rate:g}" for rate in self.lr_grid}) == len(self.lr_grid) > 1
-                        and min(self.lr_grid) > 0
-                    ),
-                    "two or more different rates above 0, or none (and lr the only one)",
-                ),
-                "feature_stride": (
-                    self.feature_stride is None
-                    or 1 <= self.feature_stride <= min(self.crop or (self.size,)),
-                    "1 to the side of a training crop, or none",
-                ),
-                "epochs": (self.epochs >= 0, "0 or more"),
-                "channels": (self.channels >= 1, "1 or more"),
-            }
-        )
+        if self.slide and self.slide[0] < self.slide[1]:
+            raise UserError(f"slide={self.slide}: the crop must be no smaller than the stride")
+        for name in ("scale_range", "brightness"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise UserError(f"{name}={low:g},{high:g}: must be two factors, 0 < low <= high")
+        # rates of one name would share a folder
+        if self.lr_grid and len({f"{rate:g}" for rate in self.lr_grid}) != max(
+            len(self.lr_grid), 2
+        ):
+            raise UserError(
+                f"lr_grid={self.lr_grid}: must be two or more different rates, or none to use lr"
+            )
+        if (self.feature_stride or 1) > min(self.crop or (self.size,)):
+            raise UserError(
+                f"feature_stride={self.feature_stride}: must be at most the side of a training crop"
+            )
         if self.cache in KEPT and not self.fixed_crops:
             raise UserError(
                 f"cache={self.cache} keeps features of crops that repeat; set fixed_crops=1 or more"
@@ -142,12 +112,12 @@ class DenseSettings(TrainingSettings):
             )
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class SegmentationSettings(DenseSettings):
     """Defaults: mmseg's 512 px, 40k iterations of 16 images, scale 0.5–2."""
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class DepthSettings(DenseSettings):
     """Range, file scale and evaluation crop are the dataset's own protocol (``DatasetSpec.extra``).
 
@@ -161,23 +131,19 @@ class DepthSettings(DenseSettings):
             free).
     """
 
-    size: int = 480
-    scale_range: tuple[float, float] = (1.0, 1.0)
-    max_iters: int = 20_000
-    bins: int = 0
-    silog_lambda: float = 0.5
+    size: ImageSize = 480
+    scale_range: FactorRange = (1.0, 1.0)
+    max_iters: PositiveInt = 20_000
+    bins: NonNegativeInt = 0
+    silog_lambda: Probability = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must(
-            {
-                "silog_lambda": (0 <= self.silog_lambda <= 1, "between 0 and 1"),
-                "bins": (self.bins == 0 or self.bins >= 2, "2 or more, or 0 for a bounded output"),
-            }
-        )
+        if self.bins == 1:
+            raise UserError("bins=1: must be 2 or more, or 0 for one bounded output")
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class NormalSettings(DenseSettings):
     """Defaults: NYU-v2's 480 px, 20k iterations, without random scaling as for depth.
 
@@ -186,9 +152,9 @@ class NormalSettings(DenseSettings):
             2021); without it the loss is the angle.
     """
 
-    size: int = 480
-    scale_range: tuple[float, float] = (1.0, 1.0)
-    max_iters: int = 20_000
+    size: ImageSize = 480
+    scale_range: FactorRange = (1.0, 1.0)
+    max_iters: PositiveInt = 20_000
     uncertainty: bool = False
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
+from common.settings import settings_dataclass
 from probes.base import MOST_PIXELS
-from probes.runner.settings import TrainingSettings
+from probes.runner.settings import Schedule, TrainingSettings
+
+ImageSize = Annotated[int, Field(ge=32, le=MOST_PIXELS)]
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class DetectionSettings(TrainingSettings):
     """What both detectors share.
 
@@ -20,27 +25,18 @@ class DetectionSettings(TrainingSettings):
             encodes each image (and its mirror image) once and keeps its maps in this precision.
     """
 
-    max_iters: int = 90_000
-    lr: float = 2e-4
-    weight_decay: float = 0.05
+    max_iters: PositiveInt = 90_000
+    lr: PositiveFloat = 2e-4
+    weight_decay: NonNegativeFloat = 0.05
     decay_all: bool = False
-    clip_norm: float = 10.0
-    schedule: str = "cosine"
-    warmup: float = 0.01
-    min_size: int = 0
-    out_channels: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.must(
-            {
-                "min_size": (self.min_size >= 0, "0 or more"),
-                "out_channels": (self.out_channels >= 1, "1 or more"),
-            }
-        )
+    clip_norm: NonNegativeFloat = 10.0
+    schedule: Schedule = "cosine"
+    warmup: NonNegativeFloat = 0.01
+    min_size: NonNegativeInt = 0
+    out_channels: PositiveInt = 256
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class MaskRCNNSettings(DetectionSettings):
     """Defaults: COCO's 1x schedule, 90k iterations of 16 images.
 
@@ -59,34 +55,22 @@ class MaskRCNNSettings(DetectionSettings):
             ``AspectRatioBatchSampler``).
     """
 
-    short_side: int = 800
-    long_side: int = 1333
-    fc_out_channels: int = 1024
-    anchor_scale: float = 8.0
-    proposals: int = 1000
-    rois_per_image: int = 512
-    detections: int = 100
+    short_side: ImageSize = 800
+    long_side: ImageSize = 1333
+    fc_out_channels: PositiveInt = 1024
+    anchor_scale: PositiveFloat = 8.0
+    proposals: PositiveInt = 1000
+    rois_per_image: PositiveInt = 512
+    detections: PositiveInt = 100
     aspect_ratio_groups: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must(
-            {
-                "short_side": (32 <= self.short_side <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels"),
-                "long_side": (
-                    self.short_side <= self.long_side <= MOST_PIXELS,
-                    f"short_side to {MOST_PIXELS}",
-                ),
-                "anchor_scale": (self.anchor_scale > 0, "above 0"),
-                **{
-                    name: (getattr(self, name) >= 1, "1 or more")
-                    for name in ("fc_out_channels", "proposals", "rois_per_image", "detections")
-                },
-            }
-        )
+        if self.long_side < self.short_side:
+            raise UserError(f"long_side={self.long_side}: must be at least short_side")
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class SSDSettings(DetectionSettings):
     """Defaults: 120k iterations of 32 images, about 33 rounds of COCO.
 
@@ -96,14 +80,13 @@ class SSDSettings(DetectionSettings):
             flip.
     """
 
-    max_iters: int = 120_000
-    batch_size: int = 32
-    size: int = 320
+    max_iters: PositiveInt = 120_000
+    batch_size: PositiveInt = 32
+    size: ImageSize = 320
     augment: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must({"size": (32 <= self.size <= MOST_PIXELS, f"32 to {MOST_PIXELS} pixels")})
         if self.cache != "none" and self.augment:
             raise UserError(
                 f"cache={self.cache} keeps features of images that repeat; set augment=false as"

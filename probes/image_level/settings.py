@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
+from common.settings import Fraction, settings_dataclass
 from probes.base import MOST_PIXELS
 
 RECALL_AT = (1, 5, 10)
 Precision = Literal["fp32", "bf16"]
 Features = Literal["projected", "pre_projection"]
-
-
-def impossible(settings: object, name: str, wanted: str) -> UserError:
-    return UserError(f"{name}={getattr(settings, name)!r} is not possible; it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Encoding:
     blocks: int = 0
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class EncodeSettings:
     """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
 
@@ -50,19 +49,9 @@ class EncodeSettings:
     """
 
     protocol: str = "own"
-    size: int | None = None
+    size: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
     precision: Precision = "fp32"
-    encode_batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and not 1 <= self.size <= MOST_PIXELS:
-            raise impossible(
-                self, "size", f"1 to {MOST_PIXELS} pixels, or none for the backbone's own size"
-            )
-        if self.precision not in get_args(Precision):
-            raise impossible(self, "precision", " or ".join(get_args(Precision)))
-        if self.encode_batch_size is not None and self.encode_batch_size < 1:
-            raise impossible(self, "encode_batch_size", "1 or more")
+    encode_batch_size: PositiveInt | None = None
 
     def encoding(self, device: str) -> Encoding:
         """How images are encoded with these settings on a type of device."""
@@ -70,7 +59,7 @@ class EncodeSettings:
         return Encoding((self.size, self.size) if self.size else None, self.precision, batch_size)
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class LinearSettings(EncodeSettings):
     """Protocol of linear classification, besides ``EncodeSettings``.
 
@@ -95,38 +84,28 @@ class LinearSettings(EncodeSettings):
     """
 
     features: Features = "projected"
-    epochs: int = 30
-    batch_size: int = 256
+    epochs: PositiveInt = 30
+    batch_size: PositiveInt = 256
     momentum: float = 0.9
-    learning_rates: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    weight_decays: tuple[float, ...] = (0.0,)
-    holdout: float = 0.1
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        0.0003,
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+        1.0,
+    )
+    weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0,)
+    holdout: Fraction = 0.1
     standardise: bool = True
     random_crops: bool = False
-    epoch_length: int = 0
+    epoch_length: NonNegativeInt = 0
     blocks: tuple[int, ...] = ()
     average_pool: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("learning_rates", "weight_decays", "blocks", "average_pool"):
-            object.__setattr__(
-                self, name, tuple(getattr(self, name))
-            )  # a list from JSON is the same protocol
-        if not self.learning_rates or not self.weight_decays:
-            raise UserError("linear: learning_rates and weight_decays need at least one value each")
-        if min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
-            raise UserError("linear: learning rates must be above 0, weight decays 0 or above")
-        if self.epochs < 1 or self.batch_size < 1 or self.epoch_length < 0:
-            raise UserError(
-                "linear: epochs and batch_size must be at least 1, epoch_length 0 or more"
-            )
-        if not 0 < self.holdout < 1:
-            raise UserError(
-                f"linear: holdout is a share of train between 0 and 1, not {self.holdout:g}"
-            )
-        if self.features not in get_args(Features):
-            raise impossible(self, "features", " or ".join(get_args(Features)))
         tokens = (*self.blocks, *self.average_pool)
         if self.random_crops and not (self.blocks and self.average_pool and min(self.blocks) > 0):
             raise UserError(
@@ -150,7 +129,7 @@ class LinearSettings(EncodeSettings):
         )
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class RetrievalSettings(EncodeSettings):
     """Protocol of retrieval, besides ``EncodeSettings``.
 
@@ -161,14 +140,13 @@ class RetrievalSettings(EncodeSettings):
     template: str = "{}"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.template.count("{}") != 1:
             raise UserError(
                 f"retrieval: template {self.template!r} must hold one {{}} for the caption"
             )
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class ZeroShotSettings(EncodeSettings):
     """Protocol of zero-shot classification, besides ``EncodeSettings``.
 
@@ -182,7 +160,7 @@ class ZeroShotSettings(EncodeSettings):
     templates: Literal["auto", "openai", "openai-7", "photo", "dataset"] = "auto"
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class CorrespondenceSettings(EncodeSettings):
     """Protocol of keypoint matching, besides ``EncodeSettings``.
 
@@ -192,11 +170,11 @@ class CorrespondenceSettings(EncodeSettings):
         layer: which of the backbone's feature maps is matched; -1 for the last.
     """
 
-    size: int | None = 512
+    size: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = 512
     layer: int = -1
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class AttentiveSettings(EncodeSettings):
     """Protocol of attentive classification, besides ``EncodeSettings``.
 
@@ -208,28 +186,19 @@ class AttentiveSettings(EncodeSettings):
         holdout: share of each class of train on which the rate is chosen; no head is trained on it.
     """
 
-    epochs: int = 10
-    batch_size: int = 256
-    learning_rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003)
-    weight_decay: float = 0.01
-    holdout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
-        if not self.learning_rates or min(self.learning_rates) <= 0 or self.weight_decay < 0:
-            raise UserError(
-                "attentive: learning rates must be above 0, one or more; the weight decay 0 or"
-                " above"
-            )
-        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.holdout < 1:
-            raise UserError(
-                "attentive: epochs and batch_size are at least 1, holdout a share of train between"
-                " 0 and 1"
-            )
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 256
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        0.0001,
+        0.0003,
+        0.001,
+        0.003,
+    )
+    weight_decay: NonNegativeFloat = 0.01
+    holdout: Fraction = 0.1
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class KnnSettings(EncodeSettings):
     """Protocol of k-NN classification, besides ``EncodeSettings``; defaults are DINO's.
 
@@ -242,25 +211,15 @@ class KnnSettings(EncodeSettings):
     """
 
     features: Features = "projected"
-    neighbours: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
-    holdout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "neighbours", tuple(self.neighbours))
-        if not self.neighbours or min(self.neighbours) < 1:
-            raise impossible(self, "neighbours", "one number or more, 1 or above each")
-        if not 0 < self.holdout < 1 or self.temperature <= 0:
-            raise UserError("knn: holdout is a share of train between 0 and 1, temperature above 0")
-        if self.features not in get_args(Features):
-            raise impossible(self, "features", " or ".join(get_args(Features)))
+    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 20, 100, 200)
+    temperature: PositiveFloat = 0.07
+    holdout: Fraction = 0.1
 
     def encoding(self, device: str) -> Encoding:
         return replace(super().encoding(device), features=self.features)
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class FewShotSettings(EncodeSettings):
     """Protocol of few-shot classification in closed form, besides ``EncodeSettings``.
 
@@ -271,24 +230,16 @@ class FewShotSettings(EncodeSettings):
     """
 
     features: Features = "projected"
-    shots: int = 10
-    l2: tuple[float, ...] = tuple(4.0**power for power in range(-5, 11))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "l2", tuple(self.l2))
-        if self.shots < 1:
-            raise impossible(self, "shots", "1 or more")
-        if not self.l2 or min(self.l2) <= 0:
-            raise impossible(self, "l2", "one number or more, above 0 each")
-        if self.features not in get_args(Features):
-            raise impossible(self, "features", " or ".join(get_args(Features)))
+    shots: PositiveInt = 10
+    l2: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
+        4.0**power for power in range(-5, 11)
+    )
 
     def encoding(self, device: str) -> Encoding:
         return replace(super().encoding(device), features=self.features)
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class AssociationSettings(EncodeSettings):
     """Protocol of WinoGAViL, besides ``EncodeSettings``: the prompt is "A cue" or "An cue", in
     lower case, as DataComp's."""

@@ -3,16 +3,17 @@ from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.errors import UserError
+from common.settings import Fraction, Probability, Share, settings_dataclass
 
-SCHEDULES = ("poly", "cosine", "quarter-cosine", "onecycle", "steps")
+Schedule = Literal["poly", "cosine", "quarter-cosine", "onecycle", "steps"]
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class TrainingSettings:
     """Every field is part of the task's identity.
 
@@ -39,69 +40,27 @@ class TrainingSettings:
     """
 
     protocol: str = "own"
-    max_iters: int = 40_000
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    max_iters: PositiveInt = 40_000
+    batch_size: PositiveInt = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
     decay_all: bool = True
-    clip_norm: float = 0.0
-    schedule: str = "poly"
-    steps: tuple[float, ...] = (8 / 12, 11 / 12)
-    min_lr: float = 0.0
-    warmup: float = 0.05
-    flip: float = 0.5
-    precision: str = "fp32"
-    cache: str = "none"
-
-    caches: ClassVar[tuple[str, ...]] = ("none", "fp16", "bf16", "fp32")
+    clip_norm: NonNegativeFloat = 0.0
+    schedule: Schedule = "poly"
+    steps: tuple[Fraction, ...] = (8 / 12, 11 / 12)
+    min_lr: NonNegativeFloat = 0.0
+    warmup: NonNegativeFloat = 0.05
+    flip: Probability = 0.5
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cache: Literal["none", "fp16", "bf16", "fp32"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("betas", "steps"):
-            object.__setattr__(
-                self, name, tuple(getattr(self, name))
-            )  # a list from JSON is the same protocol
-        self.must(
-            {
-                "optimizer": (self.optimizer in ("adamw", "sgd"), "adamw or sgd"),
-                "schedule": (self.schedule in SCHEDULES, _either(SCHEDULES)),
-                "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
-                "cache": (self.cache in self.caches, _either(self.caches)),
-                "betas": (
-                    len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                    "two shares below 1",
-                ),
-                "steps": (all(0 < step < 1 for step in self.steps), "shares between 0 and 1"),
-                "flip": (0 <= self.flip <= 1, "a probability"),
-                "warmup": (
-                    0 <= self.warmup < 1 or self.warmup == int(self.warmup) > 0,
-                    "a share below 1, or a whole number of iterations",
-                ),
-                "lr": (self.lr > 0, "above 0"),
-                **{
-                    name: (getattr(self, name) >= 0, "0 or more")
-                    for name in ("weight_decay", "clip_norm", "min_lr")
-                },
-                **{
-                    name: (getattr(self, name) >= 1, "1 or more")
-                    for name in ("max_iters", "batch_size")
-                },
-            }
-        )
-
-    def must(self, checks: Mapping[str, tuple[bool, str]]) -> None:
-        """Raise ``UserError`` for the first setting that is not right: setting → (whether it is,
-        what it must be)."""
-        for name, (right, wanted) in checks.items():
-            if not right:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}"
-                )
-
-
-def _either(values: tuple[str, ...]) -> str:
-    return f"{', '.join(values[:-1])} or {values[-1]}"
+        if self.warmup > 1 and not self.warmup.is_integer():
+            raise UserError(
+                f"warmup={self.warmup:g}: must be a share below 1, or a whole number of iterations"
+            )
 
 
 def optimizer(settings: TrainingSettings) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def test_winner_and_base_are_run_again_on_the_same_fresh_seeds(url, tracker):
         ),
         (["--vary", "name=a,b"], "no setting to choose"),
         (["--vary", "lr=1e-4,1e-3", "--set", "lr=1e-5"], "both fixed by --set and varied"),
-        (["--search", "tpe", "--vary", "lr=-1:1"], "lr and head_lr must be above 0"),
+        (["--search", "tpe", "--vary", "lr=-1:1"], "must be greater than 0"),
         (["--search", "tpe", "--prune", "val/loss"], "val/t2i_R@10"),
         (["--out", "."], "--out . is a folder"),
         (["--storage", "sweeps.db"], "is no address"),
@@ -286,5 +286,5 @@ def test_recipes_of_trials_share_all_but_their_params(tmp_path):
     base = make_recipe("clip-ft", fixed, {}, 3)
     assert base.tasks == () and (base.lr, base.epochs, base.batch_size) == (2e-5, 2.0, 64)
     assert base.weight("clip") == RECIPES["clip-ft"].weight("clip")
-    with pytest.raises(ValueError, match="lambda must be 0 or more"):
+    with pytest.raises(ValueError, match="lambda"):
         make_recipe("cliptex", fixed, {"lambda_seg": -1.0}, 0)

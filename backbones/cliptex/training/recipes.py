@@ -5,23 +5,34 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
 from common.errors import UserError, nearest
 from common.files import content_key, read_json, read_utf8
-from common.settings import field_names, parse_pairs, read_value, with_changes
+from common.settings import (
+    Probability,
+    Share,
+    field_names,
+    parse_pairs,
+    read_value,
+    settings_dataclass,
+    with_changes,
+)
 
 VERSION = 2  # raised whenever the same recipe would give other weights; 1 resampled images twice
 WITHOUT_EFFECT = ("compile", "grad_checkpointing")  # on the weights
 LAMBDAS = {"clip": 1.0, "seg": 0.1, "depth": 1.0, "normal": 1.0}  # the paper's
+Scale = Annotated[float, Field(gt=0, le=1)]
 LAMBDA = "lambda_"  # λ of a loss is the setting lambda_LOSS
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class Recipe:
     """All that decides a training, but its inputs (initial weights, pairs, labels).
 
@@ -67,72 +78,47 @@ class Recipe:
 
     name: str = "cliptex"
     model: str = "mini"
-    lambdas: Mapping[str, float] = field(default_factory=lambda: dict(LAMBDAS), hash=False)
+    lambdas: Mapping[str, NonNegativeFloat] = field(
+        default_factory=lambda: dict(LAMBDAS), hash=False
+    )
     experts: tuple[str, ...] = PAPER
-    epochs: float = 30.0
-    batch_size: int = 1024
-    accumulate: int = 1
-    lr: float = 1e-5
-    head_lr: float = 10.0
-    warmup: float = 0.05
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.98
-    grad_clip: float = 1.0
-    ema: float = 0.0
+    epochs: PositiveFloat = 30.0
+    batch_size: Annotated[int, Field(ge=2)] = 1024  # a contrast needs a second pair
+    accumulate: PositiveInt = 1
+    lr: PositiveFloat = 1e-5
+    head_lr: PositiveFloat = 10.0
+    warmup: Share = 0.05
+    weight_decay: NonNegativeFloat = 0.1
+    beta1: Share = 0.9
+    beta2: Share = 0.98
+    grad_clip: NonNegativeFloat = 1.0
+    ema: Share = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     grad_checkpointing: bool = False
-    image_size: int = 0
-    crop_scale: tuple[float, float] = (0.9, 1.0)
-    flip: float = 0.5
-    rotate: float = 0.0
-    label_size: int = 0
-    head_width: int = 0
-    val_pairs: int = 0
-    seed: int = 0
+    image_size: NonNegativeInt = 0
+    crop_scale: tuple[Scale, Scale] = (0.9, 1.0)
+    flip: Probability = 0.5
+    rotate: NonNegativeFloat = 0.0
+    label_size: NonNegativeInt = 0
+    head_width: NonNegativeInt = 0
+    val_pairs: NonNegativeInt = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        def must(holds: bool, what: str) -> None:
-            if not holds:
-                raise UserError(f"recipe {self.name!r}: {what}")
-
         for task in {*self.experts, *self.lambdas} - {"clip", *PAPER}:
             find_task(task)
-        must("clip" not in self.experts, "clip is no task of an expert")
-        must(all(value >= 0 for value in self.lambdas.values()), "every lambda must be 0 or more")
-        must(
-            any((self.weight("clip"), self.tasks)),
-            "every lambda is 0, so there is nothing to learn; set one above 0",
-        )
-        must(
-            self.epochs > 0 and self.lr > 0 and self.head_lr > 0,
-            "epochs, lr and head_lr must be above 0",
-        )
-        must(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
-        must(self.batch_size >= 2, "batch_size must be at least 2: a contrast needs a second pair")
-        must(self.accumulate >= 1, "accumulate must be at least 1")
-        must(
-            self.batch_size % self.accumulate == 0,
-            f"batch_size {self.batch_size} is no multiple of accumulate",
-        )
-        must(0 <= self.warmup < 1 and 0 <= self.ema < 1, "warmup and ema must be in [0, 1)")
-        must(
-            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            "crop_scale must be low,high with 0 < low <= high <= 1",
-        )
-        must(0 <= self.flip <= 1, "flip is a probability, between 0 and 1")
-        for each in (
-            "image_size",
-            "label_size",
-            "head_width",
-            "val_pairs",
-            "weight_decay",
-            "grad_clip",
-            "rotate",
-            "seed",
-        ):
-            must(getattr(self, each) >= 0, f"{each} must not be negative")
+        problem = ""
+        if "clip" in self.experts:
+            problem = "clip is no task of an expert"
+        elif not self.weight("clip") and not self.tasks:
+            problem = "every lambda is 0, so there is nothing to learn; set one above 0"
+        elif self.batch_size % self.accumulate:
+            problem = f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}"
+        elif self.crop_scale[0] > self.crop_scale[1]:
+            problem = "crop_scale must be low,high with 0 < low <= high <= 1"
+        if problem:
+            raise UserError(f"recipe {self.name!r}: {problem}")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -162,9 +148,7 @@ class Recipe:
         if unknown := [name for name in changes if name not in known]:
             raise UserError(f"no setting {unknown[0]!r}; {nearest(unknown[0], known)}")
         lambdas = {
-            name.removeprefix(LAMBDA): read_value(name, value, float)
-            if isinstance(value, str)
-            else float(value)
+            name.removeprefix(LAMBDA): read_value(name, value, NonNegativeFloat)
             for name, value in changes.items()
             if name.startswith(LAMBDA)
         }

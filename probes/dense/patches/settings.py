@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.errors import UserError
-from probes.base import MOST_PIXELS
-from probes.dense.settings import KEPT
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from common.settings import settings_dataclass
+from probes.dense.settings import ImageSize
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class PatchSettings:
     """Protocol of a probe on patches; every field is part of the task's identity.
 
@@ -31,32 +31,15 @@ class PatchSettings:
     """
 
     protocol: str = "own"
-    size: int = 512
-    precision: str = "fp32"
-    cache: str = "fp16"
+    size: ImageSize = 512
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cache: Literal["fp16", "bf16", "fp32"] = "fp16"
     layers: Literal["auto", "last", "all"] = "auto"
-    feature_stride: int | None = None
-    memory: int = 2_000_000
-
-    def __post_init__(self) -> None:
-        self.must("size", 16 <= self.size <= MOST_PIXELS, f"16 to {MOST_PIXELS} pixels")
-        self.must("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
-        self.must("cache", self.cache in KEPT, " or ".join(KEPT))
-        self.must("layers", self.layers in ("auto", "last", "all"), "auto, last or all")
-        self.must(
-            "feature_stride",
-            self.feature_stride is None or self.feature_stride >= 1,
-            "1 or more, or none",
-        )
-        self.must("memory", self.memory >= 1, "1 or more")
-
-    def must(self, name: str, right: bool, wanted: str) -> None:
-        """Raise ``UserError`` where a setting is not right."""
-        if not right:
-            raise UserError(f"{name}={getattr(self, name)!r} is not possible; it must be {wanted}")
+    feature_stride: PositiveInt | None = None
+    memory: PositiveInt = 2_000_000
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class PatchKnnSettings(PatchSettings):
     """k-NN of patches; the grid is CAPI's.
 
@@ -65,29 +48,15 @@ class PatchKnnSettings(PatchSettings):
         standardise: bring each feature to mean 0 and variance 1 over the memory first.
     """
 
-    neighbours: tuple[int, ...] = (1, 3, 10, 30)
-    distances: tuple[str, ...] = ("cosine", "l2")
+    neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 3, 10, 30)
+    distances: Annotated[tuple[Literal["cosine", "l2"], ...], Field(min_length=1)] = (
+        "cosine",
+        "l2",
+    )
     standardise: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("neighbours", "distances"):
-            object.__setattr__(
-                self, name, tuple(getattr(self, name))
-            )  # a list from JSON is the same protocol
-        self.must(
-            "neighbours",
-            bool(self.neighbours) and min(self.neighbours) >= 1,
-            "one number or more, 1 or above each",
-        )
-        self.must(
-            "distances",
-            bool(self.distances) and set(self.distances) <= {"cosine", "l2"},
-            "cosine, l2 or both",
-        )
 
-
-@dataclass(frozen=True)
+@settings_dataclass
 class LogregSettings(PatchSettings):
     """Logistic regression on patches by L-BFGS; the grid is CAPI's.
 
@@ -98,20 +67,15 @@ class LogregSettings(PatchSettings):
         standardise: see ``PatchKnnSettings``.
     """
 
-    c: tuple[float, ...] = tuple(10.0 ** (-6 + 11 * step / 7) for step in range(8))
-    iterations: int = 1000
-    tolerance: float = 1e-5
+    c: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
+        10.0 ** (-6 + 11 * step / 7) for step in range(8)
+    )
+    iterations: PositiveInt = 1000
+    tolerance: PositiveFloat = 1e-5
     standardise: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "c", tuple(self.c))
-        self.must("c", bool(self.c) and min(self.c) > 0, "one number or more, above 0 each")
-        self.must("iterations", self.iterations >= 1, "1 or more")
-        self.must("tolerance", self.tolerance > 0, "above 0")
 
-
-@dataclass(frozen=True)
+@settings_dataclass
 class InContextSettings(PatchSettings):
     """Hummingbird's attention over its nearest neighbours; the defaults are its own.
 
@@ -120,13 +84,8 @@ class InContextSettings(PatchSettings):
         temperature: of the softmax over their cosines.
     """
 
-    neighbours: int = 30
-    temperature: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.must("neighbours", self.neighbours >= 1, "1 or more")
-        self.must("temperature", self.temperature > 0, "above 0")
+    neighbours: PositiveInt = 30
+    temperature: PositiveFloat = 0.02
 
 
 # of a class called "background": what stands there (as later works list it for VOC); the best of
@@ -151,7 +110,7 @@ BACKGROUND = (
 )
 
 
-@dataclass(frozen=True)
+@settings_dataclass
 class OpenVocabularySettings:
     """Protocol of segmentation by class texts alone; every field is part of the task's identity.
 
@@ -163,18 +122,7 @@ class OpenVocabularySettings:
     """
 
     protocol: str = "own"
-    size: int = 336
+    size: ImageSize = 336
     precision: Literal["fp32", "bf16"] = "fp32"
     templates: Literal["openai", "openai-7", "photo"] = "openai"
     background: tuple[str, ...] = BACKGROUND
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "background", tuple(self.background))
-        if not 16 <= self.size <= MOST_PIXELS:
-            raise UserError(
-                f"size={self.size!r} is not possible; it must be 16 to {MOST_PIXELS} pixels"
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(
-                f"precision={self.precision!r} is not possible; it must be fp32 or bf16"
-            )

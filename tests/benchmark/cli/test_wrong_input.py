@@ -28,7 +28,7 @@ EXPERT = "experts train unet --data-root there --out expert"
         (f"{LABEL} --set label_side=-1", "must not be negative"),
         (f"{TRAIN} --num-workers -1", "argument --num-workers: -1: must be at least 0"),
         (f"{TRAIN} --save-every nan", "argument --save-every: nan: must be at least 0"),
-        (f"{TRAIN} --set beta2=1", "beta1 and beta2 must be in"),
+        (f"{TRAIN} --set beta2=1", "beta2=1: must be less than 1"),
         ("train --init random --pairs pairs --out .", "--out . is a folder"),
         (f"{EXPERT} --seed -1", "argument --seed: -1: must be at least 0"),
         (f"{EXPERT} --set size=0", "size of an expert must be at least 1"),

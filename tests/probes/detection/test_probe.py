@@ -380,9 +380,9 @@ def test_every_shape_of_backbone_gets_matching_levels(name: str, strides: tuple[
 
 def test_wrong_settings_are_one_line() -> None:
     for settings, changes, message in (
-        (SSDSettings(), {"size": "8"}, "size=8 is not possible; it must be 32 to 8192 pixels"),
-        (SSDSettings(), {"optimizer": "lamb"}, "must be adamw or sgd"),
-        (MaskRCNNSettings(), {"long_side": "100"}, "must be short_side to"),
+        (SSDSettings(), {"size": "8"}, "size=8: must be greater than or equal to 32"),
+        (SSDSettings(), {"optimizer": "lamb"}, "must be 'adamw' or 'sgd'"),
+        (MaskRCNNSettings(), {"long_side": "100"}, "at least short_side"),
         (MaskRCNNSettings(), {"warmup": "1.5"}, "must be a share below 1"),
     ):
         with pytest.raises(UserError, match=message):

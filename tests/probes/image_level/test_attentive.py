@@ -94,7 +94,7 @@ def test_stopped_and_gone_on_it_ends_the_same(root, monkeypatch):
 
 
 def test_wrong_settings_are_said():
-    with pytest.raises(UserError, match="learning rates must be above 0"):
+    with pytest.raises(UserError, match="learning_rates="):
         AttentiveSettings(learning_rates=())
-    with pytest.raises(UserError, match="a share of train"):
+    with pytest.raises(UserError, match="holdout="):
         AttentiveSettings(holdout=1.0)

@@ -408,7 +408,7 @@ def test_an_interrupted_grid_goes_on_and_chooses_the_same(tmp_path, data):
 
 @pytest.mark.parametrize("grid", [(0.1,), (0.1, 0.1), (0.1, -1.0)])
 def test_a_grid_that_gives_no_choice_is_refused(grid):
-    with pytest.raises(UserError, match=r"lr_grid=.*two or more different rates above 0"):
+    with pytest.raises(UserError, match="lr_grid="):
         PROBES["depth/linear"].settings_type(lr_grid=grid)
 
 

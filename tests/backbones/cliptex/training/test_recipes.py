@@ -70,7 +70,7 @@ def test_changes_are_typed():
     [
         ("lamda_seg=1", "lambda_seg"),
         ("lambda_seg", "key=value"),
-        ("lambda_seg=-1", "0 or more"),
+        ("lambda_seg=-1", "lambda_seg=-1: must be greater than or equal to 0"),
         ("lambda_seg=nan", "finite"),
         ("batch_size=1.5", "valid integer"),
         ("batch_size=10", "accumulate"),
