@@ -142,7 +142,7 @@ def run_cells(
             command goes on where it stopped.
     """
     runs: dict[str, ExitStack] = {}
-    began, kept = time.perf_counter(), budget.reserved
+    began, kept = time.perf_counter(), budget.written_bytes
     try:
         opened: list[tuple[PlannedTask, Context, Run]] = []
         for task in tasks:
@@ -154,7 +154,7 @@ def run_cells(
         results = _run_probes([(task.probe, told) for task, told, _ in opened])
         seconds, disk = (
             (time.perf_counter() - began) / len(tasks),
-            (budget.reserved - kept) / len(tasks),
+            (budget.written_bytes - kept) / len(tasks),
         )
         for (task, told, run), result in zip(opened, results, strict=True):
             outcome: Cell | Exception

@@ -37,7 +37,7 @@ from common.locks import lock_path, locked_async, mark_in_use
 from common.settings import parse_pairs
 from probes.base import why_not
 from probes.datasets.webdataset import register_folders
-from probes.features.budget import budget
+from probes.features.budget import size_limit
 from probes.features.store import root
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
@@ -126,7 +126,7 @@ class RunPlan:
 
 def make_plan(options: RunOptions) -> RunPlan:
     """Raises ``UserError`` for everything that is wrong in the user's words."""
-    budget(root())  # a wrong $CLIPTEX_CACHE_GB
+    size_limit(root())  # a wrong $CLIPTEX_CACHE_GB
     register_folders(options.data_root)
     if options.seed + options.seeds - 1 > MAX_SEED:
         told = f"--seed {options.seed} with --seeds {options.seeds}"

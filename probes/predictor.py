@@ -164,7 +164,7 @@ def _with_backbone(parts: Mapping[str, Any], backbone: Mapping[str, Any]) -> dic
         key: _with_backbone(part, backbone) if isinstance(part, dict) else part
         for key, part in parts.items()
     }
-    return dict(backbone) if found.get("type") == "KeptFeatures" else found
+    return dict(backbone) if found.get("type") == "CachedFeatures" else found
 
 
 def linear_head(

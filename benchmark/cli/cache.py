@@ -20,7 +20,7 @@ from benchmark.execution.progress import Bar, console
 from common.errors import UserError, nearest
 from common.files import home
 from common.locks import guard_removal, lock_path, locked
-from probes.features.budget import budget, gigabytes, last_used
+from probes.features.budget import gigabytes, last_used, size_limit
 
 # folder under the home → what each thing in it is
 KINDS = {
@@ -128,7 +128,7 @@ def ls(things: Sequence[CacheEntry], options: argparse.Namespace) -> int:
     total, features = (
         sum(one.size for one in things if one.kind in kinds) for kinds in (KINDS, ("features",))
     )
-    most = gigabytes(budget(root()))
+    most = gigabytes(size_limit(root()))
     say(f"{gigabytes(total)} in {home()}; features {gigabytes(features)} of at most {most}")
     return 0
 
@@ -228,13 +228,13 @@ def problems(one: CacheEntry) -> Sequence[str]:
     """What is wrong with one thing; every byte is read."""
     from backbones.checkpoint import load_checkpoint
     from backbones.cliptex.labels.store import check_labels
-    from probes.features.store import read_manifest, verify
+    from probes.features.store import integrity_error, read_manifest
 
     if one.kind == "features":
         manifest = read_manifest(one.path)
         if manifest is None:
             return ["not finished: another process is making it, or was killed while it did"]
-        return list(verify(one.path, manifest, full=True).values())
+        return [error] if (error := integrity_error(one.path, manifest)) else []
     try:
         if one.kind == "labels":
             return check_labels(one.path)

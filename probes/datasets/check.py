@@ -20,7 +20,7 @@ from probes.datasets.base import DatasetSpec, PreparedDataset, Sample, Split
 from probes.datasets.layouts import must_not_lead_astray
 from probes.datasets.verify import Unreadable, coco_truth, verify
 from probes.features import content_hashes
-from probes.features.members import of_status, state_of
+from probes.features.members import state_of
 from probes.registry import DATASETS
 
 VERSION = 2  # raised whenever the checks change: old verdicts no longer count
@@ -223,7 +223,7 @@ class Inventory:
                         f"{self.spec.name}: {path} and {other} are links to the same file;"
                         " remove one"
                     )
-            size, time, _ = of_status(found) if found else state_of(where)  # of a member of a tar
+            size, time, _ = state_of(where)
         except UserError:
             raise
         except (OSError, ValueError):

@@ -1,7 +1,8 @@
 """Dense probes on kept features: in mmseg's terms the dataset delivers feature maps and the
 backbone only reads them.
 
-Head, loss, schedule and evaluator are those of the uncached config; see ``probes.features.kept``.
+Head, loss, schedule and evaluator are those of the uncached config; see
+``probes.features.feature_dataset``.
 The dataset carries all that its features follow from, so that a dumped config makes what is missing
 wherever it runs.
 """
@@ -28,7 +29,7 @@ from probes.dense.data import FIELDS, LoadGroundTruth, channels_first, dense_sam
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.crops import Crop, all_crops, draw_crop, image_size
-from probes.features.kept import FeatureDataset, Part, on_kept_features, part_of
+from probes.features.feature_dataset import FeatureDataset, Part, part_of, use_cached_features
 from probes.features.store import DTYPES, Builder, CacheKey
 from probes.runner.batches import at_once
 
@@ -42,7 +43,7 @@ def cached(
     ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense.cached"]
     config.val_dataloader.update(at_once(AT_ONCE, device))
-    return on_kept_features(
+    return use_cached_features(
         config,
         dtype,
         device,

@@ -14,7 +14,7 @@ from probes.dense.constant import constant_note
 from probes.dense.lr_grid import Choice, added, choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.dense.settings import KEPT
-from probes.features.kept import features_key
+from probes.features.feature_dataset import features_key
 from probes.predictor import mmlab_head
 from probes.runner.training import Member, train_together
 

@@ -1,5 +1,5 @@
 """Detection probes on kept features: those below the trained pyramid; see
-``probes.features.kept``."""
+``probes.features.feature_dataset``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.files import content_key
 from probes.features import crops  # noqa: F401 - registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
-from probes.features.kept import FeatureDataset, on_kept_features
+from probes.features.feature_dataset import FeatureDataset, use_cached_features
 from probes.features.store import Builder, CacheKey
 
 OF_THE_IMAGE = ("LoadImageFromFile", "Resize", "PackDetInputs")
@@ -32,7 +32,7 @@ def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Con
     ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
     stack, train, val = config.model.data_preprocessor, {"flip": flip}, {"flip": 0.0}
-    return on_kept_features(
+    return use_cached_features(
         config, dtype, device, "CachedInstances", train=train, val=val, stack=stack
     )
 

@@ -1,9 +1,8 @@
-"""How much disk the feature cache may take, and what goes when a new store needs room: the least
-recently used.
+"""The size limit of the feature cache.
 
-The budget is ``$CLIPTEX_CACHE_GB``, or the lesser of 20 GB and half of what is free or used by the
-cache already. A store that is being made counts with its estimated size, so that two processes do
-not promise the same room twice.
+The limit is ``$CLIPTEX_CACHE_GB``. The default is 20 GB, but at most half of the space that is free
+or used by the cache. Before a store is written, stores that no process uses are deleted, least
+recently used first.
 """
 
 from __future__ import annotations
@@ -15,126 +14,98 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json_object, write_json
 
 VARIABLE = "CLIPTEX_CACHE_GB"
 DEFAULT_GB = 20.0
 GB = 10**9
-reserved = 0  # bytes for which this process has made room
+written_bytes = 0  # of features, by this process
 
 
-class NoRoom(UserError):
-    """The cache cannot hold it; whoever need not keep it can go on without."""
+class CacheFull(UserError):
+    """The features do not fit into the cache; a probe that needs no cache encodes without it."""
 
 
-def budget(folder: Path) -> int:
-    """Bytes that all stores under ``folder`` may take together.
+def size_limit(folder: Path) -> int:
+    """Bytes that all stores in ``folder`` may take together.
 
     Raises:
-        UserError: the environment variable is no number of gigabytes.
+        UserError: ``$CLIPTEX_CACHE_GB`` is not a number of gigabytes.
     """
-    if given := os.environ.get(VARIABLE):
-        try:
-            gigabytes = float(given)
-        except ValueError:
-            gigabytes = -1.0
-        if not 0 <= gigabytes < float("inf"):
-            raise UserError(
-                f"{VARIABLE}={given!r} is not a number of gigabytes; set one such as 20"
-            )
-        return int(gigabytes * GB)
-    return int(min(DEFAULT_GB * GB, (free(folder) + sum(map(size_of, stores(folder)))) / 2))
+    text = os.environ.get(VARIABLE)
+    if not text:
+        used = sum(map(size_of, stores(folder)))
+        return int(min(DEFAULT_GB * GB, (free_bytes(folder) + used) / 2))
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if limit < 0:
+        raise UserError(f"{VARIABLE}={text!r} is not a number of gigabytes; set one such as 20")
+    return int(limit * GB)
 
 
-def reserve(
-    folder: Path, store: Path, more: int, about: str, remove: Callable[[Path], bool]
-) -> None:
-    """Make room for ``more`` bytes in ``store`` (one of the stores under ``folder``) by removing
-    others, least recently used first, and remember the promise.
+def make_room(folder: Path, size: int, about: str, delete: Callable[[Path], bool]) -> None:
+    """Delete stores in ``folder``, least recently used first, until ``size`` more bytes fit.
 
     Args:
-        remove: removes a store, unless it is in use; whether it is gone.
+        about: the features that need the space, for the message.
+        delete: deletes a store unless it is in use; returns whether it did.
 
     Raises:
-        NoRoom: it is more than the budget or the disk can hold, or what is in use leaves too
-            little.
+        CacheFull: the stores in use leave too little, or the disk is full.
     """
-    allowed, own = budget(folder), _real_size(store)
-    advice = (
-        f"raise {VARIABLE}, keep half as much with cache=fp16, or encode each time with cache=none"
-    )
-    if own + more > allowed:
-        raise NoRoom(
-            f"features of {about} would take {gigabytes(own + more)}, and the cache may hold "
-            f"{gigabytes(allowed)}; {advice}"
-        )
-    others = sorted((one for one in stores(folder) if one != store), key=last_used)
-    taken = sum(map(size_of, others))
-    for one in others:
-        if taken + own + more <= allowed:
+    global written_bytes
+    limit = size_limit(folder)
+    used = sum(map(size_of, stores(folder)))
+    for store in sorted(stores(folder), key=last_used):
+        if used + size <= limit:
             break
-        size = size_of(one)
-        taken -= size if remove(one) else 0
-    if taken + own + more > allowed:
-        raise NoRoom(
-            f"features of {about} would take {gigabytes(own + more)}; {gigabytes(taken)} of the"
-            f" cache's {gigabytes(allowed)} are in use by this task or other processes; wait for"
-            f" those, or {advice}"
+        freed = size_of(store)
+        if delete(store):
+            used -= freed
+    free = free_bytes(folder)
+    if used + size > limit or size > free:
+        raise CacheFull(
+            f"features of {about} take {gigabytes(size)}, but {gigabytes(used)} of the cache's"
+            f" {gigabytes(limit)} are in use and {gigabytes(free)} are free on its disk; raise"
+            f" {VARIABLE}, set CLIPTEX_HOME to a larger disk, or encode each time with cache=none"
         )
-    if more > free(folder):
-        raise NoRoom(
-            f"features of {about} would take {gigabytes(more)} more, and {gigabytes(free(folder))}"
-            f" are free on the disk of {folder}; free some space, set CLIPTEX_HOME to a larger"
-            f" disk, or {advice}"
-        )
-    write_json(store / "making.json", {"bytes": own + more})
-    global reserved
-    reserved += more
-
-
-def release(store: Path) -> None:
-    """The store is finished: from now on its real size counts."""
-    (store / "making.json").unlink(missing_ok=True)
+    written_bytes += size
 
 
 def stores(folder: Path) -> list[Path]:
-    """All stores, finished or not."""
-    return sorted(one for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+    """The folders of all stores, complete or not."""
+    return sorted(path for path in folder.glob("*") if path.is_dir())
 
 
 def size_of(store: Path) -> int:
-    """Bytes of a store; of one that is being made, what it will have."""
-    return max(_real_size(store), read_json_object(store / "making.json").get("bytes", 0))
-
-
-def _real_size(store: Path) -> int:
-    real = 0
-    with suppress(OSError):  # another process may be removing it
-        for file in store.iterdir():
-            with suppress(OSError):
-                real += file.stat().st_size
-    return real
+    """Bytes of a store's files."""
+    size = 0
+    with suppress(OSError):  # another process may be deleting it
+        size = sum(file.stat().st_size for file in store.iterdir())
+    return size
 
 
 def touch(store: Path) -> None:
-    """Remember that the store was used now."""
+    """Record that the store is used now."""
     with suppress(OSError):
         (store / "used").touch()
 
 
 def last_used(store: Path) -> float:
-    """When the store was used last, seconds since the epoch; 0 when that is not known."""
-    for name in ("used", "manifest.json", "."):
+    """When the store was used last, in seconds since the epoch; 0 when unknown."""
+    for name in ("used", "."):
         with suppress(OSError):
             return (store / name).stat().st_mtime
     return 0.0
 
 
 def gigabytes(size: float) -> str:
-    """A size for people."""
+    """A size in GB, or in MB below 100 MB."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 10**6:.1f} MB"
 
 
-def free(folder: Path) -> int:
-    """Bytes on the disk that ``folder`` is, or will be, on."""
-    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk of ``folder``, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free

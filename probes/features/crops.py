@@ -1,8 +1,7 @@
-"""Crops of a training image that repeat: which part, how large, flipped or not, follows from the
-image's content alone.
+"""Repeatable crops of training images: position, size and flip follow from the image's content
+alone.
 
-So a backbone can encode each crop once, every backbone sees the same ones, and so does every task
-on the same images.
+So each crop is encoded once, and all backbones and all tasks on the same images see the same crops.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Crop(NamedTuple):
 
 
 def all_crops(fixed_crops: int, flip: float) -> list[Crop]:
-    """Every crop that may be drawn, in the order in which they are kept."""
+    """Every crop that may be drawn, in the order of the cached features."""
     flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
     return [Crop(number, flipped) for number in range(fixed_crops) for flipped in flips]
 
@@ -45,19 +44,20 @@ def draw_crop(fixed_crops: int, flip: float) -> Crop:
 
 @TRANSFORMS.register_module()
 class FixedCrop(BaseTransform):
-    """Resize, crop and flip an image, and its ground truth where it is loaded, to one of
-    ``fixed_crops`` crops.
+    """Resize, crop and flip an image, and its ground truth if loaded, to one of ``fixed_crops``
+    crops.
 
-    Number 0 is the centre crop at scale 1. Another is resized by a factor of ``scale_range`` and
-    cropped anywhere, as the seed (sha256 of the image file, number) says. Which one is drawn by
-    ``draw_crop`` unless ``results["crop"]`` names it. Smaller images than the crop stay so: padding
-    comes after.
+    Number 0 is the centre crop at scale 1. Any other is resized by a factor of ``scale_range`` and
+    cropped at a random position; the seed is (sha256 of the image file, number). ``draw_crop``
+    chooses the number unless ``results["crop"]`` has one. Images smaller than the crop are padded
+    later.
 
     Args:
-        size: short side in pixels at scale 1 (the long side stays within 4 × it).
+        size: short side in pixels at scale 1 (the long side is at most 4 times as long).
         crop: side of the square crop.
-        scale_range: low and high factor.
-        fixed_crops, flip: what to draw from.
+        scale_range: smallest and largest factor.
+        fixed_crops: number of crops to draw from.
+        flip: probability of a flip.
     """
 
     def __init__(
@@ -72,32 +72,31 @@ class FixedCrop(BaseTransform):
         )
         random = None
         if crop.number:
-            # "view": as the first version called it, so that the crops stay those that they were
+            # "view" is part of the seed: renaming it would change every crop
             random = np.random.default_rng(
                 derive_seed("view", content_hash(results["img_path"]), crop.number)
             )
         factor = 1.0 if random is None else random.uniform(self.scale_range[0], self.scale_range[1])
         scale = (int(4 * self.size * factor), int(self.size * factor))
         results = Resize(scale=scale, keep_ratio=True).transform(results)
-        spare = [max(side - self.crop, 0) for side in results["img"].shape[:2]]
-        top, left = (
-            each // 2 if random is None else int(random.integers(each + 1)) for each in spare
+        margins = [max(side - self.crop, 0) for side in results["img"].shape[:2]]
+        y, x = (
+            margin // 2 if random is None else int(random.integers(margin + 1))
+            for margin in margins
         )
         for name in ("img", "gt_seg_map"):
             if name in results:
-                part = results[name][top : top + self.crop, left : left + self.crop]
-                results[name] = np.ascontiguousarray(part[:, ::-1] if crop.flipped else part)
+                array = results[name][y : y + self.crop, x : x + self.crop]
+                results[name] = np.ascontiguousarray(array[:, ::-1] if crop.flipped else array)
         results["img_shape"] = results["img"].shape[:2]
-        results["flip"], results["flip_direction"] = (
-            crop.flipped,
-            "horizontal" if crop.flipped else None,
-        )
+        results["flip"] = crop.flipped
+        results["flip_direction"] = "horizontal" if crop.flipped else None
         return results
 
 
 @TRANSFORMS.register_module()
 class LoadBlank(BaseTransform):
-    """A black image of the file's size, for pipelines that need no pixels: only the header is read.
+    """Load a black image of the file's size: only the header is read.
 
     Raises:
         UserError: the file cannot be read.
@@ -111,8 +110,7 @@ class LoadBlank(BaseTransform):
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the stored pixels, from the file's header. Raises ``UserError`` when it
-    cannot be read."""
+    """(width, height) from the file's header. Raises ``UserError`` if it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size

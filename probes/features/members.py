@@ -1,8 +1,6 @@
-"""Files that may be members of a tar: ``test/0.tar/s0000001.webp`` is read at random out of
-``test/0.tar``; nothing is unpacked.
+"""Files that may be members of a tar: ``test/0.tar/s0000001.webp`` is read from within the tar.
 
-A name is that of a plain file unless a folder in it ends in ``.tar``, which no folder of the
-official layouts does.
+A path is that of a plain file unless a folder in it ends in ``.tar``.
 """
 
 from __future__ import annotations
@@ -16,48 +14,46 @@ from pathlib import Path
 from backbones.cliptex.data.tar_index import index_tar, read_member, tar_identity
 from common import files
 
-State = tuple[int, int, int]  # size, time of the last change in ns, inode
+FileState = tuple[int, int, int]  # size, time of the last change in ns, inode
 IMAGES = ("webp", "png", "jpg", "jpeg")
-SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of members that are found
+SUFFIXES = (*IMAGES, "cls", "txt", "npy", "json")  # of the members that are indexed
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The content of a file or a member. Raises ``OSError``; ``UserError`` where the tar is
-    damaged."""
-    if (where := _place(str(path))) is None:
-        return files.read_whole(path)
-    tar, offset, size = where
+    """The content of a file or a member. Raises ``OSError``; ``UserError`` for a damaged tar."""
+    if (member := _locate(str(path))) is None:
+        return Path(path).read_bytes()
+    tar, offset, size = member
     return read_member(tar, tar_identity(tar)[2], offset, size)
 
 
 def sha256_file(path: Path) -> str:
     """Of the content of a file or a member. Raises as ``read_bytes`` does."""
-    if _place(str(path)) is None:
+    if _locate(str(path)) is None:
         return files.sha256_file(path)
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def opened(path: Path | str) -> Path | io.BytesIO:
+def image_source(path: Path | str) -> Path | io.BytesIO:
     """What Pillow opens: the path of a file, or the content of a member."""
     return io.BytesIO(read_bytes(path)) if ".tar/" in str(path) else Path(path)
 
 
-def state_of(path: Path | str) -> State:
-    """What changes with a file's content; of a member its own size, with its tar's time and inode.
-    Raises ``OSError``."""
-    if (where := _place(str(path))) is None:
-        return of_status(os.stat(path))  # noqa: PTH116 – a Path for each of a million files takes minutes
-    tar, _, size = where
-    return (size, *of_status(tar.stat())[1:])
+def state_of(path: Path | str) -> FileState:
+    """What changes with a file's content; a member has its own size, its tar's time and inode.
 
-
-def of_status(status: os.stat_result) -> State:
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    Raises:
+        OSError: there is no such file or member.
+    """
+    if (member := _locate(str(path))) is None:
+        status = os.stat(path)  # noqa: PTH116 – a Path for each of a million files takes minutes
+        return status.st_size, status.st_mtime_ns, status.st_ino
+    tar, _, size = member
+    return (size, *state_of(tar)[1:])
 
 
 def members(tar: Path) -> dict[str, tuple[int, int]]:
-    """Name (``KEY.SUFFIX``) → (offset, size) of each member with one of ``SUFFIXES``, in the order
-    of the tar.
+    """Name (``KEY.SUFFIX``) → (offset, size) of the members with one of ``SUFFIXES``, in order.
 
     Raises:
         UserError: see ``index_tar``.
@@ -70,17 +66,16 @@ def _members(tar: Path, version: tuple[int, int | str]) -> dict[str, tuple[int, 
     index = index_tar(tar, SUFFIXES)
     return {
         f"{key.decode()}.{suffix}": (int(offset), int(size))
-        for key, places in zip(index.keys, index.places, strict=True)
-        for suffix, (offset, size) in zip(SUFFIXES, places, strict=True)
+        for key, positions in zip(index.keys, index.places, strict=True)
+        for suffix, (offset, size) in zip(SUFFIXES, positions, strict=True)
         if size >= 0
     }
 
 
-def _place(path: str) -> tuple[Path, int, int] | None:
-    """(tar, offset, size) of a member, None for a plain file. Raises ``FileNotFoundError`` for a
-    member that is not there."""
-    head, found, name = path.partition(".tar/")
-    if not found:
+def _locate(path: str) -> tuple[Path, int, int] | None:
+    """(tar, offset, size) of a member, None for a plain file. Raises ``FileNotFoundError``."""
+    head, separator, name = path.partition(".tar/")
+    if not separator:
         return None
     tar = Path(f"{head}.tar")
     try:

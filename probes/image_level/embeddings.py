@@ -18,7 +18,7 @@ from backbones.versions import WHOLE_IMAGES, versions
 from common.files import content_key
 from probes.base import Context
 from probes.datasets.base import Split
-from probes.features.budget import NoRoom
+from probes.features.budget import CacheFull
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.store import CacheKey, get_or_build
@@ -92,7 +92,7 @@ def kept_embeddings(
     with run.cost.timed():
         try:
             store = get_or_build(key, build)
-        except NoRoom:
+        except CacheFull:
             return encode_images(backbone, paths, run, how)
     try:
         return store.stacked()

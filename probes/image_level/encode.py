@@ -24,7 +24,7 @@ from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
 from probes.base import Context
 from probes.features.cost import EncodeRun
-from probes.features.members import opened
+from probes.features.members import image_source
 from probes.image_level.settings import Encoding, Precision
 
 PLAIN = Encoding()
@@ -164,7 +164,7 @@ class Images(Dataset[Tensor]):
         return self.paths[index]
 
     def __getitem__(self, index: int) -> Tensor:
-        with Image.open(opened(self.path(index))) as image:
+        with Image.open(image_source(self.path(index))) as image:
             rgb = to_rgb(image)
         return self.transform(rgb)
 

@@ -27,7 +27,7 @@ from probes.dense.constant import constant_note
 from probes.dense.data import test_pipeline
 from probes.dense.metrics import SegmentationScores
 from probes.dense.preview import Predicted, draw_preview
-from probes.features.budget import NoRoom
+from probes.features.budget import CacheFull
 from probes.features.cost import EncodeRun
 from probes.features.store import get_or_build
 from probes.pictures import GALLERY, evenly
@@ -109,7 +109,7 @@ class PatchImages:
         try:
             with bridge.isolated_rng(), run.cost.timed():
                 store = get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1))
-        except NoRoom:
+        except CacheFull:
             yield from (self._patches(*one) for one in _timed(build(items), run))
             return
         try:

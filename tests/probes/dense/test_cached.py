@@ -344,9 +344,7 @@ def test_a_truncated_shard_is_made_again_and_told(tmp_path):
         os.truncate(shard, shard.stat().st_size // 2)
     mended = run(tmp_path / "b", "depth", data, cache="fp16")
     assert mended.metrics == whole.metrics
-    assert (
-        len([note for note in mended.notes if "was damaged" in note and "made again" in note]) == 3
-    )
+    assert len([note for note in mended.notes if "damaged" in note and "rebuilt" in note]) == 3
 
 
 def test_stopped_and_resumed_on_kept_features_is_the_same(tmp_path):
@@ -369,7 +367,7 @@ def test_stopped_and_resumed_on_kept_features_is_the_same(tmp_path):
 def test_what_the_cache_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPTEX_CACHE_GB", "0.00001")
     data = tiny_dense.make(tmp_path / "data", "depth")
-    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-depth \(train\) would take"):
+    with pytest.raises(UserError, match=r"features of tiny-cnn on tiny-depth \(train\) take"):
         run(tmp_path / "a", "depth", data, cache="fp16")
 
 
@@ -381,7 +379,7 @@ def test_what_fits_only_one_after_the_other_is_refused_before_training(tmp_path,
     recorder = Recorder()
     with pytest.raises(
         UserError,
-        match=r"features of tiny-cnn on tiny-seg \(val\) would take .* in use by this task",
+        match=r"features of tiny-cnn on tiny-seg \(val\) take .* are in use",
     ):
         run(tmp_path / "b", "segmentation", data, cache="fp32", recorder=recorder)
     assert "tiny-seg/linear" not in {description for description, _ in recorder.started}

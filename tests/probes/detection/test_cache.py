@@ -145,7 +145,7 @@ def test_encoded_once_and_a_truncated_shard_is_told(tmp_path, data):
         os.truncate(shard, 10)
     again = PROBES["detection/ssd"].run(made(tmp_path / "b", "ssd", data, "fp16", second))
     assert again.metrics == whole.metrics
-    assert sum("made again" in note for note in again.notes) == 2
+    assert sum("rebuilt" in note for note in again.notes) == 2
     assert sum(name.startswith("encoding") for name, _ in second.started) == 2
 
 

@@ -22,19 +22,19 @@ def reads(tmp_path, monkeypatch) -> list[str]:
     """The files that were read to be hashed, in a home of the test's own."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
     hashing._hash.cache_clear()
-    found: list[str] = []
+    paths: list[str] = []
     real = hashing.sha256_file
-    monkeypatch.setattr(hashing, "sha256_file", lambda path: found.append(path.name) or real(path))
-    return found
+    monkeypatch.setattr(hashing, "sha256_file", lambda path: paths.append(path.name) or real(path))
+    return paths
 
 
 @pytest.fixture
 def files(tmp_path):
-    made = [tmp_path / "data" / name for name in ("x/a", "x/b", "y/c")]
-    for file in made:
+    paths = [tmp_path / "data" / name for name in ("x/a", "x/b", "y/c")]
+    for file in paths:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(file.name.encode())
-    return made
+    return paths
 
 
 def test_they_follow_the_content_and_each_file_is_read_once(files, reads):
@@ -51,7 +51,7 @@ def test_they_follow_the_content_and_each_file_is_read_once(files, reads):
     ]
     assert reads[3:] == ["b"]
     files[2].unlink()
-    with pytest.raises(UserError, match="moved just now"):
+    with pytest.raises(UserError, match="cannot read"):
         content_hashes(files)
 
 

@@ -14,21 +14,21 @@ from probes.features.search import nearest
 def test_neighbours_are_scikit_learns(metric, cells, monkeypatch):
     random = torch.Generator().manual_seed(0)
     queries, memory = torch.randn(31, 5, generator=random), torch.randn(97, 5, generator=random)
-    _, wanted = (
+    _, expected = (
         NearestNeighbors(n_neighbors=7, metric=metric)
         .fit(memory.numpy())
         .kneighbors(queries.numpy())
     )
     if metric == "cosine":
-        similar, found = nearest(
+        similar, index = nearest(
             normalize(queries, dim=1), normalize(memory, dim=1), 7, cells=cells
         )
         assert torch.allclose(
-            similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, found)
+            similar, (normalize(queries, dim=1) @ normalize(memory, dim=1).T).gather(1, index)
         )
     else:
-        similar, found = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2, cells=cells)
-    assert np.array_equal(found.numpy(), wanted)
+        similar, index = nearest(queries, memory, 7, -memory.square().sum(dim=1) / 2, cells=cells)
+    assert np.array_equal(index.numpy(), expected)
     assert bool((similar.diff(dim=1) <= 0).all())
 
 
@@ -52,12 +52,12 @@ def test_neighbours_are_those_of_faiss():
     faiss = pytest.importorskip("faiss", reason="no FAISS: pip install faiss-cpu")
     random = torch.Generator().manual_seed(1)
     queries, memory = torch.randn(50, 16, generator=random), torch.randn(3000, 16, generator=random)
-    squares, wanted = faiss.knn(queries.numpy(), memory.numpy(), 30)
-    similar, found = nearest(queries, memory, 30, -memory.square().sum(dim=1) / 2)
-    assert np.array_equal(found.numpy(), wanted)
+    squares, expected = faiss.knn(queries.numpy(), memory.numpy(), 30)
+    similar, index = nearest(queries, memory, 30, -memory.square().sum(dim=1) / 2)
+    assert np.array_equal(index.numpy(), expected)
     assert np.allclose(queries.square().sum(dim=1, keepdim=True) - 2 * similar, squares, atol=1e-4)
-    inner, wanted = faiss.knn(
+    inner, expected = faiss.knn(
         queries.numpy(), memory.numpy(), 30, metric=faiss.METRIC_INNER_PRODUCT
     )
-    similar, found = nearest(queries, memory, 30)
-    assert np.array_equal(found.numpy(), wanted) and np.allclose(similar, inner, atol=1e-5)
+    similar, index = nearest(queries, memory, 30)
+    assert np.array_equal(index.numpy(), expected) and np.allclose(similar, inner, atol=1e-5)

