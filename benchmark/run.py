@@ -36,7 +36,7 @@ from common.files import MAX_SEED, write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from common.settings import parse_pairs
 from probes.base import why_not
-from probes.datasets.webdataset import register_folders
+from probes.datasets.specs.webdataset import register_folders
 from probes.features.budget import size_limit
 from probes.features.store import root
 from probes.registry import find_task

@@ -21,7 +21,7 @@ from benchmark.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.results.table import number
 from benchmark.suites.registry import find_suite
 from common.errors import NonFiniteLoss, user_error_message
-from probes.datasets.webdataset import register_folders
+from probes.datasets.specs.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
 from sweeps.errors import first_line
 

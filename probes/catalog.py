@@ -2,7 +2,7 @@
 does."""
 
 from probes import detection  # noqa: F401
-from probes.datasets import (  # noqa: F401
+from probes.datasets.specs import (  # noqa: F401
     ade20k,
     camvid,
     coco,

@@ -75,8 +75,8 @@ def check(options: argparse.Namespace) -> int:
     import benchmark.catalog  # noqa: F401 – registers every dataset, probe and suite
     from benchmark.execution.progress import Bar, console
     from benchmark.suites.registry import SUITES
+    from probes.datasets.specs.webdataset import register_folders
     from probes.datasets.survey import survey
-    from probes.datasets.webdataset import register_folders
     from probes.registry import DATASETS
 
     if options.data_root is None and not options.data:
@@ -152,8 +152,8 @@ def get(options: argparse.Namespace) -> int:
     from benchmark.execution.progress import Bar, console
     from probes.datasets.download.get import get as fetched
     from probes.datasets.download.table import ENTRIES, entry
+    from probes.datasets.specs.webdataset import TASKS, datasets_of, register_folders
     from probes.datasets.survey import survey
-    from probes.datasets.webdataset import TASKS, datasets_of, register_folders
 
     say = partial(console.print, markup=False)
     if not options.names:

@@ -361,8 +361,8 @@ def datasets(options: argparse.Namespace) -> Iterator[Finding]:
     """Those in their places, by names and counts of the validation split: ``data check`` looks at
     all."""
     import benchmark.catalog  # noqa: F401 – registers every dataset
+    from probes.datasets.specs.webdataset import register_folders
     from probes.datasets.survey import survey
-    from probes.datasets.webdataset import register_folders
     from probes.registry import DATASETS
 
     if options.data_root is None and not options.data:

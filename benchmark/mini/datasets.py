@@ -10,8 +10,8 @@ from typing import Any
 from benchmark.mini.layout import DEPTH_UNITS, VOC
 from benchmark.mini.render import IGNORE
 from benchmark.mini.shapes import CLASSES
-from probes.datasets import coco, flickr, imagefolder, nyu, voc
 from probes.datasets.base import DatasetSpec, Lister
+from probes.datasets.specs import coco, flickr, imagefolder, nyu, voc
 from probes.registry import register_dataset
 
 SPLIT = "probe-train / val of the mini world"

@@ -8,7 +8,7 @@ quick.
 from __future__ import annotations
 
 from benchmark.suites.registry import Suite, register_suite
-from probes.datasets.webdataset import TASKS
+from probes.datasets.specs.webdataset import TASKS
 
 PROBES = {"classification": "zero-shot", "association": "zero-shot", "image-text": "retrieval"}
 SHIFTS = ("imagenet1k", "imagenetv2", "imagenet-a", "imagenet-r", "imagenet_sketch", "objectnet")

@@ -39,7 +39,7 @@ from benchmark.sweep import launch
 from common.errors import UserError
 from common.settings import parse_pairs, with_changes
 from probes.datasets.download.table import entry
-from probes.datasets.webdataset import list_candidates
+from probes.datasets.specs.webdataset import list_candidates
 from reports.render.export import FORMATS
 from tests.docs.blocks import ROOT, Block, blocks, commands
 from tests.docs.test_examples import Patches

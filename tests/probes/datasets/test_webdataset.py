@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 import benchmark.catalog  # noqa: F401
 from benchmark.suites.registry import SUITES
 from common.errors import UserError
-from probes.datasets import webdataset
 from probes.datasets.base import Sample
 from probes.datasets.check import place, prepare
+from probes.datasets.specs import webdataset
 from probes.image_level.encode import prepare as transform_of
 from probes.registry import DATASETS, find_task
 from reports.stats.per_image import image_scores

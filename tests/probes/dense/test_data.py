@@ -191,7 +191,7 @@ def test_unfit_datasets_are_refused(tmp_path):
     with pytest.raises(UserError, match="did you mean tiny-seg"):
         dataset(tmp_path, replace(data, spec=replace(data.spec, name="tiny-sge")))
     with pytest.raises(UserError, match="no dense ground truth"):
-        import probes.datasets.coco  # noqa: F401
+        import probes.datasets.specs.coco  # noqa: F401
 
         dataset(tmp_path, replace(data, spec=replace(data.spec, name="coco")))
 

@@ -438,8 +438,8 @@ def test_dpt_wants_four_maps(tmp_path):
 
 
 def test_real_camvid_is_learnt_by_a_few_steps(real_data, tmp_path):
-    from probes.datasets import camvid  # noqa: F401
     from probes.datasets.check import prepare
+    from probes.datasets.specs import camvid  # noqa: F401
     from probes.registry import DATASETS
 
     data = prepare(DATASETS["camvid"], real_data / "camvid", partial=True)

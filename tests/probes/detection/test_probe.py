@@ -398,7 +398,7 @@ def real_coco() -> Path:
     not real_coco().is_dir(), reason="no real COCO subset at $CLIPTEX_TEST_DATA or ../shared/data"
 )
 def test_real_coco_is_read_whole() -> None:
-    import probes.datasets.coco  # noqa: F401  registers
+    import probes.datasets.specs.coco  # noqa: F401  registers
     from probes.datasets.base import PreparedDataset
     from probes.registry import DATASETS
 

@@ -44,7 +44,7 @@ def readable_names(root: Path, folders: list[str]) -> dict[str, str]:
         pairs = (line.partition("\t") for line in read_lines(path))
         return {name: names.split(",")[0].strip() for name, _, names in pairs}
     if all(len(name) == 9 and name[0] == "n" and name[1:].isdecimal() for name in folders):
-        from probes.datasets import imagenet
+        from probes.datasets.specs import imagenet
 
         known = dict(zip(imagenet.wnids(), imagenet.classes(root), strict=True))
         if known.keys() >= set(folders):

@@ -4,7 +4,7 @@ scenes."""
 from pathlib import Path
 
 from probes.datasets.base import DatasetSpec
-from probes.datasets.imagefolder import folder_names, list_samples
+from probes.datasets.specs.imagefolder import folder_names, list_samples
 from probes.registry import register_dataset
 
 
