@@ -4,7 +4,6 @@ what comes of each."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from common.files import content_key
@@ -111,7 +110,7 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
         metrics=metrics,
         per_image=scores.per_image,
         preview=draw_preview(
-            partial(predict, trained.model, trained.val_dataset, probe.kind),
+            lambda index: predict(trained.model, trained.val_item(index), probe.kind),
             trained.val_dataset,
             probe.kind,
             context.work_dir / "preview.png",

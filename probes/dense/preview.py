@@ -69,9 +69,9 @@ def draw_preview(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, dataset: Any, kind: Kind, index: int) -> Predicted:
-    """The ``index``-th image of ``dataset`` and what the model says of it."""
-    (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))  # type: ignore[operator]
+def predict(model: nn.Module, item: Any, kind: Kind) -> Predicted:
+    """An item of a ``DenseDataset`` in test mode, and the model's prediction."""
+    (sample,) = model.test_step(pseudo_collate([item]))  # type: ignore[operator]
     # mmcv swaps channels for plain "color" only
     photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
     truth, prediction = (

@@ -98,6 +98,7 @@ def mask_rcnn(backbone: Backbone, frozen: Part, classes: int, settings: MaskRCNN
     rpn.anchor_generator.update(scales=[settings.anchor_scale], strides=[*strides, 2 * strides[-1]])
     for extractor in (roi.bbox_roi_extractor, roi.mask_roi_extractor):
         extractor.update(out_channels=channels, featmap_strides=strides)
+        extractor.roi_layer.use_torchvision = True
     roi.bbox_head.update(
         in_channels=channels, fc_out_channels=settings.fc_out_channels, num_classes=classes
     )

@@ -37,14 +37,13 @@ from common.errors import UserError, nearest
 from common.files import canonical_json
 from probes.detection import models
 from probes.detection.settings import MaskRCNNSettings as DetectorSettings
-from probes.runner import bridge
 
-bridge.install()
-import mmdet  # noqa: E402
-from mmdet.datasets import CocoDataset  # noqa: E402
-from mmdet.registry import MODELS  # noqa: E402
-from mmdet.structures import DetDataSample  # noqa: E402
-from mmdet.structures.mask import BitmapMasks  # noqa: E402
+# isort: split
+import mmdet
+from mmdet.datasets import CocoDataset
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 
 
 @dataclass(frozen=True)

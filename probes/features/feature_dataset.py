@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Backbone
@@ -28,7 +28,6 @@ from probes.base import Context
 from probes.features.cost import EncodeRun
 from probes.features.store import DTYPES, Builder, CacheKey, Metadata, Store, as_dtype, get_or_build
 from probes.runner import bridge
-from probes.runner.shared_parts import SharedPart
 
 Part = dict[str, Any]  # of a config
 BATCH = 32
@@ -260,10 +259,13 @@ def features_key(config: Any, context: Context) -> str:
 
 
 @bridge.in_both_scopes("CachedFeatures")
-class CachedFeatures(SharedPart):
+class CachedFeatures(nn.Module):
     """Replaces ``FrozenBackbone``: its inputs are the cached maps, its outputs float32 maps."""
 
-    def compute(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    settings = ()
+
+    @bridge.computed_once
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(each.float() for each in maps)
 
 

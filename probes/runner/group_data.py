@@ -13,39 +13,34 @@ from torch.utils.data import Dataset
 from common.files import content_key
 from probes.base import Context
 from probes.features.cost import EncodeCost, EncodeRun
-from probes.runner import bridge
+from probes.runner.bridge import isolated_rng
 
 
 class GroupDataset(Dataset):
     """Datasets of the same photographs in the same order, as one.
 
-    An item is that of the first dataset; ``others`` are the ``data_samples`` of the rest, made by
-    the same random numbers and so with the same geometry, of black images.
+    An item is that of the first dataset; ``more_samples`` are the ``data_samples`` of the others,
+    made of black images by the same random numbers, and so with the same geometry.
 
     Args:
-        configs: of each member's dataset; members with equal ones share it.
+        configs: of each task's dataset; tasks with equal ones share it.
 
     Attributes:
-        datasets: the different ones; places: which of them is each member's.
+        datasets: the distinct ones.
+        indices: which of them is each task's.
     """
 
     def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
-        keys = [content_key(config) for config in configs]
-        distinct = dict(zip(reversed(keys), reversed(configs), strict=True))
-        order = list(dict.fromkeys(keys))
-        self.places = [order.index(key) for key in keys]
-        first, *rest = (distinct[key] for key in order)
-        self.datasets: list[Any] = [
-            DATASETS.build(first),
-            *(DATASETS.build(_without_images(one)) for one in rest),
-        ]
+        distinct = {content_key(config): config for config in configs}
+        self.indices = [list(distinct).index(content_key(config)) for config in configs]
+        first, *others = distinct.values()
+        self.datasets: list[Any] = [DATASETS.build(first)]
+        self.datasets += [DATASETS.build(_without_images(config)) for config in others]
         for dataset in self.datasets:
             if hasattr(dataset, "full_init"):
                 dataset.full_init()
-        if len(lengths := {len(dataset) for dataset in self.datasets}) > 1:
-            raise ValueError(
-                f"the datasets of a group have {sorted(lengths)} images, so they are not the same"
-            )
+        if len({len(dataset) for dataset in self.datasets}) > 1:
+            raise ValueError("the datasets of a task group must be of the same photographs")
 
     def __len__(self) -> int:
         return len(self.datasets[0])
@@ -53,33 +48,36 @@ class GroupDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         samples = []
         for dataset in self.datasets[1:]:
-            with bridge.isolated_rng():  # each begins with the same random numbers
+            with isolated_rng():  # each starts from the same random numbers
                 samples.append(dataset[index]["data_samples"])
         item = self.datasets[0][index]
-        return {**item, "others": samples} if samples else item
+        return {**item, "more_samples": samples} if samples else item
+
+    def item_of(self, task: int, index: int) -> dict[str, Any]:
+        """An item with the ground truth of one task alone."""
+        item = self[index]
+        more_samples = item.pop("more_samples", [])
+        if self.indices[task]:
+            item["data_samples"] = more_samples[self.indices[task] - 1]
+        return item
 
     @property
-    def encodes(self) -> bool:
-        """Whether what is loaded are features that were kept."""
+    def has_features(self) -> bool:
+        """Whether it loads cached features, not images."""
         return hasattr(self.datasets[0], "open")
 
     @property
     def arrange(self) -> Any:
-        """How the first dataset wants an epoch arranged, if it does; see ``SeededSamples``."""
+        """How the first dataset arranges an epoch, or None; see ``SeededSamples``."""
         return getattr(self.datasets[0], "arrange", None)
 
     def shape(self, index: int) -> tuple[int, ...]:
         """What images of one batch have in common; see ``probes.runner.batches``."""
         return self.datasets[0].shape(index)
 
-    def view(self, member: int) -> Any:
-        """What the dataset of a member would be alone."""
-        place = self.places[member]
-        return self.datasets[0] if place == 0 else _View(self, place)
-
     def open(self, context: Context, cost: EncodeCost) -> list[str]:
-        """Make the features that are not there, with progress, and hold all of them open: nobody
-        can remove them meanwhile. Returns what was found damaged.
+        """Encode the features that are missing, with progress, and lock all of them against removal
+        until ``close``. Returns notes for the user.
 
         Raises:
             UserError: they do not fit together (see ``probes.features.budget``), or an image cannot
@@ -87,67 +85,39 @@ class GroupDataset(Dataset):
             NonFiniteLoss: a map is not finite.
         """
         notes: list[str] = []
-        for dataset in self.datasets if self.encodes else ():
+        for dataset in self.datasets if self.has_features else ():
             dataset.open(EncodeRun(context.device, context.num_workers, context.progress, cost))
             notes += dataset.notes
         return notes
 
     def close(self) -> None:
-        """Let go of the features."""
-        for dataset in self.datasets if self.encodes else ():
+        """Release the features."""
+        for dataset in self.datasets if self.has_features else ():
             dataset.close()
 
-
-class _View(Dataset):
-    def __init__(self, group: GroupDataset, place: int) -> None:
-        self._group, self._place = group, place
-        self.metainfo = group.datasets[place].metainfo
-
-    def __len__(self) -> int:
-        return len(self._group)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self._group[index]
-        return {"inputs": item["inputs"], "data_samples": item["others"][self._place - 1]}
-
-
-def prepared(
-    preprocessor: nn.Module, data: Mapping[str, Any], places: Sequence[int], training: bool
-) -> list[dict[str, Any]]:
-    """A collated batch of a ``GroupDataset`` on the device, prepared once: what each member's model
-    takes.
-
-    Args:
-        preprocessor: mmengine's ``BaseDataPreprocessor`` or a subclass.
-        places: of the members; see ``GroupDataset``.
-    """
-    alone = {name: value for name, value in data.items() if name != "others"}
-    batch: dict[str, Any] = preprocessor(alone, training)
-    others = preprocessor.cast_data(data.get("others", []))  # type: ignore[operator]
-    for samples in others:
-        for sample, first in zip(samples, batch["data_samples"], strict=True):
-            padding = {
-                name: value for name, value in first.metainfo.items() if name not in sample.metainfo
-            }
-            sample.set_metainfo(padding)
-    if training or "data_samples" not in batch:
-        truths = [batch.get("data_samples"), *others]
-        return [{**batch, "data_samples": truths[place]} if others else batch for place in places]
-    truths = [
-        batch["data_samples"],
-        *others,
-    ]  # predictions are written into a sample: each member has its own
-    return [
-        {**batch, "data_samples": [sample.clone() for sample in truths[place]]} for place in places
-    ]
+    def batches(
+        self, preprocessor: nn.Module, data: Mapping[str, Any], training: bool
+    ) -> list[dict[str, Any]]:
+        """Prepare a collated batch by mmengine's ``preprocessor``: for each task what its model
+        takes, all with the same ``inputs``."""
+        first: dict[str, Any] = preprocessor(
+            {name: value for name, value in data.items() if name != "more_samples"}, training
+        )
+        batches = [first]
+        for samples in preprocessor.cast_data(data.get("more_samples", [])):  # type: ignore[operator]
+            for sample, padded in zip(samples, first["data_samples"], strict=True):
+                padding = set(padded.metainfo) - set(sample.metainfo)
+                sample.set_metainfo({name: padded.metainfo[name] for name in padding})
+            batches.append({**first, "data_samples": samples})
+        return [batches[index] for index in self.indices]
 
 
 def _without_images(config: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset's config for its ground truth alone: only the header of an image is read."""
     if "pipeline" not in config:
         return dict(config)
-    blank = [
+    pipeline = [
         {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
         for part in config["pipeline"]
     ]
-    return {**config, "pipeline": blank}
+    return {**config, "pipeline": pipeline}

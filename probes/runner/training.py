@@ -1,13 +1,12 @@
-"""What every probe trained by MMEngine's Runner shares: seeded samples, exact resume, one pass for
-many heads.
+"""Training that all MMEngine probes share: seeded samples, exact resume, one pass for many heads.
 
 A probe writes a config of model, data, optimizer, schedule and evaluator. ``resolved`` adds the
-shared parts (all named by registered types, so that the dumped text runs with plain mmengine);
+parts that all share (registered types, so that the dumped text runs with plain mmengine);
 ``train_together`` trains the heads of several such configs on one pass over the same photographs,
-quietly, and ``run_training`` one.
+and ``run_training`` one.
 
-Neither the number of loading processes, nor a stop and a resume, nor who else is in the group
-changes what is computed.
+Neither the number of loading processes, nor a stop and a resume, nor the other heads of the group
+change what is computed.
 """
 
 from __future__ import annotations
@@ -15,29 +14,27 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
+import cv2
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, pseudo_collate
-from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DefaultScope
-from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from probes.base import Context, Progress
+from probes.base import Context
 from probes.datasets.base import PreparedDataset
 from probes.features.cost import EncodeCost
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset
-from probes.runner.member import STATE, Member, leaves
-from probes.runner.multi_head import MultiHead
-from probes.runner.quiet import QuietRunner, quietly
+from probes.runner.logs import logging_to
+from probes.runner.member import Member, failing_alone
 from probes.runner.sampling import EndlessSampler, SeededSamples
-
-__all__ = ["STATE", "Member", "resolved", "run_training", "train_together"]
 
 
 def resolved(cfg: Config, context: Context) -> Config:
@@ -45,8 +42,8 @@ def resolved(cfg: Config, context: Context) -> Config:
 
     Args:
         cfg: a probe's config with ``default_scope``, ``model``, ``train_dataloader`` and
-            ``val_dataloader`` (``batch_size``, ``dataset`` and what else is their own),
-            ``val_evaluator``, ``optim_wrapper``, ``param_scheduler`` (by iteration) and
+            ``val_dataloader`` (``batch_size``, ``dataset`` and further options), ``val_evaluator``,
+            ``optim_wrapper``, ``param_scheduler`` (by iteration) and
             ``train_cfg=dict(max_iters=…)``; ``custom_imports`` for modules of its own registered
             types.
         context: gives seed and loading processes.
@@ -59,8 +56,9 @@ def resolved(cfg: Config, context: Context) -> Config:
         *cfg.get("custom_imports", {}).get("imports", []),
     ]
     cfg.custom_imports = {"imports": list(dict.fromkeys(imports)), "allow_failed_imports": False}
+    workers = context.num_workers
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.update({**_loading(context), **loader})
+        loader.update({"num_workers": workers, "persistent_workers": workers > 0, **loader})
     samples = {
         "type": "SeededSamples",
         "seed": context.seed,
@@ -69,8 +67,7 @@ def resolved(cfg: Config, context: Context) -> Config:
     cfg.train_dataloader.dataset, cfg.train_dataloader.sampler = samples, {"type": "EndlessSampler"}
     cfg.val_dataloader.setdefault("sampler", {"type": "DefaultSampler", "shuffle": False})
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "val_interval": max_iters, **cfg.train_cfg}
-    cfg.setdefault("val_cfg", {"type": "ValLoop"})
-    every = max(1, max_iters // 20)
+    cfg.val_cfg = {"type": "ValLoop"}
     cfg.default_hooks = {
         "logger": {
             "type": "LoggerHook",
@@ -79,28 +76,18 @@ def resolved(cfg: Config, context: Context) -> Config:
         },
         "checkpoint": {
             "type": "CheckpointHook",
-            "interval": every,
+            "interval": max(1, max_iters // 20),
             "by_epoch": False,
             "max_keep_ckpts": 1,
         },
     }
-    cfg.custom_hooks = [
-        *cfg.get("custom_hooks", []),
-        {"type": "SeedEachIteration", "seed": context.seed},
-    ]
+    cfg.custom_hooks = [{"type": "SeedEachIteration", "seed": context.seed}]
     cfg.log_processor = {"by_epoch": False}
     cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
     cfg.randomness = {"seed": context.seed % 2**32}
     cfg.env_cfg = {"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}}
-    cfg.work_dir = f"work_dirs/{context.data.spec.name}"  # of whoever runs it; no cell's own folder
+    cfg.work_dir = f"work_dirs/{context.data.spec.name}"  # not this run's scratch folder
     return cfg
-
-
-def _loading(context: Context) -> dict[str, Any]:
-    return {"num_workers": context.num_workers, "persistent_workers": context.num_workers > 0}
-
-
-LOADERS = ("train_dataloader", "val_dataloader")
 
 
 def run_training(
@@ -110,7 +97,7 @@ def run_training(
     description: str = "training",
     checkpoint_every: int | None = None,
 ) -> Member:
-    """``train_together`` of one head. Raises what it broke with, ``NonFiniteLoss`` among others."""
+    """``train_together`` of one head. Raises its error, ``NonFiniteLoss`` among others."""
     (result,) = train_together(
         [(cfg, context)], description=description, checkpoint_every=checkpoint_every
     )
@@ -125,196 +112,191 @@ def train_together(
     description: str,
     leave_out: Sequence[int] = (),
     checkpoint_every: int | None = None,
-    finish: Callable[[int, Member], Any] = lambda place, trained: trained,
+    finish: Callable[[int, Member], Any] = lambda index, member: member,
 ) -> list[Any]:
     """Train each head (its config as for ``resolved``, its task's context) on one pass, resuming
-    what its ``work_dir`` holds, and evaluate all on another; in their order, what came of each (a
-    ``Member``, or what ``finish`` makes of it) or the ``Exception`` that it broke with.
+    from its ``work_dir``, and evaluate all on another. Returns, in their order, the ``Member`` of
+    each (or the value of ``finish``), or the ``Exception`` that it failed with.
 
-    The heads must be of one backbone, seed and device, and their data the same photographs in the
-    same order, with equal settings of batches and geometry; ground truth, model, optimizer,
+    The heads must share backbone, seed and device, and their data must be the same photographs in
+    the same order, with equal settings of batches and geometry; ground truth, model, optimizer,
     schedule and length may differ. On a CPU the same seed gives the same weights and metrics, bit
-    by bit, whatever the number of loading processes, however often the run was stopped, and whoever
-    else is in the group.
+    by bit, whatever the number of loading processes, however often training was stopped, and
+    whichever heads are in the group.
+
+    The group starts at the iteration of the head that is furthest behind; a head that is ahead,
+    because it was stopped later, waits until the group reaches its iteration.
 
     mmengine's log goes to files in each ``work_dir``; loss and learning-rate curves go to each
-    ``context.log`` as ``train/loss``, ``train/lr`` …; the first context's ``progress`` shows how
-    far the group is.
+    ``context.log`` as ``train/loss``, ``train/lr`` …; the first context's ``progress`` shows the
+    progress of the group.
 
     Args:
         description: of the progress bar, e.g. the tasks' names.
         leave_out: items of the training set that are not trained on.
         checkpoint_every: iterations between two states; a twentieth of each head's training when
             None.
-        finish: called with the place and the outcome of each head, while the data are still open.
+        finish: called with the index and the member of each head while the data are still open.
 
     Raises:
-        what broke for all: a file that cannot be read, say.
+        Exception: what failed for all heads: an image that cannot be read, for example.
     """
     config, context = heads[0]
     bridge.share(context.backbone_config, context.backbone)
+    cv2.setNumThreads(0)  # its threads do not survive the fork of loading processes
     with (
-        quietly([each.work_dir for _, each in heads]),
+        logging_to([each.work_dir for _, each in heads]),
         DefaultScope.overwrite_default_scope(config.default_scope),
         ExitStack() as stack,
     ):
-        data = [GroupDataset([cfg[name].dataset.to_dict() for cfg, _ in heads]) for name in LOADERS]
+        train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads])
+        val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads])
         encoding, notes = EncodeCost(), list[str]()
-        for (
-            loaded
-        ) in data:  # held open till the end: nothing can be missing in the middle of training
-            stack.callback(loaded.close)
-            notes += loaded.open(context, encoding)
-        train, val = data
-        leave_out = sorted({*leave_out, *unused(train.datasets[0], context.data)})
+        for dataset in (train, val):  # open till the end: no other process can remove the features
+            stack.callback(dataset.close)
+            notes += dataset.open(context, encoding)
+        leave_out = sorted({*leave_out, *unused_items(train.datasets[0], context.data)})
         results: list[Any] = []
-        for cfg, each in heads:
+        for index, (cfg, each) in enumerate(heads):
             try:
-                results.append(Member(cfg, each, tuple(leave_out), checkpoint_every))
+                member = Member(cfg, each, tuple(leave_out), checkpoint_every)
             except Exception as error:
                 results.append(error)
-        working = [place for place, each in enumerate(results) if isinstance(each, Member)]
-        if working:
-            model = MultiHead(
-                [results[place] for place in working], [train.places[place] for place in working]
-            )
-            if model.trains:
-                _train(
-                    model,
-                    config,
-                    SeededSamples(train, context.seed, leave_out),
-                    context,
-                    description,
-                )
-            _evaluate(model, config, val, context, description)
-        for place in working:
-            member = results[place]
-            with leaves(member):
+                continue
+            member.index = index
+            member.train_dataset = train.datasets[train.indices[index]]
+            member.val_dataset = val.datasets[val.indices[index]]
+            member.val_item = partial(val.item_of, index)
+            results.append(member)
+        members = [member for member in results if isinstance(member, Member)]
+        if any(member.trains for member in members):
+            samples = SeededSamples(train, context.seed, leave_out)
+            _train(members, train, samples, config, context, description)
+        if members:
+            _evaluate(members, val, config, context, description)
+        for index, member in enumerate(results):
+            if not isinstance(member, Member):
+                continue
+            member.notes = notes
+            member.cost = {"train_seconds": member.seconds, "eval_seconds": member.eval_seconds}
+            if val.has_features:
+                member.cost = encoding.share(len(heads)).added_to(member.cost)
+            with failing_alone(member):
                 if member.error is None:
-                    member.train_dataset, member.val_dataset, member.notes = (
-                        train.view(place),
-                        val.view(place),
-                        notes,
-                    )
-                    member.cost = (
-                        encoding.share(len(heads)).added_to(member.costs())
-                        if val.encodes
-                        else member.costs()
-                    )
-                    results[place] = finish(place, member)
-            results[place] = member.error or results[place]
-    gc.collect()  # loading processes, and what mmengine's objects hold of each other
+                    results[index] = finish(index, member)
+            results[index] = member.error or results[index]
+    gc.collect()  # reference cycles hold loading processes and features
     return results
 
 
-def unused(dataset: Any, data: PreparedDataset) -> list[int]:
-    """Items of a training set that are no part of the share of train that is trained on; see
+def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
+    """Items of a training set that are not in the share of train to train on; see
     ``PreparedDataset.whole``."""
-    left = {str(data.root / data.whole[place].image) for place in data.unused}
+    if not data.unused:
+        return []
+    unused = {str(data.root / data.whole[index].image) for index in data.unused}
     return [
-        item
-        for item in range(len(dataset) if left else 0)
-        if dataset.get_data_info(item)["img_path"] in left
+        item for item in range(len(dataset)) if dataset.get_data_info(item)["img_path"] in unused
     ]
 
 
 def _train(
-    model: MultiHead, config: Config, samples: SeededSamples, context: Context, description: str
+    members: Sequence[Member],
+    dataset: GroupDataset,
+    samples: SeededSamples,
+    config: Config,
+    context: Context,
+    description: str,
 ) -> None:
-    loader = _loader(config.train_dataloader, samples, EndlessSampler(samples), context)
-    try:
-        QuietRunner(
-            model=model,
-            work_dir=str(context.work_dir),
-            train_dataloader=loader,
-            train_cfg={
-                "type": "IterBasedTrainLoop",
-                "max_iters": max(each.max_iters for each in model.members),
-            },
-            optim_wrapper=model.optim_wrapper,
-            default_hooks=dict.fromkeys(
-                ("logger", "timer", "checkpoint", "param_scheduler", "sampler_seed")
-            ),
-            custom_hooks=[_Pace(context.progress, description)],
-            visualizer={"type": "Visualizer", "vis_backends": []},
-            randomness={"seed": context.seed % 2**32},
-            env_cfg={"mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0}},
-            default_scope=config.default_scope,
-            experiment_name=description,
-        ).train()
-    finally:
-        _end_workers(loader)
+    """Train all members on the samples of one loader."""
+    iteration = min(member.iteration for member in members if member.trains)
+    sampler = EndlessSampler(samples)
+    sampler.skip(iteration * config.train_dataloader.batch_size)
+    context.progress.start(description, max(member.max_iters for member in members))
+    if iteration:
+        context.progress.advance(iteration)
+    for member in members:
+        member.model.train()
+    preprocessor = members[0].model.data_preprocessor
+    finished_at = time.perf_counter()
+    with _batches(_loader(config.train_dataloader, samples, sampler, context)) as loaded:
+        while any(member.trains for member in members):
+            data = next(loaded)
+            turn = [each for each in members if each.trains and each.iteration == iteration]
+            batches = dataset.batches(preprocessor, data, True) if turn else []
+            with bridge.one_batch():
+                for member in turn:
+                    with failing_alone(member):
+                        member.step(batches[member.index])
+            started_at, finished_at = finished_at, time.perf_counter()
+            for member in turn:
+                member.seconds += (finished_at - started_at) / len(turn)
+                if member.error is None:
+                    with failing_alone(member):
+                        member.settle()
+            iteration += 1
+            context.progress.advance()
 
 
 @torch.no_grad()
 def _evaluate(
-    model: MultiHead, config: Config, val: GroupDataset, context: Context, description: str
+    members: Sequence[Member],
+    dataset: GroupDataset,
+    config: Config,
+    context: Context,
+    description: str,
 ) -> None:
-    """Score every head of ``model`` that did not leave, on one pass."""
-    began = time.perf_counter()
-    loader = _loader(config.val_dataloader, val, DefaultSampler(val, shuffle=False), context)
-    model.eval()
-    for member, place in zip(model.members, model.places, strict=True):
-        member.evaluator.dataset_meta = val.datasets[place].metainfo
-    try:
-        context.progress.start(f"{description}: evaluation", len(loader))
-        for number, batch in enumerate(loader):
-            for member, flops in model.test_step(batch, count=not number).items():
-                member.eval_flops += (
-                    flops / len(batch["inputs"]) * len(val)
-                )  # of the first batch alone
+    """Score every member that has not failed, on one pass."""
+    started = time.perf_counter()
+    sampler = DefaultSampler(dataset, shuffle=False)
+    loader = _loader(config.val_dataloader, dataset, sampler, context)
+    for member in members:
+        member.model.eval()
+        member.evaluator.dataset_meta = member.val_dataset.metainfo
+    preprocessor = members[0].model.data_preprocessor
+    context.progress.start(f"{description}: evaluation", len(loader))
+    with _batches(loader) as loaded:
+        for data in loaded:
+            batches = dataset.batches(preprocessor, data, False)
+            with bridge.one_batch():
+                for member in members:
+                    if member.error is None:
+                        with failing_alone(member):
+                            member.score(batches[member.index])
             context.progress.advance()
-    finally:
-        _end_workers(loader)
-    working = [member for member in model.members if member.error is None]
-    for member in working:
-        with leaves(member):
-            member.metrics = dict(member.evaluator.evaluate(len(val)))
-    for member in working:
-        member.eval_seconds = (time.perf_counter() - began) / len(working)
+    scored = [member for member in members if member.error is None]
+    for member in scored:
+        with failing_alone(member):
+            member.metrics = dict(member.evaluator.evaluate(len(dataset)))
+    for member in scored:
+        member.eval_seconds = (time.perf_counter() - started) / len(scored)
 
 
 def _loader(config: Any, dataset: Dataset, sampler: Sampler, context: Context) -> DataLoader:
-    """What mmengine would build of a loader's config, around things that are there already."""
-    options = {**_loading(context), **config, "pin_memory": context.device.type == "cuda"}
-    for name in ("dataset", "sampler"):
-        options.pop(name, None)
-    if batches := options.pop("batch_sampler", None):
-        given = {"sampler": sampler, "batch_size": options.pop("batch_size")}
-        return DataLoader(
-            dataset,
-            batch_sampler=DATA_SAMPLERS.build(batches, default_args=given),
-            collate_fn=pseudo_collate,
-            **options,
-        )
-    return DataLoader(dataset, sampler=sampler, collate_fn=pseudo_collate, **options)
+    """A loader of these objects with the options of its config, as mmengine would build it."""
+    options: dict[str, Any] = {
+        "num_workers": context.num_workers,
+        "collate_fn": pseudo_collate,
+        "pin_memory": context.device.type == "cuda",
+        **config,
+        "dataset": dataset,
+        "persistent_workers": False,
+    }
+    if options["num_workers"]:
+        options["multiprocessing_context"] = "fork"
+    if batch_sampler := options.pop("batch_sampler", None):
+        default_args = {"sampler": sampler, "batch_size": options.pop("batch_size")}
+        batches = DATA_SAMPLERS.build(batch_sampler, default_args=default_args)
+        return DataLoader(**options, batch_sampler=batches)
+    return DataLoader(**options, sampler=sampler)
 
 
-def _end_workers(loader: DataLoader) -> None:
-    if shut_down := getattr(loader._iterator, "_shutdown_workers", None):
-        shut_down()
-    loader._iterator = None
-
-
-class _Pace(Hook):
-    """Begins where the group is, shows how far it is, and ends when nobody is left (not registered:
-    it holds live objects)."""
-
-    def __init__(self, progress: Progress, description: str) -> None:
-        self.progress, self.description = progress, description
-
-    def before_train(self, runner: Runner) -> None:
-        runner.train_loop._iter = runner.model.iteration
-        self.progress.start(self.description, runner.max_iters)
-        if runner.iter:
-            self.progress.advance(runner.iter)
-
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict[str, Any] | None = None,
-    ) -> None:
-        self.progress.advance()
-        runner.train_loop.stop_training = not runner.model.trains
+@contextmanager
+def _batches(loader: DataLoader) -> Iterator[Iterator[Any]]:
+    """The loader's batches; its processes end with the block."""
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()

@@ -13,7 +13,6 @@ from PIL import Image
 from backbones.cliptex.data.source import decode_image
 from common.images import to_rgb
 from probes.dense.data import read_normals
-from probes.runner import bridge
 
 COLUMNS, ROWS = np.meshgrid(np.arange(60), np.arange(40))
 COLOURS = np.stack([COLUMNS * 4, ROWS * 6, (COLUMNS + ROWS) * 2], -1).astype(np.uint8)
@@ -48,7 +47,6 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_readers_see_the_same_pixels(name):
-    bridge.install()
     import mmcv
 
     with Image.open(io.BytesIO(FILES[name])) as image:

@@ -16,7 +16,6 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 import probes.catalog  # noqa: F401  registers the probes
@@ -265,24 +264,18 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
     images = 6 * 4 + 3  # two crops, each also flipped, and val
     assert cost["encode_images_per_second"] == pytest.approx(images / cost["encode_seconds"])
     assert "encode_images_per_second" not in rest
-    assert cost["flops"] == cost["encode_flops"] + cost["train_flops"] + cost["eval_flops"]
-    assert rest["encode_flops"] == 0 and rest["flops"] == rest["train_flops"] + rest["eval_flops"]
 
 
 def test_what_encoding_costs_is_what_was_encoded(tmp_path):
     data = tiny_dense.make(tmp_path / "data", "segmentation")
     _, val = sets(*prepare(tmp_path / "w", "segmentation", data, cache="fp16"))
     cost = EncodeCost()
-    with FlopCounterMode(display=False) as everything:
-        val.open(EncodeRun(torch.device("cpu"), cost=cost))
-    assert (
-        cost.images == 3 and cost.flops == everything.get_total_flops() > 0
-    )  # images of two shapes
+    val.open(EncodeRun(torch.device("cpu"), cost=cost))
+    assert cost.images == 3
     for shard in root().glob("*/00000.safetensors"):
         shard.unlink()
-    before = cost.flops
     val.open(EncodeRun(torch.device("cpu"), cost=cost))
-    assert cost.images == 6 and cost.flops == 2 * before
+    assert cost.images == 6
 
 
 def test_tasks_on_the_same_images_share_their_features(tmp_path):

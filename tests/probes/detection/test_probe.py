@@ -23,7 +23,7 @@ from probes.detection import BOXES, MASKS, MaskRCNNSettings, SSDSettings, models
 from probes.detection.coco import CocoInstances, encode_mask, mean_ap
 from probes.detection.probe import coco_set
 from probes.registry import PROBES
-from probes.runner.training import STATE
+from probes.runner.member import STATE
 from reports.detections import to_columns, to_results
 from reports.stats.per_image import image_scores
 from tests.probes import tiny_coco

@@ -83,7 +83,6 @@ def test_dense_scores_are_those_of_one_by_one(tmp_path, monkeypatch, kind, cache
     for name in set(one.per_image) - {"image"}:
         edge = 1 if name == "error_histogram" else 0  # an error at the edge of a bin
         np.testing.assert_allclose(many.per_image[name], one.per_image[name], rtol=1e-5, atol=edge)
-    assert many.cost["eval_flops"] == pytest.approx(one.cost["eval_flops"])
 
 
 @pytest.mark.parametrize("cache", ["none", "fp32"])

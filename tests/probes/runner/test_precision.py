@@ -11,8 +11,10 @@ from mmengine.config import Config
 
 import probes.dense.probe  # noqa: F401 – registers the probes
 from probes.base import TaskResult
+from probes.dense.config import dense_config
 from probes.registry import PROBES
 from probes.runner import member
+from probes.runner.training import run_training
 from tests.probes import tiny_dense
 from tests.probes.tiny_mmlab import context
 
@@ -40,12 +42,14 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
     data, found, seen = tiny_dense.make(tmp_path / "data", kind), {}, set()
     settle = member.Member.settle
 
-    def look(self) -> None:
-        seen.update(str(value.dtype) for _, _, losses in self._recent for value in losses.values())
+    def record_dtypes(self) -> None:
+        seen.update(
+            str(value.dtype) for _, _, losses in self._unchecked for value in losses.values()
+        )
         seen.add(f"weights {next(self.model.parameters()).dtype}")
         settle(self)
 
-    monkeypatch.setattr(member.Member, "settle", look)
+    monkeypatch.setattr(member.Member, "settle", record_dtypes)
     for autocast in ((), ("cpu",)):
         monkeypatch.setattr(member, "AUTOCAST", autocast)
         probe = PROBES[f"{kind}/{name}"]
@@ -57,15 +61,13 @@ def test_heads_in_bf16_learn_what_they_learn_in_fp32(tmp_path, monkeypatch, kind
     assert seen == {"torch.float32", "weights torch.float32"}
 
 
-def test_the_backbone_is_exact_under_the_heads_autocast(tmp_path):
-    from probes.runner import bridge
-
-    frozen = bridge.FrozenBackbone(name="tiny-cnn", seed=3)
-    images = torch.randn(1, 3, 64, 64)
-    expected = frozen(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = frozen(images)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+def test_a_state_of_another_precision_is_not_resumed(tmp_path, monkeypatch):
+    data, probe = tiny_dense.make(tmp_path / "data", "depth"), PROBES["depth/linear"]
+    config = dense_config(probe, made := context(tmp_path, data, probe.settings_type(**SMALL)))
+    assert run_training(config, made).resumed_at == 0
+    assert run_training(config, made).resumed_at == 20
+    monkeypatch.setattr(member, "AUTOCAST", ("cpu",))
+    assert run_training(config, made).resumed_at == 0
 
 
 def test_ground_truth_can_be_pinned(tmp_path, monkeypatch):
