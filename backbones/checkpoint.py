@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones.base import DataConfig, state_sha256
 from common.errors import UserError, first_line, report_malformed
-from common.files import atomic_write, open_regular, parse_json
+from common.files import atomic_write
 
 FORMAT_VERSION = 1
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -121,10 +121,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def is_suite_checkpoint(path: Path) -> bool:
     """Whether ``save_checkpoint`` wrote a file, by its header alone: what comes after may be
     damaged."""
-    with open_regular(path) as file:
+    with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            return "format_version" in parse_json(file.read(min(size, 1 << 27)))["__metadata__"]
+            return "format_version" in json.loads(file.read(min(size, 1 << 27)))["__metadata__"]
         except (ValueError, KeyError, TypeError):
             return False
 
@@ -236,11 +236,11 @@ def _read_safetensors(path: Path) -> Checkpoint:
             path,
             state,
             architecture=metadata["architecture"],
-            model_config=parse_json(metadata["model_config"]),
-            data=_data_of(parse_json(metadata["data"])),
+            model_config=json.loads(metadata["model_config"]),
+            data=_data_of(json.loads(metadata["data"])),
             licence=metadata["licence"],
             source=metadata["source"],
-            extra=parse_json(metadata["extra"]),
+            extra=json.loads(metadata["extra"]),
             sha256=metadata["sha256"],
         )
     if state_sha256(state) != remembered.sha256:

@@ -21,7 +21,6 @@ if (
 from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
 from benchmark.execution import interrupts, streams
 from common.errors import UserError, user_error_message
-from common.files import keep_sockets_short
 from common.secrets import hide_secrets
 
 # OpenMP's threads spin while they wait, by default. Beside loading processes on few cores that made
@@ -99,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     interrupts.install()
-    keep_sockets_short()
     # Libraries' own deprecation notes are not for users; -W or PYTHONWARNINGS brings them back.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

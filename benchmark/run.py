@@ -31,7 +31,7 @@ from benchmark.suites.registry import (
     find_suite,
     settings_in,
 )
-from common.errors import NonFiniteLoss, user_error_message
+from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import MAX_SEED, write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from common.settings import parse_pairs
@@ -42,7 +42,6 @@ from probes.features.store import root
 from probes.registry import find_task
 from reports.mlflow.run import Tracker
 from reports.parts.average import TITLE_TAG
-from sweeps.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -368,4 +367,4 @@ class _Evaluation:
         if not isinstance(error, NonFiniteLoss | WorkerLost) and error not in self.told:
             self.told.append(error)
             console.print("".join(traceback.format_exception(error)), markup=False)
-        return first_line(error)
+        return error_summary(error)

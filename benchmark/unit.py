@@ -20,10 +20,9 @@ from benchmark.groups import training_groups
 from benchmark.plan import PlannedTask, cell_key, plan_tasks
 from benchmark.results.table import number
 from benchmark.suites.registry import find_suite
-from common.errors import NonFiniteLoss, user_error_message
+from common.errors import NonFiniteLoss, error_summary, user_error_message
 from probes.datasets.specs.webdataset import register_folders
 from reports.mlflow.run import Run, Tracker
-from sweeps.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _ended(
             console.print(
                 Traceback.from_exception(type(cell), cell, cell.__traceback__, max_frames=8)
             )
-        cell = Cell(name, task.name, seed, "failed", reason=first_line(cell))
+        cell = Cell(name, task.name, seed, "failed", reason=error_summary(cell))
     cells[task.name] = cell
     main = next(iter(task.probe.metrics))
     if cell.status == "done":

@@ -1,4 +1,4 @@
-"""The error a user can cause: one line that says what is wrong and what to do; the command line
+"""Errors that a user can cause: one line that says what is wrong and what to do; the command line
 exits with 2."""
 
 from __future__ import annotations
@@ -9,76 +9,76 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# What a file, and not the program, is to blame for, where the error names one.
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG)
+# caused by a file, not by the program, where the error names the file
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
 
 class UserError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, and what to do about it.
 
-    ``exit_code`` is what the command line ends with; it is looked up by attribute, so that packages
-    which may not import one another can each have their own class.
+    ``exit_code`` is the exit code of the command line.
     """
 
     exit_code = 2
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: ``did you mean a, b?``, or when nothing is near the whole
-    list, of which a long one is cut."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    more = f" and {len(known) - 50} more" if len(known) > 50 else ""
-    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known[:50])}{more}"
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: ``did you mean a, b?``, or up to 50 of the ``choices``."""
+    choices = sorted(choices)
+    if close := difflib.get_close_matches(name, choices, n=3, cutoff=0.5):
+        return f"did you mean {', '.join(close)}?"
+    more = f" and {len(choices) - 50} more" if len(choices) > 50 else ""
+    return f"known: {', '.join(choices[:50])}{more}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to one line; its class where it says nothing."""
+    """The first line of an error's message; its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:150] if lines else type(error).__name__
 
 
+def error_summary(error: BaseException) -> str:
+    """Class and message of an error in one line of at most 400 characters."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:400]
+
+
 @contextmanager
-def report_malformed(otherwise: str, mend: str = "get the file again") -> Iterator[None]:
-    """Say in one line what a block, which must do nothing but look at what somebody's file says,
-    stumbles over: a field that is missing, of another type, or a number that cannot be.
+def report_malformed(message: str, advice: str = "get the file again") -> Iterator[None]:
+    """Report the errors of a block that parses a user's file as one line: a field is missing, of
+    another type, or has an impossible value.
 
     Args:
-        otherwise: the message's beginning, such as ``FILE is not a COCO annotation file``.
+        message: beginning of the line, such as ``FILE is not a COCO annotation file``.
+
     Raises:
-        UserError: it does.
+        UserError: the block raises such an error.
     """
     try:
         yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{otherwise} (missing or wrong field: {error!r:.150}); {mend}") from error
+        raise UserError(f"{message} (missing or wrong field: {error!r:.150}); {advice}") from error
 
 
 def user_error_message(error: BaseException) -> str | None:
-    """The one line for an error that the user can mend, or None for a bug.
+    """The line to show for an error that the user can fix, or None for a bug.
 
-    Looked at are the error and what it was raised ``from``, never what was merely being handled
-    when it was raised: a bug in clearing up after a full disk is a bug.
+    Considers the error and its causes (``raise … from``), not its context: a bug while cleaning up
+    after a full disk is a bug.
     """
     cause: BaseException | None = error
-    seen: list[BaseException] = []
-    while cause is not None and cause not in seen:
+    while cause is not None:
         if getattr(cause, "exit_code", None) == 2:
-            return "".join(
-                one if one.isprintable() else repr(one)[1:-1]
-                for one in " ".join(str(cause).split())
-            )
+            return " ".join(str(cause).split())
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-            mend = "choose another folder" if cause.errno == errno.EROFS else "free some space"
+            advice = "choose another folder" if cause.errno == errno.EROFS else "free some space"
             return (
-                f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {mend} and run the"
+                f"cannot write {cause.filename or 'a file'}: {cause.strerror}; {advice} and run the"
                 " command again"
             )
-        if isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename is not None:
-            return f"cannot use {cause.filename}: {cause.strerror}; mend that, or name another file"
-        seen.append(cause)
+        if isinstance(cause, OSError) and cause.errno in UNUSABLE and cause.filename is not None:
+            return f"cannot use {cause.filename}: {cause.strerror}; fix that, or name another path"
         cause = cause.__cause__
     return None
 

@@ -7,8 +7,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-# What Pillow raises for a broken file; a bomb, whose header promises more pixels than memory holds,
-# is none of the others.
+# raised by Pillow for a damaged file
 IMAGE_ERRORS = (
     OSError,
     ValueError,
@@ -20,11 +19,11 @@ IMAGE_ERRORS = (
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as 8-bit RGB, its pixels as they are stored (a camera's note on how it was
-    held is not heeded, as labels do not heed it). Of 16 bits of grey the upper eight count, as
-    OpenCV has it; Pillow would show all above 255 as white."""
+    """An opened image as 8-bit RGB, as stored: EXIF orientation is ignored, since labels ignore it.
+
+    Of 16-bit grey the upper eight bits count, as in OpenCV; Pillow would clip all above 255.
+    """
     if image.mode.startswith("I"):
-        image = Image.fromarray(
-            (np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
-        )
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
     return image.convert("RGB")

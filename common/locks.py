@@ -1,9 +1,8 @@
-"""One process at a time: locks on ``$CLIPTEX_HOME``, by ``filelock``.
+"""One process at a time: locks under ``$CLIPTEX_HOME``, by ``filelock``.
 
-A lock is the operating system's (``flock``), so it goes with its process, however that ends. A lock
-file stays where it is: whoever removed it would let a second process in beside one that waits.
-Whoever had to wait looks again for what he wanted to
-make: the one before him has probably made it.
+A lock is the operating system's (``flock``), so it ends with its process. Lock files are never
+removed: that would let a second process in beside one that waits. After a wait, look again for the
+result: the process that held the lock has probably created it.
 """
 
 from __future__ import annotations
@@ -22,45 +21,42 @@ from common.errors import UserError
 from common.files import content_key, home, read_json_object, write_json
 
 
-def lock_path(name: str, what: object) -> Path:
-    """Where the lock on ``what`` lies: ``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content
-    of ``what``."""
-    return home() / "locks" / f"{name}-{content_key(what)}.lock"
+def lock_path(name: str, subject: object) -> Path:
+    """``$CLIPTEX_HOME/locks/NAME-KEY.lock``, KEY from the content of ``subject``."""
+    return home() / "locks" / f"{name}-{content_key(subject)}.lock"
 
 
 @contextmanager
 def locked(
-    path: Path, waiting: Callable[[], None] = lambda: None, *, wait: bool = True
+    path: Path, on_wait: Callable[[], None] = lambda: None, *, wait: bool = True
 ) -> Iterator[bool]:
-    """While the block runs, no other process is in a block with the same lock file; yields whether
-    there was a wait.
+    """Hold the lock during the block; yields whether it had to wait.
 
     Args:
         path: see ``lock_path``.
-        waiting: called once when another process has the lock.
+        on_wait: called once if another process has the lock.
 
     Raises:
-        UserError: no lock can be had there (a folder that cannot be written, a file system without
-            locks).
-        Timeout: the lock is another process's, and ``wait`` is False.
+        UserError: the folder cannot be written, or its file system has no locks.
+        Timeout: another process has the lock, and ``wait`` is False.
     """
     lock = FileLock(path, fallback_to_soft=False)
-    waited = not _acquired(lock, path, blocking=False)
+    waited = not _acquire(lock, path, blocking=False)
     if waited:
         if not wait:
             raise Timeout(str(path))
-        waiting()
-        _acquired(lock, path, poll_interval=0.1)
+        on_wait()
+        _acquire(lock, path, poll_interval=0.1)
     try:
         yield waited
     finally:
         lock.release()
 
 
-def _acquired(lock: BaseFileLock, path: Path, **how: Any) -> bool:
+def _acquire(lock: BaseFileLock, path: Path, **options: Any) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(**how)
+        lock.acquire(**options)
     except Timeout:  # an OSError too
         return False
     except (OSError, NotImplementedError) as error:
@@ -74,32 +70,28 @@ def _acquired(lock: BaseFileLock, path: Path, **how: Any) -> bool:
 
 @asynccontextmanager
 async def locked_async(
-    path: Path, waiting: Callable[[], None] = lambda: None
+    path: Path, on_wait: Callable[[], None] = lambda: None
 ) -> AsyncIterator[bool]:
-    """``locked`` for a coroutine: others go on while it waits, the one that has the lock among
-    them."""
+    """``locked`` for a coroutine: other coroutines continue while it waits."""
     waited = False
-    with ExitStack() as held:
+    with ExitStack() as stack:
         while True:
             try:
-                held.enter_context(locked(path, wait=False))
+                stack.enter_context(locked(path, wait=False))
                 break
             except Timeout:
                 if not waited:
-                    waiting()
+                    on_wait()
                 waited = True
                 await asyncio.sleep(0.1)
         yield waited
 
 
 def acquire_reader_lock(folder: Path) -> FileLock:
-    """A lock of a reader's own, in ``folder``: while one there is locked, what it stands for is in
-    use.
+    """A new lock in ``folder`` for one reader; while any lock there is held, the data is in use.
 
-    Plain locks, one a reader, since filelock's own shared ones do not fit: ``ReadWriteLock`` is an
-    SQLite database that a process forked from one that uses it (a loader) may not open,
-    ``SoftReadWriteLock`` frees what a killed process held only after a while. Plain ones go with
-    their process, and a forked one has no part in them (filelock 3.30 and later).
+    Not one of filelock's shared locks: ``ReadWriteLock`` is an SQLite database that a forked
+    process (a data loader) may not open, and ``SoftReadWriteLock`` outlives a killed process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.lock"
@@ -120,22 +112,22 @@ def is_locked(reader: Path) -> bool:
     lock = FileLock(reader, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
-    except OSError:  # ``Timeout`` among them
+    except OSError:  # includes Timeout
         return True
     lock.release()
     return False
 
 
-_uses: dict[tuple[int, Path], tuple[FileLock, set[str]]] = {}
+_in_use: dict[tuple[int, Path], tuple[FileLock, set[str]]] = {}  # by process and folder
 
 
 def mark_in_use(path: Path) -> None:
     """Keep ``path`` from being removed until this process ends (see ``guard_removal``)."""
     key = os.getpid(), home().absolute() / "users"
     with locked(lock_path("users", "")):
-        if key not in _uses:
-            _uses[key] = acquire_reader_lock(key[1]), set()
-        lock, paths = _uses[key]
+        if key not in _in_use:
+            _in_use[key] = acquire_reader_lock(key[1]), set()
+        lock, paths = _in_use[key]
         if str(path.absolute()) not in paths:
             paths.add(str(path.absolute()))
             write_json(Path(lock.lock_file).with_suffix(".json"), {"paths": sorted(paths)})
@@ -143,14 +135,14 @@ def mark_in_use(path: Path) -> None:
 
 @contextmanager
 def guard_removal(path: Path) -> Iterator[bool]:
-    """Whether ``path`` may be removed in the block: no process keeps it, and none begins to
-    meanwhile."""
+    """Yield whether ``path`` may be removed: no process uses it, or starts to during the block."""
     with locked(lock_path("users", "")):
-        kept: set[str] = set()
+        used: set[str] = set()
         for reader in (home().absolute() / "users").glob("*.lock"):
+            paths = reader.with_suffix(".json")
             if is_locked(reader):
-                kept |= set(read_json_object(reader.with_suffix(".json")).get("paths", ()))
+                used |= set(read_json_object(paths).get("paths", ()))
             else:  # its process has ended
-                reader.with_suffix(".json").unlink(missing_ok=True)
+                paths.unlink(missing_ok=True)
                 reader.unlink(missing_ok=True)
-        yield str(path.absolute()) not in kept
+        yield str(path.absolute()) not in used

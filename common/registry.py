@@ -1,15 +1,14 @@
-"""Things by name, and what other packages add to them: the one registry behind backbones, experts,
-datasets, probes, suites and executors.
+"""Registries by name: backbones, experts, datasets, probes, suites and executors.
 
-Another package adds to a registry without touching this code, by an entry point of its group (in
-its setup.cfg)::
+Another package adds an entry by declaring an entry point of the registry's group in its
+setup.cfg::
 
     [options.entry_points]
     cliptex_benchmark.suites =
         my-suite = my_package.my_module:SUITE
 
-An entry point is imported when its name is asked for, or when things are listed, so that importing
-stays quick.
+An entry point is imported when its name is looked up, or when entries are listed, so that importing
+this package stays quick.
 """
 
 from __future__ import annotations
@@ -19,127 +18,123 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from common.errors import UserError, nearest
+from common.errors import UserError, error_summary, nearest
 
 T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Name → thing, in the order of registration.
+    """Name → entry, in the order of registration.
 
     Args:
-        what: one of them, for messages (``suite``).
+        kind: of entry, for messages (``suite``).
         group: its entry points are ``cliptex_benchmark.GROUP``.
-        check: raises for an entry point's object that is no such thing; returns what is registered
-            under which name.
+        check: takes name and object of an entry point; returns the entry, or raises if the object
+            is not one.
     """
 
-    def __init__(self, what: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
-        self.what, self.group, self._check = what, f"cliptex_benchmark.{group}", check
-        self._things: dict[str, T] = {}
-        self._later: dict[str, tuple[EntryPoint, str]] = {}
+    def __init__(self, kind: str, group: str, check: Callable[[str, Any], T] | None = None) -> None:
+        self.kind, self.group, self._check = kind, f"cliptex_benchmark.{group}", check
+        self._entries: dict[str, T] = {}
+        self._lazy: dict[str, tuple[EntryPoint, str]] = {}
         self.broken: dict[str, str] = {}  # name → why an entry point could not be loaded
 
-    def register(self, name: str, thing: T) -> T:
-        """Add a thing. Raises ``ValueError`` when its name is another's already."""
-        if self._things.get(name, thing) is not thing:
-            raise ValueError(f"there is a {self.what} {name!r} already")
-        self._things[name] = thing
-        return thing
+    def register(self, name: str, entry: T) -> T:
+        """Add an entry. Raises ``ValueError`` if the name is taken."""
+        if self._entries.get(name, entry) is not entry:
+            raise ValueError(f"there is a {self.kind} {name!r} already")
+        self._entries[name] = entry
+        return entry
 
     def unregister(self, name: str) -> None:
-        """Take a thing out again, if it is there."""
-        self._things.pop(name, None)
+        """Remove an entry, if it exists."""
+        self._entries.pop(name, None)
 
     def register_lazy(self, name: str, value: str, about: str) -> None:
-        """Add ``MODULE:OBJECT`` that is slow to import, as an entry point of our own; ``about`` it,
-        one line."""
-        self._later[name] = EntryPoint(name, value, self.group), about
+        """Add ``MODULE:OBJECT``, which is imported on first use; ``about`` describes it in one
+        line."""
+        self._lazy[name] = EntryPoint(name, value, self.group), about
 
     def find(self, name: str, also: str = "") -> T:
-        """The thing called ``name``.
+        """The entry called ``name``.
 
         Raises:
-            UserError: there is none (names the nearest; ``also`` is added), or the package that
-                brings it is broken.
+            UserError: no such entry (suggests the nearest; ``also`` is appended), or its package is
+                broken.
         """
-        if name in self._things:
-            return self._things[name]
+        if name in self._entries:
+            return self._entries[name]
         points = self._points()
         if name in points:
             self._load(points[name])
-        if name in self._things:
-            return self._things[name]
+        if name in self._entries:
+            return self._entries[name]
         if name in self.broken:
             raise UserError(
-                f"{self.what} {name!r} cannot be loaded: {self.broken[name]}; mend or uninstall the"
+                f"{self.kind} {name!r} cannot be loaded: {self.broken[name]}; fix or uninstall the"
                 " package that brings it"
             )
-        raise UserError(f"no {self.what} {name!r}; {nearest(name, {*self._things, *points})}{also}")
+        raise UserError(
+            f"no {self.kind} {name!r}; {nearest(name, {*self._entries, *points})}{also}"
+        )
 
     def load_entry_points(self) -> Registry[T]:
-        """Register what is not imported yet; one that fails is remembered, and only asking for it
-        is an error."""
+        """Import all entry points; a failure is remembered, and raised only by ``find``."""
         for point in self._points().values():
             self._load(point)
         return self
 
     def descriptions(self) -> dict[str, str]:
-        """Name → one line about it; nothing is imported for that."""
-        said = {name: about for name, (_, about) in self._later.items()}
-        plugins = {name: f"plug-in {point.value}" for name, point in self._points().items()}
-        known = {
-            name: getattr(thing, "about", "") or said.get(name, "") for name, thing in self.items()
-        }
-        return {**plugins, **said, **known}
+        """Name → one line about the entry, without importing it."""
+        about = {name: f"plug-in {point.value}" for name, point in self._points().items()}
+        about |= {name: text for name, (_, text) in self._lazy.items()}
+        for name, entry in self.items():
+            about[name] = getattr(entry, "about", "") or about.get(name, "")
+        return about
 
     def _points(self) -> dict[str, EntryPoint]:
         installed = {point.name: point for point in entry_points(group=self.group)}
-        return {**installed, **{name: point for name, (point, _) in self._later.items()}}
+        return {**installed, **{name: point for name, (point, _) in self._lazy.items()}}
 
     def _load(self, point: EntryPoint) -> None:
-        if point.name in self._things:
+        if point.name in self._entries:
             return
-        if (
-            point.name in self._later
-        ):  # our own: what breaks in it is a bug, not the fault of some package
+        if point.name in self._lazy:  # ours: an error in it is a bug
             self.register(point.name, point.load())
             return
         try:
-            thing = point.load()
-            self.register(point.name, self._check(point.name, thing) if self._check else thing)
+            entry = point.load()
+            self.register(point.name, self._check(point.name, entry) if self._check else entry)
             self.broken.pop(point.name, None)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # someone else's code: whatever it raises must not break the others
-            self.broken[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        except (Exception, SystemExit) as error:  # another package must not break the others
+            self.broken[point.name] = error_summary(error)
 
     def __getitem__(self, name: str) -> T:
-        return self._things[name]
+        return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._things)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._entries)
 
 
 def instance_of(
-    kind: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
+    cls: type, name: Callable[[Any], str] | None = attrgetter("name"), *, subclass: bool = False
 ) -> Callable[[str, Any], Any]:
-    """A ``check`` of a registry: entry points bring an instance (or a ``subclass``) of ``kind``,
-    which calls itself what the entry point does, where it has a ``name``."""
+    """A ``check`` of a registry: the object is an instance (or a ``subclass``) of ``cls``, and its
+    own ``name`` is that of the entry point."""
 
-    def check(given: str, thing: Any) -> Any:
-        is_class = isinstance(thing, type)
-        if is_class is not subclass or not (
-            issubclass(thing, kind) if is_class else isinstance(thing, kind)
-        ):
-            wanted = f"{'subclass of ' * subclass}{kind.__module__}.{kind.__name__}"
-            raise TypeError(f"it brings {thing!r}, no {wanted}")
-        if name is not None and name(thing) != given:
-            raise ValueError(f"entry point {given!r} brings one named {name(thing)!r}")
-        return thing
+    def check(point_name: str, entry: Any) -> Any:
+        if subclass:
+            fits = isinstance(entry, type) and issubclass(entry, cls)
+        else:
+            fits = isinstance(entry, cls)
+        if not fits:
+            expected = f"{'subclass of ' * subclass}{cls.__module__}.{cls.__name__}"
+            raise TypeError(f"it brings {entry!r}, no {expected}")
+        if name is not None and name(entry) != point_name:
+            raise ValueError(f"entry point {point_name!r} brings one named {name(entry)!r}")
+        return entry
 
     return check

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from common.errors import user_error_message
+from common.errors import error_summary, user_error_message
 from reports.mlflow.run import Run, Tracker
-from sweeps.errors import TrialPruned, first_line
+from sweeps.errors import TrialPruned
 from sweeps.objective import task_gains
 from sweeps.pruning import Pruning
 from sweeps.space import Value, short
@@ -161,7 +161,7 @@ class _Driver:
         except Exception as error:
             if user_error_message(error) is not None:
                 raise
-            reason = first_line(error)
+            reason = error_summary(error)
             self.say(f"{name} failed: {reason}")
             self._end(trial, TrialState.FAIL, None, {"failure": reason})
             self.failures[cell] += 1

@@ -12,8 +12,3 @@ class TrialPruned(Exception):
     its own."""
 
     run_status = "KILLED"  # of its MLflow runs
-
-
-def first_line(error: BaseException) -> str:
-    """An error's kind and what it says, in one line of at most 400 characters."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:400]

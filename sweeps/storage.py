@@ -17,7 +17,6 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from common.errors import UserError
-from common.files import expand_user, read_whole
 from common.locks import lock_path, locked
 from common.secrets import hide_secrets, redact, remember_secrets
 from sweeps.errors import NoSweep
@@ -47,7 +46,7 @@ def storage_url(given: str | None) -> str:
         path = rest.removeprefix("/")
         if not path or path == ":memory:":
             raise UserError(f"--storage {scheme}:// needs a file: {scheme}:///sweeps.db")
-        full = str(expand_user(path).absolute())
+        full = str(Path(path).expanduser().absolute())
         if scheme == "sqlite" and (found := re.findall(r"[?#%]", full)):
             raise UserError(
                 f"--storage: the address of a database cannot hold the {found[0]!r} of {full};"
@@ -107,7 +106,7 @@ def _journal(path: Path) -> JournalFileBackend:
     # and is waited for.
     lock = FileLock(path.with_name(f"{path.name}.flock"), fallback_to_soft=False)
     with lock:
-        text = read_whole(path) if path.exists() else b""
+        text = path.read_bytes() if path.exists() else b""
         first, _, _ = text.partition(b"\n")
         if text and b'"op_code"' not in first:  # somebody's other file, which must stay as it is
             raise UserError(f"{path} is no journal of Optuna; name another --storage")

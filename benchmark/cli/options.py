@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import MAX_SEED, expand_user
+from common.files import MAX_SEED
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
@@ -258,7 +258,7 @@ def placed(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
         name, equals, folder = pair.partition("=")
         if not equals or not name or not folder:
             raise UserError(f"{option} {pair!r} is not of the form NAME=DIR")
-        result[name] = expand_user(folder)
+        result[name] = Path(folder).expanduser()
     return result
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError, first_line, nearest
-from common.files import read_utf8
+from common.files import read_text
 
-MOST = 1 << 20  # bytes of a file of options
 # what README had before, and what it is now; gone with the next release
 OLD_COMMANDS = {("label",): ("labels", "predict"), ("experts", "list"): ("list", "experts")}
 OLD_OPTIONS = {
@@ -173,7 +172,7 @@ def read_options(file: Path) -> dict[str, Any]:
     """Option → value of a file. Raises ``UserError`` for one that cannot be read, or says no table
     of options."""
     try:
-        text = read_utf8(file, MOST)
+        text = read_text(file)
         if file.suffix == ".toml":
             found: Any = tomllib.loads(text)
         else:

@@ -34,7 +34,7 @@ from benchmark.execution.task import (
     threads_per_task,
 )
 from common.errors import UserError, nearest
-from common.files import home, report_unwritable
+from common.files import home
 from common.registry import Registry, instance_of
 from reports.mlflow.heartbeat import read
 
@@ -246,8 +246,7 @@ class Executor(ABC):
 
     def __enter__(self) -> Self:
         tasks = home() / "tasks"
-        with report_unwritable(tasks):
-            tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
+        tasks.mkdir(0o700, parents=True, exist_ok=True)  # arguments may contain passwords
         remove_abandoned(tasks)
         self._driver.start()
         return self

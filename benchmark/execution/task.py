@@ -20,7 +20,6 @@ from benchmark.execution.interrupts import STOP_SIGNALS, interruptible, received
 from benchmark.execution.progress import TaskProgress, console, reporting
 from benchmark.execution.streams import RedactingStream, redacting
 from common.errors import UserError, user_error_message
-from common.files import keep_sockets_short
 from reports.mlflow.environment import environment
 from reports.mlflow.heartbeat import Heartbeat
 
@@ -115,7 +114,6 @@ def execute(task: Task, signals: Sequence[int] = STOP_SIGNALS) -> Outcome:
     try:
         with ExitStack() as stack:
             stack.enter_context(interruptible(signals))  # first: an earlier signal is lost
-            keep_sockets_short()
             if task.software is not None:
                 _check_node(task.folder, task.software)
             task.folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ from PIL import Image
 from benchmark.mini.render import Truth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
-from common.files import report_unwritable
 from probes.pictures import palette
 
 VOC = "VOCdevkit/VOC2012"
@@ -102,11 +101,9 @@ class Files:
     def write(self, name: str, content: bytes) -> None:
         """Raises ``UserError`` when the disk is full or the folder cannot be written."""
         path = self.root / name
-        with report_unwritable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # not flushed one by one: a chunk's record, written last, is what says that its files
-            # are complete
-            path.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # not flushed one by one: a chunk's record, written last, says that its files are complete
+        path.write_bytes(content)
         self.written[name] = fingerprint(content)
 
 

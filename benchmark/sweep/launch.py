@@ -19,13 +19,13 @@ from benchmark.suites.registry import Stages, find_suite
 from benchmark.sweep import bench as sweep_bench
 from benchmark.sweep.bench import CLIPTEX, Bench, SweepOptions
 from benchmark.sweep.table import say, show_state, summary_text
-from common.errors import nearest, user_error_message
+from common.errors import error_summary, nearest, user_error_message
 from common.files import write_json
 from common.secrets import hide_secrets
 from common.settings import parse_pairs
 from reports.mlflow.run import Run, Tracker
 from sweeps.driver import Evaluation, drive
-from sweeps.errors import NoSweep, first_line
+from sweeps.errors import NoSweep
 from sweeps.objective import make_objectives
 from sweeps.plots import write_plots
 from sweeps.pruning import Pruning
@@ -179,7 +179,7 @@ class _Sweeping:
                 continue
             if not isinstance(error, Exception) or user_error_message(error) is not None:
                 raise error
-            say(f"seed {seed} was not measured: {first_line(error)}", style="yellow")
+            say(f"seed {seed} was not measured: {error_summary(error)}", style="yellow")
 
     async def _again(self, params: Mapping[str, Value], seed: int) -> None:
         recipe = sweep_bench.make_recipe("cliptex", self.fixed, params, seed)

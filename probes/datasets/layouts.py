@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[str]:
     """Lines of a list file, stripped, empty ones left out. Raises ``UserError`` when there is none
     or it is no text."""
     try:
-        lines = [line.strip() for line in files.read_utf8(path).splitlines()]
+        lines = [line.strip() for line in files.read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not (lines := [line for line in lines if line]):
@@ -54,7 +54,7 @@ def read_lines(path: Path) -> list[str]:
 def read_json(path: Path) -> Any:
     """Parsed JSON. Raises ``UserError`` with the place of the fault when it is broken."""
     try:
-        return files.read_json(path, 1 << 33)  # COCO's training set has 450 MB
+        return files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); get the file again") from error
 

@@ -358,8 +358,7 @@ def metric_name(key: str, known: Iterable[str] = ()) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = next(
-        (line for line in lines if re.match(r"\([\w.]+\) ", line)), lines[0]
-    )  # (sqlite3.OperationalError) …
-    return redact(told)[:200]
+    """The first line of an error, or the database's: ``(sqlite3.OperationalError) …``."""
+    text = redact(str(error).strip()) or type(error).__name__
+    database = re.search(r"^\([\w.]+\) .*", text, re.MULTILINE)
+    return (database[0] if database else text.splitlines()[0])[:200]

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 import pandas as pd
 
 from common.errors import nearest
+from common.files import home
 from reports.errors import TrackingError
 from reports.metrics import Metric, declared
 from reports.mlflow.client import (
@@ -282,8 +283,7 @@ class Store:
 def _kept() -> Path:
     """Where artifacts of other machines are kept: as for all of the suite's caches,
     ``$CLIPTEX_HOME``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cliptex"
-    return Path(os.environ.get("CLIPTEX_HOME") or cache).expanduser() / "artifacts"
+    return home() / "artifacts"
 
 
 def _terms(tags: Mapping[str, str]) -> str:

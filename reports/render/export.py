@@ -3,15 +3,14 @@ frame."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from common.files import write_text
 from reports.errors import TrackingError
 from reports.mlflow.query import tidy
 from reports.parts.study import study_frame, summary_frame
@@ -53,21 +52,6 @@ TEX = str.maketrans(
 )
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file beside its place and rename it: a reader sees the old one or the new one,
-    whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
 def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list[Path]:
     """Write the report into the folder ``out``; returns the files, the page (``index.html``) first.
 
@@ -96,13 +80,9 @@ def write(report: Report, out: Path, formats: Sequence[str] = ("html",)) -> list
         and b"cliptex-benchmark" not in page.open("rb").read(20_000)
     ):
         raise TrackingError(f"{page} is a page of somebody else's; give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return [write_text(out / name, text) for name, text in made.items()]
-    except OSError as error:
-        raise TrackingError(
-            f"cannot write the report to {out}: {error.strerror or error}; give another --out"
-        ) from error
+    for name, text in made.items():
+        write_text(out / name, text)
+    return [out / name for name in made]
 
 
 def numbers(report: Report) -> pd.DataFrame:

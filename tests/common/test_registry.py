@@ -1,4 +1,4 @@
-"""One registry for everything that has a name: what holds for one kind of thing holds for all."""
+"""One registry for all named entries: what holds for one kind holds for all."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def other_package(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry, *_ in KINDS.values():
-        monkeypatch.setattr(registry, "_things", dict(registry))
+        monkeypatch.setattr(registry, "_entries", dict(registry))
         monkeypatch.setattr(registry, "broken", {})
     yield
     sys.modules.pop("other_package", None)
@@ -134,10 +134,10 @@ def test_a_name_is_given_once(kind):
 def test_an_unknown_name_is_one_line_with_the_nearest(kind):
     registry, _, _, _, wrong, right = KINDS[kind]
     with pytest.raises(
-        UserError, match=f"no {registry.what} '{wrong}'; did you mean {right}"
-    ) as caught:
+        UserError, match=f"no {registry.kind} '{wrong}'; did you mean {right}"
+    ) as raised:
         registry.find(wrong)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,10 +170,10 @@ def test_a_broken_package_is_named_only_when_it_is_asked_for(kind, other_package
     assert not set(reasons) & set(registry)
     for broken, why in reasons.items():
         with pytest.raises(
-            UserError, match=f"{broken}' cannot be loaded: {why}; mend or uninstall"
-        ) as caught:
+            UserError, match=f"{broken}' cannot be loaded: {why}; fix or uninstall"
+        ) as raised:
             registry.find(broken)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_dataset_and_a_probe_of_another_package_make_tasks(other_package):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import math
 import os
 import re
@@ -34,7 +35,7 @@ from backbones.cliptex.data.tables import Made, kept_table
 from backbones.cliptex.data.tar_index import TarIndex, index_tar, read_member, tar_identity
 from backbones.cliptex.protocols import Progress, Silent
 from common.errors import UserError, first_line
-from common.files import content_key, parse_json
+from common.files import content_key
 
 IMAGES, CAPTIONS = ("jpg", "jpeg", "png", "webp"), ("txt", "json")
 TXT = len(IMAGES)  # the number of that suffix in an index
@@ -203,7 +204,7 @@ class TarPairs(PairSource):
         except OSError as error:
             raise BadPair(f"cannot read {tar} ({error.strerror})") from error
         try:
-            caption = text.decode("utf-8") if row["plain"] else parse_json(text).get("caption")
+            caption = text.decode("utf-8") if row["plain"] else json.loads(text).get("caption")
             if not isinstance(caption, str):
                 raise ValueError("json without a caption")
             caption.encode()  # JSON may have half of a character, which no tokenizer takes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from pathlib import Path
 
 from backbones.cliptex.data.source import (
@@ -16,7 +15,6 @@ from backbones.cliptex.data.source import (
     Shard,
 )
 from common.errors import UserError
-from common.files import open_regular, read_whole
 
 IMAGE_COLUMNS = ("filepath", "image", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "title", "text")
@@ -57,7 +55,7 @@ class TablePairs(PairSource):
             digest.update(f"{name}|{size}|{caption}\n".encode())
         if sum(sizes) <= HASHED_WHOLE_BYTES:
             for name, size in zip(self._paths, sizes, strict=True):
-                digest.update(read_whole(self._root / name) if size >= 0 else b"missing")
+                digest.update((self._root / name).read_bytes() if size >= 0 else b"missing")
         self.fingerprint = digest.hexdigest()[:32]
 
     def key(self, index: int) -> str:
@@ -67,7 +65,7 @@ class TablePairs(PairSource):
         shard = self.shards[self.place_of(index)]
         path = self._root / self._paths[index]
         try:
-            image = read_whole(path)
+            image = path.read_bytes()
         except OSError as error:
             raise BadPair(f"cannot read {self._paths[index]!r} ({error.strerror})") from error
         return Pair(f"{shard.name}/{self._keys[index]}", shard.name, self._captions[index], image)
@@ -76,9 +74,7 @@ class TablePairs(PairSource):
 def _read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Image paths, captions and unique keys of a table."""
     try:  # spreadsheets write a byte order mark
-        with io.TextIOWrapper(
-            open_regular(path, 1 << 35), newline="", encoding="utf-8-sig"
-        ) as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(
                 file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
             )

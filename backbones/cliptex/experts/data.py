@@ -198,7 +198,7 @@ def coco_instances(root: Path, split: Split) -> tuple[tuple[str, ...], list[Coco
     ``UserError``."""
     path = root / COCO[split]
     with report_malformed(f"{path} is not a COCO instance file"):
-        content = read_json(path, 1 << 32)
+        content = read_json(path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         number = {category["id"]: place + 1 for place, category in enumerate(categories)}
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}

@@ -21,7 +21,6 @@ from backbones.cliptex.protocols import Progress
 from backbones.cliptex.tasks import find_task, ordered
 from backbones.cliptex.tasks.base import Task, resize_nearest
 from common.errors import UserError
-from common.files import read_whole
 from common.images import IMAGE_ERRORS
 
 VERSION = 1
@@ -183,5 +182,5 @@ def _digest(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for key, path in sorted(files.items()):
         digest.update(f"{key}\n".encode())
-        digest.update(hashlib.sha256(read_whole(path)).digest())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]

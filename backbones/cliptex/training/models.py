@@ -160,7 +160,7 @@ def _model_config(name: str) -> dict[str, Any]:
         return deepcopy(MODELS[name])
     if name.endswith(".json"):
         try:
-            config = read_json(name, 1 << 20)
+            config = read_json(name)
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"model config {name} cannot be read: {error}") from error

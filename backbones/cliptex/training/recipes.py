@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from backbones.cliptex.tasks import PAPER, find_task, ordered, task_names
 from common.errors import UserError, nearest
-from common.files import content_key, read_json, read_utf8
+from common.files import content_key, read_json, read_text
 from common.settings import (
     Probability,
     Share,
@@ -235,10 +235,10 @@ def find_recipe(name: str, changes: Iterable[str] = ()) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a JSON or TOML file, as ``find_recipe`` describes it."""
     try:
-        settings = tomllib.loads(read_utf8(path)) if path.suffix == ".toml" else read_json(path)
+        settings = tomllib.loads(read_text(path)) if path.suffix == ".toml" else read_json(path)
     except OSError as error:
         raise UserError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"recipe {path} is not valid {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(settings, Mapping):
         raise UserError(f"recipe {path} must be a table of settings, such as lambda_seg = 0.1")

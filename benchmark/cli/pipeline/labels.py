@@ -207,12 +207,12 @@ def _say(manifest: Mapping[str, Any], done: str, size: str, out: Path) -> int:
 def _classes(path: Path) -> dict[str, list[str]]:
     """Task → names of its classes; those of a text file are for every task."""
     from backbones.cliptex.labels.store import LabelStore
-    from common.files import read_utf8
+    from common.files import read_text
 
     if path.is_dir():
         return {task: list(names) for task, names in LabelStore(path).classes.items()}
     try:
-        return {"": [line.strip() for line in read_utf8(path).splitlines() if line.strip()]}
+        return {"": [line.strip() for line in read_text(path).splitlines() if line.strip()]}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read the classes in {path} ({error}); give a text file with a name a line"
