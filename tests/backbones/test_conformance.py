@@ -134,12 +134,12 @@ def repositories(tmp_path_factory):
         )
         if "text_config" in config:
             save_tokenizer(folder / "hf" / model)
-    registry.BACKBONES._things["my-net"] = template.ENTRY
+    registry.BACKBONES.register("my-net", template.ENTRY)
     before = Path.cwd()
     os.chdir(folder / "hf")
     yield
     os.chdir(before)
-    del registry.BACKBONES._things["my-net"]
+    registry.BACKBONES.unregister("my-net")
 
 
 def save_tokenizer(folder: Path) -> None:

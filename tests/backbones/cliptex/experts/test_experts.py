@@ -243,7 +243,7 @@ def test_a_third_party_brings_an_expert_by_entry_point(tmp_path, monkeypatch):
     points = "[cliptex_benchmark.experts]\nflat-world = flat_world:FlatWorld\n"
     (info / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(EXPERTS, "_things", dict(EXPERTS))
+    monkeypatch.setattr(EXPERTS, "_entries", dict(EXPERTS))
     kind = find_expert("flat-world")
     assert issubclass(kind, Expert)
     kind(kind.settings_type()).save(tmp_path / "saved")

@@ -42,8 +42,8 @@ def installed(monkeypatch):
     entries = {"cliptex_benchmark.tasks": [ENTRY], "cliptex_benchmark.experts": [EXPERT]}
     monkeypatch.setattr("common.registry.entry_points", lambda group: entries.get(group, []))
     yield
-    tasks.TASKS._things.pop("edges", None)
-    EXPERTS._things.pop("edge-finder", None)
+    tasks.TASKS.unregister("edges")
+    EXPERTS.unregister("edge-finder")
 
 
 @pytest.fixture
