@@ -18,7 +18,7 @@ if (
 ):  # what is imported now is not half imported, and nothing has begun that could be saved
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
 
-from benchmark.cli.parser import Parser, add_commands, renewed, with_examples
+from benchmark.cli.parser import Parser, add_commands, with_examples
 from benchmark.execution import interrupts, streams
 from common.errors import UserError, user_error_message
 from common.secrets import hide_secrets
@@ -29,30 +29,23 @@ from common.secrets import hide_secrets
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
-    "run": "probe backbones on a suite's tasks, every number into MLflow",
-    "watch": "score the checkpoints of a folder as a training writes them",
-    "list": "names of backbones, tasks, suites, recipes, experts, executors …",
-    "data": "which datasets are there, and whether they are whole; get them",
-    "doctor": "what this machine has of what the suite needs, and what to do about the rest",
+    "run": "probe backbones on a suite's tasks and log the results to MLflow",
+    "watch": "probe the checkpoints of a folder while a training writes them",
+    "list": "list backbones, tasks, suites, recipes, experts, executors …",
+    "data": "check which datasets are present, and download them",
+    "doctor": "check that this machine is ready",
     "experts": "train the models that write pseudo-labels",
-    "labels": (
-        "pseudo-labels of image-caption pairs: let experts predict them, make, check or draw a"
-        " store of them"
-    ),
+    "labels": "predict pseudo-labels of image-caption pairs, store manual ones, check and draw",
     "sweep": "search λs with Optuna: launch, status, best, show",
-    "train": "make a backbone's weights by a recipe: clip, clip-ft, cliptex",
-    "estimate": "hours, GPU-hours and disk of labelling and training on many GPUs",
-    "cache": "big things that can be made again: list, remove, check",
-    "report": "compare what is in MLflow: one page, and tables for a paper",
-    "ui": "MLflow's own UI on the right store",
+    "train": "train a backbone by a recipe: clip, clip-ft, cliptex",
+    "cache": "list and remove reusable artifacts: features, weights, labels …",
+    "report": "compare the results in MLflow: a page, and tables for a paper",
+    "ui": "open MLflow's own UI on the right store",
 }
 
 
-PIPELINE = ("experts", "labels", "train", "estimate")  # commands of a sub-folder
-
-
 def _module(command: str) -> Any:
-    return import_module(f"benchmark.cli.{'pipeline.' if command in PIPELINE else ''}{command}")
+    return import_module(f"benchmark.cli.{command}")
 
 
 class _Version(argparse.Action):
@@ -107,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "python -OO takes away the docstrings that transformers reads; leave it"
                 " (PYTHONOPTIMIZE=2) out"
             )
-        argv = renewed(argv)
         code = _run(argv)
         if sys.stdout is not None:  # it may be closed
             sys.stdout.flush()  # a full disk behind `> FILE` is said here, not lost at the end

@@ -1,178 +1,143 @@
-"""The options of all commands, each said once: a word means the same wherever it stands."""
+"""The options of all commands, each declared once: a flag means the same everywhere."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.files import MAX_SEED
+from common.files import MAX_SEED, write_text
 
 if TYPE_CHECKING:
     from benchmark.execution import ExecutorSpec
+    from benchmark.run import RunOptions
 
-COUNT = 10_000  # more of anything than a command has
 
-
-def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[str], Any]:
-    """The type of an option: a finite number from ``least`` to ``most``, both included."""
+def number(minimum: float, maximum: float | None = None, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option: a number from ``minimum`` to ``maximum``, both included."""
 
     def read(text: str) -> Any:
         value = kind(text)
-        if not least <= value <= most or value == math.inf:
-            told = (
-                f"at least {least:.15g}"
-                if most == math.inf or not value >= least
-                else f"at most {most:.15g}"
-            )
-            raise argparse.ArgumentTypeError(f"{text[:40]}: must be {told}")
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {minimum}")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"{text}: must be at most {maximum}")
         return value
 
-    read.__name__ = {int: "whole number", float: "number"}[
-        kind
-    ]  # argparse says it of text that is none
+    read.__name__ = {int: "integer", float: "number"}[kind]  # for argparse's own message
     return read
-
-
-def name(text: str) -> str:
-    """The type of an option: a name that MLflow and a terminal can hold."""
-    if not text.strip() or len(text) > 200 or not text.isprintable() or "," in text:
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r}: must be a name of 1 to 200 printable characters, no comma among them,"
-            " and not only blanks"
-        )
-    return text
 
 
 def names(text: str) -> list[str]:
     """The type of an option: ``"a, b"`` → ``["a", "b"]``."""
     if not (parts := [part.strip() for part in text.split(",") if part.strip()]):
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give names separated by commas")
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; separate names by commas")
     return parts
 
 
 def folder(text: str) -> Path:
-    """The type of an option: a folder, which need not be there yet."""
-    if (path := Path(text)).exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file; name a folder")
+    """The type of an option: a folder, which need not exist yet."""
+    if (path := Path(text)).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
     return path
 
 
-NAMES: dict[str, Any] = {
-    "action": "extend",
-    "type": names,
-    "default": [],
-}  # comma-separated and repeatable
+# comma-separated and repeatable
+NAMES: dict[str, Any] = {"action": "extend", "type": names, "default": []}
 PAIRS: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 FLAG: dict[str, Any] = {"action": "store_true"}
+SECONDS: dict[str, Any] = {"type": number(0, kind=float), "metavar": "SECONDS"}
+COUNT: dict[str, Any] = {"type": number(1), "metavar": "N"}
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--backbone": (
-        NAMES
-        | {
-            "dest": "backbones",
-            "metavar": "NAME[,NAME]",
-            "help": "backbones to probe; see `list backbones`",
-        }
-    ),
+    "--backbone": {
+        **NAMES,
+        "dest": "backbones",
+        "metavar": "NAME[,NAME]",
+        "help": "backbones to probe; see `list backbones`",
+    },
     "--suite": {"metavar": "NAME", "help": "a named list of tasks; see `list suites`"},
-    "--task": (
-        NAMES
-        | {
-            "dest": "tasks",
-            "metavar": "TASK[,TASK]",
-            "help": "only these tasks; see `list tasks`",
-        }
-    ),
+    "--task": {
+        **NAMES,
+        "dest": "tasks",
+        "metavar": "TASK[,TASK]",
+        "help": "only these tasks; see `list tasks`",
+    },
     "--seed": {
         "type": number(0, MAX_SEED),
         "default": 0,
         "metavar": "N",
-        "help": "of all that is random (default: 0)",
+        "help": "random seed (default: 0)",
     },
-    "--set": PAIRS | {"dest": "overrides", "help": "change a setting of the tasks (repeatable)"},
+    "--set": {**PAIRS, "dest": "overrides", "help": "change a setting of the tasks (repeatable)"},
     "--recipe": {
         "default": "cliptex",
         "metavar": "NAME|FILE",
-        "help": (
-            "how weights are trained: a name of `list recipes`, or a .json/.toml file (default:"
-            " cliptex)"
-        ),
+        "help": "training recipe: a name from `list recipes`, or a .json or .toml file "
+        "(default: cliptex)",
     },
     "--init": {
         "metavar": "WEIGHTS",
-        "help": (
-            "initial weights: open_clip/ARCH/PRETRAINED, a weights file of this suite, random, "
-            "or imagenet (the recipe's model, its timm image tower with ImageNet weights)"
-        ),
+        "help": "initial weights: open_clip/ARCH/PRETRAINED, a weights file of this suite, random, "
+        "or imagenet (the recipe's model, its timm image tower with ImageNet weights)",
     },
     "--pairs": {
         "metavar": "SHARDS|CSV",
-        "help": (
-            "image-caption pairs: webdataset tars ('cc3m/{00000..00331}.tar', also on "
-            "https:// or s3://), CSV or TSV"
-        ),
+        "help": "image-caption pairs: webdataset tars ('cc3m/{00000..00331}.tar', also on "
+        "https:// or s3://), CSV or TSV",
     },
     "--labels": {
         "type": Path,
         "metavar": "DIR",
-        "help": "the pairs' pseudo-labels, of `labels predict`",
+        "help": "pseudo-labels of the pairs, from `labels predict`",
     },
-    "--out": {"type": Path, "metavar": "FILE", "help": "where the result goes"},
-    # where datasets are, and how much of them counts
+    "--out": {"type": Path, "metavar": "FILE", "help": "output file"},
+    # datasets
     "--data-root": {
         "type": Path,
         "metavar": "DIR",
-        "help": "folder in OpenMMLab's tree (VOCdevkit/VOC2012, coco, nyu …)",
+        "help": "folder of datasets in OpenMMLab's layout (VOCdevkit/VOC2012, coco, nyu …)",
     },
-    "--data": (
-        PAIRS
-        | {
-            "metavar": "NAME=DIR",
-            "help": "where one dataset is (repeatable; beats --data-root)",
-        }
-    ),
-    "--partial": FLAG | {"help": "run on datasets that are not whole; then part of the protocol"},
-    "--limit": {"type": number(1), "metavar": "N", "help": "only N of them"},
-    # who computes
+    "--data": {
+        **PAIRS,
+        "metavar": "NAME=DIR",
+        "help": "folder of one dataset (repeatable; overrides --data-root)",
+    },
+    "--partial": {
+        **FLAG,
+        "help": "accept incomplete datasets; results then belong to another protocol",
+    },
+    "--limit": {"type": number(1), "metavar": "N", "help": "only the first N"},
+    # execution
     "--executor": {
         "default": "local",
         "metavar": "NAME",
-        "help": "local (default), slurm, ray; see `list executors`",
+        "help": "local (default), slurm or ray; see `list executors`",
     },
-    "--executor-arg": (
-        PAIRS
-        | {
-            "help": (
-                "a setting of the executor (repeatable): partition=gpu, time=240, address=auto …"
-            )
-        }
-    ),
+    "--executor-arg": {
+        **PAIRS,
+        "help": "a setting of the executor (repeatable): partition=gpu, time=240, address=auto …",
+    },
     "--jobs": {
-        "type": number(0, COUNT),
+        "type": number(0),
         "default": 0,
         "metavar": "N",
-        "help": (
-            "tasks at once (default: as many as there are GPUs, or shares of the cores; 1: in this"
-            " process)"
-        ),
+        "help": "tasks at once (default: one per GPU or share of the cores; 1: in this process)",
     },
     "--num-workers": {
-        "type": number(0, 1024),
+        "type": number(0),
         "metavar": "N",
-        "help": (
-            "what loads images, for each task; never changes a result "
-            "(default: cores divided by tasks at once; 2 on SLURM)"
-        ),
+        "help": "data-loading processes of each task; results do not depend on them "
+        "(default: cores divided by tasks at once; 2 on SLURM)",
     },
     "--device": {"default": "auto", "help": "cpu, cuda, cuda:1 … (default: auto)"},
-    # where results go
-    "--experiment": {"type": name, "metavar": "NAME", "help": "MLflow experiment"},
+    # results
+    "--experiment": {"metavar": "NAME", "help": "MLflow experiment"},
     "--tracking-uri": {
         "metavar": "URI",
         "help": "MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here)",
@@ -181,66 +146,56 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "nargs": "?",
         "const": "-",
         "metavar": "FILE",
-        "help": "the same as JSON: into FILE, or without one instead of the lines",
+        "help": "write JSON to FILE, or print it instead of the lines",
     },
-    "--dry-run": (
-        FLAG | {"help": "say what is done, what is to do and what that costs; makes nothing"}
-    ),
+    "--dry-run": {**FLAG, "help": "show what would be done, and do nothing"},
     "--config": {
         "type": Path,
         "metavar": "FILE",
-        "help": "YAML or TOML file of these options; what is typed here beats it",
+        "help": "YAML or TOML file with options; options on the command line override it",
     },
 }
 
 
 def add(parser: Any, *flags: str, **changes: Any) -> None:
-    """Give a parser (or a group of one) options of the table; ``changes`` are this command's own
-    (``default``, ``help`` …)."""
+    """Add options of the table to a parser or group, with ``changes`` such as ``default``."""
     for flag in flags:
         parser.add_argument(flag, **{**OPTIONS[flag], **changes})
 
 
 def add_data(parser: argparse.ArgumentParser, *, scored: bool = False) -> None:
-    """Where the datasets are; of a command that scores on them also how much of them counts."""
+    """Add the folders of datasets and, if ``scored``, how much of them is used."""
     group = parser.add_argument_group("datasets")
     add(group, "--data-root", "--data")
     if scored:
         add(group, "--partial")
-        about = "score only N test images of each dataset, evenly spaced; then part of the protocol"
-        add(group, "--limit", help=about)
+        limit = "score only N test images of each dataset, evenly spaced; another protocol"
+        add(group, "--limit", help=limit)
 
 
 def add_execution(parser: argparse.ArgumentParser) -> None:
-    """Who runs the units of work, and on what."""
-    add(
-        parser.add_argument_group("execution"),
-        "--executor",
-        "--executor-arg",
-        "--jobs",
-        "--num-workers",
-        "--device",
-    )
+    """Add executor and device."""
+    group = parser.add_argument_group("execution")
+    add(group, "--executor", "--executor-arg", "--jobs", "--num-workers", "--device")
 
 
 def add_tracking(
-    parser: argparse.ArgumentParser, experiment: str | None = None, shown: str = ""
+    parser: argparse.ArgumentParser, experiment: str | None = None, default: str = ""
 ) -> None:
-    """Which MLflow store, and which experiment by default (as ``shown``, where that depends); ''
-    where none is written."""
+    """Add the MLflow store and, unless '', the experiment.
+
+    Args:
+        experiment: its default; None if it depends on other options, as ``default`` explains.
+    """
     group = parser.add_argument_group("MLflow")
     if experiment != "":
-        add(
-            group,
-            "--experiment",
-            default=experiment,
-            help=f"MLflow experiment (default: {experiment or shown})",
-        )
+        about = f"MLflow experiment (default: {experiment or default})"
+        add(group, "--experiment", default=experiment, help=about)
     add(group, "--tracking-uri")
 
 
 def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
-    """What ``add_execution`` was told. Raises ``UserError`` for a setting of another form."""
+    """The executor of ``add_execution``'s options. Raises ``UserError`` for a malformed setting."""
     from benchmark.execution import ExecutorSpec
     from common.settings import parse_pairs
 
@@ -250,27 +205,39 @@ def executor_spec(options: argparse.Namespace) -> ExecutorSpec:
     )
 
 
-def placed(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
-    """``["coco=/data/coco"]`` → ``{"coco": Path("/data/coco")}``; raises ``UserError`` for another
-    form."""
-    result = {}
+def run_options(options: argparse.Namespace, **changes: Any) -> RunOptions:
+    """The ``RunOptions`` of a command's options, the rest as their defaults."""
+    from benchmark.run import RunOptions
+
+    values = {**vars(options), "data": parse_folders(options.data), **changes}
+    values["executor"] = executor_spec(options)
+    names = [field.name for field in fields(RunOptions)]
+    return RunOptions(**{name: values[name] for name in names if name in values})
+
+
+def parse_folders(pairs: Sequence[str], option: str = "--data") -> dict[str, Path]:
+    """``["coco=/data/coco"]`` → ``{"coco": Path("/data/coco")}``.
+
+    Raises:
+        UserError: a pair is not of the form NAME=DIR.
+    """
+    folders = {}
     for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not equals or not name or not folder:
+        name, _, folder = pair.partition("=")
+        if not name or not folder:
             raise UserError(f"{option} {pair!r} is not of the form NAME=DIR")
-        result[name] = Path(folder).expanduser()
-    return result
+        folders[name] = Path(folder).expanduser()
+    return folders
 
 
-def gave_json(options: argparse.Namespace, value: Any) -> bool:
-    """Put ``value`` where ``--json`` says; whether that was in the place of the lines."""
-    text = (
-        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n" if options.json else ""
-    )
-    if options.json == "-":
-        sys.stdout.write(text)
-    elif options.json:
-        from common.files import json_output_path, write_text
-
-        write_text(json_output_path(Path(options.json)), text)
-    return options.json == "-"
+def wrote_json(
+    options: argparse.Namespace, value: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> bool:
+    """Write ``value`` as ``--json`` says; True if it was printed instead of the lines."""
+    if options.json:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        if options.json == "-":
+            sys.stdout.write(text)
+            return True
+        write_text(Path(options.json), text)
+    return False

@@ -1,12 +1,11 @@
-"""``report``: compare what is in MLflow, as one page and as tables."""
+"""``report``: compare the results in MLflow, as a page and as tables."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.cli.options import FLAG, NAMES, add, add_tracking, folder
+from benchmark.cli.options import NAMES, add, add_tracking, folder
 from benchmark.cli.parser import with_examples
 
 
@@ -18,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone clip,clip-ft,cliptex --format html,latex --ui-url http://127.0.0.1:5000",
     )
     add(parser, "--config")
-    about = "MLflow experiments (default: mini where it has results, else the latest one that has)"
+    about = "MLflow experiments (default: mini if it has results, else the latest that has)"
     parser.add_argument("--experiment", **NAMES, metavar="NAME[,NAME]", help=about)
-    about = "only these, in this order (default: all); NAME@SHA picks weights by their sha256"
+    about = "only these, in this order (default: all); NAME@SHA selects weights by their sha256"
     add(parser, "--backbone", help=about)
     about = "what the others are compared with (default: clip-ft, clip, random, or the first)"
     parser.add_argument("--baseline", metavar="NAME", help=about)
@@ -28,50 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", metavar="NAME", help="report on this λ sweep instead")
     about = "html, md, csv, latex (default: html)"
     parser.add_argument("--format", **NAMES, metavar="NAME[,NAME]", help=about)
-    add(
-        parser,
-        "--out",
-        type=folder,
-        default=Path("report"),
-        metavar="DIR",
-        help="folder to write (default: report)",
-    )
+    about = "output folder (default: report)"
+    add(parser, "--out", type=folder, default=Path("report"), metavar="DIR", help=about)
     about = "address of an MLflow UI: numbers then link to their runs"
     parser.add_argument("--ui-url", default="", metavar="URL", help=about)
-    parser.add_argument(
-        "--verify",
-        **FLAG,
-        help=(
-            "instead, check every finished result of --experiment (default: of all) against its"
-            " artifacts: metrics, protocol, per-image scores computed again; exit code 1 when one"
-            " is wrong"
-        ),
-    )
     add_tracking(parser, "")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Build the report, write it, say what it says."""
+    """Build and write the report; print its headline."""
     from benchmark.execution.progress import Bar, console
     from reports.errors import TrackingError
     from reports.render.export import FORMATS, write
     from reports.report import Request, build
 
-    if options.verify:
-        return _verify(options.experiment, options.tracking_uri)
     formats = list(dict.fromkeys(options.format)) or ["html"]
-    for name in formats:
-        if name not in FORMATS:
-            raise TrackingError(f"--format {name}: there are {', '.join(FORMATS)}")
+    if unknown := set(formats) - set(FORMATS):
+        raise TrackingError(f"--format {min(unknown)}: choose from {', '.join(FORMATS)}")
     if options.study and (options.backbones or options.tasks or options.baseline):
-        raise TrackingError(
-            "--study reports on a sweep's trials; --backbone, --task and --baseline do not go"
-            " with it"
-        )
-    if options.ui_url and not options.ui_url.startswith(("http://", "https://")):
-        raise TrackingError(
-            f"--ui-url {options.ui_url!r} is no address; give one like http://127.0.0.1:5000"
-        )
+        raise TrackingError("--study excludes --backbone, --task and --baseline")
     request = Request(
         experiments=options.experiment,
         baseline=options.baseline,
@@ -85,27 +59,10 @@ def main(options: argparse.Namespace) -> int:
         report = build(request, bar.start, bar.advance)
         files = write(report, options.out, formats)
     if not request.experiments and report.analysis is not None:
-        console.print(
-            f"experiment {', '.join(report.analysis.selection.experiments)}",
-            style="dim",
-            markup=False,
-        )
-    console.print(report.verdict.headline, style="bold", markup=False)
+        experiments = ", ".join(report.analysis.selection.experiments)
+        console.print(f"experiment {experiments}", style="dim")
+    console.print(report.verdict.headline, style="bold")
     for note in report.notes:
-        console.print(f"  note · {note}", style="dim", markup=False)
-    console.print(f"report: {', '.join(map(str, files))}", markup=False)
+        console.print(f"  note · {note}", style="dim")
+    console.print(f"report: {', '.join(map(str, files))}")
     return 0
-
-
-def _verify(experiments: Sequence[str], tracking_uri: str | None) -> int:
-    """Say what is wrong in the store, a line each."""
-    from benchmark.execution.progress import Bar, console
-    from benchmark.results.verify import verify
-    from reports.mlflow.query import Store
-
-    with Bar() as bar:
-        count, wrong = verify(Store(tracking_uri), experiments, bar.start, bar.advance)
-    for line in wrong:
-        console.print(line, style="red", markup=False)
-    console.print(f"{count} finished results, {len(wrong)} things wrong")
-    return 1 if wrong else 0

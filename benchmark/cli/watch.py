@@ -1,4 +1,4 @@
-"""``watch``: score the checkpoints of a folder as a training writes them."""
+"""``watch``: probe the checkpoints of a folder while a training writes them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from benchmark.cli.options import (
     FLAG,
+    SECONDS,
     add,
     add_data,
     add_execution,
     add_tracking,
-    executor_spec,
     number,
-    placed,
+    run_options,
 )
 from benchmark.cli.parser import with_examples
 
@@ -27,68 +27,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " --data-root DIR --once",
     )
     add(parser, "--config")
-    parser.add_argument(
-        "--backbone",
-        required=True,
-        metavar="NAME",
-        help="what the checkpoints are of: cliptex, open_clip/ARCH …",
-    )
-    about = (
-        "where they appear; the last number of a file's name is its step (`train --keep-every`"
-        " writes OUT.steps/)"
-    )
+    about = "backbone of the checkpoints: cliptex, open_clip/ARCH …"
+    add(parser, "--backbone", required=True, metavar="NAME", help=about)
+    about = "folder of checkpoints; the last number in a file's name is its step"
     parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help=about)
-    add(
-        parser,
-        "--suite",
-        default="companion",
-        help="a named list of tasks; see `list suites` (default: companion)",
-    )
+    about = "a named list of tasks; see `list suites` (default: companion)"
+    add(parser, "--suite", default="companion", help=about)
     add(parser, "--task", "--set", "--seed")
-    about = "between two looks (default: 30)"
-    parser.add_argument(
-        "--every", type=number(0, kind=float), default=30.0, metavar="SECONDS", help=about
-    )
-    about = "end when this step is scored (default: go on until Ctrl-C)"
+    about = "between two looks at the folder (default: 30)"
+    parser.add_argument("--every", **SECONDS, default=30.0, help=about)
+    about = "end after this step (default: on Ctrl-C)"
     parser.add_argument("--until", type=number(0), metavar="STEP", help=about)
-    parser.add_argument("--once", **FLAG, help="score what is there, and end")
+    parser.add_argument("--once", **FLAG, help="probe the present checkpoints and end")
     add_data(parser, scored=True)
     add_execution(parser)
-    add_tracking(parser, shown="the suite's name")
+    add_tracking(parser, default="the suite's name")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Watch; show each checkpoint's table."""
+    """Watch; print each checkpoint's table."""
     from benchmark.execution.progress import console
-    from benchmark.results.outcome import RunResult
     from benchmark.results.table import show
-    from benchmark.run import RunOptions
     from benchmark.watch import WatchOptions, watch
     from reports.mlflow.client import using
 
-    def told(step: int, result: RunResult) -> None:
-        show(result.tasks, result.cells)
-
-    asked = RunOptions(
-        (options.backbone,),
-        options.suite,
-        options.tasks,
-        seed=options.seed,
-        overrides=options.overrides,
-        data_root=options.data_root,
-        data=placed(options.data),
-        partial=options.partial,
-        limit=options.limit,
-        executor=executor_spec(options),
-        experiment=options.experiment,
-        only=True,
-    )
+    request = run_options(options, only=True)
+    settings = WatchOptions(request, options.dir, options.every, options.until, options.once)
     with using(options.tracking_uri):
-        failed = watch(
-            WatchOptions(asked, options.dir, options.every, options.until, options.once), told
-        )
-    console.print(
-        "curves by training step are in MLflow, in the run whose name begins with watch",
-        markup=False,
-    )
+        failed = watch(settings, lambda step, result: show(result.tasks, result.cells))
+    console.print("curves by training step: the MLflow run whose name begins with watch")
     return 1 if failed else 0

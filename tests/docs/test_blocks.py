@@ -28,7 +28,7 @@ from backbones.cliptex.training.recipes import find_recipe
 from benchmark import evaluate
 from benchmark.__main__ import main, parser
 from benchmark.cell import Cell
-from benchmark.cli.options import placed
+from benchmark.cli.options import parse_folders
 from benchmark.cli.sweep import _sweep_options
 from benchmark.execution import EXECUTORS
 from benchmark.plan import plan_tasks
@@ -69,7 +69,7 @@ def run(options: Namespace) -> None:
         for option in fields(RunOptions)
         if hasattr(options, option.name)
     }
-    request = RunOptions(**{**options_given, "data": placed(options.data), "executor": None})
+    request = RunOptions(**{**options_given, "data": parse_folders(options.data), "executor": None})
     try:
         plan = make_plan(request)
     except UserError as error:  # a suite of what is there, and nothing is here
@@ -110,7 +110,7 @@ def label(options: Namespace) -> None:
 def labels(options: Namespace) -> None:
     if hasattr(options, "experts"):
         label(options)
-    for name in placed(getattr(options, "folders", ()), "--from"):
+    for name in parse_folders(getattr(options, "folders", ()), "--from"):
         find_task(name)
 
 

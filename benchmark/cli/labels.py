@@ -1,9 +1,9 @@
-"""``labels``: let experts predict pseudo-labels of image-caption pairs, make a store of people's
-labels, check and draw them."""
+"""``labels``: predict pseudo-labels of image-caption pairs, store manual ones, check and draw."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from benchmark.cli.options import (
     folder,
     names,
     number,
-    placed,
+    parse_folders,
 )
 from benchmark.cli.parser import add_command, add_commands, with_examples
 from common.errors import UserError
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     predict = add_command(
         commands,
         "predict",
-        "let experts write pseudo-labels, once; a task for each shard of pairs",
+        "let experts write pseudo-labels, a task for each shard of pairs",
         "--pairs 'cc3m/{00000..00331}.tar' --experts dpt=Intel/dpt-large,nll-angmf=scannet.pt --out"
         " labels/",
         "--pairs pairs.csv --experts dpt=dpt/ --set label_side=112 --out labels/ --dry-run",
@@ -41,75 +41,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(predict, "--pairs", required=True)
     about = "mask-rcnn=…, dpt=…, nll-angmf=…; see `list experts`"
     predict.add_argument(
-        "--experts", required=True, type=names, metavar="NAME=WHERE[,…]", help=about
+        "--experts", required=True, type=names, metavar="NAME=WEIGHTS[,…]", help=about
     )
     add(predict, "--out", required=True, type=folder, metavar="DIR", help="the label store")
-    add(predict, "--set", help="change how labels are made (repeatable): input_side, label_side")
-    predict.add_argument(
-        "--batch-size", type=number(1, COUNT), default=32, metavar="N", help="images (default: 32)"
-    )
+    add(predict, "--set", help="change a label setting (repeatable): input_side, label_side")
+    predict.add_argument("--batch-size", **COUNT, default=32, help="images per batch (default: 32)")
     add_execution(predict)
     add_tracking(predict, "label")
 
     make = add_command(
         commands,
         "make",
-        "a label store from folders of files, for `train --manual-labels`",
+        "make a label store from folders of files, for `train --manual-labels`",
         "--pairs 'cc3m/{00000..00331}.tar' --from depth=depth/ --out mine/",
         "--pairs pairs.csv --from seg=masks/ --classes names.txt --label-side 0 --out mine/",
     )
     add(make, "--config")
     add(make, "--pairs", required=True)
-    make.add_argument(
-        "--from",
-        **PAIRS | {"metavar": "TASK=DIR"},
-        required=True,
-        dest="folders",
-        help=(
-            "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
-            " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
-            " black unknown. Files are called as their pairs (repeatable)"
-        ),
+    about = (
+        "seg=DIR: masks of class numbers, 255 unknown; depth=DIR: 16-bit PNGs in millimetres, 0"
+        " unknown; normal=DIR: RGB PNGs, n = png / 127.5 - 1, x right, y up, z to the camera,"
+        " black unknown. Files are named like their pairs (repeatable)"
     )
-    about = "names of the masks' classes, one a line; or those of another label store"
+    folders = {**PAIRS, "metavar": "TASK=DIR", "dest": "folders", "required": True}
+    make.add_argument("--from", **folders, help=about)
+    about = "class names of the masks, one a line; or another label store"
     make.add_argument("--classes", type=Path, metavar="FILE|DIR", help=about)
-    about = "short side that labels are kept at; 0: as they are (default: 60)"
-    make.add_argument("--label-side", type=number(0, COUNT), default=60, metavar="N", help=about)
+    about = "short side of stored labels; 0: as they are (default: 60)"
+    make.add_argument("--label-side", type=number(0), default=60, metavar="N", help=about)
     add(make, "--out", required=True, type=folder, metavar="DIR", help="the label store")
 
-    check = add_command(
-        commands,
-        "check",
-        "whether every byte is as it was written, and all counts agree",
-        "labels/",
-        "/shared/labels",
-    )
+    about = "check that every byte is as written and all counts agree"
+    check = add_command(commands, "check", about, "labels/", "/shared/labels")
     draw = add_command(
         commands,
         "draw",
-        "a picture of labels beside images",
+        "draw labels beside their images",
         "labels/ --pairs 'cc3m/{00000..00331}.tar'",
         "labels/ --pairs pairs.csv --limit 20 --out look.png",
     )
     for command in (check, draw):
         command.add_argument("dir", type=Path, metavar="DIR", help="the label store")
     add(draw, "--pairs", required=True)
-    add(draw, "--limit", type=number(1, COUNT), default=8, help="how many pairs (default: 8)")
+    add(draw, "--limit", default=8, help="number of pairs (default: 8)")
     add(draw, "--out", default=Path("labels.png"), help="the picture (default: labels.png)")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Exit code 1 when a store is damaged."""
+    """Run one of the commands; exit code 1 if ``check`` finds errors."""
     return {"predict": predict, "make": make, "check": check, "draw": draw}[options.what](options)
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Let experts label, then say how many, how big, how exact."""
-    if "RANK" in os.environ:
-        told = "start it once: its shards are tasks (see --executor and --jobs)"
-        raise UserError(f"labels predict does not run under torchrun; {told}")
-    import asyncio
-
+    """Let experts label the pairs."""
     from backbones.cliptex.labels.labeller import LabelSettings
     from benchmark.stages.dry_run import preview_label
     from benchmark.stages.labels import LabelRequest, label_stage
@@ -117,103 +101,100 @@ def predict(options: argparse.Namespace) -> int:
     from common.settings import parse_pairs, with_changes
     from reports.mlflow.client import using
 
+    if "RANK" in os.environ:
+        raise UserError("labels predict does not run under torchrun; see --executor and --jobs")
     spec = executor_spec(options)
-    settings = with_changes(LabelSettings(), parse_pairs(options.overrides))
-    experts = tuple(dict.fromkeys(options.experts))
     request = LabelRequest(
         options.pairs,
-        experts,
+        tuple(dict.fromkeys(options.experts)),
         options.out,
-        settings,
+        with_changes(LabelSettings(), parse_pairs(options.overrides)),
         options.batch_size,
         experiment=options.experiment,
     )
-    if options.dry_run:
-        with using(options.tracking_uri):
+    with using(options.tracking_uri):
+        if options.dry_run:
             preview_label(request, spec)
-        return 0
-    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
-        manifest = asyncio.run(label_stage(request, executor))
-    size = f"{manifest['bytes_per_image']:.0f} bytes an image"
-    return _say(
-        manifest,
-        f"{manifest['pairs_in']} pairs in, {manifest['pairs_out']} labelled",
-        size,
-        options.out,
-    )
+            return 0
+        with driving(spec, options.experiment) as (executor, _):
+            manifest = asyncio.run(label_stage(request, executor))
+    counts = f"{manifest['pairs_out']} of {manifest['pairs_in']} pairs labelled"
+    _show(manifest, f"{counts}, {manifest['bytes_per_image']:.0f} bytes per image", options.out)
+    return 0
 
 
 def make(options: argparse.Namespace) -> int:
-    """A store from files."""
+    """Make a label store from files."""
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.make import ManualLabels, make_labels
     from backbones.cliptex.tasks import find_task
     from benchmark.execution.progress import Bar, console
     from benchmark.stages.stage import one_maker
 
-    folders = placed(options.folders, "--from")
-    classes = _classes(options.classes) if options.classes else {}
-    named = {
+    folders = parse_folders(options.folders, "--from")
+    classes = _read_classes(options.classes) if options.classes else {}
+    task_classes = {
         name: classes.get(name, classes.get("", ()))
         for name in folders
         if find_task(name).has_classes
     }
-    manual = ManualLabels(folders, named, options.label_side)
+    labels = ManualLabels(folders, task_classes, options.label_side)
 
-    def say(line: str) -> None:
-        console.print(f"  note · {line}", style="dim", markup=False)
+    def note(line: str) -> None:
+        console.print(f"  note · {line}", style="dim")
 
     with Bar() as bar, one_maker(options.out):
-        manifest = make_labels(open_pairs(options.pairs, bar), manual, options.out, bar, say)
-    made = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
-    return _say(manifest, f"labels of {manifest['pairs_out']} pairs made ({made})", "", options.out)
+        manifest = make_labels(open_pairs(options.pairs, bar), labels, options.out, bar, note)
+    counts = ", ".join(f"{count} of {name}" for name, count in manifest["files"].items())
+    _show(manifest, f"{manifest['pairs_out']} pairs labelled ({counts})", options.out)
+    return 0
 
 
 def check(options: argparse.Namespace) -> int:
-    """A line for each thing that is wrong."""
+    """Print a line for each error of a store."""
     from backbones.cliptex.labels.store import LabelStore, check_labels
     from benchmark.execution.progress import console
 
-    wrong = check_labels(options.dir)
-    for line in wrong or [f"{options.dir} is whole: {len(LabelStore(options.dir))} pairs labelled"]:
-        console.print(line, markup=False)
-    return 1 if wrong else 0
+    errors = check_labels(options.dir)
+    for line in errors:
+        console.print(line)
+    if not errors:
+        console.print(f"{options.dir} is intact: {len(LabelStore(options.dir))} pairs labelled")
+    return 1 if errors else 0
 
 
 def draw(options: argparse.Namespace) -> int:
-    """A picture."""
+    """Draw a picture of labels."""
     from backbones.cliptex.data.pairs import open_pairs
     from backbones.cliptex.labels.picture import draw_labels
     from benchmark.execution.progress import console
 
     draw_labels(options.dir, open_pairs(options.pairs), options.out, options.limit)
-    console.print(f"drawn: {options.out}", markup=False)
+    console.print(f"written: {options.out}")
     return 0
 
 
-def _say(manifest: Mapping[str, Any], done: str, size: str, out: Path) -> int:
-    """What was labelled, and the first that failed."""
+def _show(manifest: Mapping[str, Any], summary: str, out: Path) -> None:
     from benchmark.execution.progress import console
 
     failed = manifest["failed"]
-    console.print(f"{done}, {len(failed)} failed{f', {size}' if size else ''}: {out}", markup=False)
+    console.print(f"{summary}, {len(failed)} failed: {out}")
     for key, reason in failed[:5]:
-        console.print(f"  failed: {key}: {reason}", markup=False)
+        console.print(f"  failed: {key}: {reason}")
     if len(failed) > 5:
-        console.print(f"  … all of them are named in {out / 'manifest.json'}", markup=False)
-    return 0
+        console.print(f"  … {out / 'manifest.json'} has all of them")
 
 
-def _classes(path: Path) -> dict[str, list[str]]:
-    """Task → names of its classes; those of a text file are for every task."""
+def _read_classes(path: Path) -> dict[str, list[str]]:
+    """Task → class names; those of a text file are for every task, under ''."""
     from backbones.cliptex.labels.store import LabelStore
-    from common.files import read_text
 
     if path.is_dir():
         return {task: list(names) for task, names in LabelStore(path).classes.items()}
     try:
-        return {"": [line.strip() for line in read_text(path).splitlines() if line.strip()]}
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read the classes in {path} ({error}); give a text file with a name a line"
+            f"cannot read --classes {path} ({error}); give a text file with a name on each line"
         ) from error
+    return {"": [line.strip() for line in lines if line.strip()]}

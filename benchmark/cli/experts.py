@@ -1,8 +1,9 @@
-"""``experts train``: a model that writes pseudo-labels, trained and measured on truth."""
+"""``experts train``: train a model that writes pseudo-labels."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 
 from benchmark.cli.options import add, add_execution, add_tracking, executor_spec, folder
 from benchmark.cli.parser import add_command, add_commands, with_examples
@@ -14,19 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = add_command(
         add_commands(parser, "what"),
         "train",
-        "train one on a folder in the official layouts, and measure it on truth",
+        "train an expert on a dataset in its official layout and evaluate it",
         "unet --data-root DIR --out unet/",
         "dpt --data-root DIR --set epochs=4 --out dpt/ --device cuda",
     )
-    train.add_argument("name", metavar="NAME", help="which; see `list experts`")
+    train.add_argument("name", metavar="NAME", help="the expert; see `list experts`")
     add(train, "--config")
-    add(
-        train,
-        "--data-root",
-        required=True,
-        help="folder with coco/ (seg) or nyu/ (depth, normal), train and val",
-    )
-    add(train, "--out", type=folder, required=True, metavar="DIR", help="where the expert goes")
+    about = "folder with coco/ (seg) or nyu/ (depth, normal), train and val"
+    add(train, "--data-root", required=True, help=about)
+    add(train, "--out", type=folder, required=True, metavar="DIR", help="output folder")
     add(train, "--set", help="change a setting of its training (repeatable): size, epochs, lr …")
     add(train, "--seed")
     add_execution(train)
@@ -34,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Train one expert and say how well it does."""
-    import asyncio
-
+    """Train one expert."""
     from benchmark.execution.progress import console
     from benchmark.stages.experts import ExpertTraining, expert_stage
     from benchmark.stages.stage import driving
@@ -51,11 +46,9 @@ def main(options: argparse.Namespace) -> int:
         options.seed,
         experiment=options.experiment,
     )
-    with (
-        using(options.tracking_uri),
-        driving(executor_spec(options), options.experiment) as (executor, _),
-    ):
+    spec = executor_spec(options)
+    with using(options.tracking_uri), driving(spec, options.experiment) as (executor, _):
         asyncio.run(expert_stage(inputs, executor))
-    told = f"--experts {options.name}={options.out} --pairs … --out …"
-    console.print(f"label with it: python -m benchmark labels predict {told}", markup=False)
+    arguments = f"--experts {options.name}={options.out} --pairs … --out …"
+    console.print(f"label with it: python -m benchmark labels predict {arguments}")
     return 0
