@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rm = add_command(commands, "rm", about, "3f2a", "--kind features --older-than 30 --yes")
     for command in (ls, rm):
         about = f"only these: {', '.join(KINDS)}"
-        command.add_argument("--kind", choices=KINDS, metavar="KIND", help=about)
+        command.add_argument("--kind", choices=[*KINDS], metavar="KIND", help=about)
     add(ls, "--json")
     rm.add_argument("names", nargs="*", metavar="NAME", help="see `cache ls`")
     about = "only entries that were not used for so many days"

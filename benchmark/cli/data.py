@@ -89,17 +89,16 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _show_suites(absent: set[str]) -> None:
-    """How many datasets of each suite that runs on what is present."""
+    """Count the datasets of each suite that runs on what is present."""
     from benchmark.execution.progress import console
     from benchmark.suites.registry import SUITES
 
     for suite in SUITES.values():
-        if suite.what_is_there:
-            names = list(dict.fromkeys(task.partition("/")[0] for task in suite.tasks))
-            missing = [name for name in names if name in absent]
-            listed = f"; missing: {', '.join(missing)}" if missing else ""
-            present = len(names) - len(missing)
-            console.print(f"{suite.name}: {present} of {len(names)} datasets{listed}")
+        names = dict.fromkeys(task.partition("/")[0] for task in suite.tasks)
+        missing = [name for name in names if name in absent]
+        if suite.what_is_there and len(missing) < len(names):
+            present = f"{suite.name}: {len(names) - len(missing)} of {len(names)} datasets"
+            console.print(f"{present}; missing: {', '.join(missing)}" if missing else present)
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -173,16 +173,19 @@ def mlflow(options: argparse.Namespace) -> Iterator[Finding]:
 
 def home(options: argparse.Namespace) -> Iterator[Finding]:
     """Space and locks in ``$CLIPTEX_HOME``."""
-    from common.files import home, report_unwritable
+    from common.files import home
     from common.locks import lock_path, locked
 
-    folder = home()
-    with report_unwritable(folder):
+    folder, remedy = home(), "set CLIPTEX_HOME to another folder"
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(lock_path("doctor", "")):
-        free = shutil.disk_usage(folder).free
+        with locked(lock_path("doctor", "")):
+            free = shutil.disk_usage(folder).free
+    except (OSError, UserError) as error:
+        yield Finding("home", "bad", f"{folder}: {first_line(error)}", remedy)
+        return
     state = "bad" if free < GB else "warn" if free < 20 * GB else "ok"
-    remedy = "" if state == "ok" else "see `cache ls`, or set CLIPTEX_HOME to another folder"
+    remedy = "" if state == "ok" else f"see `cache ls`, or {remedy}"
     yield Finding("home", state, f"{folder}, {free / GB:.0f} GB free", remedy)
 
 

@@ -15,7 +15,7 @@ Rows = list[tuple[str, str]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``list``."""
     with_examples(parser, "backbones dino", "tasks --limit 10 --json tasks.json")
-    parser.add_argument("what", choices=LISTS, metavar="what", help=", ".join(LISTS))
+    parser.add_argument("what", choices=[*LISTS], metavar="what", help=", ".join(LISTS))
     about = "only lines with this word"
     parser.add_argument("filter", nargs="?", default="", metavar="WORD", help=about)
     add(parser, "--limit", "--json")
