@@ -162,12 +162,12 @@ def run_cells(
                 with runs.pop(task.name):
                     if isinstance(result, Exception):
                         raise result
-                    result.cost |= {
+                    cost = told.cost.metrics() | {
                         "seconds": seconds,
                         "disk_bytes": disk,
                         "peak_memory_mb": peak_mb(context.device),
                     }
-                    outcome = _finish(task, told, run, result, context.model)
+                    outcome = _finish(task, told, run, result, cost, context.model)
             except Exception as error:
                 outcome = error
             ended(task, outcome)
@@ -271,8 +271,18 @@ def log_probed(run: Run, data: PreparedDataset) -> None:
     )
 
 
-def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, model: str) -> Cell:
+def _finish(
+    task: PlannedTask,
+    told: Context,
+    run: Run,
+    result: TaskResult,
+    cost: Mapping[str, float],
+    model: str,
+) -> Cell:
     """Write what came out into the run."""
+    result.metrics = {
+        name: result.metrics[name] for name in task.probe.metrics if name in result.metrics
+    }
     missing = [
         name for name in task.probe.metrics if not np.isfinite(result.metrics.get(name, np.nan))
     ]
@@ -294,6 +304,9 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
     run.log_metrics(result.metrics, scored=scored)
     if task.spec.kind in ("segmentation", "detection"):
         result.per_image["classes"] = np.array(told.data.classes)  # for tables of single classes
+    run.log_metrics({f"cost/{name}": value for name, value in cost.items()})
+    config = task.probe.config(told)
+    run.log_text(config, "config.json" if config.lstrip().startswith("{") else "config.py")
     _write(run, result, protocol)
     run.set_tags({"metrics": ",".join(n for n in result.metrics if np.isfinite(result.metrics[n]))})
     for log in sorted(told.work_dir.rglob("*.log")):
@@ -304,22 +317,17 @@ def _finish(task: PlannedTask, told: Context, run: Run, result: TaskResult, mode
         told.seed,
         "done",
         result.metrics,
-        seconds=result.cost["seconds"],
+        seconds=cost["seconds"],
         run_id=run.id,
         notes=result.notes,
     )
 
 
 def _write(run: Run, result: TaskResult, protocol: dict[str, Any]) -> None:
-    run.log_metrics({f"cost/{name}": value for name, value in result.cost.items()})
     run.log_json(protocol, "protocol.json")
     run.log_json(
         {k: (v if np.isfinite(v) else None) for k, v in result.metrics.items()}, "metrics.json"
     )
-    if result.config:
-        run.log_text(
-            result.config, "config.json" if result.config.lstrip().startswith("{") else "config.py"
-        )
     if result.notes:
         run.log_text("\n".join(result.notes) + "\n", "notes.txt")
         run.describe("\n".join(f"* {note}" for note in result.notes))

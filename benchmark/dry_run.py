@@ -25,7 +25,7 @@ from benchmark.groups import task_groups
 from benchmark.run import RunOptions, RunPlan, make_plan
 from benchmark.stages.estimate import duration
 from benchmark.suites.registry import PreviewStage, SuitePreview
-from probes.base import Context, why_not
+from probes.base import Context, missing_capability
 from probes.datasets.base import PreparedDataset
 from probes.datasets.check import NotExamined
 from probes.features.budget import gigabytes
@@ -216,7 +216,7 @@ def _states(
         console.print(f"  note · {config['name']}: {error}", style="dim", markup=False)
         return states
     for task in plan.tasks:
-        if why_not(task.probe, backbone):
+        if missing_capability(task.probe, backbone):
             states[task.name] = "not applicable"
         elif (
             data is not None

@@ -35,7 +35,7 @@ from common.errors import NonFiniteLoss, error_summary, user_error_message
 from common.files import MAX_SEED, write_json
 from common.locks import lock_path, locked_async, mark_in_use
 from common.settings import parse_pairs
-from probes.base import why_not
+from probes.base import missing_capability
 from probes.datasets.specs.webdataset import register_folders
 from probes.features.budget import size_limit
 from probes.features.store import root
@@ -336,7 +336,7 @@ class _Evaluation:
         """Task → its cell, for those that are finished or that the backbone cannot do."""
         cells = {}
         for task in self.plan.tasks:
-            if reason := why_not(task.probe, backbone):
+            if reason := missing_capability(task.probe, backbone):
                 cells[task.name] = Cell(
                     backbone.name, task.name, seed, "not applicable", reason=reason
                 )

@@ -1,15 +1,17 @@
-"""What a probe is: the thing trained (or not) on a frozen backbone, and what it hands back."""
+"""The contract of a probe: what it gets for one task, and what it returns."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from backbones.cliptex.protocols import Progress, RunLog
-from probes.datasets.base import Kind, PreparedDataset, Split
+from probes.cost import Cost
+from probes.datasets.base import DatasetSpec, Kind, PreparedDataset, Split
 from reports.metrics import Metric
 
 MOST_PIXELS = (
@@ -39,6 +41,7 @@ class Context:
         work_dir: scratch of this cell, kept until the cell is finished; resume state lives here.
         log, progress: where curves and progress go.
         num_workers: loading processes (0 = in this one); never changes a result.
+        cost: what the task costs; the caller records it.
     """
 
     backbone: Backbone
@@ -51,6 +54,7 @@ class Context:
     log: RunLog
     progress: Progress
     num_workers: int = 2
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class TaskResult:
 
     Attributes:
         metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages
-            0–100.
+            0–100. The caller keeps those that the probe declares.
         per_image: arrays whose first axis is the images, always with ``image`` (relative paths);
             for segmentation ``intersection``, ``prediction``, ``label`` pixel counts (N, classes);
             for depth and normals the metrics of each image and ``pixels``; for classification
@@ -81,12 +85,6 @@ class TaskResult:
         detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]);
             detection only.
         preview: PNG with images, truth and predictions side by side; dense tasks and detection.
-        config: the resolved MMEngine config as text, or the settings as JSON for probes without
-            one.
-        cost: measured costs, e.g. ``train_seconds``, ``eval_seconds``, and ``flops`` in all (see
-            ``backbones.cliptex.cost``); of probes on kept features also ``encode_seconds``,
-            ``encode_flops`` and ``encode_images_per_second`` of what this run had to encode
-            (``probes.features.cost``); ``cost/…`` in MLflow.
         head: what was trained, of probes that train something.
         notes: things the user should know, one line each (skipped samples, chosen learning rate …).
     """
@@ -95,8 +93,6 @@ class TaskResult:
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
     detections: list[dict[str, Any]] | None = None
     preview: Path | None = None
-    config: str = ""
-    cost: dict[str, float] = field(default_factory=dict)
     head: Head | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -119,12 +115,12 @@ def settings_json(name: str, context: Context) -> str:
     )
 
 
-def why_not(probe: Probe, backbone: Backbone) -> str:
-    """What a backbone lacks for a probe; '' where nothing."""
+def missing_capability(probe: Probe, backbone: Backbone) -> str:
+    """What a backbone lacks for a probe; empty where it lacks nothing."""
     if probe.needs_text and not backbone.has_text:
         return "no text tower"
     if getattr(probe, "needs_dense_text", False) and not backbone.has_dense_text:
-        return "its patches have no place in the space of its texts"
+        return "its patch features are not aligned with its text encoder"
     return ""
 
 
@@ -161,6 +157,45 @@ class Probe(Protocol):
     def run(self, context: Context) -> TaskResult:
         """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for
         what the user can mend, ``NonFiniteLoss`` when training breaks."""
+
+
+@dataclass
+class FeatureProbe:
+    """A probe on frozen features, without MMEngine's Runner; see ``Probe``.
+
+    Attributes:
+        module: has ``run(context)``. It is imported when the probe runs, so that names are listed
+            without torch.
+        other_metrics: main metrics of some datasets (``DatasetSpec.extra["main_metric"]``).
+    """
+
+    name: str
+    kind: Kind
+    settings_type: type
+    metrics: Mapping[str, Metric]
+    module: str
+    splits: tuple[Split, ...] = ("train", "val")
+    needs_text: bool = False
+    needs_dense_text: bool = False
+    version: int = 1
+    other_metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+    def config(self, context: Context) -> str:
+        """The settings, the backbone and the data, as JSON."""
+        return settings_json(self.name, context)
+
+    def run(self, context: Context) -> TaskResult:
+        """Encode what is not cached, train what there is to train, and score ``val``."""
+        with context.cost.phase("eval"):
+            result: TaskResult = import_module(self.module).run(context)
+        return result
+
+    def on(self, spec: DatasetSpec) -> FeatureProbe:
+        """The probe as it is scored on a dataset that has a main metric of its own."""
+        main = spec.extra.get("main_metric", "")
+        if main not in self.other_metrics:
+            return self
+        return replace(self, metrics={main: self.other_metrics[main], **self.metrics})
 
 
 @runtime_checkable

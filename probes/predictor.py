@@ -19,7 +19,7 @@ from mmengine.config import Config
 import backbones
 from backbones import Backbone, UserError
 from probes.base import Context, Head
-from probes.image_level.linear import Linear, Standardiser
+from probes.image_level.linear import LinearHeads, Standardiser
 from probes.image_level.settings import Encoding
 
 FILE = "head/head.safetensors"  # of a task's run
@@ -167,18 +167,17 @@ def _with_backbone(parts: Mapping[str, Any], backbone: Mapping[str, Any]) -> dic
     return dict(backbone) if found.get("type") == "CachedFeatures" else found
 
 
-def linear_head(
-    model: Linear, place: int, how: Encoding, columns: slice | None, context: Context
-) -> Head:
-    """The ``place``-th classifier of a grid, on ``columns`` of what is encoded."""
+def linear_head(heads: LinearHeads, number: int, columns: slice, context: Context) -> Head:
+    """One classifier of a grid, on ``columns`` of the encoded features."""
     tensors = {
-        "mean": model.standardise.mean,
-        "scale": model.standardise.scale,
-        "weight": model.weight[:, place],
-        "bias": model.bias[place],
+        "mean": heads.standardise.mean,
+        "scale": heads.standardise.scale,
+        "weight": heads.weights[number],
+        "bias": heads.biases[number],
     }
-    ends = (columns.start, columns.stop) if columns is not None else (None, None)
-    return Head(tensors, about_head(context, encoding=asdict(how), columns=ends))
+    encoding = asdict(context.settings.encoding(context.device.type))
+    ends = (columns.start, columns.stop)
+    return Head(tensors, about_head(context, encoding=encoding, columns=ends))
 
 
 class _OfMMLab(Predictor):
@@ -242,11 +241,13 @@ class _OfMMLab(Predictor):
 
 
 class _Linear(Predictor):
+    @torch.no_grad()
     def __init__(self, head: Head, backbone: Backbone, device: torch.device) -> None:
         super().__init__(head, backbone, device)
         tensors = {name: tensor.to(device) for name, tensor in head.tensors.items()}
         standardise = Standardiser(tensors["mean"], tensors["scale"])
-        self.model = Linear(standardise, tensors["weight"][:, None], tensors["bias"][None])
+        self.heads = LinearHeads(standardise, [tensors["weight"]])
+        self.heads.biases[0].copy_(tensors["bias"])
         self.how, self.columns = Encoding(**head.about["encoding"]), slice(*head.about["columns"])
 
     @torch.inference_mode()
@@ -266,4 +267,4 @@ class _Linear(Predictor):
             features = encode_images(
                 self.backbone, [path], EncodeRun(self.device, 0, Silent()), self.how
             )
-        return self.model.logits(features[:, self.columns].to(self.device))[0, 0].cpu().numpy()
+        return self.heads(features[:, self.columns].to(self.device))[0, 0].cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,6 @@ from torch.nn.functional import normalize, one_hot
 from common.settings import settings_dataclass
 from probes.base import Context, Metric, TaskResult, settings_json
 from probes.datasets.base import Kind, Split
-from probes.features.cost import EncodeRun
 from probes.image_level.classification import score, targets
 from probes.image_level.embeddings import encode_split
 from probes.image_level.settings import EncodeSettings
@@ -48,32 +46,19 @@ class NearestMean:
         return settings_json(self.name, context)
 
     def run(self, context: Context) -> TaskResult:
-        """Means of train, scores of val. Embeddings that another probe has made are found, not made
-        again."""
-        encoding, started = EncodeRun.of(context), time.perf_counter()
-        train, val = (encode_split(context, split, encoding) for split in ("train", "val"))
+        """Means of train, scores of val. Embeddings are read from the cache where another probe has
+        made them; ``context.cost`` counts what is encoded."""
+        train, val = (encode_split(context, split) for split in ("train", "val"))
         if context.settings.centre:
             centre = train.mean(dim=0)
             train, val = train - centre, val - centre
-        members = one_hot(
-            targets(context, "train"), len(context.data.classes)
-        ).float()  # (N, classes)
+        # (N, classes)
+        members = one_hot(targets(context, "train"), len(context.data.classes)).float()
         means = normalize(members.T @ normalize(train, dim=1), dim=1)
-        result = score(
-            context, normalize(val, dim=1) @ means.T
-        )  # metrics, and the rank of each image's class
-        result.metrics = {
-            name: result.metrics[name] for name in self.metrics if name in result.metrics
-        }
-        result.cost = encoding.cost.added_to(
-            {
-                "eval_seconds": time.perf_counter() - started,
-                "eval_flops": 2.0 * means.numel() * (len(train) + len(val)),
-            }
-        )
+        # metrics, and the rank of each image's class
+        result = score(context, normalize(val, dim=1) @ means.T)
         empty = int((members.sum(dim=0) == 0).sum())
         result.notes = [f"{empty} classes have no training image"] * bool(empty)
-        result.config = self.config(context)
         return result
 
 

@@ -11,12 +11,12 @@ import probes.runner.bridge
 # isort: split
 import numpy as np
 import torch
-from mmseg.registry import METRICS
+from mmseg.registry import METRICS as EVALUATORS
 
 import probes.dense.metrics  # noqa: F401  registers what an evaluator's config names
-from probes.base import Probe
 from probes.datasets.base import PreparedDataset
 from probes.dense.data import FIELDS, channels_first, read_depth, read_labels, read_normals
+from probes.dense.probe import METRICS
 
 IMAGES, PIXELS = (
     200,
@@ -26,7 +26,6 @@ _KNOWN: dict[tuple[str, ...], tuple[float, str]] = {}  # many heads are scored o
 
 
 def constant_note(
-    probe: Probe,
     data: PreparedDataset,
     evaluator: Mapping[str, Any],
     metrics: Mapping[str, float],
@@ -39,8 +38,9 @@ def constant_note(
         evaluator: config of the metric that gave ``metrics``.
         per_image: what it kept of each image: segmentation is scored from ``label``.
     """
-    main = next(iter(probe.metrics))
-    sign = probe.metrics[main].direction
+    kind = data.spec.kind
+    main, declared = next(iter(METRICS[kind].items()))
+    sign = declared.direction
     if not np.isfinite(metrics[main]):
         return []
     key = (
@@ -51,7 +51,7 @@ def constant_note(
     )
     if key not in _KNOWN:
         constant = best_constant(data)
-        if probe.kind == "segmentation":
+        if kind == "segmentation":
             areas = np.asarray(per_image["label"]).sum(axis=0)
             # its own class has its share of the pixels as IoU, the others that are there have none
             score = (
@@ -61,9 +61,7 @@ def constant_note(
         else:
             score = _score(data, evaluator, constant)[main]
             told = (
-                f"{constant:.3g} m everywhere"
-                if probe.kind == "depth"
-                else "the mean normal everywhere"
+                f"{constant:.3g} m everywhere" if kind == "depth" else "the mean normal everywhere"
             )
         _KNOWN[key] = float(score), told
     score, told = _KNOWN[key]
@@ -116,7 +114,7 @@ def _truth(data: PreparedDataset, target: str) -> np.ndarray:
 
 def _score(data: PreparedDataset, evaluator: Mapping[str, Any], constant: Any) -> dict[str, float]:
     """The metrics on ``val`` of ``constant`` at every pixel."""
-    metric, field = METRICS.build(dict(evaluator)), FIELDS[data.spec.kind]
+    metric, field = EVALUATORS.build(dict(evaluator)), FIELDS[data.spec.kind]
     for sample in data.samples["val"]:
         truth = channels_first(_truth(data, sample.target))
         predicted = torch.as_tensor(constant).reshape(-1, 1, 1).expand_as(truth)

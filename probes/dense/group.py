@@ -10,7 +10,7 @@ from common.files import content_key
 from probes.base import Context, Probe, TaskResult
 from probes.dense.config import dense_config
 from probes.dense.constant import constant_note
-from probes.dense.lr_grid import Choice, added, choose, with_rate
+from probes.dense.lr_grid import Choice, choose, with_rate
 from probes.dense.preview import draw_preview, predict
 from probes.dense.settings import KEPT
 from probes.features.feature_dataset import features_key
@@ -102,12 +102,14 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
         raise RuntimeError(
             f"{len(scored)} images were scored, not the {len(expected)} of the split in their order"
         )
-    metrics = {name: trained.metrics[name] for name in probe.metrics}
     beaten = constant_note(
-        probe, context.data, trained.config.val_evaluator, metrics, scores.per_image
+        context.data, trained.config.val_evaluator, trained.metrics, scores.per_image
     )
+    context.cost.add(trained.cost)
+    if choice:
+        context.cost.add(choice.cost)
     return TaskResult(
-        metrics=metrics,
+        metrics=trained.metrics,
         per_image=scores.per_image,
         preview=draw_preview(
             lambda index: predict(trained.model, trained.val_item(index), probe.kind),
@@ -116,7 +118,5 @@ def _result(probe: Probe, context: Context, trained: Member, choice: Choice | No
             context.work_dir / "preview.png",
         ),
         head=mmlab_head(trained.model, trained.config, context),
-        config=probe.config(context),
-        cost=added([choice.cost, trained.cost]) if choice else trained.cost,
         notes=[*scores.notes, *beaten, *(choice.notes if choice else []), *trained.notes],
     )

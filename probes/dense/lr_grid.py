@@ -12,14 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from common.errors import UserError
-from common.files import content_key
 from probes.base import Context, Probe, RunLog
+from probes.cost import Cost
 from probes.dense.config import dense_config
-from probes.features.content_hashes import content_hashes
 from probes.runner.training import Member, train_together
-
-SHARE = 0.1
+from probes.selection import Candidate, held_out_by_content, log_scores, select
 
 
 @dataclass(frozen=True)
@@ -29,27 +26,7 @@ class Choice:
 
     rate: float
     notes: list[str]
-    cost: dict[str, float]
-
-
-def held_out(context: Context) -> list[int]:
-    """The training images to choose on (their places among those that are encoded): a tenth, by the
-    hash of their content; copies stay together.
-
-    Raises:
-        UserError: there are too few images to hold one out.
-    """
-    found = content_hashes(
-        [context.data.root / sample.image for sample in context.data.samples["train"]]
-    )
-    ranked = sorted(set(found), key=lambda digest: content_key(["held out", digest]))
-    if len(ranked) < 2:
-        raise UserError(
-            "lr_grid needs two different training images or more: one to choose on; set lr instead"
-        )
-    held = set(ranked[: max(1, round(SHARE * len(ranked)))])
-    places = context.data.places or range(len(found))
-    return [place for place, digest in zip(places, found, strict=True) if digest in held]
+    cost: Cost
 
 
 def with_rate(context: Context, rate: float) -> Context:
@@ -64,7 +41,7 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
 
     Each task's log gets ``select/METRIC/lr_…`` and ``select/lr``.
     """
-    held = held_out(tasks[0][1])
+    held = held_out_by_content(tasks[0][1])
     images = [
         {context.data.encoded("train")[place].image for place in held} for _, context in tasks
     ]
@@ -90,37 +67,29 @@ def choose(tasks: Sequence[tuple[Probe, Context]], description: str) -> list[Cho
 def _best(
     probe: Probe, context: Context, found: Mapping[float, Member | Exception], held: int
 ) -> Choice | Exception:
-    main = next(iter(probe.metrics))
-    sign = probe.metrics[main].direction
-    trained = {rate: one for rate, one in found.items() if isinstance(one, Member)}
+    main, declared = next(iter(probe.metrics.items()))
+    trained = {rate: member for rate, member in found.items() if isinstance(member, Member)}
     if not trained:
-        return next(one for one in found.values() if isinstance(one, Exception))
-    scores = {rate: one.metrics[main] for rate, one in trained.items()}
-    best = max(scores, key=lambda rate: (not math.isnan(scores[rate]), sign * scores[rate], -rate))
-    told = {f"select/{main}/lr_{rate:g}": value for rate, value in scores.items()}
-    context.log.log_metrics({**told, "select/lr": best}, context.settings.max_iters)
-    broken = "".join(
-        f"; with {rate:g}: {one}" for rate, one in found.items() if isinstance(one, Exception)
-    )
-    notes = [
-        f"learning rate {best:g}: best of {len(found)} on {held} held-out training images "
-        f"({main} {scores[best]:.4g}), then trained on all{broken}"
+        return next(error for error in found.values() if isinstance(error, Exception))
+    candidates = []
+    for rate, member in found.items():
+        score = member.metrics[main] if isinstance(member, Member) else math.nan
+        candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
+    scored = [candidate for candidate in candidates if candidate.value in trained]
+    log_scores(context.log, main, scored, context.settings.max_iters)
+    basis = f"on {held} held-out training images"
+    best, reason = select(candidates, main, basis, declared.direction)
+    context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
+    notes = [f"learning rate {best.value:g}: {reason}; then trained on all"]
+    notes += [
+        f"learning rate {rate:g} failed: {error}"
+        for rate, error in found.items()
+        if isinstance(error, Exception)
     ]
-    if best in (min(found), max(found)):
-        edge, beyond = ("lowest", "lower") if best == min(found) else ("highest", "higher")
-        notes.append(
-            f"learning rate {best:g} is the {edge} of lr_grid: a {beyond} one may be better"
-        )
-    return Choice(best, notes, added([one.cost for one in trained.values()]))
-
-
-def added(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sums of costs; of speeds the last one."""
-    total: dict[str, float] = {}
-    for cost in costs:
-        for name, value in cost.items():
-            total[name] = value if name.endswith("per_second") else total.get(name, 0.0) + value
-    return total
+    cost = Cost()
+    for member in trained.values():
+        cost.add(member.cost)
+    return Choice(best.value, notes, cost)
 
 
 class _Suffixed:

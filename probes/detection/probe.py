@@ -74,6 +74,7 @@ class DetectionProbe:
             raise RuntimeError(
                 f"{len(scores.image_ids)} images were scored, not the {len(names)} of the split"
             )
+        context.cost.add(trained.cost)
         notes, train = [], trained.train_dataset
         if dropped := train.dropped_empty:
             notes.append(
@@ -84,7 +85,7 @@ class DetectionProbe:
             notes.append(f"val has no object of that size, so there is no {', '.join(missing)}")
         found = Counter(one["image_id"] for one in scores.detections)
         return TaskResult(
-            metrics={name: trained.metrics[name] for name in self.metrics if name not in missing},
+            metrics=trained.metrics,
             per_image={
                 "image": np.array([names[image] for image in scores.image_ids]),
                 "image_id": np.array(scores.image_ids, dtype=np.int64),
@@ -104,8 +105,6 @@ class DetectionProbe:
                 self.masks,
             ),
             head=mmlab_head(trained.model, trained.config, context),
-            config=self.config(context),
-            cost=trained.cost,
             notes=[*notes, *trained.notes],
         )
 

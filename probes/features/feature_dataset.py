@@ -148,7 +148,7 @@ class FeatureDataset(Dataset):
         message = f"waiting for the process that encodes {self.name}"
         with bridge.isolated_rng():  # flipping an image draws, though it is certain
             for key, build in self.keys(run):
-                with run.cost.timed():
+                with run.cost.phase("encode"):
                     self.stores.append(
                         get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
                     )
@@ -232,7 +232,8 @@ class FeatureDataset(Dataset):
                         },
                         False,
                     )
-                    maps = run.cost.run(frozen, batch["inputs"])
+                    maps = frozen(batch["inputs"])
+                    run.cost.images["encode"] += len(part)
                     if not all(bool(each.isfinite().all()) for each in maps):
                         raise NonFiniteLoss(f"feature maps of {about} are not finite")
                     cast = [each.cpu() for each in as_dtype(maps, self.dtype, about)]

@@ -1,16 +1,15 @@
-"""``attentive`` classification: an attention pool with one learned query over the frozen patch
-tokens, and a linear classifier.
+"""``attentive`` classification: an attention pool with one learned query, and a linear classifier.
 
-What backbones without a trained class token are judged by (V-JEPA, CAPI, AIM); the pool is SigLIP's
-and timm's ``AttentionPoolLatent``. One head for each learning rate, all trained by AdamW on one
-frozen pass over random crops of train; the one that is best on a held-out part of train is scored.
-Tokens of a whole training set would fill a disk: none are kept.
+Backbones without a trained class token are evaluated this way (V-JEPA, CAPI, AIM). The pool over
+the frozen patch tokens is SigLIP's, timm's ``AttentionPoolLatent``. One head for each learning
+rate, all trained by AdamW on one frozen pass over random crops of train; the one that is best on a
+held-out part of train is scored. Tokens of a whole training set would fill a disk: none are cached.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,189 +17,108 @@ import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from common.errors import NonFiniteLoss
-from common.files import atomic_write, derive_seed
+from backbones.base import Backbone
+from common.files import derive_seed
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
-from probes.image_level import random_crops
-from probes.image_level.classification import at_the_edge, best_of, held_out_split, score, targets
-from probes.image_level.encode import Images, autocast, fitting, normalised
-from probes.image_level.linear import cosine, ranks
+from probes.image_level.classification import score, targets, top1
+from probes.image_level.crop_training import train_on_crops
+from probes.image_level.encode import (
+    Images,
+    autocast,
+    encode_batches,
+    input_size,
+    split_batches,
+)
 from probes.image_level.settings import AttentiveSettings
-from probes.runner.shared_parts import counted
+from probes.selection import Candidate, log_scores, select, stratified_split
+
+
+class AttentiveHeads(nn.ModuleList):
+    """A head for each learning rate: tokens (N, L, C) → logits (N, classes) of each."""
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        return [head(tokens) for head in self]
 
 
 def run(context: Context) -> TaskResult:
-    """See ``probes.image_level.probe``."""
+    """See ``probes.base.FeatureProbe``."""
     settings: AttentiveSettings = context.settings
-    encoding, started, labels = (
-        EncodeRun.of(context),
-        time.perf_counter(),
-        targets(context, "train"),
+    labels, root = targets(context, "train"), context.data.root
+    training, held_out = stratified_split(labels, settings.holdout, context.seed, "holdout=0.5")
+    train, val = (
+        [root / sample.image for sample in context.data.samples[split]]
+        for split in ("train", "val")
     )
-    kept, held = held_out_split(labels, settings, context.seed)
-    paths = [context.data.root / sample.image for sample in context.data.samples["train"]]
-    heads = make_heads(context)
-    with encoding.cost.timed():
-        flops = train(context, heads, [paths[index] for index in kept], labels[kept], encoding)
-        trained = time.perf_counter()
-        chosen = logits_of(context, heads, [paths[index] for index in held], encoding)
-        scores = [
-            (
-                100 * (ranks(each, labels[held]) == 0).double().mean().item(),
-                F.cross_entropy(each, labels[held]).item(),
-            )
-            for each in chosen
-        ]
-        best = best_of(scores)
-        val = [context.data.root / sample.image for sample in context.data.samples["val"]]
-        (logits,) = logits_of(context, [heads[best]], val, encoding)
     rates = settings.learning_rates
-    context.log.log_metrics(
-        {f"select/top1/lr_{r:g}": s[0] for r, s in zip(rates, scores, strict=True)}, 0
-    )
+    with context.cost.phase("train"):
+        heads = create_heads(context)
+        groups = [
+            {"params": head.parameters(), "lr": rate, "initial_lr": rate}
+            for head, rate in zip(heads, rates, strict=True)
+        ]
+        train_on_crops(
+            context,
+            heads,
+            torch.optim.AdamW(groups, weight_decay=settings.weight_decay),
+            token_encoder(context.backbone),
+            ([train[index] for index in training], labels[training]),
+            math.ceil(len(training) / settings.batch_size),
+        )
+    candidates = []
+    logits_of_heads = predict(context, heads, [train[index] for index in held_out])
+    for head, rate, logits in zip(heads, rates, logits_of_heads, strict=True):
+        loss = F.cross_entropy(logits, labels[held_out]).item()
+        accuracy = top1(logits, labels[held_out])
+        candidates.append(Candidate(head, f"lr_{rate:g}", accuracy, loss, rate))
+    log_scores(context.log, "top1", candidates, 0)
+    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    (logits,) = predict(context, AttentiveHeads([best.value]), val)
     result = score(context, logits)
-    result.cost = encoding.cost.added_to(
-        {
-            "train_seconds": trained - started,
-            "eval_seconds": time.perf_counter() - trained,
-            "train_flops": flops,
-        }
-    )
-    why = (
-        f"best of {len(rates)} on {len(held)} held-out training images (top1 {scores[best][0]:.1f})"
-    )
-    result.notes = [f"learning rate {rates[best]:g}: {why}{at_the_edge(rates[best], rates)}"]
+    result.notes = [f"learning rate {best.coordinate:g}: {reason}"]
     return result
 
 
-def make_heads(context: Context) -> list[nn.Module]:
-    """A head for each learning rate, all from the same weights: normalised tokens (N, L, C) →
-    logits (N, classes)."""
-    height, width = fitting(context.settings.encoding(context.device.type).size, context.backbone)
-    image = torch.zeros(1, 3, height, width, device=context.device)
-    channels = tokens_of(context, image).shape[2]
-    attention = next(
-        heads for heads in (channels // 64, 8, 4, 2, 1) if heads and channels % heads == 0
+def create_heads(context: Context) -> AttentiveHeads:
+    """Untrained heads, all from the same initial weights."""
+    size = input_size(context.settings.encoding(context.device.type).size, context.backbone)
+    with torch.no_grad(), autocast(context.device, context.settings.precision):
+        tokens = token_encoder(context.backbone)(torch.zeros(1, 3, *size, device=context.device))
+    channels = tokens.shape[2]
+    num_heads = next(
+        number for number in (channels // 64, 8, 4, 2, 1) if number and channels % number == 0
     )
-    made: list[nn.Module] = []
+    heads = AttentiveHeads()
     for _ in context.settings.learning_rates:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("attentive", context.seed))
-            pool = AttentionPoolLatent(channels, num_heads=attention)
-            head = nn.Sequential(
-                nn.LayerNorm(channels), pool, nn.Linear(channels, len(context.data.classes))
-            )
-        made.append(head.to(context.device))
-    return made
+            pool = AttentionPoolLatent(channels, num_heads=num_heads)
+            classifier = nn.Linear(channels, len(context.data.classes))
+            heads.append(nn.Sequential(nn.LayerNorm(channels), pool, classifier))
+    return heads.to(context.device)
 
 
-def tokens_of(context: Context, images: Tensor) -> Tensor:
-    """Class token and patch tokens of the last block, (N, 1 + patches, C) float32."""
-    with torch.no_grad(), autocast(context.device, context.settings.precision):
-        token, patches = context.backbone.encode_tokens(images, 1)[0]
-    return torch.cat([token[:, None], patches], dim=1).float()
+def token_encoder(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    """Normalised images → class token and patch tokens of the last block, (N, 1 + patches, C)."""
 
+    def encode(images: Tensor) -> Tensor:
+        token, patches = backbone.encode_tokens(images, 1)[0]
+        return torch.cat([token[:, None], patches], dim=1)
 
-def encoded(
-    context: Context, images: Images, batches: Sequence[Sequence[int]], run: EncodeRun
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Items of each batch, and their tokens."""
-    how = context.settings.encoding(context.device.type)
-    for items, pixels in zip(
-        batches, normalised(images, batches, context.backbone, run), strict=True
-    ):
-        parts = [
-            run.cost.run(lambda part: tokens_of(context, part), part)
-            for part in pixels.split(how.batch_size)
-        ]
-        yield items, torch.cat(parts)
-
-
-def train(
-    context: Context,
-    heads: Sequence[nn.Module],
-    paths: Sequence[Path],
-    labels: Tensor,
-    run: EncodeRun,
-) -> float:
-    """Train the heads, from where a killed process has left them; returns the operations of the
-    heads alone.
-
-    Raises:
-        NonFiniteLoss: every head diverged; one that does so alone is left to lose.
-    """
-    settings: AttentiveSettings = context.settings
-    backbone, device, length = context.backbone, context.device, settings.batch_size
-    size = fitting(settings.encoding(device.type).size, backbone)
-    crops = random_crops.RandomCrops(paths, size, backbone.data, context.seed)
-    whole = settings.epochs * -(-len(paths) // length)
-    groups = [
-        {"params": head.parameters(), "lr": rate}
-        for head, rate in zip(heads, settings.learning_rates, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    file, done, flops = context.work_dir / "heads.pt", 0, 0.0
-    parts = nn.ModuleList(heads)
-    if file.is_file():
-        left = torch.load(file, map_location=device, weights_only=True)
-        parts.load_state_dict(left["heads"])
-        optimizer.load_state_dict(left["optimizer"])
-        done = left["iteration"]
-    context.progress.start(f"training {len(heads)} attentive heads on random crops", whole)
-    context.progress.advance(done)
-    saved = time.monotonic()
-    batches = [range(i * length, (i + 1) * length) for i in range(done, whole)]
-    for items, tokens in encoded(context, crops, batches, run):
-        truth = labels[[crops.index(item) for item in items]].to(device)
-        for group, rate in zip(optimizer.param_groups, settings.learning_rates, strict=True):
-            group["lr"] = rate * cosine(done / whole)
-        optimizer.zero_grad()
-        losses, step_flops = counted(lambda: _backward(parts, tokens, truth), not flops)  # noqa: B023 – called at once
-        flops = flops or step_flops
-        optimizer.step()
-        done += 1
-        context.progress.advance()
-        if last := done % max(1, whole // settings.epochs) == 0:
-            if not bool(losses.isfinite().any()):
-                raise NonFiniteLoss(
-                    f"attentive: the loss of every head is not finite at iteration {done}"
-                )
-            context.log.log_metrics({"train/loss": losses.nan_to_num(torch.inf).min().item()}, done)
-        if last or time.monotonic() - saved > random_crops.SAVE_EVERY:
-            with atomic_write(file) as temporary:
-                state = {
-                    "iteration": done,
-                    "heads": parts.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                torch.save(state, temporary)
-            saved = time.monotonic()
-    return flops * whole
-
-
-def _backward(heads: nn.ModuleList, tokens: Tensor, truth: Tensor) -> Tensor:
-    """The loss of each head, (heads,), whose gradients are each head's own."""
-    losses = torch.stack([F.cross_entropy(head(tokens), truth) for head in heads])
-    losses.sum().backward()
-    return losses.detach()
+    return encode
 
 
 @torch.no_grad()
-def logits_of(
-    context: Context, heads: Sequence[nn.Module], paths: Sequence[Path], run: EncodeRun
-) -> list[Tensor]:
-    """(N, classes) float32 on the CPU, of each head."""
-    how = context.settings.encoding(context.device.type)
-    images = Images(paths, fitting(how.size, context.backbone), context.backbone.data)
-    batches = [
-        range(start, min(start + how.batch_size, len(paths)))
-        for start in range(0, len(paths), how.batch_size)
-    ]
+def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> list[Tensor]:
+    """(N, classes) float32 logits of each head, on the CPU."""
+    backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
+    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
+    batches = split_batches(len(paths), encoding.batch_size)
     context.progress.start("encoding images", len(paths))
-    found: list[list[Tensor]] = [[] for _ in heads]
-    for items, tokens in encoded(context, images, batches, run):
-        for each, head in zip(found, heads, strict=True):
-            each.append(head.eval()(tokens).cpu())
-        context.progress.advance(len(items))
-    return [torch.cat(each) for each in found]
+    logits: list[list[Tensor]] = [[] for _ in heads]
+    encode, run = token_encoder(backbone), EncodeRun.of(context)
+    for tokens in encode_batches(images, batches, backbone, encode, run, encoding):
+        for parts, part in zip(logits, heads.eval()(tokens), strict=True):
+            parts.append(part.cpu())
+        context.progress.advance(len(tokens))
+    return [torch.cat(parts) for parts in logits]

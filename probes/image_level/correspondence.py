@@ -1,5 +1,5 @@
-"""``keypoints`` correspondence, without training: a point of one image is where the other's
-features are nearest by cosine.
+"""``keypoints`` correspondence, without training: a point of one image matches the position in the
+other whose features are nearest by cosine.
 
 PCK@α (percentage of correct keypoints): a match counts when it is within α times the longer side of
 the object's box in the target (Yang and Ramanan 2013). Main figure: the share of a pair, averaged
@@ -10,8 +10,7 @@ Similarities are interpolated bilinearly between patches before the best is take
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -26,17 +25,17 @@ from torch import Tensor
 from common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
-from probes.image_level.encode import Images, autocast, normalised
-from probes.image_level.linear import linear_flops
+from probes.image_level.encode import Images, encode_batches, split_batches
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
-BETWEEN = 8  # places from one patch to the next
+STEPS = 8  # positions from one patch to the next
+ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height are swapped
+Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
 
 
-class Upright(Images):
-    """Images turned as their EXIF says, resized to a square without keeping their shape: (3, side,
-    side) uint8."""
+class UprightImages(Images):
+    """Images turned as their EXIF tag says, resized to a square: (3, side, side) uint8."""
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.path(index)) as image:
@@ -44,154 +43,121 @@ class Upright(Images):
 
 
 def run(context: Context) -> TaskResult:
-    """See ``probes.image_level.probe``."""
-    spec, root, encoding, started = (
-        context.data.spec,
-        context.data.root,
-        EncodeRun.of(context),
-        time.perf_counter(),
-    )
+    """See ``probes.base.FeatureProbe``."""
+    spec, root = context.data.spec, context.data.root
     usable = {sample.image for sample in context.data.samples["val"]}
     pairs = [
         (sample.image, pair)
         for sample in context.data.samples["val"]
         for pair in sample.target
-        if pair["image"] in usable  # the others were skipped, and are told of
+        if pair["image"] in usable  # unreadable images are reported with the data
     ]
     context.progress.start("matching keypoints", len(pairs))
-    names, errors, positions = [], [], 0
-    for group in by_folder(pairs):
-        maps = feature_maps(
-            context,
-            sorted({name for source, pair in group for name in (source, pair["image"])}),
-            encoding,
-        )
+    names, errors = [], []
+    for _, category in groupby(sorted(pairs, key=folder_of), folder_of):
+        group = list(category)
+        images = {name for source, pair in group for name in (source, pair["image"])}
+        maps = feature_maps(context, sorted(images))
         for source, pair in group:
             context.progress.advance()
-            one, two = ((maps[name], upright_size(root / name)) for name in (source, pair["image"]))
-            errors.append(pixel_errors(one, two, pair) / longer_side(pair["box"]))
+            if not len(pair["source"]):
+                continue
+            source_view, target_view = (
+                (maps[name], upright_size(root / name)) for name in (source, pair["image"])
+            )
+            left, top, right, bottom = pair["box"]
+            distances = pixel_errors(source_view, target_view, pair["source"], pair["target"])
+            errors.append(distances / max(right - left, bottom - top))
             names.append(f"{source} → {pair['image']}")
-            positions += len(pair["source"]) * two[0][0].numel()
     if not errors:
         raise UserError(f"{spec.name} has no pair with points to match; get the dataset again")
-    points = np.array([len(each) for each in errors])
-    right = {name: np.array([(each <= float(name)).sum() for each in errors]) for name in ALPHAS}
-    metrics = {f"PCK@{name}": 100 * float((each / points).mean()) for name, each in right.items()}
-    metrics["PCK@0.1_point"] = 100 * float(right["0.1"].sum() / points.sum())
-    per_image = {
-        "image": np.array(names),
-        "points": points,
-        **{f"right_{name}": each for name, each in right.items()},
+    points = np.array([len(distances) for distances in errors])
+    correct = {
+        alpha: np.array([(distances <= float(alpha)).sum() for distances in errors])
+        for alpha in ALPHAS
     }
-    cost = encoding.cost.added_to(
-        {
-            "eval_seconds": time.perf_counter() - started - encoding.cost.seconds,
-            "eval_flops": linear_flops(
-                context.backbone.channels[context.settings.layer], 1, 0, positions
-            ),
-        }
-    )
-    notes = [f"{len(errors)} pairs, {points.sum()} points"]
-    return TaskResult(metrics, per_image, cost=cost, notes=notes)
+    metrics = {
+        f"PCK@{alpha}": 100 * float((counts / points).mean()) for alpha, counts in correct.items()
+    }
+    metrics["PCK@0.1_point"] = 100 * float(correct["0.1"].sum() / points.sum())
+    per_image = {"image": np.array(names), "points": points}
+    per_image |= {f"right_{alpha}": counts for alpha, counts in correct.items()}
+    note = f"{len(errors)} pairs, {points.sum()} points"
+    if empty := len(pairs) - len(errors):
+        note += f"; {empty} pairs share no point"
+    return TaskResult(metrics, per_image, notes=[note])
 
 
-def by_folder(
-    pairs: Sequence[tuple[str, Mapping[str, Any]]],
-) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
-    """Pairs whose source is in one folder (a category, an object), whose maps are in memory
-    together."""
-
-    def folder(pair: tuple[str, Mapping[str, Any]]) -> str:
-        return str(Path(pair[0]).parent)
-
-    for _, group in groupby(sorted(pairs, key=folder), folder):
-        yield list(group)
-
-
-def side_of(context: Context) -> int:
-    """Of the square that the backbone sees, pixels."""
-    divisor = context.backbone.divisor
-    return math.ceil((context.settings.size or min(context.backbone.data.size)) / divisor) * divisor
+def folder_of(pair: Pair) -> str:
+    """The folder of the source: a category, whose maps are in memory together."""
+    return str(Path(pair[0]).parent)
 
 
 @torch.inference_mode()
-def feature_maps(context: Context, names: Sequence[str], run: EncodeRun) -> dict[str, Tensor]:
+def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
     """Image → its feature map, (C, h, w) float16 on the device."""
     settings: CorrespondenceSettings = context.settings
-    backbone, side = context.backbone, side_of(context)
-    if not -len(backbone.channels) <= settings.layer < len(backbone.channels):
+    backbone, layer = context.backbone, settings.layer
+    if not -len(backbone.channels) <= layer < len(backbone.channels):
         raise UserError(
             f"backbone {backbone.name!r} has {len(backbone.channels)} feature maps, no layer"
-            f" {settings.layer}"
+            f" {layer}"
         )
-    images = Upright(
-        [context.data.root / name for name in names],
-        (side, side),
-        replace(backbone.data, squash=True),
-    )
-    length = settings.encoding(context.device.type).batch_size
-    batches = [
-        range(start, min(start + length, len(names))) for start in range(0, len(names), length)
-    ]
-    found: dict[str, Tensor] = {}
-    with run.cost.timed():
-        for items, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
-            with autocast(context.device, settings.precision):
-                maps = run.cost.run(lambda part: backbone(part)[settings.layer], pixels)
-            found |= {names[item]: one.half() for item, one in zip(items, maps, strict=True)}
-    return found
+    size = settings.size or min(backbone.data.size)
+    side = math.ceil(size / backbone.divisor) * backbone.divisor
+    paths = [context.data.root / name for name in names]
+    images = UprightImages(paths, (side, side), replace(backbone.data, squash=True))
+    encoding, run = settings.encoding(context.device.type), EncodeRun.of(context)
+    batches = split_batches(len(names), encoding.batch_size)
+    maps: list[Tensor] = []
+    for batch in encode_batches(
+        images, batches, backbone, lambda pixels: backbone(pixels)[layer], run, encoding
+    ):
+        maps += batch.half()
+    return dict(zip(names, maps, strict=True))
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image turned as its EXIF says."""
+    """(width, height) of an image turned as its EXIF tag says."""
     with Image.open(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
-
-
-def longer_side(box: Sequence[float]) -> float:
-    return max(box[2] - box[0], box[3] - box[1])
+        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
 
 
 @torch.inference_mode()
 def pixel_errors(
     source: tuple[Tensor, tuple[int, int]],
     target: tuple[Tensor, tuple[int, int]],
-    told: Mapping[str, Any],
+    source_points: Sequence[Sequence[float]],
+    target_points: Sequence[Sequence[float]],
 ) -> np.ndarray:
-    """How far from its true place each point is found in the target, (K,) pixels of the target's
-    file.
+    """Distance of each match from the true point, (K,) pixels of the target's file.
 
     Args:
         source, target: feature map (C, h, w), and (width, height) of the image.
-        told: ``source`` and ``target`` points.
+        source_points, target_points: K points (x, y) in pixels.
     """
-    (one, one_size), (two, two_size) = source, target
-    device = one.device
-    points = torch.tensor(told["source"], dtype=torch.float32, device=device)
-    grid = 2 * points / torch.tensor(one_size, device=device) - 1
+    (source_map, source_size), (target_map, target_size) = source, target
+    device = source_map.device
+    points = torch.tensor(source_points, dtype=torch.float32, device=device)
+    grid = 2 * points / torch.tensor(source_size, device=device) - 1
     features = F.grid_sample(
-        one[None].float(),
+        source_map[None].float(),
         grid[None, None],
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
     queries = F.normalize(features[0, :, 0].T, dim=1)
-    likeness = (queries @ F.normalize(two.float(), dim=0).flatten(1)).unflatten(1, two.shape[1:])
-    # from the centre of the first patch to that of the last: beyond, nothing is known that is
-    # nearer to one place than to another
-    rows, columns = ((count - 1) * BETWEEN + 1 for count in two.shape[1:])
-    fine = (
-        F.interpolate(likeness[None], (rows, columns), mode="bilinear", align_corners=True)[0]
-        .flatten(1)
-        .argmax(dim=1)
-    )
-    places = torch.stack([fine % columns, fine // columns], dim=1) / BETWEEN + 0.5
-    found = (
-        places
-        * torch.tensor(two_size, device=device)
-        / torch.tensor(two.shape[:0:-1], device=device)
-    )
-    truth = torch.tensor(told["target"], dtype=torch.float32, device=device)
-    return (found - truth).norm(dim=1).cpu().numpy()
+    keys = F.normalize(target_map.float(), dim=0).flatten(1)
+    similarity = (queries @ keys).unflatten(1, target_map.shape[1:])
+    # from the centre of the first patch to that of the last: beyond them every position is equally
+    # near
+    rows, columns = ((count - 1) * STEPS + 1 for count in target_map.shape[1:])
+    fine = F.interpolate(similarity[None], (rows, columns), mode="bilinear", align_corners=True)[0]
+    best = fine.flatten(1).argmax(dim=1)
+    cells = torch.stack([best % columns, best // columns], dim=1) / STEPS + 0.5
+    size = torch.tensor(target_size, device=device)
+    matches = cells * size / torch.tensor(target_map.shape[:0:-1], device=device)
+    true = torch.tensor(target_points, dtype=torch.float32, device=device)
+    return (matches - true).norm(dim=1).cpu().numpy()

@@ -1,7 +1,6 @@
-"""Features of whole images that are encoded once: shared by linear and zero-shot classification,
-retrieval, seeds and runs.
+"""Features of whole images that are encoded once and shared by probes, seeds and runs.
 
-They are kept in float32, as they were computed, so that keeping them changes no number.
+They are cached in float32, as they were computed, so that caching changes no number.
 """
 
 from __future__ import annotations
@@ -26,74 +25,67 @@ from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 
 
-def encode_split(
-    context: Context, split: Split, run: EncodeRun, members: Tensor | None = None
-) -> Tensor:
-    """Features of the images of one split (or of ``members``, the held-out part of it), in the
-    order of its samples: see ``kept_embeddings``."""
-    data = context.data
-    chosen = (
-        data.encoded(split)
-        if members is None
-        else [data.samples[split][index] for index in members]
-    )
-    about = (
-        f"{context.data.spec.name} ({split if members is None else f'held-out part of {split}'})"
-    )
-    paths = [data.root / sample.image for sample in chosen]
-    found = kept_embeddings(
-        context.backbone, paths, run, context.settings.encoding(run.device.type), about
-    )
-    return found[list(data.places)] if chosen is data.whole else found
-
-
-def kept_embeddings(
-    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding, about: str
-) -> Tensor:
-    """``encode_images``, from the feature cache when they are there; where it has no room they are
-    not kept.
+def encode_split(context: Context, split: Split, members: Tensor | None = None) -> Tensor:
+    """Features of the images of a split, in the order of its samples; see ``cached_embeddings``.
 
     Args:
-        about: name of the set, for people.
+        members: indices of samples; None for all.
+    """
+    data, settings = context.data, context.settings
+    samples, name = data.encoded(split), str(split)
+    if members is not None:
+        samples = [data.samples[split][index] for index in members]
+        name = f"held-out part of {split}"
+    embeddings = cached_embeddings(
+        context.backbone,
+        [data.root / sample.image for sample in samples],
+        EncodeRun.of(context),
+        settings.encoding(context.device.type),
+        f"{data.spec.name} ({name})",
+    )
+    return embeddings[list(data.places)] if samples is data.whole else embeddings
+
+
+def cached_embeddings(
+    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, encoding: Encoding, name: str
+) -> Tensor:
+    """``encode_images`` through the feature cache; without caching where the disk has no room.
+
+    Args:
+        name: of the set of images, for people.
     Returns:
-        (len(paths), D) float32 on the CPU; mapped, not read, where it is a single file.
+        (len(paths), D) float32 on the CPU; memory-mapped where it is a single file.
     """
 
     def build(
-        wanted: Sequence[Sequence[int]],
+        shards: Sequence[Sequence[int]],
     ) -> Iterator[tuple[int, list[Tensor], Mapping[str, Any]]]:
-        for shard in wanted:
-            for item, embedding in zip(
-                shard,
-                encode_images(backbone, [paths[item] for item in shard], run, how),
-                strict=True,
-            ):
+        for shard in shards:
+            embeddings = encode_images(backbone, [paths[item] for item in shard], run, encoding)
+            for item, embedding in zip(shard, embeddings, strict=True):
                 yield item, [embedding], {}
 
     if not paths:
-        return encode_images(backbone, paths, run, how)
+        return encode_images(backbone, paths, run, encoding)
     identity = {
         "backbone": backbone.identity(),
         "images": content_key(content_hashes(paths), 64),
-        **asdict(how),
-        "size": how.size or backbone.data.size,
+        **asdict(encoding),
+        "size": encoding.size or backbone.data.size,
         "device": run.device.type,
         "libraries": versions(*WHOLE_IMAGES),
     }
-    # for the room it takes: as long as the embedding, or a token for each block and a mean
-    width = (
-        (how.blocks + 1) * max(backbone.channels)
-        if how.blocks
-        else max(backbone.embed_dim, *backbone.channels)
-    )
-    key = CacheKey(
-        "embeddings", f"{backbone.name} on {about}", identity, ("fp32",), [4 * width] * len(paths)
-    )
-    with run.cost.timed():
+    # disk space: as long as the embedding, or a token for each block and a mean
+    width = max(backbone.embed_dim, *backbone.channels)
+    if encoding.blocks:
+        width = (encoding.blocks + 1) * max(backbone.channels)
+    sizes = [4 * width] * len(paths)
+    key = CacheKey("embeddings", f"{backbone.name} on {name}", identity, ("fp32",), sizes)
+    with run.cost.phase("encode"):
         try:
             store = get_or_build(key, build)
         except CacheFull:
-            return encode_images(backbone, paths, run, how)
+            return encode_images(backbone, paths, run, encoding)
     try:
         return store.stacked()
     finally:

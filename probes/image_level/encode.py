@@ -1,8 +1,7 @@
-"""Whole images and texts to embeddings, by a frozen backbone: what linear classification, zero-shot
-and retrieval stand on.
+"""Whole images and texts to embeddings, by a frozen backbone.
 
-Decoding and resizing happen in loader processes while the model computes; images travel as bytes
-and are scaled and normalised on the device, so that the loader never is the slow part of it.
+Loader processes decode and resize while the model computes. Images travel as bytes and are scaled
+and normalised on the device, so that the loader is not the bottleneck.
 """
 
 from __future__ import annotations
@@ -19,20 +18,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
 from backbones.base import Backbone, DataConfig
-from backbones.cliptex.cost import count_flops
 from common.errors import NonFiniteLoss, UserError
 from common.images import to_rgb
-from probes.base import Context
 from probes.features.cost import EncodeRun
 from probes.features.members import image_source
 from probes.image_level.settings import Encoding, Precision
 
-PLAIN = Encoding()
+DEFAULT_ENCODING = Encoding()
 
 
 @torch.inference_mode()
 def encode_images(
-    backbone: Backbone, paths: Sequence[Path], run: EncodeRun, how: Encoding = PLAIN
+    backbone: Backbone,
+    paths: Sequence[Path],
+    run: EncodeRun,
+    encoding: Encoding = DEFAULT_ENCODING,
 ) -> Tensor:
     """Features of whole images, in the order of ``paths``.
 
@@ -42,44 +42,70 @@ def encode_images(
         UserError: an image cannot be read, or the size does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
-    images = Images(paths, fitting(how.size, backbone), backbone.data)
-    batches = [
-        range(start, min(start + how.batch_size, len(paths)))
-        for start in range(0, len(paths), how.batch_size)
-    ]
-    embeddings = torch.empty(0, backbone.embed_dim)
+    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
+    batches = split_batches(len(paths), encoding.batch_size)
     run.progress.start("encoding images", len(images))
-    encode = encoder(backbone, how)
-    for places, pixels in zip(batches, normalised(images, batches, backbone, run), strict=True):
-        with autocast(run.device, how.precision):
-            embedded = run.cost.run(encode, pixels).float().cpu()
-        if not places.start:
-            embeddings = torch.empty(len(images), embedded.shape[1])
-        embeddings[places.start : places.stop] = embedded
-        run.progress.advance(len(places))
-    return finite(embeddings, f"image embeddings of {backbone.name}")
+    encode = encoder(backbone, encoding)
+    parts = []
+    for embedded in encode_batches(images, batches, backbone, encode, run, encoding):
+        parts.append(embedded.cpu())
+        run.progress.advance(len(embedded))
+    embeddings = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
+    return check_finite(embeddings, f"image embeddings of {backbone.name}")
 
 
-def encoder(backbone: Backbone, how: Encoding) -> Callable[[Tensor], Tensor]:
-    """Normalised images → what ``how`` asks for, (N, D); of blocks all class tokens, and the mean
-    of the last patch tokens."""
+def split_batches(count: int, batch_size: int) -> list[range]:
+    """Ranges of at most ``batch_size`` items that cover ``count`` items in order."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
-    def tokens_in_a_row(images: Tensor) -> Tensor:
-        layers = backbone.encode_tokens(images, how.blocks)
+
+def encode_batches(
+    images: Images,
+    batches: Sequence[Sequence[int]],
+    backbone: Backbone,
+    encode: Callable[[Tensor], Tensor],
+    run: EncodeRun,
+    encoding: Encoding,
+) -> Iterator[Tensor]:
+    """``encode`` of each batch of items, float32 on the device.
+
+    At most ``encoding.batch_size`` images go through the backbone at once.
+    """
+    for pixels in run.cost.timed("encode", load_batches(images, batches, backbone, run)):
+        with (
+            run.cost.phase("encode"),
+            torch.no_grad(),
+            autocast(run.device, encoding.precision),
+        ):
+            parts = [encode(part).float() for part in pixels.split(encoding.batch_size)]
+        run.cost.images["encode"] += len(pixels)
+        yield torch.cat(parts)
+
+
+def encoder(backbone: Backbone, encoding: Encoding) -> Callable[[Tensor], Tensor]:
+    """The function from normalised images to features (N, D).
+
+    With ``blocks`` these are the class tokens of the blocks, then the mean of the last patch
+    tokens.
+    """
+
+    def concatenated_tokens(images: Tensor) -> Tensor:
+        layers = backbone.encode_tokens(images, encoding.blocks)
         return torch.cat([*(token for token, _ in layers), layers[-1][1].mean(dim=1)], dim=1)
 
-    if how.blocks:
-        return tokens_in_a_row
-    return backbone.encode_features if how.features == "pre_projection" else backbone.encode_image
+    if encoding.blocks:
+        return concatenated_tokens
+    if encoding.features == "pre_projection":
+        return backbone.encode_features
+    return backbone.encode_image
 
 
-def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:
-    """``size``, or the backbone's own. Raises ``UserError`` when it cannot take it."""
+def input_size(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]:
+    """``size``, or the backbone's own. Raises ``UserError`` when it does not fit the backbone."""
     height, width = size = size or backbone.data.size
     # its own size always fits, even where that is no multiple (EfficientNet-B3 was trained at 300)
-    if size != tuple(backbone.data.size) and (
-        height % backbone.divisor or width % backbone.divisor
-    ):
+    own = tuple(backbone.data.size)
+    if size != own and (height % backbone.divisor or width % backbone.divisor):
         raise UserError(
             f"size {height}x{width} does not fit {backbone.name}: choose multiples of"
             f" {backbone.divisor}"
@@ -87,33 +113,31 @@ def fitting(size: tuple[int, int] | None, backbone: Backbone) -> tuple[int, int]
     return size
 
 
-def normalised(
+def load_batches(
     images: Images, batches: Sequence[Sequence[int]], backbone: Backbone, run: EncodeRun
 ) -> Iterator[Tensor]:
-    """Batches of items, loaded in order, as the backbone takes them: (N, 3, H, W) float32 on the
-    device."""
+    """Batches of items as the backbone takes them, in order: (N, 3, H, W) float32 on the device."""
     # a plain ViT has one stride; everything else is convolutional, and convolutions are faster on
     # channels-last images
-    memory = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
+    memory_format = torch.channels_last if len(backbone.strides) > 1 else torch.contiguous_format
     mean, std = (
-        255 * torch.tensor(each, device=run.device).view(3, 1, 1)
-        for each in (backbone.data.mean, backbone.data.std)
+        255 * torch.tensor(values, device=run.device).view(3, 1, 1)
+        for values in (backbone.data.mean, backbone.data.std)
     )
-    loaded = DataLoader(
+    prefetch = max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None
+    loader = DataLoader(
         images,
         batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well
         num_workers=min(run.num_workers, len(batches)),
-        collate_fn=default_convert,  # ``Images`` makes whole batches itself
+        collate_fn=default_convert,  # ``Images`` makes complete batches itself
         pin_memory=run.device.type == "cuda",
-        prefetch_factor=(
-            max(2, 256 // max(map(len, batches))) if run.num_workers and batches else None
-        ),
+        prefetch_factor=prefetch,
     )
-    for batch in loaded:
+    for batch in loader:
         if isinstance(batch, str):
             raise UserError(batch)
         pixels = (batch.to(run.device, non_blocking=True).float() - mean) / std
-        yield pixels.contiguous(memory_format=memory)
+        yield pixels.contiguous(memory_format=memory_format)
 
 
 @torch.inference_mode()
@@ -124,9 +148,10 @@ def encode_texts(
     precision: Precision = "fp32",
     batch_size: int = 256,
 ) -> Tensor:
-    """Embeddings of texts, in their order: (len(texts), D) float32 on the CPU, not normalised to
-    unit length.
+    """Embeddings of texts, in their order.
 
+    Returns:
+        (len(texts), D) float32 on the CPU, not normalised to unit length.
     Raises:
         UserError: the backbone has no text tower.
         NonFiniteLoss: an embedding is not finite.
@@ -135,18 +160,10 @@ def encode_texts(
     parts = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        with autocast(run.device, precision):
+        with run.cost.phase("text"), autocast(run.device, precision):
             parts.append(backbone.encode_text(batch).float().cpu())
         run.progress.advance(len(batch))
-    return finite(torch.cat(parts), f"text embeddings of {backbone.name}")
-
-
-@torch.inference_mode()
-def text_flops(context: Context, texts: Sequence[str]) -> float:
-    """Floating-point operations of encoding so many texts: one is counted (see
-    ``backbones.cliptex.cost``)."""
-    with autocast(context.device, context.settings.precision):
-        return float(len(texts) * count_flops(lambda: context.backbone.encode_text(texts[:1])))
+    return check_finite(torch.cat(parts), f"text embeddings of {backbone.name}")
 
 
 class Images(Dataset[Tensor]):
@@ -154,13 +171,13 @@ class Images(Dataset[Tensor]):
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig) -> None:
         self.paths = [str(path) for path in paths]
-        self.transform = prepare(size, data)
+        self.transform = eval_transform(size, data)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, index: int) -> str:
-        """The file that an item is made of."""
+        """The file of an item."""
         return self.paths[index]
 
     def __getitem__(self, index: int) -> Tensor:
@@ -169,8 +186,8 @@ class Images(Dataset[Tensor]):
         return self.transform(rgb)
 
     def __getitems__(self, indices: list[int]) -> Tensor | str:
-        """A batch; or, since an error from a loader process would arrive as a page of traceback,
-        what went wrong."""
+        """A batch, or the message of an error: an exception in a loader process would arrive as a
+        page of traceback."""
         images = []
         for index in indices:
             try:
@@ -183,10 +200,12 @@ class Images(Dataset[Tensor]):
         return torch.stack(images)
 
 
-def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform: an RGB image → (3, H, W) uint8. Resized so that the centre crop
-    of ``size`` keeps the share ``crop_pct`` of the side that fits tighter; with ``squash`` resized
-    to ``size`` without keeping its shape."""
+def eval_transform(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform: an RGB image → (3, H, W) uint8.
+
+    The image is resized so that the centre crop of ``size`` keeps the share ``crop_pct`` of the
+    side that fits tighter. With ``squash`` it is resized to ``size`` and changes its shape.
+    """
     return create_transform(
         (3, *size),
         interpolation=data.interpolation,
@@ -197,10 +216,12 @@ def prepare(size: tuple[int, int], data: DataConfig) -> Callable[[Image.Image], 
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """bfloat16 arithmetic where ``precision`` is ``bf16``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def finite(embeddings: Tensor, what: str) -> Tensor:
+def check_finite(embeddings: Tensor, name: str) -> Tensor:
+    """``embeddings``. Raises ``NonFiniteLoss`` where one is not finite."""
     if not bool(embeddings.isfinite().all()):
-        raise NonFiniteLoss(f"{what} are not finite")
+        raise NonFiniteLoss(f"{name} are not finite")
     return embeddings

@@ -1,16 +1,14 @@
-"""``few-shot`` classification in closed form: least squares on a few images of each class
-(big_vision's ``fewshot_lsr``).
+"""``few-shot`` classification in closed form: least squares on a few images of each class.
 
-Features are whitened, classes are ±1, a constant feature of 100 is a bias that is hardly penalised.
-One eigendecomposition serves every strength of the penalty, and gives the error of each image by a
-fit without it (leave-one-out) too: by that the strength is chosen, so that no label beyond the
-shots is used. With one shot nothing is left of a class without its image: then it is 2¹⁰, which
-big_vision takes always.
+As in big_vision's ``fewshot_lsr`` features are whitened, classes are ±1, and a constant feature of
+100 is a bias that is hardly penalised. One eigendecomposition serves every strength of the penalty
+and gives the leave-one-out error of each image. The strength is chosen by that error, so no label
+beyond the shots is used. With one shot a class without its image has nothing left; then the
+strength is 2¹⁰, which big_vision always uses.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +16,21 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
 from probes.image_level.classification import score, targets
 from probes.image_level.embeddings import encode_split
-from probes.image_level.linear import linear_flops
 from probes.image_level.settings import FewShotSettings
+from probes.selection import Candidate, select
 
 BIAS = 100.0
-USUAL = 2.0**10
+DEFAULT_L2 = 2.0**10
 
 
 @dataclass
-class Fits:
-    """Least squares on (N, D) features and (N,) labels, whitened and with a bias, for any strength
-    of the penalty; float64.
+class LeastSquares:
+    """Least squares on whitened features with a bias, for any strength of the penalty; float64.
 
-    With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are L (diag(e) + λ)⁻¹
-    R.
+    With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are
+    ``left`` (diag(e) + λ)⁻¹ ``right``.
     """
 
     mean: Tensor
@@ -43,10 +39,11 @@ class Fits:
     right: Tensor
     eigenvalues: Tensor
     inputs: Tensor
-    truth: Tensor
+    targets: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, classes: int) -> Fits:
+    def decompose(cls, features: Tensor, labels: Tensor, classes: int) -> LeastSquares:
+        """The fits to (N, D) features and (N,) labels."""
         features = features.double()
         mean, std = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
         x, y = _with_bias((features - mean) / std), 2 * one_hot(labels, classes).double() - 1
@@ -63,19 +60,21 @@ class Fits:
         return (self.left / (self.eigenvalues + l2)) @ self.right
 
     def scores(self, features: Tensor, l2: float) -> Tensor:
-        """(M, classes) of other features."""
+        """(M, classes) of (M, D) features."""
         return _with_bias((features.double() - self.mean) / self.std) @ self.weights(l2)
 
-    def without(self, l2: float) -> Tensor:
-        """(N, classes): of each image by the fit to all others, with y - (y - ŷ) / (1 - h), h its
-        leverage."""
-        turned = self.inputs @ self.left
+    def leave_one_out(self, l2: float) -> Tensor:
+        """(N, classes): each image by the fit to all others.
+
+        That is y - (y - ŷ) / (1 - h), with h the image's leverage.
+        """
+        projected = self.inputs @ self.left
         # left is Q (h = x Q (e + λ)⁻¹ Q' x') or X'Q, whose product with X is Q diag(e)
-        square = turned.square()
+        square = projected.square()
         if len(self.left) != len(self.eigenvalues):
             square /= self.eigenvalues.clamp_min(1e-12)
         leverage = (square / (self.eigenvalues + l2)).sum(dim=1, keepdim=True).clamp_max(1 - 1e-9)
-        return self.truth - (self.truth - self.inputs @ self.weights(l2)) / (1 - leverage)
+        return self.targets - (self.targets - self.inputs @ self.weights(l2)) / (1 - leverage)
 
 
 def _with_bias(x: Tensor) -> Tensor:
@@ -83,33 +82,20 @@ def _with_bias(x: Tensor) -> Tensor:
 
 
 def run(context: Context) -> TaskResult:
-    """See ``probes.image_level.probe``."""
+    """See ``probes.base.FeatureProbe``."""
     settings: FewShotSettings = context.settings
-    encoding, labels, classes = (
-        EncodeRun.of(context),
-        targets(context, "train"),
-        len(context.data.classes),
-    )
-    train, val = encode_split(context, "train", encoding), encode_split(context, "val", encoding)
-    encoded, drawn = time.perf_counter(), draw(labels, settings.shots, context.seed)
-    fits = Fits.of(train[drawn].to(context.device), labels[drawn].to(context.device), classes)
-    l2, note = choose(fits, labels[drawn].to(context.device), settings)
-    fitted = time.perf_counter()
-    result = score(
-        context,
-        torch.cat([fits.scores(part.to(context.device), l2).cpu() for part in val.split(4096)]),
-    )
-    side = min(fits.inputs.shape)
-    result.cost = encoding.cost.added_to(
-        {
-            "train_seconds": fitted - encoded,
-            "eval_seconds": time.perf_counter() - fitted,
-            "train_flops": 2.0 * max(fits.inputs.shape) * side**2 + 9.0 * side**3,
-            "eval_flops": linear_flops(train.shape[1], classes, 0, len(val)),
-        }
-    )
+    device, classes = context.device, len(context.data.classes)
+    train, val = encode_split(context, "train"), encode_split(context, "val")
+    labels = targets(context, "train")
+    shots = sample_shots(labels, settings.shots, context.seed)
+    with context.cost.phase("train"):
+        shot_labels = labels[shots].to(device)
+        fits = LeastSquares.decompose(train[shots].to(device), shot_labels, classes)
+        l2, reason = choose(fits, shot_labels, settings)
+    logits = [fits.scores(part.to(device), l2).cpu() for part in val.split(4096)]
+    result = score(context, torch.cat(logits))
+    result.notes = [f"{len(shots)} training images, λ = {l2:g}: {reason}"]
     fewer = int((torch.bincount(labels, minlength=classes) < settings.shots).sum())
-    result.notes = [f"{len(drawn)} training images, λ = {l2:g}: {note}"]
     if fewer:
         result.notes.append(
             f"{fewer} of {classes} classes have fewer than {settings.shots} training images"
@@ -117,9 +103,11 @@ def run(context: Context) -> TaskResult:
     return result
 
 
-def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Indices of ``shots`` images of each class, or of all that it has; those of fewer shots are
-    among those of more."""
+def sample_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Indices of ``shots`` images of each class, or of all that it has.
+
+    The images of fewer shots are among those of more.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for label in labels.unique().tolist():
@@ -128,17 +116,17 @@ def draw(labels: Tensor, shots: int, seed: int) -> Tensor:
     return torch.cat(parts).sort().values
 
 
-def choose(fits: Fits, labels: Tensor, settings: FewShotSettings) -> tuple[float, str]:
-    """The strength with the best leave-one-out top-1, of equals the one with the least squared
-    error; and why."""
+def choose(fits: LeastSquares, labels: Tensor, settings: FewShotSettings) -> tuple[float, str]:
+    """The strength of the penalty that is best by leave-one-out top-1, and why."""
     if len(settings.l2) == 1:
         return settings.l2[0], "given"
     if int(torch.bincount(labels).max()) < 2:
-        return USUAL, "as big_vision has it, since a class with one image leaves none to choose by"
-    found = {}
+        return DEFAULT_L2, "as in big_vision, since no image can be left out of a class with one"
+    candidates = []
     for l2 in settings.l2:
-        left_out = fits.without(l2)
-        right = 100 * (left_out.argmax(dim=1) == labels).double().mean().item()
-        found[l2] = right, -(left_out - fits.truth).square().mean().item()
-    best = max(found, key=lambda l2: found[l2])
-    return best, f"best of {len(found)} by leaving each image out (top1 {found[best][0]:.1f})"
+        scores = fits.leave_one_out(l2)
+        accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
+        error = (scores - fits.targets).square().mean().item()
+        candidates.append(Candidate(l2, f"l2_{l2:g}", accuracy, error))
+    best, reason = select(candidates, "top1", "by leaving each image out")
+    return best.value, reason

@@ -1,101 +1,87 @@
-"""``knn`` classification: the nearest training images vote (Wu et al. 2018, section 3.4, as DINO's
-``eval_knn.py`` does it).
+"""``knn`` classification: the nearest training images vote (Wu et al. 2018, section 3.4).
 
-A neighbour at cosine s counts exp(s / 0.07). How many vote is chosen on a held-out part of train;
-DINO names the best on val.
+As in DINO's ``eval_knn.py`` a neighbour at cosine s counts exp(s / 0.07). The number of neighbours
+is chosen on a held-out part of train; DINO reports the best on val.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from common.errors import UserError
 from probes.base import Context, TaskResult
-from probes.features.cost import EncodeRun
 from probes.features.search import nearest
-from probes.image_level.classification import near, score, targets
+from probes.image_level.classification import on_device_if_small, score, targets, top1
 from probes.image_level.embeddings import encode_split
-from probes.image_level.linear import linear_flops, ranks, stratified_split
 from probes.image_level.settings import KnnSettings
+from probes.selection import Candidate, log_scores, select, stratified_split
 
 
 def run(context: Context) -> TaskResult:
-    """See ``probes.image_level.probe``."""
+    """See ``probes.base.FeatureProbe``."""
     settings: KnnSettings = context.settings
-    encoding, labels = EncodeRun.of(context), targets(context, "train").to(context.device)
+    labels, classes = targets(context, "train").to(context.device), len(context.data.classes)
     train, val = (
-        normalize(near(encode_split(context, split, encoding), context.device), dim=1)
+        normalize(on_device_if_small(encode_split(context, split), context.device), dim=1)
         for split in ("train", "val")
     )
-    encoded, classes = time.perf_counter(), len(context.data.classes)
-    context.progress.start("looking for neighbours", 1)
-    chosen, note, searched = settings.neighbours[0], "given", 0
+    context.progress.start("searching neighbours", 1)
+    neighbours, reason = settings.neighbours[0], "given"
     if len(settings.neighbours) > 1:
-        kept, held = stratified_split(labels.cpu(), settings.holdout, context.seed)
-        if not len(held):
-            raise UserError(
-                "knn: every class has only one training image, so that no number of neighbours can"
-                " be chosen; give one with --set neighbours=10"
-            )
-        ballots = votes(
-            train[held],
-            train[kept],
-            labels[kept],
-            settings,
-            settings.neighbours,
-            classes,
-            context.device,
-        )
-        top1 = [
-            100 * (ranks(each, labels[held].cpu()) == 0).double().mean().item() for each in ballots
-        ]
-        chosen = settings.neighbours[max(range(len(top1)), key=lambda place: (top1[place], -place))]
-        told = {
-            f"select/top1/k_{k}": value for k, value in zip(settings.neighbours, top1, strict=True)
-        }
-        context.log.log_metrics(told, 1)
-        note, searched = (
-            f"best of {len(top1)} on {len(held)} held-out training images (top1 {max(top1):.1f})",
-            len(held),
-        )
-    (logits,) = votes(val, train, labels, settings, [chosen], classes, context.device)
+        neighbours, reason = choose(train, labels, context)
+    (logits,) = votes(val, train, labels, [neighbours], settings.temperature, classes)
     context.progress.advance()
     result = score(context, logits)
-    result.cost = encoding.cost.added_to(
-        {
-            "eval_seconds": time.perf_counter() - encoded,
-            "eval_flops": linear_flops(train.shape[1], len(train), 0, searched + len(val)),
-        }
-    )
-    result.notes = [f"{chosen} neighbours: {note}"]
+    result.notes = [f"{neighbours} neighbours: {reason}"]
     return result
+
+
+def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
+    """The number of neighbours that is best on a held-out part of train, and why."""
+    settings: KnnSettings = context.settings
+    memory, held_out = stratified_split(
+        labels.cpu(), settings.holdout, context.seed, "neighbours=10"
+    )
+    ballots = votes(
+        train[held_out],
+        train[memory],
+        labels[memory],
+        settings.neighbours,
+        settings.temperature,
+        len(context.data.classes),
+    )
+    candidates = [
+        Candidate(k, f"k_{k}", top1(ballot, labels[held_out].cpu()))
+        for k, ballot in zip(settings.neighbours, ballots, strict=True)
+    ]
+    log_scores(context.log, "top1", candidates, 1)
+    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    return best.value, reason
 
 
 def votes(
     queries: Tensor,
     memory: Tensor,
     labels: Tensor,
-    settings: KnnSettings,
     neighbours: Sequence[int],
+    temperature: float,
     classes: int,
-    device: torch.device,
 ) -> list[Tensor]:
-    """For each number of ``neighbours`` what each class gets of its votes, (N, classes) float64 on
-    the CPU.
+    """For each number of ``neighbours`` the votes of each class, (N, classes) float64 on the CPU.
 
     Args:
-        queries: (N, D), memory: (M, D) unit vectors; labels: (M,) of the memory.
+        queries: (N, D), memory: (M, D) unit vectors.
+        labels: (M,) of the memory, on the device that computes.
     """
-    found: list[list[Tensor]] = [[] for _ in neighbours]
+    device = labels.device
+    ballots: list[list[Tensor]] = [[] for _ in neighbours]
     for part in queries.split(4096):
         similar, index = nearest(part.to(device), memory, max(neighbours))
-        weights, voted = (similar.double() / settings.temperature).exp(), labels.to(device)[index]
-        for place, k in enumerate(neighbours):
+        weights, voted = (similar.double() / temperature).exp(), labels[index]
+        for parts, k in zip(ballots, neighbours, strict=True):
             ballot = torch.zeros(len(part), classes, dtype=torch.float64, device=device)
-            found[place].append(ballot.scatter_add_(1, voted[:, :k], weights[:, :k]).cpu())
-    return [torch.cat(each) for each in found]
+            parts.append(ballot.scatter_add_(1, voted[:, :k], weights[:, :k]).cpu())
+    return [torch.cat(parts) for parts in ballots]

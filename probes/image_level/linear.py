@@ -1,7 +1,7 @@
-"""Linear classifiers on features, a whole grid of learning rates and weight decays trained at once.
+"""Linear classifiers on features: a grid of learning rates and weight decays trained at once.
 
-All classifiers of a grid see the same batches in the same order; their weights are stacked, so that
-one matrix product serves them all and each comes out as if it had been trained alone (tested).
+All classifiers of a grid see the same batches in the same order, and one matrix product gives the
+scores of all. Each comes out as if it had been trained alone (tested).
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from common.errors import NonFiniteLoss
+from probes.image_level.classification import ranks
 from probes.image_level.settings import LinearSettings
+from probes.selection import Candidate
 
-ROWS = 8192  # of features that are looked at at once where all of them are
+ROWS = 8192  # samples at once when the statistics of all features are measured
+Pair = tuple[float, float]  # learning rate for a batch of 256, weight decay
 
 
 @dataclass
@@ -24,10 +28,9 @@ class Samples:
     """Features with their classes, or some of them; the others are not copied.
 
     Attributes:
-        features: (N, D) float32, labels: (N,) int64, on the CPU (or, where it has the room, on a
-            GPU).
+        features: (N, D) float32, labels: (N,) int64, on the CPU or, where it has room, on a GPU.
         classes: number of classes.
-        members: (M,) indices of those that count; None for all.
+        members: (M,) indices of the samples that count; None for all.
     """
 
     features: Tensor
@@ -38,150 +41,145 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels if self.members is None else self.members)
 
-    def batch(self, places: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """(features, labels) of members, on ``device``."""
-        index = places if self.members is None else self.members[places]
-        return self.features[index].to(device), self.labels[index].to(device)
+        rows = indices if self.members is None else self.members[indices]
+        return self.features[rows].to(device), self.labels[rows].to(device)
 
-    def batches(self, rows: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of them in order, ``rows`` at once."""
-        for places in torch.arange(len(self)).split(rows):
-            yield self.batch(places, device)
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """All members in order, ``size`` at once."""
+        for indices in torch.arange(len(self)).split(size):
+            yield self.batch(indices, device)
 
 
 @dataclass
 class Standardiser:
-    """Shift and scale of each feature to mean 0 and variance 1, measured on the training features:
-    a BatchNorm without affine part whose statistics are exact. Features that do not vary become
-    0."""
+    """Shift and scale each feature to mean 0 and variance 1 over the training features.
+
+    It is a BatchNorm without affine part whose statistics are exact. Features that do not vary
+    become 0.
+    """
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
     def fit(cls, samples: Samples) -> Standardiser:
-        """Measured in float64, ``ROWS`` rows at once."""
+        """Measure in float64, ``ROWS`` rows at once."""
         mean = variance = torch.zeros(samples.features.shape[1], dtype=torch.float64)
         for part, _ in samples.batches(ROWS, torch.device("cpu")):
             mean = mean + part.double().sum(dim=0) / len(samples)
         for part, _ in samples.batches(ROWS, torch.device("cpu")):
             variance = variance + (part.double() - mean).square().sum(dim=0) / len(samples)
+        return cls.from_moments(mean, variance)
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, variance: Tensor) -> Standardiser:
+        """From (D,) float64 mean and variance."""
         constant = variance <= 1e-12 * (mean**2 + 1e-12)
         scale = torch.where(constant, 0.0, variance.clamp_min(1e-24).rsqrt())
         return cls(mean.float(), scale.float())
 
     @classmethod
     def identity(cls, width: int) -> Standardiser:
+        """Change nothing."""
         return cls(torch.zeros(width), torch.ones(width))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean.to(features.device)) * self.scale.to(features.device)
 
 
-@dataclass
-class Linear:
-    """G trained classifiers: ``weight`` (D, G, C), ``bias`` (G, C), on standardised features."""
-
-    standardise: Standardiser
-    weight: Tensor
-    bias: Tensor
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(N, D) → (G, N, C)."""
-        return self.scores(self.standardise(features)).transpose(0, 1)
-
-    def scores(self, standardised: Tensor) -> Tensor:
-        """(N, D) → (N, G, C): one matrix product for all."""
-        return (standardised @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
-
-
-class Grid:
-    """Linear classifiers of all pairs of a grid while they are trained: softmax cross-entropy, SGD
-    with momentum.
+class LinearHeads(nn.Module):
+    """G linear classifiers on the same standardised features.
 
     Args:
-        model: the classifiers, G of them; trained in place.
-        grid: G pairs: a peak rate, given for a batch of 256 and scaled with the batch (Goyal et al.
-            2017), and the decay of the weights (not the biases).
-        batch_size: samples of a step.
+        weights: G initial weights (D, C); the biases start at zero.
     """
 
-    def __init__(
-        self,
-        model: Linear,
-        grid: Sequence[tuple[float, float]],
-        batch_size: int,
-        momentum: float = 0.9,
-    ) -> None:
-        self.model, self.momentum = model, momentum
-        rates, self.decays = torch.tensor(grid, device=model.bias.device).T[..., None]
-        self.rates = rates * batch_size / 256
-        self.momenta = [torch.zeros_like(model.weight), torch.zeros_like(model.bias)]
+    def __init__(self, standardise: Standardiser, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.standardise = standardise
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(torch.zeros_like(weight[0]) for weight in weights)
 
-    def step(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
-        """One step of SGD on (N, D) standardised features and (N,) classes, with a ``share`` of
-        each peak rate; returns the (G,) cross-entropies before it, summed over the samples."""
-        model = self.model
-        log_probabilities = model.scores(inputs).log_softmax(dim=2)
-        index = targets[:, None, None].expand(-1, len(self.rates), 1)
-        losses = -log_probabilities.gather(2, index).sum(dim=(0, 2))
-        # the gradient of the mean cross-entropy: (softmax - one-hot) / samples
-        error = log_probabilities.exp_().scatter_add_(
-            2, index, -torch.ones_like(index, dtype=inputs.dtype)
-        )
-        error /= len(targets)
-        of_weight = (inputs.T @ error.flatten(1)).unflatten(
-            1, error.shape[1:]
-        ) + self.decays * model.weight
-        for parameter, momentum, gradient in zip(
-            (model.weight, model.bias), self.momenta, (of_weight, error.sum(dim=0)), strict=True
-        ):
-            momentum.mul_(self.momentum).add_(gradient)
-            parameter.sub_(share * self.rates * momentum)
-        return losses
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, D) → (G, N, C): one matrix product for all."""
+        biases = torch.stack(list(self.biases))
+        product = self.standardise(features) @ torch.cat(list(self.weights), dim=1)
+        return (product.unflatten(1, biases.shape) + biases).transpose(0, 1)
 
 
-def cosine(done: float) -> float:
-    """The share of a peak rate after a share of all steps: from 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * done))
+def sgd_groups(heads: LinearHeads, grid: Sequence[Pair], batch_size: int) -> list[dict]:
+    """Parameter groups of SGD: each head has the learning rate and weight decay of its pair.
+
+    Rates are scaled with the batch (Goyal et al. 2017); biases do not decay.
+    """
+    groups: list[dict] = []
+    for weight, bias, (rate, decay) in zip(heads.weights, heads.biases, grid, strict=True):
+        rates = {"lr": rate * batch_size / 256, "initial_lr": rate * batch_size / 256}
+        groups += [{"params": [weight], "weight_decay": decay, **rates}]
+        groups += [{"params": [bias], **rates}]
+    return groups
+
+
+def train_step(
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    progress: float,
+) -> Tensor:
+    """One step of all heads, whose gradients are each head's own.
+
+    Args:
+        heads: inputs → the logits (N, C) of each head.
+        progress: share of all steps that is done; a cosine takes the rates to zero.
+    Returns:
+        (heads,) mean cross-entropies before the step.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
+    optimizer.zero_grad()
+    losses = torch.stack([F.cross_entropy(logits, targets) for logits in heads(inputs)])
+    losses.sum().backward()
+    optimizer.step()
+    return losses.detach()
 
 
 def train_linear(
     samples: Samples,
-    grid: Sequence[tuple[float, float]],
+    grid: Sequence[Pair],
     settings: LinearSettings,
     seed: int,
     device: torch.device,
-    on_epoch: Callable[[int, list[float], Linear], None] | None = None,
-) -> Linear:
-    """Train one classifier for each (learning rate, weight decay) pair, from zero weights; see
-    ``Grid``.
+    on_epoch: Callable[[int, list[float], LinearHeads], None] | None = None,
+) -> LinearHeads:
+    """Train one classifier for each pair of a grid, from zero weights.
 
     Args:
-        settings: of which epochs, batch_size, momentum and standardise are read; a cosine takes the
-            rate to zero.
-        seed: of the order of samples, which is the same for every member of the grid.
+        settings: epochs, batch_size, momentum and standardise are used.
+        seed: of the order of samples, which is the same for every classifier.
         on_epoch: called after each epoch with its number from 1, the mean loss of each classifier,
             and the classifiers.
     Raises:
-        NonFiniteLoss: every classifier of the grid diverged. (One that diverges alone is left to
-            lose.)
+        NonFiniteLoss: every classifier diverged. A single one that diverges is not chosen.
     """
-    batch, width = min(settings.batch_size, len(samples)), samples.features.shape[1]
-    model = Linear(
-        Standardiser.fit(samples) if settings.standardise else Standardiser.identity(width),
-        torch.zeros(width, len(grid), samples.classes, device=device),
-        torch.zeros(len(grid), samples.classes, device=device),
-    )
-    training = Grid(model, grid, batch, settings.momentum)
+    batch_size, width = min(settings.batch_size, len(samples)), samples.features.shape[1]
+    standardise = Standardiser.identity(width)
+    if settings.standardise:
+        standardise = Standardiser.fit(samples)
+    zeros = [torch.zeros(width, samples.classes, device=device) for _ in grid]
+    heads = LinearHeads(standardise, zeros).to(device)
+    optimizer = torch.optim.SGD(sgd_groups(heads, grid, batch_size), momentum=settings.momentum)
     order = torch.Generator().manual_seed(seed)
-    steps = math.ceil(len(samples) / batch)
+    steps = math.ceil(len(samples) / batch_size)
     for epoch in range(settings.epochs):
         losses = torch.zeros(len(grid), device=device)
-        for step, picked in enumerate(torch.randperm(len(samples), generator=order).split(batch)):
-            inputs, targets = samples.batch(picked, device)
-            done = (epoch * steps + step) / (settings.epochs * steps)
-            losses += training.step(model.standardise(inputs), targets, cosine(done))
+        batches = torch.randperm(len(samples), generator=order).split(batch_size)
+        for step, indices in enumerate(batches):
+            inputs, targets = samples.batch(indices, device)
+            progress = (epoch * steps + step) / (settings.epochs * steps)
+            losses += len(indices) * train_step(heads, optimizer, inputs, targets, progress)
         mean = (losses / len(samples)).tolist()
         if not any(map(math.isfinite, mean)):
             raise NonFiniteLoss(
@@ -189,35 +187,35 @@ def train_linear(
                 f" {settings.epochs}"
             )
         if on_epoch:
-            on_epoch(epoch + 1, mean, model)
-    return model
+            on_epoch(epoch + 1, mean, heads)
+    return heads
 
 
-def linear_flops(features: int, classes: int, trained: int, scored: int = 0) -> float:
-    """Of linear classifiers, from the number of samples that they were trained on and only scored
-    on, repetitions counted: a product for the scores and, in training, one for the gradient of the
-    weights."""
-    return 2.0 * features * classes * (2 * trained + scored)
+@torch.no_grad()
+def evaluate_grid(
+    heads: LinearHeads,
+    grid: Sequence[Pair],
+    samples: Samples,
+    device: torch.device,
+    prefix: str = "",
+) -> list[Candidate[Pair]]:
+    """Top-1 and mean cross-entropy of each head on held-out samples; ``prefix`` of the names."""
+    count = len(grid)
+    hits, total = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+    rows = max(1, 2**23 // (count * samples.classes))  # 64 MiB of logits in float64
+    for features, labels in samples.batches(rows, device):
+        logits = heads(features)
+        hits += (ranks(logits, labels) == 0).sum(dim=1).cpu()
+        index = labels.expand(count, -1)[..., None]
+        total -= logits.double().log_softmax(dim=2).gather(2, index).sum(dim=(1, 2)).cpu()
+    names = [prefix + pair_name(pair) for pair in grid]
+    top1, losses = (100 * hits / len(samples)).tolist(), (total / len(samples)).tolist()
+    return [
+        Candidate(pair, name, accuracy, loss, pair[0])
+        for pair, name, accuracy, loss in zip(grid, names, top1, losses, strict=True)
+    ]
 
 
-def ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """Rank of the true class, 0 for the first: how many others score at least as high (ties count
-    against it).
-
-    (…, N, C) and (N,) → (…, N) int64. Scores that are not finite rank last.
-    """
-    true = logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])
-    beaten = (logits >= true).sum(dim=-1) - 1
-    return torch.where(true.squeeze(-1).isfinite(), beaten, logits.shape[-1] - 1)
-
-
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held out), each sorted: of every class about ``share`` is held out, at least
-    one of two or more, and never all. Which ones depends on ``seed`` and the labels alone."""
-    generator = torch.Generator().manual_seed(seed)
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().squeeze(1)
-        number = min(len(members) - 1, max(1, round(share * len(members))))
-        held[members[torch.randperm(len(members), generator=generator)[:number]]] = True
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+def pair_name(pair: Pair) -> str:
+    """``lr_0.05``, ``lr_0.05_wd_0.001``."""
+    return f"lr_{pair[0]:g}" + (f"_wd_{pair[1]:g}" if pair[1] else "")

@@ -1,14 +1,10 @@
-"""The probes on embeddings of whole images. What computes is imported when it runs, so that names
-are listed without torch."""
+"""The probes on whole images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 
-from probes.base import Context, TaskResult, settings_json
-from probes.datasets.base import DatasetSpec, Kind, Split
+from probes.base import FeatureProbe
 from probes.image_level.settings import (
     RECALL_AT,
     AssociationSettings,
@@ -23,51 +19,16 @@ from probes.image_level.settings import (
 from probes.registry import register_probe
 from reports.metrics import Metric
 
-
-@dataclass
-class ImageLevelProbe:
-    """A probe on whole images, computed by ``run`` of ``module`` of this package; see
-    ``probes.base.Probe``."""
-
-    name: str
-    kind: Kind
-    settings_type: type
-    metrics: Mapping[str, Metric]
-    needs_text: bool
-    splits: tuple[Split, ...]
-    module: str
-    version: int = 1
-
-    def config(self, context: Context) -> str:
-        """The settings, the backbone and the data, as JSON."""
-        return settings_json(self.name, context)
-
-    def run(self, context: Context) -> TaskResult:
-        """Encode what is not kept already, and score ``val``."""
-        module = "random_crops" if getattr(context.settings, "random_crops", False) else self.module
-        result: TaskResult = import_module(f"probes.image_level.{module}").run(context)
-        metrics = {name: result.metrics[name] for name in self.metrics if name in result.metrics}
-        return replace(result, metrics=metrics, config=self.config(context))
-
-    def on(self, spec: DatasetSpec) -> ImageLevelProbe:
-        """The probe as it is scored on a dataset that has a main metric of its own."""
-        main = spec.extra.get("main_metric")
-        return (
-            replace(self, metrics={main: OTHERS[main], **self.metrics}) if main in OTHERS else self
-        )
-
-
 TOP = {f"top{k}": Metric(label=f"top-{k}", shown=True) for k in (1, 5)}
-OTHERS = {  # main metrics of some datasets
+OTHER_METRICS = {
     "mean_per_class_recall": Metric(label="mean per-class recall"),
     "f1_macro": Metric(label="macro F1"),
     "worst_group_top1": Metric(label="top-1 of the worst group"),
     "worst_group_top5": Metric(label="top-5 of the worst group"),
-    "mean_R@1": Metric(label="mean R@1"),
 }
 RECALLS = {
-    f"{way}_R@{k}": Metric(label=f"{words} R@{k}", shown=True)
-    for way, words in (("i2t", "I→T"), ("t2i", "T→I"))
+    f"{direction}_R@{k}": Metric(label=f"{words} R@{k}", shown=True)
+    for direction, words in (("i2t", "I→T"), ("t2i", "T→I"))
     for k in RECALL_AT
 }
 PCK = {
@@ -80,35 +41,46 @@ JACCARD = {
     "jaccard_5-6": Metric(label="Jaccard, 5 or 6 candidates", shown=True),
     "jaccard": Metric(label="Jaccard"),
 }
-LINEAR, ZERO_SHOT, RETRIEVAL, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS = (
-    ImageLevelProbe(
-        "linear", "classification", LinearSettings, TOP, False, ("train", "val"), "classification"
-    ),
-    ImageLevelProbe(
-        "zero-shot", "classification", ZeroShotSettings, TOP, True, ("val",), "zero_shot"
-    ),
-    ImageLevelProbe(
-        "retrieval", "image-text", RetrievalSettings, RECALLS, True, ("val",), "retrieval", 2
-    ),
-    ImageLevelProbe("knn", "classification", KnnSettings, TOP, False, ("train", "val"), "knn"),
-    ImageLevelProbe(
-        "few-shot", "classification", FewShotSettings, TOP, False, ("train", "val"), "few_shot"
-    ),
-    ImageLevelProbe(
-        "attentive", "classification", AttentiveSettings, TOP, False, ("train", "val"), "attentive"
-    ),
-    ImageLevelProbe(
-        "zero-shot", "association", AssociationSettings, JACCARD, True, ("val",), "association"
-    ),
-    ImageLevelProbe(
-        "keypoints",
-        "correspondence",
-        CorrespondenceSettings,
-        PCK,
-        False,
-        ("val",),
-        "correspondence",
-    ),
+FOLDER = "probes.image_level"
+classification = partial(
+    FeatureProbe, kind="classification", metrics=TOP, other_metrics=OTHER_METRICS
+)
+zero_shot = partial(FeatureProbe, "zero-shot", splits=("val",), needs_text=True)
+
+LINEAR = classification(
+    "linear", settings_type=LinearSettings, module=f"{FOLDER}.linear_probe", version=2
+)
+KNN = classification("knn", settings_type=KnnSettings, module=f"{FOLDER}.knn")
+FEW_SHOT = classification("few-shot", settings_type=FewShotSettings, module=f"{FOLDER}.few_shot")
+ATTENTIVE = classification(
+    "attentive", settings_type=AttentiveSettings, module=f"{FOLDER}.attentive"
+)
+ZERO_SHOT = zero_shot(
+    "classification",
+    ZeroShotSettings,
+    TOP,
+    f"{FOLDER}.zero_shot",
+    other_metrics=OTHER_METRICS,
+)
+ASSOCIATION = zero_shot("association", AssociationSettings, JACCARD, f"{FOLDER}.association")
+RETRIEVAL = FeatureProbe(
+    "retrieval",
+    "image-text",
+    RetrievalSettings,
+    RECALLS,
+    f"{FOLDER}.retrieval",
+    splits=("val",),
+    needs_text=True,
+    version=2,
+    other_metrics={"mean_R@1": Metric(label="mean R@1")},
+)
+KEYPOINTS = FeatureProbe(
+    "keypoints",
+    "correspondence",
+    CorrespondenceSettings,
+    PCK,
+    f"{FOLDER}.correspondence",
+    splits=("val",),
 )
 for _probe in (LINEAR, RETRIEVAL, ZERO_SHOT, KNN, FEW_SHOT, ATTENTIVE, ASSOCIATION, KEYPOINTS):
     register_probe(_probe)

@@ -1,31 +1,33 @@
-"""Protocols of the probes on whole images: linear and zero-shot classification, retrieval."""
+"""Protocols of the probes on whole images; every field is part of a task's identity."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.errors import UserError
 from common.settings import Fraction, settings_dataclass
-from probes.base import MOST_PIXELS
 
 RECALL_AT = (1, 5, 10)
 Precision = Literal["fp32", "bf16"]
 Features = Literal["projected", "pre_projection"]
 
+Rates = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is made of whole images; all of it decides the numbers.
+    """How whole images are encoded; all of it decides the numbers.
 
     Attributes:
         size: (height, width) in pixels that the backbone sees; None for its own.
         features: ``projected``: the global embedding; ``pre_projection``: what comes before CLIP's
             projection.
-        blocks: where it is not 0, neither of these: the class tokens of the last so many blocks,
-            shallow to deep, and the mean of the last patch tokens.
+        blocks: where it is not 0, the class tokens of so many last blocks, shallow to deep, and the
+            mean of the last patch tokens take the place of ``features``.
     """
 
     size: tuple[int, int] | None = None
@@ -37,7 +39,7 @@ class Encoding:
 
 @settings_dataclass
 class EncodeSettings:
-    """How whole images are encoded: part of the protocol of every probe that stands on embeddings.
+    """How whole images are encoded: part of the protocol of every probe on whole images.
 
     Attributes:
         protocol: the published protocol that the settings come from, or ``own``; see
@@ -49,24 +51,37 @@ class EncodeSettings:
     """
 
     protocol: str = "own"
-    size: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
+    size: PositiveInt | None = None
     precision: Precision = "fp32"
     encode_batch_size: PositiveInt | None = None
 
     def encoding(self, device: str) -> Encoding:
-        """How images are encoded with these settings on a type of device."""
+        """How images are encoded on a type of device."""
         batch_size = self.encode_batch_size or (256 if device == "cuda" else 64)
         return Encoding((self.size, self.size) if self.size else None, self.precision, batch_size)
 
 
 @settings_dataclass
-class LinearSettings(EncodeSettings):
-    """Protocol of linear classification, besides ``EncodeSettings``.
+class EmbeddingSettings(EncodeSettings):
+    """Protocol of a probe on global embeddings.
 
     Attributes:
         features: ``projected``, the global embedding; or ``pre_projection``, what comes before
             CLIP's projection to the space of texts (its authors' linear probe; the embedding itself
             where there is no such projection).
+    """
+
+    features: Features = "projected"
+
+    def encoding(self, device: str) -> Encoding:
+        return replace(super().encoding(device), features=self.features)
+
+
+@settings_dataclass
+class LinearSettings(EmbeddingSettings):
+    """Protocol of linear classification.
+
+    Attributes:
         epochs, batch_size, momentum: of SGD on the features; a cosine takes the learning rate to
             zero.
         learning_rates, weight_decays: the grid, every pair of which is trained; rates are for a
@@ -76,85 +91,73 @@ class LinearSettings(EncodeSettings):
         standardise: bring each feature to mean 0 and variance 1 over train, as a BatchNorm without
             affine does.
         random_crops: train on fresh random crops of each image instead of its one embedding, with
-            one frozen pass for all heads; see ``probes.image_level.random_crops``, also for the
-            next three, which have no meaning without.
+            one frozen pass for all heads; see ``probes.image_level.random_crops``. The next three
+            settings need it.
         epoch_length: iterations of an epoch; 0 for a pass over train.
-        blocks, average_pool: heads stand on the class tokens of the last so many blocks, without
-            and with the mean of the last patch tokens; every pair of both is trained.
+        blocks, average_pool: heads read the class tokens of so many last blocks, without and with
+            the mean of the last patch tokens; every pair of both is trained.
     """
 
-    features: Features = "projected"
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 256
     momentum: float = 0.9
-    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        0.0003,
-        0.001,
-        0.003,
-        0.01,
-        0.03,
-        0.1,
-        0.3,
-        1.0,
-    )
+    learning_rates: Rates = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (0.0,)
     holdout: Fraction = 0.1
     standardise: bool = True
     random_crops: bool = False
     epoch_length: NonNegativeInt = 0
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[PositiveInt, ...] = ()
     average_pool: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        tokens = (*self.blocks, *self.average_pool)
-        if self.random_crops and not (self.blocks and self.average_pool and min(self.blocks) > 0):
+        if self.random_crops and not (self.blocks and self.average_pool):
             raise UserError(
-                "linear: random_crops needs blocks (1 or more each) and average_pool;"
-                " protocol=dinov2 sets all of it"
+                "linear: random_crops needs blocks and average_pool; protocol=dinov2 sets all of it"
             )
         if self.random_crops and (self.standardise or self.features != "projected"):
             raise UserError(
-                "linear: random_crops has no whole set of features to standardise, and reads"
-                " tokens; set standardise=false and leave features"
+                "linear: random_crops reads tokens, which are not standardised; set"
+                " standardise=false and leave features"
             )
-        if not self.random_crops and (tokens or self.epoch_length):
+        if not self.random_crops and (self.blocks or self.average_pool or self.epoch_length):
             raise UserError(
-                "linear: blocks, average_pool and epoch_length have a meaning with"
-                " random_crops=true only"
+                "linear: blocks, average_pool and epoch_length apply to random_crops=true only"
             )
 
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """Every pair of learning rate and weight decay."""
+        return list(product(self.learning_rates, self.weight_decays))
+
     def encoding(self, device: str) -> Encoding:
-        return replace(
-            super().encoding(device), features=self.features, blocks=max(self.blocks, default=0)
-        )
+        return replace(super().encoding(device), blocks=max(self.blocks, default=0))
 
 
 @settings_dataclass
 class RetrievalSettings(EncodeSettings):
-    """Protocol of retrieval, besides ``EncodeSettings``.
+    """Protocol of retrieval.
 
     Attributes:
-        template: what a caption is put into; ``{}`` is the caption as it stands in the dataset.
+        template: of the text; ``{}`` is the caption as it stands in the dataset.
     """
 
     template: str = "{}"
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:
-            raise UserError(
-                f"retrieval: template {self.template!r} must hold one {{}} for the caption"
-            )
+            raise UserError(f"template={self.template!r} must hold one {{}} for the caption")
 
 
 @settings_dataclass
 class ZeroShotSettings(EncodeSettings):
-    """Protocol of zero-shot classification, besides ``EncodeSettings``.
+    """Protocol of zero-shot classification.
 
     Attributes:
-        templates: the prompts that a class's name is put into: ``openai`` (CLIP's 80 for ImageNet),
-            ``openai-7`` (the seven of them that CLIP's authors found to be enough), ``photo``
-            (``a photo of a {}.``), ``dataset`` (those that it brings), or ``auto``: its own where
-            it brings some, ``openai`` for imagenet and ``photo`` for everything else.
+        templates: the prompts of a class: ``openai`` (CLIP's 80 for ImageNet), ``openai-7`` (the
+            seven of them that CLIP's authors found to be enough), ``photo`` (``a photo of a {}.``),
+            ``dataset`` (the dataset's own), or ``auto``: the dataset's own where it has some,
+            ``openai`` for imagenet and ``photo`` for everything else.
     """
 
     templates: Literal["auto", "openai", "openai-7", "photo", "dataset"] = "auto"
@@ -162,7 +165,7 @@ class ZeroShotSettings(EncodeSettings):
 
 @settings_dataclass
 class CorrespondenceSettings(EncodeSettings):
-    """Protocol of keypoint matching, besides ``EncodeSettings``.
+    """Protocol of keypoint matching.
 
     Attributes:
         size: side of the square that images are resized to without keeping their shape, rounded up
@@ -170,13 +173,13 @@ class CorrespondenceSettings(EncodeSettings):
         layer: which of the backbone's feature maps is matched; -1 for the last.
     """
 
-    size: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = 512
+    size: PositiveInt | None = 512
     layer: int = -1
 
 
 @settings_dataclass
 class AttentiveSettings(EncodeSettings):
-    """Protocol of attentive classification, besides ``EncodeSettings``.
+    """Protocol of attentive classification.
 
     Attributes:
         epochs, batch_size: passes over random crops of train, and images of an iteration; a cosine
@@ -188,58 +191,40 @@ class AttentiveSettings(EncodeSettings):
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 256
-    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
-        0.0001,
-        0.0003,
-        0.001,
-        0.003,
-    )
+    learning_rates: Rates = (0.0001, 0.0003, 0.001, 0.003)
     weight_decay: NonNegativeFloat = 0.01
     holdout: Fraction = 0.1
 
 
 @settings_dataclass
-class KnnSettings(EncodeSettings):
-    """Protocol of k-NN classification, besides ``EncodeSettings``; defaults are DINO's.
+class KnnSettings(EmbeddingSettings):
+    """Protocol of k-NN classification; the defaults are DINO's.
 
     Attributes:
-        features: see ``LinearSettings``.
         neighbours: the numbers of neighbours to choose from.
         temperature: a neighbour at cosine s counts exp(s / temperature).
         holdout: share of each class of train on which the number is chosen; all of train then
             votes.
     """
 
-    features: Features = "projected"
     neighbours: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 20, 100, 200)
     temperature: PositiveFloat = 0.07
     holdout: Fraction = 0.1
 
-    def encoding(self, device: str) -> Encoding:
-        return replace(super().encoding(device), features=self.features)
-
 
 @settings_dataclass
-class FewShotSettings(EncodeSettings):
-    """Protocol of few-shot classification in closed form, besides ``EncodeSettings``.
+class FewShotSettings(EmbeddingSettings):
+    """Protocol of few-shot classification in closed form.
 
     Attributes:
-        features: see ``LinearSettings``.
-        shots: training images of each class, drawn by the seed; all of a class that has fewer.
+        shots: training images of each class, sampled by the seed; all of a class that has fewer.
         l2: strengths of the penalty to choose from; big_vision fixes 2¹⁰.
     """
 
-    features: Features = "projected"
     shots: PositiveInt = 10
-    l2: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
-        4.0**power for power in range(-5, 11)
-    )
-
-    def encoding(self, device: str) -> Encoding:
-        return replace(super().encoding(device), features=self.features)
+    l2: Rates = tuple(4.0**power for power in range(-5, 11))
 
 
 @settings_dataclass
 class AssociationSettings(EncodeSettings):
-    """Protocol of WinoGAViL, besides ``EncodeSettings``: the prompt is "A cue" or "An cue", in
-    lower case, as DataComp's."""
+    """Protocol of WinoGAViL: the prompt is "A cue" or "An cue", in lower case, as DataComp's."""

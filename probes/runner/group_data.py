@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from common.files import content_key
 from probes.base import Context
-from probes.features.cost import EncodeCost, EncodeRun
+from probes.cost import Cost
+from probes.features.cost import EncodeRun
 from probes.runner.bridge import isolated_rng
 
 
@@ -75,7 +76,7 @@ class GroupDataset(Dataset):
         """What images of one batch have in common; see ``probes.runner.batches``."""
         return self.datasets[0].shape(index)
 
-    def open(self, context: Context, cost: EncodeCost) -> list[str]:
+    def open(self, context: Context, cost: Cost) -> list[str]:
         """Encode the features that are missing, with progress, and lock all of them against removal
         until ``close``. Returns notes for the user.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from common.errors import NonFiniteLoss
 from common.files import atomic_write, content_key
 from probes.base import Context
+from probes.cost import Cost
 from probes.runner.bridge import isolated_rng
 from probes.runner.sampling import seed_iteration
 
@@ -70,7 +71,7 @@ class Member:
     val_dataset: Any
     val_item: Callable[[int], dict[str, Any]]
     notes: list[str]
-    cost: dict[str, float]
+    cost: Cost
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from probes.base import Context
+from probes.cost import Cost
 from probes.datasets.base import PreparedDataset
-from probes.features.cost import EncodeCost
 from probes.runner import bridge
 from probes.runner.group_data import GroupDataset
 from probes.runner.logs import logging_to
@@ -151,7 +151,7 @@ def train_together(
     ):
         train = GroupDataset([cfg.train_dataloader.dataset.to_dict() for cfg, _ in heads])
         val = GroupDataset([cfg.val_dataloader.dataset.to_dict() for cfg, _ in heads])
-        encoding, notes = EncodeCost(), list[str]()
+        encoding, notes = Cost(), list[str]()
         for dataset in (train, val):  # open till the end: no other process can remove the features
             stack.callback(dataset.close)
             notes += dataset.open(context, encoding)
@@ -178,9 +178,9 @@ def train_together(
             if not isinstance(member, Member):
                 continue
             member.notes = notes
-            member.cost = {"train_seconds": member.seconds, "eval_seconds": member.eval_seconds}
-            if val.has_features:
-                member.cost = encoding.share(len(heads)).added_to(member.cost)
+            member.cost = Cost()
+            member.cost.seconds |= {"train": member.seconds, "eval": member.eval_seconds}
+            member.cost.add(encoding, 1 / len(heads))
             with failing_alone(member):
                 if member.error is None:
                     results[index] = finish(index, member)

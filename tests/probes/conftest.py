@@ -1,4 +1,4 @@
-"""What one test leaves in mmengine must not reach the next."""
+"""What every test of the probes gets: a home of its own, and no leftovers of mmengine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from mmengine.registry import DefaultScope
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory, monkeypatch):
+    """Caches of one test are not found by the next."""
+    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(autouse=True)

@@ -33,11 +33,6 @@ DENSE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-
-
 def kept(result: TaskResult, folder: Path, backbone: Backbone | None = None) -> Predictor:
     """The head of a result, from the file that a run keeps, on a backbone that is made anew where
     none is given."""

@@ -72,6 +72,19 @@ class Bar:
         self.done += steps
 
 
+class StoppedBar(Bar):
+    """Interrupts after some steps, as Ctrl-C does."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.after = after
+
+    def advance(self, steps=1):
+        super().advance(steps)
+        if self.done == self.after:
+            raise KeyboardInterrupt
+
+
 def context(probe, spec, root: Path, *, backbone=None, seed=0, workers=0, **settings) -> Context:
     """A context for ``probe`` on the copy of a dataset at ``root``."""
     return Context(

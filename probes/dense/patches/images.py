@@ -1,5 +1,5 @@
-"""The images of a split patch by patch, and how what is said of patches is scored at the label's
-own resolution."""
+"""The images of a split patch by patch, and the scores of predicted patches at the resolution of
+the labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from backbones.base import Backbone
 from backbones.pyramid import resize_concat
-from probes.base import Context, Probe, TaskResult
+from probes.base import Context, TaskResult
 from probes.datasets.base import Split
 from probes.dense.cached import CachedDense
 from probes.dense.config import dataset_config, native_stride, preprocessor
@@ -41,42 +41,57 @@ class Patches:
         index: of the image in its split.
         features: (rows × columns, D) float32 on the device; cells of padding alone are left out.
         grid: (rows, columns).
-        shown: rows and columns that the image itself fills, which may be fractions.
+        extent: rows and columns that the image itself fills, which may be fractions.
         size: (height, width) of its label map.
     """
 
     index: int
     features: Tensor
     grid: tuple[int, int]
-    shown: tuple[float, float]
+    extent: tuple[float, float]
     size: tuple[int, int]
 
 
+class DenseEncoder(torch.nn.Module):
+    """Patches in the space of texts; see ``Backbone.encode_dense``."""
+
+    def __init__(self, backbone: Backbone, precision: str) -> None:
+        super().__init__()
+        self.backbone, self.precision = backbone, precision
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return (self.backbone.encode_dense(images).float(),)
+
+
 class PatchImages:
-    """A split of a segmentation dataset, each image whole, with its short side at ``size``.
+    """A split of a segmentation dataset, each image complete, with its short side at ``size``.
 
     Args:
-        encoder: images → (map,) in the place of the backbone's own feature maps, which are kept;
-            what it gives is not.
+        encoder: images → (map,), which is not cached; None for the backbone's own feature maps,
+            which are.
     """
 
-    def __init__(self, context: Context, split: Split, encoder: Encoder | None = None) -> None:
+    def __init__(self, context: Context, split: Split, encoder: DenseEncoder | None = None) -> None:
         settings, backbone, data = context.settings, context.backbone, context.data
         self.context, self.encoder = context, encoder
-        pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
-        last = encoder is None and (
-            settings.layers == "last"
-            or (settings.layers == "auto" and len(set(backbone.strides)) == 1)
-        )
-        self.strides = backbone.strides[-1:] if last or encoder else backbone.strides
-        self.stride = None if encoder else settings.feature_stride or native_stride(self.strides)
+        self.strides, self.stride = backbone.strides[-1:], None
+        out_indices = None
+        if encoder is None:
+            is_plain = len(set(backbone.strides)) == 1
+            if settings.layers == "last" or (settings.layers == "auto" and is_plain):
+                out_indices = [-1]
+            else:
+                self.strides = backbone.strides
+            self.stride = settings.feature_stride or native_stride(self.strides)
         frozen = {
             "type": "FrozenBackbone",
             "precision": settings.precision,
-            "out_indices": [-1] if last else None,
+            "out_indices": out_indices,
             **context.backbone_config,
         }
         bridge.share(context.backbone_config, backbone)
+        pipeline = test_pipeline(data.spec, len(data.classes), settings.size)
         with DefaultScope.overwrite_default_scope("mmseg"):
             self.dataset = CachedDense(
                 dataset_config(data, split, pipeline, test_mode=True),
@@ -92,25 +107,24 @@ class PatchImages:
         return len(self.items)
 
     def walk(self, run: EncodeRun) -> Iterator[Patches]:
-        """All images; in their order where their features are kept.
+        """All images; in their order where their features are cached.
 
         Raises:
             UserError, NonFiniteLoss: see ``FeatureDataset.encoded``.
         """
-        items = [self.items]
         if self.encoder is not None:
-            found = self.dataset.encoded(
-                items, frozen=self.encoder, sizes=self.dataset.sizes(), run=run
+            encoded = self.dataset.encoded(
+                [self.items], frozen=self.encoder, sizes=self.dataset.sizes(), run=run
             )
-            yield from (self._patches(*one) for one in _timed(found, run))
+            yield from self._without_cache(encoded, run)
             return
         ((key, build),) = self.dataset.keys(run)
-        waiting = f"waiting for the process that encodes {self.dataset.name}"
+        message = f"waiting for the process that encodes {self.dataset.name}"
         try:
-            with bridge.isolated_rng(), run.cost.timed():
-                store = get_or_build(key, build, wait=lambda: run.progress.start(waiting, 1))
+            with bridge.isolated_rng(), run.cost.phase("encode"):
+                store = get_or_build(key, build, wait=lambda: run.progress.start(message, 1))
         except CacheFull:
-            yield from (self._patches(*one) for one in _timed(build(items), run))
+            yield from self._without_cache(build([self.items]), run)
             return
         try:
             for index in self.items:
@@ -118,150 +132,128 @@ class PatchImages:
         finally:
             store.close()
 
-    def truth(self, patches: Patches) -> Tensor:
-        """(H, W) int64 labels."""
+    def labels(self, patches: Patches) -> Tensor:
+        """(H, W) int64."""
         info = self.dataset.source.get_data_info(patches.index)
-        found = self.dataset.load_truth({**info, "ori_shape": patches.size})
-        return torch.from_numpy(found.astype("int64"))
+        labels = self.dataset.load_truth({**info, "ori_shape": patches.size})
+        return torch.from_numpy(labels.astype("int64"))
+
+    def _without_cache(self, encoded: Iterable[Any], run: EncodeRun) -> Iterator[Patches]:
+        for index, maps, metadata in run.cost.timed("encode", encoded):
+            yield self._patches(index, maps, metadata)
 
     def _patches(self, index: int, maps: Sequence[Tensor], metadata: Mapping[str, Any]) -> Patches:
-        each = [one.to(self.context.device).float()[None] for one in maps]
-        if len(each) > 1:
-            each = [normalize(one, dim=1) for one in each]
-        cells = (
-            each[0][0] if self.stride is None else resize_concat(each, self.strides, self.stride)[0]
+        batches = [features.to(self.context.device).float()[None] for features in maps]
+        if len(batches) > 1:
+            batches = [normalize(features, dim=1) for features in batches]
+        cells = batches[0][0]
+        if self.stride is not None:
+            cells = resize_concat(batches, self.strides, self.stride)[0]
+        shape = metadata["img_shape"]
+        padded = metadata.get("pad_shape", shape)
+        extent = tuple(
+            count * int(side) / int(padded_side)
+            for count, side, padded_side in zip(cells.shape[1:], shape, padded, strict=False)
         )
-        pad = metadata.get("pad_shape", metadata["img_shape"])
-        sides = zip(cells.shape[1:], metadata["img_shape"], pad, strict=False)
-        shown = tuple(cell * int(side) / int(padded) for cell, side, padded in sides)
-        rows, columns = (-int(-part // 1) for part in shown)
+        rows, columns = (-int(-part // 1) for part in extent)
         height, width = (int(side) for side in metadata["ori_shape"][:2])
         return Patches(
             index,
             cells[:, :rows, :columns].flatten(1).T.contiguous(),
             (rows, columns),
-            (shown[0], shown[1]),
+            (extent[0], extent[1]),
             (height, width),
         )
 
 
-def _timed(items: Iterable[Any], run: EncodeRun) -> Iterator[Any]:
-    """``items``, the making of which counts as encoding."""
-    left = iter(items)
-    while True:
-        with run.cost.timed():
-            one = next(left, None)
-        if one is None:
-            return
-        yield one
-
-
-class Encoder(torch.nn.Module):
-    """Patches in the space of texts; see ``Backbone.encode_dense``."""
-
-    def __init__(self, backbone: Backbone, precision: str) -> None:
-        super().__init__()
-        self.backbone, self.precision = backbone, precision
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return (self.backbone.encode_dense(images).float(),)
-
-
-def shares(
-    truth: Tensor, patches: Patches, classes: int, ignore_index: int
+def class_shares(
+    labels: Tensor, patches: Patches, classes: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """What part of each patch's labelled pixels each class has, (rows × columns, classes) float32,
-    and (rows × columns,) whether at least half of its pixels are labelled. Pixels are those of the
-    label map: nothing is resized.
+    """The part of each patch's labelled pixels that each class has.
+
+    Pixels are those of the label map: nothing is resized.
 
     Args:
-        truth: (H, W) int64 labels.
+        labels: (H, W) int64.
+    Returns:
+        (rows × columns, classes) float32, and (rows × columns,) whether at least half of the
+        patch's pixels are labelled.
     """
     rows, columns = (
-        ((torch.arange(side) + 0.5) / side * part).long().clamp_max(cells - 1)
-        for side, part, cells in zip(truth.shape, patches.shown, patches.grid, strict=True)
+        ((torch.arange(side) + 0.5) / side * part).long().clamp_max(count - 1)
+        for side, part, count in zip(labels.shape, patches.extent, patches.grid, strict=True)
     )
     cell = rows[:, None] * patches.grid[1] + columns
-    labels = torch.where(truth == ignore_index, classes, truth)
+    labels = torch.where(labels == ignore_index, classes, labels)
     cells = patches.grid[0] * patches.grid[1]
-    counts = torch.bincount(
-        (cell * (classes + 1) + labels).flatten(), minlength=cells * (classes + 1)
-    )
-    counts = counts.view(cells, classes + 1).float()
+    flat = (cell * (classes + 1) + labels).flatten()
+    counts = torch.bincount(flat, minlength=cells * (classes + 1)).view(cells, classes + 1).float()
     labelled = counts[:, :classes].sum(dim=1)
-    return counts[:, :classes] / labelled.clamp_min(1)[:, None], (labelled > 0) & (
-        2 * labelled >= counts.sum(dim=1)
-    )
+    is_labelled = (labelled > 0) & (2 * labelled >= counts.sum(dim=1))
+    return counts[:, :classes] / labelled.clamp_min(1)[:, None], is_labelled
 
 
-def labels_of(scores: Tensor, patches: Patches) -> Tensor:
-    """(rows × columns, C) scores of patches → (H, W) int64: the class that is highest at each
-    pixel; between patches they are bilinear, by two products with small matrices."""
+def label_map(scores: Tensor, patches: Patches) -> Tensor:
+    """(rows × columns, C) scores of patches → (H, W) int64: the best class of each pixel.
+
+    Between patches scores are bilinear, by two products with small matrices.
+    """
     down, across = (
         _interpolation(side, cells, part).to(scores)
-        for side, cells, part in zip(patches.size, patches.grid, patches.shown, strict=True)
+        for side, cells, part in zip(patches.size, patches.grid, patches.extent, strict=True)
     )
     maps = scores.T.unflatten(1, patches.grid)
     return (down @ maps @ across.T).argmax(dim=0)
 
 
-def _interpolation(pixels: int, cells: int, shown: float) -> Tensor:
-    """(pixels, cells): the weights of cells at each pixel's centre; beyond the outer centres the
-    outer cell's value holds."""
-    place = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels * shown - 0.5).clamp(
-        0, cells - 1
-    )
-    lower = place.floor().long().clamp_max(max(cells - 2, 0))
-    share = place - lower
+def _interpolation(pixels: int, cells: int, extent: float) -> Tensor:
+    """(pixels, cells): the weights of cells at each pixel's centre.
+
+    Beyond the outer centres the outer cell's value holds.
+    """
+    centres = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels * extent - 0.5
+    positions = centres.clamp(0, cells - 1)
+    lower = positions.floor().long().clamp_max(max(cells - 2, 0))
+    share = positions - lower
     weights = torch.zeros(pixels, cells, dtype=torch.float64)
     weights.scatter_(1, lower[:, None], (1 - share)[:, None])
     return weights.scatter_add_(1, (lower + 1).clamp_max(cells - 1)[:, None], share[:, None])
 
 
 def evaluate(
-    probe: Probe,
-    context: Context,
-    images: PatchImages,
-    run: EncodeRun,
-    predict: Callable[[Patches], Tensor],
+    context: Context, images: PatchImages, predict: Callable[[Patches], Tensor]
 ) -> TaskResult:
-    """Score what ``predict`` says of the patches of each image of ``val``, (rows × columns,
-    classes).
+    """Score predictions on ``val``; the notes are those of the scores.
 
-    The result has no costs yet; its notes are those of the scores.
+    Args:
+        predict: patches of an image → scores (rows × columns, classes).
     """
     data, metric = context.data, SegmentationScores(context.data.spec.ignore_index)
     metric.dataset_meta = images.dataset.metainfo
     gallery = set(evenly(len(images), GALLERY))
-    found: dict[int, dict[str, Any]] = {}
-    shown: dict[int, Predicted] = {}
+    scores: dict[int, dict[str, Any]] = {}
+    pictures: dict[int, Predicted] = {}
     context.progress.start(f"segmenting {data.spec.name}", len(images))
-    for patches in images.walk(run):
-        truth, prediction = images.truth(patches), labels_of(predict(patches), patches).cpu()
+    for patches in images.walk(EncodeRun.of(context)):
+        labels, prediction = images.labels(patches), label_map(predict(patches), patches).cpu()
         info = images.dataset.source.get_data_info(patches.index)
         sample = {
             "image": info["image"],
-            "gt_sem_seg": {"data": truth[None]},
+            "gt_sem_seg": {"data": labels[None]},
             "pred_sem_seg": {"data": prediction[None]},
         }
-        found[patches.index] = {"image": info["image"], **metric.score(sample)}
+        scores[patches.index] = {"image": info["image"], **metric.score(sample)}
         if patches.index in gallery:
             photo = mmcv.imread(info["img_path"], "color_ignore_orientation")[..., ::-1]
-            kept = [each[None].numpy().astype("uint16") for each in (truth, prediction)]
-            shown[patches.index] = Predicted(info["image"], photo, *kept)
+            maps = [each[None].numpy().astype("uint16") for each in (labels, prediction)]
+            pictures[patches.index] = Predicted(info["image"], photo, *maps)
         context.progress.advance()
-    metrics = metric.compute_metrics([found[index] for index in range(len(images))])
+    metrics = metric.compute_metrics([scores[index] for index in range(len(images))])
     notes = list(metric.notes)
     if "train" in data.samples:
         evaluator = {"type": "SegmentationScores", "ignore_index": data.spec.ignore_index}
-        notes += constant_note(probe, data, evaluator, metrics, metric.per_image)
+        notes += constant_note(data, evaluator, metrics, metric.per_image)
     preview = draw_preview(
-        lambda index: shown[index], images.dataset, "segmentation", context.work_dir / "preview.png"
+        pictures.__getitem__, images.dataset, "segmentation", context.work_dir / "preview.png"
     )
-    return TaskResult(
-        {name: metrics[name] for name in probe.metrics},
-        metric.per_image,
-        preview=preview,
-        notes=notes,
-    )
+    return TaskResult(metrics, metric.per_image, preview=preview, notes=notes)

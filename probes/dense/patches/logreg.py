@@ -2,14 +2,13 @@
 al. 2025).
 
 A patch's label is the class that has most of it. The objective is scikit-learn's: C · the sum of
-the cross-entropies + half the squared weights (not the biases); strengths are fitted from the
+the cross-entropies + half the squared weights (not the biases). Strengths are fitted from the
 strongest penalty to the weakest, each from where the last ended.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,26 +16,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from common.errors import NonFiniteLoss
-from probes.base import Context, Probe, TaskResult
-from probes.dense.patches.images import Patches, PatchImages, evaluate
-from probes.dense.patches.memory import Standard, mean_iou, remember
+from probes.base import Context, TaskResult
+from probes.dense.patches.images import PatchImages, evaluate
+from probes.dense.patches.memory import HeldOutImage, Memory, mean_iou, remember, standardiser
 from probes.dense.patches.settings import LogregSettings
-from probes.features.cost import EncodeRun
-from probes.image_level.linear import linear_flops
+from probes.selection import Candidate, log_scores, select
 
-ROWS = 2**16  # patches that are looked at at once
+ROWS = 2**16  # patches at once
 
 
 @dataclass
 class Regression:
-    """(D, classes) ``weight`` and (classes,) ``bias``; ``passes``: over its samples that finding
-    them took."""
+    """(D, classes) ``weight`` and (classes,) ``bias``; ``passes`` over the samples of the fit."""
 
     weight: Tensor
     bias: Tensor
     passes: int = 0
 
     def logits(self, features: Tensor) -> Tensor:
+        """(N, D) → (N, classes)."""
         return features @ self.weight + self.bias
 
 
@@ -47,7 +45,6 @@ def fit(
     c: float,
     settings: LogregSettings,
     start: Regression | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> Regression:
     """The regression of (N, D) features on (N,) labels.
 
@@ -55,15 +52,15 @@ def fit(
         c: inverse strength of the penalty.
         start: where to begin; zeros otherwise.
     Raises:
-        NonFiniteLoss: the loss is no number.
+        NonFiniteLoss: the loss is not finite.
     """
-    width = features.shape[1]
-    both = torch.zeros(width + 1, classes, device=labels.device)
+    # the last row is the bias
+    parameters = torch.zeros(features.shape[1] + 1, classes, device=labels.device)
     if start is not None:
-        both = torch.cat([start.weight, start.bias[None]])
-    both.requires_grad_(True)
+        parameters = torch.cat([start.weight, start.bias[None]])
+    parameters.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
-        [both],
+        [parameters],
         max_iter=settings.iterations,
         history_size=5,
         line_search_fn="strong_wolfe",
@@ -77,89 +74,76 @@ def fit(
         passes += 1
         optimizer.zero_grad()
         # divided by C and the number of samples, so that the tolerance has one meaning
-        loss = both[:-1].square().sum() / (2 * c * len(labels))
+        loss = parameters[:-1].square().sum() / (2 * c * len(labels))
         loss.backward()
         total = loss.detach()
         for part, target in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-            one = cross_entropy(
-                part.to(both.device) @ both[:-1] + both[-1], target, reduction="sum"
-            ) / len(labels)
-            one.backward()
-            total = total + one.detach()
+            logits = part.to(parameters.device) @ parameters[:-1] + parameters[-1]
+            loss = cross_entropy(logits, target, reduction="sum") / len(labels)
+            loss.backward()
+            total = total + loss.detach()
         if not bool(total.isfinite()):
             raise NonFiniteLoss(f"logreg: the loss is not finite with C = {c:g}")
         return total
 
     optimizer.step(closure)
-    progress()
-    found = both.detach()
-    return Regression(found[:-1], found[-1], passes)
+    weights = parameters.detach()
+    return Regression(weights[:-1], weights[-1], passes)
 
 
-def run(probe: Probe, context: Context) -> TaskResult:
-    """See ``probes.dense.patches.probe``."""
+def run(context: Context) -> TaskResult:
+    """See ``probes.base.FeatureProbe``."""
     settings: LogregSettings = context.settings
-    started, encoding, classes = (
-        time.perf_counter(),
-        EncodeRun.of(context),
-        len(context.data.classes),
-    )
-    memory, held = remember(context, encoding, choosing=len(settings.c) > 1)
-    standard = Standard.of(memory.features, settings.standardise)
-    grid, flops = sorted(settings.c), 0.0
-    labels = memory.shares.argmax(dim=1).to(context.device)
-    best, note, start = grid[0], "given", None
-    context.progress.start("fitting logistic regressions", len(grid) + 1 if len(grid) > 1 else 1)
-    if len(grid) > 1:
-        kept = ~torch.isin(memory.owner, torch.tensor(held.places()))
-        part, target = (
-            standard(memory.features[kept.to(memory.features.device)]),
-            labels[kept.to(labels.device)],
-        )
-        scores: dict[float, float] = {}
-        starts: dict[float, Regression] = {}
-        for c in grid:
-            start = starts[c] = fit(
-                part, target, classes, c, settings, start, context.progress.advance
-            )
-            said = [start.logits(standard(patches.features)) for patches in held.patches]
-            scores[c] = mean_iou(held, said, classes, context.data.spec.ignore_index)
-            flops += linear_flops(part.shape[1], classes, start.passes * len(part))
-        best = max(grid, key=lambda c: (scores[c], -c))
-        start = starts[best]
-        context.log.log_metrics({f"select/mIoU/C_{c:.3g}": value for c, value in scores.items()}, 1)
-        note = (
-            f"best of {len(grid)} on {len(held.patches)} held-out training images (mIoU"
-            f" {scores[best]:.1f})"
-        )
-        if best in (grid[0], grid[-1]):
-            note += (
-                f"; the {'lowest' if best == grid[0] else 'highest'} of its grid: a better one may"
-                " lie beyond it"
-            )
-    features = standard(memory.features)
-    model = fit(features, labels, classes, best, settings, start, context.progress.advance)
-    fitted, patched = time.perf_counter(), 0
-
-    def predict(patches: Patches) -> Tensor:
-        nonlocal patched
-        patched += len(patches.features)
-        return model.logits(standard(patches.features))
-
-    result = evaluate(probe, context, PatchImages(context, "val"), encoding, predict)
+    grid = sorted(settings.c)
+    with context.cost.phase("train"):
+        memory, held_out = remember(context, choosing=len(grid) > 1)
+        standardise = standardiser(memory.features, settings.standardise)
+        c, reason, start = grid[0], "given", None
+        if len(grid) > 1:
+            c, reason, start = choose(memory, standardise, held_out, context)
+        context.progress.start("fitting the logistic regression", 1)
+        labels = labels_of(memory, context)
+        features = standardise(memory.features)
+        model = fit(features, labels, len(context.data.classes), c, settings, start)
+        context.progress.advance()
+    images = PatchImages(context, "val")
+    result = evaluate(context, images, lambda patches: model.logits(standardise(patches.features)))
     result.notes = [
-        f"C = {best:.3g}: {note}",
+        f"C = {c:.3g}: {reason}",
         f"{len(memory)} patches, {model.passes} passes",
         *result.notes,
     ]
-    result.cost = encoding.cost.added_to(
-        {
-            "train_seconds": fitted - started,
-            "eval_seconds": time.perf_counter() - fitted,
-            "train_flops": (
-                flops + linear_flops(features.shape[1], classes, model.passes * len(memory))
-            ),
-            "eval_flops": linear_flops(features.shape[1], classes, 0, patched),
-        }
-    )
     return result
+
+
+def labels_of(memory: Memory, context: Context) -> Tensor:
+    """(M,) the class that has most of each patch, on the device."""
+    return memory.shares.argmax(dim=1).to(context.device)
+
+
+def choose(
+    memory: Memory,
+    standardise: Callable[[Tensor], Tensor],
+    held_out: Sequence[HeldOutImage],
+    context: Context,
+) -> tuple[float, str, Regression]:
+    """The inverse strength with the best mIoU on held-out images, why, and its regression.
+
+    Of equals the strongest penalty wins.
+    """
+    settings: LogregSettings = context.settings
+    grid = sorted(settings.c)
+    rest = memory.without([image.patches.index for image in held_out])
+    features, labels = standardise(rest.features), labels_of(rest, context)
+    context.progress.start("choosing the penalty", len(grid))
+    candidates: list[Candidate[Regression]] = []
+    model = None
+    for c in grid:
+        model = fit(features, labels, len(context.data.classes), c, settings, model)
+        scores = [model.logits(standardise(image.patches.features)) for image in held_out]
+        score = mean_iou(held_out, scores, context)
+        candidates.append(Candidate(model, f"C_{c:.3g}", score, coordinate=c))
+        context.progress.advance()
+    log_scores(context.log, "mIoU", candidates, 1)
+    best, reason = select(candidates, "mIoU", f"on {len(held_out)} held-out training images")
+    return grid[candidates.index(best)], reason, best.value

@@ -1,8 +1,6 @@
-"""What is remembered of the training images: patches, and what part of each every class has; and
-how settings are chosen on some images that are left out of it.
+"""The memory of training patches with their labels, and the images held out to choose settings on.
 
-Those follow from the content of the images (``probes.dense.lr_grid.held_out``), and ``val`` has no
-say.
+Held-out images follow from their content (``probes.selection``); ``val`` has no say.
 """
 
 from __future__ import annotations
@@ -15,23 +13,25 @@ from torch import Tensor
 
 from common.files import derive_seed
 from probes.base import Context
-from probes.dense.lr_grid import held_out
 from probes.dense.metrics import class_areas, segmentation_scores
-from probes.dense.patches.images import Patches, PatchImages, labels_of, shares
+from probes.dense.patches.images import Patches, PatchImages, class_shares, label_map
 from probes.features.cost import EncodeRun
-from probes.image_level.classification import near
+from probes.image_level.classification import on_device_if_small
+from probes.image_level.linear import Standardiser
+from probes.selection import held_out_by_content
 
-MOST_HELD = 200  # images that settings are chosen on
+MAX_HELD_OUT = 200  # images that settings are chosen on
+ROWS = 2**16
 
 
 @dataclass
 class Memory:
-    """Patches of train.
+    """Patches of train, on the device where they take up to a quarter of its free memory.
 
     Attributes:
-        features: (M, D) float32; shares: (M, classes) float16, what part of a patch each class has;
-            owner: (M,) places of their images in the split. All on the device where they take up to
-                a quarter of what is free.
+        features: (M, D) float32.
+        shares: (M, classes) float16, the part of a patch that each class has.
+        owner: (M,) index of the image in the split, on the CPU.
     """
 
     features: Tensor
@@ -43,57 +43,34 @@ class Memory:
 
     def without(self, images: Sequence[int]) -> Memory:
         """The patches of all other images."""
-        kept = ~torch.isin(self.owner, torch.tensor(list(images), device=self.owner.device))
-        return Memory(
-            self.features[kept.to(self.features.device)],
-            self.shares[kept.to(self.shares.device)],
-            self.owner[kept],
-        )
+        rest = ~torch.isin(self.owner, torch.tensor(images))
+        features = self.features[rest.to(self.features.device)]
+        return Memory(features, self.shares[rest.to(self.shares.device)], self.owner[rest])
 
 
 @dataclass
-class Standard:
-    """Mean and inverse deviation of each feature over a memory; features that do not vary become
-    0."""
+class HeldOutImage:
+    """An image to choose settings on: all its patches, and its (H, W) labels."""
 
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor, wanted: bool) -> Standard:
-        """That of ``features``; one that changes nothing where none is ``wanted``."""
-        if not wanted:
-            return cls(features.new_zeros(1), features.new_ones(1))
-        total = square = features.new_zeros(features.shape[1], dtype=torch.float64)
-        for part in features.split(2**16):
-            total = total + part.double().sum(dim=0)
-        mean = total / len(features)
-        for part in features.split(2**16):
-            square = square + (part.double() - mean).square().sum(dim=0)
-        variance = square / len(features)
-        scale = torch.where(
-            variance <= 1e-12 * (mean**2 + 1e-12), 0.0, variance.clamp_min(1e-24).rsqrt()
-        )
-        return cls(mean.float(), scale.float())
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean.to(features.device)) * self.scale.to(features.device)
+    patches: Patches
+    labels: Tensor
 
 
-@dataclass
-class Held:
-    """Images that are left out to choose on, whole."""
+def standardiser(features: Tensor, enabled: bool) -> Standardiser:
+    """Mean and deviation of (M, D) features; changes nothing unless ``enabled``."""
+    if not enabled:
+        return Standardiser(features.new_zeros(1), features.new_ones(1))
+    total = square = features.new_zeros(features.shape[1], dtype=torch.float64)
+    for part in features.split(ROWS):
+        total = total + part.double().sum(dim=0)
+    mean = total / len(features)
+    for part in features.split(ROWS):
+        square = square + (part.double() - mean).square().sum(dim=0)
+    return Standardiser.from_moments(mean, square / len(features))
 
-    patches: list[Patches]
-    truth: list[Tensor]
 
-    def places(self) -> list[int]:
-        return [one.index for one in self.patches]
-
-
-def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, Held]:
-    """The memory of all of ``train``, within ``memory`` patches, and some of its images whole where
-    there is something to choose.
+def remember(context: Context, choosing: bool) -> tuple[Memory, list[HeldOutImage]]:
+    """The memory of all of ``train``, and held-out images if a setting is to be chosen.
 
     Patches of which less than half is labelled are left out.
 
@@ -101,37 +78,38 @@ def remember(context: Context, run: EncodeRun, choosing: bool) -> tuple[Memory, 
         UserError: an image cannot be read, or none can be held out.
     """
     settings, images, data = context.settings, PatchImages(context, "train"), context.data
-    wanted = set(held_out(context)[:MOST_HELD]) if choosing else set()
-    most, classes = max(1, settings.memory // len(images)), len(data.classes)
-    held, found = Held([], []), list[tuple[int, Tensor, Tensor]]()
-    for patches in images.walk(run):
-        truth = images.truth(patches)
-        if patches.index in wanted:
-            held.patches.append(patches)
-            held.truth.append(truth)
-        share, known = shares(truth, patches, classes, data.spec.ignore_index)
-        chosen = known.nonzero().squeeze(1)
-        if len(chosen) > most:
+    held_out = set(held_out_by_content(context)[:MAX_HELD_OUT]) if choosing else set()
+    limit, classes = max(1, settings.memory // len(images)), len(data.classes)
+    chosen_on: list[HeldOutImage] = []
+    parts: list[tuple[int, Tensor, Tensor]] = []
+    for patches in images.walk(EncodeRun.of(context)):
+        labels = images.labels(patches)
+        if patches.index in held_out:
+            chosen_on.append(HeldOutImage(patches, labels))
+        shares, is_labelled = class_shares(labels, patches, classes, data.spec.ignore_index)
+        rows = is_labelled.nonzero().squeeze(1)
+        if len(rows) > limit:
             name = data.encoded("train")[patches.index].image
-            seed = torch.Generator().manual_seed(derive_seed("memory", context.seed, name))
-            chosen = chosen[torch.randperm(len(chosen), generator=seed)[:most].sort().values]
-        features = patches.features[chosen.to(patches.features.device)]
-        found.append((patches.index, features.cpu(), share[chosen].half()))
-    found.sort(key=lambda one: one[0])  # where features are not kept images come by size
-    owner = torch.cat([torch.full((len(features),), index) for index, features, _ in found])
-    features = near(torch.cat([features for _, features, _ in found]), context.device)
-    share = near(torch.cat([share for *_, share in found]), context.device)
-    order = sorted(range(len(held.patches)), key=lambda place: held.patches[place].index)
-    return Memory(features, share, owner), Held(
-        [held.patches[p] for p in order], [held.truth[p] for p in order]
-    )
+            generator = torch.Generator().manual_seed(derive_seed("memory", context.seed, name))
+            rows = rows[torch.randperm(len(rows), generator=generator)[:limit].sort().values]
+        features = patches.features[rows.to(patches.features.device)]
+        parts.append((patches.index, features.cpu(), shares[rows].half()))
+    # without a cache the images come in the order of their size
+    parts.sort(key=lambda part: part[0])
+    chosen_on.sort(key=lambda image: image.patches.index)
+    owner = torch.cat([torch.full((len(features),), index) for index, features, _ in parts])
+    features = torch.cat([features for _, features, _ in parts])
+    shares = torch.cat([shares for *_, shares in parts])
+    features, shares = (on_device_if_small(each, context.device) for each in (features, shares))
+    return Memory(features, shares, owner), chosen_on
 
 
-def mean_iou(held: Held, scores: Sequence[Tensor], classes: int, ignore_index: int) -> float:
-    """mIoU in percent on the held-out images, of (rows × columns, classes) scores of each."""
+def mean_iou(images: Sequence[HeldOutImage], scores: Sequence[Tensor], context: Context) -> float:
+    """mIoU in percent on held-out images, of (rows × columns, classes) scores of each."""
+    classes, ignore_index = len(context.data.classes), context.data.spec.ignore_index
     areas = [
-        class_areas(labels_of(score, patches).cpu(), truth, classes, ignore_index)
-        for score, patches, truth in zip(scores, held.patches, held.truth, strict=True)
+        class_areas(label_map(score, image.patches).cpu(), image.labels, classes, ignore_index)
+        for score, image in zip(scores, images, strict=True)
     ]
     total = {name: torch.stack([area[name] for area in areas]).numpy() for name in areas[0]}
     return segmentation_scores(total)[0]["mIoU"]

@@ -1,17 +1,11 @@
-"""Segmentation without training: by neighbours in a memory of patches, by a classifier of patches,
-by class texts.
-
-What computes is imported when it runs, so that names are listed without torch and MMLab.
-"""
+"""Segmentation without a trained decoder: by neighbours in a memory of patches, by a classifier of
+patches, by class texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from functools import partial
 
-from probes.base import Context, TaskResult, settings_json
-from probes.datasets.base import Kind, Split
+from probes.base import FeatureProbe
 from probes.dense.patches.settings import (
     InContextSettings,
     LogregSettings,
@@ -20,37 +14,22 @@ from probes.dense.patches.settings import (
 )
 from probes.dense.probe import METRICS
 from probes.registry import register_probe
-from reports.metrics import Metric
 
+FOLDER = "probes.dense.patches"
+patch_probe = partial(FeatureProbe, kind="segmentation", metrics=METRICS["segmentation"])
 
-@dataclass
-class PatchProbe:
-    """A probe computed by ``run`` of ``module`` of this package; see ``probes.base.Probe``."""
-
-    name: str
-    settings_type: type
-    module: str
-    splits: tuple[Split, ...] = ("train", "val")
-    needs_text: bool = False
-    needs_dense_text: bool = False
-    kind: Kind = "segmentation"
-    metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS["segmentation"])
-    version: int = 1
-
-    def config(self, context: Context) -> str:
-        """The settings, the backbone and the data, as JSON."""
-        return settings_json(self.name, context)
-
-    def run(self, context: Context) -> TaskResult:
-        """Encode what is not kept already, and score ``val``."""
-        result = import_module(f"probes.dense.patches.{self.module}").run(self, context)
-        return replace(result, config=self.config(context))
-
-
-for _probe in (
-    PatchProbe("patch-knn", PatchKnnSettings, "knn"),
-    PatchProbe("logreg", LogregSettings, "logreg"),
-    PatchProbe("in-context", InContextSettings, "in_context"),
-    PatchProbe("open-vocabulary", OpenVocabularySettings, "open_vocabulary", ("val",), True, True),
-):
-    register_probe(_probe)
+register_probe(patch_probe("patch-knn", settings_type=PatchKnnSettings, module=f"{FOLDER}.knn"))
+register_probe(patch_probe("logreg", settings_type=LogregSettings, module=f"{FOLDER}.logreg"))
+register_probe(
+    patch_probe("in-context", settings_type=InContextSettings, module=f"{FOLDER}.in_context")
+)
+register_probe(
+    patch_probe(
+        "open-vocabulary",
+        settings_type=OpenVocabularySettings,
+        module=f"{FOLDER}.open_vocabulary",
+        splits=("val",),
+        needs_text=True,
+        needs_dense_text=True,
+    )
+)

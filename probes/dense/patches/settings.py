@@ -1,4 +1,4 @@
-"""Settings of segmentation without training: what stands on the patches of a frozen backbone."""
+"""Settings of segmentation without a trained decoder; every field is part of a task's identity."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from common.settings import settings_dataclass
-from probes.dense.settings import ImageSize
+
+Size = Annotated[int, Field(ge=16)]
 
 
 @settings_dataclass
 class PatchSettings:
-    """Protocol of a probe on patches; every field is part of the task's identity.
+    """Protocol of a probe on patches.
 
     Attributes:
         protocol: the published protocol that the settings come from, or ``own``; see
@@ -20,18 +21,18 @@ class PatchSettings:
         size: short side of images in pixels, of train and of val. Scores are at the label's own
             resolution whatever the size.
         precision: of the backbone's arithmetic, ``fp32`` or ``bf16``.
-        cache: features are kept in ``fp16``, ``bf16`` or ``fp32`` (and encoded each time where
-            there is no room).
+        cache: precision in which features are cached; they are encoded each time where the disk has
+            no room.
         layers: ``last`` of the backbone's feature maps, ``all``, or ``auto``: the last of a plain
             ViT, all of a pyramid. Several are brought to one stride, each of unit length at every
-            place, and concatenated.
+            position, and concatenated.
         feature_stride: that stride; none for the finest native one that is not below 8.
-        memory: patches of train that are remembered at most, as many of each image, drawn by the
+        memory: patches of train that are remembered at most, as many of each image, sampled by the
             seed.
     """
 
     protocol: str = "own"
-    size: ImageSize = 512
+    size: Size = 512
     precision: Literal["fp32", "bf16"] = "fp32"
     cache: Literal["fp16", "bf16", "fp32"] = "fp16"
     layers: Literal["auto", "last", "all"] = "auto"
@@ -88,41 +89,44 @@ class InContextSettings(PatchSettings):
     temperature: PositiveFloat = 0.02
 
 
-# of a class called "background": what stands there (as later works list it for VOC); the best of
-# its names counts
+# what a class called "background" shows, as later works list it for VOC; the best name counts
 BACKGROUND = (
-    *(
-        "sky",
-        "wall",
-        "floor",
-        "ground",
-        "grass",
-        "tree",
-        "road",
-        "sea",
-        "river",
-        "mountain",
-        "building",
-        "ceiling",
-        "curtain",
-    ),
-    *("window", "door", "bed", "cloud", "sand", "fence", "stairs"),
+    "sky",
+    "wall",
+    "floor",
+    "ground",
+    "grass",
+    "tree",
+    "road",
+    "sea",
+    "river",
+    "mountain",
+    "building",
+    "ceiling",
+    "curtain",
+    "window",
+    "door",
+    "bed",
+    "cloud",
+    "sand",
+    "fence",
+    "stairs",
 )
 
 
 @settings_dataclass
 class OpenVocabularySettings:
-    """Protocol of segmentation by class texts alone; every field is part of the task's identity.
+    """Protocol of segmentation by class texts alone.
 
     Attributes:
         protocol, size, precision: see ``PatchSettings``.
         templates: see ``ZeroShotSettings``.
-        background: names of what a class called ``background`` is; none to take it by its word.
-            (Separated by commas.)
+        background: names that stand for a class called ``background``; empty to use the word
+            itself.
     """
 
     protocol: str = "own"
-    size: ImageSize = 336
+    size: Size = 336
     precision: Literal["fp32", "bf16"] = "fp32"
     templates: Literal["openai", "openai-7", "photo"] = "openai"
     background: tuple[str, ...] = BACKGROUND

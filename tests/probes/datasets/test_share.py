@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import probes.catalog  # noqa: F401
+from probes.cost import Cost
 from probes.datasets.check import prepare
 from probes.datasets.share import with_share
 from probes.registry import DATASETS, PROBES
@@ -85,15 +86,16 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
         around = context(tmp_path / "work", data, probe.settings_type(**settings), "tiny-cnn")
     part = with_share(around.data, 0.5, 3)
     runs = {"whole": around.data, "share": part, "alone": part.alone}
-    whole, share, alone = (
-        probe.run(replace(around, data=data, work_dir=folder_of(tmp_path, name)))
+    contexts = {
+        name: replace(around, data=data, work_dir=folder_of(tmp_path, name), cost=Cost())
         for name, data in runs.items()
-    )
-    assert share.metrics == alone.metrics and share.config == alone.config
+    }
+    whole, share, alone = (probe.run(each) for each in contexts.values())
+    assert share.metrics == alone.metrics
+    assert probe.config(contexts["share"]) == probe.config(contexts["alone"])
     assert all(
         np.array_equal(values, alone.per_image[name]) for name, values in share.per_image.items()
     )
-    assert share.cost["eval_flops"] == alone.cost["eval_flops"]
     if share.head is not None:
         assert all(
             tensor.equal(alone.head.tensors[name]) for name, tensor in share.head.tensors.items()
@@ -102,7 +104,8 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
             tensor.equal(whole.head.tensors[name]) for name, tensor in share.head.tensors.items()
         )
     if shared:
-        assert whole.cost["encode_flops"] > 0 == share.cost.get("encode_flops", 0)
+        encoded = {name: each.cost.images["encode"] for name, each in contexts.items()}
+        assert encoded["whole"] > 0 == encoded["share"]
 
 
 def folder_of(parent, name):

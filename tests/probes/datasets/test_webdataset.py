@@ -14,7 +14,7 @@ from common.errors import UserError
 from probes.datasets.base import Sample
 from probes.datasets.check import place, prepare
 from probes.datasets.specs import webdataset
-from probes.image_level.encode import prepare as transform_of
+from probes.image_level.encode import eval_transform as transform_of
 from probes.registry import DATASETS, find_task
 from reports.stats.per_image import image_scores
 from tests.probes.datasets import make

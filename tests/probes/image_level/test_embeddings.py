@@ -12,7 +12,7 @@ from PIL import Image
 from backbones import registry
 from probes.features.cost import EncodeRun
 from probes.features.store import root
-from probes.image_level.embeddings import kept_embeddings
+from probes.image_level.embeddings import cached_embeddings
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
 from tests.probes.tiny_mmlab import Recorder, context
@@ -37,7 +37,7 @@ def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
         backbone=registry.create("tiny-cnn", seed=seed),
     )
     run = EncodeRun.of(around)
-    kept = kept_embeddings(
+    kept = cached_embeddings(
         around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys"
     )
     return kept, bool(recorder.started)

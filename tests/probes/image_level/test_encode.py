@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from backbones.base import DataConfig
 from common.errors import NonFiniteLoss, UserError
 from probes.features.cost import EncodeRun
-from probes.image_level.encode import Images, encode_images, encode_texts, prepare
+from probes.image_level.encode import Images, encode_images, encode_texts, eval_transform
 from probes.image_level.settings import Encoding
 from tests.probes.datasets import make
 from tests.probes.whole_images import Bar, Colours
@@ -147,7 +147,7 @@ def test_texts_keep_their_order():
 )
 def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    fitted = prepare(size, replace(PLAIN, crop_pct=crop_pct))(white)
+    fitted = eval_transform(size, replace(PLAIN, crop_pct=crop_pct))(white)
     assert fitted.shape == (3, *size) and fitted.dtype == torch.uint8
     assert fitted.min() == 255  # CenterCrop would pad with black
 
@@ -159,7 +159,7 @@ def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
     usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(
         image
     )
-    found = prepare((side, side), replace(PLAIN, crop_pct=0.875))(image)
+    found = eval_transform((side, side), replace(PLAIN, crop_pct=0.875))(image)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(usual))
 
 

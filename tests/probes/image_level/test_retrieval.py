@@ -19,11 +19,6 @@ from tests.probes.datasets import make
 from tests.probes.whole_images import Colours, context
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path_factory.mktemp("home")))
-
-
 def embeddings(seed, images, most_captions, width=6, tied=False):
     """Related images and captions; with ``tied`` of few directions, so that many similarities are
     equal, and with texts that come several times."""
@@ -189,7 +184,7 @@ def test_the_probe_end_to_end(tmp_path):
     root = make.make_flickr(tmp_path, 0, 4)  # four images, of four colours, which the captions name
     around = context(RETRIEVAL, DATASETS["flickr30k"], root)
     result = RETRIEVAL.run(around)
-    assert list(result.metrics) == list(RETRIEVAL.metrics)
+    assert set(RETRIEVAL.metrics) <= set(result.metrics)
     assert set(result.metrics.values()) == {100.0}
     assert result.per_image["image"].tolist() == [f"images/test{n:04d}.jpg" for n in range(4)]
     assert result.per_image["i2t_rank"].shape == (4,)

@@ -143,7 +143,7 @@ def test_it_learns_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert recorder.curve("train/lr")[0] < max(recorder.curve("train/lr")) == pytest.approx(0.05)
     assert recorder.curve("train/loss_toy") == losses
     assert recorder.started == [("toy", 60), ("toy: evaluation", 3)] and recorder.advanced == 63
-    assert trained.cost["train_seconds"] > 0 and trained.cost["eval_seconds"] > 0
+    assert trained.cost.seconds["train"] > 0 and trained.cost.seconds["eval"] > 0
     assert not trained.model.training and trained.val_dataset[3]["number"] == 3
     assert capfd.readouterr() == ("", "")  # the log is in the work dir
     assert any("Iter(train)" in path.read_text() for path in tmp_path.rglob("*.log"))
@@ -156,7 +156,7 @@ def test_training_time_includes_that_of_stopped_processes(tmp_path: Path, stop_a
         run_training(toy_config(), context(tmp_path, recorder=recorder), checkpoint_every=2)
     seconds = torch.load(tmp_path / STATE, weights_only=True)["seconds"]
     resumed = run_training(toy_config(), context(tmp_path), checkpoint_every=2)
-    assert resumed.cost["train_seconds"] >= seconds > 0
+    assert resumed.cost.seconds["train"] >= seconds > 0
 
 
 def test_same_seed_same_result_whatever_the_workers(tmp_path: Path) -> None:

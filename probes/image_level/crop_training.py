@@ -1,0 +1,120 @@
+"""Training of several heads at once on one frozen pass over fresh random crops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import (
+    Compose,
+    InterpolationMode,
+    PILToTensor,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
+
+from backbones.base import DataConfig
+from common.errors import NonFiniteLoss
+from common.files import atomic_write, derive_seed
+from probes.base import Context
+from probes.features.cost import EncodeRun
+from probes.image_level.encode import Images, encode_batches, input_size
+from probes.image_level.linear import train_step
+
+SAVE_EVERY = 300.0  # seconds of training that a killed process loses at most
+
+
+class RandomCrops(Images):
+    """Random crops (3, H, W) uint8 without end: item k is the k-th crop that training draws.
+
+    The images come in one shuffled order after the other. Order and crops depend on the seed and k
+    alone, whatever process loads them and wherever training resumes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], size: tuple[int, int], data: DataConfig, seed: int
+    ) -> None:
+        super().__init__(paths, size, data)
+        self.seed = seed
+        self.transform = Compose(
+            [
+                RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+                RandomHorizontalFlip(),
+                PILToTensor(),
+            ]
+        )
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def index(self, item: int) -> int:
+        """The image of an item."""
+        epoch, position = divmod(item, len(self.paths))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+            self._order = epoch, torch.randperm(len(self.paths), generator=generator).tolist()
+        return self._order[1][position]
+
+    def __getitem__(self, item: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("crop", self.seed, item))
+            return super().__getitem__(item)
+
+    def path(self, item: int) -> str:
+        return self.paths[self.index(item)]
+
+
+def train_on_crops(
+    context: Context,
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    encode: Callable[[Tensor], Tensor],
+    images: tuple[Sequence[Path], Tensor],
+    epoch_length: int,
+) -> None:
+    """Train heads for ``epochs`` of the settings, resuming from ``work_dir/heads.pt``.
+
+    Logs ``train/loss``, the mean of an epoch of the best head.
+
+    Args:
+        heads: what ``encode`` gives → the logits (N, C) of each head.
+        encode: normalised images → what the heads read.
+        images: paths and (N,) classes.
+        epoch_length: iterations of an epoch.
+    Raises:
+        NonFiniteLoss: every head diverged. A single one that diverges is not chosen.
+    """
+    paths, labels = images
+    settings, backbone, device = context.settings, context.backbone, context.device
+    run, encoding = EncodeRun.of(context), settings.encoding(device.type)
+    crops = RandomCrops(paths, input_size(encoding.size, backbone), backbone.data, context.seed)
+    file, iterations = context.work_dir / "heads.pt", settings.epochs * epoch_length
+    iteration, losses = 0, torch.zeros((), device=device)
+    if file.is_file():
+        state = torch.load(file, map_location=device, weights_only=True)
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        iteration, losses = state["iteration"], state["losses"]
+    context.progress.start("training heads on random crops", iterations)
+    context.progress.advance(iteration)
+    size, saved = settings.batch_size, time.monotonic()
+    batches = [range(i * size, (i + 1) * size) for i in range(iteration, iterations)]
+    features = encode_batches(crops, batches, backbone, encode, run, encoding)
+    for items, inputs in zip(batches, features, strict=True):
+        targets = labels[[crops.index(item) for item in items]].to(device)
+        losses = losses + train_step(heads, optimizer, inputs, targets, iteration / iterations)
+        iteration += 1
+        context.progress.advance()
+        if epoch_ends := iteration % epoch_length == 0:
+            mean = losses / epoch_length
+            if not bool(mean.isfinite().any()):
+                raise NonFiniteLoss(f"the loss of every head is not finite at {iteration=}")
+            best = mean.nan_to_num(torch.inf).min().item()
+            context.log.log_metrics({"train/loss": best}, iteration)
+            losses = torch.zeros_like(losses)
+        if epoch_ends or time.monotonic() - saved > SAVE_EVERY:
+            state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            with atomic_write(file) as temporary:
+                torch.save({**state, "iteration": iteration, "losses": losses}, temporary)
+            saved = time.monotonic()

@@ -1,0 +1,125 @@
+"""Choosing hyper-parameters on a held-out part of train; ``val`` has no say.
+
+A linear grid, random-crop heads, attentive heads, k-NN, patches and the learning rates of dense
+probes all choose here. Few-shot chooses by leaving each image out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import content_key
+from probes.base import Context, RunLog
+from probes.features.content_hashes import content_hashes
+
+T = TypeVar("T")
+SHARE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate(Generic[T]):
+    """One value of a grid, and how it scores on the held-out part.
+
+    Attributes:
+        value: the hyper-parameters.
+        name: of its curve, such as ``lr_0.1``.
+        score: of the main metric.
+        loss: decides between equal scores; a candidate whose loss is not finite ranks last.
+        coordinate: its position in a grid of numbers, where a best value at the edge is reported.
+    """
+
+    value: T
+    name: str
+    score: float
+    loss: float = 0.0
+    coordinate: float | None = None
+
+
+def log_scores(log: RunLog, metric: str, candidates: Sequence[Candidate[T]], step: int) -> None:
+    """Log ``select/METRIC/NAME`` of each candidate."""
+    scores = {f"select/{metric}/{each.name}": each.score for each in candidates}
+    log.log_metrics(scores, step)
+
+
+def select(
+    candidates: Sequence[Candidate[T]], metric: str, basis: str, direction: float = 1
+) -> tuple[Candidate[T], str]:
+    """The best candidate, and a note on the choice.
+
+    Of candidates that are equal in score and loss the first wins; scores that are NaN rank last.
+
+    Args:
+        basis: what the scores are measured on, such as ``on 20 held-out training images``.
+        direction: 1 where a higher score is better, -1 where a lower one is.
+    """
+
+    def rank(candidate: Candidate[T]) -> tuple[bool, float, float]:
+        valid = math.isfinite(candidate.loss) and not math.isnan(candidate.score)
+        return valid, direction * candidate.score, -candidate.loss
+
+    best = max(candidates, key=rank)
+    note = f"best of {len(candidates)} {basis} ({metric} {best.score:.4g})"
+    grid = {each.coordinate for each in candidates if each.coordinate is not None}
+    if len(grid) > 1 and best.coordinate in (min(grid), max(grid)):
+        edge = "lowest" if best.coordinate == min(grid) else "highest"
+        note += f"; the {edge} of its grid: a better one may lie beyond it"
+    return best, note
+
+
+def stratified_split(
+    labels: Tensor, share: float, seed: int, setting: str
+) -> tuple[Tensor, Tensor]:
+    """Indices (training, held out), each sorted.
+
+    About ``share`` of every class is held out, at least one image of two or more, and never all.
+    The split depends on ``seed`` and the labels alone.
+
+    Args:
+        labels: (N,) classes.
+        setting: that fixes the choice, such as ``learning_rates=0.1``, for the error.
+    Raises:
+        UserError: every class has a single image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        number = min(len(members) - 1, max(1, round(share * len(members))))
+        held_out[members[torch.randperm(len(members), generator=generator)[:number]]] = True
+    if not held_out.any():
+        raise UserError(
+            "every class has only one training image, which leaves none to choose a setting on;"
+            f" give one with --set {setting}"
+        )
+    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+
+
+def held_out_by_content(context: Context) -> list[int]:
+    """Positions of a tenth of the training images among those that are encoded.
+
+    The images follow from the hash of their content, so they are the same for all backbones, seeds
+    and tasks; copies of an image stay together.
+
+    Raises:
+        UserError: there are fewer than two different images.
+    """
+    root, samples = context.data.root, context.data.samples["train"]
+    hashes = content_hashes([root / sample.image for sample in samples])
+    ranked = sorted(set(hashes), key=lambda digest: content_key(["held out", digest]))
+    if len(ranked) < 2:
+        raise UserError(
+            "choosing a setting needs two different training images or more, one of them held out;"
+            " give a single value instead"
+        )
+    held_out = set(ranked[: max(1, round(SHARE * len(ranked)))])
+    positions = context.data.places or range(len(hashes))
+    return [
+        position for position, digest in zip(positions, hashes, strict=True) if digest in held_out
+    ]
