@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from backbones import Backbone
+from backbones.cliptex.cost import count_flops
 from backbones.versions import versions
 from benchmark.execution.base import Executor
 from benchmark.execution.task import GPUS
 from common.errors import UserError
 from common.files import content_key, home, read_json_object, write_json
 from probes.image_level.encode import autocast
-from probes.runner.shared_parts import counted
 from reports.mlflow.run import Tracker
 
 VERSION = 1
@@ -173,7 +173,7 @@ def _measure(
         return time.perf_counter() - started
 
     with autocast(device, precision):
-        _, flops = counted(once, True)
+        flops = count_flops(once)
         reset_peak(device)
         passes = [once()]
         while sum(passes) < SECONDS and len(passes) < 10:

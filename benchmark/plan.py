@@ -16,7 +16,7 @@ from common.settings import field_names, read_value, with_changes
 from probes.base import Probe
 from probes.datasets.base import DatasetSpec, PreparedDataset
 from probes.datasets.share import with_share
-from probes.protocols.base import changed, find_preset
+from probes.protocols.base import find_preset, preset_deviations
 from probes.registry import find_task
 
 
@@ -42,7 +42,7 @@ class PlannedTask:
             if has_protocol(self.probe)
             else None
         )
-        found = changed(preset, self.settings, data.spec) if preset else []
+        found = preset_deviations(preset, self.settings, data.spec) if preset else []
         found += (
             [f"train_share={self.train_share:g}"]
             if preset and preset.settings and self.train_share < 1

@@ -63,11 +63,11 @@ class Head:
 
     Attributes:
         tensors: its weights, by name.
-        about: of what it is, and how images come to it; Python literals.
+        metadata: its task, backbone and model, as Python literals.
     """
 
     tensors: Mapping[str, torch.Tensor]
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 @dataclass

@@ -43,11 +43,11 @@ class Cost:
                 return
             yield item  # type: ignore[misc]
 
-    def add(self, other: Cost, share: float = 1.0) -> None:
+    def add(self, cost: Cost, share: float = 1.0) -> None:
         """Add a share of another cost, such as that of a pass made for several tasks."""
-        for name, seconds in other.seconds.items():
+        for name, seconds in cost.seconds.items():
             self.seconds[name] += share * seconds
-        for name, images in other.images.items():
+        for name, images in cost.images.items():
             self.images[name] += share * images
 
     def metrics(self) -> dict[str, float]:

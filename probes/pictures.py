@@ -1,5 +1,4 @@
-"""Pictures of what a probe predicts, beside the ground truth, as one PNG. Needs Pillow and OpenCV
-only."""
+"""Pictures of predictions beside the ground truth, as PNG and as galleries of small pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -25,74 +25,75 @@ SMALL = 176  # longest side of a gallery's picture, pixels
 
 
 def palette(classes: int) -> np.ndarray:
-    """Colours of label maps, (classes, 3) uint8: PASCAL VOC's own series (the bits of the index,
-    spread over R, G and B)."""
+    """Colours of label maps, (classes, 3) uint8.
+
+    PASCAL VOC's own series: the bits of the index, spread over R, G and B.
+    """
     indices = np.arange(classes)
     colours = np.zeros((classes, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((indices >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+            value = ((indices >> (3 * bit + channel)) & 1) << (7 - bit)
+            colours[:, channel] |= value.astype(np.uint8)
     return colours
 
 
 def label_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(H, W) class indices → (H, W, 3) uint8; whatever is no class is cream."""
-    known = np.logical_and(labels >= 0, labels < len(colours))
-    return np.where(
-        np.expand_dims(known, -1), colours[np.where(known, labels, 0)], np.array(IGNORED, np.uint8)
-    )
+    """(H, W) class indices → (H, W, 3) uint8; cream where there is no class."""
+    is_class = np.logical_and(labels >= 0, labels < len(colours))
+    picture = colours[np.where(is_class, labels, 0)]
+    return np.where(is_class[..., None], picture, np.array(IGNORED, np.uint8))
 
 
 def depth_picture(depth: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) metres → (H, W, 3) uint8 in viridis from ``low`` (dark) to ``high`` (bright); 0
-    (unknown) is grey."""
+    """(H, W) metres → (H, W, 3) uint8 in viridis, dark at ``low`` and bright at ``high``.
+
+    0 (unknown) is grey.
+    """
     grey = np.clip(255 * (depth - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
     colour = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    return np.where(np.expand_dims(depth > 0, -1), colour, np.array(UNKNOWN, np.uint8))
+    return np.where(depth[..., None] > 0, colour, np.array(UNKNOWN, np.uint8))
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
-    """(3, H, W) unit vectors → (H, W, 3) uint8 with x, y, z from -1 … 1 as R, G, B from 0 … 255;
-    (0, 0, 0) is black."""
+    """(3, H, W) unit vectors → (H, W, 3) uint8: x, y, z from -1 to 1 as R, G, B from 0 to 255.
+
+    (0, 0, 0), unknown, is black.
+    """
     rgb = np.clip((normals.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8)
     return np.where(np.expand_dims(normals.any(axis=0), -1), rgb, np.uint8(0))
 
 
 def scale_bar(low: float, high: float, width: int = 360) -> np.ndarray:
-    """A legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both
+    """Legend of ``depth_picture``: the colours from ``low`` to ``high`` metres, labelled at both
     ends; (28, width, 3) uint8."""
-    left, right = f"{low:.1f} m", f"{high:.1f} m"
+    low_text, high_text = f"{low:.1f} m", f"{high:.1f} m"
     picture = Image.new("RGB", (width, 28), PAPER)
-    pen, font = ImageDraw.Draw(picture), _font(14)
-    start, end = (
-        int(pen.textlength(left, font=font)) + 8,
-        width - int(pen.textlength(right, font=font)) - 8,
-    )
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    start = int(pen.textlength(low_text, font=font)) + 8
+    end = width - int(pen.textlength(high_text, font=font)) - 8
     ramp = np.linspace(max(low, 1e-3), high, end - start)[None].repeat(16, axis=0)
     picture.paste(Image.fromarray(depth_picture(ramp, low, high)), (start, 6))
-    pen.text((0, 14), left, INK, font, anchor="lm")
-    pen.text((width, 14), right, INK, font, anchor="rm")
+    pen.text((0, 14), low_text, INK, font, anchor="lm")
+    pen.text((width, 14), high_text, INK, font, anchor="rm")
     return np.asarray(picture)
 
 
 def class_legend(names: Sequence[str], colours: np.ndarray, width: int) -> np.ndarray:
-    """A legend of ``label_picture``: a swatch and a name for each class, wrapped to ``width``;
+    """Legend of ``label_picture``: a swatch and a name for each class, wrapped to ``width``;
     (height, width, 3) uint8."""
-    font = _font(14)
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    places, x, y = [], 0, 0
+    font = ImageFont.load_default(14)
+    positions, x, y = [], 0, 0
     for name in names:
-        length = 24 + int(measure.textlength(name, font=font)) + 12
+        length = 24 + int(font.getlength(name)) + 12
         if x and x + length > width:
             x, y = 0, y + 22
-        places.append((x, y))
+        positions.append((x, y))
         x += length
     picture = Image.new("RGB", (width, y + 22), PAPER)
     pen = ImageDraw.Draw(picture)
-    for (x, y), name, colour in zip(places, names, colours, strict=True):
-        pen.rectangle((x, y + 3, x + 16, y + 17), tuple(int(value) for value in colour), INK)
+    for (x, y), name, colour in zip(positions, names, colours, strict=True):
+        pen.rectangle((x, y + 3, x + 16, y + 17), tuple(colour.tolist()), INK)
         pen.text((x + 22, y + 10), name, INK, font, anchor="lm")
     return np.asarray(picture)
 
@@ -105,10 +106,9 @@ def write_preview(
     legend: np.ndarray | None = None,
     side: int = TILE,
 ) -> Path:
-    """Write a grid of pictures as a PNG, whole or not at all.
+    """Write a grid of pictures as a PNG, completely or not at all.
 
     Args:
-        path: where to.
         titles: one for each column.
         rows: pictures (H, W, 3) uint8 RGB, resized so that their longest side is ``side``; the last
             row may be shorter.
@@ -119,37 +119,28 @@ def write_preview(
         ``path``.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     tiles = [[_fit(picture, side) for picture in row] for row in rows]
-    widths = [
-        max(row[column].width for row in tiles if column < len(row))
-        for column in range(len(titles))
-    ]
+    widths = [max(tile.width for tile in column if tile) for column in zip_longest(*tiles)]
     heights = [max(tile.height for tile in row) for row in tiles]
-    caption = 20 if captions else 0
-    width = max(
-        sum(widths) + GAP * (len(widths) + 1), 0 if legend is None else legend.shape[1] + 2 * GAP
-    )
-    height = (
-        28
-        + sum(heights)
-        + (GAP + caption) * len(heights)
-        + GAP
-        + (0 if legend is None else legend.shape[0] + GAP)
-    )
+    lefts = [GAP * (column + 1) + sum(widths[:column]) for column in range(len(widths))]
+    caption_height = 20 if captions else 0
+    width = lefts[-1] + widths[-1] + GAP
+    height = 28 + sum(heights) + (GAP + caption_height) * len(heights) + GAP
+    if legend is not None:
+        width, height = max(width, legend.shape[1] + 2 * GAP), height + legend.shape[0] + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    left = [GAP + sum(widths[:column]) + GAP * column for column in range(len(widths))]
-    for x, column_width, title in zip(left, widths, titles, strict=True):
-        pen.text((x + column_width / 2, 16), title, INK, _font(16), anchor="mm")
+    for x, column_width, title in zip(lefts, widths, titles, strict=True):
+        pen.text((x + column_width / 2, 16), title, INK, ImageFont.load_default(16), anchor="mm")
     y = 28
-    for number, (row, row_height) in enumerate(zip(tiles, heights, strict=True)):
-        if captions:
-            pen.text((GAP, y + caption / 2), captions[number], PALE, _font(13), anchor="lm")
-        for x, tile in zip(left, row, strict=False):
-            sheet.paste(tile, (x, y + caption))
-        y += caption + row_height + GAP
+    all_captions = captions or [""] * len(tiles)
+    for row, row_height, caption in zip(tiles, heights, all_captions, strict=True):
+        pen.text((GAP, y + 10), caption, PALE, ImageFont.load_default(13), anchor="lm")
+        for x, tile in zip(lefts, row, strict=False):
+            sheet.paste(tile, (x, y + caption_height))
+        y += caption_height + row_height + GAP
     if legend is not None:
         sheet.paste(Image.fromarray(legend), (GAP, y))
     with atomic_write(path) as temporary:
@@ -157,13 +148,10 @@ def write_preview(
     return path
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Up to ``most`` places of ``count``, evenly spaced, first and last among them."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
-        if count
-        else []
-    )
+def evenly(count: int, limit: int) -> list[int]:
+    """Up to ``limit`` indices of ``count`` items, evenly spaced, first and last included."""
+    indices = np.linspace(0, count - 1, min(limit, count)).round().astype(int)
+    return np.unique(indices).tolist()
 
 
 def write_gallery(
@@ -173,16 +161,14 @@ def write_gallery(
     flat: bool = False,
     side: int = SMALL,
 ) -> Path:
-    """Write small pictures of images as a ZIP of picture files, whole or not at all: what a report
-    puts side by side.
+    """Write small pictures for a report as a ZIP of picture files, completely or not at all.
 
     Args:
-        path: where to.
         images: (name of the image, {"image" | "truth" | "prediction": (H, W, 3) uint8 RGB});
             consumed one by one.
         legend: (h, w, 3) uint8, stored as ``legend.png``.
-        flat: ground truth and prediction have few colours and sharp edges (label maps): stored
-            without loss.
+        flat: ground truth and prediction have few colours and sharp edges (label maps) and are
+            stored without loss.
         side: longest side of the pictures, pixels.
 
     Returns:
@@ -190,45 +176,37 @@ def write_gallery(
         ``{"images": [{"name", "image", "truth", "prediction"}, …], "legend"}`` with file names.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     index: list[dict[str, str]] = []
-    with (
-        atomic_write(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as pack,
-    ):
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as pack:
         for number, (name, pictures) in enumerate(images):
             entry = {"name": name}
             for role, picture in pictures.items():
                 lossless = flat and role != "image"
                 entry[role] = f"{number:03d}-{role}.{'png' if lossless else 'webp'}"
-                pack.writestr(entry[role], _encoded(_fit(picture, side), lossless))
+                pack.writestr(entry[role], _encode(_fit(picture, side), lossless))
             index.append(entry)
         if legend is not None:
-            pack.writestr("legend.png", _encoded(Image.fromarray(legend), True))
-        facts = {"images": index, "legend": "legend.png" if legend is not None else None}
-        pack.writestr("index.json", json.dumps(facts))
+            pack.writestr("legend.png", _encode(Image.fromarray(legend), True))
+        legend_file = "legend.png" if legend is not None else None
+        pack.writestr("index.json", json.dumps({"images": index, "legend": legend_file}))
     return path
 
 
-def _encoded(image: Image.Image, lossless: bool) -> bytes:
+def _encode(image: Image.Image, lossless: bool) -> bytes:
     buffer = io.BytesIO()
     if lossless:
-        colours = image.getcolors(256)
-        (image.quantize(max(2, len(colours)), dither=Image.Dither.NONE) if colours else image).save(
-            buffer, "PNG", optimize=True
-        )
+        if colours := image.getcolors(256):
+            image = image.quantize(max(2, len(colours)), dither=Image.Dither.NONE)
+        image.save(buffer, "PNG", optimize=True)
     else:
         image.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
 
 
-def _fit(picture: np.ndarray, side: int = TILE) -> Image.Image:
+def _fit(picture: np.ndarray, side: int) -> Image.Image:
     image = Image.fromarray(picture)
     factor = side / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

@@ -1,5 +1,4 @@
-"""Experts that need MMDetection, which only this floor may import. Importing this makes them known
-beside the others."""
+"""Experts that need MMDetection, which only this package imports; importing it registers them."""
 
 from backbones.cliptex.experts.registry import EXPERTS
 
@@ -7,5 +6,5 @@ EXPERTS.register_lazy(
     "mask-rcnn",
     "probes.experts.mask_rcnn:MaskRCNN",
     "semantic maps from instances, by MMDetection's CONFIG.py:CHECKPOINT or torchvision's"
-    " CHECKPOINT; can be trained here",
+    " CHECKPOINT",
 )

@@ -65,9 +65,9 @@ def run(context: Context) -> TaskResult:
             source_view, target_view = (
                 (maps[name], upright_size(root / name)) for name in (source, pair["image"])
             )
-            left, top, right, bottom = pair["box"]
+            x1, y1, x2, y2 = pair["box"]
             distances = pixel_errors(source_view, target_view, pair["source"], pair["target"])
-            errors.append(distances / max(right - left, bottom - top))
+            errors.append(distances / max(x2 - x1, y2 - y1))
             names.append(f"{source} → {pair['image']}")
     if not errors:
         raise UserError(f"{spec.name} has no pair with points to match; get the dataset again")

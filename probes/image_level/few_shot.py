@@ -3,7 +3,7 @@
 As in big_vision's ``fewshot_lsr`` features are whitened, classes are ±1, and a constant feature of
 100 is a bias that is hardly penalised. One eigendecomposition serves every strength of the penalty
 and gives the leave-one-out error of each image. The strength is chosen by that error, so no label
-beyond the shots is used. With one shot a class without its image has nothing left; then the
+beyond the shots is used. With one shot a class without its image has no sample left; then the
 strength is 2¹⁰, which big_vision always uses.
 """
 
@@ -30,13 +30,13 @@ class LeastSquares:
     """Least squares on whitened features with a bias, for any strength of the penalty; float64.
 
     With X X' = Q diag(e) Q' (or X'X, where that is the smaller) the weights are
-    ``left`` (diag(e) + λ)⁻¹ ``right``.
+    ``basis`` (diag(e) + λ)⁻¹ ``projections``.
     """
 
     mean: Tensor
     std: Tensor
-    left: Tensor
-    right: Tensor
+    basis: Tensor
+    projections: Tensor
     eigenvalues: Tensor
     inputs: Tensor
     targets: Tensor
@@ -49,15 +49,15 @@ class LeastSquares:
         x, y = _with_bias((features - mean) / std), 2 * one_hot(labels, classes).double() - 1
         if len(x) >= x.shape[1]:
             eigenvalues, q = torch.linalg.eigh(x.T @ x)
-            left, right = q, q.T @ (x.T @ y)
+            basis, projections = q, q.T @ (x.T @ y)
         else:
             eigenvalues, q = torch.linalg.eigh(x @ x.T)
-            left, right = x.T @ q, q.T @ y
-        return cls(mean, std, left, right, eigenvalues.clamp_min(0), x, y)
+            basis, projections = x.T @ q, q.T @ y
+        return cls(mean, std, basis, projections, eigenvalues.clamp_min(0), x, y)
 
     def weights(self, l2: float) -> Tensor:
         """(D + 1, classes)."""
-        return (self.left / (self.eigenvalues + l2)) @ self.right
+        return (self.basis / (self.eigenvalues + l2)) @ self.projections
 
     def scores(self, features: Tensor, l2: float) -> Tensor:
         """(M, classes) of (M, D) features."""
@@ -68,10 +68,10 @@ class LeastSquares:
 
         That is y - (y - ŷ) / (1 - h), with h the image's leverage.
         """
-        projected = self.inputs @ self.left
-        # left is Q (h = x Q (e + λ)⁻¹ Q' x') or X'Q, whose product with X is Q diag(e)
+        projected = self.inputs @ self.basis
+        # basis is Q (h = x Q (e + λ)⁻¹ Q' x') or X'Q, whose product with X is Q diag(e)
         square = projected.square()
-        if len(self.left) != len(self.eigenvalues):
+        if len(self.basis) != len(self.eigenvalues):
             square /= self.eigenvalues.clamp_min(1e-12)
         leverage = (square / (self.eigenvalues + l2)).sum(dim=1, keepdim=True).clamp_max(1 - 1e-9)
         return self.targets - (self.targets - self.inputs @ self.weights(l2)) / (1 - leverage)

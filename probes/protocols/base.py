@@ -1,9 +1,8 @@
-"""What a protocol is: settings by the name of who published them, so that a number can be compared
-with theirs.
+"""Published protocols: named settings, so that a number can be compared with the published one.
 
-``protocol`` is a setting of every probe. Its preset comes over the defaults and the suite's
-settings, and gives way to what the user sets (``--set``), which is then said. Another package adds
-one by the entry point group ``cliptex_benchmark.protocols``.
+``protocol`` is a setting of every probe. Its preset overrides the defaults and the settings of the
+suite; the user's own (``--set``) override the preset, and the difference is reported. Another
+package adds a protocol by the entry point group ``cliptex_benchmark.protocols``.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from probes.registry import tasks
 
 @dataclass(frozen=True)
 class Preset:
-    """What a protocol fixes for one probe.
+    """The settings of a protocol for one probe.
 
     Attributes:
         probe: its name in ``probes.registry.PROBES`` (``segmentation/linear``).
-        settings: setting → value. What is not here is the suite's or the probe's own.
-        datasets: those that the source has it for; empty for every dataset of the kind.
-        data: what the source's copy of the dataset is, of ``DatasetSpec.extra``, where copies
+        settings: setting → value. Others are the suite's or the probe's own.
+        datasets: that the source covers; empty for every dataset of the kind.
+        data: facts of the source's copy of the dataset, as in ``DatasetSpec.extra``, where copies
             differ.
     """
 
@@ -42,11 +41,10 @@ class Protocol:
     """A published protocol.
 
     Attributes:
-        name: as ``--set protocol=NAME`` takes it.
+        name: as in ``--set protocol=NAME``.
         source: paper, repository and files that it was read from.
-        presets: for each probe that it has; of several for one probe that which names the dataset
-            counts.
-        differs: what the source does otherwise than this suite, a phrase each.
+        presets: of its probes. Of several for one probe, the one that names the dataset is used.
+        differs: how the source differs from this suite, a phrase each.
     """
 
     name: str
@@ -55,23 +53,19 @@ class Protocol:
     differs: tuple[str, ...] = ()
 
     def preset(self, spec: DatasetSpec, probe: Probe) -> Preset | None:
-        """What it fixes for a task, or None."""
-        fitting = [
-            preset
-            for preset in self.presets
-            if preset.probe == f"{probe.kind}/{probe.name}"
-            and (not preset.datasets or spec.name in preset.datasets)
-        ]
-        return next(
-            (preset for preset in fitting if preset.datasets), fitting[0] if fitting else None
-        )
+        """The preset of a task, or None."""
+        of_probe = [each for each in self.presets if each.probe == f"{probe.kind}/{probe.name}"]
+        for preset in of_probe:
+            if spec.name in preset.datasets:
+                return preset
+        return next((preset for preset in of_probe if not preset.datasets), None)
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "protocols", instance_of(Protocol))
 
 
 def register_protocol(protocol: Protocol) -> Protocol:
-    """Add a protocol. Raises ``ValueError`` when its name is taken."""
+    """Add a protocol. Raises ``ValueError`` when its name is registered already."""
     return PROTOCOLS.register(protocol.name, protocol)
 
 
@@ -81,31 +75,30 @@ OWN = register_protocol(
 
 
 def find_preset(name: str, spec: DatasetSpec, probe: Probe) -> Preset:
-    """What the protocol called ``name`` fixes for a task; ``own`` fixes nothing.
+    """The preset of a protocol for a task; that of ``own`` is empty.
 
     Raises:
-        UserError: there is no such protocol, or it has nothing for the task (names the tasks that
-            it has).
+        UserError: unknown protocol, or one without a preset for the task (names the tasks that have
+            one).
     """
     protocol = PROTOCOLS.find(name)
     if protocol is OWN:
         return Preset(f"{probe.kind}/{probe.name}", {})
     if preset := protocol.preset(spec, probe):
         return preset
-    known = [task for task, (other, each) in tasks().items() if protocol.preset(other, each)]
+    applicable = [task for task, pair in tasks().items() if protocol.preset(*pair)]
     raise UserError(
-        f"protocol {name} does not apply to {spec.name}/{probe.name}; it does to"
-        f" {', '.join(sorted(known))}"
+        f"protocol {name} does not apply to {spec.name}/{probe.name}; it applies to"
+        f" {', '.join(sorted(applicable))}"
     )
 
 
-def changed(preset: Preset, settings: Any, spec: DatasetSpec) -> list[str]:
-    """``max_iters=100 instead of 40000`` for each setting, and each fact of the dataset, that is
-    not the preset's."""
-    used = {key: (getattr(settings, key), value) for key, value in preset.settings.items()}
-    used |= {key: (spec.extra.get(key, "none"), value) for key, value in preset.data.items()}
+def preset_deviations(preset: Preset, settings: Any, spec: DatasetSpec) -> list[str]:
+    """``max_iters=100 instead of 40000`` for each setting and fact of the dataset that differs."""
+    pairs = {key: (getattr(settings, key), value) for key, value in preset.settings.items()}
+    pairs |= {key: (spec.extra.get(key, "none"), value) for key, value in preset.data.items()}
     return [
-        f"{key}={given} instead of {value}"
-        for key, (given, value) in used.items()
-        if given != value
+        f"{key}={actual} instead of {published}"
+        for key, (actual, published) in pairs.items()
+        if actual != published
     ]

@@ -37,18 +37,12 @@ register_protocol(
             ),
         ),
         differs=(
-            (
-                "images and label maps are squeezed to squares of 224 px, and scored there; here"
-                " the aspect stays, and labels are scored at their own resolution"
-            ),
-            (
-                "a tenth of train is held out by chance, not by content, and the chosen setting is"
-                " fitted on the other nine tenths"
-            ),
-            (
-                "neighbours hand on their labels pixel by pixel, and the logistic regression one"
-                " label for the whole patch"
-            ),
+            "images and label maps are squeezed to squares of 224 px, and scored there; here"
+            " the aspect stays, and labels are scored at their own resolution",
+            "a tenth of train is held out by chance, not by content, and the chosen setting is"
+            " fitted on the other nine tenths",
+            "neighbours hand on their labels pixel by pixel, and the logistic regression one"
+            " label for the whole patch",
             "on ADE20K its k-NN computes in bfloat16, and its mIoU is of the classes that occur",
         ),
     )

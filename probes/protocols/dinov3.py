@@ -85,14 +85,10 @@ register_protocol(
         " facebookresearch/dinov3",
         (SEGMENTATION, DEPTH),
         differs=(
-            (
-                "its cosine counts from the first iteration, not from the end of the warm-up, and"
-                " beta 1 moves with the rate"
-            ),
-            (
-                "for depth images are rotated by up to 2.5° too, and nothing is normalised before"
-                " the convolution"
-            ),
+            "its cosine counts from the first iteration, not from the end of the warm-up, and"
+            " beta 1 moves with the rate",
+            "for depth images are rotated by up to 2.5° too, and nothing is normalised before"
+            " the convolution",
             "images are padded at all sides to whole patches, here at the right and the bottom",
         ),
     )

@@ -50,10 +50,8 @@ register_protocol(
             ),
         ),
         differs=(
-            (
-                "the backbone is trained too, and its FPN is not normalised; here a plain ViT has"
-                " ViTDet's pyramid"
-            ),
+            "the backbone is trained too, and its FPN is not normalised; here a plain ViT has"
+            " ViTDet's pyramid",
         ),
     )
 )

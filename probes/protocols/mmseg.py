@@ -55,10 +55,8 @@ register_protocol(
             for datasets, length in LENGTHS.items()
         ),
         differs=(
-            (
-                "the backbone is trained too, its last stages dilated to stride 8, with an"
-                " auxiliary head on the third"
-            ),
+            "the backbone is trained too, its last stages dilated to stride 8, with an"
+            " auxiliary head on the third",
         ),
     )
 )

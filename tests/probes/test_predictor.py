@@ -145,7 +145,7 @@ def test_what_cannot_predict_is_said(tmp_path):
     assert result.head is not None
     path = tmp_path / "head.safetensors"
     write_head(result.head, path)
-    assert read_head(path).about == result.head.about
+    assert read_head(path).metadata == result.head.metadata
     assert not any(name.startswith("backbone") for name in read_head(path).tensors), (
         "the frozen backbone is no part of it"
     )

@@ -18,8 +18,8 @@ from probes.protocols.base import (
     PROTOCOLS,
     Preset,
     Protocol,
-    changed,
     find_preset,
+    preset_deviations,
     register_protocol,
 )
 from probes.registry import PROBES, find_task
@@ -253,7 +253,10 @@ def test_every_preset_names_settings_of_its_probe_and_says_where_it_is_from(prot
         assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol", "precision"}
         settings = with_changes(probe.settings_type(), preset.settings)
         assert (
-            changed(dataclasses.replace(preset, data={}), settings, tiny_dense.SPECS["depth"]) == []
+            preset_deviations(
+                dataclasses.replace(preset, data={}), settings, tiny_dense.SPECS["depth"]
+            )
+            == []
         )
         assert all(
             isinstance(getattr(settings, key), type(value))
@@ -265,15 +268,15 @@ def test_what_differs_is_said_and_what_does_not_apply_is_refused() -> None:
     spec, probe = find_task("nyu-depth/linear")
     preset = find_preset("dinov3", spec, probe)
     settings = with_changes(probe.settings_type(), {**preset.settings, "max_iters": 100})
-    assert changed(preset, settings, spec) == [
+    assert preset_deviations(preset, settings, spec) == [
         "max_iters=100 instead of 38400",
         "split=official 795/654 instead of 24k/654",
     ]
-    there = dataclasses.replace(spec, extra={**spec.extra, "split": "24k/654"})
-    assert changed(preset, with_changes(settings, preset.settings), there) == []
+    same_split = dataclasses.replace(spec, extra={**spec.extra, "split": "24k/654"})
+    assert preset_deviations(preset, with_changes(settings, preset.settings), same_split) == []
     with pytest.raises(
         UserError,
-        match=r"dinov3 does not apply to voc/linear; it does to ade20k/linear, nyu-depth/linear$",
+        match=r"dinov3 does not apply to voc/linear; it applies to ade20k/linear, nyu-depth/linear$",
     ):
         find_preset("dinov3", *find_task("voc/linear"))
     with pytest.raises(UserError, match="no protocol 'dinov4'; did you mean dinov3"):
