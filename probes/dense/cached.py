@@ -1,10 +1,8 @@
-"""Dense probes on kept features: in mmseg's terms the dataset delivers feature maps and the
-backbone only reads them.
+"""Dense probes on cached features: the dataset delivers feature maps, and mmseg's model reads them.
 
 Head, loss, schedule and evaluator are those of the uncached config; see
-``probes.features.feature_dataset``.
-The dataset carries all that its features follow from, so that a dumped config makes what is missing
-wherever it runs.
+``probes.features.feature_dataset``. The dataset carries all that its features follow from, so a
+dumped config encodes missing features wherever it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import mmcv
@@ -39,7 +37,7 @@ AT_ONCE = 32  # images of an evaluation's batch at most
 def cached(
     config: Config, dtype: str, fixed_crops: int, flip: float, device: torch.device
 ) -> Config:
-    """``config`` (of ``probes.dense.config``, with fixed crops) on features that are kept in
+    """``config`` (of ``probes.dense.config``, with fixed crops) on features that are cached in
     ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.dense.cached"]
     config.val_dataloader.update(at_once(AT_ONCE, device))
@@ -67,7 +65,8 @@ class CachedDense(FeatureDataset):
 
     Args:
         dataset: config of the ``DenseDataset`` with its uncached pipeline.
-        fixed_crops, flip: see ``probes.features.crops``; 0 for the whole images of a test pipeline.
+        fixed_crops, flip: see ``probes.features.crops``; 0 crops for the complete images of a test
+            pipeline.
         encoder, dtype, device: see ``FeatureDataset``.
     """
 
@@ -94,54 +93,44 @@ class CachedDense(FeatureDataset):
         super().__init__(source, f"{source.spec.name} ({source.split})", encoder, dtype, device)
         self.field = FIELDS[source.spec.kind]
         self.all_crops = all_crops(fixed_crops, flip) if fixed_crops else []
-        self._load_ground_truth = LoadGroundTruth(
-            **{k: v for k, v in part_of(self.pipeline, "LoadGroundTruth").items() if k != "type"}
-        )
+        options = part_of(self.pipeline, "LoadGroundTruth")
+        self._load = LoadGroundTruth(**{k: v for k, v in options.items() if k != "type"})
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features = self.features
-        info = self.source.get_data_info(index)
-        if not self.fixed_crops:
+        features, item, info = self.features, index, self.source.get_data_info(index)
+        if self.fixed_crops:
+            item = self.item_of(index, draw_crop(self.fixed_crops, self.flip))
+            metadata = {name: info[name] for name in ("image", "img_path")}
+            metadata |= _tuples(self.stores[1].metadata(item))
+            (target,) = self.stores[1][item]
+        else:
             metadata = {**info, **_tuples(features.metadata(index))}
-            truth = channels_first(self.load_truth(metadata))
-            return self._item(index, metadata, truth)
-        place = self.place(index, draw_crop(self.fixed_crops, self.flip))
-        metadata = {
-            "image": info["image"],
-            "img_path": info["img_path"],
-            **_tuples(self.stores[1].metadata(place)),
-        }
-        (truth,) = self.stores[1][place]
-        return self._item(place, metadata, truth)
-
-    def _item(self, place: int, metadata: Mapping[str, Any], truth: torch.Tensor) -> dict[str, Any]:
+            target = channels_first(self.load_truth(metadata))
         return {
-            "inputs": tuple(self.features[place]),
-            "data_samples": dense_sample(metadata, self.field, truth),
+            "inputs": tuple(features[item]),
+            "data_samples": dense_sample(metadata, self.field, target),
         }
 
-    def place(self, index: int, crop: Crop) -> int:
-        """Where the features of a crop of an image are."""
+    def item_of(self, index: int, crop: Crop) -> int:
+        """The item of the features of a crop of an image."""
         return index * len(self.all_crops) + self.all_crops.index(crop)
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         infos = self.infos()
-        images = content_key(
-            content_hashes([self.source.root / info["image"] for info in infos]), 64
-        )
+        paths = [self.source.root / info["image"] for info in infos]
+        images = content_key(content_hashes(paths), 64)
         if self.fixed_crops:
-            sizes = [(part_of(self.pipeline, "FixedCrop")["crop"],) * 2] * (
-                len(infos) * len(self.all_crops)
-            )
+            side = part_of(self.pipeline, "FixedCrop")["crop"]
+            sizes = [(side, side)] * (len(infos) * len(self.all_crops))
         else:
             sizes = self.sizes()
         identity = {"images": images, "pipeline": self.image_only, "crops": self.all_crops}
         yield self.maps(sizes, identity, run)
         if self.fixed_crops:
-            yield self._cutting(infos, images, run.progress)
+            yield self._ground_truth_crops(infos, images, run.progress)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each whole image as the test pipeline resizes it."""
+        """(height, width) of each complete image as the test pipeline resizes it."""
         scale = tuple(part_of(self.pipeline, "Resize")["scale"])
         return [
             mmcv.rescale_size(image_size(info["img_path"]), scale)[::-1] for info in self.infos()
@@ -149,83 +138,78 @@ class CachedDense(FeatureDataset):
 
     def load_truth(self, metadata: Mapping[str, Any]) -> Any:
         """The ground truth of a sample at its own resolution, as ``LoadGroundTruth`` gives it."""
-        return self._load_ground_truth.transform(dict(metadata))["gt_seg_map"]
+        return self._load.transform(dict(metadata))["gt_seg_map"]
 
     def load(self, item: int) -> dict[str, Any]:
         return self.source.pipeline(self._info(item))
 
     def _info(self, item: int) -> dict[str, Any]:
-        """The sample of an item of a store, with the crop to take."""
+        """The sample of an item of a store, with its crop."""
         if not self.fixed_crops:
             return self.source.get_data_info(item)
         image, crop = divmod(item, len(self.all_crops))
         return {**self.source.get_data_info(image), "crop": tuple(self.all_crops[crop])}
 
-    def _cutting(
+    def _ground_truth_crops(
         self, infos: Sequence[Mapping[str, Any]], images: str, progress: Progress
     ) -> tuple[CacheKey, Builder]:
-        """The ground truth of each crop: it depends on no backbone, and cutting it anew would mean
-        to decode it anew."""
+        """The ground truth of each crop, cached because cropping it again means decoding it
+        again."""
         spec, pipeline = self.source.spec, [_without_pixels(part) for part in self.pipeline]
-        kept = "fp32"
-        if (
-            self.field == "gt_sem_seg"
-        ):  # uint16 where a label, or the value to ignore, does not fit into a byte
-            fits = (
-                part_of(pipeline, "LoadGroundTruth").get("classes", 0) <= 255
-                and 0 <= spec.ignore_index <= 255
-            )
-            kept = "uint8" if fits else "uint16"
-        cells = part_of(pipeline, "FixedCrop")["crop"] ** 2 * (
-            3 if self.field == "gt_normal_map" else 1
-        )
-        each = [cells * DTYPES[kept].itemsize] * (len(infos) * len(self.all_crops))
-        truth = content_key(content_hashes([Path(info["target_path"]) for info in infos]), 64)
+        dtype, channels = "fp32", 3 if spec.kind == "normals" else 1
+        if spec.kind == "segmentation":
+            classes = part_of(pipeline, "LoadGroundTruth")["classes"]
+            fits = classes <= 255 and 0 <= spec.ignore_index <= 255
+            dtype = "uint8" if fits else "uint16"
+        side = part_of(pipeline, "FixedCrop")["crop"]
+        item_bytes = side**2 * channels * DTYPES[dtype].itemsize
+        hashes = content_hashes([Path(info["target_path"]) for info in infos])
         identity = {
             "images": images,
-            "ground truth": truth,
+            "ground truth": content_key(hashes, 64),
             "pipeline": pipeline,
             "crops": self.all_crops,
         }
 
-        def build(wanted: Sequence[Sequence[int]]) -> Any:
+        def build(shards: Sequence[Sequence[int]]) -> Any:
             with DefaultScope.overwrite_default_scope("mmseg"):
-                cutter = DATASETS.build({**self.config, "pipeline": pipeline})
-            progress.start(f"cutting the ground truth of {spec.name}", sum(map(len, wanted)))
-            for item in (item for shard in wanted for item in shard):
-                sample = cutter.pipeline(self._info(item))["data_samples"]
+                dataset = DATASETS.build({**self.config, "pipeline": pipeline})
+            progress.start(f"cropping the ground truth of {spec.name}", sum(map(len, shards)))
+            for item in (item for shard in shards for item in shard):
+                sample = dataset.pipeline(self._info(item))["data_samples"]
                 shapes = {
                     key: [int(side) for side in sample.metainfo[key]]
                     for key in ("ori_shape", "img_shape")
                 }
-                yield item, [sample.get(self.field).data.to(DTYPES[kept])], shapes
+                yield item, [sample.get(self.field).data.to(DTYPES[dtype])], shapes
                 progress.advance()
 
-        return CacheKey("ground truth", self.name, identity, (kept,), each), build
+        sizes = [item_bytes] * (len(infos) * len(self.all_crops))
+        return CacheKey("ground truth", self.name, identity, (dtype,), sizes), build
 
 
 def _without_pixels(part: Part) -> Part:
-    """Ground truth needs no pixels, only their number."""
+    """A transform's config for ground truth, which needs the size of the image alone."""
     if part["type"] == "LoadImageFromFile":
         return {"type": "LoadBlank"}
     return {**part, "image": [0, 0, 0]} if part["type"] == "PadCrop" else part
-
-
-@MODELS.register_module()
-class StackFeatures(BaseDataPreprocessor):
-    """In the place of ``SegDataPreProcessor``: a batch of kept maps to the device, each map stacked
-    over the batch."""
-
-    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
-        maps = self.cast_data(tuple(torch.stack(list(each)) for each in data["inputs"]))
-        return {"inputs": maps, "data_samples": self.cast_data(data.get("data_samples"))}
 
 
 def _image_only(part: Part) -> Part:
     """A transform's config without what only concerns the ground truth."""
     if part["type"] == "PackDense":
         return {**part, "kind": "segmentation"}
-    return {**part, "truth": 0} if part["type"] == "PadCrop" else part
+    return {**part, "ground_truth": 0} if part["type"] == "PadCrop" else part
+
+
+@MODELS.register_module()
+class StackFeatures(BaseDataPreprocessor):
+    """Replaces ``SegDataPreProcessor``: brings a batch of cached maps to the device, each map
+    stacked over the batch."""
+
+    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+        maps = self.cast_data(tuple(torch.stack(list(each)) for each in data["inputs"]))
+        return {"inputs": maps, "data_samples": self.cast_data(data.get("data_samples"))}
 
 
 def _tuples(shapes: Mapping[str, Any]) -> dict[str, Any]:

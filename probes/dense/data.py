@@ -1,11 +1,10 @@
 """Images with dense ground truth for mmseg: one dataset class for every ``DatasetSpec`` of the
 kinds segmentation, depth and normals.
 
-The transforms between loading and packing are mmcv's and mmseg's own; those here load the ground
-truth, keep normals right under a flip, and pack. Within a pipeline the ground truth is
-``results["gt_seg_map"]``, the name that mmcv's transforms
-know: (H, W) uint16 labels, (H, W) float32 metres with 0 where unknown, or (H, W, 3) float32 unit
-normals with (0, 0, 0) where unknown.
+The transforms between loading and packing are mmcv's and mmseg's; those here load the ground truth,
+keep normals right under a flip, and pack. Within a pipeline the ground truth is
+``results["gt_seg_map"]``, the name that mmcv's transforms know: (H, W) uint16 labels, (H, W)
+float32 metres with 0 where unknown, or (H, W, 3) float32 unit normals with (0, 0, 0) where unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import cv2
@@ -65,23 +64,18 @@ class DenseDataset(BaseDataset):
         exclude: Sequence[str] = (),
         test_mode: bool = False,
     ) -> None:
-        self.spec, self.root, self.split, self.exclude = (
-            DATASETS.find(dataset),
-            Path(root),
-            split,
-            frozenset(exclude),
-        )
+        self.spec = DATASETS.find(dataset)
+        self.root, self.split, self.exclude = Path(root), split, frozenset(exclude)
         if self.spec.kind not in FIELDS:
             raise UserError(
                 f"dataset {dataset!r} has no dense ground truth: it is for {self.spec.kind}"
             )
         if self.spec.adapt is not None:
             self.spec = self.spec.adapt(self.spec, self.root)
-        metainfo = {"classes": tuple(self.spec.class_names(self.root))}
-        # a failed sample is never replaced by another one: that would change the numbers in silence
-        # not serialised: mmengine collects garbage for it, which takes longer than all else here
+        # a sample that fails is never replaced by another one, which would change the metrics;
+        # not serialised: mmengine would collect garbage, which takes longer than all else here
         super().__init__(
-            metainfo=metainfo,
+            metainfo={"classes": tuple(self.spec.class_names(self.root))},
             pipeline=list(pipeline),
             test_mode=test_mode,
             max_refetch=0,
@@ -89,22 +83,22 @@ class DenseDataset(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        samples = self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
-        kept = [sample for sample in samples if sample.image not in self.exclude]
-        if not kept:
-            raise UserError(
-                f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at"
-                f" {self.root}"
-            )
-        return [
+        samples = [
             {
                 "img_path": str(self.root / sample.image),
                 "target_path": str(self.root / sample.target),
                 "image": sample.image,
                 "seg_fields": ["gt_seg_map"],
             }
-            for sample in kept
+            for sample in self.spec.list_samples(self.root, self.split)  # type: ignore[arg-type]
+            if sample.image not in self.exclude
         ]
+        if not samples:
+            raise UserError(
+                f"dataset {self.spec.name!r} has no usable image in split {self.split!r} at"
+                f" {self.root}"
+            )
+        return samples
 
     def prepare_data(self, index: int) -> Any:
         return self.pipeline(self.get_data_info(index))
@@ -163,7 +157,7 @@ def read_normals(path: str) -> np.ndarray:
     """An 8-bit RGB PNG with n = value / 127.5 - 1 → (H, W, 3) float32 unit vectors; stored (0, 0,
     0) stays (0, 0, 0).
 
-    A stored vector shorter than a half (which has no direction to speak of) counts as unknown too.
+    A stored vector shorter than a half counts as unknown, too: its direction is noise.
     """
     stored = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if stored is None:
@@ -174,8 +168,8 @@ def read_normals(path: str) -> np.ndarray:
     normals -= 1
     # without linalg.norm and where, which take longer than reading the file
     length = np.sqrt(np.einsum("hwc,hwc->hw", normals, normals))
-    known = ((stored[..., 0] > 0) | (stored[..., 1] > 0) | (stored[..., 2] > 0)) & (length > 0.5)
-    normals *= np.where(known, 1 / np.maximum(length, 1e-6), 0)[..., None]
+    valid = ((stored[..., 0] > 0) | (stored[..., 1] > 0) | (stored[..., 2] > 0)) & (length > 0.5)
+    normals *= np.where(valid, 1 / np.maximum(length, 1e-6), 0)[..., None]
     return normals
 
 
@@ -206,29 +200,26 @@ class LoadGroundTruth(BaseTransform):
         self.labels = (label_offset, ignore_index, classes)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        path = results["target_path"]
-        if self.kind == "segmentation":
-            truth = read_labels(path, *self.labels)
-        else:
-            truth = (
-                read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
-            )
-        if truth.shape[:2] != results["ori_shape"]:
-            sizes = [
-                "×".join(map(str, reversed(shape)))
-                for shape in (results["ori_shape"], truth.shape[:2])
-            ]
+        ground_truth = self.read(results["target_path"])
+        if ground_truth.shape[:2] != results["ori_shape"]:
+            sizes = [f"{x}×{y}" for y, x in (results["ori_shape"], ground_truth.shape[:2])]
             raise UserError(
                 f"{results['img_path']} is {sizes[0]} px but its label map {sizes[1]}; they must be"
                 " equal"
             )
-        results["gt_seg_map"] = truth
+        results["gt_seg_map"] = ground_truth
         return results
+
+    def read(self, path: str) -> np.ndarray:
+        """(H, W) labels or metres, or (H, W, 3) normals."""
+        if self.kind == "segmentation":
+            return read_labels(path, *self.labels)
+        return read_depth(path, self.depth_scale) if self.kind == "depth" else read_normals(path)
 
 
 @TRANSFORMS.register_module()
 class FlipNormals(BaseTransform):
-    """After a horizontal flip of an image its normals point the other way in x."""
+    """Negate the x of the normals of a horizontally flipped image."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         if results.get("flip"):
@@ -254,21 +245,19 @@ class RandomBrightness(BaseTransform):
 @TRANSFORMS.register_module()
 class PadCrop(BaseTransform):
     """Pad image and ground truth at the right and the bottom to ``size`` = (height, width) px, with
-    ``image`` (BGR 0–255) and ``truth`` values."""
+    the values ``image`` (BGR 0–255) and ``ground_truth``."""
 
-    def __init__(self, size: Sequence[int], image: Sequence[float], truth: float) -> None:
-        self.size, self.image, self.truth = size, image, truth
+    def __init__(self, size: Sequence[int], image: Sequence[float], ground_truth: float) -> None:
+        self.size, self.image, self.ground_truth = size, tuple(image), ground_truth
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        height, width = (
-            max(0, wanted - side)
-            for wanted, side in zip(self.size, results["img"].shape[:2], strict=True)
-        )
-        border = (0, height, 0, width, cv2.BORDER_CONSTANT)
-        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=tuple(self.image))
+        height, width = results["img"].shape[:2]
+        bottom, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+        results["img"] = cv2.copyMakeBorder(results["img"], *border, value=self.image)
         if "gt_seg_map" in results:
             results["gt_seg_map"] = cv2.copyMakeBorder(
-                results["gt_seg_map"], *border, value=(self.truth,) * 3
+                results["gt_seg_map"], *border, value=(self.ground_truth,) * 3
             )
         results["img_shape"] = results["img"].shape[:2]
         return results
@@ -277,9 +266,8 @@ class PadCrop(BaseTransform):
 @TRANSFORMS.register_module()
 class PackDense(BaseTransform):
     """Tensors for the model: ``inputs`` (3, H, W) uint8 BGR and a ``SegDataSample`` with the ground
-    truth of the dataset's
-    kind: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or ``gt_normal_map`` (3, H, W)
-        float32."""
+    truth of ``kind``: ``gt_sem_seg`` (1, H, W) int64, ``gt_depth_map`` (1, H, W) or
+    ``gt_normal_map`` (3, H, W) float32."""
 
     def __init__(self, kind: str) -> None:
         self.field = FIELDS[kind]
@@ -287,20 +275,18 @@ class PackDense(BaseTransform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         image = torch.from_numpy(np.ascontiguousarray(results["img"].transpose(2, 0, 1)))
         # features are made of images alone
-        truth = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
-        return {"inputs": image, "data_samples": dense_sample(results, self.field, truth)}
+        target = channels_first(results["gt_seg_map"]) if "gt_seg_map" in results else None
+        return {"inputs": image, "data_samples": dense_sample(results, self.field, target)}
 
 
-def channels_first(truth: np.ndarray) -> torch.Tensor:
+def channels_first(ground_truth: np.ndarray) -> torch.Tensor:
     """(H, W) → (1, H, W); (H, W, 3) → (3, H, W)."""
-    return torch.from_numpy(
-        np.ascontiguousarray(truth.transpose(2, 0, 1) if truth.ndim == 3 else truth[None])
-    )
+    channels = ground_truth.transpose(2, 0, 1) if ground_truth.ndim == 3 else ground_truth[None]
+    return torch.from_numpy(np.ascontiguousarray(channels))
 
 
 class DenseSample(SegDataSample):
-    """A sample whose ground truth a loader can pin, so that its copy to a GPU need not be waited
-    for."""
+    """A sample whose ground truth a loader can pin, so that its copy to a GPU is asynchronous."""
 
     def pin_memory(self) -> DenseSample:
         for field in set(FIELDS.values()) & set(self.keys()):
@@ -308,12 +294,14 @@ class DenseSample(SegDataSample):
         return self
 
 
-def dense_sample(facts: Mapping[str, Any], field: str, truth: torch.Tensor | None) -> SegDataSample:
-    """What mmseg's heads and evaluators get of one image: ``truth`` (labels as int64) under
-    ``field``, and ``facts``' names and shapes."""
-    sample = DenseSample(metainfo={key: facts[key] for key in META_KEYS if key in facts})
-    if truth is not None:
-        sample.set_data({field: PixelData(data=truth.long() if field == "gt_sem_seg" else truth)})
+def dense_sample(
+    metadata: Mapping[str, Any], field: str, target: torch.Tensor | None
+) -> SegDataSample:
+    """The sample of one image for mmseg's heads and evaluators: ``target`` (labels as int64) under
+    ``field``, with the names and shapes in ``metadata``."""
+    sample = DenseSample(metainfo={key: metadata[key] for key in META_KEYS if key in metadata})
+    if target is not None:
+        sample.set_data({field: PixelData(data=target.long() if field == "gt_sem_seg" else target)})
     return sample
 
 
@@ -336,80 +324,70 @@ def pipelines(
         classes: number of classes (segmentation).
         settings: size, scale_range, flip, photometric, brightness, fixed_crops.
         crop: (height, width) in pixels.
-        mean: RGB mean (0–255) of the backbone, the colour that pads.
+        mean: RGB mean (0–255) of the backbone, the colour of the padding.
     """
-    segments = spec.kind == "segmentation"
-    truth = _truth_config(spec, classes)
-    scale = (4 * settings.size, settings.size)
-    crops: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
-    if segments:
+    is_segmentation = spec.kind == "segmentation"
+    resize = {
+        "type": "RandomResize",
+        "scale": (4 * settings.size, settings.size),
+        "ratio_range": settings.scale_range,
+        "keep_ratio": True,
+    }
+    random_crop: dict[str, Any] = {"type": "RandomCrop", "crop_size": crop}
+    if is_segmentation:
         # as in mmseg's configs: a crop that one class fills to more than three quarters is drawn
         # again, up to ten times
-        crops |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
-    pad_colour = [round(value) for value in reversed(mean)]
-    augment: list[dict[str, Any]] = [
-        {
-            "type": "RandomResize",
-            "scale": scale,
-            "ratio_range": settings.scale_range,
-            "keep_ratio": True,
-        },
-        crops,
-        {"type": "RandomFlip", "prob": settings.flip},
-    ]
+        random_crop |= {"cat_max_ratio": 0.75, "ignore_index": spec.ignore_index}
+    augment = [resize, random_crop, {"type": "RandomFlip", "prob": settings.flip}]
     if settings.fixed_crops:
-        fixed = {
+        fixed_crop = {
             "type": "FixedCrop",
             "size": settings.size,
             "crop": crop[0],
             "scale_range": settings.scale_range,
+            "fixed_crops": settings.fixed_crops,
+            "flip": settings.flip,
         }
-        augment = [{**fixed, "fixed_crops": settings.fixed_crops, "flip": settings.flip}]
+        augment = [fixed_crop]
     if settings.photometric:
         augment.append({"type": "PhotoMetricDistortion"})
     if settings.brightness != (1.0, 1.0):
-        augment.append(
-            {
-                "type": "RandomBrightness",
-                "low": settings.brightness[0],
-                "high": settings.brightness[1],
-            }
-        )
-    train = [
-        LOAD,
-        truth,
-        *augment,
-        *([{"type": "FlipNormals"}] if spec.kind == "normals" else []),
-        {
-            "type": "PadCrop",
-            "size": crop,
-            "image": pad_colour,
-            "truth": spec.ignore_index if segments else 0,
-        },
-        {"type": "PackDense", "kind": spec.kind},
-    ]
+        low, high = settings.brightness
+        augment.append({"type": "RandomBrightness", "low": low, "high": high})
+    if spec.kind == "normals":
+        augment.append({"type": "FlipNormals"})
+    pad = {
+        "type": "PadCrop",
+        "size": crop,
+        "image": [round(value) for value in reversed(mean)],
+        "ground_truth": spec.ignore_index if is_segmentation else 0,
+    }
+    load = ground_truth_config(spec, classes)
+    train = [LOAD, load, *augment, pad, {"type": "PackDense", "kind": spec.kind}]
     return train, test_pipeline(spec, classes, settings.size)
 
 
 def test_pipeline(spec: DatasetSpec, classes: int, size: int) -> list[dict[str, Any]]:
-    """Whole images, the short side at ``size``, and their ground truth at its own resolution; see
-    ``pipelines``."""
+    """Complete images, the short side at ``size``, and their ground truth at its own resolution;
+    see ``pipelines``."""
     resize = {"type": "Resize", "scale": (4 * size, size), "keep_ratio": True}
-    return [LOAD, resize, _truth_config(spec, classes), {"type": "PackDense", "kind": spec.kind}]
+    pack = {"type": "PackDense", "kind": spec.kind}
+    return [LOAD, resize, ground_truth_config(spec, classes), pack]
 
 
 # orientation tags are ignored: label maps lie over the stored pixels
 LOAD = {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 
 
-def _truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
-    truth: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
+def ground_truth_config(spec: DatasetSpec, classes: int) -> dict[str, Any]:
+    """Config of the ``LoadGroundTruth`` of a dataset."""
+    config: dict[str, Any] = {"type": "LoadGroundTruth", "kind": spec.kind}
     if spec.kind == "segmentation":
-        truth |= {
+        config |= {
             "classes": classes,
             "label_offset": spec.label_offset,
             "ignore_index": spec.ignore_index,
         }
     if spec.kind == "depth":
-        truth |= {"depth_scale": spec.extra["depth_scale"]}
-    return truth
+        config["depth_scale"] = spec.extra["depth_scale"]
+    return config

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import torch.nn.functional as F

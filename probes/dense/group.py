@@ -38,7 +38,7 @@ def group_key(probe: Probe, context: Context) -> str:
         split: [sample.image for sample in each] for split, each in context.data.samples.items()
     }
     geometry = [
-        {name: value for name, value in part.items() if name not in ("kind", "truth")}
+        {name: value for name, value in part.items() if name not in ("kind", "ground_truth")}
         for part in (*train["pipeline"], *val["pipeline"])
         if part["type"]
         not in ("LoadGroundTruth", "FlipNormals")  # which only concern the ground truth

@@ -1,13 +1,10 @@
-"""Heads of the dense probes: linear, DeepLabv3, PSPNet, DPT and probe3d's, as segmenters and, by
-one mix-in, as regressors.
-
-A regressor is one of these architectures with its raw outputs read by an *objective*
-(``probes.dense.objectives``).
-"""
+"""Heads of the dense probes: linear, DeepLabv3, PSPNet, DPT and probe3d's, each as a segmenter and
+as a regressor, whose raw outputs are read by an *objective* (``probes.dense.objectives``)."""
 
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,12 +25,14 @@ import probes.dense.objectives  # noqa: F401  registers what a regressor's confi
 from probes.dense.dpt import DPTHead, Probe3dHead
 from probes.dense.resized_loss import resized_cross_entropy
 
+Losses = dict[str, Tensor]
 
-def in_fp32(loss_by_feat: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """A head's losses in fp32, also where the head itself runs under autocast."""
+
+def in_fp32(loss_by_feat: Callable[..., Losses]) -> Callable[..., Losses]:
+    """Compute a head's losses in fp32, also where the head itself runs under autocast."""
 
     @functools.wraps(loss_by_feat)
-    def exact(self: Any, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
+    def exact(self: Any, raw: Tensor, samples: list[Any]) -> Losses:
         with torch.autocast(raw.device.type, enabled=False):
             return loss_by_feat(self, raw.float(), samples)
 
@@ -42,8 +41,8 @@ def in_fp32(loss_by_feat: Callable[..., dict[str, Tensor]]) -> Callable[..., dic
 
 class Segmentation:
     """Mix-in before an mmseg decode head: the plain cross-entropy at the label's resolution, and
-    the share of right pixels, at an eighth of the cost; see ``probes.dense.resized_loss``. Any
-    other loss is mmseg's own affair."""
+    the percentage of right pixels, by ``probes.dense.resized_loss``. Any other loss is computed by
+    mmseg."""
 
     loss_decode: Any
     sampler: Any
@@ -51,7 +50,7 @@ class Segmentation:
     align_corners: bool
 
     @in_fp32
-    def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(self, logits: Tensor, samples: list[Any]) -> Losses:
         loss = self.loss_decode
         if self.sampler is not None or not _is_plain(loss):
             return super().loss_by_feat(logits, samples)  # type: ignore[misc]
@@ -77,34 +76,69 @@ def _is_plain(loss: Any) -> bool:
     )
 
 
-@MODELS.register_module()
-class LinearHead(Segmentation, BaseDecodeHead):
-    """The linear probe: batch normalisation, then one 1×1 convolution; no dropout unless asked for.
+class Regression:
+    """Mix-in before an mmseg decode head: an objective in ``loss_decode`` replaces the loss over
+    classes."""
+
+    loss_decode: Any
+    align_corners: bool
+    conv_seg: nn.Conv2d
+
+    def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
+        objective = MODELS.build(loss_decode)
+        # mmseg warns about a single output channel without a threshold, which only binary
+        # segmentation uses
+        options = {"num_classes": objective.channels, "threshold": 0.0, **kwargs}
+        super().__init__(loss_decode=loss_decode, **options)  # type: ignore[call-arg]
+        self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
+
+    def init_weights(self) -> None:
+        """mmseg's initialisation, but for the bias of the last convolution."""
+        super().init_weights()  # type: ignore[misc]
+        with torch.no_grad():
+            self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))  # type: ignore[union-attr]
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Maps of the backbone → what the objective reads from the head's outputs, (N,
+        out_channels, h, w)."""
+        return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
+
+    @in_fp32
+    def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> Losses:
+        objective = self.loss_decode
+        target = torch.stack([sample.get(f"gt_{objective.field}").data for sample in samples])
+        raw = F.interpolate(
+            raw, target.shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
+        return {objective.loss_name: objective(raw, target)}
+
+
+class LinearHead(BaseDecodeHead):
+    """The linear probe: batch normalisation, then one 1×1 convolution.
 
     Input (N, in_channels, H, W), output (N, out_channels, H, W).
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"dropout_ratio": 0.0, **kwargs, "channels": kwargs["in_channels"]})
+        super().__init__(**{**kwargs, "channels": kwargs["in_channels"]})
         self.norm = nn.BatchNorm2d(self.in_channels)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.cls_seg(self.norm(self._transform_inputs(inputs)))
 
 
-@MODELS.register_module()
-class ASPPSegmenter(Segmentation, ASPPHead):
-    """DeepLabv3's head onto classes."""
-
-
-@MODELS.register_module()
-class PSPSegmenter(Segmentation, PSPHead):
-    """PSPNet's head onto classes."""
-
-
-@MODELS.register_module()
-class DPTSegmenter(Segmentation, DPTHead):
-    """DPT's head onto classes."""
+# probe → its head, and the default dropout before the last convolution
+HEADS: dict[str, tuple[type[BaseDecodeHead], float]] = {
+    "linear": (LinearHead, 0.0),
+    "deeplabv3": (ASPPHead, 0.1),
+    "pspnet": (PSPHead, 0.1),
+    "dpt": (DPTHead, 0.1),
+    "dpt-probe3d": (Probe3dHead, 0.0),
+}
+for _name, (_head, _) in HEADS.items():
+    for _kind in (Segmentation, Regression):  # linear-segmentation, linear-regression …
+        _type = f"{_name}-{_kind.__name__.lower()}"
+        MODELS.register_module(name=_type, module=type(_type, (_kind, _head), {}))
 
 
 def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
@@ -120,71 +154,9 @@ def aspp_dilations(size: int, stride: float) -> tuple[int, int, int, int]:
     return 1, first, second, max(second + 1, round(side * 36 / 64))
 
 
-class Regression:
-    """Mix-in before an mmseg decode head: an objective in ``loss_decode`` in place of a loss over
-    classes."""
-
-    loss_decode: Any
-    align_corners: bool
-    conv_seg: nn.Conv2d
-
-    def __init__(self, loss_decode: dict[str, Any], **kwargs: Any) -> None:
-        objective = MODELS.build(loss_decode)
-        # the threshold belongs to binary segmentation; naming it silences a warning about one
-        # output channel
-        super().__init__(
-            loss_decode=loss_decode,
-            **{"num_classes": objective.channels, "threshold": 0.0, **kwargs},
-        )  # type: ignore[call-arg]
-        self.out_channels = objective.read(torch.zeros(1, objective.channels, 1, 1)).shape[1]
-
-    def init_weights(self) -> None:
-        """mmseg's initialisation, but for the bias of the last convolution."""
-        super().init_weights()  # type: ignore[misc]
-        with torch.no_grad():
-            self.conv_seg.bias.copy_(torch.tensor(self.loss_decode.first_raw))  # type: ignore[union-attr]
-
-    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Maps of the backbone → what the objective reads from the head's outputs, (N,
-        out_channels, h, w)."""
-        return self.loss_decode.read(super().forward(inputs))  # type: ignore[misc]
-
-    @in_fp32
-    def loss_by_feat(self, raw: Tensor, samples: list[Any]) -> dict[str, Tensor]:
-        objective = self.loss_decode
-        truth = torch.stack([sample.get(f"gt_{objective.field}").data for sample in samples])
-        raw = F.interpolate(raw, truth.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        return {objective.loss_name: objective(raw, truth)}
-
-
-@MODELS.register_module()
-class LinearRegressor(Regression, LinearHead):
-    """BN and a 1×1 convolution onto an objective."""
-
-
-@MODELS.register_module()
-class ASPPRegressor(Regression, ASPPHead):
-    """DeepLabv3's head onto an objective."""
-
-
-@MODELS.register_module()
-class PSPRegressor(Regression, PSPHead):
-    """PSPNet's head onto an objective."""
-
-
-@MODELS.register_module()
-class DPTRegressor(Regression, DPTHead):
-    """DPT's head onto an objective."""
-
-
-@MODELS.register_module()
-class Probe3dRegressor(Regression, Probe3dHead):
-    """probe3d's head onto an objective."""
-
-
 class FlipTest(EncoderDecoder):
     """mmseg's encoder-decoder, which averages the outputs of an image and of its mirror image where
-    ``test_cfg.flip`` is set, whole or sliding."""
+    ``test_cfg.flip`` is set."""
 
     def inference(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         raw = super().inference(inputs, metas)
@@ -193,7 +165,7 @@ class FlipTest(EncoderDecoder):
         return (raw + self.mirror(super().inference(inputs.flip(-1), metas))) / 2
 
     def mirror(self, raw: Tensor) -> Tensor:
-        """What outputs for a mirrored image are of the image itself."""
+        """Outputs for a mirrored image → for the image itself."""
         return raw.flip(-1)
 
 
@@ -206,30 +178,10 @@ class DenseSegmenter(FlipTest):
     def postprocess_result(self, logits: Tensor, samples: list[Any] | None = None) -> Any:
         if samples is None:
             return super().postprocess_result(logits)
-        for places, part in at_own_size(logits, samples, self.align_corners):
-            for place, labels in zip(places, part.argmax(dim=1, keepdim=True), strict=True):
-                samples[place].set_data({"pred_sem_seg": PixelData(data=labels)})
+        for indices, part in at_own_size(logits, samples, self.align_corners):
+            for index, labels in zip(indices, part.argmax(dim=1, keepdim=True), strict=True):
+                samples[index].set_data({"pred_sem_seg": PixelData(data=labels)})
         return samples
-
-
-def at_own_size(
-    raw: Tensor, samples: list[Any], align_corners: bool
-) -> Iterator[tuple[list[int], Tensor]]:
-    """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one
-    shape together, as (their places in the batch, (n, C, height, width))."""
-    shapes: dict[tuple[Any, ...], list[int]] = {}
-    for place, sample in enumerate(samples):
-        shape = (
-            tuple(sample.ori_shape[:2]),
-            tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0))),
-        )
-        shapes.setdefault(shape, []).append(place)
-    for (size, (left, right, top, bottom)), places in shapes.items():
-        part = raw if len(places) == len(raw) else raw[places]
-        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right].float()
-        if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
-            part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
-        yield places, part
 
 
 @MODELS.register_module()
@@ -244,21 +196,27 @@ class DenseRegressor(FlipTest):
         objective = self.decode_head.loss_decode
         if samples is None:
             return objective.decode(raw)
-        for places, part in at_own_size(raw, samples, self.align_corners):
-            for place, decoded in zip(places, objective.decode(part), strict=True):
-                samples[place].set_data({f"pred_{objective.field}": PixelData(data=decoded)})
+        for indices, part in at_own_size(raw, samples, self.align_corners):
+            for index, decoded in zip(indices, objective.decode(part), strict=True):
+                samples[index].set_data({f"pred_{objective.field}": PixelData(data=decoded)})
         return samples
 
 
-# probe → segmenter and regressor, and the dropout before its last convolution where none is asked
-# for
-HEADS: dict[str, tuple[str | None, str, float]] = {
-    "linear": ("LinearHead", "LinearRegressor", 0.0),
-    "deeplabv3": ("ASPPSegmenter", "ASPPRegressor", 0.1),
-    "pspnet": ("PSPSegmenter", "PSPRegressor", 0.1),
-    "dpt": ("DPTSegmenter", "DPTRegressor", 0.1),
-    "dpt-probe3d": (None, "Probe3dRegressor", 0.0),
-}
+def at_own_size(
+    raw: Tensor, samples: list[Any], align_corners: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(N, C, H, W) outputs at the resolution of the image files, without padding: those of one
+    shape together, as (their indices in the batch, (n, C, height, width))."""
+    indices_by_shape: dict[Any, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        padding = tuple(sample.metainfo.get("img_padding_size", (0, 0, 0, 0)))
+        indices_by_shape[tuple(sample.ori_shape[:2]), padding].append(index)
+    for (size, (left, right, top, bottom)), indices in indices_by_shape.items():
+        part = raw if len(indices) == len(raw) else raw[indices]
+        part = part[:, :, top : part.shape[2] - bottom, left : part.shape[3] - right].float()
+        if tuple(part.shape[2:]) != size:  # resizing to the same size would copy it
+            part = F.interpolate(part, size, mode="bilinear", align_corners=align_corners)
+        yield indices, part
 
 
 def head_config(
@@ -275,9 +233,9 @@ def head_config(
         extra: ``num_classes`` and the loss of a segmenter, or ``loss_decode`` with an objective's
             config.
     """
-    *types, dropout = HEADS[probe]
+    _, dropout = HEADS[probe]
     config: dict[str, Any] = {
-        "type": types["num_classes" not in extra],
+        "type": f"{probe}-{'segmentation' if 'num_classes' in extra else 'regression'}",
         "in_channels": sum(in_channels),
         "in_index": 0,
         "dropout_ratio": dropout if settings.dropout is None else settings.dropout,

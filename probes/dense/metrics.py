@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import numpy as np
@@ -65,16 +65,16 @@ def segmentation_scores(areas: Mapping[str, np.ndarray]) -> tuple[dict[str, floa
     hit, predicted, true = (
         torch.from_numpy(np.atleast_2d(areas[name]).sum(axis=0)).double() for name in names
     )
-    found = IoUMetric.total_area_to_metrics(hit, predicted + true - hit, predicted, true)
-    iou = 100 * found["IoU"]
+    scores = IoUMetric.total_area_to_metrics(hit, predicted + true - hit, predicted, true)
+    iou = 100 * scores["IoU"]
     return {
         "mIoU": _mean(iou),
-        "mAcc": _mean(100 * found["Acc"]),
-        "aAcc": 100 * float(found["aAcc"]),
+        "mAcc": _mean(100 * scores["Acc"]),
+        "aAcc": 100 * float(scores["aAcc"]),
     }, iou
 
 
-def depth_scores(prediction: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def depth_scores(prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """Scores of one image over its valid pixels (Eigen, Puhrsch, Fergus 2014, section 4.3), scalars
     in float64; NaN without such a pixel.
 
@@ -82,14 +82,14 @@ def depth_scores(prediction: Tensor, truth: Tensor, valid: Tensor) -> dict[str, 
     ``delta1`` … ``delta3`` = percent of pixels with max(p / t, t / p) < 1.25, 1.25², 1.25³.
 
     Args:
-        prediction, truth: (H, W) metres, > 0 where valid.
+        prediction, target: (H, W) metres, > 0 where valid.
         valid: (H, W) bool.
     """
-    prediction, truth = (torch.where(valid, each, 1.0).double() for each in (prediction, truth))
-    ratio = torch.maximum(prediction / truth, truth / prediction)
-    difference, pixels = prediction - truth, valid.sum().double()
+    prediction, target = (torch.where(valid, each, 1.0).double() for each in (prediction, target))
+    ratio = torch.maximum(prediction / target, target / prediction)
+    difference, pixels = prediction - target, valid.sum().double()
     return {
-        "abs_rel": (difference.abs() / truth).sum() / pixels,
+        "abs_rel": (difference.abs() / target).sum() / pixels,
         "rmse": (difference.square().sum() / pixels).sqrt(),
         "log10": ratio.log10().sum() / pixels,  # the ratio is 1 or more: |log10 p - log10 t|
         **{f"delta{k}": 100 * ((ratio < 1.25**k) & valid).sum() / pixels for k in (1, 2, 3)},
@@ -101,7 +101,7 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     when None.
 
     Raises:
-        UserError: the picture does not hold the crop.
+        UserError: the crop does not fit.
     """
     if crop is None:
         return pixels
@@ -115,13 +115,13 @@ def cropped(pixels: Tensor, crop: Sequence[int] | None) -> Tensor:
     return pixels[..., top:bottom, left:right]
 
 
-def angles(prediction: Tensor, truth: Tensor) -> Tensor:
+def angles(prediction: Tensor, target: Tensor) -> Tensor:
     """Angles in degrees, [0, 180], between vectors (3, …) of any length, in float64.
 
     By atan2(|p × t|, p · t): unlike arccos it is exact for small angles, and no rounding leaves its
     domain. By components: ``torch.linalg.cross`` takes nine times as long on a CPU.
     """
-    (px, py, pz), (tx, ty, tz) = prediction.double(), truth.double()
+    (px, py, pz), (tx, ty, tz) = prediction.double(), target.double()
     cross = (
         (py * tz - pz * ty).square() + (pz * tx - px * tz).square() + (px * ty - py * tx).square()
     ).sqrt()
@@ -145,8 +145,8 @@ class PerImageMetric(BaseMetric):
         ]
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of one image (a SegDataSample as a dict, with ground truth and prediction at the
-        label's resolution)."""
+        """Tensors of one image: a SegDataSample as a dict, with ground truth and prediction at the
+        label's resolution."""
         raise NotImplementedError
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
@@ -163,36 +163,29 @@ class PerImageMetric(BaseMetric):
 
 @METRICS.register_module()
 class SegmentationScores(PerImageMetric):
-    """mIoU, mAcc, aAcc; see ``segmentation_scores``. ``per_image``: (images, classes) areas;
-    ``class_iou``: (classes,) percent."""
+    """mIoU, mAcc, aAcc; see ``segmentation_scores``. ``per_image`` has (images, classes) areas."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-        self.class_iou = np.empty(0)
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
         prediction, label = (sample[key]["data"][0] for key in ("pred_sem_seg", "gt_sem_seg"))
         return class_areas(prediction, label, len(self.dataset_meta["classes"]), self.ignore_index)
 
     def summary(self) -> dict[str, float]:
-        metrics, self.class_iou = segmentation_scores(self.per_image)
+        metrics, ious = segmentation_scores(self.per_image)
         names = self.dataset_meta["classes"]
-        if absent := [
-            name for name, iou in zip(names, self.class_iou, strict=True) if np.isnan(iou)
-        ]:
-            shown = ", ".join(absent[:8]) + (
-                f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+        absent = [name for name, iou in zip(names, ious, strict=True) if np.isnan(iou)]
+        if absent:
+            more = f" and {len(absent) - 8} more" if len(absent) > 8 else ""
+            self.notes.append(
+                f"mIoU is over {len(names) - len(absent)} of {len(names)} classes; absent from"
+                f" labels and predictions: {', '.join(absent[:8])}{more}"
             )
-            counted = f"{len(names) - len(absent)} of {len(names)} classes"
-            self.notes.append(f"mIoU is over {counted}; in no label and no prediction: {shown}")
         if len(names) <= 25:
-            ious = [
-                f"{name} {iou:.1f}"
-                for name, iou in zip(names, self.class_iou, strict=True)
-                if not np.isnan(iou)
-            ]
-            self.notes.append(f"IoU by class: {', '.join(ious)}")
+            scores = [f"{name} {iou:.1f}" for name, iou in zip(names, ious, strict=True)]
+            self.notes.append(f"IoU by class: {', '.join(scores)}")
         return metrics
 
 
@@ -201,7 +194,7 @@ class DepthScores(PerImageMetric):
     """The means over images of ``depth_scores``, as mmseg and most papers on NYU-v2 report them.
 
     Scored are pixels with min_depth < ground truth < max_depth inside the crop; images without any
-    are left out and said so.
+    are left out, with a note.
 
     Args:
         min_depth, max_depth: valid range of the ground truth, metres.
@@ -216,11 +209,11 @@ class DepthScores(PerImageMetric):
         self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, truth = (
+        prediction, target = (
             cropped(sample[key]["data"][0], self.crop) for key in ("pred_depth_map", "gt_depth_map")
         )
-        valid = (truth > self.min_depth) & (truth < self.max_depth)
-        return depth_scores(prediction, truth, valid) | {"pixels": valid.sum()}
+        valid = (target > self.min_depth) & (target < self.max_depth)
+        return depth_scores(prediction, target, valid) | {"pixels": valid.sum()}
 
     def summary(self) -> dict[str, float]:
         _note_empty(self)
@@ -263,11 +256,11 @@ class NormalScores(PerImageMetric):
         self.histogram: Tensor | None = None  # (BINS,) of all pixels so far
 
     def score(self, sample: dict[str, Any]) -> dict[str, Any]:
-        prediction, truth = (
+        prediction, target = (
             cropped(sample[key]["data"], self.crop) for key in ("pred_normal_map", "gt_normal_map")
         )
-        valid = truth.any(dim=0).flatten()
-        error, pixels = angles(prediction, truth).flatten(), valid.sum().double()
+        valid = target.any(dim=0).flatten()
+        error, pixels = angles(prediction, target).flatten(), valid.sum().double()
         if self.histogram is None:
             self.histogram = torch.zeros(self.BINS, dtype=torch.int32, device=error.device)
         counted = valid.int()
@@ -328,6 +321,6 @@ def _plain(value: Any) -> Any:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of those that are there; NaN, without a warning, when none is."""
+    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

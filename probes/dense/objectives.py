@@ -1,5 +1,4 @@
-"""What the raw outputs of a regressing head mean (``decode``) and how wrong they are (``forward``):
-depth and normals.
+"""Objectives of regressing heads, depth and normals: they decode raw outputs and compute the loss.
 
 Raw outputs are resized to the label's resolution first and decoded there, as segmentation logits
 are; what ``read`` does (the mean over bins of depth) comes before that, at the resolution of the
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmseg's import asks for
+import probes.runner.bridge  # noqa: F401  before mmseg, which it prepares
 
 # isort: split
 import torch
@@ -21,13 +20,13 @@ from torch import Tensor, nn
 
 
 class Objective(nn.Module):
-    """What the regressors share.
+    """The meaning of a regressing head's raw outputs, and their loss.
 
     Attributes:
         field: of a sample: ``gt_FIELD`` is its ground truth, ``pred_FIELD`` its prediction.
         loss_name: key of the loss.
         channels: raw outputs of a pixel.
-        first_raw: what they are where training begins: the bias of the last convolution.
+        first_raw: raw outputs at the start of training: the bias of the last convolution.
     """
 
     field: ClassVar[str]
@@ -40,15 +39,15 @@ class Objective(nn.Module):
         return raw
 
     def mirror(self, raw: Tensor) -> Tensor:
-        """What ``raw`` (as read) of a mirrored image is of the image itself."""
+        """``raw`` (as read) of a mirrored image → of the image itself."""
         return raw.flip(-1)
 
     def decode(self, raw: Tensor) -> Tensor:
-        """What ``raw`` (as read) says: (N, 1, H, W) metres or (N, 3, H, W) unit vectors."""
+        """``raw`` (as read) → (N, 1, H, W) metres or (N, 3, H, W) unit vectors."""
         raise NotImplementedError
 
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """How wrong ``raw`` (as read) is against ``truth`` of the same size; a scalar."""
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Loss of ``raw`` (as read) against ``target`` of the same size; a scalar."""
         raise NotImplementedError
 
 
@@ -64,13 +63,11 @@ class Depth(Objective):
 
     def __init__(self, min_depth: float, max_depth: float) -> None:
         super().__init__()
-        if not 0 < min_depth < max_depth:
-            raise ValueError(f"a depth range needs 0 < min < max, not {min_depth}, {max_depth}")
         self.min_depth, self.max_depth = min_depth, max_depth
 
-    def valid(self, truth: Tensor) -> Tensor:
-        """Where ``truth`` is known and in range."""
-        return (truth > 0) & (truth >= self.min_depth) & (truth <= self.max_depth)
+    def valid(self, target: Tensor) -> Tensor:
+        """Where ``target`` is known and in range."""
+        return (target > 0) & (target >= self.min_depth) & (target <= self.max_depth)
 
 
 @MODELS.register_module()
@@ -82,7 +79,7 @@ class DepthObjective(Depth):
     construction.
 
     The loss of an image is ``sqrt(mean(d²) - silog_lambda · mean(d)²)`` with
-    ``d = log(prediction) - log(truth)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4,
+    ``d = log(prediction) - log(target)`` over its valid pixels (Eigen, Puhrsch, Fergus 2014, eq. 4,
     under a root as in BTS and AdaBins); ``silog_lambda`` 0 is the plain log RMSE, 1 ignores the
     scale of the image, and the paper's 0.5 is in between. Images without valid pixels do not count.
 
@@ -106,12 +103,12 @@ class DepthObjective(Depth):
         """(N, 1, H, W) raw outputs → (N, 1, H, W) metres in [min_depth, max_depth]."""
         return self.min_depth + (self.max_depth - self.min_depth) * raw.float().sigmoid()
 
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean loss over images of ``raw`` against ``truth`` (both (N, 1, H, W); truth in metres, 0
-        = unknown); a scalar."""
-        valid = self.valid(truth)
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Mean loss over images of ``raw`` against ``target``, both (N, 1, H, W); the target in
+        metres (0 = unknown); a scalar."""
+        valid = self.valid(target)
         difference = torch.where(
-            valid, self.decode(raw).log() - torch.where(valid, truth, 1.0).log(), 0.0
+            valid, self.decode(raw).log() - torch.where(valid, target, 1.0).log(), 0.0
         )
         count = valid.sum(dim=(1, 2, 3))
         mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
@@ -129,7 +126,7 @@ class DepthBins(Depth):
     ``depth = Σ p_k · b_k`` with ``b`` from min_depth to max_depth in equal steps and
     ``p_k = (relu(raw_k) + 0.1) / Σ_j (relu(raw_j) + 0.1)`` (the "linear" normalisation of AdaBins'
     code, Bhat, Alhashim, Wonka, CVPR 2021). The loss is ``sqrt(var(g) + 0.15 · mean(g)²)`` with
-    ``g = log(prediction + ε) - log(truth + ε)``, ε = 1 mm, over all valid pixels of the batch
+    ``g = log(prediction + ε) - log(target + ε)``, ε = 1 mm, over all valid pixels of the batch
     (AdaBins' eq. 2 with λ = 0.85; the variance is the unbiased one).
 
     Args:
@@ -154,13 +151,13 @@ class DepthBins(Depth):
         """Metres, as they were read."""
         return raw.float()
 
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Loss of ``raw`` against ``truth`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Loss of ``raw`` against ``target`` (both (N, 1, H, W) metres; 0 = unknown); a scalar, 0
         where less than two pixels are valid."""
-        valid = self.valid(truth)
+        valid = self.valid(target)
         if valid.sum() < 2:
             return raw.sum() * 0.0
-        g = (raw.float()[valid] + self.EPS).log() - (truth[valid] + self.EPS).log()
+        g = (raw.float()[valid] + self.EPS).log() - (target[valid] + self.EPS).log()
         return (g.var() + 0.15 * g.mean().square()).clamp(min=1e-8).sqrt()
 
 
@@ -202,14 +199,14 @@ class NormalObjective(Objective):
         camera for our datasets)."""
         return F.normalize(raw[:, :3].float(), dim=1, eps=1e-6)
 
-    def forward(self, raw: Tensor, truth: Tensor) -> Tensor:
-        """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``truth`` (N,
+    def forward(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Mean loss over the valid pixels of ``raw`` (N, 3 or 4, H, W) against unit ``target`` (N,
         3, H, W); a scalar."""
-        valid = truth.square().sum(dim=1) > 0.25
+        valid = target.square().sum(dim=1) > 0.25
         # the cosine without the unit vectors, which cost four times as much to make; the least
         # length bounds the gradient of a raw output that happens to be (0, 0, 0)
         vector = raw[:, :3].float()
-        cosine = (vector * truth).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
+        cosine = (vector * target).sum(dim=1) * vector.square().sum(dim=1).clamp(min=1e-8).rsqrt()
         loss = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
         if self.uncertainty:
             kappa = F.elu(raw[:, 3].float()) + 1.01

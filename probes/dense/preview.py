@@ -36,35 +36,41 @@ class Predicted:
 
     name: str
     photo: np.ndarray
-    truth: np.ndarray
+    target: np.ndarray
     prediction: np.ndarray
 
 
 def draw_preview(
     predicted: Callable[[int], Predicted], dataset: Any, kind: Kind, path: Path, images: int = 6
 ) -> Path:
-    """Write what is ``predicted`` of ``images`` evenly spaced images of ``dataset`` (a
-    ``DenseDataset`` in test mode) as a PNG; and up to 48, the same among them, small, into
+    """Write evenly spaced images of ``dataset`` (a ``DenseDataset`` in test mode) as a PNG, with
+    ground truth and what is ``predicted``; and up to 48, the same among them, small, into
     ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
 
-    Depth is coloured over one range for all pictures, the middle 96 % of the truths shown.
+    Depth is coloured over one range for all pictures, the middle 96 % of the ground truth shown.
     """
-    places = evenly(len(dataset), GALLERY)
-    known = {places[place]: predicted(places[place]) for place in evenly(len(places), images)}
-    shown = list(known.values())
-    draw, legend = drawing(dataset, kind, [one.truth for one in shown])
-    rows = [[one.photo, draw(one.truth), draw(one.prediction)] for one in shown]
-    more = (known.get(place) or predicted(place) for place in places)
+    gallery = evenly(len(dataset), GALLERY)
+    large = {gallery[row]: predicted(gallery[row]) for row in evenly(len(gallery), images)}
+    draw, legend = drawing(dataset, kind, [image.target for image in large.values()])
+    small = (large.get(index) or predicted(index) for index in gallery)
     pictures = (
         (
-            one.name,
-            {"image": one.photo, "truth": draw(one.truth), "prediction": draw(one.prediction)},
+            image.name,
+            {
+                "image": image.photo,
+                "truth": draw(image.target),
+                "prediction": draw(image.prediction),
+            },
         )
-        for one in more
+        for image in small
     )
     write_gallery(path.with_name("gallery.zip"), pictures, legend, flat=kind == "segmentation")
     return write_preview(
-        path, ("image", "ground truth", "prediction"), rows, [one.name for one in shown], legend
+        path,
+        ("image", "ground truth", "prediction"),
+        [[image.photo, draw(image.target), draw(image.prediction)] for image in large.values()],
+        [image.name for image in large.values()],
+        legend,
     )
 
 
@@ -74,24 +80,24 @@ def predict(model: nn.Module, item: Any, kind: Kind) -> Predicted:
     (sample,) = model.test_step(pseudo_collate([item]))  # type: ignore[operator]
     # mmcv swaps channels for plain "color" only
     photo = mmcv.imread(sample.img_path, "color_ignore_orientation")[..., ::-1]
-    truth, prediction = (
+    target, prediction = (
         sample.get(field).data.cpu().numpy()
         for field in (FIELDS[kind], FIELDS[kind].replace("gt_", "pred_"))
     )
-    return Predicted(sample.image, photo, truth, prediction)
+    return Predicted(sample.image, photo, target, prediction)
 
 
 def drawing(
-    dataset: Any, kind: Kind, truths: list[np.ndarray]
+    dataset: Any, kind: Kind, targets: list[np.ndarray]
 ) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:
-    """How maps of this kind are coloured, and the legend that says so."""
+    """How to colour maps of this kind, and their legend."""
     if kind == "segmentation":
         classes = dataset.metainfo["classes"]
         colours = palette(len(classes))
         legend = class_legend(classes, colours, width=780) if len(classes) <= 40 else None
         return (lambda labels: label_picture(labels[0], colours)), legend
     if kind == "depth":
-        known = np.concatenate([truth[truth > 0] for truth in truths])
-        low, high = np.percentile(known, (2, 98)) if known.size else (0.0, 1.0)
+        metres = np.concatenate([target[target > 0] for target in targets])
+        low, high = np.percentile(metres, (2, 98)) if metres.size else (0.0, 1.0)
         return (lambda depth: depth_picture(depth[0], low, high)), scale_bar(low, high)
     return normal_picture, None

@@ -1,4 +1,4 @@
-"""Detection probes on kept features: those below the trained pyramid; see
+"""Detection probes on cached features: those below the trained pyramid; see
 ``probes.features.feature_dataset``."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import probes.runner.bridge  # noqa: F401  first: it gives mmcv the operators that mmdet's import asks for
+import probes.runner.bridge  # noqa: F401  before mmdet, which it prepares
 
 # isort: split
 import numpy as np
@@ -17,7 +17,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, DefaultScope
 
 from common.files import content_key
-from probes.features import crops  # noqa: F401 - registers LoadBlank
+from probes.features import crops  # noqa: F401  registers LoadBlank
 from probes.features.content_hashes import content_hashes
 from probes.features.cost import EncodeRun
 from probes.features.feature_dataset import FeatureDataset, use_cached_features
@@ -28,12 +28,17 @@ META_KEYS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 
 def cached(config: Config, dtype: str, flip: float, device: torch.device) -> Config:
-    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are kept in
-    ``dtype``."""
+    """``config`` (of ``probes.detection.probe``, before ``per_shape``) on features that are cached
+    in ``dtype``."""
     config.custom_imports.imports = [*config.custom_imports.imports, "probes.detection.cache"]
-    stack, train, val = config.model.data_preprocessor, {"flip": flip}, {"flip": 0.0}
     return use_cached_features(
-        config, dtype, device, "CachedInstances", train=train, val=val, stack=stack
+        config,
+        dtype,
+        device,
+        "CachedInstances",
+        train={"flip": flip},
+        val={"flip": 0.0},
+        stack=config.model.data_preprocessor,
     )
 
 
@@ -43,7 +48,7 @@ class CachedInstances(FeatureDataset):
 
     The ground truth goes through the uncached pipeline, on a black image of the file's size
     (nothing is decoded); then the maps of the image, or of its mirror image if the pipeline flipped
-    it, take the image's place.
+    it, replace the image.
 
     Args:
         dataset: config of the ``CocoInstances`` with its uncached pipeline.
@@ -62,19 +67,18 @@ class CachedInstances(FeatureDataset):
         device: str,
     ) -> None:
         pipeline = [dict(part) for part in dataset["pipeline"]]
-        black = [
+        without_images = [
             {"type": "LoadBlank"} if part["type"] == "LoadImageFromFile" else part
             for part in pipeline
         ]
-        source: Any = DATASETS.build({**dataset, "pipeline": black})
+        source: Any = DATASETS.build({**dataset, "pipeline": without_images})
         super().__init__(source, Path(source.ann_file).stem, encoder, dtype, device)
-        self.flips = [flipped for flipped in (False, True) if (flip > 0 if flipped else flip < 1)]
-        self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE]
-        self.image_only[-1] = {"type": "PackDetInputs", "meta_keys": META_KEYS}
-        mirror = {False: [], True: [{"type": "RandomFlip", "prob": 1.0}]}
+        self.flips = [*([False] if flip < 1 else []), *([True] if flip > 0 else [])]
+        self.image_only = [part for part in pipeline if part["type"] in OF_THE_IMAGE][:-1]
+        pack = {"type": "PackDetInputs", "meta_keys": META_KEYS}
         with DefaultScope.overwrite_default_scope("mmdet"):
             self._pipelines = [
-                Compose([*self.image_only[:-1], *mirror[flipped], self.image_only[-1]])
+                Compose([*self.image_only, {"type": "RandomFlip", "prob": float(flipped)}, pack])
                 for flipped in self.flips
             ]
         self._by_id = {info["img_id"]: index for index, info in enumerate(self.infos())}
@@ -84,27 +88,25 @@ class CachedInstances(FeatureDataset):
         return self.source.dropped_empty
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Height and width of an image as the backbone sees it, within its padding."""
+        """Height and width of an image as the backbone sees it, without padding."""
         return self.source.shape(index)
 
-    def arrange(self, order: np.ndarray, drawn: int) -> np.ndarray:
+    def arrange(self, order: np.ndarray, position: int) -> np.ndarray:
         """See ``CocoInstances``."""
-        return self.source.arrange(order, drawn)
+        return self.source.arrange(order, position)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        packed = self.source[index]
-        sample = packed["data_samples"]
-        # by its id: where no object is left on the image, mmengine draws another one
-        place = self._by_id[sample.img_id] * len(self.flips) + self.flips.index(
-            bool(sample.get("flip", False))
-        )
-        sample.set_metainfo({"pad_shape": tuple(self.features.metadata(place)["pad_shape"])})
-        return {"inputs": tuple(self.features[place]), "data_samples": sample}
+        sample = self.source[index]["data_samples"]
+        # by its id: where no object remains on the image, mmengine takes another image
+        image, flipped = self._by_id[sample.img_id], bool(sample.get("flip", False))
+        item = image * len(self.flips) + self.flips.index(flipped)
+        sample.set_metainfo({"pad_shape": tuple(self.features.metadata(item)["pad_shape"])})
+        return {"inputs": tuple(self.features[item]), "data_samples": sample}
 
     def keys(self, run: EncodeRun) -> Iterator[tuple[CacheKey, Builder]]:
         sizes = [self.shape(index) for index in range(len(self)) for _ in self.flips]
         images = content_key(content_hashes([Path(info["img_path"]) for info in self.infos()]), 64)
-        identity = {"images": images, "pipeline": self.image_only[:-1], "flipped": self.flips}
+        identity = {"images": images, "pipeline": self.image_only, "flipped": self.flips}
         yield self.maps(sizes, identity, run)
 
     def load(self, item: int) -> dict[str, Any]:

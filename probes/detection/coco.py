@@ -1,5 +1,4 @@
-"""COCO-format data and scores for MMDetection: chosen images, classes in the order given, COCO's
-mean AP."""
+"""COCO's data format and its mean average precision for MMDetection."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from probes.runner import bridge  # noqa: F401 - before mmdet, which it prepares
 # isort: split
 import mmcv
 import numpy as np
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO as MMDetCOCO
@@ -30,12 +30,8 @@ STATS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 class _OrderedCOCO(MMDetCOCO):
-    """An annotation file, read silently, whose category ids come in the order of the names asked
-    for.
-
-    mmdet takes the file's order for the labels and the config's order for the names, which need not
-    agree.
-    """
+    """An annotation file whose category ids have the order of the class names. mmdet numbers labels
+    in the order of the file and names in the order of the config, which may differ."""
 
     def __init__(self, annotation_file: str) -> None:
         with redirect_stdout(io.StringIO()):
@@ -53,33 +49,35 @@ def category_ids(annotations: Mapping[str, Any], classes: Sequence[str]) -> list
     Raises:
         UserError: the file lacks a class; names it.
     """
-    known = {category["name"]: category["id"] for category in annotations.get("categories", [])}
-    if missing := [name for name in classes if name not in known]:
-        raise UserError(
-            f"the annotation file has no category {missing[0]!r}; it has {', '.join(sorted(known))}"
-        )
-    return [known[name] for name in classes]
+    ids = {category["name"]: category["id"] for category in annotations.get("categories", [])}
+    for name in classes:
+        if name not in ids:
+            raise UserError(
+                f"the annotation file has no category {name!r}; it has {', '.join(sorted(ids))}"
+            )
+    return [ids[name] for name in classes]
 
 
 @DATASETS.register_module()
 class CocoInstances(CocoDataset):
-    """mmdet's ``CocoDataset`` on chosen images.
+    """mmdet's ``CocoDataset`` on selected images.
 
-    In ``test_mode`` images come in the order of their resized shapes, so that neighbours can be
-    evaluated together.
+    In ``test_mode`` images are sorted by their resized shapes, so that neighbours can be evaluated
+    together.
 
     Args:
-        image_ids: keep only these images of the file; None keeps all.
+        image_ids: use only these images of the file; None for all.
         drop_empty: leave out images without an object that is not a crowd (for training).
         min_size: leave out images with a shorter side of less, pixels (for training).
-        aspect_groups: images of a batch whose images are all upright or all not (see ``arrange``);
-        0: any order. **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
+        aspect_groups: batch size, to have batches of images that are all upright or all not (see
+            ``arrange``); 0 for any order.
+        **kwargs: of ``CocoDataset``; ``metainfo`` must give the ``classes``.
 
     Attributes:
         dropped_empty: how many images ``drop_empty`` left out.
 
     Raises:
-        UserError: a class is not in the file, a chosen image is not in it, or nothing is left.
+        UserError: a class is not in the file, a selected image is not in it, or no image remains.
     """
 
     COCOAPI = _OrderedCOCO
@@ -99,14 +97,15 @@ class CocoInstances(CocoDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         images = super().load_data_list()
-        if self.image_ids is not None:
-            chosen = set(self.image_ids)
-            images = [image for image in images if image["img_id"] in chosen]
-            if len(images) < len(chosen):
-                raise UserError(
-                    f"{self.ann_file} has only {len(images)} of the {len(chosen)} chosen images"
-                )
-        return images
+        if self.image_ids is None:
+            return images
+        ids = set(self.image_ids)
+        selected = [image for image in images if image["img_id"] in ids]
+        if len(selected) < len(ids):
+            raise UserError(
+                f"{self.ann_file} has only {len(selected)} of the {len(ids)} selected images"
+            )
+        return selected
 
     def filter_data(self) -> list[dict[str, Any]]:
         images = self.data_list
@@ -114,19 +113,16 @@ class CocoInstances(CocoDataset):
             images = [
                 image
                 for image in images
-                if any(not one["ignore_flag"] for one in image["instances"])
+                if not all(instance["ignore_flag"] for instance in image["instances"])
             ]
             self.dropped_empty = len(self.data_list) - len(images)
         images = [
             image for image in images if min(image["width"], image["height"]) >= self.min_size
         ]
         if not images:
-            large, check = (
-                (f" of {self.min_size} px or more", " and min_size") if self.min_size else ("", "")
-            )
             raise UserError(
-                f"{self.ann_file} has no image{large} with an object of the classes asked for;"
-                f" check the classes{check}"
+                f"{self.ann_file} has no image with an object of the classes whose sides are"
+                f" {self.min_size} px or more; check the classes and min_size"
             )
         return sorted(images, key=self._resized) if self.test_mode else images
 
@@ -141,27 +137,28 @@ class CocoInstances(CocoDataset):
                 size = mmcv.rescale_size(size, step.scale) if step.keep_ratio else step.scale
         return size[1], size[0]
 
-    def arrange(self, order: np.ndarray, drawn: int) -> np.ndarray:
-        """One epoch's order of images, so that the images of a batch are all upright or all not:
+    def arrange(self, order: np.ndarray, position: int) -> np.ndarray:
+        """Arrange one epoch so that the images of a batch are all upright or all not, since such
         batches need less padding.
 
-        By mmdet's ``AspectRatioBatchSampler``; at an epoch's end what is left is put together. It
-        follows from the order and ``drawn`` alone, so a training that is resumed, or read by other
-        processes, has the same batches.
+        By mmdet's ``AspectRatioBatchSampler``; the rest of an epoch is put together. The result
+        follows from the arguments alone, so a training that is resumed, or read by other processes,
+        has the same batches.
 
         Args:
-            order: places of images, each once.
-            drawn: samples drawn before; the first of this epoch complete the batch that was begun.
+            order: indices of images, each once.
+            position: samples taken in earlier epochs; the first of this epoch complete the last
+                batch.
         """
         if not self.aspect_groups:
             return order
-        begun = -drawn % self.aspect_groups
-        batches = AspectRatioBatchSampler(_InOrder(order[begun:], self), self.aspect_groups)
-        return np.concatenate([order[:begun], *batches]).astype(order.dtype)
+        rest = -position % self.aspect_groups
+        batches = AspectRatioBatchSampler(_InOrder(order[rest:], self), self.aspect_groups)
+        return np.concatenate([order[:rest], *batches]).astype(order.dtype)
 
 
 class _InOrder(Sampler):
-    """Places of images in an order, as mmdet's sampler asks for them."""
+    """Indices in a fixed order, with their dataset, as mmdet's sampler reads them."""
 
     def __init__(self, order: np.ndarray, dataset: CocoInstances) -> None:
         self.order, self.dataset = order, dataset
@@ -182,13 +179,10 @@ class CocoMeanAP(BaseMetric):
 
     Attributes:
         detections: COCO result list of the last evaluation (boxes x, y, width, height in pixels of
-            the original image). Each also says what it matched, see
-            ``probes.detection.matches.add_matches``.
+            the original image) with the matches of ``probes.detection.matches.add_matches``.
         image_ids: of the predicted images, in their order.
         class_objects: (images, classes) int64, the objects of each class that are no crowd.
     """
-
-    default_prefix = None
 
     def __init__(self, ann_file: str, masks: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -199,26 +193,40 @@ class CocoMeanAP(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in data_samples:
-            found = sample["pred_instances"]
-            result = {
-                "image_id": int(sample["img_id"]),
-                "boxes": found["bboxes"].cpu().double().numpy(),
-                "labels": found["labels"].cpu().numpy(),
-                "scores": found["scores"].cpu().double().numpy(),
-            }
+            predicted = sample["pred_instances"]
+            corners = predicted["bboxes"].cpu().double()
+            boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+            labels, scores = predicted["labels"].tolist(), predicted["scores"].double().tolist()
+            detections: list[dict[str, Any]] = [
+                {
+                    "image_id": int(sample["img_id"]),
+                    "category_id": label,
+                    "bbox": box,
+                    "score": score,
+                }
+                for label, box, score in zip(labels, boxes, scores, strict=True)
+            ]
             if self.masks:
-                result["masks"] = [encode_mask(mask) for mask in found["masks"].cpu().numpy()]
-            self.results.append(result)
+                masks = predicted["masks"].cpu().numpy()
+                for detection, mask in zip(detections, masks, strict=True):
+                    detection["segmentation"] = encode_mask(mask)
+            self.results.append({"image_id": int(sample["img_id"]), "detections": detections})
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        truth = COCO(self.ann_file)
-        categories = category_ids(truth.dataset, self.dataset_meta["classes"])
+        ground_truth = COCO(self.ann_file)
+        categories = category_ids(ground_truth.dataset, self.dataset_meta["classes"])
         self.image_ids = [result["image_id"] for result in results]
-        self.detections = coco_results(results, categories)
+        self.detections = [
+            {**detection, "category_id": categories[detection["category_id"]]}
+            for result in results
+            for detection in result["detections"]
+        ]
         kinds, metrics = ("bbox", "segm") if self.masks else ("bbox",), dict[str, float]()
         for kind in kinds:
-            metrics |= mean_ap(truth, self.detections, self.image_ids, categories, kind)
-        self.class_objects = add_matches(truth, self.detections, self.image_ids, categories, kinds)
+            metrics |= mean_ap(ground_truth, self.detections, self.image_ids, categories, kind)
+        self.class_objects = add_matches(
+            ground_truth, self.detections, self.image_ids, categories, kinds
+        )
         return metrics
 
 
@@ -229,33 +237,8 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()}
 
 
-def coco_results(
-    results: Sequence[Mapping[str, Any]], categories: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Predictions of images (``boxes`` x1 y1 x2 y2, ``labels``, ``scores``, perhaps ``masks``) →
-    COCO result list."""
-    detections = []
-    for result in results:
-        boxes = np.concatenate(
-            [result["boxes"][:, :2], result["boxes"][:, 2:] - result["boxes"][:, :2]], axis=1
-        ).tolist()
-        for place, (label, score) in enumerate(
-            zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)
-        ):
-            one = {
-                "image_id": result["image_id"],
-                "category_id": categories[label],
-                "bbox": boxes[place],
-                "score": score,
-            }
-            detections.append(
-                one | ({"segmentation": result["masks"][place]} if "masks" in result else {})
-            )
-    return detections
-
-
 def mean_ap(
-    truth: COCO,
+    ground_truth: COCO,
     detections: list[dict[str, Any]],
     image_ids: Sequence[int],
     categories: Sequence[int],
@@ -268,13 +251,16 @@ def mean_ap(
         UserError: the images have no object at all.
     """
     evaluation = COCOeval_faster(
-        truth, results_of(truth, detections, kind), kind, print_function=lambda *_: None
+        ground_truth,
+        results_of(ground_truth, detections, kind),
+        kind,
+        print_function=lambda *_: None,
     )
     evaluation.params.imgIds = sorted(image_ids)
     evaluation.params.catIds = list(categories)
     evaluation.run()
     metrics = {
-        f"{kind}_{name}": 100 * float(evaluation.stats[place]) for place, name in enumerate(STATS)
+        f"{kind}_{name}": 100 * float(evaluation.stats[row]) for row, name in enumerate(STATS)
     }
     scored = {name: value for name, value in metrics.items() if value >= 0}
     if f"{kind}_mAP" not in scored:

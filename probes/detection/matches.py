@@ -1,8 +1,8 @@
-"""Which detections are right: COCO's matching, image by image, kept so that a report can resample
+"""Which detections are right: COCO's matching of each image, stored so that a report can resample
 images.
 
-The matching of an image does not depend on other images, so an average precision over any draw of
-images (with repeats) follows from these matches alone, without the ground truth.
+The matching of an image does not depend on other images, so the average precision of any resample
+of images follows from these matches, without the ground truth.
 """
 
 from __future__ import annotations
@@ -19,61 +19,62 @@ BITS = 1 << np.arange(10)  # one for each IoU threshold 0.5, 0.55 … 0.95
 
 
 def add_matches(
-    truth: Any,
+    ground_truth: Any,
     detections: Sequence[dict[str, Any]],
     image_ids: Sequence[int],
     categories: Sequence[int],
     kinds: Sequence[str],
 ) -> np.ndarray:
-    """Write into each detection what pycocotools' ``evalImgs`` say of it (areas of all sizes), and
-    count the objects.
+    """Add the matches of pycocotools (areas of all sizes) to each detection, and count the objects.
 
-    A detection gets ``class`` (place of its category in ``categories``) and, for each kind
-    (``bbox``, ``segm``), ``KIND_hits`` and ``KIND_ignored``: whole numbers whose bit k says so at
-    the k-th IoU threshold; one that is neither is wrong. A detection past the hundredth of its
-    class in its image has ``class`` -1: COCO does not look at it.
+    A detection gets ``class`` (index of its category in ``categories``) and, for each kind
+    (``bbox``, ``segm``), ``KIND_hits`` and ``KIND_ignored``: integers whose bit k is set where it
+    is right, or not counted, at the k-th IoU threshold. COCO counts the hundred best detections of
+    a class in an image; the others have ``class`` -1.
 
     Args:
-        truth: a ``COCO`` of pycocotools or faster-coco-eval; its masks are turned into run-length
+        ground_truth: a ``COCO`` of pycocotools or faster-coco-eval; its masks become run-length
             codes.
         detections: COCO result list, changed in place.
 
     Returns:
-        (images, categories) int64: objects that are no crowd, the images in the order of
-        ``image_ids``.
+        (images, categories) int64: objects that are no crowd, in the order of ``image_ids``.
     """
-    row_of = {image: row for row, image in enumerate(image_ids)}
-    place_of = {category: place for place, category in enumerate(categories)}
+    rows = {image: row for row, image in enumerate(image_ids)}
+    classes = {category: index for index, category in enumerate(categories)}
     counts = np.zeros((len(image_ids), len(categories)), np.int64)
-    for one in detections:
-        one["class"] = -1
+    for detection in detections:
+        detection["class"] = -1
     for kind in kinds:
         with redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, results_of(truth, detections, kind), kind)
+            evaluation = COCOeval(ground_truth, results_of(ground_truth, detections, kind), kind)
             evaluation.params.imgIds, evaluation.params.catIds = list(image_ids), list(categories)
             evaluation.params.areaRng = evaluation.params.areaRng[:1]
             evaluation.evaluate()
-        for found in filter(None, evaluation.evalImgs):
-            place, ignored = place_of[found["category_id"]], found["dtIgnore"].astype(bool)
-            counts[row_of[found["image_id"]], place] = len(found["gtIgnore"]) - sum(
-                found["gtIgnore"]
-            )
-            hits = BITS @ ((found["dtMatches"] > 0) & ~ignored)
-            for identity, hit, left_out in zip(found["dtIds"], hits, BITS @ ignored, strict=True):
-                one = detections[identity - 1]  # results are numbered in their order
-                one |= {"class": place, f"{kind}_hits": int(hit), f"{kind}_ignored": int(left_out)}
+        for image in filter(None, evaluation.evalImgs):
+            class_index, ignored = classes[image["category_id"]], image["dtIgnore"].astype(bool)
+            objects = len(image["gtIgnore"]) - sum(image["gtIgnore"])
+            counts[rows[image["image_id"]], class_index] = objects
+            hits = BITS @ ((image["dtMatches"] > 0) & ~ignored)
+            for number, hit, ignore in zip(image["dtIds"], hits, BITS @ ignored, strict=True):
+                detection = detections[number - 1]  # results are numbered in their order
+                detection["class"] = class_index
+                detection[f"{kind}_hits"], detection[f"{kind}_ignored"] = int(hit), int(ignore)
     return counts
 
 
-def results_of(truth: Any, detections: Sequence[dict[str, Any]], kind: str) -> Any:
-    """A COCO result list as an object of ``truth``'s type, without what is of no account for
-    ``kind``: without its box, a mask result's area is that of its mask."""
-    left_out = "bbox" if kind == "segm" else "segmentation"
+def results_of(ground_truth: Any, detections: Sequence[dict[str, Any]], kind: str) -> Any:
+    """A COCO result list as an object of the ground truth's type, without masks for ``bbox`` and
+    without boxes for ``segm`` (so that the area of a result is its mask's)."""
+    other = "bbox" if kind == "segm" else "segmentation"
     if detections:
-        return truth.loadRes(
-            [{name: value for name, value in one.items() if name != left_out} for one in detections]
+        return ground_truth.loadRes(
+            [
+                {name: detection[name] for name in detection if name != other}
+                for detection in detections
+            ]
         )
-    empty = type(truth)()  # ``loadRes`` wants at least one
-    empty.dataset = {**truth.dataset, "annotations": []}
+    empty = type(ground_truth)()  # ``loadRes`` needs a result
+    empty.dataset = {**ground_truth.dataset, "annotations": []}
     empty.createIndex()
     return empty

@@ -1,11 +1,10 @@
 """Images of a batch are encoded alone, or with those of their own shape; only the maps that heads
 read are padded.
 
-A batch padded to its largest image is not what a model sees of each: a ViT attends to the padding
-(its features move by a third of their norm), and the group norms of the pyramid count it. Evaluated
-one by one nothing is padded so, and what was trained is not what is scored. Here the maps of an
-image are the same whatever it is in a batch with, in training and in evaluation, encoded as they
-are needed or kept.
+In a batch padded to its largest image, a ViT attends to the padding (its features move by a third
+of their norm) and the group norms of the pyramid count it, while images that are evaluated one by
+one have none. Here the maps of an image are the same in every batch, in training and in evaluation,
+cached or not.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Part = dict[str, Any]  # of a config
-Maps = Sequence[Tensor]  # (C, h, w) of one image: its pixels, or what is kept of it
+Maps = Sequence[Tensor]  # (C, h, w), of one image
 
 
 def per_shape(model: Part) -> Part:
-    """The config of a detector, so that backbone and neck see images of one shape at a time."""
-    rest = {name: part for name, part in model.items() if name != "neck"}
+    """The config of a detector whose backbone and neck see images of one shape at a time."""
+    model = dict(model)
+    neck = model.pop("neck")
     return {
-        **rest,
+        **model,
         "data_preprocessor": {**model["data_preprocessor"], "type": "UnstackedDetPreprocessor"},
-        "backbone": {"type": "PerShape", "backbone": model["backbone"], "neck": model["neck"]},
+        "backbone": {"type": "PerShape", "backbone": model["backbone"], "neck": neck},
     }
 
 
-@MODELS.register_module()
-@bridge.mmdet.registry.MODELS.register_module()
+@bridge.in_both_scopes("PerShape")
 class PerShape(BaseModule):
     """A backbone and a neck on images of several shapes, those of one shape together.
 
@@ -53,34 +52,31 @@ class PerShape(BaseModule):
         self.backbone, self.neck = MODELS.build(backbone), MODELS.build(neck)
 
     def forward(self, images: Sequence[Tensor | Maps]) -> tuple[Tensor, ...]:
-        """(3, H, W) images, or kept maps of each, padded to the backbone's divisor only → levels
-        (N, C, h, w) of the largest; what an image does not fill is zero."""
-        alike: dict[tuple[torch.Size, ...], list[int]] = defaultdict(list)
-        for place, image in enumerate(images):
-            alike[
-                tuple(one.shape for one in ([image] if isinstance(image, Tensor) else image))
-            ].append(place)
-        found: list[Maps] = [()] * len(images)
-        for places in alike.values():
-            group: list[Any] = [images[place] for place in places]
-            batch = (
-                torch.stack(group)
-                if isinstance(group[0], Tensor)
-                else tuple(map(torch.stack, zip(*group, strict=True)))
-            )
-            levels = self.neck(self.backbone(batch))
-            if len(places) == len(images):
-                return tuple(levels)
-            for row, place in enumerate(places):
-                found[place] = [level[row] for level in levels]
-        return tuple(map(stacked, zip(*found, strict=True)))
+        """(3, H, W) images, or cached maps of each, padded to the backbone's divisor only → levels
+        (N, C, h, w) of the largest, with zeros where an image is smaller."""
+        indices_by_shape: dict[Any, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            maps = [image] if isinstance(image, Tensor) else image
+            indices_by_shape[tuple(each.shape for each in maps)].append(index)
+        levels: list[Maps] = [()] * len(images)
+        for indices in indices_by_shape.values():
+            group: list[Any] = [images[index] for index in indices]
+            if isinstance(group[0], Tensor):
+                batch: Any = torch.stack(group)
+            else:
+                batch = tuple(map(torch.stack, zip(*group, strict=True)))
+            outputs = self.neck(self.backbone(batch))
+            if len(indices) == len(images):
+                return tuple(outputs)
+            for row, index in enumerate(indices):
+                levels[index] = [output[row] for output in outputs]
+        return tuple(map(stacked, zip(*levels, strict=True)))
 
 
-@MODELS.register_module()
-@bridge.mmdet.registry.MODELS.register_module()
+@bridge.in_both_scopes("UnstackedDetPreprocessor")
 class UnstackedDetPreprocessor(DetDataPreprocessor):
     """``DetDataPreprocessor`` whose ``inputs`` are a list of images (3, H, W), each padded to
-    ``pad_size_divisor`` only. Maps that come in in the place of images go out as they are."""
+    ``pad_size_divisor`` only; cached maps are not changed."""
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
         samples = self.cast_data(data["data_samples"])
@@ -105,7 +101,7 @@ class UnstackedDetPreprocessor(DetDataPreprocessor):
 def stacked(maps: Sequence[Tensor]) -> Tensor:
     """(C, h, w) maps of several sizes → (N, C, H, W) of the largest, zeros at the right and the
     bottom."""
-    height, width = (max(one.shape[side] for one in maps) for side in (1, 2))
+    height, width = (max(each.shape[side] for each in maps) for side in (1, 2))
     return torch.stack(
-        [F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in maps]
+        [F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in maps]
     )

@@ -1,9 +1,7 @@
-"""A picture of some validation images: the ground truth at the left, what was found at the
-right."""
+"""Pictures of some validation images: the ground truth beside the detections."""
 
 from __future__ import annotations
 
-import colorsys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,12 @@ from faster_coco_eval import COCO
 from PIL import Image, ImageDraw, ImageFont
 
 from common.images import to_rgb
-from probes.pictures import GALLERY, evenly, write_gallery, write_preview
+from probes.pictures import GALLERY, evenly, palette, write_gallery, write_preview
 
 IMAGES = 6
 SIDE = 400  # longest side of a picture, pixels
 SMALL = 256  # of a picture in the gallery: names must be readable
 SCORE_THRESHOLD = 0.3
-MOST = 10
 
 
 def draw_preview(
@@ -31,108 +28,94 @@ def draw_preview(
     detections: Sequence[Mapping[str, Any]],
     masks: bool,
 ) -> Path:
-    """Write a PNG: up to six images with objects, evenly spaced over ``images``, two in a row; and
-    up to 48 of them, smaller, into ``gallery.zip`` beside it (``probes.pictures.write_gallery``).
+    """Write a PNG of up to six images with objects, evenly spaced over ``images``, two in a row;
+    and up to 48 of them, smaller, into ``gallery.zip`` beside it
+    (``probes.pictures.write_gallery``).
 
     Args:
         ann_file: COCO annotation file.
         images: image id → path relative to ``root``, the dataset's.
-        detections: COCO result list; of each image what ``shown`` chooses is drawn.
+        detections: COCO result list, of which ``best`` are drawn.
     """
-    truth = COCO(ann_file)
-    names = {identity: category["name"] for identity, category in truth.cats.items()}
-    colours = {
-        identity: colour_of(place, len(names)) for place, identity in enumerate(sorted(names))
-    }
-    with_objects = [image for image in images if truth.imgToAnns[image]] or list(images)
-    of_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in detections:
-        of_image[one["image_id"]].append(one)
+    ground_truth = COCO(ann_file)
+    names = {number: category["name"] for number, category in ground_truth.cats.items()}
+    colours = dict(zip(sorted(names), palette(len(names) + 1)[1:].tolist(), strict=True))
+    detections_of: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for detection in detections:
+        detections_of[detection["image_id"]].append(detection)
 
-    def drawn(image: int, side: int) -> dict[str, np.ndarray]:
+    def draw(image: int, side: int) -> dict[str, np.ndarray]:
         with Image.open(Path(root, images[image])) as opened:
-            picture = to_rgb(opened)
+            photo = to_rgb(opened)
         objects = {
             "image": [],
-            "truth": truth.imgToAnns[image],
-            "prediction": shown(of_image[image]),
+            "truth": ground_truth.imgToAnns[image],
+            "prediction": best(detections_of[image]),
         }
         pictures = {}
-        for role, found in objects.items():
-            inside = [
-                truth.annToMask(one) if masks and one.get("segmentation") else None for one in found
+        for role, instances in objects.items():
+            labels = [names[instance["category_id"]] for instance in instances]
+            colours_of = [tuple(colours[instance["category_id"]]) for instance in instances]
+            masks_of = [
+                ground_truth.annToMask(instance) if masks and instance.get("segmentation") else None
+                for instance in instances
             ]
-            pictures[role] = np.asarray(annotate(picture, found, inside, names, colours, side))
+            pictures[role] = annotate(photo, instances, labels, colours_of, masks_of, side)
         return pictures
 
-    chosen = [with_objects[place] for place in evenly(len(with_objects), GALLERY)]
+    with_objects = [image for image in images if ground_truth.imgToAnns[image]] or list(images)
+    gallery = [with_objects[index] for index in evenly(len(with_objects), GALLERY)]
     write_gallery(
         path.with_name("gallery.zip"),
-        ((images[one], drawn(one, SMALL)) for one in chosen),
+        ((images[image], draw(image, SMALL)) for image in gallery),
         side=SMALL,
     )
-    pairs = [drawn(with_objects[place], SIDE) for place in evenly(len(with_objects), IMAGES)]
-    flat = [pair[role] for pair in pairs for role in ("truth", "prediction")]
-    titles = (
-        "ground truth",
-        f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)",
-    ) * min(2, len(pairs))
-    rows = [flat[start : start + 4] for start in range(0, len(flat), 4)]
-    return write_preview(path, titles, rows, side=SIDE)
+    pairs = [draw(with_objects[index], SIDE) for index in evenly(len(with_objects), IMAGES)]
+    tiles = [pair[role] for pair in pairs for role in ("truth", "prediction")]
+    titles = ("ground truth", f"prediction (score {SCORE_THRESHOLD} and more, or the best 3)")
+    rows = [tiles[start : start + 4] for start in range(0, len(tiles), 4)]
+    return write_preview(path, titles * min(2, len(pairs)), rows, side=SIDE)
 
 
-def shown(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The detections worth drawing: the best ten with a score of 0.3 or more, else the best three;
-    best last."""
-    ranked = sorted(found, key=lambda one: one["score"])
-    return [one for one in ranked if one["score"] >= SCORE_THRESHOLD][-MOST:] or ranked[-3:]
+def best(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The best ten with a score of 0.3 or more, else the best three; best last."""
+    ranked = sorted(detections, key=lambda detection: detection["score"])
+    sure = [detection for detection in ranked if detection["score"] >= SCORE_THRESHOLD]
+    return sure[-10:] or ranked[-3:]
 
 
 def annotate(
-    picture: Image.Image,
-    objects: Sequence[Mapping[str, Any]],
+    photo: Image.Image,
+    instances: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    colours: Sequence[tuple[int, ...]],
     masks: Sequence[np.ndarray | None],
-    names: Mapping[int, str],
-    colours: Mapping[int, tuple[int, int, int]],
     longest: int = SIDE,
-) -> Image.Image:
-    """``picture``, resized to a longest side of ``longest`` px, with boxes, names and scores drawn
-    in, and the ``masks``: (H, W) uint8 of 0 and 1, or None, for each object.
+) -> np.ndarray:
+    """Draw instances of COCO's format with boxes, names, scores and masks (H, W; uint8 of 0 and 1)
+    onto ``photo``, resized to a longest side of ``longest`` px.
 
-    Not by torchvision, whose names cover small objects and end at the edge of the picture, which
-    paints overlapping masks black, and takes ten times as long.
+    Not by torchvision, whose names cover small objects and end at the edge of the picture, and
+    which paints overlapping masks black.
     """
-    factor = longest / max(picture.size)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
-    for one, mask in zip(objects, masks, strict=True):
+    factor = longest / max(photo.size)
+    size = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
+    canvas = photo.resize(size, Image.Resampling.BICUBIC)
+    for colour, mask in zip(colours, masks, strict=True):
         if mask is not None:
-            inside = (
-                np.asarray(Image.fromarray(mask * 255).resize(size, Image.Resampling.BILINEAR))
-                > 127
-            )
-            canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(
-                colours[one["category_id"]], np.float32
-            )
-    drawn = Image.fromarray(canvas.round().astype(np.uint8))
-    pen = ImageDraw.Draw(drawn)
+            half = Image.fromarray(mask * 127).resize(size, Image.Resampling.NEAREST)
+            canvas.paste(colour, mask=half)
+    pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13 if longest >= SIDE else 10)
-    for one in objects:
-        left, top, width, height = (value * factor for value in one["bbox"])
-        colour = colours[one["category_id"]]
-        pen.rectangle((left, top, left + width, top + height), outline=colour, width=2)
-        words = names[one["category_id"]] + (" (crowd)" if one.get("iscrowd") else "")
-        words += f" {one['score']:.2f}" if "score" in one else ""
-        box = pen.textbbox((0, 0), words, font=font)
-        x = min(max(left, 0), max(drawn.width - box[2] - 4, 0))
-        y = min(max(top - box[3] - 3, 0), drawn.height - box[3] - 3)
-        pen.rectangle((x, y, x + box[2] + 4, y + box[3] + 3), fill=colour)
-        pen.text((x + 2, y + 1), words, fill="black" if sum(colour) > 380 else "white", font=font)
-    return drawn
-
-
-def colour_of(place: int, count: int) -> tuple[int, int, int]:
-    """A colour (R, G, B) for the class at ``place`` of ``count``: neighbours get hues far apart."""
-    hue = place * 0.618033988749895 % 1  # the golden ratio spreads any number of hues evenly
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65 if place % 2 else 0.95, 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    for instance, name, colour in zip(instances, names, colours, strict=True):
+        x, y, width, height = (value * factor for value in instance["bbox"])
+        pen.rectangle((x, y, x + width, y + height), outline=colour, width=2)
+        text = name + (" (crowd)" if instance.get("iscrowd") else "")
+        text += f" {instance['score']:.2f}" if "score" in instance else ""
+        *_, text_width, text_height = pen.textbbox((0, 0), text, font=font)
+        x = min(max(x, 0), max(canvas.width - text_width - 4, 0))
+        y = min(max(y - text_height - 3, 0), canvas.height - text_height - 3)
+        pen.rectangle((x, y, x + text_width + 4, y + text_height + 3), fill=colour)
+        ink = "black" if sum(colour) > 380 else "white"
+        pen.text((x + 2, y + 1), text, fill=ink, font=font)
+    return np.asarray(canvas)

@@ -257,12 +257,12 @@ def test_encoded_once_for_all_probes_and_seeds(tmp_path):
         max_iters=2,
     )
     other.run(again)
-    assert [name for name, _ in first.started if name.startswith(("encoding", "cutting"))] == [
+    assert [name for name, _ in first.started if name.startswith(("encoding", "cropping"))] == [
         "encoding tiny-cnn on tiny-seg (train)",
-        "cutting the ground truth of tiny-seg",
+        "cropping the ground truth of tiny-seg",
         "encoding tiny-cnn on tiny-seg (val)",
     ]
-    assert not [name for name, _ in second.started if name.startswith(("encoding", "cutting"))]
+    assert not [name for name, _ in second.started if name.startswith(("encoding", "cropping"))]
     assert "CachedDense" in probe.config(made)
     cost, rest = made.cost.metrics(), again.cost.metrics()
     images = 6 * 4 + 3  # two crops, each also flipped, and val

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.structures import PixelData
 from torch.nn import functional as F
 
-from probes.dense.heads import HEADS, LinearHead, Probe3dRegressor, aspp_dilations, head_config
+from probes.dense.heads import HEADS, LinearHead, aspp_dilations, head_config
 from probes.dense.objectives import DepthBins, DepthObjective, NormalObjective
 from probes.dense.settings import SegmentationSettings
 
@@ -39,7 +39,7 @@ def test_dilations_grow_and_stay_on_the_map(size, stride):
 
 
 def test_the_linear_head_is_batch_norm_and_a_1x1_convolution():
-    head = LinearHead(in_channels=5, in_index=0, num_classes=3)
+    head = LinearHead(in_channels=5, in_index=0, num_classes=3, dropout_ratio=0.0)
     assert sorted(name for name, _ in head.named_parameters()) == [
         "conv_seg.bias",
         "conv_seg.weight",
@@ -272,7 +272,7 @@ def test_dpt_is_mmsegs():
     shared = {"channels": 16, "num_classes": 5, "dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}}
     ours = MODELS.build(
         {
-            "type": "DPTSegmenter",
+            "type": "dpt-segmentation",
             "in_channels": 24,
             "in_index": 0,
             "map_channels": (6,) * 4,
@@ -301,14 +301,8 @@ def test_dpt_is_mmsegs():
 def test_the_other_dpt_is_probe3ds():
     """Written again, step by step, from probe3d's description of its head."""
     torch.manual_seed(0)
-    head = Probe3dRegressor(
-        in_channels=10,
-        in_index=0,
-        channels=8,
-        map_channels=(1, 2, 3, 4),
-        dropout_ratio=0.0,
-        loss_decode=NORMAL["loss_decode"],
-    )
+    settings = SegmentationSettings(channels=8)
+    head = MODELS.build(head_config("dpt-probe3d", (1, 2, 3, 4), settings, 64, 8, **NORMAL))
     maps = [torch.randn(2, channels, 3, 5) for channels in (1, 2, 3, 4)]
 
     def conv(layer, x):

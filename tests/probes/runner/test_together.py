@@ -242,12 +242,12 @@ def test_a_head_that_breaks_leaves_the_others_as_they_are(tmp_path, data):
 
 
 def test_a_bug_in_one_head_is_its_own(tmp_path, data, monkeypatch):
-    from probes.dense.heads import PSPSegmenter
+    from mmseg.models.decode_heads import PSPHead
 
     def mistake(self, inputs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(PSPSegmenter, "forward", mistake)
+    monkeypatch.setattr(PSPHead, "forward", mistake)
     found = together({key: place(tmp_path, data, *key) for key in SEGMENTATION[:2]})
     assert isinstance(found[SEGMENTATION[0]], TaskResult) and isinstance(
         found[SEGMENTATION[1]], ZeroDivisionError
