@@ -1,4 +1,4 @@
-"""The pictures say what they show: right colours in the right places."""
+"""Pictures have the right colours in the right cells."""
 
 from __future__ import annotations
 
@@ -52,41 +52,41 @@ def test_depth_gets_brighter_with_distance_and_grey_where_unknown():
 
 def test_normals_are_rgb_and_black_where_unknown():
     normals = np.array([[1, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, 0]], float).T[:, None]
-    assert normal_picture(normals)[0].tolist() == [
-        [255, 127, 127],
-        [127, 0, 127],
-        [127, 127, 255],
-        [0, 0, 0],
-    ]
+    colours = [[255, 127, 127], [127, 0, 127], [127, 127, 255], [0, 0, 0]]
+    assert normal_picture(normals)[0].tolist() == colours
 
 
 def test_legends_have_ink_and_wrap():
     bar = scale_bar(0.5, 9.5, 300)
     assert bar.shape == (28, 300, 3) and len(np.unique(bar.reshape(-1, 3), axis=0)) > 100
     names = [f"class {i}" for i in range(12)]
-    wide, narrow = class_legend(names, palette(12), 2000), class_legend(names, palette(12), 200)
+    wide, narrow = (class_legend(names, palette(12), width) for width in (2000, 200))
     assert wide.shape[:2] == (22, 2000) and narrow.shape[1] == 200 and narrow.shape[0] > 66
     for legend in (wide, narrow):
         assert all((legend == colour).all(axis=2).any() for colour in palette(12))
 
 
-def test_the_grid_has_each_picture_in_its_place(tmp_path):
-    red, green, blue = (
-        np.full((60, 120, 3), colour, np.uint8)
-        for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    )
+def test_the_grid_has_each_picture_in_its_cell(tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    red, green, blue = (np.full((60, 120, 3), colour, np.uint8) for colour in colours)
     tall = np.full((512, 256, 3), (255, 0, 255), np.uint8)
-    rows = [[red, green], [blue, tall]]
     path = write_preview(
-        tmp_path / "preview.png", ("a", "b"), rows, ["one", "two"], scale_bar(0, 1)
+        tmp_path / "preview.png",
+        ("a", "b"),
+        [[red, green], [blue, tall]],
+        ["one", "two"],
+        scale_bar(0, 1),
     )
     sheet = np.asarray(Image.open(path).convert("RGB"))
     assert sheet.shape[:2] == (28 + 128 + 256 + 2 * (20 + GAP) + GAP + 28 + GAP, 2 * 256 + 3 * GAP)
-    places = {(28 + 20 + 64, GAP + 128): red, (28 + 20 + 64, 2 * GAP + 256 + 128): green}
-    second = 28 + 20 + 128 + GAP + 20
-    places |= {(second + 20, GAP + 128): blue, (second + 200, 2 * GAP + 256 + 64): tall}
-    for place, picture in places.items():
-        assert sheet[place].tolist() == picture[0, 0].tolist()
+    second_row = 28 + 20 + 128 + GAP + 20
+    for y, x, picture in (
+        (28 + 20 + 64, GAP + 128, red),
+        (28 + 20 + 64, 2 * GAP + 256 + 128, green),
+        (second_row + 20, GAP + 128, blue),
+        (second_row + 200, 2 * GAP + 256 + 64, tall),
+    ):
+        assert sheet[y, x].tolist() == picture[0, 0].tolist()
     assert (sheet[:28] < 100).any() and (sheet[28:48, :60] < 150).any()  # titles and captions
 
 
@@ -94,30 +94,30 @@ def test_a_gallery_keeps_label_maps_exactly_and_photographs_small(tmp_path):
     labels = np.zeros((300, 600, 3), np.uint8)
     labels[:, 300:] = (200, 30, 90)
     photo = np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8)
-    images = (
-        (f"{n}.jpg", {"image": photo, "truth": labels, "prediction": labels[:, ::-1]})
-        for n in range(3)
-    )
+    pictures = {"image": photo, "truth": labels, "prediction": labels[:, ::-1]}
+    images = ((f"{number}.jpg", pictures) for number in range(3))
     path = write_gallery(tmp_path / "gallery.zip", images, legend=labels, flat=True)
     with zipfile.ZipFile(path) as pack:
         index = json.loads(pack.read("index.json"))
-        assert [one["name"] for one in index["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
-        opened = {
-            role: Image.open(io.BytesIO(pack.read(index["images"][1][role])))
-            for role in ("image", "truth", "prediction")
-        }
-        assert Image.open(io.BytesIO(pack.read(index["legend"]))).size == (600, 300)
+        assert [entry.pop("name") for entry in index["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+        files = {**index["images"][1], "legend": index["legend"]}
+        opened = {role: Image.open(io.BytesIO(pack.read(file))) for role, file in files.items()}
+    assert opened.pop("legend").size == (600, 300)
     assert {picture.size for picture in opened.values()} == {(176, 88)}
-    truth = np.asarray(opened["truth"].convert("RGB"))
-    assert (truth[:, :88] == 0).all() and (truth[:, 88:] == (200, 30, 90)).all()
-    assert (np.asarray(opened["prediction"].convert("RGB"))[:, ::-1] == truth).all()
-    assert (
-        evenly(100, 5) == [0, 25, 50, 74, 99] and evenly(3, 48) == [0, 1, 2] and evenly(0, 48) == []
-    )
+    labels, mirrored = (np.asarray(opened[role].convert("RGB")) for role in ("truth", "prediction"))
+    assert (labels[:, :88] == 0).all() and (labels[:, 88:] == (200, 30, 90)).all()
+    assert (mirrored[:, ::-1] == labels).all()
 
 
-def test_a_preview_that_cannot_be_written_is_a_users_error(tmp_path):
+@pytest.mark.parametrize(
+    ("count", "limit", "indices"),
+    [(100, 5, [0, 25, 50, 74, 99]), (3, 48, [0, 1, 2]), (0, 48, [])],
+)
+def test_evenly_spaced_indices(count, limit, indices):
+    assert evenly(count, limit) == indices
+
+
+def test_a_preview_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_preview(tmp_path / "file" / "preview.png", ("a",), [[np.zeros((4, 4, 3), np.uint8)]])
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -27,8 +27,7 @@ from probes.runner.member import STATE
 from reports.detections import to_columns, to_results
 from reports.stats.per_image import image_scores
 from tests.probes import tiny_coco
-from tests.probes.test_predictor import check_detections
-from tests.probes.test_predictor import kept as kept_head
+from tests.probes.test_predictor import check_detections, stored_predictor
 from tests.probes.tiny_mmlab import Recorder, TinyBackbone, context
 
 # isort: split
@@ -269,7 +268,7 @@ def test_detector_trains_and_is_scored(
         {**one, "bbox": None, "score": None} for one in stored
     ]
     assert np.allclose([one["bbox"] for one in kept], [one["bbox"] for one in stored], atol=1e-4)
-    check_detections(kept_head(result, tmp_path), tiny_coco.prepared(root), stored)
+    check_detections(stored_predictor(result, tmp_path), tiny_coco.prepared(root), stored)
     with zipfile.ZipFile(result.preview.with_name("gallery.zip")) as pack:
         index = json.loads(pack.read("index.json"))["images"]
         assert len(index) == (per_image["objects"] > 0).sum()

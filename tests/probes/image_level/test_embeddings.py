@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -15,72 +13,62 @@ from probes.features.store import root
 from probes.image_level.embeddings import cached_embeddings
 from probes.image_level.encode import encode_images
 from probes.image_level.settings import Encoding
-from tests.probes.tiny_mmlab import Recorder, context
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def paths(tmp_path, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_HOME", str(tmp_path / "home"))
-    made = []
-    for number in range(5):
-        made.append(tmp_path / f"{number}.png")
+def paths(tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, file in enumerate(files):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made[-1])
-    return made
+        Image.fromarray(pixels).save(file)
+    return files
 
 
-def encode(paths, seed: int = 3, **how) -> tuple[torch.Tensor, bool]:
-    """The embeddings, and whether a backbone was at work."""
-    recorder = Recorder()
-    around = replace(
-        context(paths[0].parent / "work", recorder=recorder),
-        backbone=registry.create("tiny-cnn", seed=seed),
-    )
-    run = EncodeRun.of(around)
-    kept = cached_embeddings(
-        around.backbone, paths, run, Encoding(**{"batch_size": 2, **how}), "toys"
-    )
-    return kept, bool(recorder.started)
+def encode(paths, seed: int = 3, **options) -> tuple[torch.Tensor, bool]:
+    """The embeddings, and whether an image was encoded."""
+    run, encoding = EncodeRun(CPU, 0), Encoding(**{"batch_size": 2, **options})
+    backbone = registry.create("tiny-cnn", seed=seed)
+    embeddings = cached_embeddings(backbone, paths, run, encoding, "toys")
+    return embeddings, run.cost.images["encode"] > 0
+
+
+def encode_directly(paths):
+    backbone = registry.create("tiny-cnn", seed=3)
+    return encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=2))
 
 
 def test_the_same_numbers_bit_by_bit_and_encoded_once(paths):
-    fresh = encode_images(
-        registry.create("tiny-cnn", seed=3),
-        paths,
-        EncodeRun(torch.device("cpu"), 0),
-        Encoding(batch_size=2),
-    )
-    first, at_work = encode(paths)
-    assert at_work and torch.equal(first, fresh)
-    second, at_work = encode(paths)
-    assert not at_work and torch.equal(second, fresh)
+    direct = encode_directly(paths)
+    for expected in (True, False):
+        embeddings, was_encoded = encode(paths)
+        assert was_encoded is expected and torch.equal(embeddings, direct)
 
 
-def test_whatever_changes_an_embedding_encodes_anew(paths):
-    encode(paths)
-    for changed in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"seed": 4},
         {"size": (32, 32)},
         {"precision": "bf16"},
-        {"paths": paths[::-1]},
-        {"paths": paths[:4]},
         {"features": "pre_projection"},
         {"blocks": 2},
         {"batch_size": 3},
-    ):
-        assert encode(**{"paths": paths, **changed})[1], changed
+    ],
+)
+def test_another_encoding_is_encoded_anew(paths, change):
+    encode(paths)
+    assert encode(paths, **change)[1]
+
+
+def test_other_images_are_encoded_anew(paths):
+    encode(paths)
+    assert encode(paths[::-1])[1] and encode(paths[:4])[1]
     pixels = np.asarray(Image.open(paths[2])).copy()
     pixels[0, 0] ^= 1
     Image.fromarray(pixels).save(paths[2])
     assert encode(paths)[1]
-
-
-def test_without_room_they_are_encoded_and_not_kept(paths, monkeypatch):
-    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0")
-    for _ in range(2):
-        embeddings, at_work = encode(paths)
-        assert at_work and embeddings.shape == (5, 32)
-    assert not list(root().glob("*/*.safetensors"))
 
 
 def test_another_version_of_a_library_encodes_anew(paths, monkeypatch):
@@ -91,14 +79,18 @@ def test_another_version_of_a_library_encodes_anew(paths, monkeypatch):
     assert encode(paths)[1]
 
 
+def test_without_disk_space_they_are_encoded_and_not_cached(paths, monkeypatch):
+    monkeypatch.setenv("CLIPTEX_CACHE_GB", "0")
+    for _ in range(2):
+        embeddings, was_encoded = encode(paths)
+        assert was_encoded and embeddings.shape == (5, 32)
+    assert not list(root().glob("*/*.safetensors"))
+
+
 def test_tokens_are_class_tokens_and_the_mean_of_the_last_patches(paths):
-    backbone = registry.create("tiny-cnn", seed=3)
     tokens, _ = encode(paths, blocks=2)
     assert tokens.shape == (5, 24 + 32 + 32)
-    embedding = encode_images(
-        backbone, paths, EncodeRun(torch.device("cpu"), 0), Encoding(batch_size=2)
-    )
-    torch.testing.assert_close(
-        tokens[:, 24:56], embedding
-    )  # of a CNN both are the mean of the last map
+    embedding = encode_directly(paths)
+    # of a CNN both are the mean of the last map
+    torch.testing.assert_close(tokens[:, 24:56], embedding)
     torch.testing.assert_close(tokens[:, 56:], embedding)

@@ -28,22 +28,26 @@ PLAIN = DataConfig((32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear")
 def paths(tmp_path_factory):
     """21 images of all shapes and modes."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    found = []
+    files = []
     for index in range(21):
         size = tuple(int(side) for side in rng.integers(20, 90, 2))
         image = Image.fromarray(make.picture(rng, size, rng.integers(0, 256, 3)))
         mode = ["RGB", "L", "RGBA", "P", "CMYK", "1"][index % 6]
-        path = root / f"{index:02d}.{'jpg' if mode in ('RGB', 'L', 'CMYK') else 'png'}"
-        image.convert(mode).save(path)
-        found.append(path)
-    return found
+        suffix = "jpg" if mode in ("RGB", "L", "CMYK") else "png"
+        files.append(root / f"{index:02d}.{suffix}")
+        image.convert(mode).save(files[-1])
+    return files
+
+
+def encode(backbone, paths, workers=0, **options):
+    return encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(**options))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
 def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, crop_pct):
     backbone = Colours((32, 32), interpolation, crop_pct)
-    usual = transforms.Compose(
+    transform = transforms.Compose(
         [
             transforms.Resize(int(32 / crop_pct), InterpolationMode(interpolation)),
             transforms.CenterCrop(32),
@@ -51,53 +55,42 @@ def test_it_is_torchvision_resize_centre_crop_normalise(paths, interpolation, cr
             transforms.Normalize(backbone.data.mean, backbone.data.std),
         ]
     )
-    wanted = torch.cat(
-        [backbone.encode_image(usual(Image.open(p).convert("RGB"))[None]) for p in paths]
-    )
-    found = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    images = [transform(Image.open(path).convert("RGB"))[None] for path in paths]
+    expected = torch.cat([backbone.encode_image(image) for image in images])
+    embeddings = encode(backbone, paths, batch_size=4)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(paths, workers):
-    backbone = Colours()
-    here = encode_images(backbone, paths, EncodeRun(CPU, 0), Encoding(batch_size=4))
-    assert torch.equal(
-        encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=4)), here
-    )
-    torch.testing.assert_close(
-        encode_images(backbone, paths, EncodeRun(CPU, workers), Encoding(batch_size=7)), here
-    )
+    expected = encode(Colours(), paths, batch_size=4)
+    assert torch.equal(encode(Colours(), paths, workers, batch_size=4), expected)
+    torch.testing.assert_close(encode(Colours(), paths, workers, batch_size=7), expected)
 
 
 def test_order_size_progress_and_memory_format(paths):
     backbone, bar = Colours(cnn=True), Bar()
-    formats = []
-    encode = backbone.encode_image
-    backbone.encode_image = lambda x: (
-        formats.append(x.is_contiguous(memory_format=torch.channels_last)) or encode(x)
-    )
-    forward = encode_images(
-        backbone, paths, EncodeRun(CPU, 2, bar), Encoding(size=(24, 40), batch_size=8)
-    )
-    assert [tuple(shape) for shape in backbone.seen] == [
-        (8, 3, 24, 40),
-        (8, 3, 24, 40),
-        (5, 3, 24, 40),
-    ]
-    assert all(formats)
-    assert bar.started == [("encoding images", 21)]
-    assert bar.done == 21
-    backward = encode_images(
-        backbone, paths[::-1], EncodeRun(CPU, 2), Encoding(size=(24, 40), batch_size=8)
-    )
+    channels_last = []
+    encode_image = backbone.encode_image
+
+    def spy(images):
+        channels_last.append(images.is_contiguous(memory_format=torch.channels_last))
+        return encode_image(images)
+
+    backbone.encode_image = spy
+    encoding = Encoding(size=(24, 40), batch_size=8)
+    forward = encode_images(backbone, paths, EncodeRun(CPU, 2, bar), encoding)
+    assert [tuple(shape) for shape in backbone.seen] == [(n, 3, 24, 40) for n in (8, 8, 5)]
+    assert all(channels_last)
+    assert bar.started == [("encoding images", 21)] and bar.done == 21
+    backward = encode_images(backbone, paths[::-1], EncodeRun(CPU, 2), encoding)
     torch.testing.assert_close(backward.flip(0), forward)
 
 
-def test_bfloat16_is_near(paths):
-    exact = encode_images(Colours(), paths, EncodeRun(CPU, 0))
-    rough = encode_images(Colours(), paths, EncodeRun(CPU, 0), Encoding(precision="bf16"))
+def test_bfloat16_is_close(paths):
+    exact = encode(Colours(), paths)
+    rough = encode(Colours(), paths, precision="bf16")
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
@@ -106,36 +99,32 @@ def test_bfloat16_is_near(paths):
 def test_bad_input_is_one_line(paths, tmp_path):
     broken = make.truncate(make.save(tmp_path / "x.jpg", np.zeros((60, 60, 3), np.uint8)))
     for workers in (0, 2):
-        with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as caught:
-            encode_images(Colours(), [*paths, broken], EncodeRun(CPU, workers))
-        assert "\n" not in str(caught.value)
-    assert encode_images(Colours((30, 30)), paths, EncodeRun(CPU, 0)).shape == (
-        21,
-        8,
-    )  # its own size is never refused
+        with pytest.raises(UserError, match=r"cannot read .*x\.jpg") as error:
+            encode(Colours(), [*paths, broken], workers)
+        assert "\n" not in str(error.value)
+    assert encode(Colours((30, 30)), paths).shape == (21, 8)  # its own size is never refused
     with pytest.raises(UserError, match="multiples of 4"):
-        encode_images(Colours(), paths, EncodeRun(CPU), Encoding(size=(30, 32)))
+        encode(Colours(), paths, size=(30, 32))
 
 
-def test_embeddings_that_are_not_finite_end_it(paths):
+def test_embeddings_that_are_not_finite_raise(paths):
     backbone = Colours()
     backbone.projection[0, 0] = torch.nan
     with pytest.raises(NonFiniteLoss, match="image embeddings of colours"):
-        encode_images(backbone, paths, EncodeRun(CPU, 0))
+        encode(backbone, paths)
     with pytest.raises(NonFiniteLoss, match="text embeddings of colours"):
         encode_texts(backbone, ["red"], EncodeRun(CPU))
 
 
 def test_no_images_no_embeddings():
-    assert encode_images(Colours(), [], EncodeRun(CPU)).shape == (0, 8)
+    assert encode(Colours(), []).shape == (0, 8)
 
 
 def test_texts_keep_their_order():
     texts = ["red", "green", "blue", "white", "none"]
-    one_by_one = torch.cat([Colours().encode_text([text]) for text in texts])
-    torch.testing.assert_close(
-        encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2), one_by_one
-    )
+    singly = torch.cat([Colours().encode_text([text]) for text in texts])
+    embeddings = encode_texts(Colours(), texts, EncodeRun(CPU), batch_size=2)
+    torch.testing.assert_close(embeddings, singly)
 
 
 @settings(max_examples=80, deadline=None)
@@ -156,19 +145,16 @@ def test_the_crop_is_covered_without_padding(width, height, size, crop_pct):
 @given(width=st.integers(8, 120), height=st.integers(8, 120), side=st.integers(8, 48))
 def test_squares_are_torchvision_resize_and_centre_crop(width, height, side):
     image = Image.fromarray(make.picture(np.random.default_rng(width), (width, height)))
-    usual = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])(
-        image
-    )
-    found = eval_transform((side, side), replace(PLAIN, crop_pct=0.875))(image)
-    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(usual))
+    crop = transforms.Compose([transforms.Resize(int(side / 0.875)), transforms.CenterCrop(side)])
+    pixels = eval_transform((side, side), replace(PLAIN, crop_pct=0.875))(image)
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(crop(image)))
 
 
-def test_squash_keeps_the_whole_picture(tmp_path):
+def test_squash_keeps_both_ends(tmp_path):
     """SigLIP's way: no crop, the shape is not kept."""
+    # red at the left end, green at the right: a centre crop would lose both
     picture = np.zeros((20, 80, 3), np.uint8)
-    picture[:, :20, 0] = (
-        255  # red at the left end, green at the right: a centre crop would lose both
-    )
+    picture[:, :20, 0] = 255
     picture[:, 60:, 1] = 255
     path = tmp_path / "wide.png"
     Image.fromarray(picture).save(path)

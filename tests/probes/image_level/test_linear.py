@@ -159,10 +159,10 @@ def test_the_probe_end_to_end(tmp_path):
     state = task.backbone.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
-    other = context(LINEAR, DATASETS["imagefolder"], root, workers=2, **SMALL)
-    repeated = LINEAR.run(other)
+    second = context(LINEAR, DATASETS["imagefolder"], root, workers=2, **SMALL)
+    repeated = LINEAR.run(second)
     assert repeated.metrics == result.metrics and repeated.notes == result.notes
-    assert "encode_seconds" not in other.cost.metrics()  # all features were cached
+    assert "encode_seconds" not in second.cost.metrics()  # all features were cached
 
 
 def test_the_choice_does_not_depend_on_val(tmp_path):

@@ -55,9 +55,9 @@ def test_end_to_end(root):
     assert {"train/loss", *curves} <= names
     cost = task.cost.metrics()
     assert cost["train_seconds"] > 0 and cost["encode_images_per_second"] > 0
-    other = crops_task(root)
-    assert LINEAR.run(other).metrics == result.metrics
-    assert other.log.curves[-1] == task.log.curves[-1]
+    second = crops_task(root)
+    assert LINEAR.run(second).metrics == result.metrics
+    assert second.log.curves[-1] == task.log.curves[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
