@@ -43,20 +43,20 @@ class Candidate(Generic[T]):
 
 
 def log_scores(log: RunLog, metric: str, candidates: Sequence[Candidate[T]], step: int) -> None:
-    """Log ``select/METRIC/NAME`` of each candidate."""
+    """Log ``select/METRIC/NAME`` of each candidate that has a score."""
     scores = {f"select/{metric}/{each.name}": each.score for each in candidates}
-    log.log_metrics(scores, step)
+    log.log_metrics({name: score for name, score in scores.items() if score == score}, step)
 
 
 def select(
-    candidates: Sequence[Candidate[T]], metric: str, basis: str, direction: float = 1
+    candidates: Sequence[Candidate[T]], metric: str, images: int, direction: float = 1
 ) -> tuple[Candidate[T], str]:
     """The best candidate, and a note on the choice.
 
     Of candidates that are equal in score and loss the first wins; scores that are NaN rank last.
 
     Args:
-        basis: what the scores are measured on, such as ``on 20 held-out training images``.
+        images: number of held-out training images that the scores are measured on.
         direction: 1 where a higher score is better, -1 where a lower one is.
     """
 
@@ -65,7 +65,10 @@ def select(
         return valid, direction * candidate.score, -candidate.loss
 
     best = max(candidates, key=rank)
-    note = f"best of {len(candidates)} {basis} ({metric} {best.score:.4g})"
+    note = (
+        f"best of {len(candidates)} on {images} held-out training images"
+        f" ({metric} {best.score:.4g})"
+    )
     grid = {each.coordinate for each in candidates if each.coordinate is not None}
     if len(grid) > 1 and best.coordinate in (min(grid), max(grid)):
         edge = "lowest" if best.coordinate == min(grid) else "highest"

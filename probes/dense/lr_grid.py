@@ -75,10 +75,8 @@ def _best(
     for rate, member in found.items():
         score = member.metrics[main] if isinstance(member, Member) else math.nan
         candidates.append(Candidate(rate, f"lr_{rate:g}", score, coordinate=rate))
-    scored = [candidate for candidate in candidates if candidate.value in trained]
-    log_scores(context.log, main, scored, context.settings.max_iters)
-    basis = f"on {held} held-out training images"
-    best, reason = select(candidates, main, basis, declared.direction)
+    log_scores(context.log, main, candidates, context.settings.max_iters)
+    best, reason = select(candidates, main, held, declared.direction)
     context.log.log_metrics({"select/lr": best.value}, context.settings.max_iters)
     notes = [f"learning rate {best.value:g}: {reason}; then trained on all"]
     notes += [

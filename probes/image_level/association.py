@@ -53,6 +53,6 @@ def run(context: Context) -> TaskResult:
 
 
 def prompt(cue: str) -> str:
-    """``A dog``, ``An owl``."""
+    """``A dog``, ``An owl``, in lower case as DataComp's."""
     cue = cue.lower()
     return f"{'An' if cue[:1] in 'aeiou' else 'A'} {cue}"

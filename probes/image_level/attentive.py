@@ -72,7 +72,7 @@ def run(context: Context) -> TaskResult:
         accuracy = top1(logits, labels[held_out])
         candidates.append(Candidate(head, f"lr_{rate:g}", accuracy, loss, rate))
     log_scores(context.log, "top1", candidates, 0)
-    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "top1", len(held_out))
     (logits,) = predict(context, AttentiveHeads([best.value]), val)
     result = score(context, logits)
     result.notes = [f"learning rate {best.coordinate:g}: {reason}"]

@@ -128,5 +128,5 @@ def choose(fits: LeastSquares, labels: Tensor, settings: FewShotSettings) -> tup
         accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
         error = (scores - fits.targets).square().mean().item()
         candidates.append(Candidate(l2, f"l2_{l2:g}", accuracy, error))
-    best, reason = select(candidates, "top1", "by leaving each image out")
-    return best.value, reason
+    best, reason = select(candidates, "top1", len(labels))
+    return best.value, f"{reason}, each left out in turn"

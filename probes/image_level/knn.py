@@ -58,7 +58,7 @@ def choose(train: Tensor, labels: Tensor, context: Context) -> tuple[int, str]:
         for k, ballot in zip(settings.neighbours, ballots, strict=True)
     ]
     log_scores(context.log, "top1", candidates, 1)
-    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "top1", len(held_out))
     return best.value, reason
 
 

@@ -72,5 +72,5 @@ def choose(train: Samples, context: Context) -> tuple[Pair, str]:
 
     context.progress.start(f"choosing among {len(grid)} linear classifiers", settings.epochs)
     train_linear(training, grid, settings, context.seed, context.device, evaluate)
-    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "top1", len(held_out))
     return best.value, reason

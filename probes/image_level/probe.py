@@ -7,9 +7,9 @@ from functools import partial
 from probes.base import FeatureProbe
 from probes.image_level.settings import (
     RECALL_AT,
-    AssociationSettings,
     AttentiveSettings,
     CorrespondenceSettings,
+    EncodeSettings,
     FewShotSettings,
     KnnSettings,
     LinearSettings,
@@ -62,7 +62,7 @@ ZERO_SHOT = zero_shot(
     f"{FOLDER}.zero_shot",
     other_metrics=OTHER_METRICS,
 )
-ASSOCIATION = zero_shot("association", AssociationSettings, JACCARD, f"{FOLDER}.association")
+ASSOCIATION = zero_shot("association", EncodeSettings, JACCARD, f"{FOLDER}.association")
 RETRIEVAL = FeatureProbe(
     "retrieval",
     "image-text",

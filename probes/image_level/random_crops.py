@@ -89,7 +89,7 @@ def run(context: Context) -> TaskResult:
         samples = Samples(features[:, columns], labels[held_out], len(context.data.classes))
         candidates += evaluate_grid(grid, settings.grid, samples, device, f"{name}_")
     log_scores(context.log, "top1", candidates, settings.epochs * epoch_length)
-    best, reason = select(candidates, "top1", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "top1", len(held_out))
     choice, number = divmod(candidates.index(best), len(settings.grid))
     grid, columns = heads.grids[choice], list(heads.columns.values())[choice]
     val = encode_split(context, "val")[:, columns]

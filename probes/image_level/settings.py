@@ -223,8 +223,3 @@ class FewShotSettings(EmbeddingSettings):
 
     shots: PositiveInt = 10
     l2: Rates = tuple(4.0**power for power in range(-5, 11))
-
-
-@settings_dataclass
-class AssociationSettings(EncodeSettings):
-    """Protocol of WinoGAViL: the prompt is "A cue" or "An cue", in lower case, as DataComp's."""

@@ -20,7 +20,6 @@ from probes.protocols.base import (
     Protocol,
     find_preset,
     preset_deviations,
-    register_protocol,
 )
 from probes.registry import PROBES, find_task
 from probes.runner.bridge import FrozenBackbone
@@ -142,58 +141,57 @@ def data(tmp_path_factory):
     }
 
 
-def rates(config: Config) -> list[float]:
-    """The learning rate of each iteration, over the highest."""
-    optimizer = torch.optim.SGD(
-        [torch.zeros(1, requires_grad=True)], lr=config.optim_wrapper.optimizer.lr
-    )
-    parts = [
+def built(task, settings, backbone, data, folder) -> Config:
+    """The config of a probe on a kind of backbone, as plain values."""
+    text = find_task(task)[1].config(context(folder, data, settings, BACKBONES[backbone]))
+    return Config.fromstring(text, ".py")
+
+
+def check_rates(config: Config, shares: dict[int, float], **tolerance: float) -> None:
+    """Compare the learning rate of some iterations with shares of the highest."""
+    peak = config.optim_wrapper.optimizer.lr
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    schedulers = [
         PARAM_SCHEDULERS.build({**part, "optimizer": OptimWrapper(optimizer)})
         for part in config.param_scheduler
     ]
-    found = []
+    rates = []
     for _ in range(config.train_cfg.max_iters):
-        found.append(optimizer.param_groups[0]["lr"] / config.optim_wrapper.optimizer.lr)
-        for part in parts:
-            part.step()
-    return found
+        rates.append(optimizer.param_groups[0]["lr"] / peak)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert max(rates) == pytest.approx(1.0, abs=1e-3)
+    for iteration, share in shares.items():
+        assert rates[iteration] == pytest.approx(share, **tolerance), iteration
+
+
+def as_tuples(config: dict) -> dict:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize(("name", "task"), TABLE)
-def test_what_is_built_is_what_the_table_says(name, task, backbone, data, tmp_path) -> None:
+def test_the_built_config_is_that_of_the_table(name, task, backbone, data, tmp_path) -> None:
     spec, probe = find_task(task)
     preset, row = find_preset(name, spec, probe), TABLE[name, task]
     settings = with_changes(probe.settings_type(), {**preset.settings, "protocol": name})
     assert settings.protocol == name and settings.cache == "none" and not settings.lr_grid
-    config = Config.fromstring(
-        probe.config(context(tmp_path, data[spec.kind], settings, BACKBONES[backbone])), ".py"
-    )
-    optimizer = config.optim_wrapper.optimizer.to_dict()
-    assert {
-        **optimizer,
-        **({"betas": tuple(optimizer["betas"])} if "betas" in optimizer else {}),
-    } == row["optimizer"]
+    config = built(task, settings, backbone, data[spec.kind], tmp_path)
+    assert as_tuples(config.optim_wrapper.optimizer.to_dict()) == row["optimizer"]
     assert (config.optim_wrapper.get("clip_grad") or {}).get("max_norm") == row["clip"]
     assert config.train_dataloader.batch_size == row["batch"]
     assert config.train_cfg.max_iters == row["iterations"]
-    parts = {part["type"]: part for part in config.train_dataloader.dataset.dataset.pipeline}
-    assert (
-        tuple(parts["RandomResize"]["scale"]),
-        tuple(parts["RandomResize"]["ratio_range"]),
-    ) == row["scale"]
-    assert tuple(parts["RandomCrop"]["crop_size"]) == tuple(parts["PadCrop"]["size"]) == row["crop"]
+    pipeline = config.train_dataloader.dataset.dataset.pipeline
+    parts = {part["type"]: as_tuples(part) for part in pipeline}
+    resize = parts["RandomResize"]
+    assert (resize["scale"], resize["ratio_range"]) == row["scale"]
+    assert parts["RandomCrop"]["crop_size"] == parts["PadCrop"]["size"] == row["crop"]
     assert parts["RandomFlip"]["prob"] == row["flip"]
-    assert [kind for kind in parts if kind in ("PhotoMetricDistortion", "RandomBrightness")] == row[
-        "colours"
-    ]
-    if "RandomBrightness" in parts:
-        assert (parts["RandomBrightness"]["low"], parts["RandomBrightness"]["high"]) == (0.75, 1.25)
-    test = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config.model.test_cfg.items()
-    }
-    assert test == row["test"]
+    colours = [kind for kind in parts if kind in ("PhotoMetricDistortion", "RandomBrightness")]
+    assert colours == row["colours"]
+    if brightness := parts.get("RandomBrightness"):
+        assert (brightness["low"], brightness["high"]) == (0.75, 1.25)
+    assert as_tuples(config.model.test_cfg) == row["test"]
     assert config.model.backbone.out_indices == ([-1] if row["last"] else None)
     assert config.model.neck.stride == row["stride"][backbone]
     head = config.model.decode_head
@@ -202,69 +200,45 @@ def test_what_is_built_is_what_the_table_says(name, task, backbone, data, tmp_pa
     with DefaultScope.overwrite_default_scope("mmseg"):
         model = MODELS.build(config.model)
         build_optim_wrapper(model, config.optim_wrapper)
-    assert (
-        model.decode_head.out_channels == {"segmentation": 3, "depth": 1, "normals": 4}[spec.kind]
-    )
+    channels = {"segmentation": 3, "depth": 1, "normals": 4}
+    assert model.decode_head.out_channels == channels[spec.kind]
     if probe.name == "deeplabv3":
         assert tuple(head.dilations) == (1, 12, 24, 36)
     if row["rates"]:
-        found = rates(config)
-        assert max(found) == pytest.approx(1.0, abs=1e-3)
-        for iteration, share in row["rates"].items():
-            assert found[iteration] == pytest.approx(share, abs=2e-3), iteration
+        check_rates(config, row["rates"], abs=2e-3)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_mask_rcnn_of_mmdet(backbone, tmp_path) -> None:
     spec, probe = find_task("coco/mask-rcnn")
-    settings = with_changes(probe.settings_type(), {**find_preset("mmdet1x", spec, probe).settings})
+    settings = with_changes(probe.settings_type(), find_preset("mmdet1x", spec, probe).settings)
     data = tiny_coco.prepared(tiny_coco.write(tmp_path / "data"))
-    config = Config.fromstring(
-        probe.config(context(tmp_path / "work", data, settings, BACKBONES[backbone])), ".py"
-    )
-    assert (
-        config.train_cfg.max_iters == 12 * 117_266 // 16
-        and config.train_dataloader.batch_size == 16
-    )
+    config = built("coco/mask-rcnn", settings, backbone, data, tmp_path / "work")
+    length = 12 * 117_266 // 16
+    assert config.train_cfg.max_iters == length and config.train_dataloader.batch_size == 16
     sgd = {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
     assert config.optim_wrapper.to_dict() == {"type": "OptimWrapper", "optimizer": sgd}
     images = config.train_dataloader.dataset.dataset
     assert (images.min_size, images.drop_empty, images.aspect_groups) == (32, True, 16)
     (resize,) = (part for part in images.pipeline if part["type"] == "Resize")
     assert tuple(resize["scale"]) == (1333, 800) and resize["keep_ratio"]
-    found = rates(config)
-    eight, eleven = 8 * len(found) // 12, 11 * len(found) // 12
-    for iteration, share in {
-        0: 1e-3,
-        250: 0.5,
-        500: 1.0,
-        eight - 9: 1.0,
-        eight + 9: 0.1,
-        eleven + 9: 0.01,
-    }.items():
-        assert found[iteration] == pytest.approx(share, rel=5e-3), iteration
+    eight, eleven = 8 * length // 12, 11 * length // 12
+    shares = {0: 1e-3, 250: 0.5, 500: 1.0, eight - 9: 1.0, eight + 9: 0.1, eleven + 9: 0.01}
+    check_rates(config, shares, rel=5e-3)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
-def test_every_preset_names_settings_of_its_probe_and_says_where_it_is_from(protocol) -> None:
+def test_every_preset_has_settings_of_its_probe_and_a_source(protocol) -> None:
     assert protocol.source
     for preset in protocol.presets:
         probe = PROBES[preset.probe]
         assert set(preset.settings) <= field_names(probe.settings_type) - {"protocol", "precision"}
         settings = with_changes(probe.settings_type(), preset.settings)
-        assert (
-            preset_deviations(
-                dataclasses.replace(preset, data={}), settings, tiny_dense.SPECS["depth"]
-            )
-            == []
-        )
-        assert all(
-            isinstance(getattr(settings, key), type(value))
-            for key, value in preset.settings.items()
-        )
+        without_data = dataclasses.replace(preset, data={})
+        assert preset_deviations(without_data, settings, tiny_dense.SPECS["depth"]) == []
 
 
-def test_what_differs_is_said_and_what_does_not_apply_is_refused() -> None:
+def test_deviations_are_listed_and_a_task_without_a_preset_is_refused() -> None:
     spec, probe = find_task("nyu-depth/linear")
     preset = find_preset("dinov3", spec, probe)
     settings = with_changes(probe.settings_type(), {**preset.settings, "max_iters": 100})
@@ -273,37 +247,32 @@ def test_what_differs_is_said_and_what_does_not_apply_is_refused() -> None:
         "split=official 795/654 instead of 24k/654",
     ]
     same_split = dataclasses.replace(spec, extra={**spec.extra, "split": "24k/654"})
-    assert preset_deviations(preset, with_changes(settings, preset.settings), same_split) == []
-    with pytest.raises(
-        UserError,
-        match=r"dinov3 does not apply to voc/linear; it applies to ade20k/linear, nyu-depth/lin",
-    ):
+    unchanged = with_changes(settings, preset.settings)
+    assert preset_deviations(preset, unchanged, same_split) == []
+    with pytest.raises(UserError, match=r"it applies to ade20k/linear, nyu-depth/linear$"):
         find_preset("dinov3", *find_task("voc/linear"))
     with pytest.raises(UserError, match="no protocol 'dinov4'; did you mean dinov3"):
         find_preset("dinov4", spec, probe)
     assert find_preset("own", spec, probe).settings == {} and not OWN.presets
 
 
-def test_a_dataset_of_its_own_comes_before_all_datasets(monkeypatch) -> None:
-    monkeypatch.setattr(PROTOCOLS, "_things", dict(PROTOCOLS))
-    some, own = (
-        Preset("segmentation/linear", {"lr": 1.0}),
-        Preset("segmentation/linear", {"lr": 2.0}, ("voc",)),
-    )
-    register_protocol(Protocol("two", "a test", (some, own)))
-    assert find_preset("two", *find_task("voc/linear")) is own
-    assert find_preset("two", *find_task("ade20k/linear")) is some
+def test_a_preset_that_names_the_dataset_comes_first() -> None:
+    general = Preset("segmentation/linear", {"lr": 1.0})
+    for_voc = Preset("segmentation/linear", {"lr": 2.0}, ("voc",))
+    protocol = Protocol("two", "a test", (general, for_voc))
+    assert protocol.preset(*find_task("voc/linear")) is for_voc
+    assert protocol.preset(*find_task("ade20k/linear")) is general
 
 
 @pytest.mark.parametrize("name", ["random/timm/vit_tiny_patch16_224", "random/open_clip/ViT-B-32"])
 def test_the_last_layer_has_passed_the_backbones_own_final_norm(name) -> None:
     frozen = FrozenBackbone(name=name, seed=0, out_indices=[-1])
-    images = torch.randn(1, 3, 224, 224)
+    images, model = torch.randn(1, 3, 224, 224), frozen.backbone.model
     (features,) = frozen(images)
     if "timm" in name:
-        tokens = frozen.backbone.model.forward_features(images)[:, 1:]
+        tokens = model.forward_features(images)
     else:
-        tokens = frozen.backbone.model.visual.ln_post(
-            frozen.backbone.model.visual.transformer(frozen.backbone.model.visual._embeds(images))
-        )[:, 1:]
-    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-4)
+        visual = model.visual
+        tokens = visual.ln_post(visual.transformer(visual._embeds(images)))
+    patches = features.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches, tokens[:, 1:], rtol=1e-4, atol=1e-4)

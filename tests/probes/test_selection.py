@@ -52,7 +52,7 @@ def test_the_best_candidate(scores, losses, direction, best):
         Candidate(rate, f"lr_{rate:g}", score, loss, rate)
         for rate, score, loss in zip(rates, scores, losses, strict=True)
     ]
-    chosen, note = select(candidates, "top1", "on 9 held-out training images", direction)
+    chosen, note = select(candidates, "top1", 9, direction)
     assert chosen is candidates[best]
     assert note.startswith(f"best of 3 on 9 held-out training images (top1 {scores[best]:.4g})")
     edge = {0: "the lowest of its grid", 1: None, 2: "the highest of its grid"}[best]

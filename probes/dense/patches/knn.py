@@ -92,5 +92,5 @@ def choose(
         for pair in pairs
     ]
     log_scores(context.log, "mIoU", candidates, 1)
-    best, reason = select(candidates, "mIoU", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "mIoU", len(held_out))
     return best.value, reason

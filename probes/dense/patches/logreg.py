@@ -145,5 +145,5 @@ def choose(
         candidates.append(Candidate(model, f"C_{c:.3g}", score, coordinate=c))
         context.progress.advance()
     log_scores(context.log, "mIoU", candidates, 1)
-    best, reason = select(candidates, "mIoU", f"on {len(held_out)} held-out training images")
+    best, reason = select(candidates, "mIoU", len(held_out))
     return grid[candidates.index(best)], reason, best.value

@@ -60,6 +60,6 @@ def test_it_learns_colours_from_two_images_each(tmp_path):
     root = make.make_imagefolder(tmp_path, 5, 4)
     result = FEW_SHOT.run(context(FEW_SHOT, DATASETS["imagefolder"], root, shots=2))
     assert result.metrics["top1"] == 100
-    assert "8 training images" in result.notes[0] and "leaving each image out" in result.notes[0]
+    assert "8 training images" in result.notes[0] and "each left out in turn" in result.notes[0]
     result = FEW_SHOT.run(context(FEW_SHOT, DATASETS["imagefolder"], root, shots=9))
     assert "4 of 4 classes have fewer" in result.notes[1]
