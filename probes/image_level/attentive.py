@@ -23,13 +23,7 @@ from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
 from probes.image_level.classification import score, targets, top1
 from probes.image_level.crop_training import train_on_crops
-from probes.image_level.encode import (
-    Images,
-    autocast,
-    encode_batches,
-    input_size,
-    split_batches,
-)
+from probes.image_level.encode import autocast, encode_paths, input_size
 from probes.image_level.settings import AttentiveSettings
 from probes.selection import Candidate, log_scores, select, stratified_split
 
@@ -112,13 +106,9 @@ def token_encoder(backbone: Backbone) -> Callable[[Tensor], Tensor]:
 def predict(context: Context, heads: AttentiveHeads, paths: Sequence[Path]) -> list[Tensor]:
     """(N, classes) float32 logits of each head, on the CPU."""
     backbone, encoding = context.backbone, context.settings.encoding(context.device.type)
-    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
-    batches = split_batches(len(paths), encoding.batch_size)
-    context.progress.start("encoding images", len(paths))
-    logits: list[list[Tensor]] = [[] for _ in heads]
     encode, run = token_encoder(backbone), EncodeRun.of(context)
-    for tokens in encode_batches(images, batches, backbone, encode, run, encoding):
-        for parts, part in zip(logits, heads.eval()(tokens), strict=True):
-            parts.append(part.cpu())
-        context.progress.advance(len(tokens))
-    return [torch.cat(parts) for parts in logits]
+    batches = [
+        torch.stack(heads.eval()(tokens)).cpu()
+        for tokens in encode_paths(paths, backbone, encode, run, encoding)
+    ]
+    return list(torch.cat(batches, dim=1))

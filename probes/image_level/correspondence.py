@@ -25,7 +25,7 @@ from torch import Tensor
 from common.errors import UserError
 from probes.base import Context, TaskResult
 from probes.features.cost import EncodeRun
-from probes.image_level.encode import Images, encode_batches, split_batches
+from probes.image_level.encode import Images, encode_batches
 from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
@@ -108,10 +108,9 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
     paths = [context.data.root / name for name in names]
     images = UprightImages(paths, (side, side), replace(backbone.data, squash=True))
     encoding, run = settings.encoding(context.device.type), EncodeRun.of(context)
-    batches = split_batches(len(names), encoding.batch_size)
     maps: list[Tensor] = []
     for batch in encode_batches(
-        images, batches, backbone, lambda pixels: backbone(pixels)[layer], run, encoding
+        images, None, backbone, lambda pixels: backbone(pixels)[layer], run, encoding
     ):
         maps += batch.half()
     return dict(zip(names, maps, strict=True))

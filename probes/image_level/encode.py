@@ -42,35 +42,44 @@ def encode_images(
         UserError: an image cannot be read, or the size does not fit the backbone.
         NonFiniteLoss: the backbone gives an embedding that is not finite.
     """
-    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
-    batches = split_batches(len(paths), encoding.batch_size)
-    run.progress.start("encoding images", len(images))
     encode = encoder(backbone, encoding)
-    parts = []
-    for embedded in encode_batches(images, batches, backbone, encode, run, encoding):
-        parts.append(embedded.cpu())
-        run.progress.advance(len(embedded))
+    batches = encode_paths(paths, backbone, encode, run, encoding)
+    parts = [embedded.cpu() for embedded in batches]
     embeddings = torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
     return check_finite(embeddings, f"image embeddings of {backbone.name}")
 
 
-def split_batches(count: int, batch_size: int) -> list[range]:
-    """Ranges of at most ``batch_size`` items that cover ``count`` items in order."""
-    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-
-
-def encode_batches(
-    images: Images,
-    batches: Sequence[Sequence[int]],
+def encode_paths(
+    paths: Sequence[Path],
     backbone: Backbone,
     encode: Callable[[Tensor], Tensor],
     run: EncodeRun,
     encoding: Encoding,
 ) -> Iterator[Tensor]:
-    """``encode`` of each batch of items, float32 on the device.
+    """``encode`` of images in their order, in batches, with progress."""
+    images = Images(paths, input_size(encoding.size, backbone), backbone.data)
+    run.progress.start("encoding images", len(images))
+    for features in encode_batches(images, None, backbone, encode, run, encoding):
+        yield features
+        run.progress.advance(len(features))
+
+
+def encode_batches(
+    images: Images,
+    batches: Sequence[Sequence[int]] | None,
+    backbone: Backbone,
+    encode: Callable[[Tensor], Tensor],
+    run: EncodeRun,
+    encoding: Encoding,
+) -> Iterator[Tensor]:
+    """``encode`` of each batch of items (None: all in their order), float32 on the device.
 
     At most ``encoding.batch_size`` images go through the backbone at once.
     """
+    if batches is None:
+        items = range(len(images))
+        size = encoding.batch_size
+        batches = [items[start : start + size] for start in items[::size]]
     for pixels in run.cost.timed("encode", load_batches(images, batches, backbone, run)):
         with (
             run.cost.phase("encode"),
