@@ -14,10 +14,6 @@ from probes.cost import Cost
 from probes.datasets.base import DatasetSpec, Kind, PreparedDataset, Split
 from reports.metrics import Metric
 
-MOST_PIXELS = (
-    8192  # of an image's side: a slip of the finger would fill the memory before it is noticed
-)
-
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -27,21 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """All that a probe needs for one task.
+    """Everything that a probe needs for one task.
 
     Attributes:
         backbone: frozen, on ``device``.
-        backbone_config: keyword arguments of ``backbones.create`` that make it again (in another
-            process, from a config).
+        backbone_config: keyword arguments of ``backbones.create`` that create it again, in another
+            process or from a config.
         data: the checked dataset.
-        settings: an instance of the probe's ``settings_type`` (all protocol: each field is part of
-            the task's identity).
+        settings: an instance of the probe's ``settings_type``.
         seed: of everything random.
-        device: where to compute.
-        work_dir: scratch of this cell, kept until the cell is finished; resume state lives here.
-        log, progress: where curves and progress go.
+        device: that computes.
+        work_dir: scratch folder of the cell until it is finished, with the state to resume from.
+        log, progress: of curves and of the progress bar.
         num_workers: loading processes (0 = in this one); never changes a result.
-        cost: what the task costs; the caller records it.
+        cost: counts what the task costs; the caller records it.
     """
 
     backbone: Backbone
@@ -59,7 +54,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head, without the frozen backbone; ``probes.predictor`` makes it predict again.
+    """A trained head without the frozen backbone; ``probes.predictor`` makes it predict again.
 
     Attributes:
         tensors: its weights, by name.
@@ -72,21 +67,22 @@ class Head:
 
 @dataclass
 class TaskResult:
-    """What a task ends with.
+    """The result of a task.
 
     Attributes:
         metrics: the field's names (``mIoU``, ``bbox_mAP``, ``abs_rel`` …) → value; percentages
-            0–100. The caller keeps those that the probe declares.
-        per_image: arrays whose first axis is the images, always with ``image`` (relative paths);
-            for segmentation ``intersection``, ``prediction``, ``label`` pixel counts (N, classes);
-            for depth and normals the metrics of each image and ``pixels``; for classification
-            ``rank`` of the true class; for retrieval the best ``rank`` of each query. All that the
-            statistics of a report need.
-        detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]);
-            detection only.
-        preview: PNG with images, truth and predictions side by side; dense tasks and detection.
-        head: what was trained, of probes that train something.
-        notes: things the user should know, one line each (skipped samples, chosen learning rate …).
+            0–100. The caller records those that the probe declares.
+        per_image: what the statistics of a report need: arrays whose first axis is the images,
+            always with ``image`` (relative paths); for segmentation ``intersection``,
+            ``prediction``, ``label`` pixel counts (N, classes); for depth and normals the metrics
+            of each image and ``pixels``; for classification ``rank`` of the true class; for
+            retrieval the best ``rank`` of each query.
+        detections: COCO result list (image_id, category_id, bbox, score[, segmentation RLE]) of
+            detection.
+        preview: PNG of images, ground truth and predictions side by side; dense tasks and
+            detection.
+        head: the trained head, of probes that train one.
+        notes: for the user, one line each (chosen learning rate, missing objects …).
     """
 
     metrics: dict[str, float]
@@ -126,20 +122,19 @@ def missing_capability(probe: Probe, backbone: Backbone) -> str:
 
 @runtime_checkable
 class Probe(Protocol):
-    """One probe for one kind of dataset; registered in ``probes.registry.PROBES`` under
-    ``kind/name``.
+    """A probe for one kind of dataset; ``probes.registry.PROBES`` has it as ``kind/name``.
 
     Attributes:
         name: second half of a task's name (``linear``, ``pspnet``, ``mask-rcnn`` …).
-        kind: kind of dataset it is for.
-        version: raised whenever the same settings would give other numbers; part of the task's
-            identity.
-        settings_type: frozen dataclass of JSON-able protocol fields with the paper-size defaults.
-        metrics: what ``run`` returns by name, the main one first: unit, range, direction and label,
-            recorded with each number.
-        needs_text: whether the backbone must have a text tower; ``needs_dense_text``, where a probe
-            has it: and patches in the space of its texts.
-        splits: those that it reads; (``val``,) where nothing is trained.
+        kind: of dataset.
+        version: raised whenever the same settings give other numbers; part of a task's identity.
+        settings_type: ``common.settings.settings_dataclass`` of JSON-able fields, all of which are
+            part of a task's identity; the defaults are the paper's.
+        metrics: name → unit, range, direction and label, recorded with each number; the main metric
+            first.
+        needs_text: whether the backbone must have a text tower. A probe may have
+            ``needs_dense_text`` too: patch features aligned with the text tower.
+        splits: that the probe reads; (``val``,) where nothing is trained.
     """
 
     name: str
@@ -151,12 +146,15 @@ class Probe(Protocol):
     splits: tuple[Split, ...]
 
     def config(self, context: Context) -> str:
-        """The resolved config as text (MMEngine python, runnable with plain mmengine; JSON where no
-        Runner is used)."""
+        """The resolved config as text: MMEngine's python, which plain mmengine runs, or JSON."""
 
     def run(self, context: Context) -> TaskResult:
-        """Train on ``train``, evaluate on ``val`` and say what came out. Raises ``UserError`` for
-        what the user can mend, ``NonFiniteLoss`` when training breaks."""
+        """Train on ``train`` and evaluate on ``val``.
+
+        Raises:
+            UserError: the data or the settings do not fit.
+            NonFiniteLoss: training diverged.
+        """
 
 
 @dataclass
@@ -200,16 +198,13 @@ class FeatureProbe:
 
 @runtime_checkable
 class GroupedProbe(Probe, Protocol):
-    """A probe that can be trained with others in one pass over the same photographs, each with a
-    result as if it were alone.
+    """A probe that can be trained with others in one pass over the same images.
 
-    ``run`` is then a group of one.
+    Each result is as if the probe were trained alone; ``run`` is a group of one.
     """
 
     def group_key(self, context: Context) -> str | None:
-        """The same text for tasks (of one backbone and seed) that one pass can train; None for one
-        that goes alone."""
+        """Equal for tasks of one backbone and seed that one pass can train; None to run alone."""
 
     def run_group(self, tasks: Sequence[tuple[Probe, Context]]) -> list[TaskResult | Exception]:
-        """``run`` of tasks with this probe's key: in their order, what came of each, or what it
-        alone broke with."""
+        """``run`` of tasks with one key: the result of each in their order, or its own error."""

@@ -10,12 +10,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from common.errors import UserError
 from common.settings import Probability, Share, settings_dataclass
-from probes.base import MOST_PIXELS
 from probes.datasets.base import Kind
 from probes.runner.settings import TrainingSettings
 
-Side = Annotated[int, Field(ge=16)]
-ImageSize = Annotated[int, Field(ge=16, le=MOST_PIXELS)]
+ImageSize = Annotated[int, Field(ge=16)]
 FactorRange = tuple[PositiveFloat, PositiveFloat]
 KEPT = ("fp16", "bf16", "fp32")  # values of ``cache`` that keep features
 
@@ -71,7 +69,7 @@ class DenseSettings(TrainingSettings):
     feature_stride: PositiveInt | None = None
     channels: PositiveInt = 512
     dropout: Share | None = None
-    slide: tuple[()] | tuple[Side, Side] = ()
+    slide: tuple[()] | tuple[ImageSize, ImageSize] = ()
     flip_test: bool = False
     fixed_crops: NonNegativeInt = 0
     lr_grid: tuple[PositiveFloat, ...] = ()

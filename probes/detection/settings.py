@@ -8,10 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from common.errors import UserError
 from common.settings import settings_dataclass
-from probes.base import MOST_PIXELS
 from probes.runner.settings import Schedule, TrainingSettings
 
-ImageSize = Annotated[int, Field(ge=32, le=MOST_PIXELS)]
+ImageSize = Annotated[int, Field(ge=32)]
 
 
 @settings_dataclass
