@@ -2,7 +2,7 @@
 
 Source: Darcet et al., "Cluster and Predict Latent Patches for Improved Masked Image Modeling",
 2025, and ``eval_segmentation.py`` of github.com/facebookresearch/capi: its defaults, which
-``default_eval_config.yaml`` leaves as they are.
+``default_eval_config.yaml`` does not change.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ register_protocol(
             ),
         ),
         differs=(
-            "images and label maps are squeezed to squares of 224 px, and scored there; here"
-            " the aspect stays, and labels are scored at their own resolution",
-            "a tenth of train is held out by chance, not by content, and the chosen setting is"
-            " fitted on the other nine tenths",
-            "neighbours hand on their labels pixel by pixel, and the logistic regression one"
-            " label for the whole patch",
-            "on ADE20K its k-NN computes in bfloat16, and its mIoU is of the classes that occur",
+            "images and label maps are resized to squares of 224 px, and scored there; here the"
+            " aspect ratio is kept, and labels are scored at their own resolution",
+            "a random tenth of train is held out, here a tenth by content; its chosen setting is"
+            " fitted on the other nine tenths, here on all",
+            "neighbours pass on their labels pixel by pixel, and the logistic regression one label"
+            " per patch",
+            "on ADE20K its k-NN computes in bfloat16, and its mIoU is over the classes that occur",
         ),
     )
 )

@@ -40,11 +40,10 @@ register_protocol(
         "DINOv2 (Oquab et al. 2024), dinov2/eval/linear.py of facebookresearch/dinov2",
         (LINEAR,),
         differs=(
-            "it chooses the best head on val; here 2 % of train, which no head is trained on,"
-            " decide",
-            "val is resized and cropped as the backbone wants it (its own is 256 and 224, as"
+            "it chooses the best head on val, here on 2 % of train, which no head is trained on",
+            "val is resized and cropped by the backbone's own transform (there 256 and 224, as"
             " dinov2-b14's)",
-            "of a network without blocks the last feature maps, averaged, stand for class tokens",
+            "for a network without blocks, averages of the last feature maps replace class tokens",
         ),
     )
 )

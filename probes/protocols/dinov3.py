@@ -2,11 +2,11 @@
 
 Source: Siméoni et al., "DINOv3", 2025, and ``dinov3/eval/{segmentation,depth}`` of
 github.com/facebookresearch/dinov3: ``segmentation/config.py`` and
-``configs/config-ade20k-linear-training.yaml``; ``depth/config.py``, ``depth/models``. Read
-there, not copied: its licence is not ours.
+``configs/config-ade20k-linear-training.yaml``; ``depth/config.py``, ``depth/models``. They
+were read, not copied, since their licence differs.
 
 A linear head on the last layer, which has passed the backbone's own final norm, without the class
-token. Where the paper and its files are silent, the probe's own defaults hold.
+token. What the paper and its files leave open is the probe's own default.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ register_protocol(
         " facebookresearch/dinov3",
         (SEGMENTATION, DEPTH),
         differs=(
-            "its cosine counts from the first iteration, not from the end of the warm-up, and"
-            " beta 1 moves with the rate",
-            "for depth images are rotated by up to 2.5° too, and nothing is normalised before"
-            " the convolution",
-            "images are padded at all sides to whole patches, here at the right and the bottom",
+            "its cosine starts at the first iteration, here at the end of the warm-up, and its"
+            " beta 1 changes with the rate",
+            "for depth, images are also rotated by up to 2.5°, and nothing is normalised before the"
+            " convolution",
+            "images are padded on all sides to full patches, here at the right and the bottom",
         ),
     )
 )

@@ -30,10 +30,10 @@ register_protocol(
         differs=(
             "the memory is filled from two passes of random crops and flips over train, here"
             " from one of whole images",
-            "of an image's patches those of classes that are rare in it are the likelier to be"
-            " remembered, here all alike",
-            "images are squares of 512 px (504 with patches of 14); here the aspect stays",
-            "pixels without a label count as background in the memory, here they are left out",
+            "patches of classes that are rare in an image are more likely to be remembered, here"
+            " all are equally likely",
+            "images are squares of 512 px (504 with patches of 14); here the aspect ratio is kept",
+            "pixels without a label count as background in the memory, here they are ignored",
             "neighbours are searched approximately (ScaNN, FAISS), here exactly",
         ),
     )

@@ -2,13 +2,13 @@
 
 Source:
 ``models/{deeplabv3,pspnet}_r50-d8.py``, ``datasets/{ade20k,pascal_voc12}.py`` and
-``schedules/schedule_{40,80,160}k.py`` under ``configs/_base_`` of github.com/open-mmlab/mmsegmentation 1.x: SGD 0.01 with momentum 0.9, weight decay 5e-4, ``poly`` 0.9 down to 1e-4, 16 images of 512 × 512,
-photometric distortion; the head on the last stage at stride 8. It has ADE20K at 80k too
-(``--set max_iters=80000``). For other datasets: 40k.
+``schedules/schedule_{40,80,160}k.py`` under ``configs/_base_`` of
+github.com/open-mmlab/mmsegmentation 1.x: SGD 0.01 with momentum 0.9, weight decay 5e-4, ``poly``
+0.9 down to 1e-4, 16 images of 512 × 512, photometric distortion; the head on the last stage at
+stride 8. It has ADE20K at 80k too (``--set max_iters=80000``). For other datasets: 40k.
 
-The auxiliary head is not used: it is there to train the backbone's third stage, and the backbone is
-frozen.
-"""  # noqa: E501
+The auxiliary head, which trains the backbone's third stage, is not used: the backbone is frozen.
+"""
 
 from __future__ import annotations
 

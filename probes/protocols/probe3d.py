@@ -57,8 +57,8 @@ register_protocol(
             "it trains on 30,814 images of GeoNet and tests on the central 480 × 480 pixels",
             "half of its crops are enlarged by up to 1.4, and colours are jittered, after the"
             " centre crop",
-            "its blocks have not passed the backbone's final norm, and maps of several strides"
-            " are brought to 16",
+            "its blocks are taken before the backbone's final norm, and maps of several strides are"
+            " brought to 16",
             "its depth loss is 10 × SigLoss and half of a gradient loss; its normals are"
             " enlarged by bicubic interpolation",
             "its seed is 8 (--seed 8)",

@@ -84,10 +84,6 @@ class Probe:
 
 PROBE = Probe()
 
-class OldProbe(Probe):
-    name, metrics = "old-probe", {"mIoU": 1}
-
-OLD_PROBE = OldProbe()
 NOTHING = 3
 """  # noqa: E501
 
@@ -202,14 +198,3 @@ def test_what_is_slow_to_import_is_declared_and_imported_when_asked_for(tmp_path
     registry.register_lazy("slow", "slow_module:THING", "said before")
     assert registry.descriptions() == {"slow": "said before"} and "slow_module" not in sys.modules
     assert registry.find("slow").about == "slow" and list(registry) == ["slow"]
-
-
-def test_a_probe_that_declares_no_metrics_is_told_what_to_do(other_package, tmp_path):
-    points = tmp_path / "other_package-1.0.dist-info" / "entry_points.txt"
-    points.write_text(
-        "[cliptex_benchmark.probes]\nsegmentation/old-probe = other_package:OLD_PROBE\n"
-    )
-    with pytest.raises(
-        UserError, match=r"metrics of segmentation/old-probe must be given as probes.base.Metric"
-    ):
-        PROBES.find("segmentation/old-probe")
