@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
@@ -30,16 +30,7 @@ from probes.image_level.settings import CorrespondenceSettings
 
 ALPHAS = ("0.05", "0.1")
 STEPS = 8  # positions from one patch to the next
-ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height are swapped
 Pair = tuple[str, Mapping[str, Any]]  # source image, and the rest as in ``Sample.target``
-
-
-class UprightImages(Images):
-    """Images turned as their EXIF tag says, resized to a square: (3, side, side) uint8."""
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.path(index)) as image:
-            return self.transform(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def run(context: Context) -> TaskResult:
@@ -60,17 +51,15 @@ def run(context: Context) -> TaskResult:
         maps = feature_maps(context, sorted(images))
         for source, pair in group:
             context.progress.advance()
-            if not len(pair["source"]):
-                continue
             source_view, target_view = (
-                (maps[name], upright_size(root / name)) for name in (source, pair["image"])
+                (maps[name], image_size(root / name)) for name in (source, pair["image"])
             )
             x1, y1, x2, y2 = pair["box"]
             distances = pixel_errors(source_view, target_view, pair["source"], pair["target"])
             errors.append(distances / max(x2 - x1, y2 - y1))
             names.append(f"{source} → {pair['image']}")
     if not errors:
-        raise UserError(f"{spec.name} has no pair with points to match; get the dataset again")
+        raise UserError(f"{spec.name} has no pair to match; download the dataset again")
     points = np.array([len(distances) for distances in errors])
     correct = {
         alpha: np.array([(distances <= float(alpha)).sum() for distances in errors])
@@ -82,10 +71,8 @@ def run(context: Context) -> TaskResult:
     metrics["PCK@0.1_point"] = 100 * float(correct["0.1"].sum() / points.sum())
     per_image = {"image": np.array(names), "points": points}
     per_image |= {f"right_{alpha}": counts for alpha, counts in correct.items()}
-    note = f"{len(errors)} pairs, {points.sum()} points"
-    if empty := len(pairs) - len(errors):
-        note += f"; {empty} pairs share no point"
-    return TaskResult(metrics, per_image, notes=[note])
+    notes = [f"{len(errors)} pairs, {points.sum()} points"]
+    return TaskResult(metrics, per_image, notes=notes)
 
 
 def folder_of(pair: Pair) -> str:
@@ -106,7 +93,7 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
     size = settings.size or min(backbone.data.size)
     side = math.ceil(size / backbone.divisor) * backbone.divisor
     paths = [context.data.root / name for name in names]
-    images = UprightImages(paths, (side, side), replace(backbone.data, squash=True))
+    images = Images(paths, (side, side), replace(backbone.data, squash=True))
     encoding, run = settings.encoding(context.device.type), EncodeRun.of(context)
     maps: list[Tensor] = []
     for batch in encode_batches(
@@ -116,11 +103,10 @@ def feature_maps(context: Context, names: Sequence[str]) -> dict[str, Tensor]:
     return dict(zip(names, maps, strict=True))
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image turned as its EXIF tag says."""
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels."""
     with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+        return image.size
 
 
 @torch.inference_mode()
