@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from benchmark.mini.materials import COLOUR_NAMES
-from benchmark.mini.render import Truth
+from benchmark.mini.render import GroundTruth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 
@@ -72,7 +72,7 @@ class CaptionNoise:
     room: float = 0.15  # wall or floor is mentioned
 
 
-class Seen(NamedTuple):
+class SeenObject(NamedTuple):
     """An object as the picture shows it."""
 
     name: str
@@ -89,48 +89,50 @@ class WebCaption(NamedTuple):
     kind: Literal["right", "wrong", "irrelevant"]
 
 
-def seen_objects(scene: Scene, truth: Truth) -> list[Seen]:
+def seen_objects(scene: Scene, ground_truth: GroundTruth) -> list[SeenObject]:
     """The objects that can be named in the picture, largest first."""
-    size = truth.instance.shape[0]
-    found = []
-    for number, thing in enumerate(scene.objects, start=1):
-        rows, columns = np.nonzero(truth.instance == number)
-        if len(rows) and number not in truth.too_small:
+    size = ground_truth.instance.shape[0]
+    objects = []
+    for number, placed in enumerate(scene.objects, start=1):
+        rows, columns = np.nonzero(ground_truth.instance == number)
+        if len(rows) and number not in ground_truth.too_small:
             centre = (float(columns.mean() + 0.5) / size, float(rows.mean() + 0.5) / size)
-            found.append(Seen(thing.name, thing.colour, thing.texture, len(rows) / size**2, centre))
-    return sorted(found, key=lambda seen: -seen.share)
+            objects.append(
+                SeenObject(placed.name, placed.colour, placed.texture, len(rows) / size**2, centre)
+            )
+    return sorted(objects, key=lambda seen: -seen.share)
 
 
 def web_caption(
-    rng: np.random.Generator, scene: Scene, seen: Sequence[Seen], noise: CaptionNoise
+    rng: np.random.Generator, scene: Scene, seen: Sequence[SeenObject], noise: CaptionNoise
 ) -> WebCaption:
     """One noisy caption of what is ``seen``."""
     draw = rng.random()
     if draw < noise.irrelevant or not seen:
         return WebCaption(str(rng.choice(IRRELEVANT)), "irrelevant")
     if draw < noise.irrelevant + noise.wrong:
-        there = {thing.name for thing in seen}
-        others = [name for name in CLASSES if name not in there]
+        present = {item.name for item in seen}
+        absent = [name for name in CLASSES if name not in present]
         seen = [
-            Seen(str(name), str(rng.choice(COLOUR_NAMES)), "plain", 0.1, (0.5, 0.5))
-            for name in rng.choice(others, int(rng.integers(1, 3)), replace=False)
+            SeenObject(str(name), str(rng.choice(COLOUR_NAMES)), "plain", 0.1, (0.5, 0.5))
+            for name in rng.choice(absent, int(rng.integers(1, 3)), replace=False)
         ]
         return WebCaption(_web_text(rng, scene, seen, noise), "wrong")
-    kept = [thing for thing in seen[1:] if rng.random() >= noise.omit_other]
-    if not kept or rng.random() >= noise.omit_main:
-        kept.insert(0, seen[0])
-    return WebCaption(_web_text(rng, scene, kept, noise), "right")
+    named = [item for item in seen[1:] if rng.random() >= noise.omit_other]
+    if not named or rng.random() >= noise.omit_main:
+        named.insert(0, seen[0])
+    return WebCaption(_web_text(rng, scene, named, noise), "right")
 
 
 def _web_text(
-    rng: np.random.Generator, scene: Scene, things: Sequence[Seen], noise: CaptionNoise
+    rng: np.random.Generator, scene: Scene, objects: Sequence[SeenObject], noise: CaptionNoise
 ) -> str:
     phrases = []
-    for thing in things:
-        name = str(rng.choice(SYNONYMS[thing.name])) if rng.random() < noise.synonym else thing.name
-        words = [thing.colour] if rng.random() < noise.colour else []
-        if thing.texture in PATTERNS and rng.random() < 0.3:
-            words.insert(0, thing.texture)
+    for item in objects:
+        name = str(rng.choice(SYNONYMS[item.name])) if rng.random() < noise.synonym else item.name
+        words = [item.colour] if rng.random() < noise.colour else []
+        if item.texture in PATTERNS and rng.random() < 0.3:
+            words.insert(0, item.texture)
         phrases.append(with_article(" ".join([*words, name])))
     text = str(rng.choice(FORMS)).format(join(phrases))
     if rng.random() < noise.room:
@@ -144,24 +146,24 @@ def _web_text(
     return text
 
 
-def clean_captions(rng: np.random.Generator, scene: Scene, seen: Sequence[Seen]) -> list[str]:
+def clean_captions(rng: np.random.Generator, scene: Scene, seen: Sequence[SeenObject]) -> list[str]:
     """Five captions that name the main objects with their colours, and where they are or what room
     it is."""
-    main, others = seen[0], seen[1:3]
-    what = with_article(f"{main.colour} {main.name}")
-    rest = [with_article(f"{thing.colour} {thing.name}") for thing in others]
-    floor = f"a {scene.floor} {'counter' if scene.place == 'counter' else 'floor'}"
+    main, neighbours = seen[0], seen[1:3]
+    subject = with_article(f"{main.colour} {main.name}")
+    rest = [with_article(f"{item.colour} {item.name}") for item in neighbours]
+    floor = f"a {scene.floor} {'counter' if scene.location == 'counter' else 'floor'}"
     wall = f"a {scene.wall} wall"
     texture = f"{main.texture} " if main.texture in PATTERNS else ""
     synonym = str(rng.choice(SYNONYMS[main.name]))
-    if others:
-        side = "left" if others[0].centre[0] > main.centre[0] else "right"
-        last = f"{what} {side} of {rest[0]}"
+    if neighbours:
+        side = "left" if neighbours[0].centre[0] > main.centre[0] else "right"
+        last = f"{subject} {side} of {rest[0]}"
     else:
-        last = f"{'a close view' if main.share > 0.2 else 'a wide view'} of {what} alone"
+        last = f"{'a close view' if main.share > 0.2 else 'a wide view'} of {subject} alone"
     return [
-        f"{what} on {floor}" + (f" with {join(rest)}" if rest else ""),
-        f"a photo of {join([what, *rest])}",
+        f"{subject} on {floor}" + (f" with {join(rest)}" if rest else ""),
+        f"a photo of {join([subject, *rest])}",
         f"{with_article(f'{texture}{main.colour} {main.name}')} in front of {wall}",
         f"{with_article(f'{main.colour} {synonym}')}, {wall} and {floor}",
         last,

@@ -1,4 +1,4 @@
-"""What a mini world is made of: sizes, splits, and the chunks it is rendered in."""
+"""Sizes, splits and chunks of a mini world."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ from typing import NamedTuple
 from benchmark.mini.captions import CaptionNoise
 from common.files import content_key
 
-VERSION = 2  # raised whenever the same config would give other bytes
+VERSION = 3  # raise it when the same config gives other bytes
 CHUNK = 100  # pictures a chunk, except for pairs, whose chunks are shards
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What a mini world is made of; all of it is part of the world's key."""
+    """Sizes and rates of a mini world; all of them are part of its key.
+
+    Attributes:
+        size: height and width of the pictures in pixels.
+        pairs: image-caption pairs, in shards of ``shard_size``.
+        expert_train, expert_val: pictures with dense ground truth from the shifted domain.
+        probe_train, val: pictures with dense ground truth for dense probes and detection.
+        class_train, class_val: pictures with one dominant object, classes in turn.
+        retrieval_train, retrieval: pictures with five clean captions; the first monitor a training.
+        close_ups: share of pictures with a dominant object; the rest are wide shots.
+        noise: of the pairs' captions.
+    """
 
     seed: int = 0
-    size: int = 64  # height and width of the pictures in pixels
-    pairs: int = 5_000  # image-caption pairs, written as shards of ``shard_size``
-    expert_train: int = (
-        2_000  # pictures with all truth from the shifted domain, to train and measure experts
-    )
+    size: int = 64
+    pairs: int = 5_000
+    expert_train: int = 2_000
     expert_val: int = 200
-    probe_train: int = 600  # pictures with all truth for the dense probes and detection
+    probe_train: int = 600
     val: int = 400
-    class_train: int = 600  # pictures with one dominant object (classes in turn)
+    class_train: int = 600
     class_val: int = 400
-    retrieval_train: int = 50  # pictures with five clean captions, for watching a training
-    retrieval: int = 400  # the same, for tests
-    close_ups: float = 0.6  # share of pictures with a dominant object; the rest are wide shots
+    retrieval_train: int = 50
+    retrieval: int = 400
+    close_ups: float = 0.6
     shard_size: int = 500
-    noise: CaptionNoise = field(default_factory=CaptionNoise)  # how bad the pairs' captions are
+    noise: CaptionNoise = field(default_factory=CaptionNoise)
 
     def key(self) -> str:
-        """What the world is found by: config and version of the generator."""
+        """Identity of the world: config and version of the generator."""
         return content_key({"version": VERSION, "config": asdict(self)})
 
 
@@ -53,7 +62,7 @@ CONFIGS: dict[str, WorldConfig] = {
     ),
     "mini": WorldConfig(),
 }
-CONFIGS["sweep"] = CONFIGS["mini"]  # the same world, so that nothing is made twice
+CONFIGS["sweep"] = CONFIGS["mini"]  # one world for both
 
 
 class _Split(NamedTuple):
@@ -76,7 +85,7 @@ SPLITS: dict[str, _Split] = {
     "retrieval-train": _Split(7, "home"),
     "retrieval": _Split(8, "home"),
 }
-# splits with all truth: the folder that holds their layouts, and the split's official name
+# splits with dense ground truth: the folder of their layouts, and the split's official name
 DENSE = {
     "expert-train": ("expert/", "train"),
     "expert-val": ("expert/", "val"),
@@ -101,14 +110,10 @@ class Chunk(NamedTuple):
 
 def chunks_of(config: WorldConfig) -> list[Chunk]:
     """All chunks of a world, in a fixed order."""
-    found = []
+    chunks = []
     for split in SPLITS:
-        total, step = (
-            getattr(config, split.replace("-", "_")),
-            config.shard_size if split == "pairs" else CHUNK,
-        )
-        found += [
-            Chunk(split, n, start, min(start + step, total))
-            for n, start in enumerate(range(0, total, step))
-        ]
-    return found
+        total = getattr(config, split.replace("-", "_"))
+        step = config.shard_size if split == "pairs" else CHUNK
+        for number, start in enumerate(range(0, total, step)):
+            chunks.append(Chunk(split, number, start, min(start + step, total)))
+    return chunks

@@ -1,7 +1,6 @@
-"""The mini world's datasets: its own classes in the official layouts, listed by the official
-datasets' functions.
+"""The mini world's datasets: its classes in official layouts, read like the official datasets.
 
-Folders are relative to the world's root, which stands in for ``--data-root``.
+Folders are relative to the world's root, which takes the place of ``--data-root``.
 """
 
 from dataclasses import replace
@@ -93,14 +92,13 @@ RETRIEVAL = _register(
     "image-text",
     "flickr30k",
     flickr.FLICKR30K.list_samples,
-    "five captions an image; train is for watching a training",
+    "five captions an image; train monitors a training",
     annotations=flickr.FLICKR30K.annotations,
     extra={"captions_per_image": 5, "split": "test"},
 )
 
 TASKS = (SEG, DET, DEPTH, NORMAL, CLASS, RETRIEVAL)
-# the same truth in the shifted domain: what experts are trained on (train) and measured on (val);
-# no tasks of the benchmark
+# the same labels in the shifted domain, to train and evaluate experts; not tasks of the benchmark
 EXPERT = {
     spec.name: replace(spec, name=f"expert-{spec.name}", folder=f"expert/{spec.folder}")
     for spec in (SEG, DET, DEPTH, NORMAL)

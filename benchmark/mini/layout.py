@@ -1,8 +1,8 @@
-"""The official layouts: VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json,
-webdataset pairs.
+"""The files of the mini world in official layouts.
 
-A chunk of pictures writes its own files and hands back what it knows of them (``records``); the
-texts of the lists and annotation files that span a split are made from all records at the end.
+VOC masks, COCO json, NYU depth and normals, ImageFolder, Karpathy json and webdataset pairs. A
+chunk writes its own files and returns records; the lists and annotation files that span a split are
+made from all records at the end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
+import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from benchmark.mini.render import Truth
+from benchmark.mini.render import GroundTruth
 from benchmark.mini.scene import Scene
 from benchmark.mini.shapes import CLASSES
 from probes.pictures import palette
 
 VOC = "VOCdevkit/VOC2012"
-DEPTH_UNITS = 1000  # stored depth is in millimetres, as mmseg's NYUDataset has it
-
-
+DEPTH_UNITS = 1000  # stored depth is in millimetres, as in mmseg's NYUDataset
 _PALETTE = palette(256).ravel().tolist()
 
 
@@ -51,64 +50,54 @@ def _encoded(image: Image.Image, format: str, **settings: int) -> bytes:
 
 
 def encode_depth(depth: np.ndarray) -> np.ndarray:
-    """Metres → uint16 millimetres; 0 stays 0 (nothing there)."""
+    """Metres → uint16 millimetres; 0 (nothing hit) stays 0."""
     return np.clip(np.rint(depth * DEPTH_UNITS), 0, 65535).astype(np.uint16)
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Unit normals → uint8 with n = png / 127.5 - 1; a normal of length 0 becomes (0, 0, 0), the
-    code of 'none'."""
+    """Unit normals → uint8 with n = png / 127.5 - 1; a zero normal becomes (0, 0, 0): unknown."""
     coded = np.clip(np.rint((normals + 1) * 127.5), 0, 255).astype(np.uint8)
     coded[~normals.any(axis=-1)] = 0
     return coded
 
 
-def instances(scene: Scene, truth: Truth) -> list[dict[str, Any]]:
-    """COCO annotations (without ids): exact masks as uncompressed RLE; objects too small to name
-    are crowds, not scored."""
-    found = []
-    for number, thing in enumerate(scene.objects, start=1):
-        mask = truth.instance == number
-        if (box := Image.fromarray(mask).getbbox()) is None:
+def instances(scene: Scene, ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    """COCO annotations without ids; objects too small to name are crowds, which are not scored."""
+    annotations = []
+    for number, placed in enumerate(scene.objects, start=1):
+        mask = ground_truth.instance == number
+        if not mask.any():
             continue
-        left, top, right, bottom = box
-        found.append(
+        encoded: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        annotations.append(
             {
-                "category_id": CLASSES.index(thing.name) + 1,
-                "bbox": [left, top, right - left, bottom - top],
+                "category_id": CLASSES.index(placed.name) + 1,
+                "bbox": [int(value) for value in coco_mask.toBbox(encoded)],
                 "area": int(mask.sum()),
-                "iscrowd": int(number in truth.too_small),
-                "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+                "iscrowd": int(number in ground_truth.too_small),
+                "segmentation": {**encoded, "counts": encoded["counts"].decode()},
             }
         )
-    return found
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed RLE: run lengths column by column, beginning with a run of zeros (perhaps
-    empty)."""
-    edges = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=False))
-    return np.diff(edges, prepend=0, append=mask.size).tolist()
+    return annotations
 
 
 class Files:
-    """Writes files below ``root`` and remembers the fingerprint of each, by relative path."""
+    """Writes files below ``root`` and records the fingerprint of each, by relative path."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.written: dict[str, list[Any]] = {}
 
     def write(self, name: str, content: bytes) -> None:
-        """Raises ``UserError`` when the disk is full or the folder cannot be written."""
+        """Write a file, without flushing it: a chunk's record, written last, verifies its files."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # not flushed one by one: a chunk's record, written last, says that its files are complete
         path.write_bytes(content)
         self.written[name] = fingerprint(content)
 
 
 def fingerprint(content: bytes) -> list[Any]:
-    """Size and a short digest, which tells damage, not malice."""
+    """Size and a short digest, to detect damage."""
     return [len(content), hashlib.blake2b(content, digest_size=8).hexdigest()]
 
 
@@ -119,18 +108,19 @@ def write_dense(
     stem: str,
     picture: np.ndarray,
     scene: Scene,
-    truth: Truth,
+    ground_truth: GroundTruth,
 ) -> dict[str, Any]:
-    """One picture with all its truth in the VOC, COCO and NYU trees below ``prefix`` (``""`` or
-    ``expert/``)."""
+    """Write a picture and its ground truth in VOC's, COCO's and NYU's layout below ``prefix``."""
     image, nyu = jpeg(picture), {"train": "train", "val": "test"}[split]
     files.write(f"{prefix}{VOC}/JPEGImages/{stem}.jpg", image)
-    files.write(f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(truth.semantic, labels=True))
+    files.write(
+        f"{prefix}{VOC}/SegmentationClass/{stem}.png", png(ground_truth.semantic, labels=True)
+    )
     files.write(f"{prefix}coco/{split}2017/{stem}.jpg", image)
     files.write(f"{prefix}nyu/images/{nyu}/{stem}.jpg", image)
-    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(truth.depth)))
-    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(truth.normals)))
-    return {"stem": stem, "annotations": instances(scene, truth)}
+    files.write(f"{prefix}nyu/annotations/{nyu}/{stem}.png", png(encode_depth(ground_truth.depth)))
+    files.write(f"{prefix}nyu/normals/{nyu}/{stem}.png", png(encode_normals(ground_truth.normals)))
+    return {"stem": stem, "annotations": instances(scene, ground_truth)}
 
 
 def dense_lists(
@@ -140,29 +130,25 @@ def dense_lists(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records:
-        number = int(record["stem"])
-        images.append(
-            {"id": number, "file_name": f"{record['stem']}.jpg", "width": size, "height": size}
-        )
+        number, file_name = int(record["stem"]), f"{record['stem']}.jpg"
+        images.append({"id": number, "file_name": file_name, "width": size, "height": size})
         for annotation in record["annotations"]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
+    categories = [
+        {"id": number, "name": name, "supercategory": "object"}
+        for number, name in enumerate(CLASSES, start=1)
+    ]
     coco = {
         "info": {"description": "mini world"},
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": n, "name": name, "supercategory": "object"}
-            for n, name in enumerate(CLASSES, start=1)
-        ],
+        "categories": categories,
     }
+    stems = "".join(f"{record['stem']}\n" for record in records)
     return {
-        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": "".join(
-            f"{record['stem']}\n" for record in records
-        ),
-        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(
-            coco, separators=(",", ":")
-        ),
+        f"{prefix}{VOC}/ImageSets/Segmentation/{split}.txt": stems,
+        f"{prefix}coco/annotations/instances_{split}2017.json": json.dumps(coco),
     }
 
 
@@ -172,10 +158,9 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
     for number, record in enumerate(records):
         sentences = []
         for text in record["captions"]:
-            tokens = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-            sentences.append(
-                {"tokens": tokens, "raw": text, "imgid": number, "sentid": next(numbers)}
-            )
+            tokens = re.findall(r"[^\W_]+", text.lower())
+            sentence = {"tokens": tokens, "raw": text, "imgid": number, "sentid": next(numbers)}
+            sentences.append(sentence)
         image = {
             "sentids": [sentence["sentid"] for sentence in sentences],
             "imgid": number,
@@ -185,20 +170,20 @@ def karpathy_json(records: Sequence[dict[str, Any]]) -> str:
     return json.dumps({"images": images, "dataset": "mini"}, indent=1)
 
 
-def write_shard(files: Files, name: str, members: Sequence[tuple[str, bytes]]) -> None:
-    """A webdataset shard; the same members give the same bytes."""
+def write_shard(files: Files, name: str, samples: Sequence[dict[str, Any]]) -> None:
+    """A webdataset shard; the same samples give the same bytes."""
+    from webdataset import TarWriter
+
     shard = io.BytesIO()
-    with tarfile.open(fileobj=shard, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for member, content in members:
-            entry = tarfile.TarInfo(member)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+    with TarWriter(shard, mtime=0) as writer:
+        for sample in samples:
+            writer.write(sample)
     files.write(name, shard.getvalue())
 
 
-def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[str, bytes]]:
-    """The three members of a pair, as img2dataset writes them."""
-    about = {
+def pair_sample(key: str, image: bytes, caption: str, size: int) -> dict[str, Any]:
+    """The three members of a pair, with the fields that img2dataset writes."""
+    metadata = {
         "caption": caption,
         "url": f"mini://{key}.jpg",
         "key": key,
@@ -211,5 +196,4 @@ def pair_members(key: str, image: bytes, caption: str, size: int) -> list[tuple[
         "exif": "{}",
         "sha256": hashlib.sha256(image).hexdigest(),
     }
-    text = json.dumps(about, indent=4)
-    return [(f"{key}.jpg", image), (f"{key}.txt", caption.encode()), (f"{key}.json", text.encode())]
+    return {"__key__": key, "jpg": image, "txt": caption, "json": metadata}

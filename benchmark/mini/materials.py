@@ -128,8 +128,8 @@ class Materials:
         shine = float(rng.uniform(0, 0.5) * (rng.random() < 0.5)) if shine is None else shine
         # textures start at a random place: a face lying exactly on a cell's border would flicker
         shift = [
-            place + step * size
-            for place, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)
+            start + step * size
+            for start, step in zip(origin, rng.uniform(0.13, 0.87, 3), strict=True)
         ]
         axis, kind = int(rng.integers(3)), TEXTURES.index(texture)
         self.rows.append(
@@ -156,10 +156,10 @@ class Materials:
 
 def pick_texture(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
     """A texture name drawn with ``weights``."""
-    left = rng.random() * sum(weights.values())
+    remaining = rng.random() * sum(weights.values())
     for name, weight in weights.items():
-        left -= weight
-        if left < 0:
+        remaining -= weight
+        if remaining < 0:
             return name
     return name
 
@@ -180,12 +180,14 @@ def albedo(
         kind, first, second, size, origin = np.split(table[row, :11], [1, 4, 7, 8])
         if not kind[0]:  # plain
             continue
-        here = np.flatnonzero(material == row)
-        x, y, z = ((points[here] - origin) / size).T
+        rows_of_material = np.flatnonzero(material == row)
+        x, y, z = ((points[rows_of_material] - origin) / size).T
         cosine, sine, axis = table[row, 11], table[row, 12], int(table[row, 13])
-        place = np.stack([x * cosine + y * sine, y * cosine - x * sine, z])
-        mix = PATTERNS[TEXTURES[int(kind[0])]](place, normals[here].T, axis).astype(np.float32)
-        colour[here] += mix[:, None] * (second - first)
+        position = np.stack([x * cosine + y * sine, y * cosine - x * sine, z])
+        mix = PATTERNS[TEXTURES[int(kind[0])]](position, normals[rows_of_material].T, axis).astype(
+            np.float32
+        )
+        colour[rows_of_material] += mix[:, None] * (second - first)
     return colour
 
 
@@ -194,30 +196,30 @@ def albedo(
 # direction drawn with the material.
 
 
-def dotted(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
-    cell = place - np.floor(place) - 0.5
+def dotted(position: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+    cell = position - np.floor(position) - 0.5
     flat = cell * (np.abs(normals) < 0.75)  # dots are discs on the surface, not balls it may miss
     return (flat * flat).sum(axis=0) < 0.09
 
 
-def wooden(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+def wooden(position: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
     """Planks along x, with a grain and seams."""
-    x, y, z = place
+    x, y, z = position
     plank = np.floor(y)
     tone = np.sin(plank * 12.9898 + np.floor(z) * 4.1) * 0.5 + 0.5
     grain = np.sin(y * 31 + 1.7 * np.sin(x * 2.1 + plank) + z * 23) * 0.5 + 0.5
     return np.clip(0.45 * tone + 0.3 * grain + 0.6 * ((y - plank) < 0.04), 0, 1)
 
 
-def marbled(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+def marbled(position: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
     """A sum of three waves, each finer and fainter."""
-    wave = np.sin(_WAVES @ place + _PHASES)
+    wave = np.sin(_WAVES @ position + _PHASES)
     return np.clip(0.5 + wave[0] * 0.3 + wave[1] * 0.14 + wave[2] * 0.066, 0, 1)
 
 
-def brick(place: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
+def brick(position: np.ndarray, normals: np.ndarray, axis: int) -> np.ndarray:
     """Courses in z on upright faces, in y on level ones; the second colour is the mortar."""
-    x, y, z = place
+    x, y, z = position
     level = np.abs(normals[2]) > 0.7
     row, run = np.where(level, y, z) * 2, np.where(level, x, x + y)
     course = np.floor(row)

@@ -18,7 +18,7 @@ SAMPLES = 3  # a pixel
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What is really there, at pixel centres."""
 
     instance: np.ndarray  # (H, W) uint8: 0 background, k the object scene.objects[k - 1]
@@ -32,7 +32,7 @@ class Truth:
     too_small: tuple[int, ...]  # instances that are 255 in ``semantic``
 
 
-def render_truth(scene: Scene, size: int) -> Truth:
+def render_ground_truth(scene: Scene, size: int) -> GroundTruth:
     """Cast one ray through the centre of each of ``size`` × ``size`` pixels."""
     directions = scene.camera.directions(_plane(size, np.full((size * size, 2), 0.5)))
     triangle, depth = scene.rays.first_hit(scene.camera.position, directions)
@@ -42,12 +42,12 @@ def render_truth(scene: Scene, size: int) -> Truth:
     normals = (normal * facing[:, None]) @ scene.camera.axes.T
     normals[missed], depth[missed] = 0, 0
     instance = np.where(missed, 0, scene.owner[triangle]).astype(np.uint8).reshape(size, size)
-    ids = np.array([0] + [1 + CLASSES.index(thing.name) for thing in scene.objects], np.uint8)
+    ids = np.array([0] + [1 + CLASSES.index(placed.name) for placed in scene.objects], np.uint8)
     pixels = np.bincount(instance.ravel(), minlength=len(ids))
     too_small = tuple(k for k in range(1, len(ids)) if 0 < pixels[k] < smallest_area(size))
     ids[list(too_small)] = IGNORE
     depth, normals = depth.astype(np.float32), normals.astype(np.float32)
-    return Truth(
+    return GroundTruth(
         instance,
         ids[instance],
         depth.reshape(size, size),
@@ -155,8 +155,8 @@ def _unit_vectors(count: int, rng: np.random.Generator) -> np.ndarray:
     """Random directions (count, 3) float32, the ``SAMPLES`` of a pixel 109° apart: fewer then look
     like more."""
     pixels = count // SAMPLES
-    drawn = _TABLE[rng.integers(0, len(_TABLE), pixels, dtype=np.uint16)]
-    return (_SIGNS[:, None] * drawn).reshape(count, 3)
+    vectors = _TABLE[rng.integers(0, len(_TABLE), pixels, dtype=np.uint16)]
+    return (_SIGNS[:, None] * vectors).reshape(count, 3)
 
 
 _SIGNS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1]], np.float32)

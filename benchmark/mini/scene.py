@@ -21,7 +21,7 @@ ATTEMPTS = 12  # cameras tried on one scene, before another scene is drawn
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedObject:
     """An object in the scene: its class, the names of its main colour and texture, its box (2, 3)
     in world axes, its facing (radians), and its half sizes (2,) along its own x and y."""
 
@@ -63,8 +63,8 @@ class Light:
     def fall(self, squared: np.ndarray) -> np.ndarray:
         """Strength at squared distances (N,) float32: 1 at ``reach``, softer than the inverse
         square."""
-        near = np.float32(self.reach**2)
-        return near / (np.float32(0.35) * near + np.float32(0.65) * squared)
+        reference = np.float32(self.reach**2)
+        return reference / (np.float32(0.35) * reference + np.float32(0.65) * squared)
 
 
 @dataclass
@@ -77,11 +77,11 @@ class Scene:
     owner: np.ndarray  # (F,) int16: 0 for the background, k for objects[k - 1]
     material: np.ndarray  # (F,) int16: row of ``materials``
     materials: np.ndarray
-    objects: list[Placed]
+    objects: list[PlacedObject]
     camera: Camera
     lights: list[Light]
     ambient: float
-    place: str  # room or counter
+    location: str  # room or counter
     floor: str  # name of its colour, as of the wall's
     wall: str
     target: int  # index of the object the camera was aimed at, or -1 in a wide shot
@@ -122,14 +122,14 @@ def _try_scene(
         small = options[rng.integers(len(options))]
     names = TABLETOP if small else FLOOR
     number = int(rng.integers(*((1, 4) if alone else (1, 6) if target else (2, 6))))
-    wanted = [target] if target else []
-    wanted += [names[rng.integers(len(names))] for _ in range(number - len(wanted))]
+    classes = [target] if target else []
+    classes += [names[rng.integers(len(names))] for _ in range(number - len(classes))]
 
     half = rng.uniform(1.7, 2.8, 2) * (0.3 * 1.3 if small else 1.0)
     height = rng.uniform(0.9, 1.5) if small else rng.uniform(2.3, 3.0)
     draft = _Draft(rng, domain, small, half, height, Materials(rng, domain))
     floor, wall = draft.add_room()
-    objects = draft.place_objects(wanted)
+    objects = draft.place_objects(classes)
     if not objects or (target and objects[0].name != target):
         return None
     draft.add_clutter()
@@ -179,7 +179,7 @@ class _Draft:
     materials: Materials
     parts: list[Solid] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    objects: list[Placed] = field(default_factory=list)
+    objects: list[PlacedObject] = field(default_factory=list)
 
     @property
     def scale(self) -> float:
@@ -225,19 +225,21 @@ class _Draft:
             )
         return floor, wall
 
-    def place_objects(self, wanted: list[str]) -> list[Placed]:
+    def place_objects(self, classes: list[str]) -> list[PlacedObject]:
         """Put the wanted classes down without overlap, as many as fit; on some tables, small things
         on top."""
-        for name in wanted:
-            self._place(name)
+        for name in classes:
+            self._put_down(name)
         if not self.small:
             for table in [
-                thing for thing in self.objects if thing.name == "table" and self.rng.random() < 0.7
+                placed
+                for placed in self.objects
+                if placed.name == "table" and self.rng.random() < 0.7
             ]:
                 self._lay_table(table)
         return self.objects
 
-    def _place(self, name: str) -> None:
+    def _put_down(self, name: str) -> None:
         rng = self.rng
         body = merge(make_object(name, rng, self.small))
         backs_to_wall = name in ("sofa", "bookshelf", "monitor") and rng.random() < 0.5
@@ -262,7 +264,7 @@ class _Draft:
                 self._add_object(name, body, at, yaw)
                 return
 
-    def _lay_table(self, table: Placed) -> None:
+    def _lay_table(self, table: PlacedObject) -> None:
         """One or two small things on top of ``table``, never more than five objects altogether."""
         rng, centre, top = self.rng, table.box.mean(axis=0)[:2], table.box[1, 2]
         for _ in range(int(rng.integers(1, 3))):
@@ -293,7 +295,7 @@ class _Draft:
         turned = Solid(body.vertices @ rotation_z(yaw).T + at, body.faces, rows[body.slot])
         half = np.ptp(body.vertices, axis=0)[:2] / 2
         self.objects.append(
-            Placed(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half)
+            PlacedObject(name, colours[0], textures[0], np.stack([low + at, high + at]), yaw, half)
         )
         self.add(turned, owner=len(self.objects))
 
@@ -338,26 +340,26 @@ class _Draft:
         return self.materials.add(colour, texture, grain * self.scale)
 
     def _is_free(
-        self, low: np.ndarray, high: np.ndarray, gap: float, below: Placed | None = None
+        self, low: np.ndarray, high: np.ndarray, gap: float, below: PlacedObject | None = None
     ) -> bool:
         """Whether a box touches no object (but the one ``below``), seen from above or (things on a
         table) from the side."""
         gaps = np.array((gap, gap, -1e-6))
         return all(
-            (low >= thing.box[1] + gaps).any() or (thing.box[0] >= high + gaps).any()
-            for thing in self.objects
-            if thing is not below
+            (low >= placed.box[1] + gaps).any() or (placed.box[0] >= high + gaps).any()
+            for placed in self.objects
+            if placed is not below
         )
 
-    def close_up(self, thing: Placed) -> Camera | None:
+    def close_up(self, placed: PlacedObject) -> Camera | None:
         """A camera that sees ``thing`` large, mostly from its front half; None when it would stand
         outside the room."""
         rng = self.rng
         tangent = float(np.tan(np.radians(rng.uniform(*self.domain.fov)) / 2))
-        low, high = thing.box
+        low, high = placed.box
         centre, radius = (low + high) / 2, float(np.linalg.norm(high - low)) / 2
         side = rng.uniform(-1.2, 1.2) if rng.random() < 0.85 else rng.uniform(-np.pi, np.pi)
-        azimuth = thing.yaw - np.pi / 2 + side
+        azimuth = placed.yaw - np.pi / 2 + side
         elevation = np.radians(rng.uniform(*self.domain.elevation))
         distance = radius / np.sin(np.arctan(tangent)) * rng.uniform(0.72, 1.15)
         aim = centre + rng.uniform(-0.22, 0.22, 3) * radius
@@ -377,7 +379,7 @@ class _Draft:
         """A camera near the walls that looks at the middle of the objects."""
         rng = self.rng
         tangent = float(np.tan(np.radians(rng.uniform(*self.domain.fov) * 1.1) / 2))
-        middle = np.mean([thing.box.mean(axis=0) for thing in self.objects], axis=0)
+        middle = np.mean([placed.box.mean(axis=0) for placed in self.objects], axis=0)
         angle = rng.uniform(0, 2 * np.pi)
         out = np.array([np.cos(angle), np.sin(angle)])
         reach = np.min((self.half - 0.08 * self.scale) / (np.abs(out) + 1e-9)) * rng.uniform(
@@ -409,12 +411,12 @@ class _Draft:
         for strength in (1.0, rng.uniform(0.1, 0.35)):
             radius = float(rng.uniform(*domain.light_radius)) * self.height / 2.5
             # the whole ball stays inside the room: what sticks out would be seen as noise
-            place = rng.uniform(-1, 1, 2) * (self.half - 1.05 * radius)
+            location = rng.uniform(-1, 1, 2) * (self.half - 1.05 * radius)
             level = self.height * rng.uniform(0.8, 0.99) - radius
             if strength == 1.0:
                 limit = self.half - 1.1 * radius
-                place = 0.5 * place + 0.5 * np.clip(camera.position[:2], -limit, limit)
-            position, warmth = np.array([*place, level]), rng.uniform(*domain.warmth)
+                location = 0.5 * location + 0.5 * np.clip(camera.position[:2], -limit, limit)
+            position, warmth = np.array([*location, level]), rng.uniform(*domain.warmth)
             colour = (
                 np.array([1 + 0.35 * warmth, 1.0, 1 - 0.55 * warmth])
                 * rng.uniform(*domain.exposure)

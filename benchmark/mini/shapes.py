@@ -74,10 +74,10 @@ def bottle(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     ]
     if rng.random() < 0.4:  # a waist
         outline[3:3] = [(radius * rng.uniform(0.75, 0.9), shoulder * height * 0.5)]
-    turn = np.linspace(0, 1, 5)[1:]
+    arc = np.linspace(0, 1, 5)[1:]
     outline += [
         (neck + (radius - neck) * np.cos(t * np.pi / 2), (shoulder + slope * t) * height)
-        for t in turn
+        for t in arc
     ]
     yield lathe([*outline, (neck, 0.93 * height)])
     yield frustum(neck * 1.25, neck * 1.2, 0.09 * height, (0, 0, 0.91 * height), slot=2)
@@ -88,22 +88,26 @@ def bottle(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
 
 def chair(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """Seat, back, and legs or a swivel base; sometimes arms."""
-    width, depth, seat = rng.uniform(0.4, 0.54), rng.uniform(0.4, 0.52), rng.uniform(0.4, 0.5)
+    width, depth, seat_height = (
+        rng.uniform(0.4, 0.54),
+        rng.uniform(0.4, 0.52),
+        rng.uniform(0.4, 0.5),
+    )
     thick, leg = rng.uniform(0.03, 0.08), rng.uniform(0.014, 0.026)
-    yield box((width, depth, thick), (0, 0, seat))
+    yield box((width, depth, thick), (0, 0, seat_height))
     if rng.random() < 0.75:
         splay = rng.choice([0.0, rng.uniform(0.03, 0.08)])
         for sx, sy in CORNERS:
-            top = (sx * (width / 2 - leg), sy * (depth / 2 - leg), seat)
+            top = (sx * (width / 2 - leg), sy * (depth / 2 - leg), seat_height)
             foot = (sx * (width / 2 - leg + splay), sy * (depth / 2 - leg + splay), 0)
             yield tube([foot, top], leg, slot=1, segments=8)
     else:
-        yield frustum(0.03, 0.03, seat - 0.06, (0, 0, 0.06), slot=1)
+        yield frustum(0.03, 0.03, seat_height - 0.06, (0, 0, 0.06), slot=1)
         for angle in np.arange(5) * 2 * np.pi / 5 + 0.3:
             tip = (0.27 * np.cos(angle), 0.27 * np.sin(angle), 0.03)
             yield tube([(0, 0, 0.09), tip], 0.022, slot=1, segments=8)
     tall, tilt = rng.uniform(0.38, 0.6), -rng.uniform(0.0, 0.2)
-    y, z = depth / 2 - 0.02, seat + thick
+    y, z = depth / 2 - 0.02, seat_height + thick
     style = rng.integers(3)
     if style == 0:  # a solid back
         yield box((width * rng.uniform(0.85, 1.0), 0.035, tall), (0, y, z), tilt=tilt)
@@ -120,8 +124,8 @@ def chair(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
             yield box((width, 0.025, 0.07), at, tilt=tilt)
     if rng.random() < 0.3:
         for x in (-width / 2, width / 2):
-            yield box((0.04, depth * 0.9, 0.03), (x, 0, seat + 0.22), slot=1)
-            yield box((0.035, 0.035, 0.22), (x, -depth * 0.4, seat), slot=1)
+            yield box((0.04, depth * 0.9, 0.03), (x, 0, seat_height + 0.22), slot=1)
+            yield box((0.035, 0.035, 0.22), (x, -depth * 0.4, seat_height), slot=1)
 
 
 def lamp(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
@@ -271,13 +275,17 @@ def sofa(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     """Base, back, two arms and cushions; for one to three people."""
     seats = int(rng.integers(1, 4))
     width, depth = 0.35 + seats * rng.uniform(0.55, 0.68), rng.uniform(0.75, 0.95)
-    seat, back, arm = rng.uniform(0.3, 0.42), rng.uniform(0.72, 0.95), rng.uniform(0.14, 0.22)
+    seat_height, back, arm = (
+        rng.uniform(0.3, 0.42),
+        rng.uniform(0.72, 0.95),
+        rng.uniform(0.14, 0.22),
+    )
     foot, rise = rng.uniform(0.04, 0.12), rng.uniform(0.12, 0.25)
-    yield box((width, depth, seat - 0.12 - foot), (0, 0, foot))
+    yield box((width, depth, seat_height - 0.12 - foot), (0, 0, foot))
     for sx, sy in CORNERS:
         yield box((0.06, 0.06, foot), (sx * (width / 2 - 0.08), sy * (depth / 2 - 0.08), 0), slot=2)
     yield box((width - 2 * arm + 0.02, 0.2, back - foot), (0, depth / 2 - 0.1, foot), tilt=-0.08)
-    roll, z = rng.random() < 0.5, seat + rise
+    roll, z = rng.random() < 0.5, seat_height + rise
     for x in (-width / 2 + arm / 2, width / 2 - arm / 2):
         yield box((arm, depth, z - foot), (x, 0, foot))
         if roll:
@@ -287,13 +295,15 @@ def sofa(rng: np.random.Generator, small: bool) -> Iterator[Solid]:
     for index in range(seats):
         x = -width / 2 + arm + inner * (index + 0.5)
         slot = 1 if rng.random() < 0.3 else 0
-        yield box((inner * 0.96, depth * 0.74, 0.14), (x, -depth * 0.12, seat - 0.12), slot)
+        yield box((inner * 0.96, depth * 0.74, 0.14), (x, -depth * 0.12, seat_height - 0.12), slot)
         yield box(
-            (inner * 0.92, 0.14, back - seat - 0.06), (x, depth * 0.27, seat + 0.02), tilt=-0.2
+            (inner * 0.92, 0.14, back - seat_height - 0.06),
+            (x, depth * 0.27, seat_height + 0.02),
+            tilt=-0.2,
         )
     for _ in range(int(rng.integers(0, 3))):
         x = rng.uniform(-1, 1) * (width / 2 - arm - 0.2)
-        yield box((0.36, 0.11, 0.36), (x, depth * 0.08, seat + 0.03), slot=3, tilt=-0.35)
+        yield box((0.36, 0.11, 0.36), (x, depth * 0.08, seat_height + 0.03), slot=3, tilt=-0.35)
 
 
 def table(rng: np.random.Generator, small: bool) -> Iterator[Solid]:

@@ -104,10 +104,10 @@ def tube(path: Sequence[ArrayLike], radius: float, slot: int = 0, segments: int 
     # parallel to the path
     side = np.cross(tangent, np.eye(3)[np.abs(points[-1] - points[0]).argmin()])
     side /= np.linalg.norm(side, axis=1, keepdims=True) + 1e-12
-    other = np.cross(tangent, side)
+    third = np.cross(tangent, side)
     angle = (np.arange(segments) * (2 * np.pi / segments))[:, None]
     vertices = points[:, None] + radius * (
-        np.cos(angle) * side[:, None] + np.sin(angle) * other[:, None]
+        np.cos(angle) * side[:, None] + np.sin(angle) * third[:, None]
     )
     return Solid(vertices.reshape(-1, 3), _strip(len(points), segments), slot)
 

@@ -1,10 +1,8 @@
-"""The mini world on disk: rendered once from its seed, in parallel, chunk by chunk, and found again
-by content.
+"""The mini world on disk, rendered once from its seed, in parallel, chunk by chunk.
 
-A chunk (a webdataset shard, or a hundred pictures of another split) writes its files first and its
-record last; a chunk without a record that fits its files is rendered again. ``manifest.json`` is
-written when all is there, so a killed build is resumed and a damaged world is mended by calling
-``build_world`` once more.
+A chunk is a webdataset shard, or a hundred pictures of another split. It writes its files first and
+its record last; a chunk whose record does not fit its files is rendered again. ``manifest.json`` is
+written at the end, so ``build_world`` resumes a killed build and repairs a damaged world.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from benchmark.execution.progress import reporter
 from benchmark.mini import layout
 from benchmark.mini.captions import clean_captions, seen_objects, web_caption
 from benchmark.mini.config import DENSE, KARPATHY, SPLITS, Chunk, WorldConfig, chunks_of
-from benchmark.mini.render import render_image, render_truth
+from benchmark.mini.render import render_ground_truth, render_image
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 from benchmark.stages.stage import one_maker_async
@@ -32,16 +30,15 @@ from common.errors import UserError
 from common.files import home, write_json, write_text
 from common.locks import mark_in_use
 
-PIECES = 4  # units for each worker, so that all end at about the same time
+PIECES = 4  # units per worker, so that all end at about the same time
 MANIFEST = "manifest.json"
 
 
 async def build_world(config: WorldConfig, executor: Executor) -> Path:
-    """The folder of the world of ``config``, rendered if it is not there yet, finished or mended if
-    it is not complete.
+    """The folder of a world, rendered or completed as needed.
 
     Raises:
-        UserError: no space, or a folder that cannot be written.
+        UserError: the disk is too small.
     """
     root = home() / "mini" / config.key()
     mark_in_use(root)
@@ -51,69 +48,55 @@ async def build_world(config: WorldConfig, executor: Executor) -> Path:
         missing = [chunk for chunk in chunks_of(config) if _read_record(root, chunk) is None]
         _prepare(root, config, missing)
         pieces = min(len(missing), PIECES * executor.cpu_slots)
-        units = [
-            executor.run(
-                "render",
-                render_chunks,
-                root,
-                config,
-                missing[n::pieces],
-                name=f"render {n + 1}/{pieces}",
-            )
-            for n in range(pieces)
-        ]
+        units = []
+        for n in range(pieces):
+            chunks, name = missing[n::pieces], f"render {n + 1}/{pieces}"
+            units.append(executor.run("render", render_chunks, root, config, chunks, name=name))
         await asyncio.gather(*units)
         _finish(root, config)
     return root
 
 
 def render_chunks(root: Path, config: WorldConfig, chunks: Sequence[Chunk]) -> None:
-    """Render some chunks of the world at ``root``; a unit of work. One that is killed leaves
-    finished chunks and their records.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Render some chunks of the world at ``root``; a resumable unit of work."""
     progress = reporter()
     progress.start("rendering the mini world", sum(chunk.stop - chunk.start for chunk in chunks))
     for chunk in chunks:
         files = layout.Files(root)
-        members: list[tuple[str, bytes]] = []
+        pairs: list[dict[str, Any]] = []
         pictures: list[dict[str, Any]] = []
         for index in range(chunk.start, chunk.stop):
-            pictures.append(_render(files, members, config, chunk, index))
+            pictures.append(_render(files, pairs, config, chunk, index))
             progress.advance()
-        if members:
-            layout.write_shard(files, f"pairs/{chunk.number:05d}.tar", members)
+        if pairs:
+            layout.write_shard(files, f"pairs/{chunk.number:05d}.tar", pairs)
         text = json.dumps({"files": files.written, "pictures": pictures}, separators=(",", ":"))
         write_text(root / chunk.record, text)
 
 
 def _render(
     files: layout.Files,
-    members: list[tuple[str, bytes]],
+    pairs: list[dict[str, Any]],
     config: WorldConfig,
     chunk: Chunk,
     index: int,
 ) -> dict[str, Any]:
-    """Write a picture, or add it to the ``members`` of a shard; returns what the lists must know of
-    it."""
+    """Write a picture, or add it to the ``pairs`` of a shard; returns its record."""
     split = SPLITS[chunk.split]
     rng = np.random.default_rng([config.seed, split.stream, index])
     dominant = CLASSES[index % len(CLASSES)] if chunk.split.startswith("class-") else None
     scene = make_scene(rng, split.domain, dominant=dominant, close_ups=config.close_ups)
-    truth = render_truth(scene, config.size)
+    ground_truth = render_ground_truth(scene, config.size)
     picture = render_image(scene, config.size, rng)
     if chunk.split == "pairs":
         key = f"{chunk.number:05d}{index - chunk.start:04d}"
-        caption = web_caption(rng, scene, seen_objects(scene, truth), config.noise)
-        members += layout.pair_members(key, layout.jpeg(picture), caption.text, config.size)
+        caption = web_caption(rng, scene, seen_objects(scene, ground_truth), config.noise)
+        pairs.append(layout.pair_sample(key, layout.jpeg(picture), caption.text, config.size))
         return {"key": key}
     if chunk.split in DENSE:
         prefix, part = DENSE[chunk.split]
-        return layout.write_dense(
-            files, prefix, part, f"{split.first + index:012d}", picture, scene, truth
-        )
+        stem = f"{split.first + index:012d}"
+        return layout.write_dense(files, prefix, part, stem, picture, scene, ground_truth)
     if dominant:
         part = chunk.split.removeprefix("class-")
         name = f"imagefolder/{part}/{dominant}/{part}_{index:06d}.jpg"
@@ -122,15 +105,12 @@ def _render(
     part = "train" if chunk.split == "retrieval-train" else "test"
     name = f"{part}_{index:06d}.jpg"
     files.write(f"flickr30k/images/{name}", layout.jpeg(picture))
-    return {
-        "filename": name,
-        "split": part,
-        "captions": clean_captions(rng, scene, seen_objects(scene, truth)),
-    }
+    captions = clean_captions(rng, scene, seen_objects(scene, ground_truth))
+    return {"filename": name, "split": part, "captions": captions}
 
 
 def is_complete(root: Path, config: WorldConfig) -> bool:
-    """Whether the world at ``root`` is finished and every byte of it is as it was written."""
+    """Whether the world at ``root`` is finished and undamaged."""
     manifest = _read(root, MANIFEST, "lists")
     if manifest is None or manifest.get("key") != config.key():
         return False
@@ -139,18 +119,17 @@ def is_complete(root: Path, config: WorldConfig) -> bool:
 
 def _read_record(root: Path, chunk: Chunk) -> dict[str, Any] | None:
     record = _read(root, chunk.record, "files")
-    return (
-        record if record and len(record.get("pictures", ())) == chunk.stop - chunk.start else None
-    )
+    if record and len(record.get("pictures", ())) == chunk.stop - chunk.start:
+        return record
+    return None
 
 
 def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
-    """The manifest or a chunk's record; None where it is missing, damaged, or does not fit the
-    ``files`` that it lists."""
+    """The manifest or a record; None if it is missing or does not fit the ``files`` it lists."""
     try:
         record = json.loads((root / name).read_text(encoding="utf-8"))
-        for file, written in record[files].items():
-            if layout.fingerprint((root / file).read_bytes()) != written:
+        for file, fingerprint in record[files].items():
+            if layout.fingerprint((root / file).read_bytes()) != fingerprint:
                 return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
@@ -158,13 +137,13 @@ def _read(root: Path, name: str, files: str) -> dict[str, Any] | None:
 
 
 def _finish(root: Path, config: WorldConfig) -> None:
-    """Lists and annotation files from all records, then the manifest."""
+    """Write lists and annotation files from all records, then the manifest."""
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for chunk in chunks_of(config):
         record = _read_record(root, chunk)
         if record is None:
             raise UserError(
-                f"mini world in {root}: {chunk.record} is gone or damaged while building; run again"
+                f"mini world in {root}: {chunk.record} was damaged meanwhile; run the command again"
             )
         records[chunk.split] += record["pictures"]
     lists = {KARPATHY: layout.karpathy_json(records["retrieval-train"] + records["retrieval"])}
@@ -178,17 +157,17 @@ def _finish(root: Path, config: WorldConfig) -> None:
 
 
 def _prepare(root: Path, config: WorldConfig, chunks: list[Chunk]) -> None:
-    """The folder, without a manifest. Refuses to start where the disk cannot hold the world: a
-    picture takes about 1.3 bytes a pixel, a file at least a block."""
+    """Create the folder without a manifest; raise ``UserError`` if the disk is too small.
+
+    A picture takes about 1.3 bytes a pixel, and a file at least a block.
+    """
     root.mkdir(parents=True, exist_ok=True)
     (root / MANIFEST).unlink(missing_ok=True)
-    picture = max(4096, int(1.5 * config.size**2))
     files = sum((chunk.stop - chunk.start) * (6 if chunk.split in DENSE else 1) for chunk in chunks)
-    needed = files * picture
+    needed = files * max(4096, int(1.5 * config.size**2))
     free = shutil.disk_usage(root).free
     if free < needed:
         raise UserError(
-            f"the mini world needs about {needed / 2**20:.0f} MiB in {root}, where"
-            f" {free / 2**20:.0f} MiB are free; free some space or set CLIPTEX_HOME to another"
-            " folder"
+            f"the mini world needs {needed / 1e6:.0f} MB in {root}, {free / 1e6:.0f} MB are free;"
+            " free some space or set CLIPTEX_HOME to another folder"
         )

@@ -43,7 +43,7 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
     """Tasks trained for ``iters`` (dense probes) and ``detect_iters`` (detectors) iterations,
     without some probes."""
     dense = {**DENSE, "max_iters": iters}
-    found: dict[str, dict] = {
+    settings_by_task: dict[str, dict] = {
         "mini-seg/linear": dense,
         "mini-seg/pspnet": dense,
         "mini-seg/in-context": {"size": 64, "feature_stride": 8},
@@ -55,11 +55,15 @@ def tasks(iters: int, detect_iters: int, without: Sequence[str] = ()) -> dict[st
         "mini-class/zero-shot": {},
         "mini-retrieval/retrieval": {},
     }
-    return {name: settings for name, settings in found.items() if name.split("/")[1] not in without}
+    return {
+        name: settings
+        for name, settings in settings_by_task.items()
+        if name.split("/")[1] not in without
+    }
 
 
 SUBSETS = subsets(PAPER)  # of the experts that are trained here
-MADE = ("clip", "clip-ft", *SUBSETS)
+TRAINED = ("clip", "clip-ft", *SUBSETS)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from benchmark.mini.world import build_world, is_complete
 from benchmark.stages.experts import ExpertTraining, expert_stage
 from benchmark.stages.labels import LabelRequest, label_stage
 from benchmark.stages.weights import TrainedWeights, TrainingInputs, find_weights, train_stage
-from benchmark.suites.mini import MADE, SIZES, SUBSETS, Sizes
+from benchmark.suites.mini import SIZES, SUBSETS, TRAINED, Sizes
 from benchmark.suites.registry import (
     MadeBackbone,
     PreviewStage,
@@ -107,7 +107,7 @@ def preview(suite: str, names: Sequence[str], seeds: Sequence[int]) -> SuitePrev
 
 
 def _wanted(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    return [(name, seed) for seed in seeds for name in MADE if name in names]
+    return [(name, seed) for seed in seeds for name in TRAINED if name in names]
 
 
 def _datasets(world: Path) -> dict[str, Path]:

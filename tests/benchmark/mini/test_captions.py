@@ -12,7 +12,7 @@ from benchmark.mini.captions import (
     web_caption,
     with_article,
 )
-from benchmark.mini.render import render_truth
+from benchmark.mini.render import render_ground_truth
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 
@@ -22,23 +22,23 @@ NAMES = {name: (name, *SYNONYMS[name]) for name in CLASSES}
 def classes_named(text):
     """Classes that a caption names, by longest match, so that 'chair' is not found in 'dining
     chair' twice."""
-    left, found = f" {text.lower()} ", set()
+    remaining, names = f" {text.lower()} ", set()
     for word, name in sorted(
         ((w, n) for n, words in NAMES.items() for w in words), key=lambda pair: -len(pair[0])
     ):
-        if word in left:
-            found.add(name)
-            left = left.replace(word, "")
-    return found
+        if word in remaining:
+            names.add(name)
+            remaining = remaining.replace(word, "")
+    return names
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    drawn = []
+    scenes_and_objects = []
     for seed in range(40):
         scene = make_scene(np.random.default_rng(seed))
-        drawn.append((scene, seen_objects(scene, render_truth(scene, 64))))
-    return drawn
+        scenes_and_objects.append((scene, seen_objects(scene, render_ground_truth(scene, 64))))
+    return scenes_and_objects
 
 
 def test_synonyms_belong_to_one_class():
@@ -55,14 +55,14 @@ def test_rates_are_those_stated(scenes):
     for scene, seen in scenes * 50:
         caption = web_caption(rng, scene, seen, noise)
         kinds[caption.kind] += 1
-        named, there = classes_named(caption.text), {thing.name for thing in seen}
+        named, present = classes_named(caption.text), {item.name for item in seen}
         if caption.kind == "right":
             assert named
-            assert named <= there, "a right caption names only what is there"
+            assert named <= present, "a right caption names only what is there"
             named_main += seen[0].name in named
         elif caption.kind == "wrong":
             assert named
-            assert not named & there
+            assert not named & present
         else:
             assert not named
     total = sum(kinds.values())
@@ -78,13 +78,13 @@ def test_objects_are_omitted_at_the_stated_rate(scenes):
     several = [
         (scene, seen)
         for scene, seen in scenes
-        if len({thing.name for thing in seen}) == len(seen) and len(seen) > 1
+        if len({item.name for item in seen}) == len(seen) and len(seen) > 1
     ]
     named = possible = 0
     for scene, seen in several * 60:
-        found = classes_named(web_caption(rng, scene, seen, noise).text)
-        assert seen[0].name in found
-        named += len(found) - 1
+        names = classes_named(web_caption(rng, scene, seen, noise).text)
+        assert seen[0].name in names
+        named += len(names) - 1
         possible += len(seen) - 1
     assert possible > 500
     assert named / possible == pytest.approx(0.55, abs=0.06)
@@ -95,9 +95,9 @@ def test_without_noise_everything_is_said(scenes):
     noise = CaptionNoise(0, 0, 0, 0, synonym=0, colour=1, room=0)
     for scene, seen in scenes:
         text = web_caption(rng, scene, seen, noise).text.lower()
-        for thing in seen:
-            assert f"{thing.colour}" in text
-            assert thing.name in text
+        for item in seen:
+            assert f"{item.colour}" in text
+            assert item.name in text
 
 
 def test_clean_captions_name_the_main_object_and_mostly_tell_pictures_apart(scenes):
@@ -118,7 +118,7 @@ def test_clean_captions_name_the_main_object_and_mostly_tell_pictures_apart(scen
 def test_seen_objects_are_visible_and_ordered_by_size(scenes):
     for scene, seen in scenes:
         assert seen
-        shares = [thing.share for thing in seen]
+        shares = [item.share for item in seen]
         assert shares == sorted(shares, reverse=True)
         assert min(shares) >= 12 / 64**2
         assert len(seen) <= len(scene.objects)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.mini.materials import DOMAINS
-from benchmark.mini.render import IGNORE, render_image, render_truth, smallest_area
+from benchmark.mini.render import IGNORE, render_ground_truth, render_image, smallest_area
 from benchmark.mini.scene import make_scene
 from benchmark.mini.shapes import CLASSES
 
@@ -18,14 +18,14 @@ seeds = st.integers(0, 2**32 - 1)
 def draw(seed, domain="home", size=SIZE, **wishes):
     rng = np.random.default_rng(seed)
     scene = make_scene(rng, domain, **wishes)
-    return scene, render_truth(scene, size), rng
+    return scene, render_ground_truth(scene, size), rng
 
 
-def shares(scene, truth):
+def shares(scene, ground_truth):
     """Share of the picture of each object."""
     return (
-        np.bincount(truth.instance.ravel(), minlength=len(scene.objects) + 1)[1:]
-        / truth.instance.size
+        np.bincount(ground_truth.instance.ravel(), minlength=len(scene.objects) + 1)[1:]
+        / ground_truth.instance.size
     )
 
 
@@ -44,31 +44,31 @@ def points_of(scene, depth):
 def test_normals_are_those_of_the_depth(domain):
     errors = []
     for seed in range(12):
-        scene, truth, _ = draw(seed, domain)
-        points = points_of(scene, truth.depth.astype(np.float64))
+        scene, ground_truth, _ = draw(seed, domain)
+        points = points_of(scene, ground_truth.depth.astype(np.float64))
         right = points[1:-1, 2:] - points[1:-1, :-2]
         up = points[:-2, 1:-1] - points[2:, 1:-1]
-        found = np.cross(right, up)
-        found /= np.linalg.norm(found, axis=-1, keepdims=True)
+        normals = np.cross(right, up)
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
         # smooth pixels: the neighbours that the differences use lie on about the same plane
-        middle = truth.normals[1:-1, 1:-1]
+        middle = ground_truth.normals[1:-1, 1:-1]
         smooth = np.ones(middle.shape[:2], bool)
-        for other in (
-            truth.normals[1:-1, 2:],
-            truth.normals[1:-1, :-2],
-            truth.normals[2:, 1:-1],
-            truth.normals[:-2, 1:-1],
+        for neighbour in (
+            ground_truth.normals[1:-1, 2:],
+            ground_truth.normals[1:-1, :-2],
+            ground_truth.normals[2:, 1:-1],
+            ground_truth.normals[:-2, 1:-1],
         ):
-            smooth &= (middle * other).sum(axis=-1) > 0.995
-        near = [
-            truth.instance[1:-1, 2:],
-            truth.instance[1:-1, :-2],
-            truth.instance[2:, 1:-1],
-            truth.instance[:-2, 1:-1],
+            smooth &= (middle * neighbour).sum(axis=-1) > 0.995
+        neighbours = [
+            ground_truth.instance[1:-1, 2:],
+            ground_truth.instance[1:-1, :-2],
+            ground_truth.instance[2:, 1:-1],
+            ground_truth.instance[:-2, 1:-1],
         ]
-        for other in near:
-            smooth &= other == truth.instance[1:-1, 1:-1]
-        angle = np.degrees(np.arccos(np.clip((found * middle).sum(axis=-1), -1, 1)))
+        for neighbour in neighbours:
+            smooth &= neighbour == ground_truth.instance[1:-1, 1:-1]
+        angle = np.degrees(np.arccos(np.clip((normals * middle).sum(axis=-1), -1, 1)))
         assert smooth.mean() > 0.3
         errors.append(angle[smooth])
     angle = np.concatenate(errors)
@@ -81,21 +81,21 @@ def test_normals_are_those_of_the_depth(domain):
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=seeds)
 def test_truth_is_valid_everywhere(seed):
-    scene, truth, _ = draw(seed)
-    assert np.linalg.norm(truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
-    towards_viewer = -points_of(scene, truth.depth)
-    assert ((towards_viewer * truth.normals).sum(axis=-1) > -1e-6).all(), (
+    scene, ground_truth, _ = draw(seed)
+    assert np.linalg.norm(ground_truth.normals, axis=-1) == pytest.approx(1, abs=1e-5)
+    towards_viewer = -points_of(scene, ground_truth.depth)
+    assert ((towards_viewer * ground_truth.normals).sum(axis=-1) > -1e-6).all(), (
         "no surface is seen from behind"
     )
-    assert truth.depth.min() > 0.01
-    assert truth.depth.max() < 10
-    names = [0] + [1 + CLASSES.index(thing.name) for thing in scene.objects]
-    for number in np.unique(truth.instance):
-        expected = IGNORE if number in truth.too_small else names[number]
-        assert (truth.semantic[truth.instance == number] == expected).all()
+    assert ground_truth.depth.min() > 0.01
+    assert ground_truth.depth.max() < 10
+    names = [0] + [1 + CLASSES.index(placed.name) for placed in scene.objects]
+    for number in np.unique(ground_truth.instance):
+        expected = IGNORE if number in ground_truth.too_small else names[number]
+        assert (ground_truth.semantic[ground_truth.instance == number] == expected).all()
         if number:
-            few = (truth.instance == number).sum() < smallest_area(SIZE)
-            assert few == (number in truth.too_small)
+            few = (ground_truth.instance == number).sum() < smallest_area(SIZE)
+            assert few == (number in ground_truth.too_small)
 
 
 def nearest_hit(origin, direction, corner):
@@ -117,21 +117,21 @@ def nearest_hit(origin, direction, corner):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_first_hits_are_those_of_brute_force(seed):
-    scene, truth, _ = draw(seed)
+    scene, ground_truth, _ = draw(seed)
     corner = scene.vertices[scene.faces]
     rays = points_of(scene, np.ones((SIZE, SIZE))) @ scene.camera.axes
     agree = 0
     pixels = np.random.default_rng(0).integers(0, SIZE, (60, 2))
     for row, column in pixels:
         depth, triangle = nearest_hit(scene.camera.position, rays[row, column], corner)
-        same = scene.owner[triangle] == truth.instance[row, column]
-        agree += same and abs(depth - truth.depth[row, column]) < 1e-4 * depth
+        same = scene.owner[triangle] == ground_truth.instance[row, column]
+        agree += same and abs(depth - ground_truth.depth[row, column]) < 1e-4 * depth
     assert agree >= len(pixels) - 1  # a ray along an edge may go either way
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_picture_agrees_with_the_truth_pixel_by_pixel(seed):
-    scene, truth, rng = draw(seed, dominant=CLASSES[seed])
+    scene, ground_truth, rng = draw(seed, dominant=CLASSES[seed])
     scene.materials[:, 0] = 0  # plain
     scene.materials[:, 14] = 0  # no highlights
     scene.materials[:, 1:4] = (0.05, 0.05, 0.8)
@@ -141,7 +141,7 @@ def test_the_picture_agrees_with_the_truth_pixel_by_pixel(seed):
         light.colour[:] = 1.0
     scene.ambient = 0.5
     picture = render_image(scene, SIZE, rng).astype(int)
-    red, mask = picture[..., 0] > picture[..., 2], truth.instance == 1
+    red, mask = picture[..., 0] > picture[..., 2], ground_truth.instance == 1
     inner = mask.copy()
     outer = ~mask
     for shift in [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]:
@@ -155,8 +155,8 @@ def test_the_picture_agrees_with_the_truth_pixel_by_pixel(seed):
 
 
 def test_same_seed_same_picture_and_another_seed_another():
-    first, second, other = (draw(seed) for seed in (1, 1, 2))
-    a, b, c = (render_image(scene, SIZE, rng) for scene, _, rng in (first, second, other))
+    first, second, third = (draw(seed) for seed in (1, 1, 2))
+    a, b, c = (render_image(scene, SIZE, rng) for scene, _, rng in (first, second, third))
     assert (a == b).all()
     assert (a != c).any()
 
@@ -164,8 +164,8 @@ def test_same_seed_same_picture_and_another_seed_another():
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_dominant_object_dominates(name):
     for seed in range(3):
-        scene, truth, _ = draw(seed, dominant=name)
-        share = shares(scene, truth)
+        scene, ground_truth, _ = draw(seed, dominant=name)
+        share = shares(scene, ground_truth)
         assert scene.objects[0].name == name
         assert share[0] > 0.1
         assert share[0] == share.max()
@@ -173,12 +173,12 @@ def test_the_dominant_object_dominates(name):
 
 @pytest.mark.parametrize("size", [32, 80, 96])
 def test_other_sizes_show_the_same_scene(size):
-    scene, truth, rng = draw(5, size=size)
+    scene, ground_truth, rng = draw(5, size=size)
     assert render_image(scene, size, rng).shape == (size, size, 3)
-    assert truth.depth.shape == (size, size)
-    small = render_truth(scene, 64)
-    share, other = shares(scene, truth), shares(scene, small)
-    assert np.abs(share - other).max() < 0.03
+    assert ground_truth.depth.shape == (size, size)
+    small = render_ground_truth(scene, 64)
+    share, share_at_64 = shares(scene, ground_truth), shares(scene, small)
+    assert np.abs(share - share_at_64).max() < 0.03
 
 
 def test_close_ups_come_at_the_stated_rate():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from benchmark.mini.shapes import BUILDERS, CLASSES, FLOOR, SLOTS, TABLETOP, make_object
 from benchmark.mini.solids import box, ellipsoid, frustum, lathe, leaf, tube
 
-PLACES = [(name, False) for name in FLOOR] + [(name, True) for name in TABLETOP]
+CLASS_AND_SIZE = [(name, False) for name in FLOOR] + [(name, True) for name in TABLETOP]
 
 
 def test_classes_are_sorted_as_an_image_folder_sorts_them():
@@ -16,7 +16,7 @@ def test_classes_are_sorted_as_an_image_folder_sorts_them():
     assert set(FLOOR) | set(TABLETOP) == set(CLASSES)
 
 
-@pytest.mark.parametrize(("name", "small"), PLACES)
+@pytest.mark.parametrize(("name", "small"), CLASS_AND_SIZE)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_object_stands_on_the_ground_and_has_a_plausible_size(name, small, seed):
@@ -34,7 +34,7 @@ def test_every_object_stands_on_the_ground_and_has_a_plausible_size(name, small,
     assert (0.05 < tall < 0.8) if small else (0.3 < tall < 2.6)
 
 
-@pytest.mark.parametrize(("name", "small"), PLACES)
+@pytest.mark.parametrize(("name", "small"), CLASS_AND_SIZE)
 def test_shapes_vary(name, small):
     built = [make_object(name, np.random.default_rng(seed), small) for seed in range(6)]
     sizes = {
