@@ -273,7 +273,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("break_world", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_world_is_detected_and_repaired(tiny, copy, break_world):
     assert is_complete(copy, TINY)
     break_world(copy)
