@@ -220,14 +220,14 @@ def mini_labels(n: int) -> list[dict[str, Any]]:
     """The truth of ``n`` scenes of the mini world."""
     import numpy as np
 
-    from benchmark.mini.render import render_truth
+    from benchmark.mini.render import render_ground_truth
     from benchmark.mini.scene import make_scene
 
     def inverse(depth: np.ndarray) -> np.ndarray:
         return np.divide(1, depth, out=np.full_like(depth, np.nan), where=depth > 0)
 
     scenes = [
-        render_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64)
+        render_ground_truth(make_scene(np.random.default_rng(i), "home", close_ups=0.0), 64)
         for i in range(n)
     ]
     return [

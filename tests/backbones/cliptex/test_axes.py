@@ -18,7 +18,7 @@ from backbones.cliptex.labels.store import LabelStore, LabelWriter, encode
 from backbones.cliptex.protocols import Silent
 from backbones.cliptex.tasks import find_task
 from benchmark.mini.layout import encode_normals
-from benchmark.mini.render import render_image, render_truth
+from benchmark.mini.render import render_ground_truth, render_image
 from benchmark.mini.scene import make_scene
 from common.errors import UserError
 from probes.dense import data as dense_data
@@ -34,7 +34,7 @@ def test_all_datasets_of_normals_say_the_same_axes():
 def test_experts_and_probes_read_the_truth_of_the_mini_world_alike(tmp_path):
     """The floor of a rendered room points up, whoever reads the file."""
     scene = make_scene(np.random.default_rng(3), "home", close_ups=0.0)
-    truth = render_truth(scene, 64)
+    truth = render_ground_truth(scene, 64)
     Image.fromarray(encode_normals(truth.normals)).save(tmp_path / "n.png")
     theirs = dense_data.read_normals(str(tmp_path / "n.png"))
     ours = np.moveaxis(find_task("normal").read(tmp_path / "n.png"), 0, -1)
@@ -60,7 +60,7 @@ def test_turning_the_camera_turns_picture_and_normals_alike():
     """A camera rolled clockwise sees everything turned counter-clockwise: rendered, and
     augmented."""
     scene = make_scene(np.random.default_rng(5), "home", close_ups=0.0)
-    plain, image = render_truth(scene, 96), render_image(scene, 96, np.random.default_rng(0))
+    plain, image = render_ground_truth(scene, 96), render_image(scene, 96, np.random.default_rng(0))
     angle = 0.3
     right, up, back = scene.camera.axes
     cos, sin = np.cos(angle), np.sin(angle)
@@ -70,7 +70,10 @@ def test_turning_the_camera_turns_picture_and_normals_alike():
         scene.camera.tangent,
     )
     scene.camera = rolled
-    truth, picture = render_truth(scene, 96), render_image(scene, 96, np.random.default_rng(0))
+    truth, picture = (
+        render_ground_truth(scene, 96),
+        render_image(scene, 96, np.random.default_rng(0)),
+    )
     turn = Geometry(
         torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([False]), torch.tensor([angle])
     )
