@@ -20,7 +20,7 @@ from backbones.cliptex.labels.labeller import finished_shard, labels_writer
 from backbones.cliptex.labels.store import MANIFEST
 from backbones.cliptex.training.states import States
 from backbones.cliptex.training.train import find_trained
-from benchmark.cost import earlier_runs
+from benchmark.cost import choose_device, earlier_runs
 from benchmark.execution import Bar, Executor, ExecutorSpec, make_executor
 from benchmark.execution.progress import console
 from benchmark.stages.estimate import Work, duration
@@ -107,7 +107,10 @@ def preview_train(inputs: TrainingInputs, spec: ExecutorSpec) -> None:
             f"{recipe.name}: {count} of {len(pairs)} pairs in {len(pairs.shards)} shards ×"
             f" {recipe.epochs:g} epochs = {steps} steps of {recipe.batch_size}"
         )
-        if find_trained(recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels):
+        device = choose_device(inputs.device)
+        if find_trained(
+            recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels, device=device
+        ):
             return _say(f"{inputs.out} holds these very weights: nothing is left to do")
         begun = States(inputs.out.with_name(f"{inputs.out.name}.resume"), "").steps()
         if begun and (step := begun[0]) < steps:

@@ -9,9 +9,9 @@ from typing import Any
 
 import probes.experts  # noqa: F401 – makes the expert known that needs MMDetection
 from backbones.cliptex.experts.base import CONFIG
-from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.training import train_expert
 from backbones.cliptex.protocols import Silent
+from backbones.cliptex.training.trainer import TrainContext
 from benchmark.cost import choose_device, device_kind
 from benchmark.execution.base import Executor
 from benchmark.execution.progress import console, reporter
@@ -77,5 +77,7 @@ def expert_unit(inputs: ExpertTraining) -> dict[str, Any]:
 
 
 def _train(inputs: ExpertTraining, log: Any) -> dict[str, Any]:
-    run = FitRun(log, reporter(), inputs.seed, choose_device(inputs.device))
-    return train_expert(inputs.name, inputs.data_root, inputs.out, run, inputs.settings)
+    context = TrainContext(choose_device(inputs.device), log, reporter())
+    return train_expert(
+        inputs.name, inputs.data_root, inputs.out, context, inputs.settings, inputs.seed
+    )

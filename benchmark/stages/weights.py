@@ -14,7 +14,11 @@ from backbones.cliptex.data.pairs import open_pairs
 from backbones.cliptex.labels.joined import JoinedLabels
 from backbones.cliptex.labels.store import LabelStore
 from backbones.cliptex.protocols import Silent
-from backbones.cliptex.training.distributed import end_with_launcher, first_process, of_torchrun
+from backbones.cliptex.training.distributed import (
+    end_with_launcher,
+    first_process,
+    torchrun_environment,
+)
 from backbones.cliptex.training.recipes import WITHOUT_EFFECT, Recipe
 from backbones.cliptex.training.train import TrainContext, TrainResult, find_trained, train
 from benchmark.cost import choose_device, device_kind
@@ -86,7 +90,12 @@ def find_weights(inputs: TrainingInputs, tracker: Tracker) -> TrainedWeights | N
     labels = open_labels(inputs.labels) if inputs.recipe.tasks else None
     pairs = open_pairs(inputs.pairs, Silent())
     found = find_trained(
-        inputs.recipe, init=inputs.init, pairs=pairs, out=inputs.out, labels=labels
+        inputs.recipe,
+        init=inputs.init,
+        pairs=pairs,
+        out=inputs.out,
+        labels=labels,
+        device=choose_device(inputs.device),
     )
     if found is None:
         return None
@@ -140,7 +149,7 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
     tracker = Tracker(inputs.experiment)
     with one_maker(inputs.out):
         if found := find_weights(inputs, tracker):
-            if of_torchrun().get("WORLD_SIZE", 1) > 1:
+            if torchrun_environment().get("WORLD_SIZE", 1) > 1:
                 _train(
                     inputs, None
                 )  # returns at once; the others wait in it to hear that nothing is to be done
@@ -150,10 +159,15 @@ def train_unit(inputs: TrainingInputs) -> TrainedWeights:
 
 def _train(inputs: TrainingInputs, log: Any) -> TrainResult:
     progress = reporter() if first_process() else Silent()
+
+    def notify(line: str) -> None:
+        console.print(f"  note · train {inputs.recipe.name}: {line}", style="dim", markup=False)
+
     context = TrainContext(
         device=choose_device(inputs.device),
         log=log or Silent(),
         progress=progress,
+        notify=notify,
         workers=inputs.num_workers,
         save_seconds=inputs.save_seconds,
         keep_every=inputs.keep_every,
@@ -232,8 +246,6 @@ def _train_in_run(tracker: Tracker, inputs: TrainingInputs) -> TrainedWeights:
         run.describe(
             _how_to_load(result, recipe.name, name, run.id if kept else "", run.tracker.uri)
         )
-    for note in result.notes:
-        console.print(f"  note · train {recipe.name}: {note}", style="dim", markup=False)
     return TrainedWeights(**vars(result), run=run.id)
 
 

@@ -1,5 +1,4 @@
-"""Task experts: models that write pseudo-labels. Importing this makes those of this floor known,
-and imports none."""
+"""Task experts: models that write pseudo-labels. They are registered here, and imported lazily."""
 
 from backbones.cliptex.experts.base import Expert
 from backbones.cliptex.experts.registry import EXPERTS, find_expert, load_experts
@@ -13,7 +12,7 @@ EXPERTS.register_lazy(
 EXPERTS.register_lazy(
     "dpt",
     f"{__name__}.dpt:DPT",
-    "relative inverse depth: DPT by hub name, folder or MiDaS's checkpoint; can be trained here",
+    "relative inverse depth: a transformers model by hub name or folder; can be trained here",
 )
 EXPERTS.register_lazy(
     "nll-angmf",

@@ -1,5 +1,4 @@
-"""What an expert is: a model of one task that writes hard labels for images, and knows exactly who
-it is."""
+"""An expert: a model of one task that writes hard labels for images, with an exact identity."""
 
 from __future__ import annotations
 
@@ -18,10 +17,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from backbones.base import state_sha256
-from backbones.cliptex.data.augment import AXES
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import FitRun
-from common.errors import UserError, first_line
+from backbones.cliptex.training.trainer import TrainContext
+from common.errors import UserError, first_line, report_malformed
 from common.files import atomic_write, read_json, write_json
 
 BACKGROUND = "background"
@@ -32,7 +30,7 @@ WEIGHTS, CONFIG = "weights.safetensors", "expert.json"
 
 
 class Expert(nn.Module, ABC):
-    """A model that labels images. Frozen and in eval mode, except while ``train_on`` runs.
+    """A model that labels images. Frozen and in eval mode, except while it is trained.
 
     A subclass is one file. It gives ``name``, ``task`` and ``settings_type`` (a frozen dataclass of
     JSON-able fields that says how it is built and trained), builds itself from its settings, and
@@ -43,7 +41,6 @@ class Expert(nn.Module, ABC):
         settings: instance of ``settings_type``.
         classes: names of the segmentation classes by index; empty for other tasks.
         source: where the weights came from.
-        spent: what ``train_on`` took (``fit.Spent``); None where it does not say.
     """
 
     name: ClassVar[str]
@@ -53,42 +50,51 @@ class Expert(nn.Module, ABC):
     settings: Any
     classes: tuple[str, ...] = ()
     source: str = "random"
-    spent: Any = None
+
+    def __init__(self, settings: Any, classes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.settings, self.classes = settings, classes
 
     @abstractmethod
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution; resizing and
-        statistics are ours.
+        """Hard labels of ``images`` (N, 3, H, W) uint8 RGB, at their own resolution.
 
-        Returns, by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or
-        ``ignore_index``; ``depth`` (N, H, W) float32 relative inverse depth, larger is nearer, any
-        affine scale; ``normal`` (N, 3, H, W) float32 unit vectors, x right, y up, z towards the
-        camera; what ``Task.from_expert`` reads for others. What it says beside (``confidence`` (N,
-        H, W) float32 κ > 0) is measured, not stored.
+        Resizing and normalisation are the expert's own.
+
+        Returns:
+            by the name of its task: ``seg`` (N, H, W) uint8 or uint16, class or ``ignore_index``;
+            ``depth`` (N, H, W) float32 relative inverse depth, larger is nearer, any affine scale;
+            ``normal`` (N, 3, H, W) float32 unit vectors, x right, y up, z towards the camera; for
+            other tasks what ``Task.from_expert`` reads. A ``confidence`` (N, H, W) float32 κ > 0 is
+            measured, not stored.
         """
 
     @classmethod
     def create(cls, settings: Any, classes: tuple[str, ...]) -> Self:
-        """An expert to be trained; those whose parts start from pretrained weights load them
-        here."""
+        """An expert to be trained, its encoder with pretrained weights where it has some."""
         return cls(settings, classes)
 
-    def train_on(self, data: ExpertData, run: FitRun) -> None:
-        """Fit this expert to ``data``. Raises ``UserError`` if it cannot be."""
+    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
+        """Fit this expert to ``data``.
+
+        Returns:
+            the cost: ``train_seconds`` and ``train_flops``.
+
+        Raises:
+            UserError: it cannot be trained here.
+        """
         raise UserError(
             f"expert {self.name!r} cannot be trained here; give its weights as {self.name}=PATH"
         )
 
     def identity(self) -> dict[str, Any]:
-        """What makes two experts label alike: name, settings, classes and the weights' digest (not
-        where they lie)."""
+        """What makes two experts label alike: name, settings, classes and the weights' digest."""
         return {
             "name": self.name,
             "task": self.task,
             "settings": asdict(self.settings),
             "classes": list(self.classes),
             "sha256": state_sha256(self.state_dict()),
-            **({"axes": AXES} if self.task == "normal" else {}),
         }
 
     @property
@@ -101,14 +107,14 @@ class Expert(nn.Module, ABC):
         return next(self.parameters()).device
 
     def trunk(self) -> Iterable[nn.Module]:
-        """The modules that may compute in bf16: the encoder and what follows it, but not the last
-        layers, since eight bits are too few for a depth, a box or a normal. None unless a subclass
-        names some."""
+        """The modules that may compute in bf16: the encoder and what follows it.
+
+        Not the last layers: eight bits are too few for a depth, a box or a normal.
+        """
         return ()
 
     def freeze(self, device: torch.device | str = "cpu", *, bf16: bool | None = None) -> Self:
-        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 if asked for, by default on
-        CUDA."""
+        """Eval mode, no gradients, on ``device``; the ``trunk`` in bf16 (default: on CUDA)."""
         self.requires_grad_(False).eval().to(device)
         if torch.device(device).type == "cuda" if bf16 is None else bf16:
             for module in self.trunk():
@@ -116,29 +122,23 @@ class Expert(nn.Module, ABC):
         return self
 
     def save(self, folder: Path, **extra: Any) -> None:
-        """Write weights and then ``expert.json`` (name, settings, classes, digest, ``extra``) to
-        ``folder``."""
+        """Write weights, then ``expert.json`` (identity, source, ``extra``) to ``folder``."""
         state = {
             name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
         }
-        with atomic_write(Path(folder) / WEIGHTS) as temporary:
+        with atomic_write(folder / WEIGHTS) as temporary:
             save_file(state, temporary)
-        write_json(Path(folder) / CONFIG, {**self.identity(), "source": self.source, **extra})
+        write_json(folder / CONFIG, {**self.identity(), "source": self.source, **extra})
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
         """An expert that ``save`` wrote, from its folder.
 
         Raises:
-            UserError: the folder is not there, holds another expert, or its weights are damaged.
+            UserError: no such folder, another expert's, or damaged weights.
         """
         config = read_config(source, cls.name)
-        if cls.task == "normal" and config.get("axes") != AXES:
-            raise UserError(
-                f"expert {cls.name!r} in {source} does not predict normals with {AXES}; train it"
-                " again"
-            )
-        expert = cls.build(config)
+        expert = cls(cls.settings_type(**config["settings"]), tuple(config["classes"]))
         path = Path(source) / WEIGHTS
         try:
             expert.load_state_dict(load_file(path))
@@ -150,55 +150,28 @@ class Expert(nn.Module, ABC):
             raise UserError(
                 f"{path} has changed since it was written; train or fetch the expert again"
             )
-        expert.source = str(config.get("source", source))
+        expert.source = str(config["source"])
         return expert.freeze(device)
-
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> Self:
-        """A fresh expert from what ``save`` wrote to ``expert.json``; weights are to be loaded."""
-        return cls(
-            read_settings(cls.settings_type, config["settings"]), tuple(config.get("classes", ()))
-        )
-
-    def __init__(self, settings: Any, classes: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.settings, self.classes = settings, classes
 
 
 def read_config(folder: str | Path, name: str | None = None) -> dict[str, Any]:
-    """``expert.json`` of a folder that ``Expert.save`` wrote. Raises ``UserError``."""
+    """``expert.json`` of a folder that ``Expert.save`` wrote.
+
+    Raises:
+        UserError: it is missing or malformed, or of another expert than ``name``.
+    """
     path = Path(folder) / CONFIG
-    try:
-        config = read_json(path)
-        found = config["name"]
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(
             f"no expert in {folder} ({CONFIG} is missing); make one: python -m benchmark experts"
             " train"
-        ) from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not readable ({first_line(error)}); train or fetch the expert again"
-        ) from error
-    if name not in (None, found):
-        raise UserError(f"{folder} holds expert {found!r}, not {name!r}")
-    return config
-
-
-def read_settings(kind: type, values: Mapping[str, Any]) -> Any:
-    """A settings dataclass from JSON, whose lists are tuples. Raises ``UserError`` for fields it
-    does not have."""
-    try:
-        return kind(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
         )
-    except TypeError as error:
-        raise UserError(
-            f"{CONFIG} was written by another version ({first_line(error)}); train the expert again"
-        ) from error
+    with report_malformed(f"{path} is not an expert's", "train or fetch the expert again"):
+        config = read_json(path)
+        stored = config["name"]
+    if name not in (None, stored):
+        raise UserError(f"{folder} holds expert {stored!r}, not {name!r}")
+    return config
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -209,21 +182,13 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def hard_classes(scores: Tensor, score_threshold: float, ignore: int) -> np.ndarray:
-    """(N, C, H, W) class probabilities → (N, H, W) uint8/uint16: the likeliest, or ``ignore`` below
-    ``score_threshold``."""
-    best, index = scores.max(1)
-    labels = torch.where(best >= score_threshold, index, ignore).cpu().numpy()
-    return labels.astype(np.uint8 if ignore == IGNORE else np.uint16)
-
-
 def _run_in_bf16(module: nn.Module) -> None:
-    """From now on ``module`` computes under autocast; what it returns is fp32."""
+    """Make ``module`` compute under autocast and return fp32."""
     forward = module.forward
 
-    def run(*args: Any, **more: Any) -> Any:
+    def run(*args: Any, **options: Any) -> Any:
         with torch.autocast(next(module.parameters()).device.type, torch.bfloat16):
-            found = forward(*args, **more)
-        return tree_map_only(Tensor, Tensor.float, found)
+            output = forward(*args, **options)
+        return tree_map_only(Tensor, Tensor.float, output)
 
     module.forward = run

@@ -1,296 +1,235 @@
-"""``dpt``: relative inverse depth by a Dense Prediction Transformer (Ranftl, Bochkovskiy, Koltun,
-ICCV 2021)."""
+"""``dpt``: relative inverse depth, by a published model or a small one that is trained here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
-from transformers import DPTConfig, DPTForDepthEstimation
-from transformers.modeling_outputs import DepthEstimatorOutput
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTDepthEstimationHead, DPTNeck
 from transformers.utils import logging as transformers_logging
 
-from backbones.checkpoint import load_checkpoint
-from backbones.cliptex.experts.base import CONFIG, Expert, read_settings, resize
+from backbones.cliptex.experts.base import CONFIG, Expert, resize
 from backbones.cliptex.experts.data import ExpertData
-from backbones.cliptex.experts.fit import FitRun, FitSettings, fit
-from backbones.cliptex.experts.midas import from_midas
-from backbones.cliptex.experts.unet import timm_encoder
+from backbones.cliptex.experts.fit import ExpertTrainer, FitSettings
 from backbones.cliptex.tasks.depth import depth_loss
+from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
+from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError, first_line
-from common.files import read_json
+from common.settings import settings_dataclass
 
 STRIDES = (4, 8, 16, 32)
+SUGGESTED = "Intel/dpt-large or depth-anything/Depth-Anything-V2-Small-hf"
+# MiDaS's file, by the beginning of its name → the same weights on the hub
+MIDAS = {
+    "dpt_large": "Intel/dpt-large",
+    "dpt_hybrid": "Intel/dpt-hybrid-midas",
+    "dpt_beit_large_384": "Intel/dpt-beit-large-384",
+    "dpt_beit_large_512": "Intel/dpt-beit-large-512",
+    "dpt_beit_base": "Intel/dpt-beit-base-384",
+    "dpt_swin2_large": "Intel/dpt-swinv2-large-384",
+    "dpt_swin2_base": "Intel/dpt-swinv2-base-384",
+    "dpt_swin2_tiny": "Intel/dpt-swinv2-tiny-256",
+}
 
 
-@dataclass(frozen=True)
+class PublishedDepth(Expert):
+    """A depth model of transformers that predicts relative inverse depth.
+
+    Its own processor resizes and normalises the images.
+    """
+
+    name = "dpt"
+    task = "depth"
+
+    def __init__(self, net: nn.Module, processor: Any) -> None:
+        super().__init__(FitSettings())
+        self.net: Any = net
+        self.processor = processor
+
+    def identity(self) -> dict[str, Any]:
+        parts = {"model": self.net.config.to_dict(), "processor": self.processor.to_dict()}
+        described = {
+            part: {k: v for k, v in config.items() if not k.startswith(("_", "transformers"))}
+            for part, config in parts.items()
+        }
+        return {**super().identity(), "settings": {}, **described}
+
+    def trunk(self) -> Iterable[nn.Module]:
+        return [part for name, part in self.net.named_children() if name != "head"]
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, np.ndarray]:
+        pixels = self.processor(images=images.to(self.device), return_tensors="pt")["pixel_values"]
+        depth = self.net(pixel_values=pixels.to(self.device)).predicted_depth
+        return {"depth": resize(depth[:, None].float(), images.shape[-2:])[:, 0].cpu().numpy()}
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
+        """The model at a hub name or in a folder as transformers saves it.
+
+        Raises:
+            UserError: no such model, missing weights, or not relative inverse depth.
+        """
+        net, processor = _from_transformers(source)
+        _check_convention(source, net.config)
+        expert = cls(net, processor)
+        expert.source = source
+        return expert.freeze(device)
+
+
+def _from_transformers(source: str) -> tuple[Any, Any]:
+    """The model and its image processor; a torch file is not unpickled."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    options = {"local_files_only": Path(source).exists()}
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, **options)
+        net, report = AutoModelForDepthEstimation.from_pretrained(
+            source, weights_only=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # transformers and the hub raise nearly anything
+        raise UserError(
+            f"no depth model at {source!r} ({first_line(error)}); give a folder with config.json,"
+            " preprocessor_config.json and model.safetensors, or be online and use a hub name such"
+            f" as {SUGGESTED}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise UserError(f"{source} lacks weights of its model, first {min(report['missing_keys'])}")
+    return net, processor
+
+
+def _check_convention(source: str, config: Any) -> None:
+    """Refuse models whose output is not relative inverse depth: their labels would be inverted.
+
+    DPT heads on DINOv2 (``add_projection``) and the metric Depth Anything predict metres.
+    """
+    relative = {
+        "dpt": not getattr(config, "add_projection", False),
+        "depth_anything": getattr(config, "depth_estimation_type", "") == "relative",
+    }
+    if not relative.get(config.model_type, False):
+        raise UserError(
+            f"{source} ({config.model_type}) is not known to predict relative inverse depth, as"
+            f" labels need it; use {SUGGESTED}"
+        )
+
+
+@settings_dataclass
 class DPTSettings(FitSettings):
-    """A DPT to train here (a pretrained one brings its own configuration).
+    """The small model that is trained here: ``FitSettings`` and
 
-    Attributes (besides those of ``FitSettings``):
-        size: side of its square input in pixels, a multiple of the patch; images are squeezed into
-            it.
-        encoder: a timm encoder with maps at strides 4 to 32 in place of the ViT (see ``ConvDPT``),
-            which then starts from ImageNet weights if ``pretrained``; empty for the paper's ViT,
-            from nothing.
-        patch, width, depth, heads: of the ViT.
-        neck: channels of its four reassembled maps, finest first.
+    Attributes:
+        encoder, pretrained: see ``timm_encoder``; it needs maps at strides 4 to 32.
         fusion: channels of the fusion blocks.
-        mean, std: statistics of the ViT's input, scaled to [0, 1]; those of a timm encoder are its
-            own.
     """
 
     lr: float = 5e-4
-    size: int = 384
-    encoder: str = ""
+    encoder: str = PACKAGED
     pretrained: bool = True
-    patch: int = 16
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    neck: tuple[int, ...] = (48, 96, 192, 384)
-    fusion: int = 128
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.encoder:
-            return
-        if (
-            self.patch not in (4, 8, 16, 32)
-            or self.size % self.patch
-            or self.depth < 4
-            or self.width % self.heads
-        ):
-            raise UserError(
-                f"dpt: patch {self.patch} must be 4, 8, 16 or 32 and divide size {self.size}; depth"
-                f" {self.depth} at least 4, heads {self.heads} divide width {self.width}"
-            )
-
-    def model_config(self) -> dict[str, Any]:
-        """transformers' ``DPTConfig`` of it."""
-        layers = [round((place + 1) * self.depth / 4) - 1 for place in range(4)]
-        return {
-            "image_size": self.size,
-            "patch_size": self.patch,
-            "hidden_size": self.width,
-            "num_hidden_layers": self.depth,
-            "num_attention_heads": self.heads,
-            "intermediate_size": 4 * self.width,
-            "backbone_out_indices": layers,
-            # maps at strides 4, 8, 16 and 32 whatever the patch (the paper's patch is 16), so that
-            # the output has the input's size
-            "reassemble_factors": [
-                max(self.patch // stride, self.patch / stride) for stride in STRIDES
-            ],
-            "neck_hidden_sizes": list(self.neck),
-            "fusion_hidden_size": self.fusion,
-            "is_hybrid": False,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        }
+    fusion: PositiveInt = 128
 
 
 class ConvDPT(nn.Module):
-    """DPT's decoder over a convolutional encoder, as MiDaS v2.1 small has it (EfficientNet-Lite;
-    Ranftl et al., TPAMI 2022): a timm encoder's maps at strides 4, 8, 16 and 32 into transformers'
-    own fusion blocks and depth head. Quick to train, because the encoder can start from ImageNet
-    weights.
+    """DPT's decoder over a convolutional encoder (MiDaS v2.1 small; Ranftl et al., TPAMI 2022).
 
-    Attributes:
-        config: the ``DPTConfig`` of neck and head.
-        mean, std: statistics of the encoder's input.
+    A timm encoder's maps at strides 4, 8, 16 and 32 go into transformers' own fusion blocks and
+    depth head. Quick to train, because the encoder can start from ImageNet weights.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: str, *, pretrained: bool, fusion: int) -> None:
         super().__init__()
-        self.encoder, self.mean, self.std = timm_encoder(encoder, pretrained)
-        found = dict(
-            zip(
-                self.encoder.feature_info.reduction(),
-                self.encoder.feature_info.channels(),
-                strict=True,
-            )
-        )
-        self.places = [list(found).index(stride) for stride in STRIDES]
-        self.config = DPTConfig(
-            neck_hidden_sizes=[found[stride] for stride in STRIDES],
+        self.encoder, mean, std = timm_encoder(encoder, pretrained)
+        info = self.encoder.feature_info
+        self.levels = [info.reduction().index(stride) for stride in STRIDES]
+        config = DPTConfig(
+            neck_hidden_sizes=[info.channels()[level] for level in self.levels],
             fusion_hidden_size=fusion,
             patch_size=max(STRIDES),
             readout_type="ignore",
             reassemble_factors=[1, 1, 1, 1],
         )
-        self.neck = DPTNeck(self.config)
-        self.neck.reassemble_stage = (
-            None  # as for every hierarchical encoder: its maps are maps already
-        )
-        self.head = DPTDepthEstimationHead(self.config)
+        self.neck = DPTNeck(config)
+        # as for every hierarchical encoder: its outputs are maps, not tokens
+        self.neck.reassemble_stage = None
+        self.head = DPTDepthEstimationHead(config)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pixel_values: Tensor) -> DepthEstimatorOutput:
-        """Normalised RGB (N, 3, H, W), sides multiples of 32 → relative inverse depth (N, H, W)."""
-        maps: Any = self.encoder(pixel_values.contiguous(memory_format=torch.channels_last))
-        return DepthEstimatorOutput(
-            predicted_depth=self.head(self.neck([maps[place] for place in self.places]))
-        )
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB in [0, 1] (N, 3, S, S), S a multiple of 32 → relative inverse depth (N, S, S)."""
+        pixels = (images - self.mean) / self.std
+        maps: Any = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        depth = self.head(self.neck([maps[level] for level in self.levels]))
+        return resize(depth[:, None], images.shape[-2:])[:, 0]
 
 
 class DPT(Expert):
-    """transformers' ``DPTForDepthEstimation``.
+    """Relative inverse depth by a Dense Prediction Transformer (Ranftl et al., ICCV 2021).
 
-    WHERE: a hub name (``Intel/dpt-large``, ``Intel/dpt-hybrid-midas``), a folder as transformers
-    saves it (``config.json`` and weights), MiDaS's own checkpoint (``dpt_large_384.pt``,
-    ``dpt_hybrid_384.pt``), or a folder that ``experts train`` wrote.
+    WHERE: a hub name (``Intel/dpt-large``, ``depth-anything/Depth-Anything-V2-Small-hf``), a folder
+    as transformers saves it, or a folder that ``experts train`` wrote.
     """
 
     name = "dpt"
     task = "depth"
     settings_type = DPTSettings
-    mean: Tensor
-    std: Tensor
+    settings: DPTSettings
 
     def __init__(
-        self,
-        settings: DPTSettings,
-        classes: tuple[str, ...] = (),
-        *,
-        model: DPTForDepthEstimation | ConvDPT | None = None,
+        self, settings: DPTSettings, classes: tuple[str, ...] = (), *, pretrained: bool = False
     ) -> None:
         super().__init__(settings)
-        self.net: Any = model or DPTForDepthEstimation(DPTConfig(**settings.model_config()))
-        convolutional = isinstance(self.net, ConvDPT)
-        mean, std = (
-            (self.net.mean, self.net.std) if convolutional else (settings.mean, settings.std)
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.net = ConvDPT(settings.encoder, pretrained=pretrained, fusion=settings.fusion)
 
     @classmethod
     def create(cls, settings: DPTSettings, classes: tuple[str, ...]) -> Self:
-        expert = cls(settings, model=_convolutional(settings, fresh=True))
+        expert = cls(settings, pretrained=settings.pretrained)
         # transformers' initial weights (σ = 0.02) are for fine-tuning: through fourteen
         # convolutions they give 1e-10 everywhere, behind a final ReLU
-        convolutions = [
-            m
-            for m in [*expert.net.neck.modules(), *expert.net.head.modules()]
-            if isinstance(m, nn.Conv2d)
-        ]
+        modules = [*expert.net.neck.modules(), *expert.net.head.modules()]
+        convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.ones_(convolutions[-1].bias)  # type: ignore[arg-type]
         return expert
 
-    @classmethod
-    def build(cls, config: Mapping[str, Any]) -> Self:
-        settings = read_settings(cls.settings_type, config["settings"])
-        model: Any = _convolutional(settings) or DPTForDepthEstimation(
-            DPTConfig.from_dict(dict(config["model"]))
-        )
-        return cls(settings, model=model)
-
-    def identity(self) -> dict[str, Any]:
-        config = {
-            key: value
-            for key, value in self.net.config.to_dict().items()
-            if not key.startswith(("_", "trans"))
-        }
-        return {**super().identity(), "model": config}
-
     def trunk(self) -> Iterable[nn.Module]:
-        parts = (getattr(self.net, name, None) for name in ("dpt", "backbone", "encoder", "neck"))
-        return [part for part in parts if part is not None]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB in [0, 1] (N, 3, S, S), S a multiple of the patch → relative inverse depth (N, S,
-        S)."""
-        depth = self.net(pixel_values=(images - self.mean) / self.std).predicted_depth
-        return resize(depth[:, None], images.shape[-2:])[:, 0]
+        return [self.net.encoder, self.net.neck]
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> dict[str, np.ndarray]:
-        size = images.shape[-2:]
-        # a hybrid's convolutional backbone has no patch of its own, but its ViT has
-        config = self.net.config
-        patch = (
-            getattr(getattr(config, "backbone_config", None), "patch_size", 0) or config.patch_size
-        )
-        side = (
-            max(1, round(self.settings.size / patch)) * patch
-        )  # square, as transformers' own processor makes it
-        depth = self(resize(images.to(self.device).float() / 255, (side, side)))
-        return {"depth": resize(depth[:, None], size)[:, 0].cpu().numpy()}
+        stride = max(STRIDES)
+        side = max(1, round(self.settings.size / stride)) * stride
+        depth = self.net(resize(images.to(self.device).float() / 255, (side, side)))
+        return {"depth": resize(depth[:, None], images.shape[-2:])[:, 0].cpu().numpy()}
 
-    def train_on(self, data: ExpertData, run: FitRun) -> None:
+    def train_on(self, data: ExpertData, context: TrainContext, seed: int) -> Mapping[str, float]:
         def loss(images: Tensor, depth: Tensor) -> Tensor:
-            total, count = depth_loss(self(images).float(), depth)
+            total, count = depth_loss(self.net(images).float(), depth)
             return total / count.clamp(min=1)
 
-        self.spent = fit(self, loss, data, self.settings, run)
+        return ExpertTrainer(self, loss, data, self.settings, context, seed).fit()
 
     @classmethod
-    def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
-        if (Path(source) / CONFIG).is_file():
-            return super().load(source, device)
+    def load(cls, source: str, device: torch.device | str = "cpu") -> Any:
         path = Path(source)
-        model: Any = (
-            from_midas(load_checkpoint(path).state, path)
-            if path.is_file()
-            else _from_transformers(source)
-        )
-        expert = cls(cls.pretrained_settings(source, model.config.image_size), model=model)
-        expert.source = source
-        return expert.freeze(device)
-
-    @classmethod
-    def pretrained_settings(cls, source: str, size: int) -> DPTSettings:
-        """Statistics of the input from the folder's ``preprocessor_config.json``; else 0.5 (as
-        MiDaS's DPT)."""
-        path = Path(source) / "preprocessor_config.json"
-        given: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-        return DPTSettings(
-            size=size,
-            mean=tuple(given.get("image_mean", (0.5, 0.5, 0.5))),
-            std=tuple(given.get("image_std", (0.5, 0.5, 0.5))),
-        )
-
-
-def _from_transformers(source: str) -> DPTForDepthEstimation:
-    """By hub name or folder; transformers reads safetensors, else a torch file without unpickling
-    it."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        found: Any = DPTForDepthEstimation.from_pretrained(
-            source,
-            weights_only=True,
-            output_loading_info=True,
-            local_files_only=Path(source).exists(),
-        )
-    except Exception as error:  # transformers and the hub raise nearly anything
-        raise UserError(
-            f"no DPT at {source!r} ({first_line(error)}); give a folder with config.json "
-            "and model.safetensors, or be online and use a hub name such as Intel/dpt-large"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(level)
-    model, told = found
-    if told["missing_keys"]:
-        raise UserError(
-            f"{source} lacks weights of a DPT for depth, first {min(told['missing_keys'])}"
-        )
-    return model
-
-
-def _convolutional(settings: DPTSettings, fresh: bool = False) -> ConvDPT | None:
-    """The model on a timm encoder, where the settings ask for one."""
-    if not settings.encoder:
-        return None
-    return ConvDPT(
-        settings.encoder, pretrained=settings.pretrained and fresh, fusion=settings.fusion
-    )
+        if (path / CONFIG).is_file():
+            return super().load(source, device)
+        if path.is_file():
+            hub = next((hub for start, hub in MIDAS.items() if path.name.startswith(start)), "")
+            raise UserError(
+                f"{source} is a file, and MiDaS's own checkpoints are not read; use the same"
+                f" weights from the hub: dpt={hub or SUGGESTED}"
+            )
+        return PublishedDepth.load(source, device)

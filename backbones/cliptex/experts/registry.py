@@ -1,4 +1,4 @@
-"""Experts by name: one file and one registration each; a third party's come through an entry point.
+"""Experts by name: one file and one registration each; a plug-in's come through an entry point.
 
 [options.entry_points]                     # in the other package's setup.cfg
 cliptex_benchmark.experts =
@@ -19,14 +19,13 @@ find_expert = EXPERTS.find
 
 
 def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[Expert]:
-    """Experts from ``NAME=WHERE`` (a folder, a checkpoint, a hub name; see each expert), ready to
-    label.
+    """Experts from ``NAME=WHERE`` (a folder, a checkpoint, a hub name), ready to label.
 
     Raises:
-        UserError: an unknown name, no WHERE, two experts for one task, or whatever an expert finds
-            wrong.
+        UserError: an unknown name, no WHERE, two experts for one task, or weights that an expert
+            cannot use.
     """
-    experts: list[Expert] = []
+    experts: dict[str, Expert] = {}
     for spec in specs:
         name, _, where = spec.partition("=")
         kind = EXPERTS.find(name.strip())
@@ -36,15 +35,14 @@ def load_experts(specs: list[str], device: torch.device | str = "cpu") -> list[E
                 " train"
             )
         expert = kind.load(where.strip(), device)
-        if twin := next((other for other in experts if other.task == expert.task), None):
+        if twin := experts.get(expert.task):
             raise UserError(
                 f"experts {twin.name!r} and {name!r} both label {expert.task}; choose one of them"
             )
-        experts.append(expert)
+        experts[expert.task] = expert
     if not experts:
         raise UserError(
             "no experts given; --experts takes NAME=WHERE, with names such as"
             f" {', '.join(sorted(EXPERTS.descriptions()))}"
         )
-    order = ordered(expert.task for expert in experts)
-    return sorted(experts, key=lambda expert: order.index(expert.task))
+    return [experts[task] for task in ordered(experts)]

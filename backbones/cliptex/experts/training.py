@@ -1,9 +1,7 @@
-"""Training an expert on a folder in the official layouts, measuring it, and keeping it: the
-``experts train`` verb."""
+"""The ``experts train`` command: train an expert, measure it, save it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,78 +12,83 @@ import torch
 
 from backbones.cliptex.experts.base import CONFIG, Expert, read_config
 from backbones.cliptex.experts.data import ExpertData, load_data
-from backbones.cliptex.experts.fit import FitRun
 from backbones.cliptex.experts.registry import find_expert
 from backbones.cliptex.protocols import Progress, Silent
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError
 from common.files import content_key
 from common.settings import with_changes
 
 VERSION = 1
+CURVE_POINTS = 200
 
 
 def train_expert(
-    name: str, data_root: Path, out: Path, run: FitRun, settings: Mapping[str, Any] | None = None
+    name: str,
+    data_root: Path,
+    out: Path,
+    context: TrainContext,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Train expert ``name`` on ``data_root``, measure it on the validation split and write it to
-    the folder ``out``.
+    """Train expert ``name``, measure it on the validation split and write it to the folder ``out``.
 
     Args:
         data_root: with ``coco/`` (seg) or ``nyu/`` (depth, normal) in their official layouts, train
             and val.
-        run: its state is kept in ``out``.
+        context: states are saved in ``out``.
         settings: changes to the expert's settings, values or text.
 
     Returns:
         ``expert.json`` of the folder: identity, ``accuracy``, ``images``, ``seconds`` and ``flops``
-        of the training. An expert that is there already, from the same data, settings and seed, is
-        returned as it is; a killed training goes on where it was saved.
+        of the training. An expert from the same data, settings and seed is returned as it is.
 
     Raises:
-        UserError: unknown expert or setting, missing or unreadable data, a loss that is not finite,
-            or ``out`` holds something else.
+        UserError: unknown expert or setting, missing or unreadable data, or ``out`` holds something
+            else.
+        NonFiniteLoss: the loss broke.
     """
     kind = find_expert(name)
     chosen = with_changes(kind.settings_type(), settings or {})
-    out = Path(out)
-    train = load_data(data_root, kind.task, "train", chosen.size, run.progress)
-    val = load_data(data_root, kind.task, "val", chosen.size, run.progress)
-    asked = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": run.seed}
-    key = content_key({**asked, "train": train.fingerprint, "val": val.fingerprint}, 32)
+    train, val = (
+        load_data(data_root, kind.task, split, chosen.size, context.progress)
+        for split in ("train", "val")
+    )
+    inputs = {"version": VERSION, "expert": name, "settings": asdict(chosen), "seed": seed}
+    key = content_key({**inputs, "train": train.fingerprint, "val": val.fingerprint}, 32)
     if (out / CONFIG).is_file():
-        if (found := read_config(out)).get("training_key") == key:
-            return found
+        if (config := read_config(out)).get("training_key") == key:
+            return config
         raise UserError(
             f"{out} holds another expert, or one of other data or settings; choose another folder"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # said now, not when it is trained
+    except OSError as error:  # before the training, not after
         raise UserError(
             f"cannot write an expert to {out} ({error.strerror}); choose another folder"
         ) from error
-    started = time.monotonic()
-    torch.manual_seed(run.seed)
+    torch.manual_seed(seed)
     expert = kind.create(chosen, train.classes)
-    expert.source = f"trained on {Path(data_root).name}, {len(train)} images, seed {run.seed}"
-    expert.train_on(train, replace(run, state=out / "training-state"))
-    # a resumed training took longer than this process
-    seconds = expert.spent.seconds if expert.spent else time.monotonic() - started
-    flops = expert.spent.flops if expert.spent else 0.0
-    expert.freeze(run.device)
-    accuracy = evaluate(expert, val, progress=run.progress)
-    run.log.log_metrics(
+    expert.source = f"trained on {data_root.name}, {len(train)} images, seed {seed}"
+    steps = round(chosen.epochs * len(train) / chosen.batch_size)
+    log_every = max(1, steps // CURVE_POINTS)
+    context = replace(context, resume_dir=out / "training-state", log_every=log_every)
+    cost = expert.train_on(train, context, seed)
+    expert.freeze(context.device)
+    accuracy = evaluate(expert, val, progress=context.progress)
+    context.log.log_metrics(
         {f"expert/{expert.task}/{metric}": value for metric, value in accuracy.items()}, 0
     )
     expert.save(
         out,
         training_key=key,
-        seed=run.seed,
+        seed=seed,
         images={"train": len(train), "val": len(val)},
         accuracy=accuracy,
-        seconds=round(seconds, 2),
-        flops=flops,
+        seconds=round(cost["train_seconds"], 2),
+        flops=cost["train_flops"],
     )
     return read_config(out)
 
@@ -93,34 +96,30 @@ def train_expert(
 def evaluate(
     expert: Expert, data: ExpertData, *, batch_size: int = 32, progress: Progress | None = None
 ) -> dict[str, float]:
-    """How right an expert's hard labels are against truth: what its task scores, see
-    ``Task.score``."""
+    """Score an expert's hard labels against ground truth by its task, see ``Task.score``."""
     progress = progress or Silent()
     progress.start(f"measuring the {expert.task} expert", len(data))
-    kept: dict[str, list[np.ndarray]] = {}
-    truths = []
-    for images, real in data.batches(batch_size):
+    outputs: dict[str, list[np.ndarray]] = {}
+    targets = []
+    for images, target in data.batches(batch_size):
         for name, maps in expert.predict(images).items():
-            kept.setdefault(name, []).append(maps)
-        truths.append(real.numpy())
+            outputs.setdefault(name, []).append(maps)
+        targets.append(target.numpy())
         progress.advance(len(images))
-    labels, truth = (
-        {name: np.concatenate(parts) for name, parts in kept.items()},
-        np.concatenate(truths),
-    )
+    joined = {name: np.concatenate(parts) for name, parts in outputs.items()}
+    truth = np.concatenate(targets)
     task = find_task(expert.task)
     if task.has_classes:
         truth = _renumbered(truth, data.classes, expert)
-    return task.score(labels, truth, len(expert.classes))
+    return task.score(joined, truth, len(expert.classes))
 
 
 def _renumbered(truth: np.ndarray, classes: tuple[str, ...], expert: Expert) -> np.ndarray:
-    """Truth in the expert's own class numbers, by name; classes that it does not know are not
-    scored."""
+    """Ground truth in the expert's class numbers, by name; its unknown classes are not scored."""
     if classes == expert.classes:
         return truth
     table = np.full(256, 65535, np.int64)
-    for place, name in enumerate(classes):
+    for number, name in enumerate(classes):
         if name in expert.classes:
-            table[place] = expert.classes.index(name)
+            table[number] = expert.classes.index(name)
     return table[truth]

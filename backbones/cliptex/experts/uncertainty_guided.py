@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.cliptex.experts import angmf
+from backbones.cliptex.tasks import angmf
 
 Norm = Literal["BN", "GN"]
 STRIDE = 32

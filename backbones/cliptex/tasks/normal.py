@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.cliptex.data.augment import Geometry, warp_normals
-from backbones.cliptex.experts.angmf import angle, expected_angle
+from backbones.cliptex.tasks.angmf import angle, expected_angle
 from backbones.cliptex.tasks.base import Summed, Task
 
 

@@ -1,5 +1,4 @@
-"""open_clip's contrastive losses over the batch of all ranks, and the gradient cache that lets a
-large batch pass in pieces."""
+"""open_clip's contrastive losses over the batch of all ranks, and gradient caching for them."""
 
 from __future__ import annotations
 
@@ -29,12 +28,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
-    """The loss that an open_clip model is trained with: ``SigLipLoss`` where it has a logit bias
-    (Zhai et al. 2023), else the symmetric InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3).
+    """The contrastive loss of an open_clip model.
 
-    Each rank scores its own rows against the columns of all; averaged over ranks, as DDP averages
-    gradients, loss and gradients are those of one process with the joint batch. Every rank brings
-    as many rows.
+    It is ``SigLipLoss`` where the model has a logit bias (Zhai et al. 2023), else the symmetric
+    InfoNCE of ``ClipLoss`` (Radford et al. 2021, fig. 3). Each rank scores its own rows against
+    the columns of all; averaged over ranks, as DDP averages gradients, loss and gradients are those
+    of one process with the joint batch. All ranks have equally many rows.
 
     Returns:
         a function of ``image`` and ``text``, (n, d) unit-length embeddings, ``logit_scale``
@@ -57,12 +56,11 @@ def contrastive_loss(clip: nn.Module) -> ContrastiveLoss:
 def cached_gradients(
     embeddings: Mapping[str, Tensor], loss: ContrastiveLoss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Contrastive loss of a batch that was embedded without gradient, and its gradients for the
-    arguments of ``loss``.
+    """Loss of a batch that was embedded without gradient, and its gradients for the embeddings.
 
-    Gradient caching (Gao et al. 2021, arXiv:2101.06983): a micro-batch is then run again with
+    Gradient caching (Gao et al. 2021, arXiv:2101.06983): each micro-batch is then run again with
     gradient and ``(embedding · cached gradient).sum()`` is backpropagated, which gives exactly the
-    gradient of the whole batch.
+    gradient of the complete batch.
     """
     leaves = {name: tensor.detach().float().requires_grad_() for name, tensor in embeddings.items()}
     value = loss(**leaves)

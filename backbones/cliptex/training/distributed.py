@@ -15,12 +15,11 @@ import torch
 from torch import distributed
 
 from backbones.cliptex.training.contrastive import world
-from common.errors import UserError
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among the others: ``rank`` of ``world``, computing on ``device``."""
+    """This process: ``rank`` of ``world`` processes, computing on ``device``."""
 
     rank: int
     world: int
@@ -31,67 +30,50 @@ class DistContext:
         return self.rank == 0
 
     def share(self, value: Any) -> Any:
-        """What the first process passes in, on every process."""
-        if self.world == 1:
-            return value
-        box = [value]
-        distributed.broadcast_object_list(box)
-        return box[0]
+        """The first process's value, on every process."""
+        values = [value]
+        if self.world > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process passes in, in rank order, on every process."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        distributed.all_gather_object(values, value)
+        """Every process's value, in rank order, on every process."""
+        values = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self.world > 1:
             distributed.barrier()
 
 
-def of_torchrun() -> dict[str, int]:
-    """What torchrun says of this process: RANK, LOCAL_RANK, WORLD_SIZE, where they are set. Raises
-    ``UserError``: no numbers."""
-    found = {
-        name: os.environ[name]
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        if name in os.environ
-    }
-    for name, text in found.items():
-        if not text.isdecimal():
-            raise UserError(
-                f"{name}={text!r} in the environment is no number of torchrun's; unset {name}"
-            )
-    if int(found.get("WORLD_SIZE", 1)) > 1 and "RANK" not in found:
-        raise UserError(
-            "WORLD_SIZE without RANK in the environment: start under torchrun, or unset WORLD_SIZE"
-        )
-    return {name: int(text) for name, text in found.items()}
+def torchrun_environment() -> dict[str, int]:
+    """RANK, LOCAL_RANK and WORLD_SIZE, where torchrun has set them."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return {name: int(os.environ[name]) for name in names if name in os.environ}
 
 
 def first_process() -> bool:
-    """Whether this process speaks for all, before the group is formed: the only one, or the first
-    of torchrun's. Raises ``UserError`` as ``of_torchrun``."""
-    return of_torchrun().get("RANK", 0) == 0
+    """Whether this is the only process or torchrun's first; needs no process group."""
+    return torchrun_environment().get("RANK", 0) == 0
 
 
 def end_with_launcher() -> None:
-    """Let this process end when torchrun, which started it, is gone (kill -9): it would wait half
-    an hour for a meeting point that torchrun kept, and hold the lock for which the same command,
-    started again, waits. Without torchrun: nothing."""
+    """End this process when torchrun, which started it, is gone (kill -9).
+
+    Otherwise it would wait half an hour for torchrun's rendezvous, and hold the lock that the same
+    command waits for when it is started again. Does nothing without torchrun.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     launcher = os.getppid()
-    if (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    ):  # the meeting point is torchrun's: it may be gone already
+    # the store of the rendezvous is torchrun's own: it may be gone already
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         try:
-            socket.create_connection(
-                (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60
-            ).close()
+            socket.create_connection(address, timeout=60).close()
         except ConnectionRefusedError:
             os._exit(1)
 
@@ -105,21 +87,20 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[DistContext]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave them at the
-    end.
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave at the end.
 
     Without torchrun's environment this is the only process. A group that exists already is used and
     left alone.
     """
-    device, told = torch.device(device), of_torchrun()
-    if device.type == "cuda" and "LOCAL_RANK" in told:
-        device = torch.device("cuda", told["LOCAL_RANK"])
+    device, environment = torch.device(device), torchrun_environment()
+    if device.type == "cuda" and "LOCAL_RANK" in environment:
+        device = torch.device("cuda", environment["LOCAL_RANK"])
         torch.cuda.set_device(device)
-    ours = told.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
-    if ours:
+    created = environment.get("WORLD_SIZE", 1) > 1 and not distributed.is_initialized()
+    if created:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield DistContext(*world(), device)
     finally:
-        if ours:
+        if created:
             distributed.destroy_process_group()

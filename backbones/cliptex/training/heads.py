@@ -1,5 +1,4 @@
-"""Light task heads on the image encoder's patch features. They steer fine-tuning and are thrown
-away afterwards."""
+"""Light task heads on the image encoder's feature maps, discarded after fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,9 +15,8 @@ class TaskHeads(nn.Module):
     """Feature maps → one dense prediction for each task.
 
     Shared: a norm for each map, a 1×1 convolution of them all to ``width`` channels, GELU, a 3×3
-        convolution, GELU.
-    For each task: a 1×1 convolution, GELU, and one that writes ``upsample``² sub-pixels (pixel
-    shuffle, Shi et al. 2016), resized bilinearly where labels are larger still.
+    convolution, GELU. For each task: a 1×1 convolution, GELU, and one that writes ``upsample``²
+    sub-pixels (pixel shuffle, Shi et al. 2016), resized bilinearly where labels are larger still.
 
     Args:
         channels: of each feature map.
@@ -29,8 +27,7 @@ class TaskHeads(nn.Module):
         self, channels: Sequence[int], outputs: Mapping[str, int], width: int, upsample: int = 4
     ) -> None:
         super().__init__()
-        # blocks of a transformer differ in scale by an order of magnitude; without this the deepest
-        # drowns the others
+        # the blocks of a transformer differ in scale by an order of magnitude
         self.norms = nn.ModuleList(nn.GroupNorm(1, count) for count in channels)
         self.shared = nn.Sequential(
             nn.Conv2d(sum(channels), width, 1),

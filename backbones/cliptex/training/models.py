@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,16 +26,15 @@ from backbones.adapters.open_clip import (
 )
 from backbones.adapters.positions import resize_position
 from backbones.base import DataConfig, state_sha256
-from backbones.cliptex.experts.unet import PACKAGED, timm_encoder
+from backbones.cliptex.training.encoders import PACKAGED, timm_encoder
 from backbones.cliptex.training.heads import TaskHeads
 from common.errors import UserError, nearest
 from common.files import read_json
 
 # A CLIP that learns within minutes on two cores: 64 px, 3.4 M parameters in the image tower, whose
-# ImageNet weights
-# (``--init imagenet``) are installed with this project. A ViT from nothing learns no shapes from so
-# few pairs. Most of the text tower is CLIP's own vocabulary (49,408 × 128), kept so that any
-# open_clip tool reads the weights. Captions end at 24 tokens.
+# ImageNet weights (``--init imagenet``) are installed with this project. A small ViT from nothing
+# learns no shapes from so few pairs. Most of the text tower is CLIP's own vocabulary
+# (49,408 × 128), kept so that any open_clip tool reads the weights. Captions end at 24 tokens.
 MINI_CLIP: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
@@ -58,9 +57,13 @@ MODELS = {"mini": MINI_CLIP, "tiny": TINY_CLIP}
 
 @dataclass(frozen=True)
 class PretrainedCLIP:
-    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU,
-    described as in ``backbones.Checkpoint``; ``digest``: identity of its weights; ``tokenizer``:
-    texts → (N, context_length) int64."""
+    """Where training starts: an open_clip ``model`` in training mode, float32, on the CPU.
+
+    Attributes:
+        architecture, model_config, data, licence, source: as in ``backbones.Checkpoint``.
+        digest: identity of the weights.
+        tokenizer: texts → (N, context_length) int64.
+    """
 
     model: nn.Module
     architecture: str
@@ -90,7 +93,7 @@ def load_pretrained_clip(
             not fit.
     """
     if init in ("random", "imagenet"):
-        start = _new(model, seed, imagenet=init == "imagenet")
+        start = _build(model, seed, imagenet=init == "imagenet")
     else:
         is_file = Path(init).is_file()
         backbone = (
@@ -109,17 +112,17 @@ def load_pretrained_clip(
             dict(backbone.model_config),
             backbone.data,
             backbone.weights.licence,
-            backbone.weights.source if not is_file else Path(init).name,
+            Path(init).name if is_file else backbone.weights.source,
             backbone.weights.sha256,
             backbone.tokenizer,
         )
     if image_size and (image_size, image_size) != tuple(start.data.size):
-        start = _resized(start, image_size)
+        start = _resize(start, image_size)
     start.model.requires_grad_(True).train()
     return start
 
 
-def _new(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
+def _build(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
     config = _model_config(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -135,23 +138,23 @@ def _new(name: str, seed: int, *, imagenet: bool) -> PretrainedCLIP:
             )
         trunk = config["vision_cfg"]["timm_model_name"]
         pretrained, mean, std = timm_encoder(trunk, pretrained=True, features_only=False)
-        visual.trunk.load_state_dict(
-            pretrained.state_dict(), strict=False
-        )  # all but the classifier
+        # all but the classifier
+        visual.trunk.load_state_dict(pretrained.state_dict(), strict=False)
         source, licence = f"image tower {trunk} (ImageNet), text tower {source}", "Apache-2.0"
     side = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-    data = DataConfig(size=tuple(side), mean=mean, std=std, layers=default_layers(visual))
-    arch = Path(name).stem if name.endswith(".json") else f"{name}-clip" if name in MODELS else name
-    tokenizer = make_tokenizer(config, backbone=name)
+    if name.endswith(".json"):
+        architecture = Path(name).stem
+    else:
+        architecture = f"{name}-clip" if name in MODELS else name
     return PretrainedCLIP(
         model,
-        f"open_clip/{arch}",
+        f"open_clip/{architecture}",
         config,
-        data,
+        DataConfig(size=tuple(side), mean=mean, std=std, layers=default_layers(visual)),
         licence,
         source,
         state_sha256(model.state_dict()),
-        tokenizer,
+        make_tokenizer(config, backbone=name),
     )
 
 
@@ -163,22 +166,20 @@ def _model_config(name: str) -> dict[str, Any]:
             config = read_json(name)
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"model config {name} cannot be read: {error}") from error
+            raise UserError(f"cannot read model config {name}: {error}") from error
         if missing:
             raise UserError(
                 f"model config {name} lacks {', '.join(sorted(missing))}; see open_clip's"
                 " model_configs"
             )
         return config
-    config = (
-        open_clip.get_model_config(name.removeprefix("open_clip/")) if ":" not in name else None
-    )
+    config = open_clip.get_model_config(name.removeprefix("open_clip/"))
     if config is None:
         raise UserError(f"no model {name!r}; {nearest(name, [*MODELS, *open_clip.list_models()])}")
     return config
 
 
-def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
+def _resize(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
     """The same weights at another image size."""
     visual: Any = start.model.visual
     if not isinstance(visual, VisionTransformer):
@@ -188,7 +189,7 @@ def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
         )
     if size % visual.patch_size[0]:
         raise UserError(
-            f"image_size {size} is no multiple of the patch size {visual.patch_size[0]}"
+            f"image_size {size} is not a multiple of the patch size {visual.patch_size[0]}"
         )
     config = deepcopy(start.model_config)
     config["vision_cfg"]["image_size"] = size
@@ -204,8 +205,7 @@ def _resized(start: PretrainedCLIP, size: int) -> PretrainedCLIP:
 
 
 class CLIPWithHeads(nn.Module):
-    """An open_clip model and its task heads: one pass of the image tower serves the contrast and
-    all heads."""
+    """An open_clip model and its task heads, which share one pass of the image tower."""
 
     def __init__(self, clip: nn.Module, layers: tuple[int, ...], heads: TaskHeads | None) -> None:
         super().__init__()
@@ -219,20 +219,27 @@ class CLIPWithHeads(nn.Module):
         self.layers = list(layers)
 
     def forward(self, images: Tensor, tokens: Tensor, label_size: int = 0) -> dict[str, Any]:
-        """(N, 3, S, S) normalised images and (N, L) tokens → ``image``, ``text`` (N, d) unit
-        length, ``logit_scale`` (exponentiated), ``logit_bias`` where the model has one, and
-        ``dense``: with ``label_size`` > 0 and heads task → prediction (see ``TaskHeads``)."""
+        """Embed pairs and, with heads and ``label_size`` > 0, predict the tasks' maps.
+
+        Args:
+            images: (N, 3, S, S), normalised; tokens: (N, L).
+
+        Returns:
+            ``image`` and ``text`` (N, d), of unit length; ``logit_scale`` (exponentiated);
+            ``logit_bias`` where the model has one; ``dense``: task → prediction, see
+            ``TaskHeads``.
+        """
         clip: Any = self.clip
         dense: dict[str, Tensor] = {}
         if isinstance(clip.visual, TimmModel):  # convolutions are faster so
             images = images.contiguous(memory_format=torch.channels_last)
         if self.heads is not None and label_size:
             visual = clip.visual
-            seen = visual.forward_intermediates(
+            features = visual.forward_intermediates(
                 images, indices=self.layers, normalize_intermediates=normalizes(visual, self.layers)
             )
-            image = seen["image_features"]
-            dense = self.heads(seen["image_intermediates"], (label_size, label_size))
+            image = features["image_features"]
+            dense = self.heads(features["image_intermediates"], (label_size, label_size))
         else:
             image = clip.encode_image(images)
         bias = getattr(clip, "logit_bias", None)
@@ -244,21 +251,8 @@ class CLIPWithHeads(nn.Module):
             "dense": dense,
         }
 
-    @torch.no_grad()
-    def buffers_now(self) -> dict[str, Tensor]:
-        """A copy of all buffers: a forward pass changes the statistics of batch norms, gradient or
-        not."""
-        return {name: buffer.clone() for name, buffer in self.named_buffers()}
-
-    @torch.no_grad()
-    def put_back(self, buffers: Mapping[str, Tensor]) -> None:
-        """Undo what forward passes did to the buffers since ``buffers_now``."""
-        for name, buffer in self.named_buffers():
-            buffer.copy_(buffers[name])
-
     def shared_parameters(self) -> list[nn.Parameter]:
-        """The last block of the image tower, which every loss passes through; the whole tower if it
-        is no ViT."""
+        """The image tower's last block, which every loss passes through; if it is no ViT, all."""
         visual: Any = self.clip.visual
         last = visual.transformer.resblocks[-1] if isinstance(visual, VisionTransformer) else visual
         return [parameter for parameter in last.parameters() if parameter.requires_grad]

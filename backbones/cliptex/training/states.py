@@ -1,5 +1,4 @@
-"""The states of a training that is under way, on disk: each whole or not at all, written while the
-training goes on."""
+"""Saved states of a running training: each complete or absent, written in the background."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from common.files import atomic_write
 
-LAST = 2  # states that are kept: one more than is needed, should it be damaged
+KEPT = 2  # one more than is needed, should the newest be damaged
 
 
 class States:
@@ -30,39 +29,33 @@ class States:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy ``state`` and write it in the background; waits for the one before.
+        """Copy ``state`` and write it in the background, once the previous one is written.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written (of this one or the one
-                before).
+            UserError: the disk is full or the folder cannot be written (for this state or the
+                previous one).
         """
         self.finish()
-        copied = tree_map(
-            lambda value: (
-                value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-            ),
-            state,
-        )
+        copied = tree_map_only(Tensor, lambda value: value.detach().to("cpu", copy=True), state)
         self._writing = self._writer.submit(
             self._write, step, {**copied, "key": self.key, "step": step}
         )
 
     def finish(self) -> None:
-        """Until what is being written is on disk; raises as ``save``."""
+        """Wait until the state is on disk; raises as ``save``."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def steps(self) -> list[int]:
-        """Of the states that are there, the newest first; they may be damaged, or of another
-        training."""
+        """Steps of all states, newest first; they may be damaged, or another training's."""
         return sorted(
             (int(path.stem.removeprefix("state-")) for path in self.folder.glob("state-*.pt")),
             reverse=True,
         )
 
     def load(self, step: int) -> dict[str, Any] | None:
-        """The state of ``step``; None when it cannot be read or is that of another training."""
+        """The state of ``step``; None if it is damaged or another training's."""
         try:
             state = torch.load(self._path(step), map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
@@ -74,7 +67,7 @@ class States:
         return next((state for step in self.steps() if (state := self.load(step))), None)
 
     def remove(self) -> None:
-        """Remove all, and the folder when nothing else is in it."""
+        """Remove all, and the folder when it is empty then."""
         self.finish()
         self._prune(0)
         with contextlib.suppress(OSError):
@@ -86,8 +79,8 @@ class States:
     def _write(self, step: int, state: dict[str, Any]) -> None:
         with atomic_write(self._path(step)) as temporary:
             torch.save(state, temporary)
-        self._prune(LAST)
+        self._prune(KEPT)
 
-    def _prune(self, last: int) -> None:
-        for step in self.steps()[last:]:
+    def _prune(self, count: int) -> None:
+        for step in self.steps()[count:]:
             self._path(step).unlink(missing_ok=True)

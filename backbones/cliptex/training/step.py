@@ -1,8 +1,8 @@
-"""One training step: forward, losses, backward – whole or in micro-batches, in one process or
-many."""
+"""The forward and backward pass of a step: at once or in micro-batches, in one process or many."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -22,25 +22,28 @@ from backbones.cliptex.training.contrastive import (
 )
 from backbones.cliptex.training.models import CLIPWithHeads
 from backbones.cliptex.training.recipes import Recipe
+from backbones.cliptex.training.trainer import copy_buffers, restore_buffers
 from common.errors import UserError
+from common.files import home
 
 Losses = dict[str, Tensor]
 
 
 class TrainStep:
-    """Runs the forward and backward passes of a recipe on ``towers``, compiled if it says so and
-    wrapped for DDP here. ``label_size``: side of the dense predictions; 0 without tasks.
+    """Runs a recipe's forward and backward passes on ``model``, compiled and wrapped for DDP here.
+
+    ``label_size``: side of the dense predictions; 0 without tasks.
 
     Raises:
         UserError: the model cannot trade time for memory (``grad_checkpointing``).
     """
 
     def __init__(
-        self, towers: CLIPWithHeads, recipe: Recipe, label_size: int, device: torch.device
+        self, model: CLIPWithHeads, recipe: Recipe, label_size: int, device: torch.device
     ) -> None:
-        self.towers, self.recipe, self.label_size, self.device = towers, recipe, label_size, device
-        self.contrast = contrastive_loss(towers.clip)
-        clip: Any = towers.clip
+        self.model, self.recipe, self.label_size, self.device = model, recipe, label_size, device
+        self.contrast = contrastive_loss(model.clip)
+        clip: Any = model.clip
         if recipe.grad_checkpointing:
             try:
                 clip.set_grad_checkpointing(True)
@@ -48,13 +51,16 @@ class TrainStep:
                 raise UserError(
                     "this model has no gradient checkpointing; set grad_checkpointing=false"
                 ) from error
-        self.parallel: nn.Module = towers
-        # one process's batch norms see its share alone; gloo has no better
-        if world()[1] > 1 and device.type == "cuda":
-            self.parallel = self.towers = convert_sync_batchnorm(towers)
+        self.parallel: nn.Module = model
+        distributed = world()[1] > 1
+        # on CPUs each process normalises its own share: gloo has no synchronised batch norm
+        if distributed and device.type == "cuda":
+            self.parallel = self.model = convert_sync_batchnorm(model)
         if recipe.compile:
+            # by default compiled kernels stay in the temporary directory for ever
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "torchinductor"))
             self.parallel = torch.compile(self.parallel)  # type: ignore[assignment]
-        if world()[1] > 1:
+        if distributed:
             ids = [device.index] if device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.parallel, device_ids=ids)
 
@@ -70,87 +76,83 @@ class TrainStep:
         Returns:
             detached losses of this process (``clip`` and each task, without λ), and the norms.
         """
-        counts = self._counts(batch)
+        counts = self._label_counts(batch)
         if self.recipe.accumulate > 1:
-            return self._in_pieces(batch.split(self.recipe.accumulate), counts, norms)
+            return self._accumulate(batch.split(self.recipe.accumulate), counts, norms)
         with self.autocast():
             out = self.parallel(batch.images, batch.tokens, self.label_size)
         losses = {"clip": self.contrast(**_embeddings(out))}
-        losses |= self._dense(out["dense"], batch, counts)
-        weighted = {name: self.recipe.weight(name) * loss for name, loss in losses.items()}
+        losses |= self._dense_losses(out["dense"], batch, counts)
+        weighted = self._weighted(losses)
         gradients = self._gradients(weighted) if norms else {}
         _total(weighted.values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}, _norms(gradients)
 
     def autocast(self) -> Any:
         """The recipe's precision, for forward passes."""
-        bf16 = self.recipe.precision == "bf16" or (
-            self.recipe.precision == "auto" and self.device.type == "cuda"
-        )
+        bf16 = self.recipe.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
-    def _in_pieces(
+    def _accumulate(
         self, parts: Sequence[Batch], counts: Losses, norms: bool
     ) -> tuple[Losses, dict[str, float]]:
-        """Gradient caching: embeddings of all micro-batches first, then each again with gradient
-        and the random numbers that it had (of drop path, patch dropout); see ``contrastive``.
+        """Gradient caching: embed all micro-batches, then each again with gradient.
 
-        The contrast is over the whole global batch, and the gradient is the one of a single large
-        step.
+        Both passes use the same random numbers (drop path, patch dropout). The contrast is over the
+        whole global batch, and the gradient is that of a single large step; see ``contrastive``.
         """
-        buffers, seen, states = self.towers.buffers_now(), [], []
+        buffers, embeddings, random_states = copy_buffers(self.model), [], []
         with torch.no_grad(), self.autocast():
             for part in parts:
-                states.append(self._random_state())
-                seen.append(_embeddings(self.towers(part.images, part.tokens)))
-        self.towers.put_back(buffers)  # the second pass counts, once
-        rows = {name: torch.cat([each[name] for each in seen]) for name in ("image", "text")}
-        clip, gradients = cached_gradients({**seen[0], **rows}, self.contrast)
+                random_states.append(self._random_state())
+                embeddings.append(_embeddings(self.model(part.images, part.tokens)))
+        restore_buffers(self.model, buffers)  # only the second pass updates statistics
+        rows = {name: torch.cat([each[name] for each in embeddings]) for name in ("image", "text")}
+        clip, gradients = cached_gradients({**embeddings[0], **rows}, self.contrast)
         losses: Losses = {"clip": clip}
-        summed: dict[str, list[Tensor]] = {}
+        shared: dict[str, list[Any]] = {}
         size = len(parts[0].images)
         for i, part in enumerate(parts):
             cached = {
                 name: g[i * size : (i + 1) * size] if name in rows else g / len(parts)
                 for name, g in gradients.items()
             }
-            wrapped = isinstance(self.parallel, DistributedDataParallel)
-            self._set_random_state(states[i])
-            with self.parallel.no_sync() if wrapped and part is not parts[-1] else nullcontext():  # type: ignore[operator]
+            self._set_random_state(random_states[i])
+            with self._sync(part is parts[-1]):
                 with self.autocast():
                     out = self.parallel(part.images, part.tokens, self.label_size)
                 surrogate = _total(
                     (value * cached[name]).sum() for name, value in _embeddings(out).items()
                 )
-                dense = self._dense(out["dense"], part, counts)
-                weighted = {
-                    name: self.recipe.weight(name) * loss
-                    for name, loss in {"clip": surrogate, **dense}.items()
-                }
+                dense = self._dense_losses(out["dense"], part, counts)
+                weighted = self._weighted({"clip": surrogate, **dense})
                 for name, own in self._gradients(weighted).items() if norms else ():
-                    summed[name] = (
-                        [a + b for a, b in zip(summed[name], own, strict=True)]
-                        if name in summed
-                        else own
-                    )
+                    earlier = shared.get(name, [0.0] * len(own))
+                    shared[name] = [a + b for a, b in zip(earlier, own, strict=True)]
                 _total(weighted.values()).backward()
             for name, loss in dense.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach()
-        return losses, _norms(summed)
+        return losses, _norms(shared)
+
+    def _sync(self, last: bool) -> Any:
+        """DDP averages gradients over processes only in the last micro-batch."""
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return nullcontext()
 
     def _random_state(self) -> list[Tensor]:
-        return [
-            torch.get_rng_state(),
-            *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []),
-        ]
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
 
-    def _set_random_state(self, state: Sequence[Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state(state[1], self.device)
+    def _set_random_state(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
 
-    def _counts(self, batch: Batch) -> Losses:
-        """Labels of each task in the global batch, per process; at least 1."""
+    def _label_counts(self, batch: Batch) -> Losses:
+        """Labels of each task in the global batch, per process; at least 1e-6."""
         tasks = self.recipe.tasks
         if not tasks:
             return {}
@@ -158,42 +160,43 @@ class TrainStep:
         counts = sum_over_ranks(torch.stack(local)) / world()[1]
         return {task: count.clamp(min=1e-6) for task, count in zip(tasks, counts, strict=True)}
 
-    def _dense(self, dense: dict[str, Tensor], batch: Batch, counts: Losses) -> Losses:
-        totals = {
-            task: find_task(task).loss(dense[task], batch.targets[task])[0]
+    def _dense_losses(self, dense: dict[str, Tensor], batch: Batch, counts: Losses) -> Losses:
+        return {
+            task: find_task(task).loss(dense[task], batch.targets[task])[0] / counts[task]
             for task in self.recipe.tasks
         }
-        return {task: total / counts[task] for task, total in totals.items()}
+
+    def _weighted(self, losses: Losses) -> Losses:
+        return {name: self.recipe.weight(name) * loss for name, loss in losses.items()}
 
     def _gradients(self, weighted: Losses) -> dict[str, list[Tensor]]:
-        """Of each loss, at the shared parameters."""
-        shared = self.towers.shared_parameters()
-        found = {}
+        """The gradient of each loss at the shared parameters."""
+        shared = self.model.shared_parameters()
+        gradients = {}
         for name, loss in weighted.items():
-            gradients = torch.autograd.grad(
+            own = torch.autograd.grad(
                 loss, shared, retain_graph=True, materialize_grads=True, allow_unused=True
             )
-            found[name] = [gradient.float() for gradient in gradients]
-        return found
+            gradients[name] = [gradient.float() for gradient in own]
+        return gradients
 
 
 def _embeddings(out: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a forward pass the contrastive loss takes."""
+    """The arguments of the contrastive loss in the output of a forward pass."""
     return {name: value for name, value in out.items() if name != "dense"}
 
 
 def _norms(gradients: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
-    """Norms of gradients, each the mean of those of all ranks."""
-    return {
-        name: (sum_over_ranks(torch.cat([one.flatten() for one in each])) / world()[1])
-        .norm()
-        .item()
-        for name, each in gradients.items()
-    }
+    """The norm of each loss's gradient, averaged over all ranks."""
+    norms = {}
+    for name, parts in gradients.items():
+        flat = torch.cat([part.flatten() for part in parts])
+        norms[name] = (sum_over_ranks(flat) / world()[1]).norm().item()
+    return norms
 
 
 def _total(values: Iterable[Tensor]) -> Tensor:
-    first, *others = values
-    for value in others:
+    first, *rest = values
+    for value in rest:
         first = first + value
     return first

@@ -1,5 +1,4 @@
-"""Training that ``clip``, ``clip-ft`` and ``cliptex`` share: from initial weights, pairs and labels
-to an exported backbone.
+"""Training that ``clip``, ``clip-ft`` and ``cliptex`` share, from inputs to exported weights.
 
 L = λ_clip · L_clip + Σ_task λ_task · L_task,    task ∈ {seg, depth, normal, …}
 """
@@ -8,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from backbones.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from backbones.cliptex.data.dataset import Labels, TrainDataset
 from backbones.cliptex.data.source import PairSource
 from backbones.cliptex.tasks import find_task
+from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.distributed import processes
 from backbones.cliptex.training.heads import TaskHeads
 from backbones.cliptex.training.models import (
@@ -29,7 +29,7 @@ from backbones.cliptex.training.models import (
     map_shapes,
 )
 from backbones.cliptex.training.recipes import Recipe
-from backbones.cliptex.training.trainer import TrainContext, Trainer
+from backbones.cliptex.training.trainer import TrainContext
 from common.errors import UserError
 from common.files import content_key
 
@@ -38,7 +38,7 @@ __all__ = ["TrainContext", "TrainResult", "find_trained", "train"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training ends with.
+    """The outcome of a training.
 
     Attributes:
         path, sha256: the exported weights, and the digest of their tensors.
@@ -46,7 +46,7 @@ class TrainResult:
         metrics: last losses and validation retrieval.
         cost: see ``Trainer.cost``.
         notes: things the user should know, one line each (unreadable pairs, skipped steps …).
-        trained: False when the weights were there already.
+        trained: False when the weights existed already.
     """
 
     path: Path
@@ -81,7 +81,7 @@ def train(
     Raises:
         UserError: recipe, pairs, labels or initial weights do not fit together; too many unreadable
             pairs.
-        NonFiniteLoss: the loss broke; says at which step.
+        NonFiniteLoss: the loss broke; the message names the step.
     """
     out, context = Path(out), context or TrainContext()
     if recipe.tasks and labels is None:
@@ -89,31 +89,37 @@ def train(
             f"recipe {recipe.name!r} learns {', '.join(recipe.tasks)} but has no labels; give"
             " --labels DIR"
         )
-    with processes(context.device) as place, torch.random.fork_rng(devices=[]), _tf32(place.device):
+    with (
+        processes(context.device) as process,
+        torch.random.fork_rng(devices=[]),
+        _tf32(process.device),
+    ):
+        recipe = recipe.with_precision(process.device)
         start = load_pretrained_clip(
             init, recipe.model, image_size=recipe.image_size, seed=recipe.seed
         )
         key = _key(recipe, start, pairs, labels)
-        if done := place.share(_finished(out, key) if place.first else None):
-            return done
-        context = context.told(place, out)
-        label_size = _label_size(recipe, start)
-        batches = TrainDataset(
+        if result := process.share(_finished(out, key) if process.first else None):
+            return result
+        folder = context.resume_dir or out.with_name(f"{out.name}.resume")
+        context = replace(context, resume_dir=folder).on_rank(process)
+        dataset = TrainDataset(
             pairs,
             labels,
             recipe,
             tokenizer=start.tokenizer,
             data=start.data,
-            label_size=label_size,
-            rank=place.rank,
-            world=place.world,
+            label_size=_label_size(recipe, start),
+            rank=process.rank,
+            world=process.world,
         )
-        notes = _check_labels(batches)
+        notes = _check_labels(dataset)
+        for note in notes:
+            context.notify(note)
         torch.manual_seed(recipe.seed)
-        towers = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels)).to(
-            place.device
-        )
-        trainer = Trainer(recipe, towers, batches, place, context, key)
+        model = CLIPWithHeads(start.model, start.data.layers, _heads(recipe, start, labels))
+        model = model.to(process.device)
+        trainer = CLIPTrainer(recipe, model, dataset, process, context, key)
 
         def export(path: Path, weights: dict[str, Tensor], **extra: Any) -> None:
             source = f"{recipe.name} from {start.source}"
@@ -121,14 +127,17 @@ def train(
             save_checkpoint(Checkpoint(path, weights, *about))
 
         trainer.run(lambda step: export(checkpoint_path(out, step), trainer.weights(), step=step))
-        cost, notes, weights = trainer.cost(), notes + trainer.notes(), trainer.weights()
-        if place.first:
+        for note in trainer.notes():
+            context.notify(note)
+            notes.append(note)
+        cost, weights = trainer.cost(), trainer.weights()
+        if process.first:
             extra = {
                 "recipe": recipe.settings(),
                 "key": key,
                 "init": init,
                 "init_sha256": start.digest,
-                "labels": labels.identity if labels is not None and recipe.tasks else "",
+                "labels": _labels_identity(recipe, labels),
                 "pairs": {
                     "name": pairs.name,
                     "count": len(pairs),
@@ -140,41 +149,52 @@ def train(
             }
             export(out, weights, **extra)
             trainer.states.remove()
-        place.wait()
+        process.wait()
         return TrainResult(out, state_sha256(weights), key, trainer.metrics, cost, notes)
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the weights of a step are exported on the way to ``out``:
-    ``NAME.steps/step-000001000.safetensors``."""
+    """Where the weights of a step are exported: ``NAME.steps/step-000001000.safetensors``."""
     return out.with_suffix(".steps") / f"step-{step:09d}.safetensors"
 
 
 def find_trained(
-    recipe: Recipe, *, init: str, pairs: PairSource, out: str | Path, labels: Labels | None = None
+    recipe: Recipe,
+    *,
+    init: str,
+    pairs: PairSource,
+    out: str | Path,
+    labels: Labels | None = None,
+    device: str | torch.device = "cpu",
 ) -> TrainResult | None:
-    """What ``train`` would return at once because ``out`` holds these very weights; None when it
-    would have to train. Raises ``UserError`` when the initial weights cannot be had."""
+    """What ``train`` on ``device`` would return at once; None when it would have to train.
+
+    Raises:
+        UserError: the initial weights cannot be loaded.
+    """
     if not Path(out).is_file():
         return None
+    recipe = recipe.with_precision(device)
     start = load_pretrained_clip(init, recipe.model, image_size=recipe.image_size, seed=recipe.seed)
     return _finished(Path(out), _key(recipe, start, pairs, labels))
 
 
 def _key(recipe: Recipe, start: PretrainedCLIP, pairs: PairSource, labels: Labels | None) -> str:
     init = content_key([start.digest, start.architecture, start.model_config])
-    return recipe.key(
-        init, pairs.fingerprint, labels.identity if labels is not None and recipe.tasks else ""
-    )
+    return recipe.key(init, pairs.fingerprint, _labels_identity(recipe, labels))
+
+
+def _labels_identity(recipe: Recipe, labels: Labels | None) -> str:
+    return labels.identity if labels is not None and recipe.tasks else ""
 
 
 def _finished(out: Path, key: str) -> TrainResult | None:
-    """The result stored with ``out`` when it was made by the same recipe from the same inputs."""
+    """The result stored with ``out``, if the same recipe and inputs made it."""
     if not out.is_file():
         return None
     try:
         checkpoint = load_checkpoint(out)
-    except UserError:  # damaged: made again, as if it were not there
+    except UserError:  # damaged: trained again
         return None
     extra = checkpoint.extra
     if extra.get("key") != key:
@@ -185,8 +205,10 @@ def _finished(out: Path, key: str) -> TrainResult | None:
 
 
 def _label_size(recipe: Recipe, start: PretrainedCLIP) -> int:
-    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map,
-    at most the image's."""
+    """Side of the dense predictions: the recipe's, or four pixels for each cell of the finest map.
+
+    At most the image's side.
+    """
     if not recipe.tasks:
         return 0
     finest = min(stride for _, stride in map_shapes(start))
@@ -200,10 +222,8 @@ def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> Task
     for task in map(find_task, recipe.tasks):
         classes = labels.classes.get(task.name, ())
         if task.has_classes and not classes:
-            others = ",".join(name for name in recipe.tasks if name != task.name)
             raise UserError(
-                f"the labels have no classes of {task.name}; leave it out with --set"
-                f" experts={others}"
+                f"the labels name no classes of {task.name}; leave it out with --set experts=…"
             )
         outputs[task.name] = task.channels(classes)
     channels = [count for count, _ in map_shapes(start)]
@@ -211,28 +231,28 @@ def _heads(recipe: Recipe, start: PretrainedCLIP, labels: Labels | None) -> Task
     return TaskHeads(channels, outputs, width)
 
 
-def _check_labels(batches: TrainDataset) -> list[str]:
-    """Labels of other pairs are found out before hours of work, not after; what is said of the
-    others."""
-    if batches.labels is None:
+def _check_labels(dataset: TrainDataset) -> list[str]:
+    """Notes about labels that are coarser than what is learned.
+
+    Raises:
+        UserError: no pair has labels of a task, as when they were made from other pairs.
+    """
+    if dataset.labels is None:
         return []
-    pairs, labels, missing = batches.pairs, batches.labels, set(batches.recipe.tasks)
-    stride = max(1, len(pairs) // 32)
-    for index in (
-        index for first in range(stride) for index in range(first, len(pairs), stride)
-    ):  # spread ones first
-        missing -= set(labels.tasks_of(pairs.key(index)))
+    pairs, labels, tasks = dataset.pairs, dataset.labels, dataset.recipe.tasks
+    missing, stride = set(tasks), max(1, len(pairs) // 32)
+    spread = (index for first in range(stride) for index in range(first, len(pairs), stride))
+    for key in map(pairs.key, spread):
+        missing -= set(labels.tasks_of(key))
         if not missing:
-            side = min(
-                min(label.shape[-2:])
-                for label in labels.get(pairs.key(index), batches.recipe.tasks).values()
-            )
-            wanted = batches.label_size
-            coarse = (
-                f"labels have {side} pixels and are compared at {wanted}: label with"
-                f" label_side={2 * wanted}"
-            )
-            return [coarse] if side < wanted else []
+            side = min(min(label.shape[-2:]) for label in labels.get(key, tasks).values())
+            size = dataset.label_size
+            if side >= size:
+                return []
+            return [
+                f"labels have {side} pixels and are compared at {size}: label with"
+                f" label_side={2 * size}"
+            ]
     raise UserError(
         f"the labels have no {min(missing)} for pairs such as {pairs.key(0)}; label {pairs.name}"
         " first"
@@ -241,7 +261,7 @@ def _check_labels(batches: TrainDataset) -> list[str]:
 
 @contextmanager
 def _tf32(device: torch.device) -> Iterator[None]:
-    """What is not in bf16 multiplies in TF32 on GPUs that have it."""
+    """Multiply in TF32 on GPUs that have it, where bf16 is not used."""
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")

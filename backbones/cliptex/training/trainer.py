@@ -1,58 +1,54 @@
-"""The training loop: steps, curves, validation, and the states that an interrupted training goes on
-from."""
+"""The training loop that CLIPTeX and the experts share: steps, curves, averaging, saved states.
+
+A training is a function of its seed and step alone, so an interrupted one resumes to the same bits.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-from backbones.cliptex.cost import count_flops
-from backbones.cliptex.data.dataset import Batch, TrainDataset
-from backbones.cliptex.data.source import Tally
 from backbones.cliptex.protocols import Progress, RunLog, Silent
-from backbones.cliptex.tasks import find_task
 from backbones.cliptex.training.contrastive import sum_over_ranks
 from backbones.cliptex.training.distributed import DistContext
-from backbones.cliptex.training.models import CLIPWithHeads
-from backbones.cliptex.training.optimizer import averaged, build_optimizer, learning_rate, update
-from backbones.cliptex.training.recipes import Recipe
-from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.states import States
-from backbones.cliptex.training.step import TrainStep
 from common.errors import NonFiniteLoss
 
-MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
+MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, before the training is given up
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Where and how a training is computed and told of; never changes its result beyond rounding.
+    """Where a training runs and reports to; never changes its result beyond rounding.
 
     Attributes:
         device: ``cpu``, ``cuda`` …
-        log: gets ``train/loss``, ``train/loss_TASK``, ``train/lr``, ``train/images_per_second``,
-            ``train/grad_norm``, ``train/grad_norm_TASK``, ``train/logit_scale``,
-            ``train/lambda_TASK``, ``val/i2t_R@1`` …
+        log: gets the curves: ``train/loss``, ``train/loss_TASK``, ``train/lr``,
+            ``train/images_per_second``, ``train/grad_norm``, ``train/grad_norm_TASK``,
+            ``train/logit_scale``, ``train/lambda_TASK``, ``val/i2t_R@1`` …; of an expert
+            ``expert/TASK/loss`` …
         progress: one bar over the steps.
+        notify: gets one line for each thing the user should know, as soon as it is known.
         workers: loading processes where pairs do not fit into memory.
-        resume_dir: where states are kept meanwhile (default: beside the weights); an interrupted
-            training goes on from the newest, on CPU to the same bits. Removed at the end.
-        save_seconds: between two states; keep_every: steps between weights that are exported on the
-            way (0: none).
-        log_every, norms_every: steps between log entries and between measurements of the losses'
-            gradient norms.
+        resume_dir: where states are saved (default: beside the weights). Removed at the end.
+        save_seconds: time between two states.
+        keep_every: steps between weights that are exported on the way (0: none).
+        log_every, norms_every: steps between log entries and between measurements of the gradient
+            norm of each loss.
     """
 
     device: str | torch.device = "cpu"
     log: RunLog = field(default_factory=Silent)
     progress: Progress = field(default_factory=Silent)
+    notify: Callable[[str], None] = lambda line: None
     workers: int = 2
     resume_dir: str | Path | None = None
     save_seconds: float = 60.0
@@ -60,306 +56,303 @@ class TrainContext:
     log_every: int = 20
     norms_every: int = 100
 
-    def told(self, place: DistContext, out: Path) -> TrainContext:
-        """The same for one process: only the first speaks; with the folder of states."""
-        folder = Path(self.resume_dir) if self.resume_dir else out.with_name(f"{out.name}.resume")
-        log, progress = (self.log, self.progress) if place.first else (Silent(), Silent())
-        return replace(self, resume_dir=folder, log=log, progress=progress)
+    def on_rank(self, process: DistContext) -> TrainContext:
+        """The context of one process: only the first reports."""
+        if process.first:
+            return self
+        return replace(self, log=Silent(), progress=Silent(), notify=lambda line: None)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How long and how a model is trained.
+
+    Attributes:
+        name: of what is trained, for the progress bar and messages.
+        key: identity of the training; it resumes only from states with the same key.
+        steps: of the whole training.
+        batch_size: samples in a step, over all processes.
+        grad_clip: largest norm of the gradient; 0: no limit.
+        ema: decay of the weights' moving average; 0: none.
+    """
+
+    name: str
+    key: str
+    seed: int
+    steps: int
+    batch_size: int
+    grad_clip: float
+    ema: float = 0.0
 
 
 class Trainer:
-    """One training of ``towers`` on ``batches``, by ``run``; only from states of the same ``key``
-    is gone on. ``metrics``: last losses and validation retrieval."""
+    """Trains ``model`` in place; a subclass says with which batches, losses and learning rates.
+
+    Attributes:
+        prefix: of the curves' names.
+        advice: what a user can do when the loss breaks.
+        metrics: the last values of the curves.
+    """
+
+    prefix = "train"
+    advice = "lower lr"
 
     def __init__(
         self,
-        recipe: Recipe,
-        towers: CLIPWithHeads,
-        batches: TrainDataset,
-        place: DistContext,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: TrainPlan,
         context: TrainContext,
-        key: str,
+        process: DistContext,
     ) -> None:
-        self.recipe, self.towers, self.batches, self.place, self.context = (
-            recipe,
-            towers,
-            batches,
-            place,
-            context,
+        self.model, self.optimizer, self.plan = model, optimizer, plan
+        self.context, self.process = context, process
+        # the decay of step n is at most n / (9 + n), so that the initial weights are forgotten
+        self.ema = (
+            ModelEmaV3(self.exported(), plan.ema, use_warmup=True, warmup_gamma=9, warmup_power=1)
+            if plan.ema
+            else None
         )
-        self.optimizer = build_optimizer(towers, recipe)
-        self.ema = averaged(towers.clip, recipe.ema) if recipe.ema else None
-        self.steps = TrainStep(towers, recipe, batches.label_size, place.device)
-        self.states = States(Path(str(context.resume_dir)), key)
-        self.bad, self.unlabelled = Tally(f"pairs of {batches.pairs.name}"), 0
+        self.states = States(Path(str(context.resume_dir)), plan.key)
         self.metrics: dict[str, float] = {}
         self.step = self.skipped = self.skipped_in_a_row = 0
-        self.flops_per_step = self.seconds_before = 0.0
-        self._changing = False  # weights and optimizer are of no step
-        self._resume()
+        self.flops_per_step = self.earlier_seconds = 0.0
 
-    def run(self, export: Callable[[int], None]) -> None:
-        """Train to the end.
+    def batches(self, start: int) -> Iterable[Any]:
+        """The batches from step ``start`` to the last, on the device."""
+        raise NotImplementedError
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (0-based); each group of the optimizer multiplies it."""
+        raise NotImplementedError
+
+    def backward(self, batch: Any, norms: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Add a batch's gradient to the parameters.
+
+        Returns:
+            the detached losses and, with ``norms``, the norm of each loss's own gradient.
+        """
+        raise NotImplementedError
+
+    def flops(self, batch: Any) -> float:
+        """Floating-point operations of this process's step; changes nothing in the model."""
+        raise NotImplementedError
+
+    def exported(self) -> nn.Module:
+        """The part of the model that is averaged and exported."""
+        return self.model
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters whose joint gradient is clipped."""
+        return self.model.parameters()
+
+    def after_update(self) -> None:
+        """Called after each step of the optimizer."""
+
+    def step_done(self, batch: Any) -> None:
+        """Called at the end of each step, whether the optimizer stepped or not."""
+
+    def curves(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """The losses' means since the last log entry, by the names of their curves."""
+        return {f"{self.prefix}/{name}": value for name, value in losses.items()}
+
+    def validate(self) -> dict[str, float]:
+        """Metrics after a step; empty where it is not validated."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass saves with each state."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore ``extra_state``."""
+
+    def run(self, export: Callable[[int], None] | None = None) -> None:
+        """Train to the end, resuming from the newest state.
 
         Args:
             export: writes the weights of a step; called, in the first process, every ``keep_every``
                 steps before the last.
+
         Raises:
-            UserError: too many pairs cannot be read, or a state cannot be written.
-            NonFiniteLoss: the gradient was not finite ``MOST_SKIPPED`` times in a row, or at most
+            UserError: a state cannot be written, or what a subclass finds wrong with its data.
+            NonFiniteLoss: the gradient was not finite ``MAX_SKIPPED`` times in a row, or at most
                 steps.
         """
-        recipe, batches, context = self.recipe, self.batches, self.context
-        batches.remember(context.progress, threads=max(1, context.workers))
-        context.log.log_metrics(
-            {f"train/lambda_{name}": recipe.weight(name) for name in ("clip", *recipe.tasks)},
-            self.step,
-        )
-        context.progress.start(f"train {recipe.name}", batches.steps)
+        plan, context, first = self.plan, self.context, self.process.first
+        self._resume()
+        batches = self.batches(self.step)
+        context.progress.start(f"train {plan.name}", plan.steps)
         context.progress.advance(self.step)
-        self._window = _Window(recipe)
-        self._began = saved = time.perf_counter()
-        self._buffers = self.towers.buffers_now()
+        self._window = _Window()
+        self._started = saved = time.perf_counter()
+        self._buffers = copy_buffers(self.model)
+        self._updating = False  # weights and optimizer state may be from different steps
         try:
-            for batch in batches.loader(
-                self.step, context.workers, pin=self.place.device.type == "cuda"
-            ):
+            for batch in batches:
                 self._train_on(batch)
-                last = self.step == batches.steps
-                if len(batches.held_out) and (last or self.step % batches.steps_per_epoch == 0):
-                    found = self._validate()
-                    context.log.log_metrics(found, self.step)
-                    self.metrics |= found
-                if (
-                    self.place.first
-                    and not last
-                    and context.keep_every
-                    and self.step % context.keep_every == 0
-                ):
-                    export(self.step)
-                if (
-                    self.place.first
-                    and time.perf_counter() - saved > context.save_seconds
-                    and not last
-                ):
-                    self._save()
-                    saved = time.perf_counter()
+                if metrics := self.validate():
+                    context.log.log_metrics(metrics, self.step)
+                    self.metrics |= metrics
+                if first and self.step < plan.steps:
+                    if export and context.keep_every and self.step % context.keep_every == 0:
+                        export(self.step)
+                    if time.perf_counter() - saved > context.save_seconds:
+                        self._save()
+                        saved = time.perf_counter()
                 context.progress.advance()
         except KeyboardInterrupt:
-            if self.place.first and not self._changing and self.step < batches.steps:
-                # the forward pass of a step that was not finished counts for nothing
-                self.towers.put_back(self._buffers)
+            if first and not self._updating and self.step < plan.steps:
+                # undo the forward pass of the unfinished step
+                restore_buffers(self.model, self._buffers)
                 self._save()
             raise
         finally:
             self.states.finish()
 
-    def weights(self) -> dict[str, Tensor]:
-        """What is exported: the moving average, or the last weights."""
-        return dict((self.ema.module if self.ema else self.towers.clip).state_dict())
-
     def cost(self) -> dict[str, float]:
         """Seconds and FLOPs over all ``processes``, ``images_per_second`` and ``steps``."""
-        seconds, steps = self._seconds(), self.batches.steps
+        seconds, steps = self._seconds(), self.plan.steps
         return {
             "train_seconds": seconds,
             "train_flops": self.flops_per_step * steps,
             "flops_per_step": self.flops_per_step,
-            "images_per_second": steps * self.recipe.batch_size / seconds,
+            "images_per_second": steps * self.plan.batch_size / seconds,
             "steps": float(steps),
-            "processes": float(self.place.world),
+            "processes": float(self.process.world),
         }
 
-    def notes(self) -> list[str]:
-        """What the user should know; every process calls it."""
-        # each process read its own share
-        self.bad.bad = {
-            key: reason
-            for found in self.place.gather(self.bad.bad)
-            for key, reason in found.items()
-        }
-        notes = [self.bad.summary()] if self.bad.bad else []
-        if unlabelled := sum(self.place.gather(self.unlabelled)):
-            share = unlabelled / (self.batches.steps * self.recipe.batch_size)
-            notes.append(
-                f"{share:.1%} of what was trained on has no labels, and counts for the contrast"
-                " alone"
-            )
-        if self.skipped:
-            notes.append(
-                f"{self.skipped} of {self.batches.steps} steps were skipped: their gradient was not"
-                " finite"
-            )
-        return notes
+    def weights(self) -> dict[str, Tensor]:
+        """What is exported: the moving average, or the last weights."""
+        return dict((self.ema.module if self.ema else self.exported()).state_dict())
 
-    def _train_on(self, batch: Batch) -> None:
-        recipe, step, place = self.recipe, self.step, self.place
-        torch.manual_seed(
-            (recipe.seed * 1_000_003 + step) * place.world + place.rank
-        )  # of patch dropout and drop path
-        self.bad.bad |= dict(batch.bad)
-        self.bad.check(len(self.batches.pairs))
-        batch = self.batches.on(batch, place.device)
+    def _train_on(self, batch: Any) -> None:
+        plan, process, context, step = self.plan, self.process, self.context, self.step
+        # of dropout, patch dropout and drop path: the same after a resume
+        torch.manual_seed((plan.seed * 1_000_003 + step) * process.world + process.rank)
         if not self.flops_per_step:
-            self.flops_per_step = _flops(self.steps, batch) * place.world
-        lr = learning_rate(recipe, step, self.batches.steps)
-        losses, norms = self.steps.backward(batch, norms=step % self.context.norms_every == 0)
-        self._changing = True
-        norm = update(self.towers, self.optimizer, recipe, lr)
+            self.flops_per_step = self.flops(batch) * process.world
+        lr = self.rate(step)
+        losses, norms = self.backward(batch, step % context.norms_every == 0)
+        self._updating = True
+        norm = self._update(lr)
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
-            self._window.add(losses, norm, recipe.batch_size)
+            self._window.add(losses, norm, plan.batch_size)
             if self.ema:
-                self.ema.update_parameters(self.towers.clip)
+                self.ema.update(self.exported(), step + 1)
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-            mostly = step + 1 == self.batches.steps and 2 * self.skipped > self.batches.steps
-            if mostly or self.skipped_in_a_row == MOST_SKIPPED:
-                raise NonFiniteLoss(_broken(recipe, step, losses, self.skipped_in_a_row))
-            self.towers.put_back(self._buffers)
-        self._buffers = self.towers.buffers_now()
-        self.step, self._changing, self.unlabelled = (
-            step + 1,
-            False,
-            self.unlabelled + batch.unlabelled,
-        )
-        if self.step % self.context.log_every == 0 or norms or self.step == self.batches.steps:
-            self.metrics |= self._window.read(self.towers, lr)
-            told = {
-                f"train/grad_norm_{name}": value
+            mostly = step + 1 == plan.steps and 2 * self.skipped > plan.steps
+            if mostly or self.skipped_in_a_row == MAX_SKIPPED:
+                named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
+                raise NonFiniteLoss(
+                    f"{plan.name}: the gradient became NaN or infinite {self.skipped_in_a_row}"
+                    f" times in a row, last at step {step + 1} (losses: {named}); {self.advice}"
+                )
+            restore_buffers(self.model, self._buffers)
+        self._buffers = copy_buffers(self.model)
+        self.step_done(batch)
+        self.step, self._updating = step + 1, False
+        if self.step % context.log_every == 0 or norms or self.step == plan.steps:
+            self.metrics |= {f"{self.prefix}/lr": lr} | self._window.read(self)
+            finite = {
+                f"{self.prefix}/grad_norm_{name}": value
                 for name, value in norms.items()
                 if math.isfinite(value)
             }
-            self.context.log.log_metrics(self.metrics | told, self.step)
+            context.log.log_metrics(self.metrics | finite, self.step)
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Retrieval among the held-out pairs by what would be exported now; each process embeds its
-        share."""
-        towers = CLIPWithHeads(self.ema.module, (), None) if self.ema else self.towers
-        was_training = towers.training
-        towers.eval()
-        images, texts = [], []
-        for batch in self.batches.validation():
-            batch = self.batches.on(batch, self.place.device)
-            with self.steps.autocast():
-                out = towers(batch.images, batch.tokens)
-            images.append(out["image"].float().cpu())
-            texts.append(out["text"].float().cpu())
-        towers.train(was_training)
-        found = [part for part in self.place.gather((images, texts)) if part[0]]
-        image, text = (torch.cat([one for part in found for one in part[side]]) for side in (0, 1))
-        return {f"val/{name}": value for name, value in recall(image, text).items()}
+    def _update(self, lr: float) -> float:
+        """Clip the gradient and step, unless it is not finite; the norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.plan.grad_clip or math.inf).item()
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * group["multiple"]
+            self.optimizer.step()
+            self.after_update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self._began
+        return self.earlier_seconds + time.perf_counter() - self._started
 
     def _save(self) -> None:
-        self.states.save(
-            self.step,
-            {
-                "towers": self.towers.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema else {},
-                "seconds": self._seconds(),
-                "flops_per_step": self.flops_per_step,
-                "bad": self.bad.bad,
-                "unlabelled": self.unlabelled,
-                "skipped": self.skipped,
-                "skipped_in_a_row": self.skipped_in_a_row,
-            },
-        )
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else {},
+            "seconds": self._seconds(),
+            "flops_per_step": self.flops_per_step,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+        self.states.save(self.step, state | self.extra_state())
 
     def _resume(self) -> None:
-        """Go on from the newest state; every process reads it for itself.
+        """Load the newest state, which every process reads for itself.
 
         Raises:
             RuntimeError: a process does not see the file that the first one read.
         """
-        newest = self.states.newest() if self.place.first else None
-        step = self.place.share(newest["step"] if newest else None)
+        newest = self.states.newest() if self.process.first else None
+        step = self.process.share(newest["step"] if newest else None)
         if step is None:
             return
-        saved = newest or self.states.load(step)
-        if saved is None:
+        state = newest or self.states.load(step)
+        if state is None:
             raise RuntimeError(
-                f"process {self.place.rank} cannot read {self.states.folder}; all need one file"
-                " system"
+                f"process {self.process.rank} cannot read {self.states.folder}; all processes need"
+                " one file system"
             )
         self.step = step
-        self.towers.load_state_dict(saved["towers"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
-            self.ema.load_state_dict(saved["ema"])
-        self.seconds_before, self.flops_per_step = saved["seconds"], saved["flops_per_step"]
-        self.bad.bad, self.unlabelled = saved["bad"], saved["unlabelled"]
-        self.skipped, self.skipped_in_a_row = saved["skipped"], saved["skipped_in_a_row"]
+            self.ema.load_state_dict(state["ema"])
+        self.earlier_seconds, self.flops_per_step = state["seconds"], state["flops_per_step"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.load_extra_state(state)
 
 
-def _flops(steps: TrainStep, batch: Batch) -> float:
-    """Floating-point operations of one process's step; one extra pass, no communication, no trace
-    in the model."""
-    buffers = steps.towers.buffers_now()
-    part = batch.split(steps.recipe.accumulate)[0]
+@torch.no_grad()
+def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all buffers: a forward pass changes the statistics of batch norms."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def embed() -> Mapping[str, Any]:
-        with steps.autocast():
-            return steps.towers(part.images, part.tokens, steps.label_size)
 
-    def forward_and_backward() -> None:
-        out = embed()
-        loss: Any = (out["image"] @ out["text"].T).float().mean()
-        for task in steps.recipe.tasks:
-            loss = loss + find_task(task).loss(out["dense"][task], part.targets[task])[0]
-        loss.backward()
-
-    total = count_flops(forward_and_backward) * steps.recipe.accumulate
-    steps.towers.zero_grad(set_to_none=True)
-    if steps.recipe.accumulate > 1:
-        with torch.no_grad():
-            total += count_flops(embed) * steps.recipe.accumulate
-    steps.towers.put_back(buffers)
-    return float(total)
+@torch.no_grad()
+def restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Undo what forward passes did to the buffers since ``copy_buffers``."""
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 class _Window:
-    """Means of the losses since they were last read."""
+    """The losses since the last log entry."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.names = ("clip", *recipe.tasks)
+    def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
+        self.names: list[str] = []
         self.losses: list[Tensor] = []
-        self.norm, self.images, self.began = 0.0, 0, time.perf_counter()
+        self.norm, self.images, self.started = 0.0, 0, time.perf_counter()
 
     def add(self, losses: Mapping[str, Tensor], norm: float, images: int) -> None:
-        self.losses.append(torch.stack([losses[name] for name in self.names]))
+        self.names = list(losses)
+        self.losses.append(torch.stack(list(losses.values())))
         self.norm, self.images = norm, self.images + images
 
-    def read(self, towers: CLIPWithHeads, lr: float) -> dict[str, float]:
-        """Nothing but the rate when all steps since were skipped."""
-        read = {"train/lr": lr}
+    def read(self, trainer: Trainer) -> dict[str, float]:
+        """The curves' values over all processes; empty when all steps were skipped."""
+        curves: dict[str, float] = {}
         if self.losses:
             local = torch.stack(self.losses).mean(0)
             mean = (sum_over_ranks(local) / sum_over_ranks(torch.ones_like(local))).tolist()
-            read |= {
-                f"train/loss_{name}": value for name, value in zip(self.names, mean, strict=True)
-            }
-            read["train/loss"] = sum(
-                self.recipe.weight(name) * read[f"train/loss_{name}"] for name in self.names
-            )
-            logit_scale: Any = towers.clip.logit_scale
-            read |= {"train/grad_norm": self.norm, "train/logit_scale": logit_scale.exp().item()}
-            read["train/images_per_second"] = self.images / (time.perf_counter() - self.began)
+            curves = trainer.curves(dict(zip(self.names, mean, strict=True)))
+            seconds = time.perf_counter() - self.started
+            curves[f"{trainer.prefix}/grad_norm"] = self.norm
+            curves[f"{trainer.prefix}/images_per_second"] = self.images / seconds
         self._clear()
-        return read
-
-
-def _broken(recipe: Recipe, step: int, losses: Mapping[str, Tensor], steps: int) -> str:
-    named = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
-    return (
-        f"recipe {recipe.name!r}: the gradient became NaN or infinite {steps} times in a row, last"
-        f" at step {step + 1} (losses: {named}); lower lr or the lambdas, or use precision=fp32"
-    )
+        return curves

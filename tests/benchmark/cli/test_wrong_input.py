@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backbones import Checkpoint, UserError, save_checkpoint
-from backbones.cliptex.training.distributed import first_process
+from backbones import Checkpoint, save_checkpoint
 from benchmark.__main__ import main
 from benchmark.execution import EXECUTORS
 from benchmark.execution.local import LocalExecutor
@@ -64,13 +63,6 @@ def test_a_database_file_is_no_store_for_several_machines(command, here, capsys)
     error = capsys.readouterr().err
     assert "start `mlflow server` and give --tracking-uri" in error and error.count("\n") == 1
     assert not list(here.glob("*.safetensors")) and not list(here.glob("home/*/*"))
-
-
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
-def test_a_malformed_variable_of_torchrun(name, monkeypatch):
-    monkeypatch.setenv(name, "abc")
-    with pytest.raises(UserError, match=f"{name}='abc' in the environment"):
-        first_process()
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])

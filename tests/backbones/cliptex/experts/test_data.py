@@ -7,25 +7,23 @@ import pytest
 import torch
 
 from backbones.cliptex.experts.base import resize
-from backbones.cliptex.experts.data import CocoImage, ExpertData, load_data, paint
+from backbones.cliptex.experts.data import ExpertData, load_data, paint
 from backbones.cliptex.protocols import Silent
 from common.errors import UserError
 from tests.backbones.cliptex.experts import toy_experts
 
 
 def test_paint_small_things_over_large_ones():
-    square = {"category": 1, "area": 36, "iscrowd": 0, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
-    dot = {"category": 2, "area": 4, "iscrowd": 0, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
+    square = {"category_id": 1, "area": 36, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
+    dot = {"category_id": 2, "area": 4, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
     crowd = {
-        "category": 2,
+        "category_id": 2,
         "area": 8,
         "iscrowd": 1,
         "segmentation": {"size": [10, 10], "counts": [80, 20]},
     }
-    merged = paint(CocoImage("a.jpg", 10, 10, [dot, crowd, square]))
-    assert merged[4, 4] == 2
-    assert merged[2, 2] == 1
-    assert merged[0, 0] == 0
+    merged = paint({"height": 10, "width": 10, "instances": [dot, crowd, square]})
+    assert (merged[4, 4], merged[2, 2], merged[0, 0]) == (2, 1, 0)
     assert (merged[:, 8:] == 255).all()
 
 
@@ -69,8 +67,8 @@ def test_data_in_memory_are_bounded(tmp_path, monkeypatch):
         assert torch.equal(found[0], images[list(indices)]) and torch.equal(
             found[1], classes[list(indices)]
         )
-    assert len(part._kept) == 3 and len(decoded) == 2 + 10 + 9
-    assert len(whole._kept) == 12
+    assert len(part._cached) == 3 and len(decoded) == 2 + 10 + 9
+    assert len(whole._cached) == 12
 
 
 def test_real_data(real_data):

@@ -15,25 +15,16 @@ from scipy.ndimage import gaussian_filter
 
 from backbones.cliptex.experts import Expert, find_expert
 
-SMALL_DPT = {
-    "size": 32,
-    "patch": 8,
-    "width": 32,
-    "depth": 4,
-    "heads": 2,
-    "neck": (8, 8, 8, 8),
-    "fusion": 8,
-}
 SMALL_UNET = {"size": 32, "encoder": "resnet10t", "pretrained": False, "width": 8, "stride": 4}
-SMALL_CONV_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
+SMALL_DPT = {"size": 64, "encoder": "resnet10t", "pretrained": False, "fusion": 8}
 SETTINGS = {"dpt": SMALL_DPT, "unet": SMALL_UNET, "nll-angmf": SMALL_UNET}
 
 
-def make_expert(name: str) -> Expert:
+def make_expert(name: str, **changes) -> Expert:
     torch.manual_seed(0)
     kind = find_expert(name)
     classes = ("background", "cup", "chair") if kind.task == "seg" else ()
-    return kind.create(kind.settings_type(**SETTINGS[name]), classes).freeze()
+    return kind.create(kind.settings_type(**SETTINGS[name], **changes), classes).freeze()
 
 
 def all_experts() -> list[Expert]:

