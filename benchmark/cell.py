@@ -289,6 +289,7 @@ def _finish(
     if missing:
         result.notes.append(f"no value for {', '.join(missing)} on this data: missing, not zero")
     result.notes += task.deviations(told.data)
+    result.notes += told.data.notes
     if told.data.skipped:
         result.notes.append(
             f"{len(told.data.skipped)} unreadable samples were skipped: " + _some(told.data.skipped)

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.execution.progress import reporter
 from benchmark.plan import PlannedTask
 from probes.datasets.base import PreparedDataset, Split
-from probes.datasets.check import place, prepare
+from probes.datasets.check import find_folder, prepare
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def prepare_data(
     kept.
 
     Args:
-        known_only: write nothing; a dataset that was not looked at before is ``NotExamined``.
+        known_only: write nothing; a dataset that was not looked at before is ``NotChecked``.
 
     Raises:
         UserError: a dataset is missing, incomplete or broken.
     """
-    roots = {task.spec.name: place(task.spec, choice.root, choice.placed) for task in tasks}
+    roots = {task.spec.name: find_folder(task.spec, choice.root, choice.placed) for task in tasks}
     prepared: dict[tuple[str, tuple[Split, ...]], PreparedDataset] = {}
     for task in tasks:
         key = (task.spec.name, task.probe.splits)
@@ -55,6 +55,6 @@ def prepare_data(
                 partial=choice.partial,
                 workers=num_workers,
                 progress=reporter(),
-                known_only=known_only,
+                cached_only=known_only,
             )
     return {task.name: prepared[task.spec.name, task.probe.splits] for task in tasks}

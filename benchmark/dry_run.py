@@ -27,7 +27,7 @@ from benchmark.stages.estimate import duration
 from benchmark.suites.registry import PreviewStage, SuitePreview
 from probes.base import Context, missing_capability
 from probes.datasets.base import PreparedDataset
-from probes.datasets.check import NotExamined
+from probes.datasets.check import NotChecked
 from probes.features.budget import gigabytes
 from reports.mlflow.client import tracking_uri
 from reports.mlflow.run import Tracker
@@ -79,7 +79,7 @@ def _data(
     """The datasets; None while they are not made, or, with ``known_only``, were never looked at."""
     if there.data is None:
         return None
-    with suppress(NotExamined):
+    with suppress(NotChecked):
         return prepare_data(
             plan.tasks, plan.options.choice(there.data), executor.num_workers, known_only
         )

@@ -122,7 +122,7 @@ def held_out_by_content(context: Context) -> list[int]:
             " give a single value instead"
         )
     held_out = set(ranked[: max(1, round(SHARE * len(ranked)))])
-    positions = context.data.places or range(len(hashes))
+    positions = context.data.train_indices or range(len(hashes))
     return [
         position for position, digest in zip(positions, hashes, strict=True) if digest in held_out
     ]

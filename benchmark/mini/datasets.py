@@ -24,7 +24,7 @@ def _register(
         kind=kind,
         folder=folder,
         list_samples=list_samples,
-        embedded=True,
+        is_generated=True,
         about=f"mini world, {about}",
         **more,
     )

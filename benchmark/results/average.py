@@ -14,7 +14,7 @@ from benchmark.plan import PlannedTask
 from benchmark.suites.registry import Suite
 from common.errors import UserError
 from probes.datasets.base import PreparedDataset
-from probes.datasets.check import NotPlaced, place
+from probes.datasets.check import DatasetNotFound, find_folder
 
 SHOWN = 6  # names of missing folders in a message
 
@@ -30,9 +30,9 @@ def split_by_place(
     there, absent = [], []
     for task in tasks:
         try:
-            place(task.spec, data_root, placed)
+            find_folder(task.spec, data_root, placed)
             there.append(task)
-        except NotPlaced:
+        except DatasetNotFound:
             absent.append(task)
     if not there:
         where = f"in {data_root}" if data_root else "named: give --data-root DIR"

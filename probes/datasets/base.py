@@ -1,4 +1,4 @@
-"""What a dataset is: an official layout on disk, declared in one file and registered once."""
+"""A dataset: an official layout on disk, declared in one file and registered once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Lister = Callable[[Path, Split], list["Sample"]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset and where its ground truth is.
+    """One image of a dataset and its ground truth.
 
     Attributes:
         image: path of the image, relative to the dataset's root, with forward slashes.
         target: relative path of the label map (segmentation, depth, normals), class index
             (classification), list of captions (image-text), image id in the annotation file
-            (detection), or [instance, cue, whether it belongs to it] for each question that it is a
+            (detection), [instance, cue, whether it is associated] for each question that it is a
             candidate of (association), or the pairs that it is the source of (correspondence): each
             a mapping with the other ``image``, and ``source`` and ``target`` points (x, y in
             pixels) with the object's ``box`` in the target.
-        group: of what is scored by group (a region of the world): its number; None elsewhere.
+        group: number of its group (a region of the world), where scores are by group.
     """
 
     image: str
@@ -41,7 +41,7 @@ class Sample:
     group: int | None = None
 
     @property
-    def truth(self) -> Any:
+    def ground_truth(self) -> Any:
         """Target and group, as they are hashed."""
         return self.target if self.group is None else [self.target, self.group]
 
@@ -53,31 +53,28 @@ class DatasetSpec:
     Attributes:
         name: what users call it (``voc``, ``nyu-depth`` …); the first half of a task's name.
         kind: what its ground truth is.
-        folder: where it lies under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``;
-            ``also``: other names that the folder has.
+        folder: under ``--data-root`` (OpenMMLab's tree), e.g. ``VOCdevkit/VOC2012``.
+        other_folders: other names of that folder.
         list_samples: (root, split) → samples in a stable order. Raises ``UserError`` naming what is
             missing.
         expected: official number of samples of each split; a dataset with fewer runs only with
-            ``--partial``. Empty where none are declared.
-        counts_itself: the layout says whether a copy is whole, so that one that is smaller than the
-            official dataset runs without ``--partial``, as a partial one.
+            ``--partial``. Empty if there is no official number.
+        allows_subsets: a copy with fewer samples runs without ``--partial``, as a partial one.
         classes: class names, by index; empty for regression and image-text. May be a function of
-            the root, for layouts that name their classes themselves (ImageFolder) and names that
-            are slow to import (``mmlab_classes``).
+            the root, if the copy names its classes (ImageFolder) or importing the names is slow
+            (``mmlab_classes``).
         ignore_index: label value that is not scored (segmentation).
-        label_offset: added to the stored label (ADE20K: -1, its stored 0 is 'unlabelled' and
+        label_offset: added to the stored label (ADE20K: -1; its stored 0 is 'unlabelled' and
             becomes ``ignore_index``).
         annotations: split → annotation file relative to the root (detection, image-text).
-        extra: protocol facts that belong to the dataset: depth range in metres and file scale,
-            evaluation crop, its main metric where that is not the probe's (``main_metric``), its
-            prompts (``templates``, ``{c}`` for the class) …; part of a task's identity.
-        adapt: (declaration, root) → the declaration as it holds for the copy at ``root``, where
-            copies differ in what they hold (VOC with or without the augmented train list);
-            ``prepare`` applies it, so ``PreparedDataset.spec`` is right.
-        embedded: made by the suite that uses it; ``data check`` does not look for it among a user's
-            data.
+        extra: the dataset's part of the protocol: depth range in metres and file scale, evaluation
+            crop, main metric if it is not the probe's (``main_metric``), prompts (``templates``,
+            ``{c}`` for the class) …; part of a task's identity.
+        adapt: (spec, root) → the spec of the copy at ``root``, where copies differ (VOC with or
+            without the augmented train list); ``prepare`` applies it.
+        is_generated: the suite that uses it generates it; ``data check`` does not look for it.
         about: one line for ``list``: what it is, where to get it.
-        module: that declares it, which configs import; ``register_dataset`` finds it.
+        module: that registers it, which configs import; ``register_dataset`` sets it.
     """
 
     name: str
@@ -91,14 +88,14 @@ class DatasetSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[DatasetSpec, Path], DatasetSpec] | None = None
-    embedded: bool = False
-    also: tuple[str, ...] = ()
-    counts_itself: bool = False
+    is_generated: bool = False
+    other_folders: tuple[str, ...] = ()
+    allows_subsets: bool = False
     about: str = ""
     module: str = ""
 
     def at(self, root: Path) -> DatasetSpec:
-        """The declaration as it holds for the copy at ``root``."""
+        """The spec of the copy at ``root``."""
         return self.adapt(self, root) if self.adapt else self
 
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -108,18 +105,18 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A dataset on this disk, checked: what a probe gets.
+    """A checked dataset on this disk: what a probe gets.
 
     Attributes:
         spec: its declaration.
-        root: its folder on this disk.
+        root: its folder.
         samples: split → usable samples, in the official order.
-        skipped: (relative path, reason) of each sample left out because it cannot be read.
-        fingerprint: hash over names and content of all samples used; the same bytes give the same
-            one everywhere.
-        partial: whether it is a part of the official dataset (then part of the protocol).
-        whole: all of train, where ``samples`` has a part of it (see ``with_share``); places: of
-            that part in it.
+        skipped: (relative path, reason) of each sample that cannot be read.
+        fingerprint: hash of names and content of all samples used.
+        partial: whether samples of the official dataset are missing (then part of the protocol).
+        notes: what a reader of its scores should know, one line each.
+        full_train: all of train, if ``samples`` has a share of it (see ``with_share``).
+        train_indices: of that share in ``full_train``.
     """
 
     spec: DatasetSpec
@@ -128,24 +125,24 @@ class PreparedDataset:
     skipped: tuple[tuple[str, str], ...] = ()
     fingerprint: str = ""
     partial: bool = False
-    whole: tuple[Sample, ...] = ()
-    places: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    full_train: tuple[Sample, ...] = ()
+    train_indices: tuple[int, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.spec.class_names(self.root)
 
     def encoded(self, split: Split) -> Sequence[Sample]:
-        """The samples whose features are made and kept: all of train, whatever part of it is
-        trained on."""
-        return self.whole if self.whole and split == "train" else self.samples[split]
+        """The samples whose features are cached: all of train, also if a share is trained on."""
+        return self.full_train if self.full_train and split == "train" else self.samples[split]
 
     @property
-    def alone(self) -> PreparedDataset:
-        """A dataset that has no more of train than what is trained on."""
-        return replace(self, whole=(), places=())
+    def without_unused(self) -> PreparedDataset:
+        """The dataset without the training samples that are not used."""
+        return replace(self, full_train=(), train_indices=())
 
     @property
-    def unused(self) -> list[int]:
-        """Places in ``whole`` that are not trained on."""
-        return sorted(set(range(len(self.whole))) - set(self.places))
+    def unused_indices(self) -> list[int]:
+        """Indices in ``full_train`` of samples that are not trained on."""
+        return sorted(set(range(len(self.full_train))) - set(self.train_indices))

@@ -1,8 +1,7 @@
-"""How official layouts list their samples: id lists, mirrored folders, ImageFolder.
+"""List the samples of official layouts: id lists, mirrored folders, ImageFolder.
 
-Nothing is decoded here. Each function names what is missing (folder, list, annotation file) in a
-``UserError``; whether the single files are there and readable is found out by
-``probes.datasets.check``.
+Nothing is decoded here. Each function raises ``UserError`` naming a missing folder, list or
+annotation file; ``probes.datasets.check`` looks at the single files.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".ti
 
 
 def folder(root: Path, name: str) -> Path:
-    """``root / name``, which must be a folder; ``UserError`` names it if it is not."""
+    """The folder ``root / name``. Raises ``UserError`` if it does not exist."""
     if not (path := Path(root) / name).is_dir():
         raise UserError(f"folder {name} is missing in {root}")
     return path
 
 
 def file(root: Path, *names: str) -> Path:
-    """The first of ``names`` that is a file in ``root``; ``UserError`` names what was looked
-    for."""
+    """The first of ``names`` that is a file in ``root``. Raises ``UserError`` if none is."""
     for name in names:
         if (path := Path(root) / name).is_file():
             return path
@@ -40,19 +38,18 @@ def file(root: Path, *names: str) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a list file, stripped, empty ones left out. Raises ``UserError`` when there is none
-    or it is no text."""
+    """Stripped lines of a list file, without empty ones. Raises ``UserError`` if it has none."""
     try:
         lines = [line.strip() for line in files.read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not (lines := [line for line in lines if line]):
+    if not any(lines):
         raise UserError(f"list {path} is empty")
-    return lines
+    return [line for line in lines if line]
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON. Raises ``UserError`` with the place of the fault when it is broken."""
+    """Parsed JSON. Raises ``UserError`` with the position of the error if it is malformed."""
     try:
         return files.read_json(path)
     except (OSError, ValueError) as error:
@@ -60,79 +57,39 @@ def read_json(path: Path) -> Any:
 
 
 def mmlab_classes(module: str, dataset: str, root: Path) -> tuple[str, ...]:
-    """Class names of a dataset of MMSegmentation or MMDetection (of any ``root``). Importing those
-    takes seconds: declare ``functools.partial(mmlab_classes, module, dataset)``, so that it is done
-    when names are asked for."""
+    """Class names of a dataset of MMSegmentation or MMDetection, for any ``root``. Importing those
+    takes seconds: declare ``functools.partial(mmlab_classes, module, dataset)``."""
     from probes.runner import ops
 
     ops.install()
     with redirect_stdout(io.StringIO()):  # both print that an optional package is absent
-        found = getattr(import_module(module), dataset)
-    return tuple(name.strip() for name in found.METAINFO["classes"])
+        dataset_class = getattr(import_module(module), dataset)
+    return tuple(name.strip() for name in dataset_class.METAINFO["classes"])
 
 
 def walk(root: Path, name: str, suffixes: Sequence[str]) -> list[str]:
-    """Files below the folder ``root / name`` (nested too), relative to it, sorted; hidden ones left
-    out. Raises ``UserError`` for a link to a folder that ``must_not_lead_astray``, and for a name
-    that is no text."""
-    top, found = folder(root, name), []
-    for directory, folders, names in os.walk(top, followlinks=True):
+    """Files in the folder ``root / name``, nested or not, sorted; without hidden ones."""
+    top, paths = folder(root, name), []
+    for directory, _, names in os.walk(top, followlinks=True):
         below = Path(directory).relative_to(top).as_posix()
         prefix = "" if below == "." else f"{below}/"
-        for each in folders:
-            must_not_lead_astray(root, f"{name}/{prefix}{each}")
-        found += [
-            f"{prefix}{n}"
-            for n in names
-            if n.lower().endswith(tuple(suffixes)) and not n.startswith(".")
+        paths += [
+            f"{prefix}{file_name}"
+            for file_name in names
+            if file_name.lower().endswith(tuple(suffixes)) and not file_name.startswith(".")
         ]
-    for each in found:
-        must_be_text(root, each)
-    return sorted(found)
-
-
-def must_be_text(root: Path, name: str) -> None:
-    """Raises ``UserError`` for a file name that is not UTF-8: no list, hash or report can hold
-    it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the name {name!a} in {root} is not UTF-8; rename it") from None
-
-
-def must_not_lead_astray(root: Path, name: str, *, is_folder: bool = True) -> None:
-    """Raises ``UserError`` for a link that leads out of the dataset, or, to a folder, to where
-    images are listed anyway: they would be there twice, under another class. Only a folder directly
-    in the root may be a link to anywhere."""
-    path = os.path.join(root, name)  # noqa: PTH118 – a Path for each of a million files takes minutes
-    if not os.path.islink(path):  # noqa: PTH114
-        return
-    target, whole, top = (
-        Path(os.path.realpath(each)) for each in (path, root, Path(root, name.split("/")[0]))
-    )
-    if not (target.is_relative_to(whole) or target.is_relative_to(top)):
-        raise UserError(
-            f"{path} is a link out of the dataset, to {target}; put what it stands for in its place"
-        )
-    listed = [top, *(Path(os.path.realpath(Path(root, part))) for part in ("train", "val"))]
-    if is_folder and any(
-        target.is_relative_to(each) or each.is_relative_to(target) for each in listed
-    ):
-        raise UserError(
-            f"{path} is a link to {target}, whose images are listed there already; remove it"
-        )
+    return sorted(paths)
 
 
 def mirrored(images: str, targets: str, **parts: str) -> Lister:
-    """What lists two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and
+    """A lister of two folders with the same (perhaps nested) names: ``images/a/b.jpg`` and
     ``targets/a/b.png``.
 
-    A label map without an image is listed too, with the image it should have: nothing is lost in
-    silence.
+    A label map without an image is listed too, so that the image is reported as missing.
 
     Args:
         images, targets: the folders, relative to the root; ``{part}`` in them becomes the split.
-        parts: split → its name in the folders, where that is another (``val="test"``).
+        parts: split → its name in the folders, if that differs (``val="test"``).
     """
     return partial(_mirrored, images, targets, parts)
 
@@ -140,7 +97,8 @@ def mirrored(images: str, targets: str, **parts: str) -> Lister:
 def _mirrored(
     images: str, targets: str, parts: Mapping[str, str], root: Path, split: Split
 ) -> list[Sample]:
-    images, targets = (each.format(part=parts.get(split, split)) for each in (images, targets))
+    part = parts.get(split, split)
+    images, targets = images.format(part=part), targets.format(part=part)
     names = walk(root, images, IMAGE_SUFFIXES)
     stems = {name.rpartition(".")[0] for name in names}
     suffix = names[0].rpartition(".")[2] if names else "jpg"
@@ -164,9 +122,6 @@ def class_folders(root: Path, split_folder: str) -> list[str]:
             f"{Path(root) / split_folder} has no class folders; expected"
             f" {split_folder}/<class>/<image>"
         )
-    for name in names:
-        must_be_text(root, name)
-        must_not_lead_astray(root, f"{split_folder}/{name}")
     return sorted(names)
 
 
@@ -181,10 +136,10 @@ def image_folder(root: Path, split_folder: str, classes: Sequence[str]) -> list[
                 f"{Path(root) / split_folder / name} is not one of the {len(classes)} known"
                 " classes; remove the folder or put its training images beside the others"
             )
-        place = f"{split_folder}/{name}"
-        if not (images := walk(root, place, IMAGE_SUFFIXES)):
+        class_folder = f"{split_folder}/{name}"
+        if not (images := walk(root, class_folder, IMAGE_SUFFIXES)):
             raise UserError(
-                f"{Path(root) / place} has no images; put some there, or remove the folder"
+                f"{Path(root) / class_folder} has no images; put some there, or remove the folder"
             )
-        samples += [Sample(f"{place}/{image}", index[name]) for image in images]
+        samples += [Sample(f"{class_folder}/{image}", index[name]) for image in images]
     return samples

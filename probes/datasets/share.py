@@ -1,5 +1,5 @@
-"""A part of train, for curves of label efficiency: the same for all backbones, the smaller one
-inside the larger."""
+"""Shares of train, for curves of label efficiency: equal for all backbones, smaller ones inside
+larger ones."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from probes.features.content_hashes import content_hashes
 
 
 def with_share(data: PreparedDataset, share: float, seed: int) -> PreparedDataset:
-    """``data`` whose train is ``share`` of its images (0 to 1), drawn by the seed and the images'
-    content, one at least; of classification that share of each class. What is encoded stays the
-    whole split, so all shares need one encoding.
+    """``data`` with ``share`` (0 to 1) of its training images, at least one; for classification
+    that share of each class. Seed and image content decide which. Features of the full split are
+    encoded, so all shares need one encoding.
 
     Raises:
         UserError: an image cannot be read.
     """
     if share == 1:
         return data
-    whole = data.samples["train"]
+    train = data.samples["train"]
     ranks = [
         content_key(["share of train", seed, digest])
-        for digest in content_hashes([data.root / sample.image for sample in whole])
+        for digest in content_hashes([data.root / sample.image for sample in train])
     ]
     strata: dict[object, list[int]] = defaultdict(list)
-    for place, sample in enumerate(whole):
-        strata[sample.target if data.spec.kind == "classification" else None].append(place)
-    places = sorted(
-        place
-        for members in strata.values()
-        for place in sorted(members, key=lambda place: (ranks[place], place))[
-            : max(1, round(share * len(members)))
-        ]
-    )
-    samples = {**data.samples, "train": [whole[place] for place in places]}
-    return replace(data, samples=samples, whole=tuple(whole), places=tuple(places))
+    for index, sample in enumerate(train):
+        strata[sample.target if data.spec.kind == "classification" else None].append(index)
+    selected: list[int] = []
+    for indices in strata.values():
+        indices.sort(key=lambda index: (ranks[index], index))
+        selected += indices[: max(1, round(share * len(indices)))]
+    selected.sort()
+    samples = {**data.samples, "train": [train[index] for index in selected]}
+    return replace(data, samples=samples, full_train=tuple(train), train_indices=tuple(selected))

@@ -1,5 +1,5 @@
-"""What ``data check`` says: which datasets are there, how much of them, and what they are good for
-as they are."""
+"""``data check``: which datasets are in a folder, how complete they are, and which probes run on
+them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from backbones.cliptex.protocols import Progress
 from common.errors import UserError
 from probes.datasets.base import DatasetSpec, Kind, Split
-from probes.datasets.check import SPLITS, Inventory, known_names, place, prepare
+from probes.datasets.check import SPLITS, Inventory, dataset_names, find_folder, prepare
 from probes.registry import DATASETS
 
-UNTRAINED: Mapping[Kind, str] = {  # what needs no train split
+UNTRAINED: Mapping[Kind, str] = {  # probes that need no train split
     "classification": "zero-shot",
     "image-text": "retrieval",
     "association": "zero-shot",
@@ -27,12 +27,10 @@ class Row:
 
     Attributes:
         state: ``absent``, ``broken`` (no probe can run), ``partial`` (runs with ``--partial``),
-            ``complete`` (the official counts) or ``available`` (there, of a dataset that declares
-            no counts).
-        found, expected: samples by split; ``expected`` is empty for a dataset that declares no
-            counts.
-        message: what is missing or wrong, or what should be known; empty when there is nothing to
-            say.
+            ``complete`` (the official counts) or ``available`` (no official counts are declared).
+        found: samples by split.
+        expected: official samples by split, if declared.
+        message: what is missing or wrong, or should be known.
     """
 
     name: str
@@ -52,22 +50,23 @@ def survey(
     only: Container[str] | None = None,
     splits: Sequence[Split] = SPLITS,
 ) -> list[Row]:
-    """One row for each registered dataset (of those in ``only``) but those that a suite makes for
-    itself; by names and counts only, or with every sample decoded when ``full``.
+    """One row for each registered dataset (of those in ``only``), by names and counts of
+    ``splits``; with every sample decoded if ``full``. Generated datasets are left out unless they
+    are in ``data_dirs``.
 
     Raises:
-        UserError: a place in ``data_dirs`` is not there, or of no known dataset.
+        UserError: a folder in ``data_dirs`` does not exist, or belongs to no dataset.
     """
     rows = []
     for spec in DATASETS.load_entry_points().values():
-        if (spec.embedded and spec.name not in data_dirs) or (
-            only is not None and spec.name not in only
-        ):
+        if only is not None and spec.name not in only:
+            continue
+        if spec.is_generated and spec.name not in data_dirs:
             continue
         try:
-            root = place(spec, data_root, data_dirs)
+            root = find_folder(spec, data_root, data_dirs)
         except UserError:
-            if spec.name in data_dirs or spec.folder in data_dirs or set(data_dirs) - known_names():
+            if {spec.name, spec.folder} & set(data_dirs) or set(data_dirs) - dataset_names():
                 raise
             hint = f"no folder {spec.folder}; put it there or pass --data {spec.name}=DIR"
             if deeper := sorted(data_root.glob(f"*/{spec.folder}")) if data_root else []:
@@ -75,47 +74,54 @@ def survey(
             rows.append(Row(spec.name, "absent", expected=spec.expected, message=hint))
             continue
         spec = spec.at(root)
-        state, found, messages = look_at(spec, root, splits)
+        state, counts, messages = look_at(spec, root, splits)
         if full and state != "broken":
             try:
-                splits = [split for split in SPLITS if found.get(split)]
                 data = prepare(
-                    spec, root, splits=splits, partial=True, workers=workers, progress=progress
+                    spec,
+                    root,
+                    splits=[split for split in splits if counts.get(split)],
+                    partial=True,
+                    workers=workers,
+                    progress=progress,
                 )
                 messages += [f"{path}: {reason}" for path, reason in data.skipped[:3]]
+                messages += [note for note in data.notes if note not in messages]
             except UserError as error:
                 state = "broken"
                 messages.append(str(error))
-        rows.append(Row(spec.name, state, found, spec.expected, "; ".join(messages)))
+        rows.append(Row(spec.name, state, counts, spec.expected, "; ".join(messages)))
     return rows
 
 
 def look_at(
-    spec: DatasetSpec, root: Path, splits: Sequence[Split] = SPLITS
+    spec: DatasetSpec, root: Path, splits: Sequence[Split]
 ) -> tuple[str, dict[str, int], list[str]]:
-    """State, samples by split and messages (see ``Row``) of the copy of a dataset at ``root``,
-    without decoding anything."""
-    found: dict[str, int] = {}
-    messages, complete = [], True
+    """State, samples by split and messages (see ``Row``), without decoding anything."""
+    inventory = Inventory(spec, root)
+    counts: dict[str, int] = {}
+    messages = []
     for split in splits:
         try:
-            inventory = Inventory.take(spec, root, [split])
+            inventory.add_split(split)
         except UserError as error:
             messages.append(str(error))
             continue
-        found[split] = len(inventory.present[split])
-        complete &= inventory.is_complete()
-        if inventory.missing[split] or not found[split]:
-            messages.append(inventory.counts())
-    if all(found.get(split) for split in splits):
-        state = ("complete" if spec.expected else "available") if complete else "partial"
-    elif found.get("val") and (runs := UNTRAINED.get(spec.kind)):
+        counts[split] = len(inventory.present[split])
+    if any(inventory.missing.values()) or 0 in counts.values():
+        messages.append(inventory.counts())
+    if all(counts.get(split) for split in splits):
+        state = "complete" if spec.expected else "available"
+        if not inventory.is_complete():
+            state = "partial"
+    elif counts.get("val") and (probe := UNTRAINED.get(spec.kind)):
         state = "partial"
-        messages.append(f"val alone: {runs} runs, nothing can be trained")
+        messages.append(f"val alone: {probe} runs, nothing can be trained")
     else:
         state = "broken"
+    messages += filter(None, [inventory.linked_images()])
     if train_list := spec.extra.get("train_list"):
         messages.append(f"train list: {train_list}")
     if state == "available":
         messages.append("no official counts declared")
-    return state, found, messages
+    return state, counts, messages

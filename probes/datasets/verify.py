@@ -1,9 +1,7 @@
-"""Is one sample fit for use? Each is decoded once, its ground truth looked at, and its bytes hashed
-on the way.
+"""Verify single samples: decode the image, validate its ground truth, hash its bytes.
 
-Two ways to fail: ``Unreadable`` for what goes wrong with a single file (it is skipped, counted and
-named), and ``UserError`` for what is wrong with the dataset as such (labels out of range, sizes
-that differ): going on would train on nonsense.
+``Unreadable`` is raised for a single damaged file, which is skipped and reported; ``UserError`` if
+the dataset is not what its declaration says (labels out of range, sizes that differ).
 """
 
 from __future__ import annotations
@@ -31,118 +29,99 @@ class Unreadable(Exception):
 
 
 def verify(
-    spec: DatasetSpec, classes: int, root: Path, sample: Sample, truth: Mapping[Any, Any]
+    spec: DatasetSpec, classes: int, root: Path, sample: Sample, instances: Mapping[Any, Any]
 ) -> str:
-    """Decode ``sample``, look at its ground truth, and return a sha256 over its name and content.
+    """Verify a sample; the sha256 of its name and content.
 
     Args:
         classes: number of classes.
-        truth: for detection, what ``coco_truth`` gives; otherwise unused.
+        instances: for detection, the result of ``coco_images``; otherwise unused.
     Raises:
-        Unreadable: this sample cannot be read or has nothing to learn from or score.
-        UserError: the dataset as a whole is not what its declaration says.
+        Unreadable: this sample cannot be decoded, or has no ground truth.
+        UserError: the dataset is not what its declaration says.
     """
-    data, sha256 = read(root / sample.image)
-    _, size = decoded(data, "image", only_size=True)
+    image = root / sample.image
+    data, sha256 = read(image)
+    _, size = decode(data, "image", size_only=True)
     digest = hashlib.sha256(sample.image.encode() + b"\0" + bytes.fromhex(sha256))
-    if spec.kind in ("segmentation", "depth", "normals"):
-        data, sha256 = read(root / sample.target)
-        label, label_size = decoded(data, "label map")
+    if spec.kind in LABEL_CHECKS:
+        path = root / sample.target
+        data, sha256 = read(path)
+        label, label_size = decode(data, "label map")
         if label_size != size:
             raise UserError(
-                f"{root / sample.target} is {by(label_size)} but its image is {by(size)}; "
-                f"the label maps of {spec.name} do not belong to these images"
+                f"{path} is {label_size[0]}x{label_size[1]} but its image is {size[0]}x{size[1]};"
+                f" the label maps of {spec.name} do not belong to these images"
             )
-        {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}[spec.kind](
-            spec, classes, root / sample.target, label
-        )
+        LABEL_CHECKS[spec.kind](spec, classes, path, label)
         digest.update(bytes.fromhex(sha256))
-    elif spec.kind == "classification":
+        return digest.hexdigest()
+    if spec.kind == "classification":
         if not 0 <= sample.target < classes:
             raise UserError(
-                f"{root / sample.image} has class {sample.target}, but {spec.name} has {classes}"
-                " classes"
+                f"{image} has class {sample.target}, but {spec.name} has {classes} classes"
             )
-        digest.update(str(sample.truth).encode())
-    elif spec.kind in ("association", "correspondence"):
-        digest.update(encoded(sample.target))
-    elif spec.kind == "image-text":
-        if not sample.target or not all(caption.strip() for caption in sample.target):
-            raise Unreadable("an empty caption" if sample.target else "no caption")
-        digest.update(encoded(sample.target))
-    else:
-        entry = truth[sample.target]
+        digest.update(str(sample.ground_truth).encode())
+        return digest.hexdigest()
+    annotation = sample.target
+    if spec.kind == "image-text" and not all(caption.strip() for caption in annotation):
+        raise Unreadable("an empty caption")
+    if spec.kind == "detection":
+        entry = instances[sample.target]
         if size != entry["size"]:
             raise UserError(
-                f"{root / sample.image} is {by(size)} but its annotation says {by(entry['size'])}; "
-                f"the images of {spec.name} do not belong to these annotations"
+                f"{image} is {size[0]}x{size[1]} but its annotation says"
+                f" {entry['size'][0]}x{entry['size'][1]}; the images of {spec.name} do not belong"
+                " to these annotations"
             )
-        digest.update(encoded(entry["annotations"]))
+        annotation = entry["annotations"]
+    digest.update(canonical_json(annotation).encode())
     return digest.hexdigest()
 
 
 def read(path: Path) -> tuple[bytes, str]:
-    """A file and its sha256, which is kept for whoever asks for it later."""
+    """A file and its sha256, which is stored for later use."""
     try:
         return read_and_hash(path)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from error
 
 
-def encoded(truth: Any) -> bytes:
-    """What is hashed of ground truth. Raises ``Unreadable`` for half of a character that JSON
-    writes as two (``\\ud83d``)."""
-    try:
-        return canonical_json(truth).encode()
-    except UnicodeEncodeError as error:
-        raise Unreadable(f"its annotation is no text ({error})") from error
-
-
-def by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def decoded(
-    data: bytes, what: str, *, only_size: bool = False
+def decode(
+    data: bytes, name: str, *, size_only: bool = False
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """An image that decodes whole, and its (width, height). Where ``only_size`` is needed JPEGs are
-    decoded at an eighth of
-    their size: all bytes are read."""
+    """A completely decoded image and its (width, height). With ``size_only`` JPEGs are decoded at
+    an eighth of their size, which reads all bytes too."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
         size = image.size
-        if only_size:
+        if size_only:
             image.draft("RGB", (1, 1))
         image.load()
     # Pillow raises many kinds for broken files, SyntaxError and struct.error among them
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(" <_io.")[0]
-        raise Unreadable(f"{what} cannot be decoded: {reason}") from error
+        raise Unreadable(f"{name} cannot be decoded: {reason}") from error
     return image, size
 
 
 def check_labels(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Every stored value is a class (after ``label_offset``), the ignore value, or what the offset
-    makes 'unlabelled'."""
+    """Every stored value is a class (after ``label_offset``), ignored or unlabelled."""
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise UserError(
-            f"{path} is a colour picture ({image.mode}); {spec.name} wants one class index a pixel"
+            f"{path} is a colour picture ({image.mode}); {spec.name} stores a class index a pixel"
         )
     stored = np.unique(np.asarray(image).astype(np.int64))
     label = stored + spec.label_offset
-    wrong = stored[
-        ~(
-            (label >= 0) & (label < classes)
-            | (stored == spec.ignore_index)
-            | (stored < -spec.label_offset)
-        )
-    ]
-    if len(wrong):
+    is_class = (label >= 0) & (label < classes)
+    is_unlabelled = (stored == spec.ignore_index) | (stored < -spec.label_offset)
+    invalid = stored[~(is_class | is_unlabelled)]
+    if len(invalid):
         first, last = -spec.label_offset, classes - 1 - spec.label_offset
         raise UserError(
-            f"{path} has label {', '.join(map(str, wrong[:5]))}; {spec.name} stores its {classes}"
+            f"{path} has label {', '.join(map(str, invalid[:5]))}; {spec.name} stores its {classes}"
             f" classes as {first}-{last} and {spec.ignore_index} for ignore"
         )
 
@@ -163,73 +142,73 @@ def check_depth(spec: DatasetSpec, classes: int, path: Path, image: Image.Image)
 
 
 def check_normals(spec: DatasetSpec, classes: int, path: Path, image: Image.Image) -> None:
-    """Some valid pixels, and those are of unit length, as far as 8 bits allow."""
+    """Some valid pixels, of unit length within 8-bit precision."""
+    encoding = spec.extra["encoding"]
     if image.mode != "RGB":
         raise UserError(
-            f"{path} is not an RGB picture ({image.mode}); {spec.name} stores"
-            f" {spec.extra['encoding']}"
+            f"{path} is not an RGB picture ({image.mode}); {spec.name} stores {encoding}"
         )
-    stored = np.asarray(image)[::4, ::4].reshape(-1, 3)  # every 16th pixel tells as much
+    stored = np.asarray(image)[::4, ::4].reshape(-1, 3)  # a sample of the pixels
     valid = stored[(stored != np.asarray(spec.extra["invalid"])).any(axis=1)]
     if not len(valid):
         raise Unreadable("no pixel has a normal")
     length = float(np.median(np.linalg.norm(valid / 127.5 - 1, axis=1)))
     if not 0.8 < length < 1.2:
-        encoding = spec.extra["encoding"]
         raise UserError(
             f"{path} does not hold normals: median length {length:.2f} instead of 1 with {encoding}"
         )
 
 
-def coco_truth(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:
-    """Image id → {size: (width, height), annotations: list} of a COCO annotation file, checked as a
-    whole.
+LABEL_CHECKS = {"segmentation": check_labels, "depth": check_depth, "normals": check_normals}
+
+
+def coco_images(spec: DatasetSpec, root: Path, split: Split) -> dict[int, dict[str, Any]]:
+    """Image id → {size: (width, height), annotations: list} of a COCO annotation file.
 
     Raises:
-        UserError: ids that occur twice or belong to nothing, a category the declaration lacks, a
-            box or mask that makes no sense; names the annotation.
+        UserError: duplicate or unknown ids, a category that the declaration lacks, a box outside
+            its image or an invalid mask; names the annotation.
     """
     path = file(root, spec.annotations[split])
     content = read_json(path)
     classes = set(spec.class_names(root))
     with report_malformed(f"{path} is not a COCO annotation file"):
         categories = {entry["id"]: entry["name"] for entry in content["categories"]}
-        images: dict[int, dict[str, Any]] = {}
-        for entry in content["images"]:
-            if entry["id"] in images:
-                raise UserError(f"{path} has two images with id {entry['id']}; get the file again")
-            images[entry["id"]] = {"size": (entry["width"], entry["height"]), "annotations": []}
+        images: dict[int, dict[str, Any]] = {
+            entry["id"]: {"size": (entry["width"], entry["height"]), "annotations": []}
+            for entry in content["images"]
+        }
+        if len(images) < len(content["images"]):
+            raise UserError(f"{path} has two images with the same id; get the file again")
         for annotation in content["annotations"]:
             name = f"{path} annotation {annotation['id']}"
-            if annotation["image_id"] not in images:
+            image, category = annotation["image_id"], categories.get(annotation["category_id"])
+            if image not in images:
+                raise UserError(f"{name} belongs to image {image}, which is not in the file")
+            if category not in classes:
                 raise UserError(
-                    f"{name} belongs to image {annotation['image_id']}, which is not in the file"
+                    f"{name} has category {annotation['category_id']} ({category}), which is not"
+                    f" one of the {len(classes)} classes of {spec.name}"
                 )
-            if annotation["category_id"] not in categories:
-                raise UserError(
-                    f"{name} has category {annotation['category_id']}, which is not in the file"
-                )
-            if categories[annotation["category_id"]] not in classes:
-                raise UserError(
-                    f"{name} is a {categories[annotation['category_id']]!r}, not one of the "
-                    f"{len(classes)} classes of {spec.name}"
-                )
-            image = images[annotation["image_id"]]
-            check_instance(name, annotation, image["size"])
-            image["annotations"].append(annotation)
+            check_instance(name, annotation, images[image]["size"])
+            images[image]["annotations"].append(annotation)
     if not content["annotations"]:
-        raise UserError(f"{path} has no annotations; nothing can be learnt from it or scored")
+        raise UserError(f"{path} has no annotations; get the file again")
     return images
 
 
 def check_instance(name: str, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
-    """The box lies in the image (a pixel or two of rounding allowed), the mask is one of this
-    image."""
+    """The box is in the image (within two pixels, for rounding), and the mask has its size.
+
+    Raises:
+        UserError: it is not. LookupError, TypeError, ValueError: a field is missing or malformed.
+    """
     x, y, width, height = (float(value) for value in annotation["bbox"])
     inside = x >= -2 and y >= -2 and x + width <= size[0] + 2 and y + height <= size[1] + 2
-    if not (inside and width >= 0 and height >= 0):  # a NaN is never inside
-        raise UserError(f"{name} has box {annotation['bbox']} outside its image of {by(size)}")
-    if wrong := mask_error(annotation.get("segmentation"), size[1], size[0]):
-        raise UserError(f"{name} has {wrong}")
-    if not 0 <= float(annotation["area"]) < float("inf"):
-        raise UserError(f"{name} has area {annotation['area']}")
+    if not (inside and width >= 0 and height >= 0):  # also for NaN
+        raise UserError(
+            f"{name} has box {annotation['bbox']} outside its image of {size[0]}x{size[1]}"
+        )
+    float(annotation["area"])  # scoring needs it
+    if error := mask_error(annotation.get("segmentation"), size[1], size[0]):
+        raise UserError(f"{name} has {error}")

@@ -23,7 +23,7 @@ def group_key(probe: Probe, context: Context) -> str:
     or of crops of the same photographs that one encoder takes. Ground truth, head, optimizer,
     schedule and length may differ."""
     config, settings = dense_config(probe, context), context.settings
-    shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.places]
+    shared: list[Any] = ["dense", context.seed, settings.batch_size, context.data.train_indices]
     if settings.cache in KEPT:
         return content_key([*shared, features_key(config, context)])
     encoder = [

@@ -60,7 +60,7 @@ class DenseProbe:
         from probes.dense.lr_grid import with_rate
         from probes.runner.training import resolved
 
-        context = replace(context, data=context.data.alone)
+        context = replace(context, data=context.data.without_unused)
         if rates := context.settings.lr_grid:
             context = with_rate(context, rates[0])
         return resolved(dense_config(self, context), context).pretty_text

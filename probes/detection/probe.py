@@ -55,7 +55,7 @@ class DetectionProbe:
         """The resolved MMEngine config; it runs with plain mmengine."""
         from probes.runner.training import resolved
 
-        context = replace(context, data=context.data.alone)
+        context = replace(context, data=context.data.without_unused)
         return resolved(detection_config(self, context), context).pretty_text
 
     def run(self, context: Context) -> TaskResult:

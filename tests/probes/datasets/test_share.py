@@ -42,13 +42,14 @@ def test_a_share_is_nested_stratified_and_of_the_content(tmp_path):
         assert np.bincount(targets).tolist() == [each] * len(data.classes) and targets == sorted(
             targets
         )
-        assert [part.whole[place] for place in part.places] == part.samples["train"]
-        assert sorted({*part.places, *part.unused}) == list(range(len(data.samples["train"])))
+        assert [part.full_train[index] for index in part.train_indices] == part.samples["train"]
+        indices = sorted({*part.train_indices, *part.unused_indices})
+        assert indices == list(range(len(data.samples["train"])))
         assert part.samples["val"] == data.samples["val"] and part.encoded("train") == tuple(
             data.samples["train"]
         )
-    assert set(tenth.places) < set(half.places) and with_share(data, 0.5, 0) == half
-    assert with_share(data, 0.5, 1).places != half.places
+    assert set(tenth.train_indices) < set(half.train_indices) and with_share(data, 0.5, 0) == half
+    assert with_share(data, 0.5, 1).train_indices != half.train_indices
     renamed = replace(data, samples={**data.samples, "train": data.samples["train"][::-1]})
     assert sorted(s.image for s in with_share(renamed, 0.5, 0).samples["train"]) == sorted(
         sample.image for sample in half.samples["train"]
@@ -85,7 +86,7 @@ def test_a_share_is_as_a_dataset_that_has_no_more(tmp_path, task, settings, shar
         )
         around = context(tmp_path / "work", data, probe.settings_type(**settings), "tiny-cnn")
     part = with_share(around.data, 0.5, 3)
-    runs = {"whole": around.data, "share": part, "alone": part.alone}
+    runs = {"whole": around.data, "share": part, "alone": part.without_unused}
     contexts = {
         name: replace(around, data=data, work_dir=folder_of(tmp_path, name), cost=Cost())
         for name, data in runs.items()

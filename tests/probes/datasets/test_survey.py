@@ -7,7 +7,9 @@ import pytest
 
 import probes.catalog  # noqa: F401
 from common.errors import UserError
+from probes.datasets.check import prepare
 from probes.datasets.survey import survey
+from probes.registry import DATASETS
 from tests.probes.datasets import make
 
 SHIPPED = {
@@ -75,3 +77,36 @@ def test_a_full_survey_decodes(tmp_path):
     row = next(row for row in survey(tmp_path, {}, full=True) if row.name == "camvid")
     assert row.state == "broken"
     assert "label 200" in row.message
+
+
+def test_a_val_only_dataset_does_not_change_what_is_checked_in_others(tmp_path):
+    make.make_flickr(tmp_path / "flickr8k", 0, 3, name="flickr8k")
+    make.truncate(make.make_imagefolder(tmp_path / "imagefolder") / "train/red/0001.JPEG")
+    first, second = survey(tmp_path, {}, full=True, only=("flickr8k", "imagefolder"))
+    assert first.name == "flickr8k" and second.found == {"train": 16, "val": 12}
+    assert "train/red/0001.JPEG" in second.message
+
+
+def link_val_to_train(root):
+    shutil.rmtree(root / "val")
+    (root / "val").symlink_to("train")
+
+
+def copy_train_to_val(root):
+    shutil.rmtree(root / "val")
+    shutil.copytree(root / "train", root / "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "full"),
+    [(link_val_to_train, False), (link_val_to_train, True), (copy_train_to_val, True)],
+)
+def test_images_of_val_that_are_in_train_are_reported(tmp_path, change, full):
+    root = make.make_imagefolder(tmp_path / "imagefolder")
+    (row,) = survey(tmp_path, {}, full=True, only=["imagefolder"])
+    assert "in train too" not in row.message
+    change(root)
+    (row,) = survey(tmp_path, {}, full=full, only=["imagefolder"])
+    assert row.state == "available"
+    assert row.message.count("16 of 16 val images are in train too") == 1
+    assert prepare(DATASETS["imagefolder"], root).notes

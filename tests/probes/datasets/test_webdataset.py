@@ -12,7 +12,7 @@ import benchmark.catalog  # noqa: F401
 from benchmark.suites.registry import SUITES
 from common.errors import UserError
 from probes.datasets.base import Sample
-from probes.datasets.check import place, prepare
+from probes.datasets.check import find_folder, prepare
 from probes.datasets.specs import webdataset
 from probes.image_level.encode import eval_transform as transform_of
 from probes.registry import DATASETS, find_task
@@ -54,7 +54,7 @@ def run(task, root, **settings):
 def test_images_are_listed_shard_by_shard_and_read_in_place(tmp_path):
     root = make.make_wds(tmp_path / "wds_cifar10", 2, 3)
     spec = DATASETS["cifar10"]
-    assert place(spec, tmp_path, {}) == root
+    assert find_folder(spec, tmp_path, {}) == root
     data = prepare(spec, root)
     assert data.samples["val"][0] == Sample("test/0.tar/s0000000.png", 0)
     assert [sample.target for sample in data.samples["val"]] == 3 * [0, 1, 2, 3]
@@ -78,7 +78,7 @@ def test_names_of_folders(tmp_path):
         ("retrieval-flickr_1k_test_image_text_retrieval", "wds_flickr30k"),
     ):
         (tmp_path / folder).mkdir()
-        assert place(DATASETS[name], tmp_path, {}).name == folder
+        assert find_folder(DATASETS[name], tmp_path, {}).name == folder
 
 
 def test_any_other_folder_is_a_dataset_too(tmp_path, monkeypatch):
@@ -316,12 +316,12 @@ def test_the_38(tmp_path):
     }
     there = {"cifar10", "vtab-dtd", "fairness-geode"}
     for name in there:
-        (tmp_path / DATASETS[name].also[-1]).mkdir()
+        (tmp_path / DATASETS[name].other_folders[-1]).mkdir()
     found = set()
     for name in suite.tasks:
         spec = DATASETS[name.partition("/")[0]]
         try:
-            place(spec, tmp_path, {})
+            find_folder(spec, tmp_path, {})
             found.add(spec.name)
         except UserError as error:
             assert spec.folder in str(error)
