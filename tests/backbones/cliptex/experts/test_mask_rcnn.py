@@ -23,6 +23,7 @@ from probes.experts.mask_rcnn import MaskRCNN, find_config, merge
 # isort: split
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,7 +103,8 @@ test_dataloader = dict(dataset=dict(metainfo=dict(classes=('mug', 'stool', 'torc
 def test_mmdetections_published_checkpoint_by_name(tmp_path):
     config = Config.fromfile(find_config("mask-rcnn_r50_fpn_1x_coco"))
     config.model.backbone.init_cfg = None
-    state = MODELS.build(config.model).state_dict()
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        state = MODELS.build(config.model).state_dict()
     meta = {"CLASSES": ("person",), "config": "…", "mmdet_version": "2.1.0", "epoch": 12}
     torch.save({"meta": meta, "state_dict": state}, tmp_path / "r50.pth")
     (expert,) = load_experts([f"mask-rcnn=mask_rcnn_r50_fpn_1x_coco:{tmp_path / 'r50.pth'}"])
@@ -157,9 +159,9 @@ def test_torchvisions_second_version_labels_as_torchvision_does(tmp_path):
     assert MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta["categories"][18] == "dog"
     dog = expert.classes.index("dog")
     seg = expert.predict(images)["seg"]
-    for labels, found in zip(seg, results, strict=True):
-        sure = found["scores"] >= 0.5
-        covered = (found["masks"][sure, 0] > 0.5).any(0).numpy()
+    for labels, result in zip(seg, results, strict=True):
+        masks = result["masks"][result["scores"] >= 0.5, 0]
+        covered = (masks > 0.5).any(0).numpy()
         assert 0.02 < covered.mean() < 0.98
         np.testing.assert_array_equal(labels == dog, covered)
     rounded = expert.freeze(bf16=True).predict(images)["seg"]
